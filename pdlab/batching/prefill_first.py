@@ -1,0 +1,16 @@
+"""Whole prompts before anything else; decodes pause while one can be admitted. Source: Orca, vLLM before chunked prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdlab.scheduler import Scheduler, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillFirst:
+    def form(self, scheduler: Scheduler, now: float) -> tuple[list[tuple[Sequence, int]], bool]:
+        if scheduler.waiting or scheduler.prefilling:
+            chunks = scheduler.admit(scheduler.max_batch_tokens, chunked=False)
+            return chunks, not chunks
+        return [], True

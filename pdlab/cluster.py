@@ -1,0 +1,263 @@
+"""What a policy sees: the cluster as the router knows it.
+
+Three sources, kept apart since they differ in age: an instance's last *report*, stale by its period and delay; the router's own
+*ledger* of what it has assigned and not yet seen end, exact; and what it has assigned *since* that report was taken. Policies
+read; only the router writes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from pdlab.predict import DecodePredictor, PrefillPredictor
+from pdlab.types import InstanceSpec, InstanceState, Report, Request, Role, Stage
+
+
+class Running:
+    """A live request as the router keeps it: who serves it, and since when."""
+
+    __slots__ = (
+        "attempt",
+        "decode",
+        "decode_since_s",
+        "decode_tokens",
+        "due_s",
+        "losses",
+        "migrating",
+        "prefill",
+        "prefill_tokens",
+        "request",
+        "sent_tokens",
+        "stage",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.stage = Stage.QUEUED_P
+        self.attempt = 0
+        self.losses = 0  # attempts that an instance or a transfer took with it
+        self.prefill: Instance | None = None  # computes its prompt, or holds the KV until it is moved
+        self.decode: Instance | None = None
+        self.migrating: Instance | None = None  # where it is being moved
+        self.decode_since_s = 0.0
+        self.sent_tokens = 0  # that its client has from earlier attempts
+        self.prefill_tokens = -1  # what it stands for in its prefill instance's ledger; -1: nothing
+        self.decode_tokens = 0  # and in its decode instance's
+        self.due_s = 0.0  # by when its KV transfer must be done
+
+
+class Instance:
+    """One instance in the router's view."""
+
+    __slots__ = (
+        "bit",
+        "decode_predictor",
+        "decode_requests",
+        "decode_tokens",
+        "decoding",
+        "flipped_s",
+        "full",
+        "heard_s",
+        "index",
+        "name",
+        "prefill_predictor",
+        "prefill_requests",
+        "prefill_tokens",
+        "report",
+        "role",
+        "since_decode_tokens",
+        "since_prefill_tokens",
+        "spec",
+        "state",
+        "unreported",
+    )
+
+    def __init__(self, spec: InstanceSpec, index: int) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.index = index  # order of joining: the tie-break everywhere
+        self.bit = 1 << index  # its place in the prefix index
+        self.role = spec.role
+        self.state = InstanceState.READY
+        self.report = Report(spec.name, spec.incarnation, -1.0, free_blocks=spec.kv_blocks)
+        self.prefill_requests = 0  # dispatched, prompt not yet computed
+        self.prefill_tokens = 0  # of those, prompt tokens not believed cached
+        self.decode_requests = 0  # assigned to decode here, not yet ended
+        self.decode_tokens = 0  # of those, prompt tokens
+        self.decoding: dict[int, Running] = {}  # by request id, in the order of assignment
+        self.since_prefill_tokens = 0  # assigned since the last report was taken
+        self.since_decode_tokens = 0
+        self.unreported: deque[tuple[float, int, int]] = deque()
+        self.prefill_predictor = PrefillPredictor(spec.prefill_profile)
+        self.decode_predictor = DecodePredictor(spec.decode_profile)
+        self.flipped_s = -1e18  # when its role last changed
+        self.heard_s = 0.0  # when its last report came
+        self.full = False  # it refused a reservation, and nothing there has ended since
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.role} {self.state}>"
+
+    @property
+    def ready(self) -> bool:
+        """May be given new work."""
+        return self.state is InstanceState.READY or self.state is InstanceState.LEASE_LOST
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV capacity in tokens."""
+        return self.spec.kv_blocks * self.spec.block_tokens
+
+    @property
+    def used_tokens(self) -> int:
+        """KV tokens in use by the last report, and those sent there since."""
+        return self.report.used_blocks * self.spec.block_tokens + self.since_decode_tokens
+
+    @property
+    def free_tokens(self) -> int:
+        """KV tokens still free (or evictable) by the last report, less those sent there since."""
+        return self.report.free_blocks * self.spec.block_tokens - self.since_decode_tokens
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens waiting to be computed here by the last report, and those sent since."""
+        return self.report.waiting_tokens + self.since_prefill_tokens
+
+    def ttft_s(self, tokens: int) -> float:
+        """Predicted seconds to prefill `tokens` alone; 0.0 without a profile."""
+        return self.prefill_predictor.seconds(tokens)
+
+    def tpot_s(self, batch: int, context_tokens: int) -> float:
+        """Predicted seconds of a decode step of `batch` sequences holding `context_tokens` in all; 0.0 without a profile."""
+        return self.decode_predictor.seconds(batch, context_tokens)
+
+
+class PrefixIndex:
+    """Which instance holds which prefix block, as the router believes: guessed on dispatch, corrected by reports.
+
+    One integer a block, one bit an instance, so that a look-up costs the blocks anybody holds, not blocks x instances.
+    """
+
+    __slots__ = ("holders",)
+
+    def __init__(self) -> None:
+        self.holders: dict[int, int] = {}
+
+    def add(self, hashes: Sequence[int], bit: int) -> None:
+        holders = self.holders
+        for h in hashes:
+            holders[h] = holders.get(h, 0) | bit
+
+    def discard(self, hashes: Sequence[int], bit: int) -> None:
+        holders = self.holders
+        for h in hashes:
+            mask = holders.get(h, 0) & ~bit
+            if mask:
+                holders[h] = mask
+            else:
+                holders.pop(h, None)
+
+    def drop(self, bit: int) -> None:
+        """Forget an instance."""
+        self.holders = {h: mask for h, m in self.holders.items() if (mask := m & ~bit)}
+
+    def leading(self, hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield (mask, blocks): the instances in `mask` hold exactly that many leading blocks. Holders of none are left out."""
+        holders, depth, mask = self.holders, 0, -1
+        for h in hashes:
+            still = holders.get(h, 0) & mask
+            if still != mask and depth:
+                yield mask & ~still, depth
+            mask = still
+            if not mask:
+                return
+            depth += 1
+        if depth:
+            yield mask, depth
+
+
+class Links:
+    """What the router knows of the network: each pair's nominal bandwidth, and the bytes it has sent on the way."""
+
+    __slots__ = ("default_bytes_per_s", "in_flight_bytes", "latency_s")
+
+    def __init__(self, default_bytes_per_s: float = 0.0, latency_s: float = 0.0) -> None:
+        self.default_bytes_per_s = default_bytes_per_s
+        self.latency_s = latency_s
+        self.in_flight_bytes: dict[str, int] = {}  # by receiving instance
+
+    def transfer_s(self, src: Instance, dst: Instance, size_bytes: float) -> float:
+        """Seconds to move `size_bytes`, alone on the narrower of the two ends; 0.0 where no bandwidth is known."""
+        ends = [e.spec.link_bytes_per_s or self.default_bytes_per_s for e in (src, dst)]
+        slowest = min(ends)
+        return self.latency_s + size_bytes / slowest if slowest else 0.0
+
+
+class Cluster:
+    """What every hook is given."""
+
+    __slots__ = (
+        "decode",
+        "degraded",
+        "hash_tokens",
+        "index",
+        "instances",
+        "links",
+        "live",
+        "now",
+        "prefill",
+        "ready",
+        "rng",
+        "tpot_slo_s",
+        "ttft_slo_s",
+    )
+
+    def __init__(
+        self, rng: random.Random, *, hash_tokens: int = 16, ttft_slo_s: float = 1.0, tpot_slo_s: float = 0.05, links: Links | None = None
+    ) -> None:
+        self.now = 0.0
+        self.rng = rng
+        self.instances: list[Instance] = []  # every known one, by index
+        self.prefill: list[Instance] = []  # that may be given prompts (role prefill or mixed, ready), by index
+        self.decode: list[Instance] = []  # that may be given sequences to decode (ready, and not full), by index
+        self.ready = False  # is there any ready instance
+        self.degraded = False  # nobody of role decode or mixed is left: prefill instances decode
+        self.live: dict[int, Running] = {}  # every request that has not ended
+        self.index = PrefixIndex()
+        self.links = links or Links()
+        self.hash_tokens = hash_tokens
+        self.ttft_slo_s = ttft_slo_s
+        self.tpot_slo_s = tpot_slo_s
+
+    def refresh(self) -> None:
+        """Rebuild the two candidate lists after an instance joined, left, or changed role or state. When nobody of a role is left, the
+        others serve both phases."""
+        ready = [x for x in self.instances if x.ready]
+        self.ready = bool(ready)
+        self.prefill = [x for x in ready if x.role is not Role.DECODE] or ready
+        decode = [x for x in ready if x.role is not Role.PREFILL]
+        self.degraded = not decode
+        self.decode = [x for x in decode or ready if not x.full]
+
+    def cached_tokens(self, request: Request) -> dict[Instance, int]:
+        """Prompt tokens each instance is believed to hold, contiguous from the first; instances that hold none are left out.
+        At least the last prompt token is always computed."""
+        if not request.hashes:
+            return {}
+        found: dict[Instance, int] = {}
+        most = request.prompt_tokens - 1
+        for mask, blocks in self.index.leading(request.hashes):
+            tokens = min(blocks * self.hash_tokens, most)
+            for instance in self.instances:
+                if instance.bit & mask:
+                    found[instance] = tokens
+        return found
+
+    def context_tokens(self, running: Running) -> int:
+        """Estimated KV tokens of a decoding request: its prompt, and what its instance's step time lets it have made since."""
+        decode = running.decode
+        if decode is None or decode.report.decode_step_s <= 0.0:
+            return running.request.prompt_tokens + running.sent_tokens
+        made = int((self.now - running.decode_since_s) / decode.report.decode_step_s)
+        return running.request.prompt_tokens + running.sent_tokens + max(0, made)

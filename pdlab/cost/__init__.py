@@ -1,0 +1,36 @@
+"""Seconds for a batch, and the facts they rest on.
+
+`Roofline` (from data sheets, calibrated), `Table` (from measurements) and `Fitted` (DistServe's form) answer one interface, `Cost`.
+`model` and `hardware` look names up in the catalogue; `CostSpec` and `build` make the cost an experiment asks for.
+"""
+
+from pdlab.cost.base import Cost
+from pdlab.cost.capacity import kv_capacity_tokens
+from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
+from pdlab.cost.fitted import Fitted, FittedCoefficients
+from pdlab.cost.roofline import Coefficients, Roofline
+from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.spec import CostSpec, build, profiles
+from pdlab.cost.table import Profile, Table, load_profile, save_profile
+
+__all__ = [
+    "Coefficients",
+    "Cost",
+    "CostSpec",
+    "Fitted",
+    "FittedCoefficients",
+    "Hardware",
+    "Model",
+    "Profile",
+    "Roofline",
+    "Table",
+    "build",
+    "hardware",
+    "hardware_names",
+    "kv_capacity_tokens",
+    "load_profile",
+    "model",
+    "model_names",
+    "profiles",
+    "save_profile",
+]

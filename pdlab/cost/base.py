@@ -1,0 +1,33 @@
+"""What every cost model answers: how many seconds an engine step takes.
+
+A step computes prompt chunks, one token for each of `batch` decoding sequences, or both. All times are seconds; all contexts are KV
+tokens. The simulator advances many decode steps at once in closed form, so a cost model states its decode step as a line in the
+batch's total context rather than as a number.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+
+class Cost(ABC):
+    """Seconds of one engine step."""
+
+    @abstractmethod
+    def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:
+        """Seconds of one step that computes only prompt tokens; chunks are (new_tokens, context_tokens already in KV before them)."""
+
+    @abstractmethod
+    def decode_line(self, batch: int, context_tokens: int) -> tuple[float, float, float]:
+        """(base_s, s_per_token, until_tokens): a decode step of `batch` sequences whose contexts sum to c costs base_s + s_per_token * c
+        for context_tokens <= c < until_tokens; `until_tokens` is math.inf where the line never bends."""
+
+    @abstractmethod
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], batch: int, context_tokens: int) -> float:
+        """Seconds of one step with prompt chunks and `batch` decodes, whose contexts sum to `context_tokens`, together."""
+
+    def decode_s(self, batch: int, context_tokens: int) -> float:
+        """Seconds of one decode step of `batch` sequences whose contexts sum to `context_tokens`."""
+        base_s, s_per_token, _ = self.decode_line(batch, context_tokens)
+        return base_s + s_per_token * context_tokens

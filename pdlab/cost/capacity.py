@@ -1,0 +1,58 @@
+"""How many KV tokens fit beside a model's weights."""
+
+from __future__ import annotations
+
+from pdlab.cost.shapes import GIB, Hardware, Model
+from pdlab.types import UsageError
+
+RUNTIME_BYTES = GIB  # context, kernels, CUDA graphs, collectives' buffers
+
+
+def activation_bytes(model: Model, tp: int, batch_tokens: int = 8192) -> int:
+    """Bytes a rank keeps free for one step of `batch_tokens`: the widest feed-forward's two halves, four hidden states, in bf16."""
+    widest = max(model.ffn if model.layers > model.moe_layers else 0, model.experts_per_token * model.expert_ffn + model.shared_ffn)
+    return 2 * batch_tokens * (2 * widest // tp + 4 * model.hidden)
+
+
+def kv_capacity_tokens(
+    model: Model,
+    hardware: Hardware,
+    tp: int = 1,
+    utilization: float = 0.9,
+    weight_dtype: str = "bf16",
+    kv_dtype: str = "bf16",
+    batch_tokens: int = 8192,
+) -> int:
+    """KV tokens that an instance of `tp` accelerators holds: memory x utilization, less weights, runtime and one step's activations.
+
+    Raises UsageError when nothing is left, with the missing GB and the smallest tp that fits."""
+    if not 0.0 < utilization <= 1.0:
+        raise UsageError(f"memory utilization {utilization} must lie in (0, 1]")
+    check_tp(model, tp)
+    free = _free_bytes(model, hardware, tp, utilization, weight_dtype, batch_tokens)
+    tokens = int(free // model.kv_bytes_per_token_per_rank(kv_dtype, tp)) if free > 0 else 0
+    if tokens < 1:
+        fits = [n for n in (*range(tp + 1, 9), 16, 32, 64) if model.heads % n == 0]
+        enough = next((n for n in fits if _free_bytes(model, hardware, n, utilization, weight_dtype, batch_tokens) > 0), None)
+        remedy = f"the smallest tp that fits is {enough}" if enough else "no tp up to 64 fits: use a smaller model or number format"
+        missing = -free * tp / 1e9
+        raise UsageError(
+            f"{model.name} in {weight_dtype} does not fit {tp} x {hardware.name}: {missing:.1f} GB missing "
+            f"({model.weights_bytes(weight_dtype) / 1e9:.1f} GB of weights); {remedy}"
+        )
+    return tokens
+
+
+def check_tp(model: Model, tp: int) -> None:
+    """Raises UsageError unless the model's heads divide among `tp` ranks."""
+    if tp < 1 or model.heads % tp:
+        near = [n for n in range(1, 65) if model.heads % n == 0]
+        raise UsageError(
+            f"tp {tp} does not divide the {model.heads} attention heads of {model.name}: choose one of {', '.join(map(str, near))}"
+        )
+
+
+def _free_bytes(model: Model, hardware: Hardware, tp: int, utilization: float, weight_dtype: str, batch_tokens: int) -> float:
+    """Of one rank."""
+    weights = model.weights_bytes(weight_dtype) / tp
+    return hardware.hbm_bytes * utilization - weights - RUNTIME_BYTES - activation_bytes(model, tp, batch_tokens)

@@ -1,0 +1,107 @@
+"""Accelerators and models by canonical lower-case name or alias, and any Hugging Face config.json.
+
+The two CSV files beside this module hold public figures, each with its source; `verified` is false where a figure was recalled and
+not read from a primary source.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pdlab.cost.huggingface import read_config
+from pdlab.cost.shapes import GIB, Hardware, Model
+from pdlab.types import UsageError
+
+__all__ = ["Hardware", "Model", "hardware", "hardware_names", "model", "model_names"]
+
+Entry = TypeVar("Entry", Hardware, Model)
+
+
+def hardware(name: str) -> Hardware:
+    """The accelerator of that name or alias. Raises UsageError naming the three nearest."""
+    return _find("hardware", name, _accelerators())
+
+
+def model(name: str, base_dir: Path | None = None) -> Model:
+    """The catalogue's model of that name or alias; or a Hugging Face config.json's, where `name` is its path or its folder's (relative to
+    `base_dir`). Raises UsageError naming the three nearest, or what the config lacks."""
+    path = (base_dir or Path()) / name
+    if name.endswith(".json") or (path / "config.json").is_file():
+        return read_config(path / "config.json" if path.is_dir() else path)
+    return _find("model", name, _models())
+
+
+def hardware_names() -> list[str]:
+    """Canonical names of all accelerators, sorted."""
+    return sorted({h.name for h in _accelerators().values()})
+
+
+def model_names() -> list[str]:
+    """Canonical names of all models, sorted."""
+    return sorted({m.name for m in _models().values()})
+
+
+def _find(kind: str, name: str, known: Mapping[str, Entry]) -> Entry:
+    found = known.get(name.lower().replace("_", "-").rsplit("/", 1)[-1])
+    if found is None:
+        near = get_close_matches(name.lower(), known, n=3, cutoff=0.0)
+        extra = "" if kind == "hardware" else ", or give the path of a Hugging Face config.json"
+        raise UsageError(f"unknown {kind} {name!r}: nearest are {', '.join(near)}{extra}")
+    return found
+
+
+def _rows(file: str) -> list[dict[str, str]]:
+    text = resources.files("pdlab.cost").joinpath(file).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+@cache
+def _accelerators() -> dict[str, Hardware]:
+    known: dict[str, Hardware] = {}
+    for row in _rows("accelerators.csv"):
+        number = {k: float(v or 0) for k, v in row.items() if k not in ("name", "aliases", "vendor", "family", "verified", "source")}
+        entry = Hardware(
+            name=row["name"],
+            vendor=row["vendor"],
+            family=row["family"],
+            bf16_flops=number["bf16_tflops"] * 1e12,
+            fp8_flops=number["fp8_tflops"] * 1e12,
+            hbm_bytes=int(number["hbm_gib"] * GIB),
+            hbm_bytes_per_s=number["hbm_gbytes_per_s"] * 1e9,
+            scaleup_bytes_per_s=number["scaleup_gbytes_per_s"] * 1e9,
+            scaleup_domain=int(number["scaleup_domain"]),
+            pcie_bytes_per_s=number["pcie_gbytes_per_s"] * 1e9,
+            nic_bytes_per_s=number["nic_gbit_per_s"] * 1e9 / 8,
+            tdp_w=number["tdp_w"],
+            usd_per_h=number["usd_per_h"],
+            verified=row["verified"] == "yes",
+            source=row["source"],
+        )
+        for alias in (entry.name, *row["aliases"].split()):
+            assert alias not in known, f"accelerator {alias} twice"
+            known[alias] = entry
+    return known
+
+
+@cache
+def _models() -> dict[str, Model]:
+    known: dict[str, Model] = {}
+    kinds = {f.name: f.type for f in fields(Model)}
+    for row in _rows("models.csv"):
+        values: dict[str, Any] = {}
+        for key, text in row.items():
+            kind = kinds.get(key)
+            if kind is not None and text:
+                values[key] = int(text) if kind == "int" else text == "yes" if kind == "bool" else text
+        entry = Model(**values)
+        for alias in (entry.name, *row["aliases"].split()):
+            assert alias not in known, f"model {alias} twice"
+            known[alias] = entry
+    return known

@@ -1,0 +1,97 @@
+"""The experiment's optional `cost:` mapping, and the cost model it asks for.
+
+cost: {}                                        # roofline, with the coefficients of the accelerator's family
+cost: {roofline: h100-vllm, kv_dtype: fp8}      # another shipped set, or a mapping of Coefficients' fields
+cost: {table: profiles/h100_llama8b.json}       # relative to the experiment file
+cost: {fitted: distserve-opt-13b-a100}          # a shipped profile, or a mapping of FittedCoefficients' fields
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from pdlab.cost.base import Cost
+from pdlab.cost.dtypes import dtype_bytes
+from pdlab.cost.fitted import Fitted, FittedCoefficients, shipped_fit
+from pdlab.cost.roofline import Coefficients, Roofline, coefficients
+from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.table import Table, load_profile
+from pdlab.types import UsageError
+
+PREFILL_TOKENS = (1, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+DECODE_CONTEXTS = (128, 512, 1024, 2048, 4096, 8192)
+
+
+class CostSpec(BaseModel):
+    """How to cost steps. At most one of roofline, table, fitted; formats left None are the model's published one for weights, and
+    bf16 for KV."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    roofline: str | Coefficients | None = None
+    table: str | None = None
+    fitted: str | FittedCoefficients | None = None
+    extrapolate: bool = False  # let a table go on linearly beyond its grid
+    weight_dtype: str | None = None
+    kv_dtype: str = "bf16"
+
+    @field_validator("weight_dtype", "kv_dtype")
+    @classmethod
+    def _known_dtype(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                dtype_bytes(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CostSpec:
+        given = [name for name in ("roofline", "table", "fitted") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"cost takes one of roofline, table, fitted, not {' and '.join(given)}")
+        if self.extrapolate and self.table is None:
+            raise ValueError("extrapolate is for a table: remove it, or give table")
+        return self
+
+    def weights(self, model: Model) -> str:
+        """The number format of the weights: as given, or as the model is published."""
+        return self.weight_dtype or model.weight_dtype
+
+
+def build(spec: CostSpec, model: Model, hardware: Hardware, tp: int = 1, base_dir: Path | None = None) -> Cost:
+    """The cost of `model` on `tp` x `hardware`; a table's path is relative to `base_dir`. Raises UsageError on unknown names, an unreadable
+    table, or a tp that does not divide the model or is not in the profile."""
+    if spec.table is not None:
+        return Table(load_profile((base_dir or Path()) / spec.table), spec.extrapolate)
+    if spec.fitted is not None:
+        return Fitted(shipped_fit(spec.fitted, tp) if isinstance(spec.fitted, str) else spec.fitted)
+    achieved = coefficients(spec.roofline) if isinstance(spec.roofline, str) else spec.roofline
+    return Roofline(model, hardware, tp, achieved, spec.weights(model), spec.kv_dtype)
+
+
+def profiles(
+    cost: Cost, max_batch_tokens: int = 8192, max_seqs: int = 256, kv_tokens: int | None = None
+) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, int, float], ...]]:
+    """Sample a cost for InstanceSpec: ((prompt_tokens, seconds), ...) of one prompt computed alone in chunks of `max_batch_tokens`, and
+    ((batch, context_tokens in all, seconds), ...) within `max_seqs` and `kv_tokens`. Points that a table does not cover are left out."""
+    already = cost.extrapolated if isinstance(cost, Table) else 0
+    prefill = []
+    for tokens in PREFILL_TOKENS:
+        chunks = [(min(max_batch_tokens, tokens - start), start) for start in range(0, tokens, max_batch_tokens)]
+        with suppress(UsageError):
+            prefill.append((tokens, sum(cost.prefill_s([chunk]) for chunk in chunks)))
+    decode = []
+    for batch, each in product(DECODE_BATCHES, DECODE_CONTEXTS):
+        context = batch * each
+        if batch <= max_seqs and (kv_tokens is None or context <= kv_tokens):
+            with suppress(UsageError):
+                decode.append((batch, context, cost.decode_s(batch, context)))
+    if isinstance(cost, Table):
+        cost.extrapolated = already  # sampling is not use
+    return tuple(prefill), tuple(decode)

@@ -1,0 +1,186 @@
+"""Paged KV memory of one instance: counts, a prefix cache, and, where an engine asks, block ids. Pure bookkeeping.
+
+A block is *used* while anyone references it, *idle* while only the prefix cache keeps it, else *free*; the three sum to the total.
+The prefix cache is a hash chain: a unit of `hash_tokens` prompt tokens (one block, or several where a trace hashes coarser) is named
+by an integer that stands for everything up to its end. Only full units are cached, a match is contiguous from the first, and idle
+units are evicted least recently used, a sequence's tail before its head.
+
+A sequence's private blocks are a number here, so that the simulator can grow a thousand sequences by arithmetic. An engine that
+needs a block table calls `table`, which gives each block its id then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Holding:
+    """The blocks one sequence references: cached units by hash, private ones by number."""
+
+    __slots__ = ("ids", "private", "shared")
+
+    def __init__(self) -> None:
+        self.shared: list[int] = []  # hashes of the units it references, leading first
+        self.private = 0
+        self.ids: list[int] = []  # of the private blocks, as far as a table was asked for
+
+
+class BlockPool:
+    """`total` blocks of `block_tokens` tokens. `hash_tokens` is a multiple of `block_tokens`."""
+
+    __slots__ = (
+        "_free_ids",
+        "_unit_ids",
+        "block_tokens",
+        "evicted",
+        "hash_tokens",
+        "idle",
+        "prefix_cache",
+        "refs",
+        "stored",
+        "total",
+        "unit",
+        "used",
+    )
+
+    def __init__(self, total: int, block_tokens: int, hash_tokens: int = 0, prefix_cache: bool = True) -> None:
+        hash_tokens = hash_tokens or block_tokens
+        assert hash_tokens % block_tokens == 0, f"hash_tokens {hash_tokens} is not a multiple of block_tokens {block_tokens}"
+        self.total = total
+        self.block_tokens = block_tokens
+        self.hash_tokens = hash_tokens
+        self.unit = hash_tokens // block_tokens
+        self.prefix_cache = prefix_cache
+        self.used = 0
+        self.refs: dict[int, int] = {}  # cached unit -> sequences that reference it
+        self.idle: dict[int, None] = {}  # cached units that nobody references, least recently used first
+        self.stored: list[int] = []  # since `drain_events`
+        self.evicted: list[int] = []
+        self._free_ids: list[int] | None = None
+        self._unit_ids: dict[int, list[int]] = {}
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be had now: free, or idle in the cache."""
+        return self.total - self.used
+
+    @property
+    def idle_blocks(self) -> int:
+        return len(self.idle) * self.unit
+
+    @property
+    def free(self) -> int:
+        return self.total - self.used - len(self.idle) * self.unit
+
+    def blocks(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens)
+
+    def match(self, hashes: Sequence[int], most_tokens: int) -> int:
+        """Leading units of `hashes` in the cache, covering at most `most_tokens`."""
+        if not hashes or not self.prefix_cache:
+            return 0
+        refs, idle, units = self.refs, self.idle, 0
+        for h in hashes[: most_tokens // self.hash_tokens]:
+            if h not in refs and h not in idle:
+                break
+            units += 1
+        return units
+
+    def blocks_to_allocate(self, hashes: Sequence[int], units: int, tokens: int) -> int:
+        """How much `available` would shrink by `allocate`: idle units that come into use count too."""
+        need = self.blocks(tokens) - units * self.unit
+        if units:
+            idle = self.idle
+            need += sum(h in idle for h in hashes[:units]) * self.unit
+        return need
+
+    def allocate(self, holding: Holding, hashes: Sequence[int], units: int, tokens: int) -> None:
+        """Reference the first `units` of `hashes` and take private blocks for the rest of `tokens`. The caller has made sure that
+        they are available."""
+        if units:
+            refs, idle = self.refs, self.idle
+            for h in hashes[:units]:
+                if h in refs:
+                    refs[h] += 1
+                else:
+                    del idle[h]
+                    refs[h] = 1
+                    self.used += self.unit
+                holding.shared.append(h)
+        private = -(-tokens // self.block_tokens) - units * self.unit
+        holding.private += private
+        self.grow(private)
+
+    def grow(self, blocks: int) -> None:
+        """Take `blocks` private ones that some sequence accounts for; evict idle units to make room."""
+        self.used += blocks
+        assert self.used <= self.total, f"KV over-allocated: {self.used} of {self.total} blocks"
+        idle = self.idle
+        if idle:
+            excess = self.used + len(idle) * self.unit - self.total
+            if excess > 0:
+                self._evict(-(-excess // self.unit))
+
+    def _evict(self, units: int) -> None:
+        idle, evicted, ids = self.idle, self.evicted, self._unit_ids
+        for _ in range(units):
+            h = next(iter(idle))
+            del idle[h]
+            evicted.append(h)
+            if ids and (freed := ids.pop(h, None)) and self._free_ids is not None:
+                self._free_ids += freed
+
+    def cache(self, holding: Holding, hashes: Sequence[int], tokens: int) -> None:
+        """The first `tokens` of the sequence are computed: turn its full private units into shared ones. A unit that somebody else
+        has cached meanwhile stays private."""
+        if not self.prefix_cache:
+            return
+        refs, idle, shared, unit = self.refs, self.idle, holding.shared, self.unit
+        for i in range(len(shared), min(tokens // self.hash_tokens, len(hashes))):
+            h = hashes[i]
+            if h in refs or h in idle:
+                return  # a duplicate: what follows cannot be reached through this sequence's own blocks
+            refs[h] = 1
+            shared.append(h)
+            holding.private -= unit
+            self.stored.append(h)
+            if holding.ids:
+                self._unit_ids[h], holding.ids = holding.ids[:unit], holding.ids[unit:]
+
+    def release(self, holding: Holding) -> None:
+        """Give everything back: private blocks are free, shared units nobody else references become idle, the tail first in line."""
+        refs, idle = self.refs, self.idle
+        for h in reversed(holding.shared):
+            if refs[h] == 1:
+                del refs[h]
+                idle[h] = None
+                self.used -= self.unit
+            else:
+                refs[h] -= 1
+        self.used -= holding.private
+        if holding.ids and self._free_ids is not None:
+            self._free_ids += holding.ids
+        holding.shared, holding.private, holding.ids = [], 0, []
+
+    def table(self, holding: Holding) -> list[int]:
+        """Block ids of the whole sequence, in order; blocks that have none yet get theirs."""
+        if self._free_ids is None:
+            self._free_ids = list(range(self.total - 1, -1, -1))
+        for h in holding.shared:
+            if h not in self._unit_ids:
+                self._unit_ids[h] = [self._free_ids.pop() for _ in range(self.unit)]
+        while len(holding.ids) < holding.private:
+            holding.ids.append(self._free_ids.pop())
+        return [i for h in holding.shared for i in self._unit_ids[h]] + holding.ids
+
+    def drain_events(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(stored, evicted) prefix hashes since the last call."""
+        if not self.stored and not self.evicted:
+            return (), ()
+        events = tuple(self.stored), tuple(self.evicted)
+        self.stored, self.evicted = [], []
+        return events
+
+    def clear(self) -> None:
+        """Drop the idle part of the cache."""
+        self._evict(len(self.idle))

@@ -1,0 +1,574 @@
+"""The control plane, sans-IO: `handle(event, now)` -> actions.
+
+The router keeps a view of the instances that only events change, asks the policy, and turns its answers into actions. It owns where
+each request is, its attempts and its deadlines. An attempt is bound to incarnations: whatever an older one still says changes nothing.
+
+    Arrived -> dispatch? -> Dispatch ... PrefillDone -> handoff? -> Handoff ... Transferred ... Finished
+
+Requests that cannot be placed now wait in two queues, in order of arrival: for a prefill instance, and for a decode instance. Their
+heads are asked for again after every event that could have made room. An instance that dies is fenced by its incarnation; what it
+served is dispatched anew, with the tokens its clients already have as part of the prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pdlab.cluster import Cluster, Instance, Links, Running
+from pdlab.policy import Policy, Reject
+from pdlab.types import (
+    Abort,
+    Action,
+    AnyEvent,
+    Arrived,
+    Cancelled,
+    Dispatch,
+    End,
+    Evict,
+    Failed,
+    Finished,
+    Handoff,
+    InstanceState,
+    Joined,
+    Left,
+    Migrate,
+    Migrated,
+    PrefillDone,
+    Refused,
+    Report,
+    Role,
+    Scale,
+    Stage,
+    Stop,
+    Suspected,
+    Switch,
+    Switched,
+    Tick,
+    TransferFailed,
+    Transferred,
+    UsageError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on waiting. Seconds."""
+
+    request_timeout_s: float = 900.0  # arrival to end
+    transfer_timeout_s: float = 30.0  # hand-off to arrival of the KV
+    max_attempts: int = 3  # losses (of an instance, of a transfer) that one request survives, and one more
+    lease_s: float = 3.0  # an instance unheard for that long, and two probes of 1 s, is suspect
+    probe_s: float = 2.0
+    suspect_s: float = 15.0  # and is fenced when suspect for that long
+
+
+class Router:
+    """`seed` feeds the one generator policies may draw from. `hash_tokens` is the prompt tokens behind one prefix hash. With
+    `reserve_first` decode instances are chosen at dispatch and reserve blocks before prefill starts."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        seed: int = 0,
+        limits: Limits | None = None,
+        hash_tokens: int = 16,
+        ttft_slo_s: float = 1.0,
+        tpot_slo_s: float = 0.05,
+        reserve_first: bool = False,
+        autoscale: bool = False,
+        links: Links | None = None,
+    ) -> None:
+        self.policy = policy
+        self.limits = limits or Limits()
+        self.pairs = policy.pairs or reserve_first
+        self.autoscale = autoscale
+        self.tick_s = min(1.0, policy.tick_s) if policy.tick_s else 1.0
+        self.cluster = Cluster(
+            random.Random(seed), hash_tokens=hash_tokens, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s, links=links
+        )
+        self.by_name: dict[str, Instance] = {}
+        self.queue: deque[Running] = deque()  # no prefill instance yet
+        self.handoffs: deque[Running] = deque()  # prompt computed, no decode instance yet
+        self.deadlines: deque[tuple[float, int]] = deque()
+        self.transfers: deque[tuple[float, int]] = deque()
+        self.policy_due_s = 0.0
+        self._observes = type(policy).observe is not Policy.observe or getattr(policy, "observers", False)
+        self._actions: list[Action] = []
+        self._handlers: dict[type, Callable[..., None]] = {
+            Arrived: self._arrived,
+            Cancelled: self._cancelled,
+            Joined: self._joined,
+            Left: self._left,
+            Report: self._report,
+            Refused: self._refused,
+            PrefillDone: self._prefill_done,
+            Transferred: self._transferred,
+            TransferFailed: self._transfer_failed,
+            Migrated: self._migrated,
+            Finished: self._finished,
+            Failed: self._failed,
+            Switched: self._switched,
+            Suspected: self._suspected,
+            Tick: self._tick,
+        }
+
+    def handle(self, event: AnyEvent, now: float) -> list[Action]:
+        """Take in what happened at `now`; returns what to do about it, in order. `now` never goes back."""
+        self.cluster.now = now
+        actions: list[Action] = []
+        self._actions = actions
+        self._handlers[event.__class__](event)
+        if self._observes:
+            self.policy.observe(event, self.cluster)
+        return actions
+
+    # ------------------------------------------------------------ requests
+
+    def _arrived(self, event: Arrived) -> None:
+        request, cluster = event.request, self.cluster
+        live = Running(request)
+        cluster.live[request.id] = live
+        self.deadlines.append((cluster.now + self.limits.request_timeout_s, request.id))
+        if not cluster.ready:
+            self._end(live, Stage.REJECTED, "no instance is ready")
+        elif self.queue:
+            self._enqueue(self.queue, live)
+        elif not self._dispatch(live):
+            self.queue.append(live)
+
+    def _enqueue(self, queue: deque[Running], live: Running) -> None:
+        """Into a queue by priority, then arrival."""
+        key = (-live.request.priority, live.request.id)
+        i = len(queue)
+        while i and (-queue[i - 1].request.priority, queue[i - 1].request.id) > key:
+            i -= 1
+        queue.insert(i, live)
+
+    def _dispatch(self, live: Running) -> bool:
+        """Ask for a place; False when there is none now."""
+        cluster, request = self.cluster, live.request
+        if not cluster.prefill:
+            return False
+        try:
+            choice = self.policy.dispatch(request, cluster)
+        except Exception as error:
+            raise self._blame("dispatch", request.id, error) from error
+        if choice is None:
+            return False
+        if choice.__class__ is not Instance:
+            if isinstance(choice, Reject):
+                self._end(live, Stage.REJECTED, choice.reason)
+                return True
+            raise self._blame("dispatch", request.id, f"returned {choice!r}, not an instance, None or Reject")
+        if choice.state is not InstanceState.READY and not choice.ready:
+            raise self._blame("dispatch", request.id, f"returned {choice.name}, which is {choice.state}")
+        decode: Instance | None = None
+        if choice.role is not Role.PREFILL or cluster.degraded:
+            decode = choice
+        elif self.pairs:
+            decode = self._choose_decode(live)
+            if decode is None:
+                return False
+        live.attempt += 1
+        live.prefill = choice
+        live.stage = Stage.QUEUED_P
+        tokens = request.prompt_tokens + live.sent_tokens
+        if request.hashes:
+            tokens -= cluster.cached_tokens(request).get(choice, 0)
+            cluster.index.add(request.hashes, choice.bit)
+        live.prefill_tokens = tokens
+        choice.prefill_requests += 1
+        choice.prefill_tokens += tokens
+        choice.since_prefill_tokens += tokens
+        choice.unreported.append((cluster.now, tokens, 0))
+        if decode is not None:
+            self._assign_decode(live, decode)
+        name = decode.name if decode is not None else None
+        self._actions.append(Dispatch(request.id, live.attempt, choice.name, name, live.sent_tokens))
+        return True
+
+    def _choose_decode(self, live: Running) -> Instance | None:
+        cluster, request = self.cluster, live.request
+        if not cluster.decode:
+            return None
+        try:
+            choice = self.policy.handoff(request, cluster)
+        except Exception as error:
+            raise self._blame("handoff", request.id, error) from error
+        if choice is None:
+            return None
+        if choice.__class__ is not Instance:
+            raise self._blame("handoff", request.id, f"returned {choice!r}, not an instance or None")
+        if choice.state is not InstanceState.READY and not choice.ready and choice is not live.prefill:
+            raise self._blame("handoff", request.id, f"returned {choice.name}, which is {choice.state}")
+        return choice
+
+    def _assign_decode(self, live: Running, decode: Instance) -> None:
+        request = live.request
+        tokens = live.decode_tokens = request.prompt_tokens + live.sent_tokens
+        live.decode = decode
+        decode.decode_requests += 1
+        decode.decode_tokens += tokens
+        decode.decoding[request.id] = live
+        decode.since_decode_tokens += tokens
+        decode.unreported.append((self.cluster.now, 0, tokens))
+        if request.hashes and decode is not live.prefill:
+            self.cluster.index.add(request.hashes, decode.bit)
+
+    def _unassign_prefill(self, live: Running) -> None:
+        """The prompt is computed, or never will be: out of the prefill instance's ledger. It may still hold the KV."""
+        if live.prefill_tokens >= 0 and live.prefill is not None:
+            live.prefill.prefill_requests -= 1
+            live.prefill.prefill_tokens -= live.prefill_tokens
+            live.prefill_tokens = -1
+
+    def _unassign_decode(self, live: Running) -> None:
+        decode = live.decode
+        if decode is not None:
+            decode.decode_requests -= 1
+            decode.decode_tokens -= live.decode_tokens
+            del decode.decoding[live.request.id]
+            live.decode = None
+            if decode.full:
+                self._set_full(decode, False)
+
+    def _set_full(self, instance: Instance, full: bool) -> None:
+        """A full instance is no candidate until something there has ended, or it reports."""
+        instance.full = full
+        self.cluster.refresh()
+
+    def _prefill_done(self, event: PrefillDone) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is None or live.attempt != event.attempt:
+            return
+        self._unassign_prefill(live)
+        decode = live.decode
+        if decode is None:
+            live.stage = Stage.LEASED
+            if self.handoffs or not self._handoff(live):
+                self.handoffs.append(live)
+        elif decode is live.prefill:
+            self._decoding(live)
+        else:
+            self._transfer(live)
+        if self.queue:
+            self._retry()
+
+    def _handoff(self, live: Running) -> bool:
+        decode = self._choose_decode(live)
+        if decode is None:
+            return False
+        self._assign_decode(live, decode)
+        assert live.prefill is not None
+        self._actions.append(Handoff(live.request.id, live.attempt, live.prefill.name, decode.name))
+        if decode is live.prefill:
+            self._decoding(live)
+        else:
+            self._transfer(live)
+        return True
+
+    def _transfer(self, live: Running) -> None:
+        live.stage = Stage.TRANSFER
+        live.due_s = self.cluster.now + self.limits.transfer_timeout_s
+        self.transfers.append((live.due_s, live.request.id))
+
+    def _decoding(self, live: Running) -> None:
+        live.stage = Stage.DECODE
+        live.decode_since_s = self.cluster.now
+        live.prefill = None
+
+    def _refused(self, event: Refused) -> None:
+        """No room to reserve. Before prefill: back into the queue. After: the KV stays leased, and the hand-off waits. A migration is
+        called off."""
+        live = self.cluster.live.get(event.request_id)
+        if live is None or live.attempt != event.attempt:
+            return
+        if live.migrating is not None:
+            live.migrating = None
+            return
+        self._unassign_decode(live)
+        if live.stage is Stage.QUEUED_P:
+            self._unassign_prefill(live)
+            live.prefill = None
+            self._enqueue(self.queue, live)
+        else:
+            live.stage = Stage.LEASED
+            self._enqueue(self.handoffs, live)
+        self._set_full(self.by_name[event.instance], True)
+        self._retry()  # others may have room
+
+    def _transferred(self, event: Transferred) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is not None and live.attempt == event.attempt:
+            self._decoding(live)
+            if self.queue:
+                self._retry()
+
+    def _transfer_failed(self, event: TransferFailed) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is None or live.attempt != event.attempt:
+            return
+        if live.migrating is not None:
+            live.migrating = None
+            if event.lost:
+                self._lose(live, event.reason)
+        else:
+            self._lose(live, event.reason)
+        self._retry()
+
+    def _finished(self, event: Finished) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is None or live.attempt != event.attempt:
+            return
+        if live.prefill_tokens >= 0:
+            self._unassign_prefill(live)
+        self._unassign_decode(live)
+        del self.cluster.live[event.request_id]
+        if self.queue or self.handoffs:
+            self._retry()
+
+    def _failed(self, event: Failed) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is not None and live.attempt == event.attempt:
+            self._abort(live)
+            self._end(live, Stage.FAILED, event.reason)
+            self._retry()
+
+    def _cancelled(self, event: Cancelled) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is not None:
+            self._abort(live)
+            self._end(live, Stage.ABORTED, "cancelled by the client")
+            self._retry()
+
+    def _retry(self) -> None:
+        """Something changed: ask again for the heads of both queues, as long as they get a place."""
+        handoffs, queue, live = self.handoffs, self.queue, self.cluster.live
+        while handoffs:
+            head = handoffs[0]
+            if head.stage is Stage.LEASED and live.get(head.request.id) is head and not self._handoff(head):
+                break
+            handoffs.popleft()
+        while queue:
+            head = queue[0]
+            if head.prefill is None and live.get(head.request.id) is head and not self._dispatch(head):
+                break
+            queue.popleft()
+
+    # ------------------------------------------------------------ loss
+
+    def _abort(self, live: Running) -> None:
+        """Take an attempt off every instance that takes part in it, and out of both queues and ledgers."""
+        where: list[Instance] = []
+        for x in (live.prefill, live.decode, live.migrating):
+            if x is not None and x not in where:
+                where.append(x)
+        self._actions += [Abort(live.request.id, live.attempt, x.name) for x in where if x.state is not InstanceState.GONE]
+        self._unassign_prefill(live)
+        self._unassign_decode(live)
+        live.prefill = live.migrating = None
+
+    def _lose(self, live: Running, reason: str) -> None:
+        """This attempt is lost: try again from the start, tokens already sent being part of the prompt, or give up."""
+        self._abort(live)
+        live.losses += 1
+        if live.losses >= self.limits.max_attempts:
+            self._end(live, Stage.FAILED, f"{reason}; gave up after {live.losses} attempts")
+            return
+        live.attempt += 1  # what the old attempt still says is stale from here on
+        live.stage = Stage.QUEUED_P
+        self._enqueue(self.queue, live)
+
+    def _end(self, live: Running, stage: Stage, reason: str) -> None:
+        live.stage = stage
+        del self.cluster.live[live.request.id]
+        self._actions.append(End(live.request.id, stage, reason))
+
+    # ------------------------------------------------------------ instances
+
+    def _joined(self, event: Joined) -> None:
+        spec = event.spec
+        known = self.by_name.get(spec.name)
+        if known is not None:
+            if spec.incarnation <= known.spec.incarnation:
+                return
+            if known.state is not InstanceState.GONE:
+                self._drop(known, {}, f"{spec.name} restarted")
+        instance = Instance(spec, known.index if known is not None else len(self.cluster.instances))
+        self.by_name[spec.name] = instance
+        if known is not None:
+            self.cluster.instances[known.index] = instance
+        else:
+            self.cluster.instances.append(instance)
+        instance.heard_s = self.cluster.now
+        self.cluster.refresh()
+        self._retry()
+
+    def _left(self, event: Left) -> None:
+        instance = self.by_name.get(event.instance)
+        if instance is not None and instance.spec.incarnation == event.incarnation and instance.state is not InstanceState.GONE:
+            self._drop(instance, event.sent, f"{instance.name} died")
+            self._retry()
+
+    def _drop(self, instance: Instance, sent: dict[int, int], reason: str) -> None:
+        instance.state = InstanceState.GONE
+        self.cluster.refresh()
+        self.cluster.index.drop(instance.bit)
+        for live in list(self.cluster.live.values()):
+            if live.migrating is instance:
+                live.migrating = None
+            if live.prefill is instance or live.decode is instance:
+                live.sent_tokens += sent.get(live.request.id, 0)
+                self._lose(live, reason)
+
+    def _report(self, event: Report) -> None:
+        instance = self.by_name.get(event.instance)
+        if instance is None or instance.spec.incarnation != event.incarnation or instance.state is InstanceState.GONE:
+            return
+        instance.report = event
+        instance.heard_s = self.cluster.now
+        unreported, taken_s = instance.unreported, event.taken_s
+        while unreported and unreported[0][0] <= taken_s:
+            _, prefill, decode = unreported.popleft()
+            instance.since_prefill_tokens -= prefill
+            instance.since_decode_tokens -= decode
+        if event.stored:
+            self.cluster.index.add(event.stored, instance.bit)
+        if event.evicted:
+            self.cluster.index.discard(event.evicted, instance.bit)
+        if instance.full or instance.state is InstanceState.SUSPECT:
+            if instance.state is InstanceState.SUSPECT:
+                instance.state = InstanceState.READY
+            self._set_full(instance, False)
+        if self.queue or self.handoffs:
+            self._retry()
+
+    def _suspected(self, event: Suspected) -> None:
+        instance = self.by_name.get(event.instance)
+        if instance is None or instance.spec.incarnation != event.incarnation:
+            return
+        if event.lost and instance.state is InstanceState.READY:
+            instance.state = InstanceState.LEASE_LOST
+        elif not event.lost and instance.state in (InstanceState.LEASE_LOST, InstanceState.SUSPECT):
+            instance.state = InstanceState.READY
+            self.cluster.refresh()
+            self._retry()
+
+    def _switched(self, event: Switched) -> None:
+        instance = self.by_name.get(event.instance)
+        if instance is not None and instance.spec.incarnation == event.incarnation and instance.state is InstanceState.SWITCHING:
+            instance.role = event.role
+            instance.state = InstanceState.READY
+            instance.flipped_s = self.cluster.now
+            self.cluster.refresh()
+            self._retry()
+
+    def _migrated(self, event: Migrated) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is None or live.attempt != event.attempt:
+            return
+        target = self.by_name[event.dst]
+        self._unassign_decode(live)
+        live.migrating = None
+        self._assign_decode(live, target)
+        self._retry()
+
+    # ------------------------------------------------------------ time
+
+    def _tick(self, event: Tick) -> None:
+        now, cluster, limits = self.cluster.now, self.cluster, self.limits
+        while self.deadlines and self.deadlines[0][0] <= now:
+            _, request_id = self.deadlines.popleft()
+            live = cluster.live.get(request_id)
+            if live is not None:
+                stage = live.stage
+                self._abort(live)
+                self._end(live, Stage.EXPIRED, f"not done within {limits.request_timeout_s:g} s (was in {stage.name})")
+        while self.transfers and self.transfers[0][0] <= now:
+            due_s, request_id = self.transfers.popleft()
+            live = cluster.live.get(request_id)
+            if live is not None and live.stage is Stage.TRANSFER and live.due_s == due_s:
+                self._lose(live, f"KV transfer not done within {limits.transfer_timeout_s:g} s")
+        for instance in cluster.instances:
+            silent_s = now - instance.heard_s
+            if instance.state in (InstanceState.READY, InstanceState.LEASE_LOST) and silent_s > limits.lease_s + limits.probe_s:
+                instance.state = InstanceState.SUSPECT
+                cluster.refresh()
+            elif instance.state is InstanceState.SUSPECT and silent_s > limits.lease_s + limits.probe_s + limits.suspect_s:
+                instance.heard_s = now
+                self._actions.append(Evict(instance.name, instance.spec.incarnation))
+        if self.policy.tick_s and now >= self.policy_due_s - 1e-9:
+            self.policy_due_s = now + self.policy.tick_s
+            self._migrations()
+            self._resizes()
+        self._retry()
+
+    def _migrations(self) -> None:
+        try:
+            wanted = list(self.policy.migrate(self.cluster))
+        except Exception as error:
+            raise self._blame("migrate", None, error) from error
+        for request_id, target in wanted:
+            live = self.cluster.live.get(request_id)
+            if live is None or live.stage is not Stage.DECODE or live.migrating is not None or live.decode is None:
+                continue
+            if not target.ready:
+                raise self._blame("migrate", request_id, f"returned {target.name}, which is {target.state}")
+            if target is not live.decode:
+                live.migrating = target
+                self._actions.append(Migrate(request_id, live.attempt, live.decode.name, target.name))
+
+    def _resizes(self) -> None:
+        try:
+            wanted = list(self.policy.resize(self.cluster))
+        except Exception as error:
+            raise self._blame("resize", None, error) from error
+        for want in wanted:
+            if isinstance(want, Scale):
+                self._scale(want)
+                continue
+            instance, role = want
+            if not instance.ready:
+                raise self._blame("resize", None, f"wants to switch {instance.name}, which is {instance.state}")
+            if role is not instance.role and self._role_survives(instance, role):
+                instance.state = InstanceState.SWITCHING
+                self.cluster.refresh()
+                self._actions.append(Switch(instance.name, role))
+
+    def _scale(self, want: Scale) -> None:
+        if not self.autoscale:
+            raise self._blame("resize", None, f"asks for {want.count:+d} {want.role} where cluster.autoscale is off")
+        if want.count > 0:
+            self._actions.append(want)
+            return
+        for instance in reversed([x for x in self.cluster.instances if x.ready and x.role is want.role][want.count :]):
+            if self._role_survives(instance, None):
+                instance.state = InstanceState.DRAINING
+                self.cluster.refresh()
+                self._actions.append(Stop(instance.name))
+
+    def _role_survives(self, instance: Instance, role: Role | None) -> bool:
+        """Would both phases still have a ready instance of their own if this one changed its role (or went, with None)?"""
+        others = [x.role for x in self.cluster.instances if x.ready and x is not instance]
+        prefills, decodes = any(r.prefills for r in others), any(r.decodes for r in others)
+        switching = instance.role
+        return (prefills or not switching.prefills) and (decodes or not switching.decodes) and bool(others) and role is not switching
+
+    def _blame(self, hook: str, request_id: int | None, error: Exception | str) -> UsageError:
+        what = f"raised {type(error).__name__}: {error}" if isinstance(error, Exception) else error
+        request = "" if request_id is None else f" for request {request_id}"
+        return UsageError(f"policy {type(self.policy).__name__}.{hook}{request} at t={self.cluster.now:.6f} s {what}")
+
+    def check(self) -> None:
+        """Invariant 3: each instance's ledger is the sum over the live requests assigned to it."""
+        live = self.cluster.live.values()
+        for x in self.cluster.instances:
+            prefill = [r for r in live if r.prefill is x and r.prefill_tokens >= 0]
+            decode = [r for r in live if r.decode is x]
+            assert (x.prefill_requests, x.prefill_tokens) == (len(prefill), sum(r.prefill_tokens for r in prefill)), f"{x.name}: prefill ledger"
+            assert (x.decode_requests, x.decode_tokens) == (len(decode), sum(r.decode_tokens for r in decode)), f"{x.name}: decode ledger"
+            assert len(x.decoding) == x.decode_requests, f"{x.name}: decoding"

@@ -1,0 +1,552 @@
+"""One instance: continuous batching over paged KV, sans-IO. `next_batch(now)` -> run it -> `complete(batch, steps, now)`.
+
+A batch is some prompt chunks, or all running sequences' next token, or both (`pdlab/batching/` decides). A pure decode batch says in
+`repeat` how many times in a row it would be chosen if nothing arrives, so that an engine can run that many steps, and the simulator
+can sleep once for all of them. To make such a macro-step cost O(log batch) nothing is kept per sequence that changes per step: the
+scheduler counts its own decode steps (`step`), a heap holds the step at which each sequence ends, `context_tokens` is a running sum,
+and `growth[p]` counts the sequences that need a new block at steps congruent to p modulo the block size.
+
+Whatever changes the answer `next_batch` would give sets `stirred`; a world that is inside a macro-step then ends it at the next step
+boundary. `advance` books the steps already done, so that reports and reservations in the middle see what single steps would show.
+
+A sequence that has computed its prompt either decodes here (`stays`), or is *held*: its blocks are leased until `release`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import Protocol
+
+from pdlab.kv import BlockPool, Holding
+
+
+class Sequence:
+    """One sequence on one instance, for one attempt. `prompt_tokens` counts what must be computed before it can make its next token;
+    `output_tokens` what it shall make here, that next one included."""
+
+    __slots__ = (
+        "attempt",
+        "best_of",
+        "cached_tokens",
+        "computed",
+        "end_step",
+        "hashes",
+        "holding",
+        "made",
+        "order",
+        "output_tokens",
+        "owner",
+        "parent",
+        "pending",
+        "preempted",
+        "priority",
+        "prompt_tokens",
+        "request_id",
+        "start_step",
+        "stays",
+    )
+
+    def __init__(
+        self,
+        request_id: int,
+        attempt: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        hashes: tuple[int, ...] = (),
+        *,
+        priority: int = 0,
+        best_of: int = 1,
+        stays: bool = True,
+        made: int = 0,
+        owner: object = None,
+    ) -> None:
+        self.request_id = request_id
+        self.attempt = attempt
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.hashes = hashes
+        self.priority = priority
+        self.best_of = best_of
+        self.stays = stays
+        self.owner = owner  # the world's
+        self.made = made  # tokens made so far; while it decodes, see Scheduler.made
+        self.computed = 0  # prompt tokens in KV
+        self.cached_tokens = 0  # of those, found in the prefix cache when first admitted
+        self.holding: Holding | None = None  # None: it has no blocks
+        self.order = 0  # of its submission here: the tie-break
+        self.start_step = self.end_step = -1  # in the scheduler's own decode steps, while it decodes
+        self.preempted = 0
+        self.parent: Sequence | None = None  # of a best_of candidate
+        self.pending = 0  # candidates of this one that have not ended
+
+    def __repr__(self) -> str:
+        return f"<Sequence {self.request_id}.{self.attempt} prompt={self.prompt_tokens} computed={self.computed} made={self.made}>"
+
+
+class Batch:
+    """What runs next: prompt chunks (sequence, tokens), and `decodes` running sequences that hold `context_tokens` in all, `repeat` times."""
+
+    __slots__ = ("chunks", "context_tokens", "decodes", "repeat")
+
+    def __init__(self, chunks: list[tuple[Sequence, int]], decodes: int, context_tokens: int, repeat: int) -> None:
+        self.chunks = chunks
+        self.decodes = decodes
+        self.context_tokens = context_tokens
+        self.repeat = repeat
+
+
+class Batching(Protocol):
+    """How an instance forms its next step; one a file in `pdlab/batching/`, chosen by the file's name."""
+
+    def form(self, scheduler: Scheduler, now: float) -> tuple[list[tuple[Sequence, int]], bool]:
+        """(prompt chunks, whether the running sequences decode)."""
+
+
+NOTHING: list[Sequence] = []
+
+
+class Scheduler:
+    """`max_batch_tokens` bounds a step's prompt chunks plus decodes; `max_seqs` the running sequences; `watermark` is the fraction of
+    blocks that admitting a prompt must leave available."""
+
+    __slots__ = (
+        "batching",
+        "context_tokens",
+        "ends",
+        "growth",
+        "held",
+        "joined",
+        "joins",
+        "landed",
+        "max_batch_tokens",
+        "max_seqs",
+        "orders",
+        "pool",
+        "preemptions",
+        "prefilling",
+        "reserved",
+        "running",
+        "spare_blocks",
+        "step",
+        "stirred",
+        "waiting",
+        "waiting_tokens",
+    )
+
+    def __init__(
+        self, pool: BlockPool, batching: Batching, *, max_batch_tokens: int = 8192, max_seqs: int = 256, watermark: float = 0.01
+    ) -> None:
+        self.pool = pool
+        self.batching = batching
+        self.max_batch_tokens = max_batch_tokens
+        self.max_seqs = max_seqs
+        self.spare_blocks = int(watermark * pool.total)
+        self.waiting: deque[Sequence] = deque()  # no blocks yet; by priority, then order
+        self.prefilling: list[Sequence] = []  # blocks taken, prompt partly computed
+        self.running: dict[int, Sequence] = {}  # decoding, by order of submission
+        self.landed: deque[Sequence] = deque()  # KV complete, to join the running at the next boundary
+        self.held: dict[Sequence, None] = {}  # prompt computed here, leased to a decode instance
+        self.reserved: dict[Sequence, None] = {}  # blocks taken, KV on its way
+        self.step = 0
+        self.context_tokens = 0  # that the next decode step attends to
+        self.ends: list[tuple[int, int, Sequence]] = []
+        self.growth = [0] * pool.block_tokens
+        self.waiting_tokens = 0  # prompt tokens of waiting and prefilling still to compute
+        self.orders = 0
+        self.joins = 0
+        self.preemptions = 0
+        self.joined = NOTHING  # by the last `next_batch`: their first decode step is ahead
+        self.stirred = False
+
+    # ------------------------------------------------------------ what a world tells it
+
+    def submit(self, seq: Sequence) -> None:
+        """Queue a sequence whose prompt is to be computed here."""
+        self.orders = seq.order = self.orders + 1
+        self.waiting_tokens += seq.prompt_tokens
+        self.stirred = True
+        waiting = self.waiting
+        if seq.priority and waiting:
+            i = len(waiting)
+            while i and waiting[i - 1].priority < seq.priority:
+                i -= 1
+            waiting.insert(i, seq)
+        elif waiting and waiting[-1].priority < 0:
+            i = len(waiting)
+            while i and waiting[i - 1].priority < 0:
+                i -= 1
+            waiting.insert(i, seq)
+        else:
+            waiting.append(seq)
+
+    def fits(self, tokens: int) -> bool:
+        """Could a sequence of that many tokens ever be held here?"""
+        return self.pool.blocks(tokens) <= self.pool.total - self.spare_blocks
+
+    def reserve(self, seq: Sequence) -> bool:
+        """Take the blocks of a prompt that is computed elsewhere; False, and nothing taken, where there is no room now. Units that the
+        prefix cache holds are shared: `seq.cached_tokens` need no transfer."""
+        pool = self.pool
+        units = pool.match(seq.hashes, seq.prompt_tokens - 1) if seq.hashes else 0
+        if pool.blocks_to_allocate(seq.hashes, units, seq.prompt_tokens) > pool.total - pool.used - self.spare_blocks:
+            return False
+        if len(self.running) + len(self.landed) + len(self.reserved) >= self.max_seqs:
+            return False
+        self.orders = seq.order = self.orders + 1
+        seq.holding = Holding()
+        pool.allocate(seq.holding, seq.hashes, units, seq.prompt_tokens)
+        seq.cached_tokens = units * pool.hash_tokens
+        self.reserved[seq] = None
+        self.stirred = True
+        return True
+
+    def arrive(self, seq: Sequence) -> None:
+        """The KV of a reserved sequence is complete: it decodes from the next step on."""
+        del self.reserved[seq]
+        seq.computed = seq.prompt_tokens
+        if seq.hashes and seq.holding is not None:
+            self.pool.cache(seq.holding, seq.hashes, seq.prompt_tokens)
+        self.landed.append(seq)
+        self.stirred = True
+
+    def stay(self, seq: Sequence) -> None:
+        """A held sequence decodes here after all."""
+        del self.held[seq]
+        seq.stays = True
+        self.landed.append(seq)
+        self.stirred = True
+
+    def hold(self, seq: Sequence) -> None:
+        """Stop a running sequence and lease its KV, for the last stage of a migration. At a step boundary only."""
+        steps = self.step - seq.start_step
+        self._leave(seq)
+        seq.made += steps
+        seq.prompt_tokens = seq.computed
+        self.held[seq] = None
+
+    def extend(self, seq: Sequence, tokens: int) -> bool:
+        """Let a reserved sequence hold `tokens` in all; False, and nothing taken, where there is no room."""
+        more = self.pool.blocks(tokens) - self.pool.blocks(seq.prompt_tokens)
+        if more > self.pool.available or seq.holding is None:
+            return False
+        seq.prompt_tokens = tokens
+        if more:
+            seq.holding.private += more
+            self.pool.grow(more)
+            self.stirred = True
+        return True
+
+    def release(self, seq: Sequence) -> None:
+        """A held sequence's KV is read, or its lease has ended."""
+        del self.held[seq]
+        self._free(seq)
+
+    def remove(self, seq: Sequence) -> int:
+        """Take a sequence out, wherever it is, and free its blocks (abort, or the last stage of a migration). Must not be called between
+        `next_batch` and `complete` for a sequence in that batch. Returns the tokens it has made."""
+        made = self.made(seq)
+        if seq.pending:
+            for child in [c for c in (*self.waiting, *self.prefilling, *self.landed, *self.running.values()) if c.parent is seq]:
+                self.remove(child)
+        if seq.order in self.running and self.running[seq.order] is seq:
+            self._leave(seq)
+        elif seq in self.held:
+            del self.held[seq]
+        elif seq in self.reserved:
+            del self.reserved[seq]
+        elif seq in self.landed:
+            self.landed.remove(seq)
+        elif seq in self.prefilling:
+            self.prefilling.remove(seq)
+            self.waiting_tokens -= seq.prompt_tokens - seq.computed
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
+            self.waiting_tokens -= seq.prompt_tokens
+        else:
+            return made
+        self._free(seq)
+        return made
+
+    # ------------------------------------------------------------ the step
+
+    def next_batch(self, now: float) -> Batch | None:
+        """The next step's work, or None. Blocks are taken here; `now` is for batchings that know deadlines."""
+        self.stirred = False
+        self.joined = NOTHING
+        if self.landed:
+            self._join()
+        batching = self.batching
+        while True:
+            chunks, decodes = batching.form(self, now)
+            n = len(self.running) if decodes else 0
+            if not n:
+                return Batch(chunks, 0, 0, 1) if chunks else None
+            repeat = 1 if chunks else self._repeat()
+            need = self.growth[self.step % self.pool.block_tokens]
+            if repeat and need <= self.pool.total - self.pool.used:
+                if need:
+                    self.pool.grow(need)
+                return Batch(chunks, n, self.context_tokens, repeat)
+            for seq, _ in chunks:  # not started: their blocks stay theirs, unless preempted below
+                if seq not in self.prefilling:
+                    self.prefilling.append(seq)
+            self._preempt()
+
+    def advance(self, batch: Batch, steps: int) -> None:
+        """`steps` of a decode batch are done and the next one is under way: bring the books there. `steps` < `batch.repeat`."""
+        if steps:
+            self._grow(self.step + 1, self.step + steps)
+            self.step += steps
+            self.context_tokens += batch.decodes * steps
+            batch.context_tokens = self.context_tokens
+            batch.repeat -= steps
+
+    def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]:
+        """The batch ran `steps` <= `batch.repeat` times. Returns (prefilled, finished): sequences whose prompt is now computed and whose
+        first token is made, in batch order; and those that are over, all their candidates included. A one-token sequence is only in
+        the second, one that was preempted and is computed anew in neither."""
+        finished = NOTHING
+        if batch.decodes:
+            if steps > 1:
+                self._grow(self.step + 1, self.step + steps - 1)
+            self.step += steps
+            self.context_tokens += batch.decodes * steps
+            ends = self.ends
+            if ends and ends[0][0] <= self.step:
+                finished = []
+                while ends and ends[0][0] <= self.step:
+                    end, _, seq = heapq.heappop(ends)
+                    if seq.end_step == end:
+                        seq.made = seq.output_tokens
+                        self._leave(seq)
+                        self._free(seq)
+                        if root := self._ended(seq):
+                            finished.append(root)
+        if not batch.chunks:
+            return NOTHING, finished
+        prefilled: list[Sequence] = []
+        for seq, tokens in batch.chunks:
+            holding = seq.holding
+            if holding is None:
+                continue  # removed meanwhile
+            seq.computed += tokens
+            self.waiting_tokens -= tokens
+            if seq.hashes:
+                self.pool.cache(holding, seq.hashes, seq.computed)
+            if seq.computed < seq.prompt_tokens:
+                continue
+            if seq in self.prefilling:
+                self.prefilling.remove(seq)
+            seq.made += 1
+            if seq.made >= seq.output_tokens:
+                self._free(seq)
+                if root := self._ended(seq):
+                    finished = [*finished, root]
+                continue
+            if seq.stays:
+                self.landed.append(seq)
+            else:
+                self.held[seq] = None
+            if seq.made == 1 and seq.parent is None:
+                prefilled.append(seq)
+        return prefilled, finished
+
+    # ------------------------------------------------------------ for batchings
+
+    def admit(self, budget_tokens: int, *, chunked: bool) -> list[tuple[Sequence, int]]:
+        """Prompt chunks for at most `budget_tokens`: those under way first, then from the queue in order, stopping at the first that
+        does not fit. The prefix cache is matched before the budget is counted. Not `chunked`: whole prompts only, and the first one
+        may exceed the budget alone."""
+        chunks: list[tuple[Sequence, int]] = []
+        for seq in self.prefilling:
+            tokens = seq.prompt_tokens - seq.computed
+            if chunked and tokens > budget_tokens:
+                tokens = budget_tokens
+            if tokens <= 0 or (not chunked and chunks and tokens > budget_tokens):
+                return chunks
+            chunks.append((seq, tokens))
+            budget_tokens -= tokens
+        waiting, pool = self.waiting, self.pool
+        room = self.max_seqs - len(self.running) - len(self.landed) - len(self.reserved) - len(self.prefilling)
+        while waiting and budget_tokens > 0 and room > 0:
+            seq = waiting[0]
+            hashes = seq.hashes
+            units = pool.match(hashes, seq.prompt_tokens - 1) if hashes else 0
+            cached = units * pool.hash_tokens
+            tokens = seq.prompt_tokens - cached
+            if tokens > budget_tokens:
+                if chunked:
+                    tokens = budget_tokens
+                elif chunks:
+                    break
+            if pool.blocks_to_allocate(hashes, units, seq.prompt_tokens) > pool.total - pool.used - self.spare_blocks:
+                break
+            waiting.popleft()
+            seq.holding = Holding()
+            pool.allocate(seq.holding, hashes, units, seq.prompt_tokens)
+            seq.computed = cached
+            if not seq.preempted:
+                seq.cached_tokens = cached
+            self.waiting_tokens -= cached
+            chunks.append((seq, tokens))
+            budget_tokens -= tokens
+            room -= 1
+            if cached + tokens < seq.prompt_tokens:
+                self.prefilling.append(seq)
+        return chunks
+
+    # ------------------------------------------------------------ what a world may ask
+
+    def made(self, seq: Sequence) -> int:
+        """Tokens the sequence has made, as of the last booked step."""
+        if seq.order in self.running and self.running[seq.order] is seq:
+            return seq.made + self.step - seq.start_step
+        return seq.made
+
+    def kv_tokens(self, seq: Sequence) -> int:
+        """KV tokens the sequence holds: its prompt, and all tokens made here but the last."""
+        if seq.order in self.running and self.running[seq.order] is seq:
+            return seq.prompt_tokens + self.step - seq.start_step
+        return seq.computed
+
+    @property
+    def idle(self) -> bool:
+        """Nothing here, running, waiting, leased or expected."""
+        return not (self.running or self.waiting or self.prefilling or self.landed or self.held or self.reserved)
+
+    def check(self) -> None:
+        """Invariant 1: blocks held by running, reserved, cached, in transfer, plus free, are the total. O(sequences)."""
+        pool = self.pool
+        sequences = [*self.running.values(), *self.landed, *self.held, *self.reserved, *self.prefilling]
+        units = {h for s in sequences if s.holding for h in s.holding.shared}
+        private = sum(s.holding.private for s in sequences if s.holding)
+        grown = sum(pool.blocks(self.kv_tokens(s) + 1) - pool.blocks(s.prompt_tokens) for s in self.running.values())
+        assert units == set(pool.refs), "referenced units differ from those the sequences hold"
+        slack = pool.used - private - grown - len(units) * pool.unit
+        assert -len(self.running) <= slack <= 0, f"used blocks {pool.used} are not accounted for (by {slack})"
+        assert pool.free >= 0, f"{pool.free} free blocks"
+        assert self.waiting_tokens == sum(s.prompt_tokens - s.computed for s in [*self.waiting, *self.prefilling])
+        assert self.context_tokens == sum(self.kv_tokens(s) + 1 for s in self.running.values())
+
+    # ------------------------------------------------------------ inside
+
+    def _join(self) -> None:
+        """Landed sequences start to decode, as far as `max_seqs` goes."""
+        landed, running, block_tokens = self.landed, self.running, self.pool.block_tokens
+        joined = []
+        while landed and len(running) < self.max_seqs:
+            seq = landed.popleft()
+            joined.append(seq)
+            seq.start_step = self.step
+            seq.end_step = self.step + seq.output_tokens - seq.made
+            running[seq.order] = seq
+            self.joins += 1
+            heapq.heappush(self.ends, (seq.end_step, self.joins, seq))
+            self.context_tokens += seq.prompt_tokens + 1
+            self.growth[(self.step - seq.prompt_tokens) % block_tokens] += 1
+            if seq.best_of > 1:
+                self._fork(seq)
+        self.joined = joined
+
+    def _fork(self, seq: Sequence) -> None:
+        """The other candidates of best_of: same prompt, found in the prefix cache but for its tail."""
+        seq.pending = seq.best_of
+        for _ in range(seq.best_of - 1):
+            child = Sequence(seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens - seq.made + 1, seq.hashes, priority=seq.priority)
+            child.parent = seq
+            child.owner = seq.owner
+            self.submit(child)
+        seq.best_of = 1
+
+    def _leave(self, seq: Sequence) -> None:
+        """Out of the running; the blocks it grew are added to its holding. Its heap entry goes stale."""
+        del self.running[seq.order]
+        steps = self.step - seq.start_step
+        self.context_tokens -= seq.prompt_tokens + steps + 1
+        self.growth[(seq.start_step - seq.prompt_tokens) % self.pool.block_tokens] -= 1
+        seq.computed = seq.prompt_tokens + steps
+        if seq.holding is not None:
+            block_tokens = self.pool.block_tokens
+            seq.holding.private += -(-(seq.prompt_tokens + steps) // block_tokens) - -(-seq.prompt_tokens // block_tokens)
+        seq.end_step = -1
+
+    def _ended(self, seq: Sequence) -> Sequence | None:
+        """The sequence the world knows, once it and all its candidates have ended."""
+        root = seq.parent or seq
+        if root.pending:
+            root.pending -= 1
+            if root.pending:
+                return None
+        return root
+
+    def _free(self, seq: Sequence) -> None:
+        holding = seq.holding
+        if holding is not None:
+            if seq.hashes or holding.ids:
+                self.pool.cache(holding, seq.hashes, seq.computed)
+                self.pool.release(holding)
+            else:
+                self.pool.used -= holding.private
+            seq.holding = None
+        if self.waiting or self.landed:
+            self.stirred = True
+
+    def _grow(self, first: int, last: int) -> None:
+        """Take the blocks needed to run steps `first` to `last`."""
+        block_tokens, steps = self.pool.block_tokens, last - first + 1
+        if steps <= 0:
+            return
+        rounds, rest = divmod(steps, block_tokens)
+        blocks = rounds * len(self.running)
+        if rest:
+            start = first % block_tokens
+            end = start + rest
+            growth = self.growth
+            blocks += sum(growth[start:end]) if end <= block_tokens else sum(growth[start:]) + sum(growth[: end - block_tokens])
+        if blocks:
+            self.pool.grow(blocks)
+
+    def _repeat(self) -> int:
+        """Steps until the first sequence ends or blocks run out; 0 when not even one step has its blocks."""
+        ends, running = self.ends, self.running
+        while True:
+            end, _, seq = ends[0]
+            if seq.end_step == end:
+                break
+            heapq.heappop(ends)
+        steps = end - self.step
+        block_tokens, available = self.pool.block_tokens, self.pool.total - self.pool.used
+        if len(running) * (steps // block_tokens + 1) <= available:
+            return steps
+        rounds = min(available // len(running), steps // block_tokens)
+        available -= rounds * len(running)
+        possible = rounds * block_tokens
+        while possible < steps:
+            available -= self.growth[(self.step + possible) % block_tokens]
+            if available < 0:
+                break
+            possible += 1
+        return min(possible, steps)
+
+    def _preempt(self) -> None:
+        """Blocks have run out: the latest, least urgent sequence gives its own up and is computed anew from the head of the queue."""
+        candidates = [*self.running.values(), *self.prefilling]
+        victim = max(candidates, key=lambda s: (-s.priority, s.order))
+        assert len(candidates) > 1 or self.reserved or self.held or self.landed, f"{victim} alone does not fit into {self.pool.total} blocks"
+        if victim.order in self.running and self.running[victim.order] is victim:
+            steps = self.step - victim.start_step
+            self._leave(victim)
+            victim.made += steps
+            victim.prompt_tokens += steps + 1
+        else:
+            self.prefilling.remove(victim)
+            self.waiting_tokens -= victim.prompt_tokens - victim.computed
+        if victim.holding is not None:
+            self.pool.release(victim.holding)
+            victim.holding = None
+        victim.computed = 0
+        victim.preempted += 1
+        self.preemptions += 1
+        self.waiting_tokens += victim.prompt_tokens
+        self.waiting.appendleft(victim)

@@ -1,0 +1,256 @@
+"""A simulated instance: the scheduler decides, the cost model says how long it takes, SimPy sleeps.
+
+Many identical decode steps are slept through at once (a *run*). With n sequences, c context tokens and a step cost base + slope * c, k
+steps take k * (base + slope * c) + slope * n * k (k - 1) / 2 seconds, since every step adds n tokens of context. When something stirs
+the scheduler in the middle, the run is cut at the next step boundary, found by solving that sum for k; a wake-up that a cut has made
+stale is recognised by its generation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import simpy
+
+from pdlab.cost.base import Cost
+from pdlab.metrics import Gaps
+from pdlab.scheduler import Batch, Scheduler, Sequence
+from pdlab.types import InstanceSpec, Report, Role
+
+
+class After(simpy.Timeout):
+    """Call `callback(event)` in `delay` seconds; `event.value` is `value`. A Timeout that is born with its one callback."""
+
+    def __init__(self, env: simpy.Environment, delay: float, callback: Callable[[simpy.Event], None], value: object = None) -> None:
+        self.env = env
+        self.callbacks = [callback]
+        self._value = value
+        self._delay = delay
+        self._ok = True
+        env.schedule(self, simpy.events.NORMAL, delay)
+
+
+class Owner(Protocol):
+    """What an instance tells its world."""
+
+    def batch_started(self, instance: SimInstance, batch: Batch, seconds: float) -> None:
+        """Prompt chunks are under way."""
+
+    def first_steps(self, instance: SimInstance, joined: list[Sequence], at_s: float) -> None:
+        """These sequences have just joined the running; their next token comes at `at_s`."""
+
+    def prefilled(self, instance: SimInstance, seq: Sequence) -> None: ...
+
+    def finished(self, instance: SimInstance, seq: Sequence) -> None: ...
+
+    def drained(self, instance: SimInstance) -> None: ...
+
+
+class SimInstance:
+    """`spec` says who it is; `index` its place in every record."""
+
+    def __init__(
+        self, env: simpy.Environment, owner: Owner, spec: InstanceSpec, index: int, scheduler: Scheduler, cost: Cost, gaps: Gaps
+    ) -> None:
+        self.env, self.owner, self.spec, self.index, self.scheduler, self.cost, self.gaps = env, owner, spec, index, scheduler, cost, gaps
+        self.name = spec.name
+        self.role: Role = spec.role
+        self.batch: Batch | None = None
+        self.at_boundary: list[Callable[[], None]] = []
+        self.jobs: dict[object, None] = {}  # that involve it now
+        self.alive = True
+        self.draining = False
+        self.spans: list[tuple[int, float, float, str, int, int]] | None = None
+        self.cut = False  # the run under way ends at the next boundary already
+        self.finishing = False  # inside `_done`: what is submitted now waits for its end
+        self.generation = 0
+        self.k = 0  # steps of the run under way
+        self.began_s = 0.0  # when the first of them began
+        self.step_s = 0.0  # its duration
+        self.slope_s = 0.0  # by which each next step takes longer
+        self.emitted_s = 0.0  # when the running sequences got their last token
+        self.last_step_s = 0.0
+        self.lines: dict[int, tuple[float, float, float]] = {}
+        self.up_s = env.now
+        self.lived_s = 0.0
+        self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
+        self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.preemptions_before = 0
+
+    # ------------------------------------------------------------ the loop
+
+    def kick(self) -> None:
+        """Something was given to it: start if idle, cut the run under way if it would go on otherwise."""
+        if self.batch is None:
+            if not self.finishing:
+                self._start()
+        elif self.scheduler.stirred and not self.cut and self.k > 1:
+            self._cut()
+
+    def _start(self) -> None:
+        scheduler, now = self.scheduler, self.env.now
+        batch = scheduler.next_batch(now)
+        if batch is None:
+            if self.draining and scheduler.idle:
+                self.owner.drained(self)
+            return
+        self.batch = batch
+        self.began_s = now
+        self.cut = False
+        n = batch.decodes
+        if batch.chunks:
+            chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
+            seconds = self.cost.mixed_s(chunks, n, batch.context_tokens) if n else self.cost.prefill_s(chunks)
+            self.k = 1
+            self.step_s, self.slope_s = seconds, 0.0
+            self.owner.batch_started(self, batch, seconds)
+        else:
+            line = self.lines.get(n)
+            if line is None or batch.context_tokens >= line[2]:
+                line = self.cost.decode_line(n, batch.context_tokens)
+                if line[2] == math.inf:
+                    self.lines[n] = line
+            k = batch.repeat
+            base_s, per_token_s, until = line
+            if until != math.inf:
+                k = min(k, max(1, math.ceil((until - batch.context_tokens) / n)))
+            self.k = k
+            self.step_s = base_s + per_token_s * batch.context_tokens
+            self.slope_s = per_token_s * n
+            seconds = k * self.step_s + self.slope_s * (k * (k - 1) / 2)
+        if scheduler.joined:
+            self.owner.first_steps(self, scheduler.joined, now + self.step_s)
+        self.generation += 1
+        After(self.env, seconds, self._done, self.generation)
+
+    def _steps_by(self, elapsed_s: float) -> int:
+        """Whole steps of the run done after `elapsed_s`."""
+        a = self.slope_s / 2
+        b = self.step_s - a
+        if a > 1e-18:
+            steps = int((math.sqrt(b * b + 4 * a * elapsed_s) - b) / (2 * a) + 1e-9)
+        else:
+            steps = int(elapsed_s / b + 1e-9)
+        return min(steps, self.k - 1)
+
+    def _cut(self) -> None:
+        steps = self._steps_by(self.env.now - self.began_s) + 1
+        self.cut = True
+        if steps < self.k:
+            self.k = steps
+            end_s = self.began_s + steps * self.step_s + self.slope_s * (steps * (steps - 1) / 2)
+            self.generation += 1
+            After(self.env, max(0.0, end_s - self.env.now), self._done, self.generation)
+
+    def sync(self) -> None:
+        """Book the steps of the run that are done by now, so that whoever looks sees what single steps would show."""
+        batch = self.batch
+        if batch is None or self.k <= 1:
+            return
+        steps = self._steps_by(self.env.now - self.began_s)
+        if steps > 0:
+            seconds = self._book(batch, steps)
+            self.scheduler.advance(batch, steps)
+            self.k -= steps
+            self.began_s += seconds
+            self.step_s += self.slope_s * steps
+
+    def _book(self, batch: Batch, steps: int) -> float:
+        """Account for `steps` done from `began_s` on: token gaps, busy time. Returns their seconds."""
+        n, step_s, slope_s = batch.decodes, self.step_s, self.slope_s
+        seconds = steps * step_s + slope_s * (steps * (steps - 1) / 2)
+        if n:
+            joined = self.scheduler.joined
+            continuing = n - len(joined)
+            pause_s = self.began_s - self.emitted_s
+            if not joined and pause_s <= 0.0:
+                self.gaps.add_run(n, step_s, slope_s, steps)
+            else:
+                if continuing:
+                    self.gaps.add(pause_s + step_s, continuing)
+                if steps > 1:
+                    self.gaps.add_run(n, step_s + slope_s, slope_s, steps - 1)
+                self.scheduler.joined = []
+            self.emitted_s = self.began_s + seconds
+            self.last_step_s = step_s + slope_s * (steps - 1)
+            self.decode_tokens += n * steps
+        if batch.chunks:
+            self.prefill_busy_s += seconds
+        else:
+            self.decode_busy_s += seconds
+        if self.spans is not None:
+            self._span(batch, steps, seconds)
+        return seconds
+
+    def _done(self, event: simpy.Event) -> None:
+        if event._value != self.generation or not self.alive:
+            return
+        batch, scheduler = self.batch, self.scheduler
+        assert batch is not None
+        self._book(batch, self.k)
+        if scheduler.pool.used > self.peak_blocks:
+            self.peak_blocks = scheduler.pool.used
+        self.finishing = True
+        prefilled, finished = scheduler.complete(batch, self.k, self.env.now)
+        self.batch = None
+        for seq, tokens in batch.chunks:
+            self.prefill_tokens += tokens
+        for seq in finished:
+            self.owner.finished(self, seq)
+        for seq in prefilled:
+            self.owner.prefilled(self, seq)
+        if self.at_boundary:
+            calls, self.at_boundary = self.at_boundary, []
+            for call in calls:
+                call()
+        self.finishing = False
+        if self.alive and self.batch is None:
+            self._start()
+
+    def when_between_steps(self, call: Callable[[], None]) -> None:
+        """Run `call` at the next step boundary; at once when nothing is under way."""
+        if self.batch is None and not self.finishing:
+            call()
+            self.kick()
+        else:
+            self.at_boundary.append(call)
+            if self.batch is not None and not self.cut and self.k > 1:
+                self._cut()
+
+    # ------------------------------------------------------------ what it says of itself
+
+    def report(self) -> Report:
+        self.sync()
+        s = self.scheduler
+        pool = s.pool
+        waiting = s.waiting
+        stored, evicted = pool.drain_events()
+        head = pool.blocks(waiting[0].prompt_tokens) if waiting else 0
+        return Report(
+            self.name,
+            self.spec.incarnation,
+            self.env.now,
+            len(waiting) + len(s.prefilling),
+            s.waiting_tokens,
+            len(s.running) + len(s.landed),
+            s.context_tokens,
+            pool.used,
+            pool.total - pool.used,
+            head,
+            sum(pool.blocks(w.prompt_tokens) for w in waiting) if waiting else 0,
+            s.preemptions,
+            self.last_step_s,
+            stored,
+            evicted,
+        )
+
+    @property
+    def preemptions(self) -> int:
+        return self.preemptions_before + self.scheduler.preemptions
+
+    def _span(self, batch: Batch, steps: int, seconds: float) -> None:
+        assert self.spans is not None
+        kind = "mixed" if batch.chunks and batch.decodes else "prefill" if batch.chunks else "decode"
+        tokens = sum(t for _, t in batch.chunks) + batch.decodes * steps
+        self.spans.append((self.index, self.began_s, self.began_s + seconds, kind, len(batch.chunks) + batch.decodes, tokens))

@@ -1,0 +1,326 @@
+"""The nouns of pdlab, and what passes between a decider and its world.
+
+A world turns what happens into *events*; a decider answers with *actions*. Both are frozen, compared by value, and written
+to the event log as tagged JSON by msgspec (chosen over dataclasses: a frozen one costs ten times as much to make, and the
+log needs no hand-written codec). Times are seconds on the world's clock, sizes are in tokens, blocks or bytes as named.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+import msgspec
+
+
+class UsageError(Exception):
+    """The user's mistake: one line that names the value and the remedy. The CLI prints it and exits with status 2."""
+
+
+class Role(StrEnum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+    @property
+    def prefills(self) -> bool:
+        return self is not Role.DECODE
+
+    @property
+    def decodes(self) -> bool:
+        return self is not Role.PREFILL
+
+
+class InstanceState(StrEnum):
+    JOINING = "joining"
+    READY = "ready"
+    LEASE_LOST = "lease_lost"
+    SUSPECT = "suspect"
+    DRAINING = "draining"
+    SWITCHING = "switching"
+    GONE = "gone"
+
+
+class Stage(IntEnum):
+    """Where a request is. Every stage has a deadline; the last five end it."""
+
+    QUEUED_P = 0
+    PREFILL = 1
+    LEASED = 2
+    QUEUED_D = 3
+    TRANSFER = 4
+    DECODE = 5
+    MIGRATING = 6
+    DONE = 7
+    ABORTED = 8
+    EXPIRED = 9
+    REJECTED = 10
+    FAILED = 11
+
+    @property
+    def ended(self) -> bool:
+        return self >= Stage.DONE
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """What the router knows of a request; never its output length.
+
+    `hashes` is the chain of its prompt's full prefix blocks (see `Workload.hash_tokens`); empty means nothing of it is shared
+    with any other request. A higher `priority` goes first. SLOs left None are the experiment's.
+    """
+
+    id: int
+    arrival_s: float
+    prompt_tokens: int
+    hashes: tuple[int, ...] = ()
+    priority: int = 0
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    n: int = 1
+    best_of: int = 1
+
+
+class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance says of itself when it joins. Profiles are measured or modelled points for predictors:
+    (prompt_tokens, seconds) and (batch, context_tokens in all, seconds)."""
+
+    name: str
+    role: Role
+    incarnation: int = 0
+    kv_blocks: int
+    block_tokens: int = 16
+    block_bytes: int = 0
+    host: str = ""
+    max_seqs: int = 256
+    max_batch_tokens: int = 8192
+    prefix_cache: bool = True
+    prefill_profile: tuple[tuple[int, float], ...] = ()
+    decode_profile: tuple[tuple[int, int, float], ...] = ()
+    link_bytes_per_s: float = 0.0
+    url: str = ""
+
+
+# ---------------------------------------------------------------- events
+
+
+class Event(msgspec.Struct, frozen=True, tag=True):
+    """Something that happened in a world."""
+
+
+class Arrived(Event, frozen=True):
+    request: Request
+
+
+class Cancelled(Event, frozen=True):
+    """The client went away."""
+
+    request_id: int
+
+
+class Joined(Event, frozen=True):
+    spec: InstanceSpec
+
+
+class Left(Event, frozen=True):
+    """An incarnation is gone. `sent` maps each of its running requests to the output tokens its client already has."""
+
+    instance: str
+    incarnation: int
+    sent: dict[int, int] = {}
+
+
+class Report(Event, frozen=True):
+    """An instance's load as it was at `taken_s`, which can lie well before its delivery."""
+
+    instance: str
+    incarnation: int = 0
+    taken_s: float = 0.0
+    waiting: int = 0  # requests not yet running
+    waiting_tokens: int = 0  # of theirs, prompt tokens still to compute
+    running: int = 0  # sequences decoding
+    context_tokens: int = 0  # KV tokens that the decoding sequences hold
+    used_blocks: int = 0  # referenced: running, reserved, leased
+    free_blocks: int = 0  # free or evictable
+    waiting_head_blocks: int = 0  # that the first waiting request needs
+    waiting_blocks: int = 0  # that all waiting requests need
+    preempted: int = 0  # since start
+    decode_step_s: float = 0.0  # the last decode step's duration
+    stored: tuple[int, ...] = ()  # prefix hashes cached since the last report
+    evicted: tuple[int, ...] = ()  # and evicted
+
+
+class Refused(Event, frozen=True):
+    """A decode instance had no room to reserve for a request; the router waits for room or asks another."""
+
+    request_id: int
+    attempt: int
+    instance: str
+
+
+class PrefillDone(Event, frozen=True):
+    """The prompt is computed on `instance`, which now leases its KV blocks. `cached_tokens` were found in its prefix cache."""
+
+    request_id: int
+    attempt: int
+    instance: str
+    cached_tokens: int = 0
+
+
+class Transferred(Event, frozen=True):
+    request_id: int
+    attempt: int
+    instance: str
+
+
+class TransferFailed(Event, frozen=True):
+    """A hand-off or migration ended without the KV: `lost` says whether the source still holds it."""
+
+    request_id: int
+    attempt: int
+    src: str
+    dst: str
+    reason: str
+    lost: bool = False
+
+
+class Migrated(Event, frozen=True):
+    request_id: int
+    attempt: int
+    src: str
+    dst: str
+
+
+class Finished(Event, frozen=True):
+    request_id: int
+    attempt: int
+    instance: str
+    output_tokens: int = 0
+
+
+class Failed(Event, frozen=True):
+    """An instance cannot serve this request at all (too long for it, broken model)."""
+
+    request_id: int
+    attempt: int
+    instance: str
+    reason: str
+
+
+class Switched(Event, frozen=True):
+    """A role switch is complete: drained, switched, ready."""
+
+    instance: str
+    incarnation: int
+    role: Role
+
+
+class Suspected(Event, frozen=True):
+    """The registry lost sight of an instance (`lost`), or found it again."""
+
+    instance: str
+    incarnation: int
+    lost: bool = True
+
+
+class Tick(Event, frozen=True):
+    """`Router.tick_s` have passed: deadlines are checked, and the policy's migrate and resize may be asked."""
+
+
+# ---------------------------------------------------------------- actions
+
+
+class Action(msgspec.Struct, frozen=True, tag=True):
+    """Something a world shall do."""
+
+
+class Dispatch(Action, frozen=True):
+    """Prefill the request on `instance`. With `decode` set, that instance has to reserve room before prefill starts; where
+    it is `instance` itself, the request stays there. `sent_tokens` of its output were delivered by an earlier attempt and
+    belong to the prompt now."""
+
+    request_id: int
+    attempt: int
+    instance: str
+    decode: str | None = None
+    sent_tokens: int = 0
+
+
+class Handoff(Action, frozen=True):
+    """Move the KV of a prefilled request from `src` to `dst`, and decode there. `src` itself: no transfer."""
+
+    request_id: int
+    attempt: int
+    src: str
+    dst: str
+
+
+class Migrate(Action, frozen=True):
+    """Move a running request, staged, while it goes on decoding."""
+
+    request_id: int
+    attempt: int
+    src: str
+    dst: str
+
+
+class Abort(Action, frozen=True):
+    """Drop an attempt on an instance and free its blocks."""
+
+    request_id: int
+    attempt: int
+    instance: str
+
+
+class End(Action, frozen=True):
+    """The request is over without success: `stage` is ABORTED, EXPIRED, REJECTED or FAILED."""
+
+    request_id: int
+    stage: Stage
+    reason: str
+
+
+class Switch(Action, frozen=True):
+    """Drain, then change role. The world answers with Switched."""
+
+    instance: str
+    role: Role
+
+
+class Stop(Action, frozen=True):
+    """Drain an instance, then let it leave."""
+
+    instance: str
+
+
+class Evict(Action, frozen=True):
+    """An instance was silent for too long: fence it. The world answers with Left."""
+
+    instance: str
+    incarnation: int
+
+
+class Scale(Action, frozen=True):
+    """Start `count` instances of a role; only where autoscaling is on. A policy may ask for a negative count: the router then
+    names who has to Stop."""
+
+    count: int
+    role: Role
+
+
+AnyEvent = (
+    Arrived
+    | Cancelled
+    | Joined
+    | Left
+    | Report
+    | Refused
+    | PrefillDone
+    | Transferred
+    | TransferFailed
+    | Migrated
+    | Finished
+    | Failed
+    | Switched
+    | Suspected
+    | Tick
+)
+AnyAction = Dispatch | Handoff | Migrate | Abort | End | Switch | Stop | Evict | Scale
