@@ -86,7 +86,8 @@ class Gaps:
         """(lower edges in seconds, counts) of the bins that hold anything; bin k ends at 1.005 times its lower edge."""
         self._flush()
         held = np.nonzero(self._counts)[0]
-        return _LOW_S * _GROWTH**held, self._counts[held]
+        edges: NDArray[np.float64] = _LOW_S * _GROWTH ** held.astype(np.float64)
+        return edges, self._counts[held]
 
     def state(self) -> dict[str, Any]:
         """Everything as JSON-able values, for `restore`."""

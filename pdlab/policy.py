@@ -1,8 +1,8 @@
 """The policy interface: four questions, each with a plain default answer.
 
-A policy is a frozen pydantic-checked dataclass in a file of `pdlab/policies/` (or any file named `path.py:Class`); its fields are its
-parameters in YAML, and what it remembers between calls lives in attributes it makes in `__post_init__`. It decides from the view it is
-given and `cluster.rng`; it never reads a clock.
+A policy is a dataclass in a file of `pdlab/policies/` (or any file named `path.py:Class`); its fields are its parameters in YAML, and
+what it remembers between calls lives in attributes it makes in `__post_init__`, where it also checks its fields with `require`. It
+decides from the view it is given and `cluster.rng`; it never reads a clock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdlab.cluster import Cluster, Instance
-from pdlab.types import Event, Request, Role, Scale
+from pdlab.types import Event, Request, Role, Scale, UsageError
+
+HOOKS = ("dispatch", "handoff", "migrate", "resize")
+
+
+def require(holds: bool, name: str, value: object, must: str) -> None:
+    """Check a policy's parameter: `require(self.tick_s > 0, "tick_s", self.tick_s, "be above 0")`. Raises UsageError."""
+    if not holds:
+        raise UsageError(f"policy parameter {name} must {must}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,13 @@ class PrefillPredictor:
             tokens, seconds = np.array([p[0] for p in profile], float), np.array([p[1] for p in profile], float)
             columns = np.stack([np.ones_like(tokens), tokens, tokens**2], axis=1)
             weights = 1.0 / np.maximum(seconds, 1e-9)  # relative error: short prompts count as much as long ones
-            solution = np.linalg.lstsq(columns * weights[:, None], seconds * weights, rcond=None)[0]
-            self.a, self.b, self.c = (float(x) for x in solution)
+            for terms in (3, 2, 1):  # a falling slope is noise, and would make the longest queues look empty
+                solution = np.linalg.lstsq(columns[:, :terms] * weights[:, None], seconds * weights, rcond=None)[0]
+                if all(x >= 0.0 for x in solution[1:]):
+                    break
+            self.a, self.b, self.c = (*(float(x) for x in solution), 0.0, 0.0)[:3]
 
-    def seconds(self, tokens: int) -> float:
+    def seconds(self, tokens: float) -> float:
         return max(0.0, self.a + self.b * tokens + self.c * tokens * tokens)
 
 

@@ -67,7 +67,8 @@ class Limits:
 
 class Router:
     """`seed` feeds the one generator policies may draw from. `hash_tokens` is the prompt tokens behind one prefix hash. With
-    `reserve_first` decode instances are chosen at dispatch and reserve blocks before prefill starts."""
+    `reserve_first` decode instances are chosen at dispatch and reserve blocks before prefill starts. `first_token` says which of the
+    two instances sends it ("prefill" or "decode")."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Router:
         ttft_slo_s: float = 1.0,
         tpot_slo_s: float = 0.05,
         reserve_first: bool = False,
+        first_token: str = "prefill",
         autoscale: bool = False,
         links: Links | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class Router:
         self.limits = limits or Limits()
         self.pairs = policy.pairs or reserve_first
         self.autoscale = autoscale
+        self.first_token = first_token
         self.tick_s = min(1.0, policy.tick_s) if policy.tick_s else 1.0
         self.cluster = Cluster(
             random.Random(seed), hash_tokens=hash_tokens, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s, links=links
@@ -315,7 +318,7 @@ class Router:
         if live.migrating is not None:
             live.migrating = None
             if event.lost:
-                self._lose(live, event.reason)
+                self._lose(live, event.reason, event.sent)
         else:
             self._lose(live, event.reason)
         self._retry()
@@ -372,8 +375,12 @@ class Router:
         self._unassign_decode(live)
         live.prefill = live.migrating = None
 
-    def _lose(self, live: Running, reason: str) -> None:
-        """This attempt is lost: try again from the start, tokens already sent being part of the prompt, or give up."""
+    def _lose(self, live: Running, reason: str, sent: int | None = None) -> None:
+        """This attempt is lost: try again from the start, tokens already sent being part of the prompt, or give up. Where the world does
+        not say how many this attempt has `sent`, it is none, or the first one if that came from the prefill instance."""
+        if sent is None:
+            sent = int(self.first_token == "prefill" and live.stage in (Stage.LEASED, Stage.TRANSFER))
+        live.sent_tokens += sent
         self._abort(live)
         live.losses += 1
         if live.losses >= self.limits.max_attempts:
@@ -422,8 +429,7 @@ class Router:
             if live.migrating is instance:
                 live.migrating = None
             if live.prefill is instance or live.decode is instance:
-                live.sent_tokens += sent.get(live.request.id, 0)
-                self._lose(live, reason)
+                self._lose(live, reason, sent.get(live.request.id))
 
     def _report(self, event: Report) -> None:
         instance = self.by_name.get(event.instance)

@@ -112,6 +112,7 @@ class Scheduler:
 
     __slots__ = (
         "batching",
+        "computing",
         "context_tokens",
         "ends",
         "growth",
@@ -130,6 +131,7 @@ class Scheduler:
         "spare_blocks",
         "step",
         "stirred",
+        "victims",
         "waiting",
         "waiting_tokens",
     )
@@ -156,7 +158,9 @@ class Scheduler:
         self.orders = 0
         self.joins = 0
         self.preemptions = 0
+        self.computing: list[tuple[Sequence, int]] = []  # the chunks of the batch under way
         self.joined = NOTHING  # by the last `next_batch`: their first decode step is ahead
+        self.victims = NOTHING  # and those it preempted
         self.stirred = False
 
     # ------------------------------------------------------------ what a world tells it
@@ -273,7 +277,7 @@ class Scheduler:
     def next_batch(self, now: float) -> Batch | None:
         """The next step's work, or None. Blocks are taken here; `now` is for batchings that know deadlines."""
         self.stirred = False
-        self.joined = NOTHING
+        self.joined = self.victims = NOTHING
         if self.landed:
             self._join()
         batching = self.batching
@@ -281,12 +285,14 @@ class Scheduler:
             chunks, decodes = batching.form(self, now)
             n = len(self.running) if decodes else 0
             if not n:
+                self.computing = chunks
                 return Batch(chunks, 0, 0, 1) if chunks else None
             repeat = 1 if chunks else self._repeat()
             need = self.growth[self.step % self.pool.block_tokens]
             if repeat and need <= self.pool.total - self.pool.used:
                 if need:
                     self.pool.grow(need)
+                self.computing = chunks
                 return Batch(chunks, n, self.context_tokens, repeat)
             for seq, _ in chunks:  # not started: their blocks stay theirs, unless preempted below
                 if seq not in self.prefilling:
@@ -303,9 +309,9 @@ class Scheduler:
             batch.repeat -= steps
 
     def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]:
-        """The batch ran `steps` <= `batch.repeat` times. Returns (prefilled, finished): sequences whose prompt is now computed and whose
-        first token is made, in batch order; and those that are over, all their candidates included. A one-token sequence is only in
-        the second, one that was preempted and is computed anew in neither."""
+        """The batch ran `steps` <= `batch.repeat` times. Returns (prefilled, finished): sequences whose prompt is now computed and that
+        have made a token of it (their first, or after a preemption a later one), in batch order; and those that are over, all their
+        candidates included. A sequence is in one of the two."""
         finished = NOTHING
         if batch.decodes:
             if steps > 1:
@@ -326,6 +332,7 @@ class Scheduler:
         if not batch.chunks:
             return NOTHING, finished
         prefilled: list[Sequence] = []
+        self.computing = []
         for seq, tokens in batch.chunks:
             holding = seq.holding
             if holding is None:
@@ -348,7 +355,7 @@ class Scheduler:
                 self.landed.append(seq)
             else:
                 self.held[seq] = None
-            if seq.made == 1 and seq.parent is None:
+            if seq.parent is None:
                 prefilled.append(seq)
         return prefilled, finished
 
@@ -413,12 +420,13 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Nothing here, running, waiting, leased or expected."""
-        return not (self.running or self.waiting or self.prefilling or self.landed or self.held or self.reserved)
+        return not (self.running or self.waiting or self.prefilling or self.landed or self.held or self.reserved or self.computing)
 
     def check(self) -> None:
         """Invariant 1: blocks held by running, reserved, cached, in transfer, plus free, are the total. O(sequences)."""
         pool = self.pool
-        sequences = [*self.running.values(), *self.landed, *self.held, *self.reserved, *self.prefilling]
+        computing = [seq for seq, _ in self.computing if seq not in self.prefilling]
+        sequences = [*self.running.values(), *self.landed, *self.held, *self.reserved, *self.prefilling, *computing]
         units = {h for s in sequences if s.holding for h in s.holding.shared}
         private = sum(s.holding.private for s in sequences if s.holding)
         grown = sum(pool.blocks(self.kv_tokens(s) + 1) - pool.blocks(s.prompt_tokens) for s in self.running.values())
@@ -426,7 +434,7 @@ class Scheduler:
         slack = pool.used - private - grown - len(units) * pool.unit
         assert -len(self.running) <= slack <= 0, f"used blocks {pool.used} are not accounted for (by {slack})"
         assert pool.free >= 0, f"{pool.free} free blocks"
-        assert self.waiting_tokens == sum(s.prompt_tokens - s.computed for s in [*self.waiting, *self.prefilling])
+        assert self.waiting_tokens == sum(s.prompt_tokens - s.computed for s in [*self.waiting, *self.prefilling, *computing])
         assert self.context_tokens == sum(self.kv_tokens(s) + 1 for s in self.running.values())
 
     # ------------------------------------------------------------ inside
@@ -545,6 +553,7 @@ class Scheduler:
         if victim.holding is not None:
             self.pool.release(victim.holding)
             victim.holding = None
+        self.victims = [*self.victims, victim]
         victim.computed = 0
         victim.preempted += 1
         self.preemptions += 1

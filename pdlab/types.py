@@ -172,7 +172,7 @@ class Transferred(Event, frozen=True):
 
 
 class TransferFailed(Event, frozen=True):
-    """A hand-off or migration ended without the KV: `lost` says whether the source still holds it."""
+    """A hand-off or migration ended without the KV. `lost`: the source no longer holds it either, and the client has `sent` tokens."""
 
     request_id: int
     attempt: int
@@ -180,6 +180,7 @@ class TransferFailed(Event, frozen=True):
     dst: str
     reason: str
     lost: bool = False
+    sent: int = 0
 
 
 class Migrated(Event, frozen=True):

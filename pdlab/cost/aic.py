@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def make_profile(
 ) -> Profile:
     """Ask aiconfigurator at every grid point. Raises UsageError when it is not installed, or does not know the model or the system."""
     try:
-        from aiconfigurator_core.sdk.engine import EngineHandle
+        handle: Any = import_module("aiconfigurator_core.sdk.engine").EngineHandle
     except ImportError:
         raise UsageError("aiconfigurator-core is not installed: pip install 'pdlab[aic]'") from None
     try:
-        engine: Any = EngineHandle.compile(model, system, backend, tp_size=tp, moe_tp_size=tp)
+        engine: Any = handle.compile(model, system, backend, tp_size=tp, moe_tp_size=tp)
         prefill = [[engine.predict_prefill_latency(1, new + before, before) / 1e3 for before in cached] for new in tokens]
         decode = [[engine.decode_step_latency(batch, context, 2) / 1e3 for context in contexts] for batch in batches]
     except Exception as error:  # its exceptions share no base class

@@ -32,10 +32,10 @@ def kv_capacity_tokens(
     free = _free_bytes(model, hardware, tp, utilization, weight_dtype, batch_tokens)
     tokens = int(free // model.kv_bytes_per_token_per_rank(kv_dtype, tp)) if free > 0 else 0
     if tokens < 1:
-        fits = [n for n in (*range(tp + 1, 9), 16, 32, 64) if model.heads % n == 0]
+        fits = [n for n in (2, 4, 8, 16, 32, 64) if n > tp and model.heads % n == 0]
         enough = next((n for n in fits if _free_bytes(model, hardware, n, utilization, weight_dtype, batch_tokens) > 0), None)
-        remedy = f"the smallest tp that fits is {enough}" if enough else "no tp up to 64 fits: use a smaller model or number format"
-        missing = -free * tp / 1e9
+        remedy = f"the smallest tp that fits is {enough}" if enough else "no larger tp fits: use a smaller model or number format"
+        missing = max(0.1, -free * tp / 1e9)
         raise UsageError(
             f"{model.name} in {weight_dtype} does not fit {tp} x {hardware.name}: {missing:.1f} GB missing "
             f"({model.weights_bytes(weight_dtype) / 1e9:.1f} GB of weights); {remedy}"

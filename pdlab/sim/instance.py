@@ -38,6 +38,12 @@ class Owner(Protocol):
     def batch_started(self, instance: SimInstance, batch: Batch, seconds: float) -> None:
         """Prompt chunks are under way."""
 
+    def batch_ended(self, instance: SimInstance, batch: Batch) -> None:
+        """Prompt chunks are computed."""
+
+    def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
+        """These gave their blocks up."""
+
     def first_steps(self, instance: SimInstance, joined: list[Sequence], at_s: float) -> None:
         """These sequences have just joined the running; their next token comes at `at_s`."""
 
@@ -76,7 +82,7 @@ class SimInstance:
         self.up_s = env.now
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
-        self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.preemptions_before = 0
+        self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.switches = 0
 
     # ------------------------------------------------------------ the loop
 
@@ -91,6 +97,8 @@ class SimInstance:
     def _start(self) -> None:
         scheduler, now = self.scheduler, self.env.now
         batch = scheduler.next_batch(now)
+        if scheduler.victims:
+            self.owner.preempted(self, scheduler.victims)
         if batch is None:
             if self.draining and scheduler.idle:
                 self.owner.drained(self)
@@ -194,8 +202,9 @@ class SimInstance:
         self.finishing = True
         prefilled, finished = scheduler.complete(batch, self.k, self.env.now)
         self.batch = None
-        for seq, tokens in batch.chunks:
-            self.prefill_tokens += tokens
+        if batch.chunks:
+            self.prefill_tokens += sum(tokens for _, tokens in batch.chunks)
+            self.owner.batch_ended(self, batch)
         for seq in finished:
             self.owner.finished(self, seq)
         for seq in prefilled:
@@ -217,6 +226,15 @@ class SimInstance:
             self.at_boundary.append(call)
             if self.batch is not None and not self.cut and self.k > 1:
                 self._cut()
+
+    def drop(self, seq: Sequence) -> None:
+        """Remove a sequence, between steps."""
+        if self.alive:
+            self.scheduler.remove(seq)
+
+    def runs(self, seq: Sequence | None) -> bool:
+        """Is it decoding here now?"""
+        return self.alive and seq is not None and self.scheduler.running.get(seq.order) is seq
 
     # ------------------------------------------------------------ what it says of itself
 
@@ -244,10 +262,6 @@ class SimInstance:
             stored,
             evicted,
         )
-
-    @property
-    def preemptions(self) -> int:
-        return self.preemptions_before + self.scheduler.preemptions
 
     def _span(self, batch: Batch, steps: int, seconds: float) -> None:
         assert self.spans is not None

@@ -1,0 +1,149 @@
+"""From the `policy` of an experiment file to a Policy.
+
+    policy: prefix_aware                                       one for all hooks
+    policy: {name: llumnix, migrate_out_threshold: 3.0}        with parameters
+    policy: {dispatch: prefix_aware, handoff: {name: least_kv}, migrate: mine/steal.py:Steal}
+
+A name is a file in `pdlab/policies/`; `path/to/mine.py:MyPolicy` (or only the path) is a file of the user's, relative to the experiment.
+There is no registry: the file is the registration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+
+from pdlab.compose import Composed
+from pdlab.policy import HOOKS, Policy
+from pdlab.types import UsageError
+
+_FOLDER = Path(__file__).parent / "policies"
+
+
+def names() -> list[str]:
+    """The built-in policies, in alphabetical order."""
+    return sorted(p.stem for p in _FOLDER.glob("*.py") if not p.stem.startswith("_"))
+
+
+def policy_class(name: str, base_dir: Path) -> type[Policy]:
+    """The class behind a built-in name, or behind `file.py:Class` relative to `base_dir`. Raises UsageError."""
+    if not name.endswith(".py") and ".py:" not in name:
+        if name not in names():
+            raise UsageError(f"unknown policy {name!r}{_nearest(name, names())}; there are {', '.join(names())}, or give path/to/file.py:Class")
+        return _only_policy(importlib.import_module(f"pdlab.policies.{name}"), name, None)
+    file, _, wanted = name.rpartition(":") if ".py:" in name else (name, "", "")
+    return _only_policy(_load_file(base_dir / file, name), name, wanted or None)
+
+
+def build(spec: object, base_dir: Path) -> Policy:
+    """The policy that an experiment's value asks for. A policy named twice with the same parameters is one object, so that its hooks
+    share what it remembers. Raises UsageError for an unknown name or parameter, or a value of the wrong type or range."""
+    if isinstance(spec, str):
+        return policy_class(spec, base_dir)()
+    if not isinstance(spec, Mapping):
+        raise UsageError(f"policy must be a name or a mapping, not {spec!r}")
+    if "name" in spec:
+        return _with_parameters(spec, base_dir)
+    for key in spec:
+        if key not in HOOKS:
+            raise UsageError(f"policy: unknown key {key!r}{_nearest(str(key), [*HOOKS, 'name'])}; give a name, or any of {', '.join(HOOKS)}")
+    made: list[tuple[object, Policy]] = []
+    members: dict[str, Policy] = {}
+    for hook, value in spec.items():
+        asked = {"name": value} if isinstance(value, str) else value
+        member = next((policy for known, policy in made if known == asked), None)
+        if member is None:
+            if not isinstance(asked, Mapping) or "name" not in asked:
+                raise UsageError(f"policy.{hook} must be a name, or a mapping with a name, not {value!r}")
+            member = _with_parameters(asked, base_dir)
+            made.append((asked, member))
+        if getattr(type(member), hook) is getattr(Policy, hook):
+            able = [h for h in HOOKS if getattr(type(member), h) is not getattr(Policy, h)]
+            raise UsageError(f"policy.{hook}: {asked['name']} does not decide {hook}, only {' and '.join(able) or 'nothing'}")
+        members[hook] = member
+    return Composed(**members)
+
+
+def source_hash(policy: Policy) -> str:
+    """SHA-256, in hex, over the source files of the policy's classes and their bases: equal hashes, equal decisions."""
+    members = policy.members.values() if isinstance(policy, Composed) else [policy]
+    classes = {c for m in members for c in type(m).__mro__ if issubclass(c, Policy)}
+    digest = hashlib.sha256()
+    for module in sorted({c.__module__ for c in classes}):
+        file = getattr(sys.modules[module], "__file__", None)
+        digest.update(Path(file).read_bytes() if file else module.encode())  # without a file: typed into a notebook
+    return digest.hexdigest()
+
+
+def _with_parameters(spec: Mapping[object, object], base_dir: Path) -> Policy:
+    name = spec["name"]
+    if not isinstance(name, str):
+        raise UsageError(f"policy name must be text, not {name!r}")
+    cls = policy_class(name, base_dir)
+    types = typing.get_type_hints(cls)
+    fields = {f.name: types[f.name] for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
+    parameters: dict[str, object] = {}
+    for key, value in spec.items():
+        if key == "name":
+            continue
+        if key not in fields:
+            known = f"it has {', '.join(fields)}" if fields else "it has none"
+            raise UsageError(f"policy {name} has no parameter {key!r}{_nearest(str(key), fields)}; {known}")
+        try:
+            parameters[str(key)] = msgspec.convert(value, fields[str(key)])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"policy {name}: {key} is {value!r}: {error}") from error
+    try:
+        return cls(**parameters)
+    except TypeError as error:
+        raise UsageError(f"policy {name}: {error}") from error
+
+
+def _load_file(path: Path, name: str) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"policy {name!r}: there is no file {path}")
+    path = path.resolve()
+    module_name = f"pdlab_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, f"{path} ends in .py"
+    assert spec.loader is not None, f"{path} ends in .py"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise UsageError(f"policy {name!r}: importing {path} raised {type(error).__name__}: {error}") from error
+    return module
+
+
+def _only_policy(module: ModuleType, name: str, wanted: str | None) -> type[Policy]:
+    """The class asked for; else the one Policy defined there, or of several the one named as the file is."""
+    found = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module.__name__
+    }
+    if wanted is None and len(found) == 1:
+        return next(iter(found.values()))
+    camel = "".join(word.capitalize() for word in Path(str(module.__file__)).stem.split("_"))
+    chosen = found.get(wanted or camel)
+    if chosen is None:
+        asked = wanted or f"one Policy, or one named {camel}"
+        raise UsageError(f"policy {name!r}: no {asked} in {module.__file__}; it defines {', '.join(found) or 'no Policy'}")
+    return chosen
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word, list(known), n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

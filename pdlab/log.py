@@ -1,0 +1,96 @@
+"""The event log: one JSON line for each `Router.handle` call, (now, event, actions), after a head that says what the router was.
+
+From it a run can be replayed: a fresh router that is given the same events must answer with the same actions, bit for bit. Lines are
+tagged JSON by msgspec, so that an event reads `{"type": "Arrived", ...}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from pdlab.router import Router
+from pdlab.types import Action, AnyAction, AnyEvent, UsageError
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line. `experiment` is the resolved experiment, from which the router can be built again."""
+
+    pdlab: str
+    seed: int
+    policy: object
+    policy_hash: str
+    experiment: dict[str, object]
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    now: float
+    event: AnyEvent
+    actions: list[AnyAction]
+
+
+class EventLog:
+    """Writes a log. Close it, or use it as a context manager."""
+
+    def __init__(self, path: Path, head: Head) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._encode = msgspec.json.Encoder().encode
+        self._file.write(self._encode(head) + b"\n")
+
+    def write(self, now: float, event: AnyEvent, actions: list[Action]) -> None:
+        self._file.write(self._encode((now, event, actions)) + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read(path: Path) -> tuple[Head, Iterator[Entry]]:
+    """The head, and the entries one by one. Raises UsageError naming the line that cannot be read."""
+    file = path.open("rb")
+    try:
+        head = msgspec.json.decode(file.readline(), type=Head)
+    except msgspec.DecodeError as error:
+        file.close()
+        raise UsageError(f"{path}: line 1: not the head of an event log ({error})") from error
+    return head, _entries(path, file)
+
+
+def _entries(path: Path, file: BinaryIO) -> Iterator[Entry]:
+    decoder = msgspec.json.Decoder(Entry)
+    with file:
+        for number, line in enumerate(file, 2):
+            try:
+                yield decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise UsageError(f"{path}: line {number}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where a replay departs from the log: the event's place (its line), and both answers."""
+
+    line: int
+    now: float
+    event: AnyEvent
+    logged: list[AnyAction]
+    replayed: list[Action]
+
+
+def replay(entries: Iterator[Entry], router: Router) -> tuple[int, list[Difference]]:
+    """Feed a log's events to a fresh router; returns how many, and every difference in its actions."""
+    differences, count = [], 0
+    for count, entry in enumerate(entries, 1):
+        actions = router.handle(entry.event, entry.now)
+        if actions != entry.actions:
+            differences.append(Difference(count + 1, entry.now, entry.event, entry.actions, actions))
+    return count, differences

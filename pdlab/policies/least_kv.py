@@ -1,0 +1,17 @@
+"""Decode where the smallest part of the KV memory would be in use with this prompt there, by the last report and what was sent since.
+Source: Llumnix v1's projected KV ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdlab.cluster import Cluster, Instance
+from pdlab.policy import Policy
+from pdlab.types import Request
+
+
+@dataclass
+class LeastKv(Policy):
+    def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
+        prompt = request.prompt_tokens
+        return min(cluster.decode, key=lambda x: ((x.used_tokens + prompt) / x.kv_tokens, x.index), default=None)

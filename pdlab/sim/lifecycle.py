@@ -1,0 +1,105 @@
+"""Instances come, switch their role, drain, die and come back."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pdlab.sim.instance import After, SimInstance
+from pdlab.types import Evict, Joined, Left, Role, Scale, Stage, Stop, Switch, Switched
+
+if TYPE_CHECKING:
+    from pdlab.sim.world import World
+
+
+class Lifecycle:
+    """A kill is noticed `detect_s` later (a broken connection, not the lease). A switch drains, then takes `switch_s`."""
+
+    def __init__(self, world: World, *, switch_s: float = 1.0, detect_s: float = 0.5) -> None:
+        self.world, self.switch_s, self.detect_s = world, switch_s, detect_s
+        self.goals: dict[str, Role | None] = {}  # draining instances: the role they shall take, None to leave
+        self.retired: list[SimInstance] = []  # earlier incarnations, for the records
+
+    def switch(self, action: Switch) -> None:
+        self._drain(action.instance, action.role)
+
+    def stop(self, action: Stop) -> None:
+        self._drain(action.instance, None)
+
+    def _drain(self, name: str, goal: Role | None) -> None:
+        instance = self.world.instances[name]
+        if instance.alive:
+            self.goals[name] = goal
+            instance.draining = True
+            instance.kick()
+
+    def drained(self, instance: SimInstance) -> None:
+        instance.draining = False
+        goal = self.goals.pop(instance.name)
+        delay_s = 0.0 if goal is None else self.switch_s
+        After(self.world.env, delay_s, lambda _: self._arrived_at(instance, goal))
+
+    def _arrived_at(self, instance: SimInstance, goal: Role | None) -> None:
+        if not instance.alive:
+            return
+        if goal is None:
+            self._take_down(instance)
+            self.world.tell(Left(instance.name, instance.spec.incarnation))
+            return
+        instance.role = goal
+        instance.switches += 1
+        self.world.tell(Switched(instance.name, instance.spec.incarnation, goal))
+
+    def kill(self, name: str, restart_after_s: float | None = None) -> None:
+        instance = self.world.instances[name]
+        if not instance.alive:
+            return
+        sent = self._take_down(instance)
+        left = Left(name, instance.spec.incarnation, sent)
+        After(self.world.env, self.detect_s, lambda _: self.world.tell(left))
+        if restart_after_s is not None:
+            spec = msgspec.structs.replace(instance.spec, incarnation=instance.spec.incarnation + 1)
+            After(self.world.env, max(restart_after_s, self.detect_s), lambda _: self.world.bring_up(spec))
+
+    def evict(self, action: Evict) -> None:
+        instance = self.world.instances[action.instance]
+        if instance.alive and instance.spec.incarnation == action.incarnation:
+            self.world.tell(Left(instance.name, action.incarnation, self._take_down(instance)))
+
+    def _take_down(self, instance: SimInstance) -> dict[int, int]:
+        """Stop it dead; returns the tokens of this attempt that the clients of its requests have."""
+        world = self.world
+        instance.sync()
+        sent: dict[int, int] = {}
+        calls_off = []
+        for job in list(instance.jobs):
+            if job.target is instance:
+                calls_off.append(job)
+                continue
+            sent[job.request.id] = world.client_tokens(job)
+            if job.stage is Stage.DECODE and instance.runs(job.active):
+                job.last_token_s = instance.emitted_s
+            world.moves.cancel(job)
+        instance.alive = False
+        instance.generation += 1
+        instance.batch = None
+        instance.draining = False
+        instance.lived_s += world.env.now - instance.up_s
+        self.goals.pop(instance.name, None)
+        instance.jobs.clear()
+        instance.at_boundary.clear()
+        for job in calls_off:
+            world.moves.call_off(job, f"{instance.name} died")
+        return sent
+
+    def scale(self, action: Scale) -> None:
+        for _ in range(action.count):
+            assert self.world.start_instance is not None
+            spec, start_s = self.world.start_instance(action.role)
+            After(self.world.env, start_s, partial(self._started, spec))
+
+    def _started(self, spec: object, _: object) -> None:
+        assert isinstance(spec, Joined)
+        self.world.bring_up(spec.spec)

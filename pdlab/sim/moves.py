@@ -1,0 +1,234 @@
+"""KV on its way: hand-offs, and live migrations.
+
+*pull*: when the prompt is computed the decode instance asks for it (one more latency) and reads. *push* by request: the prefill instance
+writes it then; by chunk: each prompt chunk when it is computed; by layer: while it is computed, the bytes appearing at the pace of the
+step, the first layer's after 1/layers of it. Pushes by chunk and layer need a decode instance that has reserved before prefill starts;
+without one they fall back to one push at the end.
+
+A migration copies in stages while the request goes on decoding, at most 3; in the last, when 16 or fewer blocks remain, it stands still.
+Source: Llumnix (OSDI'24), §4.2, and its defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pdlab.scheduler import Sequence
+from pdlab.sim.instance import SimInstance
+from pdlab.sim.job import Job
+from pdlab.sim.link import Network, Transfer
+from pdlab.types import Migrate, Migrated, Refused, Stage, TransferFailed, Transferred
+
+if TYPE_CHECKING:
+    from pdlab.sim.world import World
+
+STAGES = 3
+LAST_BLOCKS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TransferMode:
+    """`first_token` says who sends it: "prefill", or "decode", which samples it anew after the transfer. Bytes are those of all layers,
+    replicas of KV heads included."""
+
+    mode: str = "pull"
+    granularity: str = "request"
+    first_token: str = "prefill"
+    layers: int = 32
+    bytes_per_token: float = 131072.0
+
+
+class Moves:
+    def __init__(self, world: World, network: Network, mode: TransferMode) -> None:
+        self.world, self.network, self.mode = world, network, mode
+        self.by_layer = mode.mode == "push" and mode.granularity == "layer"
+        self.by_chunk = mode.mode == "push" and mode.granularity == "chunk"
+
+    # ------------------------------------------------------------ hand-off
+
+    def send_all(self, job: Job) -> None:
+        """The prompt is computed: move what the decode instance does not hold already."""
+        assert job.pseq is not None and job.dseq is not None and job.p is not None and job.d is not None
+        job.handoff_s = self.world.env.now
+        job.stage = Stage.TRANSFER
+        ask_s = self.network.path(job.p.name, job.d.name).latency_s if self.mode.mode == "pull" else 0.0
+        self._start(job, job.pseq.prompt_tokens - job.dseq.cached_tokens, delay_s=ask_s)
+
+    def step_started(self, job: Job, seq: Sequence, tokens: int, seconds: float) -> None:
+        """By layer: a chunk is being computed, for `seconds`."""
+        new = self._unsent(job, seq.computed + tokens, seq)
+        if new > 0:
+            size = new * self.mode.bytes_per_token
+            self._push(job, new, size / seconds, seconds / self.mode.layers)
+
+    def step_ended(self, job: Job, seq: Sequence) -> None:
+        """A chunk is computed: by chunk, send it; by layer, nothing holds its last layers back any more."""
+        if self.by_chunk:
+            new = self._unsent(job, seq.computed, seq)
+            if new > 0:
+                self._push(job, new, math.inf, 0.0)
+        elif job.transfer is not None:
+            self.network.set_limit(job.transfer, math.inf)
+
+    def close(self, job: Job) -> None:
+        """The prompt is computed and all of it is in the push."""
+        assert job.transfer is not None
+        job.handoff_s = self.world.env.now
+        job.stage = Stage.TRANSFER
+        job.streaming = False
+        self.network.close(job.transfer)
+
+    def cancel(self, job: Job) -> None:
+        if job.transfer is not None:
+            self.network.cancel(job.transfer)
+            job.transfer = None
+        job.streaming = False
+
+    def _unsent(self, job: Job, computed: int, seq: Sequence) -> int:
+        """Tokens whose KV the decode instance lacks when `computed` are there. What this instance found in its own prefix cache goes
+        along with the first push."""
+        assert job.dseq is not None
+        return computed - max(job.dseq.cached_tokens, job.pushed_tokens)
+
+    def _push(self, job: Job, tokens: int, limit: float, delay_s: float) -> None:
+        if job.transfer is None:
+            self._start(job, tokens, limit=limit, delay_s=delay_s, streaming=True)
+        else:
+            size = tokens * self.mode.bytes_per_token
+            job.transfer_bytes += size
+            self.network.extend(job.transfer, size)
+            self.network.set_limit(job.transfer, limit)
+        assert job.dseq is not None
+        job.pushed_tokens = max(job.pushed_tokens, job.dseq.cached_tokens) + tokens
+
+    def _start(self, job: Job, tokens: int, *, limit: float = math.inf, delay_s: float = 0.0, streaming: bool = False) -> None:
+        assert job.p is not None and job.d is not None
+        size = tokens * self.mode.bytes_per_token
+        job.transfer_bytes += size
+        job.transfer_start_s = self.world.env.now
+        job.streaming = streaming
+        job.transfer = self.network.transfer(
+            job.p.name, job.d.name, size, self._landed, rate_limit_bytes_per_s=limit, delay_s=delay_s, open=streaming, owner=job
+        )
+
+    def _landed(self, transfer: Transfer) -> None:
+        """The KV is complete on the decode instance."""
+        job = transfer.owner
+        assert isinstance(job, Job)
+        job.transfer = None
+        p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
+        assert p is not None and d is not None and pseq is not None and dseq is not None
+        job.transfer_end_s = self.world.env.now
+        job.stage = Stage.QUEUED_D
+        p.jobs.pop(job, None)
+        if p.alive:
+            p.scheduler.release(pseq)
+            p.kick()
+        d.scheduler.arrive(dseq)
+        d.kick()
+        self.world.tell(Transferred(job.request.id, job.attempt, d.name))
+
+    # ------------------------------------------------------------ migration
+
+    def migrate(self, action: Migrate) -> None:
+        job = self.world.jobs.get(action.request_id)
+        if job is None or job.attempt != action.attempt:
+            return
+        src, seq, dst = job.d, job.active, self.world.instances[action.dst]
+        if src is None or seq is None or not src.runs(seq) or seq.pending or not dst.alive:
+            self._failed(job, action.src, action.dst, "the request cannot be moved now")
+            return
+        src.sync()
+        tokens = src.scheduler.kv_tokens(seq)
+        tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
+        dst.sync()
+        if not dst.scheduler.fits(job.request.prompt_tokens + job.output_tokens) or not dst.scheduler.reserve(tseq):
+            self.world.tell(Refused(job.request.id, job.attempt, dst.name))
+            return
+        dst.jobs[job] = None
+        dst.kick()
+        job.target, job.tseq = dst, tseq
+        job.copied_tokens, job.stages = tseq.cached_tokens, 0
+        self._copy(job, tokens, last=False)
+
+    def _copy(self, job: Job, tokens: int, *, last: bool) -> None:
+        """Copy what has come since the last stage, up to `tokens` in all."""
+        assert job.d is not None and job.target is not None
+        size = max(0, tokens - job.copied_tokens) * self.mode.bytes_per_token
+        job.copied_tokens = max(tokens, job.copied_tokens)
+        job.stages += 1
+        job.transfer_bytes += size
+        landed = partial(self._copied, job, job.tseq, last)
+        job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
+
+    def _copied(self, job: Job, tseq: Sequence, last: bool, transfer: Transfer) -> None:
+        job.transfer = None
+        src, dst, seq = job.d, job.target, job.active
+        assert src is not None and dst is not None and seq is not None and job.tseq is tseq
+        if last:
+            self._commit(job, src, dst, seq, tseq)
+            return
+        if not src.runs(seq):
+            self.call_off(job, "it was preempted")
+            return
+        src.sync()
+        tokens = src.scheduler.kv_tokens(seq)
+        blocks = src.scheduler.pool.blocks(tokens - job.copied_tokens)
+        if blocks <= LAST_BLOCKS or job.stages >= STAGES - 1:
+            src.when_between_steps(partial(self._stop, job, tseq))
+        elif self._extend(dst, tseq, tokens):
+            self._copy(job, tokens, last=False)
+        else:
+            self.call_off(job, f"{dst.name} is full")
+
+    def _stop(self, job: Job, tseq: Sequence) -> None:
+        """At a step boundary of the source: stand still, and copy the rest."""
+        src, dst, seq = job.d, job.target, job.active
+        if job.tseq is not tseq or job.done or src is None or dst is None or seq is None:
+            return
+        if not src.runs(seq):
+            self.call_off(job, "it was preempted")
+            return
+        src.scheduler.hold(seq)
+        job.last_token_s = src.emitted_s
+        job.stage = Stage.MIGRATING
+        if self._extend(dst, tseq, seq.prompt_tokens):
+            self._copy(job, seq.prompt_tokens, last=True)
+        else:
+            self.call_off(job, f"{dst.name} is full")
+
+    def _commit(self, job: Job, src: SimInstance, dst: SimInstance, seq: Sequence, tseq: Sequence) -> None:
+        tseq.made = seq.made
+        tseq.preempted += seq.preempted
+        job.migrations += 1
+        job.d, job.dseq, job.target, job.tseq = dst, tseq, None, None
+        src.jobs.pop(job, None)
+        src.scheduler.release(seq)
+        src.kick()
+        dst.requests += 1
+        dst.scheduler.arrive(tseq)
+        dst.kick()
+        self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name))
+
+    def _extend(self, dst: SimInstance, tseq: Sequence, tokens: int) -> bool:
+        dst.sync()
+        return dst.scheduler.extend(tseq, tokens)
+
+    def call_off(self, job: Job, reason: str) -> None:
+        """Give a migration up: the source goes on, the target frees what it reserved."""
+        src, dst, seq, tseq = job.d, job.target, job.active, job.tseq
+        if dst is None or tseq is None or src is None:
+            return
+        self.cancel(job)
+        job.target = job.tseq = None
+        self.world.drop(job, dst, tseq)
+        if src.alive and seq is not None and seq in src.scheduler.held:
+            src.scheduler.stay(seq)
+            src.kick()
+        self._failed(job, src.name, dst.name, reason)
+
+    def _failed(self, job: Job, src: str, dst: str, reason: str) -> None:
+        self.world.tell(TransferFailed(job.request.id, job.attempt, src, dst, reason))

@@ -1,0 +1,540 @@
+"""The simulated world: turns what happens in SimPy into events for the router, and performs the actions it answers with.
+
+It translates and keeps the records; it decides nothing. `Job` is a request on its way, `SimInstance` runs batches, `Moves` carries KV,
+`Lifecycle` starts and stops instances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import simpy
+
+from pdlab.gaps import Gaps
+from pdlab.log import EventLog
+from pdlab.metrics import Records, Samples
+from pdlab.router import Router
+from pdlab.scheduler import Batch, Sequence
+from pdlab.sim.instance import After, SimInstance
+from pdlab.sim.job import NAN, Job
+from pdlab.sim.lifecycle import Lifecycle
+from pdlab.sim.link import Network
+from pdlab.sim.moves import Moves, TransferMode
+from pdlab.types import (
+    Abort,
+    AnyEvent,
+    Arrived,
+    Dispatch,
+    End,
+    Evict,
+    Failed,
+    Finished,
+    Handoff,
+    InstanceSpec,
+    Joined,
+    Migrate,
+    PrefillDone,
+    Refused,
+    Report,
+    Request,
+    Role,
+    Scale,
+    Stage,
+    Stop,
+    Switch,
+    Tick,
+)
+from pdlab.workload.base import Workload
+
+Maker = Callable[[InstanceSpec], SimInstance]
+
+
+class World:
+    """One run. Call `add` for each instance, then `run`."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        router: Router,
+        workload: Workload,
+        network: Network,
+        transfer: TransferMode,
+        *,
+        report_period_s: float = 0.5,
+        report_delay_s: float = 0.0,
+        switch_s: float = 1.0,
+        detect_s: float = 0.5,
+        log: EventLog | None = None,
+        spans: bool = False,
+        start_instance: Callable[[Role], tuple[InstanceSpec, float]] | None = None,
+    ) -> None:
+        self.env, self.router, self.workload = env, router, workload
+        self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
+        self.log = log
+        self.moves = Moves(self, network, transfer)
+        self.lifecycle = Lifecycle(self, switch_s=switch_s, detect_s=detect_s)
+        self.network = network
+        self.first_token_from_prefill = transfer.first_token == "prefill"
+        self.start_instance = start_instance
+        self.gaps = Gaps()
+        self.records = Records()
+        self.samples = Samples()
+        self.spans: list[tuple[int, float, float, str, int, int]] | None = [] if spans else None
+        self.instances: dict[str, SimInstance] = {}  # the present incarnation of each
+        self.jobs: dict[int, Job] = {}  # by request id, which is its index in the workload
+        self.ended = 0
+        self.leaked_blocks = 0
+        self.finish = env.event()
+        self.silent_until_s: dict[str, float] = {}  # instances whose reports are lost
+        self.late_until_s: dict[str, tuple[float, float]] = {}  # whose reports are late: until when, by how much
+        self.on_progress: Callable[[float, int, int], None] | None = None
+        self.on_event: Callable[[], None] | None = None  # tests assert the invariants here
+        self._makers: dict[str, Maker] = {}
+        self._reasons: dict[str, int] = {}
+        self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
+        self._next_closed = 0
+        self._arrivals: Iterator[tuple[int, float, int, int]] = iter(())
+        self._perform: dict[type, Callable[..., None]] = {
+            Dispatch: self._dispatch,
+            Handoff: self._handoff,
+            Migrate: self.moves.migrate,
+            Abort: self._abort,
+            End: self._end,
+            Switch: self.lifecycle.switch,
+            Stop: self.lifecycle.stop,
+            Evict: self.lifecycle.evict,
+            Scale: self.lifecycle.scale,
+        }
+
+    # ------------------------------------------------------------ running
+
+    def add(self, spec: InstanceSpec, make: Maker) -> None:
+        """Bring up an instance; `make` builds it, now and after each restart."""
+        self._makers[spec.name] = make
+        self.records.instances.append(spec.name)
+        self.samples.instances.append(spec.name)
+        self.bring_up(spec)
+
+    def bring_up(self, spec: InstanceSpec) -> None:
+        """Start an instance that was added: its first or a later incarnation."""
+        instance = self._makers[spec.name](spec)
+        instance.index = self.records.instances.index(spec.name)
+        instance.spans = self.spans
+        if spec.name in self.instances:
+            self.lifecycle.retired.append(self.instances[spec.name])
+        self.instances[spec.name] = instance
+        self.tell(Joined(spec))
+
+    def run(self) -> None:
+        """Until every request has ended. KeyboardInterrupt passes through; `interrupt` then makes the records whole."""
+        workload = self.workload
+        if workload.after is not None:
+            for i, earlier in enumerate(workload.after.tolist()):
+                if earlier >= 0:
+                    self._followers.setdefault(earlier, []).append(i)
+        if not len(workload):
+            return
+        if workload.concurrency is not None:
+            self._next_closed = min(workload.concurrency, len(workload))
+            for i in range(self._next_closed):
+                self._arrive_by_index(i)
+        else:
+            self._arrivals = self._open_arrivals()
+            self._next_arrival()
+        After(self.env, self.report_period_s, self._report)
+        After(self.env, self.router.tick_s, self._tick)
+        if self.ended < len(workload):
+            self.env.run(until=self.finish)
+        self._settle()
+
+    def _settle(self) -> None:
+        """All requests have ended: let the steps under way end, and what they held go, then count what is still held."""
+        while any(instance.batch is not None for instance in self.instances.values()):
+            self.env.step()
+        for instance in self.instances.values():
+            if instance.alive:
+                self.leaked_blocks += instance.scheduler.pool.used
+                instance.lived_s += self.env.now - instance.up_s
+                instance.up_s = self.env.now
+
+    def interrupt(self) -> None:
+        """Stopped from outside: write down the requests under way as they are."""
+        for job in list(self.jobs.values()):
+            self._record(job, job.stage, NAN, NAN)
+        for instance in self.instances.values():
+            instance.sync()
+            instance.lived_s += self.env.now - instance.up_s
+
+    def tell(self, event: AnyEvent) -> None:
+        """Give an event to the router, and perform what it answers, in order."""
+        now = self.env.now
+        actions = self.router.handle(event, now)
+        if self.log is not None:
+            self.log.write(now, event, actions)
+        for action in actions:
+            self._perform[action.__class__](action)
+        if self.on_event is not None:
+            self.on_event()
+
+    # ------------------------------------------------------------ arrivals
+
+    def _open_arrivals(self) -> Iterator[tuple[int, float, int, int]]:
+        w, step = self.workload, 8192
+        for start in range(0, len(w), step):
+            part = slice(start, start + step)
+            rows = zip(w.arrival_s[part].tolist(), w.prompt_tokens[part].tolist(), w.output_tokens[part].tolist(), strict=True)
+            for i, (arrival_s, prompt, output) in enumerate(rows, start):
+                if w.after is None or w.after[i] < 0:
+                    yield i, arrival_s, prompt, output
+
+    def _next_arrival(self) -> None:
+        following = next(self._arrivals, None)
+        if following is not None:
+            After(self.env, max(0.0, following[1] - self.env.now), self._arrival, following)
+
+    def _arrival(self, event: simpy.Event) -> None:
+        i, _, prompt, output = event._value
+        self._arrive(i, prompt, output)
+        self._next_arrival()
+
+    def _arrive_by_index(self, i: int, event: simpy.Event | None = None) -> None:
+        self._arrive(i, int(self.workload.prompt_tokens[i]), int(self.workload.output_tokens[i]))
+
+    def _arrive(self, i: int, prompt: int, output: int) -> None:
+        w = self.workload
+        now = self.env.now
+        hashes = context = ()
+        if w.hashes is not None:
+            context = w.hashes[i]
+            hashes = context[: prompt // w.hash_tokens]
+        if w.priority is None and w.ttft_slo_s is None and w.tpot_slo_s is None and w.best_of is None and w.n is None:
+            request = Request(i, now, prompt, hashes)
+        else:
+            request = self._rich_request(i, now, prompt, hashes)
+            if request.best_of > 1 and not context:  # candidates share the prompt through the prefix cache, so it needs names
+                units = prompt // w.hash_tokens
+                context = tuple(-1 - (i << 20) - u for u in range(units))
+        self.jobs[i] = Job(i, request, output, context)
+        self.tell(Arrived(request))
+
+    def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:
+        w = self.workload
+        ttft_s = None if w.ttft_slo_s is None or math.isnan(w.ttft_slo_s[i]) else float(w.ttft_slo_s[i])
+        tpot_s = None if w.tpot_slo_s is None or math.isnan(w.tpot_slo_s[i]) else float(w.tpot_slo_s[i])
+        n = 1 if w.n is None else int(w.n[i])
+        best_of = max(n, 1 if w.best_of is None else int(w.best_of[i]))
+        return Request(i, now, prompt, hashes, 0 if w.priority is None else int(w.priority[i]), ttft_s, tpot_s, n, best_of)
+
+    # ------------------------------------------------------------ actions
+
+    def _dispatch(self, action: Dispatch) -> None:
+        job = self.jobs[action.request_id]
+        job.attempt = action.attempt
+        job.attempts += 1
+        p = self.instances[action.instance]
+        request = job.request
+        job.stage = Stage.QUEUED_P
+        job.sent = action.sent_tokens
+        job.p, job.d, job.pseq, job.dseq = p, None, None, None
+        job.pushed_tokens = 0
+        job.handoff_s = job.transfer_start_s = job.transfer_end_s = NAN
+        if not p.alive:
+            return  # nobody knows yet; the router hears of it as Left
+        sent = action.sent_tokens
+        prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
+        stays = action.decode == action.instance
+        p.jobs[job] = None
+        if not p.scheduler.fits(prompt + (output if stays else 1)):
+            self._unfit(job, p, prompt + (output if stays else 1))
+            return
+        if request.best_of > 1 and not (self.instances[action.decode] if action.decode else p).scheduler.pool.prefix_cache:
+            self._fail(job, p, f"best_of {request.best_of} needs the prefix cache on the decode instance (engine.prefix_cache: true)")
+            return
+        seq = Sequence(
+            request.id, action.attempt, prompt, output, job.context_hashes, priority=request.priority, stays=stays, owner=job
+        )
+        if stays:
+            job.d = p
+            seq.best_of = request.best_of
+        elif action.decode is not None:
+            d = self.instances[action.decode]
+            if d.alive and not self._reserve(job, d, prompt, output):
+                return
+        job.pseq = seq
+        job.dispatched_s = self.env.now
+        p.requests += 1
+        p.scheduler.submit(seq)
+        p.kick()
+
+    def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
+        """Take the prompt's blocks on the decode instance; tells the router where there is no room."""
+        made = 1 if self.first_token_from_prefill else 0
+        if not d.scheduler.fits(prompt + output):
+            self._unfit(job, d, prompt + output)
+            return False
+        seq = Sequence(job.request.id, job.attempt, prompt, output, job.context_hashes, priority=job.request.priority, made=made, owner=job)
+        seq.best_of = job.request.best_of
+        d.sync()
+        if not d.scheduler.reserve(seq):
+            if job.pseq is None and job.p is not None:
+                job.p.jobs.pop(job, None)
+            self.tell(Refused(job.request.id, job.attempt, d.name))
+            return False
+        job.d, job.dseq = d, seq
+        d.jobs[job] = None
+        d.requests += 1
+        d.kick()
+        return True
+
+    def _unfit(self, job: Job, instance: SimInstance, tokens: int) -> None:
+        pool = instance.scheduler.pool
+        self._fail(job, instance, f"needs {pool.blocks(tokens)} KV blocks, more than the {pool.total} that {instance.name} has")
+
+    def _fail(self, job: Job, instance: SimInstance, reason: str) -> None:
+        self.tell(Failed(job.request.id, job.attempt, instance.name, reason))
+
+    def _handoff(self, action: Handoff) -> None:
+        job = self.jobs[action.request_id]
+        p, seq = job.p, job.pseq
+        if p is None or seq is None or not p.alive or job.attempt != action.attempt:
+            return
+        if action.dst == action.src:
+            job.d = p
+            if not p.scheduler.fits(job.request.prompt_tokens + job.output_tokens):
+                self._unfit(job, p, job.request.prompt_tokens + job.output_tokens)
+                return
+            p.scheduler.stay(seq)
+            p.kick()
+            return
+        d = self.instances[action.dst]
+        if d.alive and self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
+            self.moves.send_all(job)
+
+    def _abort(self, action: Abort) -> None:
+        job = self.jobs.get(action.request_id)
+        instance = self.instances.get(action.instance)
+        if job is None or instance is None:
+            return
+        self.moves.cancel(job)
+        for seq in (job.pseq, job.dseq, job.tseq):
+            if seq is not None and seq.attempt == action.attempt:
+                self.drop(job, instance, seq)
+
+    def drop(self, job: Job, instance: SimInstance, seq: Sequence) -> None:
+        """Take a sequence off an instance, at the next step boundary if it may be in the step under way."""
+        instance.jobs.pop(job, None)
+        if instance.alive:
+            instance.when_between_steps(lambda: instance.drop(seq))
+
+    def _end(self, action: End) -> None:
+        job = self.jobs[action.request_id]
+        code = self._reasons.get(action.reason)
+        if code is None:
+            code = self._reasons[action.reason] = len(self.records.reasons)
+            self.records.reasons.append(action.reason)
+        self._record(job, action.stage, self.env.now, code)
+        self._ended(job)
+
+    # ------------------------------------------------------------ instances speak
+
+    def batch_started(self, instance: SimInstance, batch: Batch, seconds: float) -> None:
+        now = self.env.now
+        for seq, tokens in batch.chunks:
+            job = seq.owner
+            if seq.parent is not None or not isinstance(job, Job):
+                continue
+            if job.stage is Stage.QUEUED_P and job.attempt == seq.attempt and seq is job.pseq:
+                job.stage = Stage.PREFILL
+                job.prefill_start_s = now
+                job.cached_tokens = seq.cached_tokens
+            if self.moves.by_layer and job.dseq is not None and seq is job.pseq:
+                self.moves.step_started(job, seq, tokens, seconds)
+
+    def batch_ended(self, instance: SimInstance, batch: Batch) -> None:
+        if self.moves.by_chunk or self.moves.by_layer:
+            for seq, _ in batch.chunks:
+                job = seq.owner
+                if isinstance(job, Job) and seq is job.pseq and job.dseq is not None and not job.done and job.attempt == seq.attempt:
+                    self.moves.step_ended(job, seq)
+
+    def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
+        for seq in victims:
+            job = seq.owner
+            if isinstance(job, Job) and seq.made and seq.parent is None:
+                job.last_token_s = instance.emitted_s
+
+    def first_steps(self, instance: SimInstance, joined: list[Sequence], at_s: float) -> None:
+        for seq in joined:
+            job = seq.owner
+            if seq.parent is not None or not isinstance(job, Job):
+                continue
+            if job.decode_start_s != job.decode_start_s:
+                job.decode_start_s = self.env.now
+            if job.last_token_s == job.last_token_s:
+                self.gaps.add(at_s - job.last_token_s)
+            if job.first_token_s != job.first_token_s:
+                job.first_token_s = at_s
+            job.stage = Stage.DECODE
+
+    def prefilled(self, instance: SimInstance, seq: Sequence) -> None:
+        job = seq.owner
+        assert isinstance(job, Job)
+        if job.done or job.attempt != seq.attempt:
+            return  # its removal is on the way
+        now = self.env.now
+        if seq.made > 1 or seq is not job.pseq:
+            self._token_at(job, now)  # computed anew after a preemption; it goes on decoding
+            return
+        if seq.stays or self.first_token_from_prefill:
+            self._token_at(job, now)
+        job.stage = Stage.DECODE if seq.stays else Stage.LEASED
+        self.tell(PrefillDone(job.request.id, seq.attempt, instance.name, seq.cached_tokens))
+        if job.done or job.attempt != seq.attempt:
+            return
+        if job.streaming:
+            self.moves.close(job)
+        elif job.dseq is not None and job.handoff_s != job.handoff_s:
+            self.moves.send_all(job)
+
+    def _token_at(self, job: Job, at_s: float) -> None:
+        """The client gets the first token of this attempt."""
+        if job.first_token_s != job.first_token_s:
+            job.first_token_s = at_s
+        elif job.last_token_s == job.last_token_s:
+            self.gaps.add(at_s - job.last_token_s)
+        job.last_token_s = at_s
+
+    def finished(self, instance: SimInstance, seq: Sequence) -> None:
+        job = seq.owner
+        assert isinstance(job, Job)
+        if job.done or job.attempt != seq.attempt:
+            return
+        now = self.env.now
+        if job.first_token_s != job.first_token_s or (seq is job.pseq and seq.output_tokens == 1):
+            self._token_at(job, now)
+        instance.jobs.pop(job, None)
+        for other, reserved in ((job.d, job.dseq), (job.target, job.tseq)):
+            if reserved is not None and reserved is not seq and other is not None:
+                self.drop(job, other, reserved)
+        self.moves.cancel(job)
+        job.done = True
+        self.tell(Finished(job.request.id, seq.attempt, instance.name, job.output_tokens))
+        self._record(job, Stage.DONE, now, NAN)
+        self._ended(job)
+
+    def drained(self, instance: SimInstance) -> None:
+        self.lifecycle.drained(instance)
+
+    def client_tokens(self, job: Job) -> int:
+        """Tokens of this attempt that its client has."""
+        seq = job.active
+        if seq is None:
+            return 0
+        if job.dseq is None and not seq.stays and not self.first_token_from_prefill:
+            return 0  # the prefill instance's token is dropped
+        where = job.d if job.d is not None else job.p
+        made = where.scheduler.made(seq) if where is not None else seq.made
+        if job.dseq is not None and job.stage < Stage.LEASED:
+            return 0  # reserved, but the prompt is not computed yet
+        return made
+
+    # ------------------------------------------------------------ records
+
+    def _record(self, job: Job, stage: Stage, finish_s: float, reason: float) -> None:
+        request = job.request
+        preemptions = sum(s.preempted for s in (job.pseq, job.dseq, job.tseq) if s is not None)
+        if stage is Stage.DONE:
+            output = job.output_tokens * request.best_of
+        else:
+            output = job.sent + (self.client_tokens(job) if finish_s != finish_s else 0)
+        self.records.rows.extend(
+            (
+                request.id,
+                stage,
+                request.arrival_s,
+                job.dispatched_s,
+                job.prefill_start_s,
+                job.first_token_s,
+                job.handoff_s,
+                job.transfer_start_s,
+                job.transfer_end_s,
+                job.decode_start_s,
+                finish_s,
+                request.prompt_tokens,
+                job.cached_tokens,
+                output,
+                job.p.index if job.p is not None else NAN,
+                job.d.index if job.d is not None else NAN,
+                job.transfer_bytes,
+                job.attempts,
+                preemptions,
+                job.migrations,
+                request.priority,
+                NAN if request.ttft_slo_s is None else request.ttft_slo_s,
+                NAN if request.tpot_slo_s is None else request.tpot_slo_s,
+                request.best_of,
+                reason,
+            )
+        )
+
+    def _ended(self, job: Job) -> None:
+        i = job.index
+        job.done = True
+        del self.jobs[i]
+        self.ended += 1
+        if self._followers and (turns := self._followers.pop(i, None)):
+            for turn in turns:
+                After(self.env, float(self.workload.arrival_s[turn]), self._turn, turn)
+        if self._next_closed and self._next_closed < len(self.workload):
+            After(self.env, 0.0, self._turn, self._next_closed)
+            self._next_closed += 1
+        if self.ended == len(self.workload):
+            self.finish.succeed()
+
+    def _turn(self, event: simpy.Event) -> None:
+        self._arrive_by_index(event._value)
+
+    # ------------------------------------------------------------ periodic
+
+    def _report(self, event: simpy.Event) -> None:
+        now = self.env.now
+        rows = self.samples.rows
+        for instance in list(self.instances.values()):
+            if not instance.alive:
+                continue
+            report = instance.report()
+            rows.extend(
+                (
+                    now,
+                    instance.index,
+                    report.waiting,
+                    report.waiting_tokens,
+                    report.running,
+                    report.context_tokens,
+                    report.used_blocks,
+                    instance.scheduler.pool.total,
+                )
+            )
+            self._deliver(instance, report)
+        if self.on_progress is not None:
+            self.on_progress(now, self.ended, len(self.workload))
+        After(self.env, self.report_period_s, self._report)
+
+    def _deliver(self, instance: SimInstance, report: Report) -> None:
+        now, delay_s = self.env.now, self.report_delay_s
+        if self.silent_until_s and now < self.silent_until_s.get(instance.name, -1.0):
+            return
+        if self.late_until_s and now < self.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
+            delay_s += self.late_until_s[instance.name][1]
+        if delay_s > 0.0:
+            After(self.env, delay_s, self._deliver_late, report)
+        else:
+            self.tell(report)
+
+    def _deliver_late(self, event: simpy.Event) -> None:
+        self.tell(event._value)
+
+    def _tick(self, event: simpy.Event) -> None:
+        self.tell(Tick())
+        After(self.env, self.router.tick_s, self._tick)
