@@ -190,7 +190,8 @@ class Scheduler:
 
     def reserve(self, seq: Sequence) -> bool:
         """Take the blocks of a prompt that is computed elsewhere; False, and nothing taken, where there is no room now. Units that the
-        prefix cache holds are shared: `seq.cached_tokens` need no transfer."""
+        prefix cache holds are shared: `seq.cached_tokens` need no transfer. Does not stir: whoever is inside a macro-step has to see to it
+        that the blocks left suffice for the rest of it."""
         pool = self.pool
         units = pool.match(seq.hashes, seq.prompt_tokens - 1) if seq.hashes else 0
         if pool.blocks_to_allocate(seq.hashes, units, seq.prompt_tokens) > pool.total - pool.used - self.spare_blocks:
@@ -202,7 +203,6 @@ class Scheduler:
         pool.allocate(seq.holding, seq.hashes, units, seq.prompt_tokens)
         seq.cached_tokens = units * pool.hash_tokens
         self.reserved[seq] = None
-        self.stirred = True
         return True
 
     def arrive(self, seq: Sequence) -> None:
@@ -230,7 +230,7 @@ class Scheduler:
         self.held[seq] = None
 
     def extend(self, seq: Sequence, tokens: int) -> bool:
-        """Let a reserved sequence hold `tokens` in all; False, and nothing taken, where there is no room."""
+        """Let a reserved sequence hold `tokens` in all; False, and nothing taken, where there is no room. Does not stir, like `reserve`."""
         more = self.pool.blocks(tokens) - self.pool.blocks(seq.prompt_tokens)
         if more > self.pool.available or seq.holding is None:
             return False
@@ -238,7 +238,6 @@ class Scheduler:
         if more:
             seq.holding.private += more
             self.pool.grow(more)
-            self.stirred = True
         return True
 
     def release(self, seq: Sequence) -> None:

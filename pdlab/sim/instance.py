@@ -55,12 +55,22 @@ class Owner(Protocol):
 
 
 class SimInstance:
-    """`spec` says who it is; `index` its place in every record."""
+    """`spec` says who it is; `index` is its place in every record."""
 
     def __init__(
-        self, env: simpy.Environment, owner: Owner, spec: InstanceSpec, index: int, scheduler: Scheduler, cost: Cost, gaps: Gaps
+        self,
+        env: simpy.Environment,
+        owner: Owner,
+        spec: InstanceSpec,
+        scheduler: Scheduler,
+        cost: Cost,
+        gaps: Gaps,
+        *,
+        horizon: int = 1 << 30,
     ) -> None:
-        self.env, self.owner, self.spec, self.index, self.scheduler, self.cost, self.gaps = env, owner, spec, index, scheduler, cost, gaps
+        self.index = -1
+        self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
+        self.env, self.owner, self.spec, self.scheduler, self.cost, self.gaps = env, owner, spec, scheduler, cost, gaps
         self.name = spec.name
         self.role: Role = spec.role
         self.batch: Batch | None = None
@@ -119,7 +129,7 @@ class SimInstance:
                 line = self.cost.decode_line(n, batch.context_tokens)
                 if line[2] == math.inf:
                     self.lines[n] = line
-            k = batch.repeat
+            k = min(batch.repeat, self.horizon)
             base_s, per_token_s, until = line
             if until != math.inf:
                 k = min(k, max(1, math.ceil((until - batch.context_tokens) / n)))
@@ -131,6 +141,27 @@ class SimInstance:
             self.owner.first_steps(self, scheduler.joined, now + self.step_s)
         self.generation += 1
         After(self.env, seconds, self._done, self.generation)
+
+    def reserve(self, seq: Sequence) -> bool:
+        """`Scheduler.reserve`, as single steps would see it. Where blocks are ample for the whole run under way, that needs no look at
+        how far it has come."""
+        scheduler, pool, batch = self.scheduler, self.scheduler.pool, self.batch
+        growth = 0
+        if batch is not None and self.k > 1:
+            growth = batch.decodes * (self.k // pool.block_tokens + 1)
+            if pool.blocks(seq.prompt_tokens) + growth + scheduler.spare_blocks > pool.free:
+                self.sync()
+        if not scheduler.reserve(seq):
+            return False
+        if growth > pool.available:
+            self.tighten()
+        return True
+
+    def tighten(self) -> None:
+        """Blocks were taken in the middle of a run: cut it if they might be missed before its end."""
+        batch, pool = self.batch, self.scheduler.pool
+        if batch is not None and self.k > 1 and not self.cut and batch.decodes * (self.k // pool.block_tokens + 1) > pool.available:
+            self._cut()
 
     def _steps_by(self, elapsed_s: float) -> int:
         """Whole steps of the run done after `elapsed_s`."""

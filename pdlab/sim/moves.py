@@ -144,12 +144,10 @@ class Moves:
         src.sync()
         tokens = src.scheduler.kv_tokens(seq)
         tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
-        dst.sync()
-        if not dst.scheduler.fits(job.request.prompt_tokens + job.output_tokens) or not dst.scheduler.reserve(tseq):
+        if not dst.scheduler.fits(job.request.prompt_tokens + job.output_tokens) or not dst.reserve(tseq):
             self.world.tell(Refused(job.request.id, job.attempt, dst.name))
             return
         dst.jobs[job] = None
-        dst.kick()
         job.target, job.tseq = dst, tseq
         job.copied_tokens, job.stages = tseq.cached_tokens, 0
         self._copy(job, tokens, last=False)
@@ -215,7 +213,10 @@ class Moves:
 
     def _extend(self, dst: SimInstance, tseq: Sequence, tokens: int) -> bool:
         dst.sync()
-        return dst.scheduler.extend(tseq, tokens)
+        if not dst.scheduler.extend(tseq, tokens):
+            return False
+        dst.tighten()
+        return True
 
     def call_off(self, job: Job, reason: str) -> None:
         """Give a migration up: the source goes on, the target frees what it reserved."""

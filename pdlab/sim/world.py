@@ -275,8 +275,7 @@ class World:
             return False
         seq = Sequence(job.request.id, job.attempt, prompt, output, job.context_hashes, priority=job.request.priority, made=made, owner=job)
         seq.best_of = job.request.best_of
-        d.sync()
-        if not d.scheduler.reserve(seq):
+        if not d.reserve(seq):
             if job.pseq is None and job.p is not None:
                 job.p.jobs.pop(job, None)
             self.tell(Refused(job.request.id, job.attempt, d.name))
@@ -284,7 +283,6 @@ class World:
         job.d, job.dseq = d, seq
         d.jobs[job] = None
         d.requests += 1
-        d.kick()
         return True
 
     def _unfit(self, job: Job, instance: SimInstance, tokens: int) -> None:
@@ -481,6 +479,7 @@ class World:
     def _ended(self, job: Job) -> None:
         i = job.index
         job.done = True
+        job.pseq = job.dseq = job.tseq = None  # they know it too: leave the garbage collector no cycle
         del self.jobs[i]
         self.ended += 1
         if self._followers and (turns := self._followers.pop(i, None)):

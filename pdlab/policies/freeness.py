@@ -1,0 +1,151 @@
+"""Llumnix' one number, freeness, for all it decides: how many more decode steps an instance can run before its memory is full.
+
+    F = (free blocks - blocks the waiting need - headroom) / (running + waiting)        infinite where there is no request
+
+With `head_of_line` only the first waiting request counts, which makes an instance with free but too little room look loaded: its
+requests are moved away, and the head fits (defragmentation). Dispatch and hand-off go to the freest. Every `tick_s` sources (F below the
+threshold, or preempted requests still waiting) are paired with destinations (F above it, none preempted), most loaded with freest:
+`defrag` takes every pair, `balanced` only one that brings the two closer without overshooting. One request moves: of the
+lowest priority there the shortest (SR), the longest (LR) or the last to come (LCR). An instance sends one at a time, and again only
+after a report that knows of the last; it receives one at a time. One that is draining or switching counts as full: all must leave.
+
+With `priority_tokens`, an instance holding a request of priority `high_priority` or more claims to have only that capacity (virtual usage).
+Requests of high priority see this on instances without one, others on instances with one: the former gather, the latter keep away.
+Sources: Llumnix, OSDI 2024, and its v0; origin systems §6.3, §9.2.3-4, §9.3.1-3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pdlab.cluster import Cluster, Instance, Running
+from pdlab.policy import Policy, Reject, require
+from pdlab.types import InstanceState, Request, Stage
+
+
+def room(x: Instance, *, head_of_line: bool = True) -> tuple[float, int]:
+    """(free blocks, requests) by the last report and what was sent since: freeness is their quotient."""
+    report = x.report
+    sent = sum(1 for _, _, tokens in x.unreported if tokens)
+    waiting = min(1, report.waiting) if head_of_line else report.waiting
+    needed = report.waiting_head_blocks if head_of_line else report.waiting_blocks
+    return report.free_blocks - needed - x.since_decode_tokens / x.spec.block_tokens, report.running + sent + waiting
+
+
+def steps(free_blocks: float, requests: int) -> float:
+    """Freeness: decode steps until full."""
+    return free_blocks / requests if requests > 0 else math.inf
+
+
+@dataclass
+class Freeness(Policy):
+    tick_s: float | None = 0.1
+    migrate_out_threshold: float = 3.0  # steps
+    pairing: Literal["defrag", "balanced"] = "defrag"
+    request_order: Literal["SR", "LR", "LCR"] = "SR"
+    head_of_line: bool = True
+    priority_tokens: int | None = None
+    high_priority: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.tick_s is None or self.tick_s > 0.0, "tick_s", self.tick_s, "be above 0, or null")
+        require(self.pairing in ("defrag", "balanced"), "pairing", self.pairing, "be defrag or balanced")
+        require(self.request_order in ("SR", "LR", "LCR"), "request_order", self.request_order, "be SR, LR or LCR")
+        require(self.migrate_out_threshold >= 0.0, "migrate_out_threshold", self.migrate_out_threshold, "be 0 or more")
+        require(self.priority_tokens is None or self.priority_tokens > 0, "priority_tokens", self.priority_tokens, "be above 0, or null")
+        self._calm: dict[Instance, int] = {}  # preemptions up to the last report without anybody waiting
+        self._sent_s: dict[Instance, float] = {}  # when it was last told to send a request away
+
+    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
+        return self.freest(cluster.prefill, request)
+
+    def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
+        return self.freest(cluster.decode, request)
+
+    def freest(self, candidates: Iterable[Instance], request: Request) -> Instance | None:
+        return max(candidates, key=lambda x: (steps(*self.room(x, request)), -x.index), default=None)
+
+    def room(self, x: Instance, request: Request | None = None) -> tuple[float, int]:
+        """(free blocks, requests) with the headroom of high priority taken off, as `request` sees it; as migration does with None."""
+        free, requests = room(x, head_of_line=self.head_of_line)
+        if self.priority_tokens is not None:
+            has_high = any(r.request.priority >= self.high_priority for r in x.decoding.values())
+            if has_high is (request is None or request.priority < self.high_priority):
+                free -= max(0.0, x.spec.kv_blocks - self.priority_tokens / x.spec.block_tokens)
+        return free, requests
+
+    # ------------------------------------------------------------ migration
+
+    def must_leave(self, x: Instance) -> bool:
+        """Shall all that decodes there go elsewhere?"""
+        return x.state is InstanceState.DRAINING or x.state is InstanceState.SWITCHING
+
+    def migrate(self, cluster: Cluster) -> Sequence[tuple[int, Instance]]:
+        if cluster.degraded:
+            return ()
+        moving = [r for r in cluster.live.values() if r.migrating is not None]
+        sending, receiving = {r.decode for r in moving}, {r.migrating for r in moving}
+        room = {x: self.room(x) for x in cluster.instances if x.state is not InstanceState.GONE}
+        free = {x: steps(*pair) for x, pair in room.items()}
+        preempted = {x for x in room if self._preempted(x)}
+        for memory in (self._calm, self._sent_s):
+            for x in memory.keys() - room.keys():
+                del memory[x]
+        low = self.migrate_out_threshold
+        destinations = [
+            x for x in cluster.decode if free[x] > low and x not in preempted and x not in receiving and not self.must_leave(x)
+        ]
+        destinations.sort(key=lambda x: (-free[x], x.index))
+        moves: list[tuple[int, Instance]] = []
+        for x in room:
+            if x.decoding and self.must_leave(x):
+                for live in self._in_order(x, cluster):
+                    target = next((d for d in destinations if d is not x and self._fits(live, room[d][0], cluster)), None)
+                    if target is not None:
+                        destinations.remove(target)
+                        moves.append((live.request.id, target))
+        sources = [
+            x
+            for x in room
+            if x.ready and x.decoding and x not in sending and not self.must_leave(x) and (free[x] < low or x in preempted)
+        ]
+        sources.sort(key=lambda x: (free[x], x.index))
+        for x, target in zip([x for x in sources if x.report.taken_s > self._sent_s.get(x, -math.inf)], destinations, strict=False):
+            live_or_none = next((r for r in self._in_order(x, cluster) if self._fits(r, room[target][0], cluster)), None)
+            if live_or_none is not None and self._accepts(live_or_none, room[x], room[target], cluster, x.spec.block_tokens):
+                self._sent_s[x] = cluster.now
+                moves.append((live_or_none.request.id, target))
+        return moves
+
+    def _preempted(self, x: Instance) -> bool:
+        """Does a preempted request wait there? Reports count preemptions since the start; with nobody waiting all have resumed."""
+        if not x.report.waiting:
+            self._calm[x] = x.report.preempted
+        return x.report.preempted > self._calm.get(x, 0)
+
+    def _in_order(self, x: Instance, cluster: Cluster) -> list[Running]:
+        """The requests that can be moved from there, the one to move first first."""
+        movable = [r for r in x.decoding.values() if r.stage is Stage.DECODE and r.migrating is None]
+        if self.request_order == "LCR":
+            return sorted(reversed(movable), key=lambda r: r.request.priority)
+        sign = 1 if self.request_order == "SR" else -1
+        return sorted(movable, key=lambda r: (r.request.priority, sign * cluster.context_tokens(r), r.request.id))
+
+    def _fits(self, live: Running, free_blocks: float, cluster: Cluster) -> bool:
+        assert live.decode is not None, f"request {live.request.id} decodes somewhere"
+        return cluster.context_tokens(live) < free_blocks * live.decode.spec.block_tokens
+
+    def _accepts(
+        self, live: Running, source: tuple[float, int], target: tuple[float, int], cluster: Cluster, block_tokens: int
+    ) -> bool:
+        """The pairing's test of one move, given (free blocks, requests) at both ends."""
+        if self.pairing == "defrag":
+            return True
+        blocks = math.ceil(cluster.context_tokens(live) / block_tokens)
+        source_after, target_after = steps(source[0] + blocks, source[1] - 1), steps(target[0] - blocks, target[1] + 1)
+        if target_after < self.migrate_out_threshold:
+            return False
+        return target[1] == 0 or 0.0 < target_after - source_after < steps(*target) - steps(*source)
