@@ -10,8 +10,8 @@ is being held back by what comes after it. (A full decode instance refuses reser
 
 *What is used up?* Otherwise, the most downstream resource that is saturated, for the same reason: everything before it can be busy or
 blocked on its account, nothing behind it can. Prefill compute is saturated from 90 % busy on, a link from 85 % of its bytes, decode
-memory when its KV blocks are full and sequences wait or are preempted. A busy decode instance proves nothing: it is busy with one sequence as
-with hundreds, which is why decode is judged by its blocks and by its step times.
+memory when its KV blocks are full while sequences wait. A busy decode instance proves nothing: it is busy with one sequence as with
+hundreds, which is why decode is judged by its blocks and by its step times.
 
 Use is taken over the window in which the resource had work offered, so that an idle tail does not dilute it.
 """
@@ -84,10 +84,8 @@ def find_bottleneck(
     derived = latencies(found)
     good = met_both(found, derived, slo)
     use = _measure(found, samples, instances, links, duration_s)
-    if good.size and good.mean() < ATTAINED:
-        verdict = _by_misses(found, derived, good, slo, use)
-    else:
-        verdict = _by_saturation(use) or _nothing(use)
+    missed = good.size and good.mean() < ATTAINED
+    verdict = _by_misses(found, derived, good, slo, use) if missed else _by_saturation(use) or _nothing(use)
     return {**verdict, "use": {"prefill compute": use.prefill, "link": use.link, "decode memory": use.kv_peak}}
 
 
@@ -230,7 +228,8 @@ def _blame(stage: str, use: _Use) -> tuple[str, InstanceUse | LinkUse | None, st
             return "prefill compute", use.prefill_at, f"prefill takes the larger part of mixed instances' time; {_prefill_words(use)}"
         bound = "arithmetic" if use.decode_resource == "decode compute" else "memory bandwidth"
         share = use.compute_bound if bound == "arithmetic" else 1 - use.compute_bound
-        return use.decode_resource, use.decode, f"decode steps were bound by {bound} {percent(share)} of the time; {_kv_words(use)}"
+        room = f"KV use peaked at {percent(use.kv_peak)}"
+        return use.decode_resource, use.decode, f"decode steps were bound by {bound} {percent(share)} of the time, {room}"
     if stage == "queued for prefill" and use.prefill < PREFILL_BUSY and use.link_saturated:
         return "link", use.link_at, _link_words(use)
     return "prefill compute", use.prefill_at, _prefill_words(use)
@@ -244,7 +243,8 @@ def _prefill_words(use: _Use) -> str:
 def _kv_words(use: _Use) -> str:
     name = use.kv_at.name if use.kv_at else "no instance"
     preempted = f", {use.preemptions:,} preemptions" if use.preemptions else ""
-    return f"{name} had its KV blocks full with sequences waiting in {percent(use.full)} of its reports (peak {percent(use.kv_peak)}{preempted})"
+    peak = f"peak {percent(use.kv_peak)}{preempted}"
+    return f"{name} had its KV blocks full with sequences waiting in {percent(use.full)} of its reports ({peak})"
 
 
 def _link_words(use: _Use) -> str:

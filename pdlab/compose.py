@@ -28,7 +28,7 @@ class Composed(Policy):
         given = (dispatch, handoff, migrate, resize)
         self.members: Mapping[str, Policy] = {hook: member or plain for hook, member in zip(HOOKS, given, strict=True)}
         distinct = list({id(m): m for m in self.members.values()}.values())
-        self.observers = tuple(m for m in distinct if type(m).observe is not Policy.observe or getattr(m, "observers", ()))
+        self.observers = tuple(m for m in distinct if type(m).observe is not Policy.observe or getattr(m, "observers", False))
         for hook, member in self.members.items():
             setattr(self, hook, getattr(member, hook))
         if self.observers:

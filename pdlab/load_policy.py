@@ -39,7 +39,9 @@ def policy_class(name: str, base_dir: Path) -> type[Policy]:
     """The class behind a built-in name, or behind `file.py:Class` relative to `base_dir`. Raises UsageError."""
     if not name.endswith(".py") and ".py:" not in name:
         if name not in names():
-            raise UsageError(f"unknown policy {name!r}{_nearest(name, names())}; there are {', '.join(names())}, or give path/to/file.py:Class")
+            raise UsageError(
+                f"unknown policy {name!r}{_nearest(name, names())}; there are {', '.join(names())}, or give path/to/file.py:Class"
+            )
         return _only_policy(importlib.import_module(f"pdlab.policies.{name}"), name, None)
     file, _, wanted = name.rpartition(":") if ".py:" in name else (name, "", "")
     return _only_policy(_load_file(base_dir / file, name), name, wanted or None)
@@ -56,7 +58,9 @@ def build(spec: object, base_dir: Path) -> Policy:
         return _with_parameters(spec, base_dir)
     for key in spec:
         if key not in HOOKS:
-            raise UsageError(f"policy: unknown key {key!r}{_nearest(str(key), [*HOOKS, 'name'])}; give a name, or any of {', '.join(HOOKS)}")
+            raise UsageError(
+                f"policy: unknown key {key!r}{_nearest(str(key), [*HOOKS, 'name'])}; give a name, or any of {', '.join(HOOKS)}"
+            )
     made: list[tuple[object, Policy]] = []
     members: dict[str, Policy] = {}
     for hook, value in spec.items():
@@ -91,7 +95,7 @@ def _with_parameters(spec: Mapping[object, object], base_dir: Path) -> Policy:
         raise UsageError(f"policy name must be text, not {name!r}")
     cls = policy_class(name, base_dir)
     types = typing.get_type_hints(cls)
-    fields = {f.name: types[f.name] for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
+    fields: dict[str, object] = {f.name: types[f.name] for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
     parameters: dict[str, object] = {}
     for key, value in spec.items():
         if key == "name":

@@ -189,7 +189,8 @@ class InstanceUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkUse:
-    """What one link carried. `busy_fraction` is the share of the run with anything in transit, `utilisation` is bytes over capacity x time."""
+    """What one link carried. `busy_fraction` is the share of the run with anything in transit, `utilisation` is bytes over
+    capacity x time."""
 
     name: str
     bytes: float

@@ -17,13 +17,15 @@ Sources: Llumnix, OSDI 2024, and its v0; origin systems §6.3, §9.2.3-4, §9.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from pdlab.cluster import Cluster, Instance, Running
 from pdlab.policy import Policy, Reject, require
 from pdlab.types import InstanceState, Request, Stage
+
+Room = Mapping[Instance, tuple[float, int]]
 
 
 def room(x: Instance, *, head_of_line: bool = True) -> tuple[float, int]:
@@ -86,39 +88,45 @@ class Freeness(Policy):
     def migrate(self, cluster: Cluster) -> Sequence[tuple[int, Instance]]:
         if cluster.degraded:
             return ()
-        moving = [r for r in cluster.live.values() if r.migrating is not None]
-        sending, receiving = {r.decode for r in moving}, {r.migrating for r in moving}
-        room = {x: self.room(x) for x in cluster.instances if x.state is not InstanceState.GONE}
-        free = {x: steps(*pair) for x, pair in room.items()}
-        preempted = {x for x in room if self._preempted(x)}
+        known = [x for x in cluster.instances if x.state is not InstanceState.GONE]
+        room = {x: self.room(x) for x in known}
+        preempted = {x for x in known if self._preempted(x)}
         for memory in (self._calm, self._sent_s):
             for x in memory.keys() - room.keys():
-                del memory[x]
-        low = self.migrate_out_threshold
-        destinations = [
-            x for x in cluster.decode if free[x] > low and x not in preempted and x not in receiving and not self.must_leave(x)
-        ]
-        destinations.sort(key=lambda x: (-free[x], x.index))
+                del memory[x]  # gone, or restarted
+        moving = [r for r in cluster.live.values() if r.migrating is not None]
+        destinations = self._destinations(cluster, room, preempted, {r.migrating for r in moving})
         moves: list[tuple[int, Instance]] = []
-        for x in room:
-            if x.decoding and self.must_leave(x):
-                for live in self._in_order(x, cluster):
-                    target = next((d for d in destinations if d is not x and self._fits(live, room[d][0], cluster)), None)
-                    if target is not None:
-                        destinations.remove(target)
-                        moves.append((live.request.id, target))
-        sources = [
-            x
-            for x in room
-            if x.ready and x.decoding and x not in sending and not self.must_leave(x) and (free[x] < low or x in preempted)
-        ]
-        sources.sort(key=lambda x: (free[x], x.index))
-        for x, target in zip([x for x in sources if x.report.taken_s > self._sent_s.get(x, -math.inf)], destinations, strict=False):
-            live_or_none = next((r for r in self._in_order(x, cluster) if self._fits(r, room[target][0], cluster)), None)
-            if live_or_none is not None and self._accepts(live_or_none, room[x], room[target], cluster, x.spec.block_tokens):
+        for x in known:
+            for live in self._in_order(x, cluster) if self.must_leave(x) else ():
+                target = next((d for d in destinations if d is not x and self._fits(live, room[d][0], cluster)), None)
+                if target is not None:
+                    destinations.remove(target)
+                    moves.append((live.request.id, target))
+        sources = self._sources(known, room, preempted, {r.decode for r in moving})
+        for x, target in zip(sources, destinations, strict=False):
+            chosen = next((r for r in self._in_order(x, cluster) if self._fits(r, room[target][0], cluster)), None)
+            if chosen is not None and self._accepts(chosen, room[x], room[target], cluster):
                 self._sent_s[x] = cluster.now
-                moves.append((live_or_none.request.id, target))
+                moves.append((chosen.request.id, target))
         return moves
+
+    def _destinations(self, cluster: Cluster, room: Room, preempted: Set[Instance], receiving: Set[Instance | None]) -> list[Instance]:
+        """The freest first."""
+        busy = preempted | receiving
+        found = [x for x in cluster.decode if steps(*room[x]) > self.migrate_out_threshold and x not in busy]
+        return sorted(found, key=lambda x: (-steps(*room[x]), x.index))
+
+    def _sources(self, known: Sequence[Instance], room: Room, preempted: Set[Instance], sending: Set[Instance | None]) -> list[Instance]:
+        """The most loaded first."""
+        found = [
+            x
+            for x in known
+            if (steps(*room[x]) < self.migrate_out_threshold or x in preempted)
+            and (x.ready and x.decoding and x not in sending and not self.must_leave(x))
+            and x.report.taken_s > self._sent_s.get(x, -math.inf)
+        ]
+        return sorted(found, key=lambda x: (steps(*room[x]), x.index))
 
     def _preempted(self, x: Instance) -> bool:
         """Does a preempted request wait there? Reports count preemptions since the start; with nobody waiting all have resumed."""
@@ -138,13 +146,12 @@ class Freeness(Policy):
         assert live.decode is not None, f"request {live.request.id} decodes somewhere"
         return cluster.context_tokens(live) < free_blocks * live.decode.spec.block_tokens
 
-    def _accepts(
-        self, live: Running, source: tuple[float, int], target: tuple[float, int], cluster: Cluster, block_tokens: int
-    ) -> bool:
+    def _accepts(self, live: Running, source: tuple[float, int], target: tuple[float, int], cluster: Cluster) -> bool:
         """The pairing's test of one move, given (free blocks, requests) at both ends."""
         if self.pairing == "defrag":
             return True
-        blocks = math.ceil(cluster.context_tokens(live) / block_tokens)
+        assert live.decode is not None, f"request {live.request.id} decodes somewhere"
+        blocks = math.ceil(cluster.context_tokens(live) / live.decode.spec.block_tokens)
         source_after, target_after = steps(source[0] + blocks, source[1] - 1), steps(target[0] - blocks, target[1] + 1)
         if target_after < self.migrate_out_threshold:
             return False

@@ -15,10 +15,14 @@ def seconds(value: float | None) -> str:
     if size >= 1000:
         return f"{value:,.0f} s"
     if size >= 1:
-        return f"{value:.3g} s"
+        return f"{_three(value)} s"
     if size >= 1e-3:
-        return f"{value * 1e3:.3g} ms"
-    return "0 ms" if size < 5e-10 else f"{value * 1e6:.3g} us"
+        return f"{_three(value * 1e3)} ms"
+    return "0 ms" if size < 5e-10 else f"{_three(value * 1e6)} us"
+
+
+def _three(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def percent(value: float | None) -> str:

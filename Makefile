@@ -1,0 +1,29 @@
+PYTHON ?= python3
+N ?= 10000
+POLICY ?= round_robin
+
+.PHONY: sim test check bench-sim clean
+
+sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
+	.venv/bin/pdlab sim experiments/quickstart.yaml
+
+test: .venv/test.stamp  ## all tests
+	.venv/bin/python -m pytest -n 2
+
+check: .venv/test.stamp  ## format, lint, types
+	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
+
+bench-sim: .venv/sim.stamp  ## one row of docs/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware
+	.venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY)
+
+clean:
+	rm -rf .venv build dist out *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/sim.stamp: pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e . && touch $@
+
+.venv/test.stamp: pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' && touch $@ .venv/sim.stamp

@@ -1,0 +1,5 @@
+"""`python -m pdlab` is `pdlab`."""
+
+from pdlab.cli import main
+
+main()

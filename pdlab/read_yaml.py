@@ -1,0 +1,85 @@
+"""YAML as people write it: duplicate keys are mistakes, 1e-3 is a number, and `key.path=value` replaces one value."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pdlab.types import UsageError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, which PyYAML reads, knows 1.0e-3 but takes 1e-3 for text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key_node, _), key in zip(node.value, keys, strict=True):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a file. Raises UsageError naming file, line and column."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file") from None
+    found = _parse(text, str(path))
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{path}: an experiment is a mapping of keys to values, not {'an empty file' if found is None else repr(found)[:40]}"
+        )
+    return found
+
+
+def overridden(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy with each `key.path=value` put in place; a number in the path is an index into a list. Raises UsageError."""
+    result = copy.deepcopy(mapping)
+    for override in overrides:
+        where, equals, text = override.partition("=")
+        if not equals or not all(where.split(".")):
+            raise UsageError(f"--set {override}: write key.path=value, such as workload.rate=12")
+        *path, last = where.split(".")
+        node: Any = result
+        for key in path:
+            node = _entry(node, key, override, make=True)
+        _entry(node, last, override)
+        node[int(last) if isinstance(node, list) else last] = _parse(text, f"--set {override}")
+    return result
+
+
+def _entry(node: Any, key: str, override: str, *, make: bool = False) -> Any:
+    """node[key]; a missing mapping is made if asked. Raises UsageError where there cannot be one."""
+    if isinstance(node, list):
+        if not key.isdecimal() or int(key) >= len(node):
+            raise UsageError(f"--set {override}: {key} is not an index into a list of {len(node)} (0 to {len(node) - 1})")
+        return node[int(key)]
+    if not isinstance(node, dict):
+        raise UsageError(f"--set {override}: there is no {key} in {node!r}, which is not a mapping")
+    if make and node.get(key) is None:
+        node[key] = {}
+    return node.get(key)
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{source}: line {mark.line + 1}, column {mark.column + 1}" if mark is not None and "\n" in text else source
+        raise UsageError(f"{place}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,108 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pdlab.gaps import Gaps
+from pdlab.metrics import InstanceUse, LinkUse, summarise
+from pdlab.records import Records, Samples
+from pdlab.result import Result
+from pdlab.types import Stage
+
+NAN = float("nan")
+
+
+def made_up_run(
+    requests: int = 400,
+    *,
+    rate: float = 8.0,
+    prefill_rate: float = 8000.0,
+    gbytes_per_s: float = 25.0,
+    step_s: float = 0.02,
+    rejected: int = 0,
+    seed: int = 1,
+    slo: tuple[float, float] = (1.0, 0.05),
+) -> Result:
+    """A run of 2 prefill and 2 decode instances worked out as a queueing recurrence: no simulator, known times.
+
+    `prefill_rate` is in tokens/s for each instance, `step_s` the decode step of a lone sequence.
+    """
+    rng = np.random.default_rng(seed)
+    arrivals = np.cumsum(rng.exponential(1 / rate, requests))
+    prompts = np.maximum(16, rng.lognormal(6.9, 0.7, requests).astype(int))
+    outputs = 1 + rng.geometric(1 / 150, requests)
+    names = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
+    records, samples, gaps = Records(instances=names, reasons=["queue full"]), Samples(instances=names), Gaps()
+    free, busy, link_free, link_busy, sent = [0.0, 0.0], [0.0, 0.0], 0.0, 0.0, 0.0
+    for k, t in enumerate(arrivals):
+        if k < rejected:
+            row = (k, Stage.REJECTED, t, *(NAN,) * 7, t, prompts[k], 0, 0, NAN, NAN, 0, 0, 0, 0, 0, NAN, NAN, 1, 0)
+            records.rows.extend(float(x) for x in row)
+            continue
+        p, d = k % 2, 2 + k % 2
+        start = max(t, free[p])
+        cached = int(prompts[k] * 0.3) if k % 3 == 0 else 0
+        first = start + (prompts[k] - cached) / prefill_rate
+        free[p], busy[p] = first, busy[p] + first - start
+        size = prompts[k] * 131072
+        begin = max(first, link_free)
+        end = begin + size / (gbytes_per_s * 1e9)
+        link_free, link_busy, sent = end, link_busy + end - begin, sent + size
+        decode = end + 0.002
+        step = step_s * (1 + 0.3 * rng.random())
+        steps = int(outputs[k]) - 1
+        finish = decode + steps * step
+        gaps.add(decode + step - first)
+        gaps.add_run(1, step, 1e-6, steps - 1)
+        times = (t, t, start, first, first, begin, end, decode, finish)
+        row = (k, Stage.DONE, *times, prompts[k], cached, outputs[k], p, d, size, 1, 0, 0, 0, NAN, NAN, 1, NAN)
+        records.rows.extend(float(x) for x in row)
+    found = records.columns()
+    duration = float(np.nanmax(found["finish_s"]))
+    for t in np.arange(0.5, duration, 0.5):
+        for i in range(4):
+            mine = (found["prefill_instance"] == i) if i < 2 else (found["decode_instance"] == i)
+            waiting = mine & (found["arrival_s"] <= t) & (found["prefill_start_s"] > t) if i < 2 else mine & False
+            on = ("prefill_start_s", "first_token_s") if i < 2 else ("decode_start_s", "finish_s")
+            running = mine & (found[on[0]] <= t) & (found[on[1]] > t)
+            blocks = float(found["prompt_tokens"][running].sum()) // 16
+            samples.rows.extend((t, i, float(waiting.sum()), 0.0, float(running.sum()), 0.0, min(blocks, 20000.0), 20000.0))
+    del found
+    uses = []
+    for i, name in enumerate(names):
+        mine = (samples.column("used_blocks") / 20000)[samples.column("instance") == i]
+        uses.append(
+            InstanceUse(
+                name=name,
+                role=name.split("-")[0],
+                busy_s=busy[i] if i < 2 else duration * 0.95,
+                prefill_busy_s=busy[i] if i < 2 else 0.0,
+                decode_busy_s=0.0 if i < 2 else duration * 0.95,
+                up_s=duration,
+                kv_blocks=20000,
+                kv_use_mean=float(mine.mean()),
+                kv_use_peak=float(mine.max()),
+                requests=requests // 2,
+                prefill_tokens=int(prompts.sum()) // 2 if i < 2 else 0,
+                decode_tokens=int(outputs.sum()) // 2 if i >= 2 else 0,
+                hardware="h100-sxm",
+            )
+        )
+    capacity = gbytes_per_s * 1e9
+    used = sent / capacity / duration
+    link = LinkUse(name="network", bytes=sent, capacity_bytes_per_s=capacity, busy_fraction=link_busy / duration, utilisation=used, peak_flows=1)
+    run: dict[str, Any] = {"seed": seed, "version": "0.1.0", "cpu_s": 0.5}
+    summary = summarise(records, gaps, samples, uses, [link], slo=slo, duration_s=duration, run=run)
+    experiment = {"name": "made-up", "seed": seed, "slo": {"ttft_s": slo[0], "tpot_s": slo[1]}, "note": "<b>&"}
+    return Result(summary, records, gaps, samples, experiment)
+
+
+@pytest.fixture
+def made_run() -> Iterator[Callable[..., Result]]:
+    """`made_up_run`, for tests to call with their own figures."""
+    yield made_up_run
