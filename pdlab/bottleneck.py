@@ -93,7 +93,9 @@ def _measure(
     found: Mapping[str, Column], samples: Samples, instances: Sequence[InstanceUse], links: Sequence[LinkUse], duration_s: float
 ) -> _Use:
     window = _span(found["arrival_s"], found["first_token_s"], duration_s)
-    prefill = {use: min(1.0, _prefill_s(use) / max(min(use.up_s, window), 1e-9)) for use in instances if Role(use.role).prefills}
+    prefill = {
+        use: min(1.0, _prefill_s(use) / max(min(use.up_s, window or use.up_s), 1e-9)) for use in instances if Role(use.role).prefills
+    }
     moving = _span(found["transfer_start_s"], found["transfer_end_s"], duration_s)
     link = {use: min(1.0, use.utilisation * duration_s / max(moving, 1e-9)) for use in links}
     decoders = [use for use in instances if Role(use.role).decodes]

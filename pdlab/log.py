@@ -24,6 +24,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     policy: object
     policy_hash: str
+    hash_tokens: int
     experiment: dict[str, object]
 
 

@@ -1,4 +1,4 @@
-"""From what pydantic found wrong to what a person can act on: one line for each mistake, saying where, what, and the nearest valid key or value.
+"""From what pydantic found wrong to what a person can act on: a line for each mistake, saying where, what, and what was likely meant.
 
     cluster.instances.0.rol: unknown key; nearest is role
     transfer.mode: 'psh' is not one of push, pull; nearest is push
@@ -55,7 +55,10 @@ def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
                 texts.append(text)
     lines: list[str] = []
     for place, texts in found.items():
-        lines += [f"{place}: {' or '.join(texts)}"] if place else texts  # mistakes of the whole name their places themselves
+        if not place:
+            lines += texts  # mistakes of the whole name their places themselves
+        elif not any(other.startswith(f"{place}.") for other in found):  # else one member of a union fits, but for what is inside
+            lines.append(f"{place}: {_either(texts)}")
     return lines
 
 
@@ -63,6 +66,18 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Words that name the nearest of what is known, or none where nothing is near."""
     near = get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)
     return f"; nearest is {near[0]}" if near else ""
+
+
+def _either(texts: Sequence[str]) -> str:
+    """must be text, not 3 + must be a mapping, not 3 = must be text or a mapping, not 3."""
+    first, *others = texts
+    for other in others:
+        wanted, _, value = first.rpartition(", not ")
+        if wanted.startswith("must be ") and other.startswith("must be ") and other.endswith(f", not {value}"):
+            first = f"{wanted} or {other.removeprefix('must be ')}"
+        else:
+            first = f"{first} or {other}"
+    return first
 
 
 def _explain(detail: ErrorDetails, keys: Sequence[str]) -> list[str]:

@@ -76,7 +76,7 @@ def _entry(node: Any, key: str, override: str, *, make: bool = False) -> Any:
 
 def _parse(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{source}: line {mark.line + 1}, column {mark.column + 1}" if mark is not None and "\n" in text else source

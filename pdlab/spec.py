@@ -50,6 +50,12 @@ def _hardware(name: str) -> str:
     return name
 
 
+def _file_name(name: str) -> str:
+    if not name.strip(". ") or set(name) & set("/\\\0"):
+        raise ValueError(f"names the folder of the results, which cannot be {name!r}")
+    return name
+
+
 def _batching(name: str) -> str:
     if name not in batching.names():
         raise ValueError(f"{name!r} is not one of {', '.join(batching.names())}{nearest(name, batching.names())}")
@@ -62,6 +68,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(gt=0, le=1)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Hardware = Annotated[str, AfterValidator(_hardware)]
+Name = Annotated[str, AfterValidator(_file_name)]
 Batching = Annotated[str, AfterValidator(_batching)]
 
 
@@ -92,7 +99,7 @@ class InstancesSpec(Spec):
     tp: Count = 1
     name: str | None = None
     host: str | None = None
-    nics: Count = 1
+    nics: Count | None = None  # None: one an accelerator
     engine: EngineSpec | None = None  # only the keys it gives differ from the experiment's
 
     @model_validator(mode="after")
@@ -148,7 +155,7 @@ class AutoscaleSpec(Spec):
 
 
 class ClusterSpec(Spec):
-    instances: tuple[InstancesSpec, ...] = Field(min_length=1)
+    instances: tuple[InstancesSpec, ...]
     network: NetworkSpec = NetworkSpec()
     reports: ReportsSpec = ReportsSpec()
     role_switch_s: NotNegative = 1.0
@@ -258,7 +265,7 @@ class Placement:
 class Experiment(Spec):
     """One experiment. `load` reads a file; `Experiment.parse` a mapping."""
 
-    name: str = Field("experiment", pattern=r"^[^/\\\0]+$")
+    name: Name = "experiment"
     base_dir: Path = Path()
     seed: int = 0
     model: str
@@ -311,7 +318,7 @@ class Experiment(Spec):
                 stem = row.name or str(role)
                 number = counted[stem] = counted.get(stem, -1) + 1
                 name = stem if row.name and row.count == 1 else f"{stem}-{number}"
-                yield Placement(name, role, row.hardware, row.tp, row.host or name, row.nics, engine, index)
+                yield Placement(name, role, row.hardware, row.tp, row.host or name, row.nics or row.tp, engine, index)
 
     def _engine(self, row: InstancesSpec) -> EngineSpec:
         own = row.engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,8 @@ def made_up_run(
             )
         )
     capacity = gbytes_per_s * 1e9
-    used = sent / capacity / duration
-    link = LinkUse(name="network", bytes=sent, capacity_bytes_per_s=capacity, busy_fraction=link_busy / duration, utilisation=used, peak_flows=1)
+    used, shared = sent / capacity / duration, link_busy / duration
+    link = LinkUse(name="network", bytes=sent, capacity_bytes_per_s=capacity, busy_fraction=shared, utilisation=used, peak_flows=1)
     run: dict[str, Any] = {"seed": seed, "version": "0.1.0", "cpu_s": 0.5}
     summary = summarise(records, gaps, samples, uses, [link], slo=slo, duration_s=duration, run=run)
     experiment = {"name": "made-up", "seed": seed, "slo": {"ttft_s": slo[0], "tpot_s": slo[1]}, "note": "<b>&"}
@@ -103,6 +103,6 @@ def made_up_run(
 
 
 @pytest.fixture
-def made_run() -> Iterator[Callable[..., Result]]:
+def made_run() -> Callable[..., Result]:
     """`made_up_run`, for tests to call with their own figures."""
-    yield made_up_run
+    return made_up_run

@@ -36,4 +36,4 @@ class Conditional(PrefixAware):
         ]
         if able:
             return min(able, key=lambda x: (x.prefill_tokens - hits.get(x, 0), x.decode_tokens, x.index))
-        return super().dispatch(request, cluster)
+        return self.soonest(request, cluster, hits)

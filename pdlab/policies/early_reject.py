@@ -23,12 +23,13 @@ class EarlyReject(PrefixAware):
         require(self.slack > 0.0, "slack", self.slack, "be above 0")
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
-        best = super().dispatch(request, cluster)
-        if not isinstance(best, Instance):
-            return best
+        hits = cluster.cached_tokens(request)
+        best = self.soonest(request, cluster, hits)
+        if best is None:
+            return None
         n = best.prefill_requests
         queue_s = n * best.prefill_predictor.seconds(best.prefill_tokens / n) if n else 0.0
-        ttft_s = queue_s + best.ttft_s(request.prompt_tokens - cluster.cached_tokens(request).get(best, 0))
+        ttft_s = queue_s + best.ttft_s(request.prompt_tokens - hits.get(best, 0))
         target_s = cluster.ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
         if ttft_s > self.slack * target_s:
             return Reject(f"TTFT predicted {ttft_s:.3g} s, objective {target_s:.3g} s")

@@ -7,6 +7,7 @@ once where a report is up to a period late. Fetching blocks from another holder 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pdlab.cluster import Cluster, Instance
@@ -19,7 +20,10 @@ NOMINAL_S_PER_TOKEN = 1e-4  # of an instance without a profile: any figure ranks
 @dataclass
 class PrefixAware(Policy):
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
-        hits = cluster.cached_tokens(request)
+        return self.soonest(request, cluster, cluster.cached_tokens(request))
+
+    def soonest(self, request: Request, cluster: Cluster, hits: Mapping[Instance, int]) -> Instance | None:
+        """The prefill instance of least cost, given the prompt tokens each is believed to hold."""
         prompt = request.prompt_tokens
         best, least_s = None, float("inf")
         for x in cluster.prefill:

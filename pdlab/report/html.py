@@ -121,7 +121,9 @@ def _page(title: str, body: Sequence[str]) -> str:
 
 def _about(summary: Summary) -> str:
     run = summary["run"]
-    known = [f"{key.replace('_', ' ')} {run[key]}" for key in ("seed", "version", "policy", "policy_hash") if run.get(key) is not None]
+    known = [
+        f"{key.replace('_', ' ')} {run[key]}" for key in ("world", "seed", "pdlab", "version", "policy_hash") if run.get(key) is not None
+    ]
     return ", ".join([f"{summary['requests']:,} requests in {seconds(summary['duration_s'])}", *known])
 
 

@@ -15,7 +15,7 @@ from pdlab.records import Records, Samples
 from pdlab.report.stages import stretches
 from pdlab.types import Stage
 
-Span = tuple[str, float, float, str, int, int]  # instance, start_s, end_s, kind, sequences, tokens
+Span = tuple[str | int, float, float, str, int, int]  # instance (its name or index), start_s, end_s, kind, sequences, tokens
 
 _REQUESTS, _LINKS, _FIRST_INSTANCE = 1, 2, 10
 _CHUNK = 4096
@@ -54,7 +54,8 @@ def trace_events(
         yield from _named(pid, name, pid)
     for start in range(0, min(len(records), max_requests), _CHUNK):
         yield from _requests(records, slice(start, min(start + _CHUNK, max_requests, len(records))))
-    for instance, start_s, end_s, kind, sequences, tokens in spans:
+    for who, start_s, end_s, kind, sequences, tokens in spans:
+        instance = records.instances[who] if isinstance(who, int) else who
         if instance not in pids:
             pids[instance] = _FIRST_INSTANCE + len(pids)
             yield from _named(pids[instance], instance, pids[instance])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from pdlab.sim.instance import After, SimInstance
-from pdlab.types import Evict, Joined, Left, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.types import Evict, Left, Role, Scale, Stage, Stop, Switch, Switched
 
 if TYPE_CHECKING:
     from pdlab.sim.world import World
@@ -95,11 +94,9 @@ class Lifecycle:
         return sent
 
     def scale(self, action: Scale) -> None:
+        """Start more instances of a role; each joins when it is up."""
+        start = self.world.start_instance
+        assert start is not None, "scaling without autoscale"
         for _ in range(action.count):
-            assert self.world.start_instance is not None
-            spec, start_s = self.world.start_instance(action.role)
-            After(self.world.env, start_s, partial(self._started, spec))
-
-    def _started(self, spec: object, _: object) -> None:
-        assert isinstance(spec, Joined)
-        self.world.bring_up(spec.spec)
+            add, start_s = start(action.role)
+            After(self.world.env, start_s, lambda _, add=add: add())

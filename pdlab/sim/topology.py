@@ -1,21 +1,28 @@
-"""Where instances sit and how fast each can talk: endpoints, hosts, and what a transport achieves of a NIC's line rate.
+"""Where instances sit, which links join two of them, and how fast each link is.
 
 An instance of several accelerators is one `Endpoint`: a transfer is striped over all of its NICs (or scale-up ports), since every
 rank moves its own shard of the KV cache, so their bandwidths add up. Bandwidths are for one direction; both run at once.
 
-A `Transport` turns a line rate into what transfers see. Two constants do for whole messages: t(size) = setup + size / (efficiency * line).
-Small messages then reach a small part of the line rate, half of the achievable one at size = setup * efficiency * line. A third,
-operations per second, limits transports that post one operation for each contiguous piece, as KV blocks scattered over memory need.
+A `Resource` is one direction of something with a bandwidth: an instance's NICs out, its NICs in, its scale-up or PCIe ports, a
+device's copy engine, a switch core. A `Path` is the resources between two instances, chosen by how near they are: on the same
+*device*; on the same *host*, over scale-up links where both have them, else PCIe; or over the *network*.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
+from typing import TYPE_CHECKING
 
 from pdlab.cost.shapes import Hardware
+from pdlab.records import LinkUse
+from pdlab.sim.transport import Transport
 from pdlab.types import UsageError
+
+if TYPE_CHECKING:
+    from pdlab.sim.link import Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +30,8 @@ class Endpoint:
     """One instance's place and ports. Bandwidths are bytes/s in one direction, of all its accelerators together except `nic_bytes_per_s`,
     which is one NIC's; 0 means that there is no such port.
 
-    `host` "" is a host of its own, `device` "" devices of its own. Endpoints with the same `scaleup_domain` (default: the host) reach
-    one another over scale-up links (NVLink, HCCS) also between hosts. Endpoints with the same `nic_group` share their NICs.
+    `host` "" is a host of its own, `device` "" devices of its own. Endpoints with the same `scaleup_domain` reach one another over scale-up
+    links (NVLink, HCCS) also between hosts. Endpoints with the same `nic_group` share their NICs, those on one device its copy engine.
     """
 
     name: str
@@ -36,62 +43,36 @@ class Endpoint:
     scaleup_bytes_per_s: float = 0.0
     scaleup_domain: str = ""
     pcie_bytes_per_s: float = 0.0
-    device_bytes_per_s: float = inf  # copying within one device, shared by all who do so there
+    copy_bytes_per_s: float = 1e12  # within a device
 
     def __post_init__(self) -> None:
-        for field in ("nic_bytes_per_s", "nics", "scaleup_bytes_per_s", "pcie_bytes_per_s", "device_bytes_per_s"):
-            value = getattr(self, field)
-            if not value >= 0:
-                raise UsageError(f"{self.name}: {field} is {value}; give a number that is not negative")
+        for field in ("nic_bytes_per_s", "nics", "scaleup_bytes_per_s", "pcie_bytes_per_s"):
+            if not 0 <= getattr(self, field) < inf:
+                raise UsageError(f"{self.name}: {field} is {getattr(self, field)}; give a finite number, 0 for none")
+        if not 0 < self.copy_bytes_per_s < inf:
+            raise UsageError(f"{self.name}: copy_bytes_per_s is {self.copy_bytes_per_s}; give a finite number above 0")
+
+    def near(self, other: Endpoint) -> str:
+        """The port that leads to `other`: "copy", "scaleup", "pcie", "nic", or "" if there is none."""
+        if self.name == other.name or (self.device and self.device == other.device):
+            return "copy"
+        same_host = bool(self.host) and self.host == other.host
+        same_domain = same_host or (bool(self.scaleup_domain) and self.scaleup_domain == other.scaleup_domain)
+        if same_domain and self.scaleup_bytes_per_s and other.scaleup_bytes_per_s:
+            return "scaleup"
+        if same_host and self.pcie_bytes_per_s and other.pcie_bytes_per_s:
+            return "pcie"
+        return "nic" if self.nics * self.nic_bytes_per_s and other.nics * other.nic_bytes_per_s else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transport:
-    """What moving KV costs on top of the wire. `setup_s` is spent before a transfer's first byte, `efficiency` is the achieved part of the
-    line rate for large messages, `operations_per_s` (one endpoint's, all NICs together) bounds transfers of small pieces."""
-
-    name: str
-    setup_s: float = 0.0
-    efficiency: float = 1.0
-    operations_per_s: float = inf
-    source: str = ""
-
-    def bytes_per_s(self, line_bytes_per_s: float, piece_bytes: float = inf) -> float:
-        """Bytes/s that long transfers of pieces of `piece_bytes` reach on links of `line_bytes_per_s`."""
-        bound = self.operations_per_s * piece_bytes if self.operations_per_s < inf and piece_bytes < inf else inf
-        return min(line_bytes_per_s * self.efficiency, bound)
-
-    def transfer_s(self, size_bytes: float, line_bytes_per_s: float, piece_bytes: float = inf) -> float:
-        """Seconds for one transfer alone."""
-        return self.setup_s + size_bytes / self.bytes_per_s(line_bytes_per_s, piece_bytes)
-
-
-IDEAL = Transport(name="ideal", source="the line rate, no set-up")
-
-MOONCAKE_ROCE = Transport(
-    name="mooncake-roce",
-    setup_s=404e-6,
-    efficiency=0.699,
-    source="least worst error over nine transfers of 20 MB to 4.5 GB between two 8 x 400 Gb/s RoCE hosts (H800), Mooncake under vLLM v1: "
-    "kvcache-ai/Mooncake@3b5a594 docs/source/performance/vllm/vllm-v1-pd-performance.md",
-)
-
-MOONCAKE_EFA = Transport(
-    name="mooncake-efa",
-    efficiency=0.87,
-    operations_per_s=1.48e6,
-    source="six piece sizes of 64 KiB to 2 MiB on AWS p5en (16 x 200 Gb/s EFA), bandwidths only, so no set-up: "
-    "kvcache-ai/Mooncake@3b5a594 docs/source/design/transfer-engine/efa_transport.md",
-)
-
-TRANSPORTS = (IDEAL, MOONCAKE_ROCE, MOONCAKE_EFA)
+KINDS = {"copy": "device", "scaleup": "host", "pcie": "host", "nic": "network"}
 
 
 def endpoint(
     name: str, hardware: Hardware, accelerators: int = 1, *, host: str = "", scaleup_domain: str = "", nic_bytes_per_s: float | None = None
 ) -> Endpoint:
     """The endpoint of an instance on `accelerators` of one kind, each with a NIC of its own. `nic_bytes_per_s` overrides what is typically
-    fitted."""
+    fitted. A copy within device memory reads and writes it, so it runs at half of the memory's bandwidth."""
     return Endpoint(
         name=name,
         host=host,
@@ -100,12 +81,13 @@ def endpoint(
         nics=accelerators,
         scaleup_bytes_per_s=hardware.scaleup_bytes_per_s * accelerators,
         pcie_bytes_per_s=hardware.pcie_bytes_per_s * accelerators,
+        copy_bytes_per_s=hardware.hbm_bytes_per_s * accelerators / 2,
     )
 
 
 def packed_hosts(accelerators: Iterable[int], per_host: int = 8) -> Iterator[str]:
     """A host name for each instance of so many accelerators, filled in order. An instance never straddles hosts it could fit into; one that
-    is larger than a host takes whole hosts, of which the first names it."""
+    is larger than a host takes whole hosts, of which the first names it. Raises UsageError for an instance of none."""
     host, used = 0, 0
     for wanted in accelerators:
         if wanted < 1:
@@ -116,3 +98,217 @@ def packed_hosts(accelerators: Iterable[int], per_host: int = 8) -> Iterator[str
         used += wanted
         if used >= per_host:
             host, used = host + -(-used // per_host), 0
+
+
+class Resource:
+    """One direction of a link. `flows` are the transfers on it; one that is alone may not have begun to flow yet. Only the network changes
+    it."""
+
+    __slots__ = (
+        "busy_s",
+        "busy_since_s",
+        "bytes",
+        "bytes_per_s",
+        "capacity_bytes",
+        "capacity_since_s",
+        "factor",
+        "flows",
+        "left_bytes_per_s",
+        "mark",
+        "name",
+        "nominal_bytes_per_s",
+        "paths",
+        "peak_flows",
+        "since_s",
+        "unfixed",
+    )
+
+    def __init__(self, name: str, bytes_per_s: float, now: float) -> None:
+        self.name = name
+        self.nominal_bytes_per_s = self.bytes_per_s = bytes_per_s
+        self.factor = 1.0  # faults: bytes_per_s = nominal * factor
+        self.flows: dict[Transfer, None] = {}
+        self.paths: list[Path] = []
+        self.bytes = 0.0  # of transfers that have left it
+        self.busy_s = 0.0  # until it was last empty
+        self.busy_since_s = 0.0
+        self.capacity_bytes = 0.0  # it could have carried until `capacity_since_s`
+        self.since_s = self.capacity_since_s = now
+        self.peak_flows = 0
+        self.mark = 0  # scratch while rates are shared out
+        self.unfixed = 0
+        self.left_bytes_per_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.bytes_per_s:.4g} B/s, {len(self.flows)} flows>"
+
+    def rescale(self, nominal_bytes_per_s: float, factor: float, now: float) -> None:
+        """Another bandwidth from now on."""
+        self.capacity_bytes += self.bytes_per_s * (now - self.capacity_since_s)
+        self.capacity_since_s = now
+        self.nominal_bytes_per_s, self.factor = nominal_bytes_per_s, factor
+        self.bytes_per_s = nominal_bytes_per_s * factor
+        for path in self.paths:
+            path.refresh()
+
+    def use(self, now: float) -> LinkUse:
+        """What it did until now. Utilisation is of the bandwidth it had, faults taken into account; busy counts stalled transfers too."""
+        carried, busy_s = self.bytes, self.busy_s
+        for transfer in self.flows:
+            carried += transfer.size_bytes - transfer.left_at(now) - transfer.charged_bytes
+        if self.flows:
+            busy_s += max(0.0, now - self.busy_since_s)
+        could = self.capacity_bytes + self.bytes_per_s * (now - self.capacity_since_s)
+        up_s = now - self.since_s
+        return LinkUse(
+            name=self.name,
+            bytes=carried,
+            capacity_bytes_per_s=self.nominal_bytes_per_s,
+            busy_fraction=busy_s / up_s if up_s > 0.0 else 0.0,
+            utilisation=carried / could if could > 0.0 else 0.0,
+            peak_flows=max(self.peak_flows, 1 if carried > 0.0 else 0),
+        )
+
+
+class Path:
+    """From one instance to another; read only. `kind` is "device", "host" or "network". `bytes_per_s` is what a transfer gets alone,
+    `flow_bytes_per_s` the most that any one may take."""
+
+    __slots__ = ("bytes_per_s", "dst", "flow_bytes_per_s", "kind", "latency_s", "resources", "src")
+
+    def __init__(
+        self, src: str, dst: str, kind: str, resources: tuple[Resource, ...], latency_s: float, flow_bytes_per_s: float = inf
+    ) -> None:
+        self.src, self.dst, self.kind, self.resources, self.latency_s = src, dst, kind, resources, latency_s
+        self.flow_bytes_per_s = flow_bytes_per_s
+        self.bytes_per_s = 0.0
+        self.refresh()
+
+    def __repr__(self) -> str:
+        return f"<{self.src} -> {self.dst} {self.kind} {self.bytes_per_s:.4g} B/s>"
+
+    def refresh(self) -> None:
+        """A resource has another bandwidth."""
+        self.bytes_per_s = min([self.flow_bytes_per_s, *(r.bytes_per_s for r in self.resources)])
+
+
+class Topology:
+    """The endpoints, resources and paths of one cluster. The figures are described in `link.Network`, which owns it."""
+
+    def __init__(
+        self,
+        *,
+        latency_s: float,
+        host_latency_s: float,
+        transport: Transport,
+        piece_bytes: float,
+        core_bytes_per_s: float,
+        nics_per_transfer: int | None,
+        now: float,
+    ) -> None:
+        if not (latency_s >= 0.0 and host_latency_s >= 0.0):
+            raise UsageError(f"network latencies of {latency_s} and {host_latency_s} s; they can't be negative")
+        if not (core_bytes_per_s > 0.0 and piece_bytes > 0.0):
+            raise UsageError(f"a core of {core_bytes_per_s} bytes/s, pieces of {piece_bytes} bytes; give numbers above 0")
+        if nics_per_transfer is not None and nics_per_transfer < 1:
+            raise UsageError(f"nics_per_transfer is {nics_per_transfer}; give at least 1")
+        self.latency_s, self.host_latency_s = latency_s, host_latency_s
+        self.transport, self.piece_bytes, self.nics_per_transfer = transport, piece_bytes, nics_per_transfer
+        self.endpoints: dict[str, Endpoint] = {}
+        self.resources: dict[str, Resource] = {}
+        self.ports: dict[str, dict[str, Resource]] = {}  # by endpoint, then "nic.out", "nic.in", ..., "copy"
+        self.paths: dict[tuple[str, str], Path] = {}
+        self._core = () if core_bytes_per_s == inf else (self._resource("core", core_bytes_per_s, now),)
+
+    def add(self, endpoint: Endpoint, now: float) -> None:
+        """An instance comes up, perhaps again: links keep their counts and faults by name. Raises UsageError for a name in use, and when it
+        describes what it shares with another endpoint otherwise."""
+        name = endpoint.name
+        if name in self.endpoints:
+            raise UsageError(f"two endpoints are called {name}; give each instance its own name")
+        for other in self.endpoints.values():
+            if (
+                endpoint.nic_group
+                and endpoint.nic_group == other.nic_group
+                and self.nic_bytes_per_s(endpoint) != self.nic_bytes_per_s(other)
+            ):
+                raise UsageError(f"{name} and {other.name} share the NICs {other.nic_group}; give them the same number and bandwidth")
+            if endpoint.device and endpoint.device == other.device and endpoint.copy_bytes_per_s != other.copy_bytes_per_s:
+                raise UsageError(f"{name} and {other.name} share the device {other.device}; give them the same copy_bytes_per_s")
+        ports: dict[str, Resource] = {}
+        for port, owner, bytes_per_s in (
+            ("nic", endpoint.nic_group or name, self.nic_bytes_per_s(endpoint)),
+            ("scaleup", name, endpoint.scaleup_bytes_per_s),
+            ("pcie", name, endpoint.pcie_bytes_per_s),
+        ):
+            if bytes_per_s:
+                for way in ("out", "in"):
+                    ports[f"{port}.{way}"] = self._resource(f"{owner}.{port}.{way}", bytes_per_s, now)
+        ports["copy"] = self._resource(f"{endpoint.device or name}.copy", endpoint.copy_bytes_per_s, now)
+        self.endpoints[name], self.ports[name] = endpoint, ports
+
+    def remove(self, name: str) -> list[Path]:
+        """An instance is gone: forget its paths, which are returned."""
+        gone = [path for path in self.paths.values() if name in (path.src, path.dst)]
+        for path in gone:
+            for resource in path.resources:
+                resource.paths.remove(path)
+            del self.paths[path.src, path.dst]
+        del self.endpoints[name], self.ports[name]
+        return gone
+
+    def path(self, src: str, dst: str) -> Path:
+        """From one instance to another. Raises UsageError where one is unknown or nothing connects the two."""
+        path = self.paths.get((src, dst))
+        if path is None:
+            path = self.paths[src, dst] = self._find_path(src, dst)
+            for resource in path.resources:
+                resource.paths.append(path)
+        return path
+
+    def named(self, name: str) -> list[Resource]:
+        """The resource of this name, or an instance's ports (shared ones included). Raises UsageError where there is neither."""
+        if name in self.ports:
+            return list(self.ports[name].values())
+        if name not in self.resources:
+            raise UsageError(f"no instance or link is called {name}{_nearest(name, [*self.ports, *self.resources])}")
+        return [self.resources[name]]
+
+    def nic_bytes_per_s(self, endpoint: Endpoint) -> float:
+        """What all its NICs achieve together."""
+        return self.transport.bytes_per_s(endpoint.nics * endpoint.nic_bytes_per_s, self.piece_bytes)
+
+    def _find_path(self, src: str, dst: str) -> Path:
+        for name in (src, dst):
+            if name not in self.endpoints:
+                raise UsageError(f"no instance is called {name}{_nearest(name, self.endpoints)}")
+        a, b = self.endpoints[src], self.endpoints[dst]
+        port = a.near(b)
+        if not port:
+            raise UsageError(f"nothing connects {src} and {dst}; give both nic_bytes_per_s, or put them on one host")
+        kind, out, into = KINDS[port], self.ports[src], self.ports[dst]
+        if port == "copy":
+            return Path(src, dst, kind, (out["copy"],), self.host_latency_s)
+        ends = (out[f"{port}.out"], into[f"{port}.in"])
+        if kind == "host":
+            return Path(src, dst, kind, ends, self.host_latency_s)
+        most = inf
+        if self.nics_per_transfer is not None:
+            most = min(self.nic_bytes_per_s(x) * min(1.0, self.nics_per_transfer / x.nics) for x in (a, b))
+        return Path(src, dst, kind, (*ends, *self._core), self.latency_s + self.transport.setup_s, most)
+
+    def _resource(self, name: str, bytes_per_s: float, now: float) -> Resource:
+        resource = self.resources.get(name)
+        if resource is None:
+            resource = self.resources[name] = Resource(name, bytes_per_s, now)
+        elif resource.nominal_bytes_per_s != bytes_per_s:
+            resource.rescale(bytes_per_s, resource.factor, now)
+        return resource
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(known[:8])}" if known else ""

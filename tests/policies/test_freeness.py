@@ -91,13 +91,35 @@ def test_the_last_to_come_is_not_always_the_longest(small):
     assert Freeness(request_order="LCR").migrate(world.cluster) == [(50, world[2])]
 
 
-def test_only_decoding_requests_that_are_not_under_way_move(small):
+def test_only_decoding_requests_move(small):
     world = small("PDD")
     loaded(world, 1, 3, 2)
     world.cluster.live[100].stage = Stage.TRANSFER
     assert Freeness().migrate(world.cluster) == [(101, world[2])]
-    world.cluster.live[101].migrating = world[2]
-    assert Freeness().migrate(world.cluster) == []  # one at a time out of a source, one into a destination
+
+
+def test_a_source_sends_one_at_a_time(small):
+    world = small("PDDD")
+    loaded(world, 1, 3, 2)
+    world.cluster.live[100].migrating = world[2]
+    assert Freeness().migrate(world.cluster) == []
+
+
+def test_a_destination_receives_one_at_a_time(small):
+    world = small("PDDD")
+    loaded(world, 1, 3, 2)
+    loaded(world, 2, 3, 900)
+    world.cluster.live[200].migrating = world[3]
+    assert Freeness().migrate(world.cluster) == [(100, world[2])]
+
+
+def test_one_that_is_under_way_is_not_moved_again(small):
+    world = small("PDDD")
+    loaded(world, 1, 2, 900)
+    world[1].state = InstanceState.DRAINING
+    world.cluster.refresh()
+    world.cluster.live[100].migrating = world[2]
+    assert Freeness().migrate(world.cluster) == [(101, world[3])]
 
 
 def test_nobody_moves_to_an_instance_with_waiting_preempted_requests_and_it_is_a_source_itself(small):
@@ -138,6 +160,15 @@ def test_balanced_rejects_a_move_that_overshoots(small):
     loaded(world, 2, 10, 100)
     assert Freeness().migrate(world.cluster) == [(1, world[2])]
     assert Freeness(pairing="balanced").migrate(world.cluster) == []  # the source would be left empty, the destination with 40/11
+
+
+def test_balanced_rejects_a_move_after_which_the_source_is_the_freer_one(small):
+    world = small("PDD")
+    world.report(1, running=2, free_blocks=4)
+    world.decoding(1, 1, 16 * 100)
+    world.decoding(1, 2, 16 * 100)
+    loaded(world, 2, 8, 220)
+    assert Freeness(pairing="balanced").migrate(world.cluster) == []  # 2 and 27.5 steps would become 104 and 13.3
 
 
 def test_balanced_takes_a_move_that_brings_both_closer(small):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pdlab.policies.xllm_slo_aware import XllmSloAware
+from pdlab.policies.xllm_slo_aware import PrefillBook, XllmSloAware
 from pdlab.types import Cancelled, Joined, PrefillDone, Role, Tick, UsageError
 
 
@@ -70,6 +70,17 @@ def test_step_3_prefills_on_an_idle_decode_instance_when_prefill_is_too_late(sma
     for k in range(3):
         assert place(policy, world, ask(4000, k)) == (world[0], world[1])  # 0.4 s each
     assert place(policy, world, ask(4000, 3)) == (world[2], world[2])
+
+
+def test_step_3_leaves_a_decode_instance_alone_that_would_start_later(small, ask):
+    world, policy = small("PDD"), XllmSloAware()
+    load(world, 1, 20)
+    policy._books[world[2]] = PrefillBook()
+    policy._books[world[2]].add(99, 1.3, 0.0)
+    world[0].prefill_predictor.b = 1.1e-3
+    assert place(policy, world, ask(1000, 1))[0] is world[0]
+    assert place(policy, world, ask(1000, 2))[0] is world[0]  # 1.1 s there, 1.3 s here
+    assert place(policy, world, ask(1000, 3))[0] is world[2]
 
 
 def test_step_3_needs_tpot_to_spare(small, ask):

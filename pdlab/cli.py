@@ -1,0 +1,270 @@
+"""The command line. It reads files and options, shows progress, and prints; what it runs is in the modules it imports when asked to.
+
+A `UsageError` becomes its own lines on stderr and exit status 2, never a traceback; Ctrl-C keeps what there is, and exits with 130.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pdlab import __version__
+from pdlab.types import UsageError
+
+if TYPE_CHECKING:
+    from pdlab.result import Result
+    from pdlab.spec import Experiment
+
+Progress = Callable[[float, int, int], None]
+
+app = typer.Typer(
+    help="How should prefill and decode be split over my machines, and which policy should run them?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Exits with 0, with 2 where the user has made a mistake, with 130 after Ctrl-C."""
+    try:
+        app(args=arguments, prog_name="pdlab")
+    except UsageError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"pdlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def sim(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Experiment files; several are compared.", show_default=False)],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the file.")] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the file's.", show_default=False)] = None,
+    requests: Annotated[int | None, typer.Option(help="Short for --set workload.requests=N.", show_default=False)] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME")] = None,
+    trace_events: Annotated[bool, typer.Option("--trace-events", help="Keep the event log, and a Perfetto trace.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
+) -> None:
+    """Simulate experiments: progress, one table each, a comparison of several; results in DIR."""
+    overrides = list(set_ or ())
+    if seed is not None:
+        overrides.append(f"seed={seed}")
+    if requests is not None:
+        overrides.append(f"workload.requests={requests}")
+    experiments = _load(files, overrides)
+    results: list[tuple[str, Result]] = []
+    for experiment, directory in zip(experiments, _directories(experiments, out_dir), strict=True):
+        try:
+            result = _simulate(experiment, directory, trace_events, quiet)
+        except KeyboardInterrupt:
+            err.print("interrupted before anything was simulated")
+            raise typer.Exit(130) from None
+        results.append((directory.name, result))
+        if not (quiet or as_json):
+            _show(result, directory)
+        if result.summary["partial"]:
+            break
+    if as_json:
+        summaries = [result.summary for _, result in results]
+        print(json.dumps(summaries[0] if len(files) == 1 else summaries, indent=2))
+    elif len(results) > 1 and not quiet:
+        from pdlab.report.tables import comparison
+
+        out.print(comparison([(name, result.summary) for name, result in results]))
+    if any(result.summary["partial"] for _, result in results):
+        err.print("interrupted: these results are partial, and marked so")
+        raise typer.Exit(130)
+
+
+def _load(files: Sequence[Path], overrides: Sequence[str]) -> list[Experiment]:
+    """All files, before any is run. Raises UsageError with the mistakes of all."""
+    from pdlab.spec import Experiment
+
+    found, lines = [], []
+    for file in files:
+        try:
+            found.append(Experiment.load(file, overrides))
+        except UsageError as error:
+            lines += [line for line in str(error).splitlines() if line not in lines]
+    if lines:
+        raise UsageError("\n".join(lines))
+    return found
+
+
+def _directories(experiments: Sequence[Experiment], given: Path | None) -> list[Path]:
+    """Where each one's results go: DIR itself for one, DIR/NAME for several; a name that is there twice gets a number."""
+    if given is not None and len(experiments) == 1:
+        return [given]
+    names: list[str] = []
+    for experiment in experiments:
+        name, number = experiment.name, 2
+        while name in names:
+            name, number = f"{experiment.name}-{number}", number + 1
+        names.append(name)
+    return [(given or Path("out")) / name for name in names]
+
+
+def _simulate(experiment: Experiment, directory: Path, trace_events: bool, quiet: bool) -> Result:
+    """Run one, and keep its files: all of them or, on a UsageError, none."""
+    from pdlab.sim import simulate
+
+    log = directory.parent / f".{directory.name}.events.jsonl.partial"
+    if trace_events:
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{directory}: cannot write there ({error.strerror}); give another directory with --out") from None
+    try:
+        with _progress(experiment.name, quiet) as progress:
+            result = simulate(experiment, progress=progress, trace_events=log if trace_events else None)
+        result.save(directory)
+        if trace_events:
+            log.replace(directory / "events.jsonl")
+    finally:
+        log.unlink(missing_ok=True)
+    return result
+
+
+@contextmanager
+def _progress(name: str, quiet: bool) -> Iterator[Progress | None]:
+    """A bar on stderr: simulated time, requests, requests a second. Nothing where nobody looks."""
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("requests  {task.fields[speed]}  simulated {task.fields[now]}"),
+        bars.TimeElapsedColumn(),
+    )
+    with bars.Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(escape(name), total=None, speed="", now="0 s")
+
+        def update(now_s: float, ended: int, total: int) -> None:
+            elapsed_s = bar.tasks[0].elapsed or 0.0
+            speed = f"{ended / elapsed_s:,.0f}/s" if elapsed_s > 0.0 else ""
+            bar.update(task, completed=ended, total=total, now=f"{now_s:,.0f} s", speed=speed)
+
+        yield update
+
+
+def _show(result: Result, directory: Path) -> None:
+    from pdlab.report.tables import summary_table
+
+    out.print(summary_table(result.summary, result.name))
+    out.print(f"picture  {directory / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+    others = sorted(file.name for file in directory.iterdir() if file.name != "report.html" and not file.name.startswith("."))
+    out.print(f"files    {directory}: {', '.join(others)}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def trace(context: typer.Context) -> None:
+    """Look at a workload, convert one, or make one: stats, convert, synth."""
+    from pdlab.workload.cli import app as trace_app
+
+    trace_app(args=context.args or ["--help"], prog_name="pdlab trace")
+
+
+@app.command()
+def replay(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="events.jsonl of --trace-events.", exists=True, dir_okay=False, show_default=False)],
+) -> None:
+    """Feed a log's events to a fresh router: its actions must be the same. Exit 1 where they are not."""
+    from pdlab import load_policy
+    from pdlab.log import read
+    from pdlab.log import replay as replay_log
+    from pdlab.sim.build import router
+    from pdlab.spec import Experiment
+
+    head, entries = read(log)
+    fresh = router(Experiment.parse(head.experiment, str(log)), hash_tokens=head.hash_tokens)
+    if load_policy.source_hash(fresh.policy) != head.policy_hash:
+        err.print("the policy's source has changed since this log was written", style="yellow")
+    events, differences = replay_log(entries, fresh)
+    for difference in differences[:10]:
+        print(f"{log}: line {difference.line}, {difference.now:.6f} s, {difference.event}")
+        print(f"  logged    {difference.logged}\n  replayed  {difference.replayed}")
+    print(f"{events:,} events replayed, {len(differences):,} differ")
+    if differences:
+        raise typer.Exit(1)
+
+
+@app.command()
+def policies() -> None:
+    """The built-in policies: which hooks each one answers, and how it decides."""
+    from pdlab import load_policy
+    from pdlab.policy import HOOKS, Policy
+
+    table = _plain("policy", "decides", "how")
+    for name in load_policy.names():
+        cls = load_policy.policy_class(name, Path())
+        hooks = [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Policy, hook)]
+        table.add_row(name, ", ".join(hooks), _first_sentence(sys.modules[cls.__module__].__doc__ or ""))
+    out.print(table)
+
+
+@app.command()
+def models() -> None:
+    """The models known by name. Unverified figures were recalled, not read from a primary source."""
+    from pdlab.cost import model, model_names
+
+    table = _plain("model", "parameters", "layers", "KV per token", "formats", "", right=(1, 2, 3))
+    for name in model_names():
+        m = model(name)
+        kv = m.kv_bytes_per_token() / 1024
+        table.add_row(name, f"{m.total_params / 1e9:.1f} B", str(m.layers), f"{kv:,.0f} KiB", m.weight_dtype, "" if m.verified else "unverified")
+    out.print(table)
+
+
+@app.command()
+def hardware() -> None:
+    """The accelerators known by name. Unverified figures were recalled, not read from a primary source."""
+    from pdlab.cost import hardware as find
+    from pdlab.cost import hardware_names
+
+    table = _plain("accelerator", "vendor", "memory", "bandwidth", "bf16 peak", "NIC", "", right=(2, 3, 4, 5))
+    for name in hardware_names():
+        h = find(name)
+        figures = (f"{h.hbm_bytes / 2**30:,.0f} GiB", f"{h.hbm_bytes_per_s / 1e12:.2f} TB/s", f"{h.bf16_flops / 1e12:,.0f} TFLOP/s")
+        table.add_row(name, h.vendor, *figures, f"{h.nic_bytes_per_s / 1e9:g} GB/s", "" if h.verified else "unverified")
+    out.print(table)
+
+
+def _plain(*columns: str, right: Sequence[int] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", no_wrap=index == 0)
+    return table
+
+
+def _first_sentence(text: str) -> str:
+    words = " ".join(text.split())
+    head, stop, _ = words.partition(". ")
+    return escape(head + ("." if stop else ""))

@@ -1,0 +1,324 @@
+"""From an experiment file to a run, and from a run to a Result."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import simpy
+
+from pdlab import __version__, batching, cost, load_policy
+from pdlab.cluster import Links
+from pdlab.kv import BlockPool
+from pdlab.log import EventLog, Head
+from pdlab.metrics import summarise
+from pdlab.records import InstanceUse
+from pdlab.result import Result
+from pdlab.router import Limits, Router
+from pdlab.scheduler import Scheduler
+from pdlab.sim import faults
+from pdlab.sim.instance import SimInstance
+from pdlab.sim.link import Network
+from pdlab.sim.moves import TransferMode
+from pdlab.sim.topology import Endpoint
+from pdlab.sim.world import World
+from pdlab.spec import Experiment, Placement
+from pdlab.types import InstanceSpec, Role, UsageError
+from pdlab.workload.base import Workload
+from pdlab.workload.spec import build as build_workload
+
+Progress = Callable[[float, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One kind of instance: all that its incarnations share."""
+
+    placement: Placement
+    cost: cost.Cost
+    kv_blocks: int
+    block_bytes: int
+    prefill_profile: tuple[tuple[int, float], ...]
+    decode_profile: tuple[tuple[int, int, float], ...]
+
+    def spec(self, name: str, role: Role) -> InstanceSpec:
+        engine = self.placement.engine
+        return InstanceSpec(
+            name=name,
+            role=role,
+            kv_blocks=self.kv_blocks,
+            block_tokens=engine.block_tokens,
+            block_bytes=self.block_bytes,
+            host=self.placement.host,
+            max_seqs=engine.max_seqs,
+            max_batch_tokens=engine.max_batch_tokens,
+            prefix_cache=engine.prefix_cache,
+            prefill_profile=self.prefill_profile,
+            decode_profile=self.decode_profile,
+        )
+
+
+def router(experiment: Experiment, *, hash_tokens: int) -> Router:
+    """The control plane that an experiment asks for: the same for `sim`, `serve`, and `replay`."""
+    limits, reports = experiment.limits, experiment.cluster.reports
+    network = experiment.cluster.network
+    return Router(
+        load_policy.build(experiment.policy, experiment.base_dir),
+        seed=experiment.seed,
+        limits=Limits(
+            request_timeout_s=limits.request_timeout_s,
+            transfer_timeout_s=experiment.transfer.timeout_s,
+            max_attempts=limits.max_attempts,
+            lease_s=max(limits.lease_s, 3 * reports.period_s + reports.delay_s),
+            probe_s=limits.probe_s,
+            suspect_s=limits.suspect_s,
+        ),
+        hash_tokens=hash_tokens,
+        ttft_slo_s=experiment.slo.ttft_s,
+        tpot_slo_s=experiment.slo.tpot_s,
+        reserve_first=experiment.transfer.reserve_first,
+        first_token=experiment.transfer.first_token,
+        autoscale=experiment.cluster.autoscale.enabled,
+        links=Links((network.gbytes_per_s or 0.0) * 1e9, network.latency_us * 1e-6),
+    )
+
+
+def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
+    """Every instance of the cluster, with its cost and capacity."""
+    model = cost.model(experiment.model, experiment.base_dir)
+    weights, kv = experiment.cost.weights(model), experiment.cost.kv_dtype
+    known: dict[tuple[str, int, object], tuple[cost.Cost, int, object]] = {}
+    found = []
+    for placement in experiment.placements():
+        engine = placement.engine
+        if hash_tokens % engine.block_tokens:
+            raise UsageError(
+                f"engine.block_tokens {engine.block_tokens} does not divide the {hash_tokens} tokens behind one prefix hash of the workload; "
+                f"choose a divisor, such as {_divisor(hash_tokens, engine.block_tokens)}"
+            )
+        key = (placement.hardware, placement.tp, engine)
+        if key not in known:
+            chip = cost.hardware(placement.hardware)
+            model_cost = cost.build(experiment.cost, model, chip, placement.tp, experiment.base_dir)
+            blocks = engine.kv_blocks
+            if blocks is None:
+                tokens = cost.kv_capacity_tokens(model, chip, placement.tp, engine.hbm_utilization, weights, kv, engine.max_batch_tokens)
+                blocks = tokens // engine.block_tokens
+            profiles = cost.profiles(model_cost, engine.max_batch_tokens, engine.max_seqs, blocks * engine.block_tokens)
+            known[key] = (model_cost, blocks, profiles)
+        model_cost, blocks, profiles = known[key]
+        block_bytes = round(model.kv_bytes_per_token(kv, placement.tp) * engine.block_tokens)
+        found.append(Plan(placement, model_cost, blocks, block_bytes, *profiles))  # type: ignore[misc]
+    return found
+
+
+def _divisor(hash_tokens: int, block_tokens: int) -> int:
+    return max(d for d in range(1, block_tokens + 1) if hash_tokens % d == 0)
+
+
+def world(
+    experiment: Experiment, workload: Workload, *, log: EventLog | None = None, spans: bool = False, horizon: int = 1 << 30
+) -> World:
+    """The simulated cluster of an experiment, ready to `run`. `horizon` bounds the decode steps slept through at once."""
+    env = simpy.Environment()
+    spec = experiment.cluster
+    inside = spec.network.intra_host
+    network = Network(env, latency_s=spec.network.latency_us * 1e-6, host_latency_s=inside.latency_us * 1e-6)
+    model = cost.model(experiment.model, experiment.base_dir)
+    kv = experiment.cost.kv_dtype
+    members = plans(experiment, workload.hash_tokens)
+    sending = [m for m in members if m.placement.role.prefills] or members
+    mode = TransferMode(
+        mode=experiment.transfer.mode,
+        granularity=experiment.transfer.granularity,
+        first_token=experiment.transfer.first_token,
+        layers=model.layers,
+        bytes_per_token=max(model.kv_bytes_per_token(kv, m.placement.tp) for m in sending),
+    )
+    fresh = _Newcomers(members, network, experiment)
+    made = World(
+        env,
+        router(experiment, hash_tokens=workload.hash_tokens),
+        workload,
+        network,
+        mode,
+        report_period_s=spec.reports.period_s,
+        report_delay_s=spec.reports.delay_s,
+        switch_s=spec.role_switch_s,
+        detect_s=spec.detect_s,
+        log=log,
+        spans=spans,
+        start_instance=fresh.start if spec.autoscale.enabled else None,
+    )
+
+    def make(plan: Plan, incarnation: InstanceSpec) -> SimInstance:
+        engine = plan.placement.engine
+        pool = BlockPool(plan.kv_blocks, engine.block_tokens, workload.hash_tokens, engine.prefix_cache)
+        scheduler = Scheduler(
+            pool,
+            batching.load(engine.batching),
+            max_batch_tokens=engine.max_batch_tokens,
+            max_seqs=engine.max_seqs,
+            watermark=engine.watermark,
+        )
+        return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon)
+
+    fresh.world, fresh.make = made, make
+    for plan in members:
+        fresh.add(plan, plan.placement.name, plan.placement.role)
+    faults.plan(made, experiment.faults)
+    return made
+
+
+class _Newcomers:
+    """Adds instances to a world: those of the file, and those that a policy scales up."""
+
+    def __init__(self, members: Sequence[Plan], network: Network, experiment: Experiment) -> None:
+        self.members, self.network, self.experiment = members, network, experiment
+        self.plans: dict[str, Plan] = {}
+        self.world: World
+        self.make: Callable[[Plan, InstanceSpec], SimInstance]
+
+    def add(self, plan: Plan, name: str, role: Role) -> None:
+        self.plans[name] = plan
+        self.network.add(self._endpoint(plan, name))
+        self.world.add(plan.spec(name, role), lambda spec: self.make(plan, spec))
+
+    def start(self, role: Role) -> tuple[Callable[[], None], float]:
+        """Like the first of that role in the file, or the first at all."""
+        like = next((m for m in self.members if m.placement.role is role), self.members[0])
+        number = sum(1 for name in self.plans if name.startswith(f"{role}-"))
+        while (name := f"{role}-{number}") in self.plans:
+            number += 1
+        self.plans[name] = like
+        return lambda: self.add(like, name, role), self.experiment.cluster.autoscale.start_s
+
+    def _endpoint(self, plan: Plan, name: str) -> Endpoint:
+        placement, network = plan.placement, self.experiment.cluster.network
+        chip, inside = cost.hardware(placement.hardware), network.intra_host.gbytes_per_s
+        gbytes = network.gbytes_per_s
+        return Endpoint(
+            name=name,
+            host=placement.host if placement.name == name else name,
+            nic_bytes_per_s=gbytes * 1e9 if gbytes is not None else chip.nic_bytes_per_s * placement.tp / placement.nics,
+            nics=placement.nics,
+            scaleup_bytes_per_s=inside * 1e9 if inside is not None else chip.scaleup_bytes_per_s * placement.tp,
+            pcie_bytes_per_s=chip.pcie_bytes_per_s * placement.tp,
+        )
+
+
+def simulate(
+    experiment: Experiment, *, progress: Progress | None = None, trace_events: Path | None = None, workload: Workload | None = None
+) -> Result:
+    """Run an experiment. `progress(simulated seconds, requests ended, requests)` is called at every report; `trace_events` is where the
+    event log goes. A KeyboardInterrupt ends the run early: what there is by then comes back marked partial. Raises UsageError."""
+    if workload is None:
+        workload = build_workload(experiment.workload, experiment.seed, experiment.base_dir)
+    policy = load_policy.build(experiment.policy, experiment.base_dir)
+    policy_hash = load_policy.source_hash(policy)
+    log = None
+    if trace_events is not None:
+        head = Head(
+            pdlab=__version__,
+            seed=experiment.seed,
+            policy=experiment.policy,
+            policy_hash=policy_hash,
+            hash_tokens=workload.hash_tokens,
+            experiment=experiment.resolved(),
+        )
+        log = EventLog(trace_events, head)
+    made = world(experiment, workload, log=log, spans=trace_events is not None)
+    made.on_progress = progress
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)  # a request leaves no cycles behind; looking for them would cost a tenth of the run
+    started = time.process_time()
+    partial = False
+    try:
+        made.run()
+    except KeyboardInterrupt:
+        partial = True
+        made.interrupt()
+    finally:
+        cpu_s = time.process_time() - started
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+        if log is not None:
+            log.close()
+    duration_s = made.env.now
+    summary = summarise(
+        made.records,
+        made.gaps,
+        made.samples,
+        _uses(made, experiment, duration_s),
+        made.network.stats(),
+        slo=(experiment.slo.ttft_s, experiment.slo.tpot_s),
+        duration_s=duration_s,
+        run={
+            "world": "sim",
+            "version": __version__,
+            "seed": experiment.seed,
+            "policy": experiment.policy,
+            "policy_hash": policy_hash,
+            "cpu_s": cpu_s,
+            "requests_per_cpu_s": made.ended / cpu_s if cpu_s else 0.0,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+        partial=partial,
+        leaked_blocks=made.leaked_blocks,
+        warnings=_warnings(made, workload),
+    )
+    return Result(
+        summary, made.records, made.gaps, made.samples, experiment.resolved(), log=trace_events, spans=made.spans or ()
+    )
+
+
+def _uses(made: World, experiment: Experiment, duration_s: float) -> list[InstanceUse]:
+    """What each instance did, its incarnations together."""
+    whose, kv_use = made.samples.column("instance"), made.samples.column("used_blocks") / made.samples.column("kv_blocks")
+    placements = {p.name: p for p in experiment.placements()}
+    uses = []
+    for name, last in made.instances.items():
+        lives = [x for x in made.lifecycle.retired if x.name == name] + [last]
+        own = kv_use[whose == last.index]
+        placement = placements.get(name, experiment.placements()[0])
+        total = last.scheduler.pool.total
+        decode_s = sum(x.decode_busy_s for x in lives)
+        uses.append(
+            InstanceUse(
+                name=name,
+                role=str(last.role),
+                busy_s=sum(x.prefill_busy_s for x in lives) + decode_s,
+                prefill_busy_s=sum(x.prefill_busy_s for x in lives),
+                decode_busy_s=decode_s,
+                up_s=sum(x.lived_s for x in lives),
+                kv_blocks=total,
+                kv_use_mean=float(own.mean()) if own.size else 0.0,
+                kv_use_peak=max(x.peak_blocks for x in lives) / total,
+                requests=sum(x.requests for x in lives),
+                prefill_tokens=sum(x.prefill_tokens for x in lives),
+                decode_tokens=sum(x.decode_tokens for x in lives),
+                preemptions=sum(x.scheduler.preemptions for x in lives),
+                compute_bound_fraction=sum(x.compute_bound_s for x in lives) / decode_s if decode_s else 0.0,
+                hardware=placement.hardware,
+                accelerators=placement.tp,
+            )
+        )
+    return uses
+
+
+def _warnings(made: World, workload: Workload) -> list[str]:
+    said = list(workload.notes)
+    if workload.dropped:
+        said.append(f"{workload.dropped} rows of the workload were dropped")
+    for name, instance in made.instances.items():
+        beyond = getattr(instance.cost, "extrapolated", 0)
+        if beyond:
+            said.append(f"{name}: the cost table was extrapolated {beyond} times")
+    if made.leaked_blocks:
+        said.append(f"{made.leaked_blocks} KV blocks were still held at the end: a bug of pdlab's, please report it")
+    return said

@@ -1,0 +1,36 @@
+"""What goes wrong, and when: kills, slow and cut links, lost and late reports. Undone after `for_s`, where that is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from pdlab.sim.instance import After
+from pdlab.sim.world import World
+from pdlab.spec import FaultSpec
+
+
+def plan(world: World, faults: Iterable[FaultSpec]) -> None:
+    """Schedule every fault. Instances are named as in the experiment."""
+    for fault in faults:
+        begin, end = _actions(world, fault)
+        _at(world, fault.at_s, begin)
+        if fault.for_s is not None and end is not None:
+            _at(world, fault.at_s + fault.for_s, end)
+
+
+def _at(world: World, at_s: float, action: Callable[[], None]) -> None:
+    After(world.env, at_s, lambda _: action())
+
+
+def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callable[[], None] | None]:
+    name = fault.instance
+    until_s = fault.at_s + fault.for_s if fault.for_s is not None else math.inf
+    if fault.kill is not None:
+        return lambda: world.lifecycle.kill(name, fault.restart_after_s), None
+    if fault.lose_reports is not None:
+        return lambda: world.silent_until_s.__setitem__(name, until_s), None
+    if fault.delay_reports is not None:
+        return lambda: world.late_until_s.__setitem__(name, (until_s, fault.by_s or 0.0)), None
+    factor = fault.factor if fault.slow_link is not None and fault.factor is not None else 0.0
+    return lambda: world.network.scale_bandwidth(name, factor), lambda: world.network.scale_bandwidth(name, 1.0)

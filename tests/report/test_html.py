@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+from pdlab.report.html import comparison_page, run_page
+from pdlab.result import Result
+
+Made = Callable[..., Result]
+VOID = {"meta", "link", "br", "img", "input"}
+
+
+class Balanced(HTMLParser):
+    """Collects ids and fails on a tag that is closed out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for key, value in attrs if key == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(page: str) -> Balanced:
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+def page_of(result: Result) -> str:
+    return run_page(result.summary, result.records, result.samples, result.experiment, ["watch <this>"])
+
+
+def test_the_page_is_whole_and_needs_nothing_else(made_run: Made) -> None:
+    result = made_run(300, rejected=2)
+    page = page_of(result)
+    ids = read(page).ids
+    assert len(ids) == len(set(ids))
+    used = [a or b for a, b in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)]
+    assert used
+    assert set(used) <= set(ids)
+    assert not re.search(r'https?://|src=|<link|@import|href="[^#]', page)
+    assert page.count("<svg") == 3
+    assert len(page) < 3_000_000
+
+
+def test_words_are_escaped_and_present(made_run: Made) -> None:
+    page = page_of(made_run(50, rejected=1))
+    assert "watch &lt;this&gt;" in page
+    assert "&lt;b&gt;&amp;" in page
+    for words in ("Bottleneck:", "queue full", "network", "prefill-1", "SLO attainment", "seed: 1"):
+        assert words in page
+
+
+def test_figures_take_the_pages_colours(made_run: Made) -> None:
+    page = page_of(made_run(50))
+    assert "prefers-color-scheme:dark" in page
+    drawing = page[page.index("<svg") :]
+    assert "var(--ink)" in drawing
+    assert "#4a5058" not in drawing
+    assert '="var(' not in drawing
+
+
+def test_equal_runs_give_equal_pages(made_run: Made) -> None:
+    assert page_of(made_run(40)) == page_of(made_run(40))
+
+
+def test_partial_runs_say_so(made_run: Made) -> None:
+    result = made_run(20)
+    result.summary |= {"partial": True, "unfinished": 4}
+    assert "Stopped early: 4 requests" in page_of(result)
+
+
+def test_comparison_marks_the_best(made_run: Made) -> None:
+    slow, fast = made_run(100, prefill_rate=4000.0), made_run(100)
+    page = comparison_page([("slow & old", slow.summary, slow.records), ("fast", fast.summary, fast.records)])
+    read(page)
+    assert "slow &amp; old" in page
+    assert 'class="best"' in page
+    assert "★" in page

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console, RenderableType
+
+from pdlab.metrics import DEFINITIONS
+from pdlab.report.tables import compared, comparison, summary_table
+from pdlab.report.units import number, percent, seconds, size
+from pdlab.result import Result
+
+Made = Callable[..., Result]
+
+
+def printed(what: RenderableType, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(what)
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_table_says_it_all(made_run: Made) -> None:
+    result = made_run(300, rejected=3)
+    text = printed(summary_table(result.summary, "made-up"))
+    for word in (
+        "TTFT",
+        "TPOT",
+        "ITL",
+        "E2E",
+        "transfer",
+        "p99",
+        "goodput",
+        "prefill-1",
+        "decode-0",
+        "network",
+        "bottleneck",
+        "3 x queue full",
+    ):
+        assert word in text
+    assert seconds(result.summary["ttft_s"]["p99"]) in text
+    assert percent(result.summary["slo_attainment"]) in text
+    assert result.summary["bottleneck"]["resource"] in text
+    assert all(term in text for term in DEFINITIONS)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_it_fits_the_terminal(made_run: Made, width: int) -> None:
+    text = printed(summary_table(made_run(50).summary), width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+
+
+def test_partial_and_warnings_are_shown(made_run: Made) -> None:
+    summary = made_run(20).summary | {"partial": True, "warnings": ["beyond the table's range"]}
+    text = printed(summary_table(summary, "x"))
+    assert "partial" in text
+    assert "beyond the table's range" in text
+
+
+def test_the_best_of_each_row_is_marked(made_run: Made) -> None:
+    slow, fast = made_run(200, prefill_rate=4000.0, rejected=1), made_run(200, prefill_rate=40000.0)
+    rows = dict(compared([("slow", slow.summary), ("fast", fast.summary)]))
+    assert [best for _, best in rows["TTFT mean"]] == [False, True]
+    assert [best for _, best in rows["SLO attainment"]] == [False, True]
+    assert [best for _, best in rows["rejected"]] == [False, True]
+    assert [best for _, best in rows["failed"]] == [False, False]
+    assert not any(best for _, best in rows["KV moved"])
+    text = printed(comparison([("slow", slow.summary), ("fast", fast.summary)]))
+    assert "★" in text
+    assert text.count("bottleneck") == 2
+
+
+def test_values_that_read_the_same_rank_the_same(made_run: Made) -> None:
+    first = made_run(50).summary
+    second = first | {"goodput_rps": first["goodput_rps"] * 1.000001}
+    assert not any(best for _, best in dict(compared([("a", first), ("b", second)]))["goodput, req/s"])
+
+
+def test_units() -> None:
+    assert [seconds(x) for x in (12.34, 0.085, 1.0, 4.1e-4, 0.0, 1234.5, None, float("nan"))] == [
+        "12.3 s",
+        "85.0 ms",
+        "1.00 s",
+        "410 us",
+        "0 ms",
+        "1,234 s",
+        "–",  # noqa: RUF001
+        "–",  # noqa: RUF001
+    ]
+    assert [percent(x) for x in (1.0, 0.99999, 0.5, 1e-6, 0.0)] == ["100 %", ">99.9 %", "50.0 %", "<0.1 %", "0 %"]
+    assert [number(x) for x in (12345, 8.314, 0.01234)] == ["12,345", "8.31", "0.0123"]
+    assert [size(x) for x in (1.5e12, 2e6, 12)] == ["1.5 TB", "2 MB", "12 B"]
