@@ -6,6 +6,7 @@ A `UsageError` becomes its own lines on stderr and exit status 2, never a traceb
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,12 +77,15 @@ def sim(
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
     experiments = _load(files, overrides)
+    directories = _directories(experiments, out_dir)
+    for directory in directories:
+        _check_writable(directory)
     results: list[tuple[str, Result]] = []
-    for experiment, directory in zip(experiments, _directories(experiments, out_dir), strict=True):
+    for experiment, directory in zip(experiments, directories, strict=True):
         try:
             result = _simulate(experiment, directory, trace_events, quiet)
         except KeyboardInterrupt:
-            err.print("interrupted before anything was simulated")
+            err.print(f"interrupted: nothing of {experiment.name} was kept")
             raise typer.Exit(130) from None
         results.append((directory.name, result))
         if not (quiet or as_json):
@@ -134,10 +138,7 @@ def _simulate(experiment: Experiment, directory: Path, trace_events: bool, quiet
 
     log = directory.parent / f".{directory.name}.events.jsonl.partial"
     if trace_events:
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{directory}: cannot write there ({error.strerror}); give another directory with --out") from None
+        directory.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _progress(experiment.name, quiet) as progress:
             result = simulate(experiment, progress=progress, trace_events=log if trace_events else None)
@@ -145,8 +146,18 @@ def _simulate(experiment: Experiment, directory: Path, trace_events: bool, quiet
         if trace_events:
             log.replace(directory / "events.jsonl")
     finally:
-        log.unlink(missing_ok=True)
+        if trace_events:
+            log.unlink(missing_ok=True)
     return result
+
+
+def _check_writable(directory: Path) -> None:
+    """Before an hour is spent on results that have nowhere to go. Raises UsageError."""
+    there = directory.absolute()
+    while not there.exists():
+        there = there.parent
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UsageError(f"{directory}: cannot write there; give another directory with --out")
 
 
 @contextmanager
@@ -194,7 +205,9 @@ def trace(context: typer.Context) -> None:
 
 @app.command()
 def replay(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="events.jsonl of --trace-events.", exists=True, dir_okay=False, show_default=False)],
+    log: Annotated[
+        Path, typer.Argument(metavar="LOG", help="events.jsonl of --trace-events.", exists=True, dir_okay=False, show_default=False)
+    ],
 ) -> None:
     """Feed a log's events to a fresh router: its actions must be the same. Exit 1 where they are not."""
     from pdlab import load_policy
@@ -239,7 +252,9 @@ def models() -> None:
     for name in model_names():
         m = model(name)
         kv = m.kv_bytes_per_token() / 1024
-        table.add_row(name, f"{m.total_params / 1e9:.1f} B", str(m.layers), f"{kv:,.0f} KiB", m.weight_dtype, "" if m.verified else "unverified")
+        table.add_row(
+            name, f"{m.total_params / 1e9:.1f} B", str(m.layers), f"{kv:,.0f} KiB", m.weight_dtype, "" if m.verified else "unverified"
+        )
     out.print(table)
 
 

@@ -286,7 +286,9 @@ class Scheduler:
             if not n:
                 self.computing = chunks
                 return Batch(chunks, 0, 0, 1) if chunks else None
-            repeat = 1 if chunks else self._repeat()
+            repeat = self._repeat()
+            if repeat and (chunks or self.victims):  # a victim may come back at the next step
+                repeat = 1
             need = self.growth[self.step % self.pool.block_tokens]
             if repeat and need <= self.pool.total - self.pool.used:
                 if need:
@@ -363,7 +365,7 @@ class Scheduler:
     def admit(self, budget_tokens: int, *, chunked: bool) -> list[tuple[Sequence, int]]:
         """Prompt chunks for at most `budget_tokens`: those under way first, then from the queue in order, stopping at the first that
         does not fit. The prefix cache is matched before the budget is counted. Not `chunked`: whole prompts only, and the first one
-        may exceed the budget alone."""
+        may exceed the budget alone. In a step that has preempted somebody the queue waits."""
         chunks: list[tuple[Sequence, int]] = []
         for seq in self.prefilling:
             tokens = seq.prompt_tokens - seq.computed
@@ -375,7 +377,7 @@ class Scheduler:
             budget_tokens -= tokens
         waiting, pool = self.waiting, self.pool
         room = self.max_seqs - len(self.running) - len(self.landed) - len(self.reserved) - len(self.prefilling)
-        while waiting and budget_tokens > 0 and room > 0:
+        while waiting and budget_tokens > 0 and room > 0 and not self.victims:
             seq = waiting[0]
             hashes = seq.hashes
             units = pool.match(hashes, seq.prompt_tokens - 1) if hashes else 0

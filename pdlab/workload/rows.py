@@ -22,7 +22,15 @@ from pdlab.workload.text import TextFile
 
 T = TypeVar("T")
 _INT32_MAX = 2**31 - 1
-_KINDS = {"int": "a whole number", "float": "a number", "array": "a list", "str": "text", "null": "nothing", "object": "an object", "bool": "a truth value"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "array": "a list",
+    "str": "text",
+    "null": "nothing",
+    "object": "an object",
+    "bool": "a truth value",
+}
 
 
 class Lengths:

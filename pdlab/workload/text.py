@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +58,8 @@ class TextFile:
     def __iter__(self) -> Iterator[str]:
         """Every line, its end included."""
         try:
-            for self.line, line in enumerate(self._text, self.line + 1):
+            for line in self._text:
+                self.line += 1
                 yield line
         except UnicodeDecodeError:
             raise UsageError(f"{self.path}: not UTF-8 text from about line {self.line + 1} on") from None
@@ -75,19 +75,19 @@ class TextFile:
 @contextmanager
 def new_text_file(path: Path) -> Iterator[io.TextIOBase]:
     """A text file to write, compressed as the suffix says; it takes the place of `path` when the block ends well, else nothing changes."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot write there ({error.strerror})") from None
-    try:
-        with open(handle, "wb") as raw, _deflated(raw, path.suffix) as packed, io.TextIOWrapper(packed, encoding="utf-8", newline="") as text:
+        with (
+            partial.open("wb") as raw,
+            _deflated(raw, path.suffix) as packed,
+            io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
+        ):
             yield text
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot write there ({error.strerror})") from None
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 class _Damage(Exception):
@@ -156,10 +156,3 @@ def _deflated(raw: BinaryIO, suffix: str) -> Iterator[BinaryIO]:
             yield packed
     else:
         yield raw
-
-
-def _umask() -> int:
-    """mkstemp makes files private; a trace is as readable as any file that one writes."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -53,22 +53,20 @@ class Fluid:
 
     def run(self, until_s: float) -> None:
         while True:
+            for flow in self.flows:
+                if flow.done_s == inf and not (flow.open or flow.cancelled) and flow.left <= 0.0 and flow.start_s <= self.now:
+                    flow.done_s = self.now
             flows = self.flowing()
             self.fill(flows)
             ends = [self.now + f.left / f.rate for f in flows if f.rate > 0.0]
             starts = [f.start_s for f in self.flows if f.start_s > self.now]
             then = min([until_s, *ends, *starts])
-            if then == inf:
-                return
             for flow in flows:
                 moved = flow.rate * (then - self.now)
-                moved = flow.left if flow.left - moved <= 1e-9 * max(1.0, flow.size) else moved
-                flow.delivered += moved
+                done = flow.left - moved <= 1e-9 * max(1.0, flow.size)
+                flow.delivered = flow.size if done else flow.delivered + moved
                 for name in flow.links:
                     self.carried[name] += moved
-            self.now = then
-            for flow in self.flows:
-                if flow.done_s == inf and not (flow.open or flow.cancelled) and flow.left <= 0.0 and flow.start_s <= then:
-                    flow.done_s = then
-            if then == until_s:
+            if then == self.now == until_s:
                 return
+            self.now = then

@@ -1,0 +1,113 @@
+"""A workload: requests as columns, so that a million of them are a few arrays.
+
+Hashes name prefixes: a unit of `hash_tokens` tokens of a request's context is an integer that stands for everything from the first token
+to the unit's end, so two requests share a prefix exactly as far as their chains agree. Only full units have one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdlab.types import UsageError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+Shorts = NDArray[np.int16]
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """`n` requests in order of arrival.
+
+    arrival_s      [n] seconds from 0, ascending; for a request with `after` >= 0 the think time after that one has ended
+    prompt_tokens  [n], output_tokens [n]: at least 1 each
+    hashes         [n] chains over prompt and output (so a chain may be longer than the prompt's); None: nothing is shared
+    priority, ttft_slo_s, tpot_slo_s (nan: the experiment's), n, best_of: [n] or None
+    after          [n] index of the request that must end first, -1 none; after[i] < i
+    concurrency    closed loop: that many at once, and arrival_s is not looked at
+    """
+
+    name: str
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+    hashes: Sequence[tuple[int, ...]] | None = None
+    hash_tokens: int = 16
+    priority: Shorts | None = None
+    ttft_slo_s: Floats | None = None
+    tpot_slo_s: Floats | None = None
+    n: Shorts | None = None
+    best_of: Shorts | None = None
+    after: Ints | None = None
+    concurrency: int | None = None
+    dropped: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.arrival_s)
+        for name in ("prompt_tokens", "output_tokens", "hashes", *_COLUMNS):
+            column = getattr(self, name)
+            if column is not None and len(column) != count:
+                raise UsageError(f"workload {self.name}: {name} has {len(column)} rows, arrival_s {count}")
+        if not count:
+            raise UsageError(f"workload {self.name} has no requests")
+        for name in ("prompt_tokens", "output_tokens"):
+            column = getattr(self, name)
+            if column.min() < 1:
+                row = int(column.argmin())
+                raise UsageError(f"workload {self.name}: {name} of request {row} is {column[row]}; every request needs at least 1")
+        opening = self.arrival_s if self.after is None else self.arrival_s[self.after < 0]
+        if np.any(np.diff(opening) < 0) or self.arrival_s.min() < 0:
+            raise UsageError(f"workload {self.name}: arrival_s must ascend from 0")
+        if self.after is not None and np.any(self.after >= np.arange(count)):
+            raise UsageError(f"workload {self.name}: a request can only come after an earlier one")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def rate_rps(self) -> float:
+        """Requests per second over the span of the arrivals; nan where it has none."""
+        opening = self.arrival_s if self.after is None else self.arrival_s[self.after < 0]
+        span = float(opening[-1] - opening[0])
+        return (len(self) - 1) / span if span > 0 and self.concurrency is None else float("nan")
+
+    def prompt_hashes(self, i: int) -> tuple[int, ...]:
+        """The chain of request `i`'s full prompt units."""
+        return () if self.hashes is None else self.hashes[i][: int(self.prompt_tokens[i]) // self.hash_tokens]
+
+    def head(self, count: int) -> Workload:
+        """The first `count` requests."""
+        columns = {name: column[:count] for name in _ALL if (column := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **columns)
+
+    def only(self, rows: NDArray[np.intp], reason: str) -> Workload:
+        """The given rows, ascending; the others count as dropped, for `reason`. A turn whose earlier turn is dropped comes at once."""
+        columns: dict[str, object] = {}
+        for name in _ALL:
+            column = getattr(self, name)
+            if column is not None:
+                columns[name] = [column[i] for i in rows] if name == "hashes" else column[rows]
+        lost = len(self) - len(rows)
+        if self.after is not None:
+            place = np.full(len(self) + 1, -1)
+            place[rows] = np.arange(len(rows))
+            columns["after"] = place[self.after[rows]].astype(np.int32)
+        return dataclasses.replace(self, **columns, dropped=self.dropped + lost, notes=(*self.notes, f"{lost} dropped: {reason}"))  # type: ignore[arg-type]
+
+    def rescaled(self, rate_rps: float) -> Workload:
+        """The same at another mean rate: every gap, and so every burst, is stretched alike. Think times stay."""
+        factor = self.rate_rps / rate_rps
+        arrival_s = self.arrival_s * factor
+        if self.after is not None:
+            arrival_s = np.where(self.after < 0, arrival_s, self.arrival_s)
+        return dataclasses.replace(self, arrival_s=arrival_s)
+
+
+_COLUMNS = ("priority", "ttft_slo_s", "tpot_slo_s", "n", "best_of", "after")
+_ALL = ("arrival_s", "prompt_tokens", "output_tokens", "hashes", *_COLUMNS)
