@@ -17,8 +17,9 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pdlab.types import UsageError
-from pdlab.workload import arrivals, builtin, lengths, readers, sessions
+from pdlab.workload import arrivals, builtin, lengths, readers
 from pdlab.workload.base import Workload
+from pdlab.workload.sessions import Sessions, unroll
 
 SYNTHETIC = "synthetic"
 
@@ -49,7 +50,7 @@ class WorkloadSpec(BaseModel):
     output: Lengths | None = None
     max_prompt_tokens: Count | None = None
     max_output_tokens: Count | None = None
-    sessions: sessions.Sessions | None = None
+    sessions: Sessions | None = None
     hash_tokens: Count = 16
     priorities: dict[int, Positive] | None = None
     ttft_slo_s: PerPriority | None = None
@@ -114,7 +115,7 @@ def _synthetic(spec: WorkloadSpec, rng: np.random.Generator) -> Workload:
         turns = np.full(count, round(mean)) if s.fixed_turns else rng.geometric(1 / mean, count)
         needed = int(np.searchsorted(np.cumsum(turns), count)) + 1
         starts = arrivals.draw(arrival, rate / mean, count, rng)
-        columns = sessions.unroll(s, starts, turns.astype(np.int32), prompts, outputs, count, spec.hash_tokens, rng)
+        columns = unroll(s, starts, turns.astype(np.int32), prompts, outputs, count, spec.hash_tokens, rng)
         assert needed <= count
         times, prompts, outputs, after, hashes = columns
         return Workload(SYNTHETIC, times, prompts, outputs, hashes, spec.hash_tokens, after=after, concurrency=arrival.concurrency)
