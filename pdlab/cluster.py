@@ -18,34 +18,20 @@ from pdlab.types import InstanceSpec, InstanceState, Report, Request, Role, Stag
 class Running:
     """A live request as the router keeps it: who serves it, and since when."""
 
-    __slots__ = (
-        "attempt",
-        "decode",
-        "decode_since_s",
-        "decode_tokens",
-        "due_s",
-        "losses",
-        "migrating",
-        "prefill",
-        "prefill_tokens",
-        "request",
-        "sent_tokens",
-        "stage",
-    )
+    stage = Stage.QUEUED_P
+    attempt = 0
+    losses = 0  # attempts that an instance or a transfer took with it
+    prefill: Instance | None = None  # computes its prompt, or holds the KV until it is moved
+    decode: Instance | None = None
+    migrating: Instance | None = None  # where it is being moved
+    decode_since_s = 0.0
+    sent_tokens = 0  # that its client has from earlier attempts
+    prefill_tokens = -1  # what it stands for in its prefill instance's ledger; -1: nothing
+    decode_tokens = 0  # and in its decode instance's
+    due_s = 0.0  # by when its KV transfer must be done
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.stage = Stage.QUEUED_P
-        self.attempt = 0
-        self.losses = 0  # attempts that an instance or a transfer took with it
-        self.prefill: Instance | None = None  # computes its prompt, or holds the KV until it is moved
-        self.decode: Instance | None = None
-        self.migrating: Instance | None = None  # where it is being moved
-        self.decode_since_s = 0.0
-        self.sent_tokens = 0  # that its client has from earlier attempts
-        self.prefill_tokens = -1  # what it stands for in its prefill instance's ledger; -1: nothing
-        self.decode_tokens = 0  # and in its decode instance's
-        self.due_s = 0.0  # by when its KV transfer must be done
 
 
 class Instance:

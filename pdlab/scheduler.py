@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from pdlab.kv import BlockPool, Holding
 
@@ -25,27 +25,14 @@ class Sequence:
     """One sequence on one instance, for one attempt. `prompt_tokens` counts what must be computed before it can make its next token;
     `output_tokens` what it shall make here, that next one included."""
 
-    __slots__ = (
-        "attempt",
-        "best_of",
-        "cached_tokens",
-        "computed",
-        "end_step",
-        "hashes",
-        "holding",
-        "made",
-        "order",
-        "output_tokens",
-        "owner",
-        "parent",
-        "pending",
-        "preempted",
-        "priority",
-        "prompt_tokens",
-        "request_id",
-        "start_step",
-        "stays",
-    )
+    holding: Holding | None = None  # None: it has no blocks
+    computed = 0  # prompt tokens in KV
+    cached_tokens = 0  # of those, found in the prefix cache when first admitted
+    order = 0  # of its submission here: the tie-break
+    start_step = end_step = -1  # in the scheduler's own decode steps, while it decodes
+    preempted = 0
+    parent: Sequence | None = None  # of a best_of candidate
+    pending = 0  # candidates of this one that have not ended
 
     def __init__(
         self,
@@ -59,7 +46,7 @@ class Sequence:
         best_of: int = 1,
         stays: bool = True,
         made: int = 0,
-        owner: object = None,
+        owner: Any = None,
     ) -> None:
         self.request_id = request_id
         self.attempt = attempt
@@ -71,14 +58,6 @@ class Sequence:
         self.stays = stays
         self.owner = owner  # the world's
         self.made = made  # tokens made so far; while it decodes, see Scheduler.made
-        self.computed = 0  # prompt tokens in KV
-        self.cached_tokens = 0  # of those, found in the prefix cache when first admitted
-        self.holding: Holding | None = None  # None: it has no blocks
-        self.order = 0  # of its submission here: the tie-break
-        self.start_step = self.end_step = -1  # in the scheduler's own decode steps, while it decodes
-        self.preempted = 0
-        self.parent: Sequence | None = None  # of a best_of candidate
-        self.pending = 0  # candidates of this one that have not ended
 
     def __repr__(self) -> str:
         return f"<Sequence {self.request_id}.{self.attempt} prompt={self.prompt_tokens} computed={self.computed} made={self.made}>"
@@ -97,13 +76,14 @@ class Batch:
 
 
 class Batching(Protocol):
-    """How an instance forms its next step; one a file in `pdlab/batching/`, chosen by the file's name."""
+    """How an instance forms its next step while prompts wait; one a file in `pdlab/batching/`, chosen by the file's name."""
 
     def form(self, scheduler: Scheduler, now: float) -> tuple[list[tuple[Sequence, int]], bool]:
         """(prompt chunks, whether the running sequences decode)."""
 
 
-NOTHING: list[Sequence] = []
+NOTHING: list[Sequence] = []  # never changed
+NO_CHUNKS: list[tuple[Sequence, int]] = []
 
 
 class Scheduler:
@@ -122,6 +102,7 @@ class Scheduler:
         "landed",
         "max_batch_tokens",
         "max_seqs",
+        "most_tokens",
         "orders",
         "pool",
         "preemptions",
@@ -144,6 +125,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_seqs = max_seqs
         self.spare_blocks = int(watermark * pool.total)
+        self.most_tokens = (pool.total - self.spare_blocks) * pool.block_tokens  # of one sequence
         self.waiting: deque[Sequence] = deque()  # no blocks yet; by priority, then order
         self.prefilling: list[Sequence] = []  # blocks taken, prompt partly computed
         self.running: dict[int, Sequence] = {}  # decoding, by order of submission
@@ -186,21 +168,22 @@ class Scheduler:
 
     def fits(self, tokens: int) -> bool:
         """Could a sequence of that many tokens ever be held here?"""
-        return self.pool.blocks(tokens) <= self.pool.total - self.spare_blocks
+        return tokens <= self.most_tokens
 
     def reserve(self, seq: Sequence) -> bool:
         """Take the blocks of a prompt that is computed elsewhere; False, and nothing taken, where there is no room now. Units that the
         prefix cache holds are shared: `seq.cached_tokens` need no transfer. Does not stir: whoever is inside a macro-step has to see to it
         that the blocks left suffice for the rest of it."""
         pool = self.pool
-        units = pool.match(seq.hashes, seq.prompt_tokens - 1) if seq.hashes else 0
-        if pool.blocks_to_allocate(seq.hashes, units, seq.prompt_tokens) > pool.total - pool.used - self.spare_blocks:
+        hashes, tokens = seq.hashes, seq.prompt_tokens
+        units = pool.match(hashes, tokens - 1) if hashes else 0
+        if pool.blocks_to_allocate(hashes, units, tokens) > pool.total - pool.used - self.spare_blocks:
             return False
         if len(self.running) + len(self.landed) + len(self.reserved) >= self.max_seqs:
             return False
         self.orders = seq.order = self.orders + 1
         seq.holding = Holding()
-        pool.allocate(seq.holding, seq.hashes, units, seq.prompt_tokens)
+        pool.allocate(seq.holding, hashes, units, tokens)
         seq.cached_tokens = units * pool.hash_tokens
         self.reserved[seq] = None
         return True
@@ -279,20 +262,22 @@ class Scheduler:
         self.joined = self.victims = NOTHING
         if self.landed:
             self._join()
-        batching = self.batching
+        pool = self.pool
         while True:
-            chunks, decodes = batching.form(self, now)
+            if self.waiting or self.prefilling:
+                chunks, decodes = self.batching.form(self, now)
+            else:
+                chunks, decodes = NO_CHUNKS, True
             n = len(self.running) if decodes else 0
             if not n:
                 self.computing = chunks
                 return Batch(chunks, 0, 0, 1) if chunks else None
             repeat = self._repeat()
-            if repeat and (chunks or self.victims):  # a victim may come back at the next step
-                repeat = 1
-            need = self.growth[self.step % self.pool.block_tokens]
-            if repeat and need <= self.pool.total - self.pool.used:
-                if need:
-                    self.pool.grow(need)
+            if repeat:
+                if chunks or self.victims:  # a victim may come back at the next step
+                    repeat = 1
+                if need := self.growth[self.step % pool.block_tokens]:
+                    pool.grow(need)
                 self.computing = chunks
                 return Batch(chunks, n, self.context_tokens, repeat)
             for seq, _ in chunks:  # not started: their blocks stay theirs, unless preempted below
@@ -315,14 +300,15 @@ class Scheduler:
         candidates included. A sequence is in one of the two."""
         finished = NOTHING
         if batch.decodes:
+            step = self.step
             if steps > 1:
-                self._grow(self.step + 1, self.step + steps - 1)
-            self.step += steps
+                self._grow(step + 1, step + steps - 1)
+            self.step = step = step + steps
             self.context_tokens += batch.decodes * steps
             ends = self.ends
-            if ends and ends[0][0] <= self.step:
+            if ends and ends[0][0] <= step:
                 finished = []
-                while ends and ends[0][0] <= self.step:
+                while ends and ends[0][0] <= step:
                     end, _, seq = heapq.heappop(ends)
                     if seq.end_step == end:
                         seq.made = seq.output_tokens
@@ -525,7 +511,8 @@ class Scheduler:
                 break
             heapq.heappop(ends)
         steps = end - self.step
-        block_tokens, available = self.pool.block_tokens, self.pool.total - self.pool.used
+        pool = self.pool
+        block_tokens, available = pool.block_tokens, pool.total - pool.used
         if len(running) * (steps // block_tokens + 1) <= available:
             return steps
         rounds = min(available // len(running), steps // block_tokens)

@@ -10,6 +10,4 @@ from pdlab.scheduler import Scheduler, Sequence
 @dataclass(frozen=True, slots=True)
 class Chunked:
     def form(self, scheduler: Scheduler, now: float) -> tuple[list[tuple[Sequence, int]], bool]:
-        if scheduler.waiting or scheduler.prefilling:
-            return scheduler.admit(scheduler.max_batch_tokens - len(scheduler.running), chunked=True), True
-        return [], True
+        return scheduler.admit(scheduler.max_batch_tokens - len(scheduler.running), chunked=True), True

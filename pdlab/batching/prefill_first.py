@@ -10,7 +10,5 @@ from pdlab.scheduler import Scheduler, Sequence
 @dataclass(frozen=True, slots=True)
 class PrefillFirst:
     def form(self, scheduler: Scheduler, now: float) -> tuple[list[tuple[Sequence, int]], bool]:
-        if scheduler.waiting or scheduler.prefilling:
-            chunks = scheduler.admit(scheduler.max_batch_tokens, chunked=False)
-            return chunks, not chunks
-        return [], True
+        chunks = scheduler.admit(scheduler.max_batch_tokens, chunked=False)
+        return chunks, not chunks

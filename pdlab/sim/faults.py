@@ -20,7 +20,7 @@ def plan(world: World, faults: Iterable[FaultSpec]) -> None:
 
 
 def _at(world: World, at_s: float, action: Callable[[], None]) -> None:
-    After(world.env, at_s, lambda _: action())
+    After(world.env, at_s, [lambda _: action()])
 
 
 def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callable[[], None] | None]:

@@ -16,19 +16,22 @@ import simpy
 
 from pdlab.cost.base import Cost
 from pdlab.metrics import Gaps
-from pdlab.scheduler import Batch, Scheduler, Sequence
+from pdlab.scheduler import NOTHING, Batch, Scheduler, Sequence
 from pdlab.types import InstanceSpec, Report, Role
 
 
-class After(simpy.Timeout):
-    """Call `callback(event)` in `delay` seconds; `event.value` is `value`. A Timeout that is born with its one callback."""
+class After(simpy.Event):
+    """Call `callbacks` with this event in `delay` seconds; its `_value` is `value`. A SimPy Timeout that is born with its callbacks: a
+    list made once serves every event of a kind, which makes it the cheapest event there is."""
 
-    def __init__(self, env: simpy.Environment, delay: float, callback: Callable[[simpy.Event], None], value: object = None) -> None:
+    _ok = True
+
+    def __init__(
+        self, env: simpy.Environment, delay: float, callbacks: list[Callable[[simpy.Event], None]], value: object = None
+    ) -> None:
         self.env = env
-        self.callbacks = [callback]
+        self.callbacks = callbacks
         self._value = value
-        self._delay = delay
-        self._ok = True
         env.schedule(self, simpy.events.NORMAL, delay)
 
 
@@ -89,6 +92,7 @@ class SimInstance:
         self.emitted_s = 0.0  # when the running sequences got their last token
         self.last_step_s = 0.0
         self.lines: dict[int, tuple[float, float, float]] = {}
+        self._done_callbacks = [self._done]
         self.up_s = env.now
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
@@ -101,11 +105,12 @@ class SimInstance:
         if self.batch is None:
             if not self.finishing:
                 self._start()
-        elif self.scheduler.stirred and not self.cut and self.k > 1:
+        elif self.k > 1 and not self.cut and self.scheduler.stirred:
             self._cut()
 
     def _start(self) -> None:
-        scheduler, now = self.scheduler, self.env.now
+        scheduler, env = self.scheduler, self.env
+        now = env.now
         batch = scheduler.next_batch(now)
         if scheduler.victims:
             self.owner.preempted(self, scheduler.victims)
@@ -115,46 +120,49 @@ class SimInstance:
             return
         self.batch = batch
         self.began_s = now
-        self.cut = False
-        n = batch.decodes
+        n, context = batch.decodes, batch.context_tokens
         if batch.chunks:
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
-            seconds = self.cost.mixed_s(chunks, n, batch.context_tokens) if n else self.cost.prefill_s(chunks)
+            seconds = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
             self.k = 1
             self.step_s, self.slope_s = seconds, 0.0
             self.owner.batch_started(self, batch, seconds)
         else:
+            self.cut = False
             line = self.lines.get(n)
-            if line is None or batch.context_tokens >= line[2]:
-                line = self.cost.decode_line(n, batch.context_tokens)
+            if line is None:
+                line = self.cost.decode_line(n, context)
                 if line[2] == math.inf:
                     self.lines[n] = line
-            k = min(batch.repeat, self.horizon)
             base_s, per_token_s, until = line
+            k = batch.repeat
+            if k > self.horizon:
+                k = self.horizon
             if until != math.inf:
-                k = min(k, max(1, math.ceil((until - batch.context_tokens) / n)))
+                k = min(k, max(1, math.ceil((until - context) / n)))
             self.k = k
-            self.step_s = base_s + per_token_s * batch.context_tokens
-            self.slope_s = per_token_s * n
-            seconds = k * self.step_s + self.slope_s * (k * (k - 1) / 2)
+            self.step_s = step_s = base_s + per_token_s * context
+            self.slope_s = slope_s = per_token_s * n
+            seconds = k * step_s + slope_s * (k * (k - 1) / 2)
         if scheduler.joined:
             self.owner.first_steps(self, scheduler.joined, now + self.step_s)
         self.generation += 1
-        After(self.env, seconds, self._done, self.generation)
+        After(env, seconds, self._done_callbacks, self.generation)
 
     def reserve(self, seq: Sequence) -> bool:
         """`Scheduler.reserve`, as single steps would see it. Where blocks are ample for the whole run under way, that needs no look at
         how far it has come."""
-        scheduler, pool, batch = self.scheduler, self.scheduler.pool, self.batch
-        growth = 0
-        if batch is not None and self.k > 1:
-            growth = batch.decodes * (self.k // pool.block_tokens + 1)
-            if pool.blocks(seq.prompt_tokens) + growth + scheduler.spare_blocks > pool.free:
-                self.sync()
+        scheduler = self.scheduler
+        if self.batch is None or self.k == 1:
+            return scheduler.reserve(seq)
+        pool = scheduler.pool
+        growth = self.batch.decodes * (self.k // pool.block_tokens + 1)
+        if pool.blocks(seq.prompt_tokens) + growth + scheduler.spare_blocks <= pool.free:
+            return scheduler.reserve(seq)
+        self.sync()
         if not scheduler.reserve(seq):
             return False
-        if growth > pool.available:
-            self.tighten()
+        self.tighten()
         return True
 
     def tighten(self) -> None:
@@ -174,13 +182,14 @@ class SimInstance:
         return min(steps, self.k - 1)
 
     def _cut(self) -> None:
-        steps = self._steps_by(self.env.now - self.began_s) + 1
+        now = self.env.now
+        steps = self._steps_by(now - self.began_s) + 1
         self.cut = True
         if steps < self.k:
             self.k = steps
             end_s = self.began_s + steps * self.step_s + self.slope_s * (steps * (steps - 1) / 2)
             self.generation += 1
-            After(self.env, max(0.0, end_s - self.env.now), self._done, self.generation)
+            After(self.env, max(0.0, end_s - now), self._done_callbacks, self.generation)
 
     def sync(self) -> None:
         """Book the steps of the run that are done by now, so that whoever looks sees what single steps would show."""
@@ -200,17 +209,17 @@ class SimInstance:
         n, step_s, slope_s = batch.decodes, self.step_s, self.slope_s
         seconds = steps * step_s + slope_s * (steps * (steps - 1) / 2)
         if n:
-            joined = self.scheduler.joined
-            continuing = n - len(joined)
+            scheduler, gaps = self.scheduler, self.gaps
             pause_s = self.began_s - self.emitted_s
-            if not joined and pause_s <= 0.0:
-                self.gaps.add_run(n, step_s, slope_s, steps)
-            else:
+            if pause_s < 1e-9 and not scheduler.joined:
+                gaps.add_run(n, step_s, slope_s, steps)
+            else:  # those that joined have their first gap counted already, the others have waited `pause_s` more
+                continuing = n - len(scheduler.joined)
                 if continuing:
-                    self.gaps.add(pause_s + step_s, continuing)
+                    gaps.add_run(continuing, pause_s + step_s, 0.0, 1)
                 if steps > 1:
-                    self.gaps.add_run(n, step_s + slope_s, slope_s, steps - 1)
-                self.scheduler.joined = []
+                    gaps.add_run(n, step_s + slope_s, slope_s, steps - 1)
+                scheduler.joined = NOTHING
             self.emitted_s = self.began_s + seconds
             self.last_step_s = step_s + slope_s * (steps - 1)
             self.decode_tokens += n * steps
@@ -223,23 +232,24 @@ class SimInstance:
         return seconds
 
     def _done(self, event: simpy.Event) -> None:
-        if event._value != self.generation or not self.alive:
-            return
-        batch, scheduler = self.batch, self.scheduler
+        if event._value != self.generation:
+            return  # cut, or dead, since
+        batch, scheduler, k = self.batch, self.scheduler, self.k
         assert batch is not None
-        self._book(batch, self.k)
+        self._book(batch, k)
         if scheduler.pool.used > self.peak_blocks:
             self.peak_blocks = scheduler.pool.used
         self.finishing = True
-        prefilled, finished = scheduler.complete(batch, self.k, self.env.now)
         self.batch = None
+        prefilled, finished = scheduler.complete(batch, k, self.env.now)
+        owner = self.owner
         if batch.chunks:
-            self.prefill_tokens += sum(tokens for _, tokens in batch.chunks)
-            self.owner.batch_ended(self, batch)
+            self.prefill_tokens += sum([tokens for _, tokens in batch.chunks])
+            owner.batch_ended(self, batch)
         for seq in finished:
-            self.owner.finished(self, seq)
+            owner.finished(self, seq)
         for seq in prefilled:
-            self.owner.prefilled(self, seq)
+            owner.prefilled(self, seq)
         if self.at_boundary:
             calls, self.at_boundary = self.at_boundary, []
             for call in calls:

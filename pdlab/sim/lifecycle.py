@@ -38,7 +38,7 @@ class Lifecycle:
         instance.draining = False
         goal = self.goals.pop(instance.name)
         delay_s = 0.0 if goal is None else self.switch_s
-        After(self.world.env, delay_s, lambda _: self._arrived_at(instance, goal))
+        After(self.world.env, delay_s, [lambda _: self._arrived_at(instance, goal)])
 
     def _arrived_at(self, instance: SimInstance, goal: Role | None) -> None:
         if not instance.alive:
@@ -57,10 +57,10 @@ class Lifecycle:
             return
         sent = self._take_down(instance)
         left = Left(name, instance.spec.incarnation, sent)
-        After(self.world.env, self.detect_s, lambda _: self.world.tell(left))
+        After(self.world.env, self.detect_s, [lambda _: self.world.tell(left)])
         if restart_after_s is not None:
             spec = msgspec.structs.replace(instance.spec, incarnation=instance.spec.incarnation + 1)
-            After(self.world.env, max(restart_after_s, self.detect_s), lambda _: self.world.bring_up(spec))
+            After(self.world.env, max(restart_after_s, self.detect_s), [lambda _: self.world.bring_up(spec)])
 
     def evict(self, action: Evict) -> None:
         instance = self.world.instances[action.instance]
@@ -99,4 +99,4 @@ class Lifecycle:
         assert start is not None, "scaling without autoscale"
         for _ in range(action.count):
             add, start_s = start(action.role)
-            After(self.world.env, start_s, lambda _, add=add: add())
+            After(self.world.env, start_s, [lambda _, add=add: add()])

@@ -94,6 +94,7 @@ class World:
         self._reasons: dict[str, int] = {}
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
         self._next_closed = 0
+        self._arrival_callbacks = [self._arrival]
         self._arrivals: Iterator[tuple[int, float, int, int]] = iter(())
         self._perform: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -142,8 +143,8 @@ class World:
         else:
             self._arrivals = self._open_arrivals()
             self._next_arrival()
-        After(self.env, self.report_period_s, self._report)
-        After(self.env, self.router.tick_s, self._tick)
+        After(self.env, self.report_period_s, [self._report])
+        After(self.env, self.router.tick_s, [self._tick])
         if self.ended < len(workload):
             self.env.run(until=self.finish)
         self._settle()
@@ -191,7 +192,7 @@ class World:
     def _next_arrival(self) -> None:
         following = next(self._arrivals, None)
         if following is not None:
-            After(self.env, max(0.0, following[1] - self.env.now), self._arrival, following)
+            After(self.env, max(0.0, following[1] - self.env.now), self._arrival_callbacks, following)
 
     def _arrival(self, event: simpy.Event) -> None:
         i, _, prompt, output = event._value
@@ -484,9 +485,9 @@ class World:
         self.ended += 1
         if self._followers and (turns := self._followers.pop(i, None)):
             for turn in turns:
-                After(self.env, float(self.workload.arrival_s[turn]), self._turn, turn)
+                After(self.env, float(self.workload.arrival_s[turn]), [self._turn], turn)
         if self._next_closed and self._next_closed < len(self.workload):
-            After(self.env, 0.0, self._turn, self._next_closed)
+            After(self.env, 0.0, [self._turn], self._next_closed)
             self._next_closed += 1
         if self.ended == len(self.workload):
             self.finish.succeed()
@@ -518,7 +519,7 @@ class World:
             self._deliver(instance, report)
         if self.on_progress is not None:
             self.on_progress(now, self.ended, len(self.workload))
-        After(self.env, self.report_period_s, self._report)
+        After(self.env, self.report_period_s, [self._report])
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
         now, delay_s = self.env.now, self.report_delay_s
@@ -527,7 +528,7 @@ class World:
         if self.late_until_s and now < self.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
             delay_s += self.late_until_s[instance.name][1]
         if delay_s > 0.0:
-            After(self.env, delay_s, self._deliver_late, report)
+            After(self.env, delay_s, [self._deliver_late], report)
         else:
             self.tell(report)
 
@@ -536,4 +537,4 @@ class World:
 
     def _tick(self, event: simpy.Event) -> None:
         self.tell(Tick())
-        After(self.env, self.router.tick_s, self._tick)
+        After(self.env, self.router.tick_s, [self._tick])

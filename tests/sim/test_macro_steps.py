@@ -25,7 +25,7 @@ def assert_same(one: World, other: World) -> None:
         assert a[name].astype(str).tolist() == b[name].astype(str).tolist(), name
     assert one.gaps.count == other.gaps.count
     assert one.gaps.sum_s == pytest.approx(other.gaps.sum_s, rel=1e-9)
-    assert one.gaps.max == pytest.approx(other.gaps.max, rel=1e-9)
+    assert one.gaps.max == pytest.approx(other.gaps.max, rel=1e-9, nan_ok=True)
 
 
 @st.composite
@@ -37,7 +37,7 @@ def workloads(draw: st.DrawFn) -> dict[str, list[float] | list[int]]:
     return {"arrival_s": np.cumsum(gaps).tolist(), "prompt": prompts, "output": outputs}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     work=workloads(),
     members=st.sampled_from(CLUSTERS),
