@@ -18,7 +18,7 @@ from pdlab.types import InstanceSpec, InstanceState, Report, Request, Role, Stag
 class Running:
     """A live request as the router keeps it: who serves it, and since when."""
 
-    stage = Stage.QUEUED_P
+    stage: Stage = Stage.QUEUED_P
     attempt = 0
     losses = 0  # attempts that an instance or a transfer took with it
     prefill: Instance | None = None  # computes its prompt, or holds the KV until it is moved

@@ -29,7 +29,8 @@ class Sequence:
     computed = 0  # prompt tokens in KV
     cached_tokens = 0  # of those, found in the prefix cache when first admitted
     order = 0  # of its submission here: the tie-break
-    start_step = end_step = -1  # in the scheduler's own decode steps, while it decodes
+    start_step = -1
+    end_step = -1  # in the scheduler's own decode steps, while it decodes
     preempted = 0
     parent: Sequence | None = None  # of a best_of candidate
     pending = 0  # candidates of this one that have not ended

@@ -31,6 +31,7 @@ from pdlab.types import InstanceSpec, Role, UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 
+Profiles = tuple[tuple[tuple[int, float], ...], tuple[tuple[int, int, float], ...]]
 Progress = Callable[[float, int, int], None]
 
 
@@ -91,7 +92,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
     """Every instance of the cluster, with its cost and capacity."""
     model = cost.model(experiment.model, experiment.base_dir)
     weights, kv = experiment.cost.weights(model), experiment.cost.kv_dtype
-    known: dict[tuple[str, int, object], tuple[cost.Cost, int, object]] = {}
+    known: dict[tuple[str, int, object], tuple[cost.Cost, int, Profiles]] = {}
     found = []
     for placement in experiment.placements():
         engine = placement.engine
@@ -112,7 +113,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
             known[key] = (model_cost, blocks, profiles)
         model_cost, blocks, profiles = known[key]
         block_bytes = round(model.kv_bytes_per_token(kv, placement.tp) * engine.block_tokens)
-        found.append(Plan(placement, model_cost, blocks, block_bytes, *profiles))  # type: ignore[misc]
+        found.append(Plan(placement, model_cost, blocks, block_bytes, *profiles))
     return found
 
 

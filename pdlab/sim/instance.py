@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import simpy
 
@@ -18,6 +18,9 @@ from pdlab.cost.base import Cost
 from pdlab.metrics import Gaps
 from pdlab.scheduler import NOTHING, Batch, Scheduler, Sequence
 from pdlab.types import InstanceSpec, Report, Role
+
+if TYPE_CHECKING:
+    from pdlab.sim.job import Job
 
 
 class After(simpy.Event):
@@ -27,7 +30,7 @@ class After(simpy.Event):
     _ok = True
 
     def __init__(
-        self, env: simpy.Environment, delay: float, callbacks: list[Callable[[simpy.Event], None]], value: object = None
+        self, env: simpy.Environment, delay: float, callbacks: list[Callable[[Any], None]], value: object = None
     ) -> None:
         self.env = env
         self.callbacks = callbacks
@@ -78,7 +81,7 @@ class SimInstance:
         self.role: Role = spec.role
         self.batch: Batch | None = None
         self.at_boundary: list[Callable[[], None]] = []
-        self.jobs: dict[object, None] = {}  # that involve it now
+        self.jobs: dict[Job, None] = {}  # that involve it now
         self.alive = True
         self.draining = False
         self.spans: list[tuple[int, float, float, str, int, int]] | None = None
@@ -92,7 +95,7 @@ class SimInstance:
         self.emitted_s = 0.0  # when the running sequences got their last token
         self.last_step_s = 0.0
         self.lines: dict[int, tuple[float, float, float]] = {}
-        self._done_callbacks = [self._done]
+        self._done_callbacks: list[Callable[[Any], None]] = [self._done]
         self.up_s = env.now
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0

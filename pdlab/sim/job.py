@@ -15,7 +15,8 @@ NAN = math.nan
 class Job:
     """Its attempt, the instances and sequences that take part, its KV transfer, its timestamps (nan: not yet)."""
 
-    attempts = migrations = 0
+    attempts = 0
+    migrations = 0
     attempt = 0
     sent = 0  # tokens its client has from lost attempts
     p: SimInstance | None = None
@@ -25,15 +26,22 @@ class Job:
     dseq: Sequence | None = None
     tseq: Sequence | None = None
     transfer: Transfer | None = None
-    stage = Stage.QUEUED_P
+    stage: Stage = Stage.QUEUED_P
     done = False
     streaming = False  # its KV is pushed while the prompt is computed
     cached_tokens = 0
     transfer_bytes = 0.0
     pushed_tokens = 0  # of its prompt, as far as they were pushed
-    copied_tokens = stages = 0  # of a migration under way
-    dispatched_s = prefill_start_s = first_token_s = handoff_s = NAN
-    transfer_start_s = transfer_end_s = decode_start_s = last_token_s = NAN
+    copied_tokens = 0
+    stages = 0  # of a migration under way
+    dispatched_s: float = NAN
+    prefill_start_s: float = NAN
+    first_token_s: float = NAN
+    handoff_s: float = NAN
+    transfer_start_s: float = NAN
+    transfer_end_s: float = NAN
+    decode_start_s: float = NAN
+    last_token_s: float = NAN
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:
         self.index = index

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -99,4 +101,8 @@ class Lifecycle:
         assert start is not None, "scaling without autoscale"
         for _ in range(action.count):
             add, start_s = start(action.role)
-            After(self.world.env, start_s, [lambda _, add=add: add()])
+            After(self.world.env, start_s, [partial(_call, add)])
+
+
+def _call(add: Callable[[], None], _: object) -> None:
+    add()

@@ -159,6 +159,7 @@ class Moves:
         job.copied_tokens = max(tokens, job.copied_tokens)
         job.stages += 1
         job.transfer_bytes += size
+        assert job.tseq is not None
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import simpy
 
@@ -67,7 +68,7 @@ class World:
         detect_s: float = 0.5,
         log: EventLog | None = None,
         spans: bool = False,
-        start_instance: Callable[[Role], tuple[InstanceSpec, float]] | None = None,
+        start_instance: Callable[[Role], tuple[Callable[[], None], float]] | None = None,
     ) -> None:
         self.env, self.router, self.workload = env, router, workload
         self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
@@ -94,7 +95,7 @@ class World:
         self._reasons: dict[str, int] = {}
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
         self._next_closed = 0
-        self._arrival_callbacks = [self._arrival]
+        self._arrival_callbacks: list[Callable[[Any], None]] = [self._arrival]
         self._arrivals: Iterator[tuple[int, float, int, int]] = iter(())
         self._perform: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -205,7 +206,8 @@ class World:
     def _arrive(self, i: int, prompt: int, output: int) -> None:
         w = self.workload
         now = self.env.now
-        hashes = context = ()
+        hashes: tuple[int, ...] = ()
+        context: tuple[int, ...] = ()
         if w.hashes is not None:
             context = w.hashes[i]
             hashes = context[: prompt // w.hash_tokens]

@@ -82,13 +82,13 @@ def _warp(arrival: Arrival, rate: float, operational: Floats) -> Floats:
     if arrival.process == "ramp":
         assert arrival.to_rate is not None and arrival.over_s is not None
         slope = (arrival.to_rate - rate) / arrival.over_s
-        reached = arrival.over_s * (rate + arrival.to_rate) / 2
-        inside = np.minimum(operational, reached)
+        whole = arrival.over_s * (rate + arrival.to_rate) / 2
+        inside = np.minimum(operational, whole)
         if slope:
             times = (np.sqrt(np.maximum(rate**2 + 2 * slope * inside, 0.0)) - rate) / slope
         else:
             times = inside / rate
-        return np.where(operational > reached, arrival.over_s + (operational - reached) / arrival.to_rate, times)
+        return np.where(operational > whole, arrival.over_s + (operational - whole) / arrival.to_rate, times)
     if arrival.process == "step":
         assert arrival.at_s is not None and arrival.rates is not None
         times = np.array([0.0, *arrival.at_s])
@@ -99,7 +99,7 @@ def _warp(arrival: Arrival, rate: float, operational: Floats) -> Floats:
         return stepped
     assert arrival.amplitude is not None
     period_s = arrival.period_s or 86400.0
-    turn = 2 * np.pi / period_s
+    turn: float = 2 * np.pi / period_s
     horizon_s = operational[-1] / rate / (1 - arrival.amplitude) + period_s
     grid = np.linspace(0.0, horizon_s, max(1000, int(horizon_s / period_s * 1000)))
     cumulative = rate * (grid + arrival.amplitude / turn * (1 - np.cos(turn * grid)))

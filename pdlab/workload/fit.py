@@ -87,14 +87,10 @@ def prefixes(trace: Workload) -> dict[str, Any]:
     last_use: dict[int, int] = {}
     units, depth, lag = [], [], []
     for i, chain in enumerate(trace.hashes):
-        d = 0
-        for h in chain:
-            if h not in last_use:
-                break
-            d += 1
+        known = next((k for k, h in enumerate(chain) if h not in last_use), len(chain))
         units.append(len(chain))
-        depth.append(d)
-        lag.append(i - last_use[chain[d - 1]] if d else 0)
+        depth.append(known)
+        lag.append(i - last_use[chain[known - 1]] if known else 0)
         last_use.update(dict.fromkeys(chain, i))
     u, d, ago = np.array(units), np.array(depth), np.array(lag)
     everybody = np.array([chain[0] for chain in trace.hashes if chain])

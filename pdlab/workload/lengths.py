@@ -85,7 +85,8 @@ def draw(lengths: int | Lengths, uniform: NDArray[np.float64]) -> NDArray[np.int
         assert lengths.empirical is not None
         table = np.array(lengths.empirical)
         values = np.interp(uniform, table[:, 0], table[:, 1])
-    return np.maximum(np.rint(values), 1).astype(np.int32)
+    rounded: NDArray[np.int32] = np.maximum(np.rint(values), 1).astype(np.int32)
+    return rounded
 
 
 def normal_quantile(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -236,7 +236,8 @@ def _spread(steps: NDArray[np.float64]) -> NDArray[np.float64]:
     number in each step is known. The draws are the same for every reading, and a file's head gets those of the whole."""
     _, counts = np.unique(steps, return_counts=True)
     rng = np.random.default_rng(0)
-    return steps + np.concatenate([np.zeros(0), *(np.sort(rng.random(count)) for count in counts)])
+    spread: NDArray[np.float64] = steps + np.concatenate([np.zeros(0), *(np.sort(rng.random(count)) for count in counts)])
+    return spread
 
 
 class _Clock:

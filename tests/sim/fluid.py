@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from math import inf
 
@@ -40,16 +41,18 @@ class Fluid:
         for flow in flows:
             flow.rate = 0.0
         rising = list(flows)
-        slack = dict(self.capacity)
+        slack = {name: self.capacity[name] for flow in flows for name in flow.links}
         while rising:
-            count = {name: sum(name in f.links for f in rising) for name in slack}
-            step = min([slack[name] / n for name, n in count.items() if n] + [f.limit - f.rate for f in rising])
+            count = Counter(name for flow in rising for name in flow.links)
+            step = min([slack[name] / n for name, n in count.items()] + [f.limit - f.rate for f in rising])
             for flow in rising:
                 flow.rate += step
             for name, n in count.items():
                 slack[name] -= n * step
-            full = {name for name, n in count.items() if n and slack[name] <= 1e-12 * max(1.0, self.capacity[name])}
-            rising = [f for f in rising if f.rate < f.limit * (1 - 1e-12) and not full & set(f.links)]
+            full = {name for name in count if slack[name] <= 1e-12 * max(1.0, self.capacity[name])}
+            still = [f for f in rising if f.rate < f.limit * (1 - 1e-12) and full.isdisjoint(f.links)]
+            assert len(still) < len(rising), "every round stops somebody"
+            rising = still
 
     def run(self, until_s: float) -> None:
         while True:

@@ -1,0 +1,26 @@
+"""Metadata is in pyproject.toml. With PDLAB_COMPILE=1 the hot modules are compiled by mypyc, from the same source: see `make compile`."""
+
+import os
+
+from setuptools import setup
+
+HOT = (
+    "pdlab/kv.py",
+    "pdlab/scheduler.py",
+    "pdlab/gaps.py",
+    "pdlab/cluster.py",
+    "pdlab/router.py",
+    "pdlab/batching/chunked.py",
+    "pdlab/sim/instance.py",
+    "pdlab/sim/job.py",
+    "pdlab/sim/link.py",
+    "pdlab/sim/moves.py",
+    "pdlab/sim/world.py",
+)
+
+if os.environ.get("PDLAB_COMPILE") == "1":
+    from mypyc.build import mypycify
+
+    setup(ext_modules=mypycify([*HOT, "--ignore-missing-imports"], opt_level="3"))
+else:
+    setup()
