@@ -53,6 +53,10 @@ from pdlab.types import (
 )
 
 
+QUEUED_P, LEASED, TRANSFER, DECODE = Stage.QUEUED_P, Stage.LEASED, Stage.TRANSFER, Stage.DECODE  # enum look-ups cost
+READY, PREFILL_ROLE = InstanceState.READY, Role.PREFILL
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds on waiting. Seconds."""
@@ -167,10 +171,10 @@ class Router:
                 self._end(live, Stage.REJECTED, choice.reason)
                 return True
             raise self._blame("dispatch", request.id, f"returned {choice!r}, not an instance, None or Reject")
-        if choice.state is not InstanceState.READY and not choice.ready:
+        if choice.state is not READY and not choice.ready:
             raise self._blame("dispatch", request.id, f"returned {choice.name}, which is {choice.state}")
         decode: Instance | None = None
-        if choice.role is not Role.PREFILL or cluster.degraded:
+        if choice.role is not PREFILL_ROLE or cluster.degraded:
             decode = choice
         elif self.pairs:
             decode = self._choose_decode(live)
@@ -178,7 +182,7 @@ class Router:
                 return False
         live.attempt += 1
         live.prefill = choice
-        live.stage = Stage.QUEUED_P
+        live.stage = QUEUED_P
         tokens = request.prompt_tokens + live.sent_tokens
         if request.hashes:
             tokens -= cluster.cached_tokens(request).get(choice, 0)
@@ -206,7 +210,7 @@ class Router:
             return None
         if choice.__class__ is not Instance:
             raise self._blame("handoff", request.id, f"returned {choice!r}, not an instance or None")
-        if choice.state is not InstanceState.READY and not choice.ready and choice is not live.prefill:
+        if choice.state is not READY and not choice.ready and choice is not live.prefill:
             raise self._blame("handoff", request.id, f"returned {choice.name}, which is {choice.state}")
         return choice
 
@@ -251,7 +255,7 @@ class Router:
         self._unassign_prefill(live)
         decode = live.decode
         if decode is None:
-            live.stage = Stage.LEASED
+            live.stage = LEASED
             if self.handoffs or not self._handoff(live):
                 self.handoffs.append(live)
         elif decode is live.prefill:
@@ -275,12 +279,12 @@ class Router:
         return True
 
     def _transfer(self, live: Running) -> None:
-        live.stage = Stage.TRANSFER
+        live.stage = TRANSFER
         live.due_s = self.cluster.now + self.limits.transfer_timeout_s
         self.transfers.append((live.due_s, live.request.id))
 
     def _decoding(self, live: Running) -> None:
-        live.stage = Stage.DECODE
+        live.stage = DECODE
         live.decode_since_s = self.cluster.now
         live.prefill = None
 
@@ -294,12 +298,12 @@ class Router:
             live.migrating = None
             return
         self._unassign_decode(live)
-        if live.stage is Stage.QUEUED_P:
+        if live.stage is QUEUED_P:
             self._unassign_prefill(live)
             live.prefill = None
             self._enqueue(self.queue, live)
         else:
-            live.stage = Stage.LEASED
+            live.stage = LEASED
             self._enqueue(self.handoffs, live)
         self._set_full(self.by_name[event.instance], True)
         self._retry()  # others may have room
@@ -353,7 +357,7 @@ class Router:
         handoffs, queue, live = self.handoffs, self.queue, self.cluster.live
         while handoffs:
             head = handoffs[0]
-            if head.stage is Stage.LEASED and live.get(head.request.id) is head and not self._handoff(head):
+            if head.stage is LEASED and live.get(head.request.id) is head and not self._handoff(head):
                 break
             handoffs.popleft()
         while queue:
@@ -379,7 +383,7 @@ class Router:
         """This attempt is lost: try again from the start, tokens already sent being part of the prompt, or give up. Where the world does
         not say how many this attempt has `sent`, it is none, or the first one if that came from the prefill instance."""
         if sent is None:
-            sent = int(self.first_token == "prefill" and live.stage in (Stage.LEASED, Stage.TRANSFER))
+            sent = int(self.first_token == "prefill" and live.stage in (LEASED, TRANSFER))
         live.sent_tokens += sent
         self._abort(live)
         live.losses += 1
@@ -387,7 +391,7 @@ class Router:
             self._end(live, Stage.FAILED, f"{reason}; gave up after {live.losses} attempts")
             return
         live.attempt += 1  # what the old attempt still says is stale from here on
-        live.stage = Stage.QUEUED_P
+        live.stage = QUEUED_P
         self._enqueue(self.queue, live)
 
     def _end(self, live: Running, stage: Stage, reason: str) -> None:
@@ -497,7 +501,7 @@ class Router:
         while self.transfers and self.transfers[0][0] <= now:
             due_s, request_id = self.transfers.popleft()
             live = cluster.live.get(request_id)
-            if live is not None and live.stage is Stage.TRANSFER and live.due_s == due_s:
+            if live is not None and live.stage is TRANSFER and live.due_s == due_s:
                 self._lose(live, f"KV transfer not done within {limits.transfer_timeout_s:g} s")
         for instance in cluster.instances:
             silent_s = now - instance.heard_s
@@ -520,7 +524,7 @@ class Router:
             raise self._blame("migrate", None, error) from error
         for request_id, target in wanted:
             live = self.cluster.live.get(request_id)
-            if live is None or live.stage is not Stage.DECODE or live.migrating is not None or live.decode is None:
+            if live is None or live.stage is not DECODE or live.migrating is not None or live.decode is None:
                 continue
             if not target.ready:
                 raise self._blame("migrate", request_id, f"returned {target.name}, which is {target.state}")

@@ -25,6 +25,8 @@ from pdlab.types import Migrate, Migrated, Refused, Stage, TransferFailed, Trans
 if TYPE_CHECKING:
     from pdlab.sim.world import World
 
+TRANSFER, QUEUED_D = Stage.TRANSFER, Stage.QUEUED_D  # enum look-ups cost
+
 STAGES = 3
 LAST_BLOCKS = 16
 
@@ -53,7 +55,7 @@ class Moves:
         """The prompt is computed: move what the decode instance does not hold already."""
         assert job.pseq is not None and job.dseq is not None and job.p is not None and job.d is not None
         job.handoff_s = self.world.env.now
-        job.stage = Stage.TRANSFER
+        job.stage = TRANSFER
         ask_s = self.network.path(job.p.name, job.d.name).latency_s if self.mode.mode == "pull" else 0.0
         self._start(job, job.pseq.prompt_tokens - job.dseq.cached_tokens, delay_s=ask_s)
 
@@ -77,7 +79,7 @@ class Moves:
         """The prompt is computed and all of it is in the push."""
         assert job.transfer is not None
         job.handoff_s = self.world.env.now
-        job.stage = Stage.TRANSFER
+        job.stage = TRANSFER
         job.streaming = False
         self.network.close(job.transfer)
 
@@ -122,7 +124,7 @@ class Moves:
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
         job.transfer_end_s = self.world.env.now
-        job.stage = Stage.QUEUED_D
+        job.stage = QUEUED_D
         p.jobs.pop(job, None)
         if p.alive:
             p.scheduler.release(pseq)

@@ -48,6 +48,8 @@ from pdlab.types import (
 )
 from pdlab.workload.base import Workload
 
+QUEUED_P, PREFILL, LEASED, DECODE, DONE = Stage.QUEUED_P, Stage.PREFILL, Stage.LEASED, Stage.DECODE, Stage.DONE  # enum look-ups cost
+
 Maker = Callable[[InstanceSpec], SimInstance]
 
 
@@ -234,14 +236,15 @@ class World:
     def _dispatch(self, action: Dispatch) -> None:
         job = self.jobs[action.request_id]
         job.attempt = action.attempt
-        job.attempts += 1
         p = self.instances[action.instance]
         request = job.request
-        job.stage = Stage.QUEUED_P
-        job.sent = action.sent_tokens
-        job.p, job.d, job.pseq, job.dseq = p, None, None, None
-        job.pushed_tokens = 0
-        job.handoff_s = job.transfer_start_s = job.transfer_end_s = NAN
+        job.p = p
+        if job.attempt > 1:  # forget the lost one
+            job.stage = QUEUED_P
+            job.sent = action.sent_tokens
+            job.d = job.pseq = job.dseq = None
+            job.pushed_tokens = 0
+            job.handoff_s = job.transfer_start_s = job.transfer_end_s = NAN
         if not p.alive:
             return  # nobody knows yet; the router hears of it as Left
         sent = action.sent_tokens
@@ -265,6 +268,7 @@ class World:
             if d.alive and not self._reserve(job, d, prompt, output):
                 return
         job.pseq = seq
+        job.attempts += 1
         job.dispatched_s = self.env.now
         p.requests += 1
         p.scheduler.submit(seq)
@@ -342,45 +346,44 @@ class World:
     def batch_started(self, instance: SimInstance, batch: Batch, seconds: float) -> None:
         now = self.env.now
         for seq, tokens in batch.chunks:
-            job = seq.owner
-            if seq.parent is not None or not isinstance(job, Job):
-                continue
-            if job.stage is Stage.QUEUED_P and job.attempt == seq.attempt and seq is job.pseq:
-                job.stage = Stage.PREFILL
+            job: Job = seq.owner
+            if seq is not job.pseq:
+                continue  # a candidate, or computed anew after a preemption elsewhere
+            if job.stage is QUEUED_P and job.attempt == seq.attempt:
+                job.stage = PREFILL
                 job.prefill_start_s = now
                 job.cached_tokens = seq.cached_tokens
-            if self.moves.by_layer and job.dseq is not None and seq is job.pseq:
+            if self.moves.by_layer and job.dseq is not None:
                 self.moves.step_started(job, seq, tokens, seconds)
 
     def batch_ended(self, instance: SimInstance, batch: Batch) -> None:
         if self.moves.by_chunk or self.moves.by_layer:
             for seq, _ in batch.chunks:
-                job = seq.owner
-                if isinstance(job, Job) and seq is job.pseq and job.dseq is not None and not job.done and job.attempt == seq.attempt:
+                job: Job = seq.owner
+                if seq is job.pseq and job.dseq is not None and not job.done and job.attempt == seq.attempt:
                     self.moves.step_ended(job, seq)
 
     def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
         for seq in victims:
-            job = seq.owner
-            if isinstance(job, Job) and seq.made and seq.parent is None:
+            job: Job = seq.owner
+            if seq.made and seq.parent is None:
                 job.last_token_s = instance.emitted_s
 
     def first_steps(self, instance: SimInstance, joined: list[Sequence], at_s: float) -> None:
         for seq in joined:
-            job = seq.owner
-            if seq.parent is not None or not isinstance(job, Job):
+            if seq.parent is not None:
                 continue
+            job: Job = seq.owner
             if job.decode_start_s != job.decode_start_s:
                 job.decode_start_s = self.env.now
             if job.last_token_s == job.last_token_s:
                 self.gaps.add(at_s - job.last_token_s)
             if job.first_token_s != job.first_token_s:
                 job.first_token_s = at_s
-            job.stage = Stage.DECODE
+            job.stage = DECODE
 
     def prefilled(self, instance: SimInstance, seq: Sequence) -> None:
-        job = seq.owner
-        assert isinstance(job, Job)
+        job: Job = seq.owner
         if job.done or job.attempt != seq.attempt:
             return  # its removal is on the way
         now = self.env.now
@@ -389,7 +392,7 @@ class World:
             return
         if seq.stays or self.first_token_from_prefill:
             self._token_at(job, now)
-        job.stage = Stage.DECODE if seq.stays else Stage.LEASED
+        job.stage = DECODE if seq.stays else LEASED
         self.tell(PrefillDone(job.request.id, seq.attempt, instance.name, seq.cached_tokens))
         if job.done or job.attempt != seq.attempt:
             return
@@ -407,21 +410,22 @@ class World:
         job.last_token_s = at_s
 
     def finished(self, instance: SimInstance, seq: Sequence) -> None:
-        job = seq.owner
-        assert isinstance(job, Job)
+        job: Job = seq.owner
         if job.done or job.attempt != seq.attempt:
             return
         now = self.env.now
         if job.first_token_s != job.first_token_s or (seq is job.pseq and seq.output_tokens == 1):
             self._token_at(job, now)
         instance.jobs.pop(job, None)
-        for other, reserved in ((job.d, job.dseq), (job.target, job.tseq)):
-            if reserved is not None and reserved is not seq and other is not None:
-                self.drop(job, other, reserved)
-        self.moves.cancel(job)
+        if job.dseq is not None and job.dseq is not seq and job.d is not None:  # over before it was handed off
+            self.drop(job, job.d, job.dseq)
+        if job.tseq is not None and job.target is not None:
+            self.drop(job, job.target, job.tseq)
+        if job.transfer is not None:
+            self.moves.cancel(job)
         job.done = True
         self.tell(Finished(job.request.id, seq.attempt, instance.name, job.output_tokens))
-        self._record(job, Stage.DONE, now, NAN)
+        self._record(job, DONE, now, NAN)
         self._ended(job)
 
     def drained(self, instance: SimInstance) -> None:
@@ -444,8 +448,9 @@ class World:
 
     def _record(self, job: Job, stage: Stage, finish_s: float, reason: float) -> None:
         request = job.request
-        preemptions = sum(s.preempted for s in (job.pseq, job.dseq, job.tseq) if s is not None)
-        if stage is Stage.DONE:
+        p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
+        preemptions = (pseq.preempted if pseq is not None else 0) + (dseq.preempted if dseq is not None else 0)
+        if stage is DONE:
             output = job.output_tokens * request.best_of
         else:
             output = job.sent + (self.client_tokens(job) if finish_s != finish_s else 0)
@@ -465,8 +470,8 @@ class World:
                 request.prompt_tokens,
                 job.cached_tokens,
                 output,
-                job.p.index if job.p is not None else NAN,
-                job.d.index if job.d is not None else NAN,
+                p.index if p is not None else NAN,
+                d.index if d is not None else NAN,
                 job.transfer_bytes,
                 job.attempts,
                 preemptions,

@@ -41,14 +41,18 @@ def _arrivals(axes: Axes, workload: Workload) -> None:
     axes.stairs(counts / (span_s / bins), edges, fill=True, color=PROMPT, alpha=0.35)
     axes.stairs(counts / (span_s / bins), edges, color=PROMPT, linewidth=1.0)
     axes.axhline(len(times_s) / span_s, color="black", linewidth=0.9, linestyle="--", label=f"mean {len(times_s) / span_s:.3g} requests/s")
-    axes.set(xlabel="time, s", ylabel=f"requests/s, in bins of {span_s / bins:.3g} s", ylim=(0, None), xlim=(edges[0], edges[-1]))
-    axes.margins(y=0.15)
+    axes.set(
+        xlabel="time, s",
+        ylabel=f"requests/s, in bins of {span_s / bins:.3g} s",
+        ylim=(0, float(counts.max()) / (span_s / bins) * 1.2),
+        xlim=(edges[0], edges[-1]),
+    )
     axes.legend(loc="upper right")
     return None
 
 
 def _lengths(axes: Axes, workload: Workload) -> None:
-    axes.set_title("Lengths: how many requests have at most so many tokens")
+    axes.set_title("Lengths: share of requests with at most so many")
     for name, tokens, colour in (("prompt", workload.prompt_tokens, PROMPT), ("output", workload.output_tokens, OUTPUT)):
         values, counts = np.unique(tokens, return_counts=True)
         share = np.cumsum(counts) / len(tokens)

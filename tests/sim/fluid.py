@@ -55,7 +55,7 @@ class Fluid:
             rising = still
 
     def run(self, until_s: float) -> None:
-        while True:
+        for _ in range(10_000):
             for flow in self.flows:
                 if flow.done_s == inf and not (flow.open or flow.cancelled) and flow.left <= 0.0 and flow.start_s <= self.now:
                     flow.done_s = self.now
@@ -73,3 +73,4 @@ class Fluid:
             if then == self.now == until_s:
                 return
             self.now = then
+        raise AssertionError(f"no progress at {self.now}: {self.flowing()}")
