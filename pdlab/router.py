@@ -72,7 +72,8 @@ class Limits:
 class Router:
     """`seed` feeds the one generator policies may draw from. `hash_tokens` is the prompt tokens behind one prefix hash. With
     `reserve_first` decode instances are chosen at dispatch and reserve blocks before prefill starts. `first_token` says which of the
-    two instances sends it ("prefill" or "decode")."""
+    two instances sends it ("prefill" or "decode"). `autoscale` is the least and the most instances that a policy may scale to; None: it
+    may not."""
 
     def __init__(
         self,
@@ -85,13 +86,14 @@ class Router:
         tpot_slo_s: float = 0.05,
         reserve_first: bool = False,
         first_token: str = "prefill",
-        autoscale: bool = False,
+        autoscale: tuple[int, int] | None = None,
         links: Links | None = None,
     ) -> None:
         self.policy = policy
         self.limits = limits or Limits()
         self.pairs = policy.pairs or reserve_first
         self.autoscale = autoscale
+        self.starting = 0  # asked for by Scale, and not yet joined
         self.first_token = first_token
         self.tick_s = min(1.0, policy.tick_s) if policy.tick_s else 1.0
         self.cluster = Cluster(
@@ -416,6 +418,8 @@ class Router:
         else:
             self.cluster.instances.append(instance)
         instance.heard_s = self.cluster.now
+        if known is None and self.starting:
+            self.starting -= 1
         self.cluster.refresh()
         self._retry()
 
@@ -550,12 +554,18 @@ class Router:
                 self._actions.append(Switch(instance.name, role))
 
     def _scale(self, want: Scale) -> None:
-        if not self.autoscale:
+        if self.autoscale is None:
             raise self._blame("resize", None, f"asks for {want.count:+d} {want.role} where cluster.autoscale is off")
+        least, most = self.autoscale
+        size = sum(x.state is not InstanceState.GONE for x in self.cluster.instances) + self.starting
         if want.count > 0:
-            self._actions.append(want)
+            count = min(want.count, most - size)
+            if count > 0:
+                self.starting += count
+                self._actions.append(Scale(count, want.role))
             return
-        for instance in reversed([x for x in self.cluster.instances if x.ready and x.role is want.role][want.count :]):
+        leaving = [x for x in self.cluster.instances if x.ready and x.role is want.role][want.count :]
+        for instance in leaving[::-1][: max(0, size - least)]:
             if self._role_survives(instance, None):
                 instance.state = InstanceState.DRAINING
                 self.cluster.refresh()

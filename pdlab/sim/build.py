@@ -66,7 +66,7 @@ class Plan:
 def router(experiment: Experiment, *, hash_tokens: int) -> Router:
     """The control plane that an experiment asks for: the same for `sim`, `serve`, and `replay`."""
     limits, reports = experiment.limits, experiment.cluster.reports
-    network = experiment.cluster.network
+    network, scale = experiment.cluster.network, experiment.cluster.autoscale
     return Router(
         load_policy.build(experiment.policy, experiment.base_dir),
         seed=experiment.seed,
@@ -83,7 +83,7 @@ def router(experiment: Experiment, *, hash_tokens: int) -> Router:
         tpot_slo_s=experiment.slo.tpot_s,
         reserve_first=experiment.transfer.reserve_first,
         first_token=experiment.transfer.first_token,
-        autoscale=experiment.cluster.autoscale.enabled,
+        autoscale=(scale.min, scale.max) if scale.enabled else None,
         links=Links((network.gbytes_per_s or 0.0) * 1e9, network.latency_us * 1e-6),
     )
 
