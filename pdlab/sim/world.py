@@ -7,6 +7,7 @@ It translates and keeps the records; it decides nothing. `Job` is a request on i
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import simpy
 
 from pdlab.gaps import Gaps
 from pdlab.log import EventLog
-from pdlab.metrics import Records, Samples
+from pdlab.records import FIELDS, Records, Samples
 from pdlab.router import Router
 from pdlab.scheduler import Batch, Sequence
 from pdlab.sim.instance import After, SimInstance
@@ -49,6 +50,8 @@ from pdlab.types import (
 from pdlab.workload.base import Workload
 
 QUEUED_P, PREFILL, LEASED, DECODE, DONE = Stage.QUEUED_P, Stage.PREFILL, Stage.LEASED, Stage.DECODE, Stage.DONE  # enum look-ups cost
+
+ROW = struct.Struct(f"={len(FIELDS)}d")  # a third of the time that array.extend takes
 
 Maker = Callable[[InstanceSpec], SimInstance]
 
@@ -454,8 +457,8 @@ class World:
             output = job.output_tokens * request.best_of
         else:
             output = job.sent + (self.client_tokens(job) if finish_s != finish_s else 0)
-        self.records.rows.extend(
-            (
+        self.records.rows.frombytes(
+            ROW.pack(
                 request.id,
                 stage,
                 request.arrival_s,
