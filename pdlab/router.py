@@ -454,12 +454,21 @@ class Router:
             self.cluster.index.add(event.stored, instance.bit)
         if event.evicted:
             self.cluster.index.discard(event.evicted, instance.bit)
-        if instance.full or instance.state is InstanceState.SUSPECT:
-            if instance.state is InstanceState.SUSPECT:
-                instance.state = InstanceState.READY
+        if instance.state is InstanceState.SUSPECT:
+            instance.state = READY
+            self.cluster.refresh()
+        if instance.full and self._has_room(event, instance):
             self._set_full(instance, False)
         if self.queue or self.handoffs:
             self._retry()
+
+    def _has_room(self, report: Report, instance: Instance) -> bool:
+        """Does a full instance's report show room for the first request that waits?"""
+        head = self.queue[0] if self.queue else self.handoffs[0] if self.handoffs else None
+        if head is None:
+            return True
+        tokens = head.request.prompt_tokens + head.sent_tokens
+        return report.free_blocks * instance.spec.block_tokens >= tokens and report.running < instance.spec.max_seqs
 
     def _suspected(self, event: Suspected) -> None:
         instance = self.by_name.get(event.instance)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdlab.types import UsageError
+from pdlab.workload.chains import Chains
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -61,11 +63,15 @@ class Workload:
             if column.min() < 1:
                 row = int(column.argmin())
                 raise UsageError(f"workload {self.name}: {name} of request {row} is {column[row]}; every request needs at least 1")
-        opening = self.arrival_s if self.after is None else self.arrival_s[self.after < 0]
-        if np.any(np.diff(opening) < 0) or self.arrival_s.min() < 0:
+        opening = self.opening_s
+        if not np.all(np.isfinite(self.arrival_s)) or np.any(np.diff(opening) < 0) or self.arrival_s.min() < 0:
             raise UsageError(f"workload {self.name}: arrival_s must ascend from 0")
         if self.after is not None and np.any(self.after >= np.arange(count)):
             raise UsageError(f"workload {self.name}: a request can only come after an earlier one")
+        if self.after is not None and self.concurrency is not None:
+            raise UsageError(
+                f"workload {self.name}: in a closed loop (concurrency) requests come one after another anyway; leave out after"
+            )
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -73,7 +79,7 @@ class Workload:
     @property
     def rate_rps(self) -> float:
         """Requests per second over the span of the arrivals; nan where it has none."""
-        opening = self.arrival_s if self.after is None else self.arrival_s[self.after < 0]
+        opening = self.opening_s
         span = float(opening[-1] - opening[0])
         return (len(self) - 1) / span if span > 0 and self.concurrency is None else float("nan")
 
@@ -86,22 +92,47 @@ class Workload:
         columns = {name: column[:count] for name in _ALL if (column := getattr(self, name)) is not None}
         return dataclasses.replace(self, **columns)
 
-    def only(self, rows: NDArray[np.intp], reason: str) -> Workload:
-        """The given rows, ascending; the others count as dropped, for `reason`. A turn whose earlier turn is dropped comes at once."""
-        columns: dict[str, object] = {}
+    def where(self, keep: NDArray[np.bool_]) -> Workload:
+        """The requests that `keep`, [n], marks. A turn goes with the one it comes after."""
+        if self.after is not None:
+            keep = keep.copy()
+            for row in np.flatnonzero(self.after >= 0).tolist():
+                keep[row] &= keep[self.after[row]]
+        rows = np.flatnonzero(keep)
+        columns: dict[str, Any] = {}
         for name in _ALL:
             column = getattr(self, name)
-            if column is not None:
-                columns[name] = [column[i] for i in rows] if name == "hashes" else column[rows]
-        lost = len(self) - len(rows)
+            if column is not None and name != "hashes":
+                columns[name] = column[rows]
+        if self.hashes is not None:
+            kept = rows.tolist()
+            columns["hashes"] = self.hashes.take(kept) if isinstance(self.hashes, Chains) else [self.hashes[row] for row in kept]
         if self.after is not None:
-            place = np.full(len(self) + 1, -1)
+            place = np.full(len(self) + 1, -1, np.int32)  # the last one is where -1 leads
             place[rows] = np.arange(len(rows))
-            columns["after"] = place[self.after[rows]].astype(np.int32)
-        return dataclasses.replace(self, **columns, dropped=self.dropped + lost, notes=(*self.notes, f"{lost} dropped: {reason}"))  # type: ignore[arg-type]
+            columns["after"] = place[self.after[rows]]
+        return dataclasses.replace(self, **columns)
+
+    def without(self, drop: NDArray[np.bool_], reason: str) -> Workload:
+        """The others than those that `drop`, [n], marks; these, and the turns that come after them, count as dropped."""
+        kept = self.where(~drop)
+        lost = len(self) - len(kept)
+        return dataclasses.replace(kept, dropped=self.dropped + lost, notes=(*self.notes, f"{lost} dropped: {reason}"))
+
+    def until(self, duration_s: float) -> Workload:
+        """What arrives before `duration_s`, with all turns that follow."""
+        opens = np.ones(len(self), bool) if self.after is None else self.after < 0
+        return self.where(~opens | (self.arrival_s < duration_s))
+
+    @property
+    def opening_s(self) -> Floats:
+        """[k] arrival times of the requests that come after no other."""
+        return self.arrival_s if self.after is None else self.arrival_s[self.after < 0]
 
     def rescaled(self, rate_rps: float) -> Workload:
-        """The same at another mean rate: every gap, and so every burst, is stretched alike. Think times stay."""
+        """The same at another mean rate: every gap, and so every burst, is stretched alike. Think times stay. Raises UsageError."""
+        if not self.rate_rps > 0:
+            raise UsageError(f"workload {self.name} cannot be stretched to a rate: it has no times (closed loop, or all requests at once)")
         factor = self.rate_rps / rate_rps
         arrival_s = self.arrival_s * factor
         if self.after is not None:

@@ -1,11 +1,15 @@
 """Workloads drawn from figures that were fitted to public traces, by name. `python -m pdlab.workload.fit` makes the figures anew.
 
 What is kept of a trace, and how a request is drawn from it:
-- both lengths' quantiles, and their rank correlation, tied by a Gaussian copula;
-- the quantiles of the gaps between arrivals, and one number for how bursts last: successive gaps are the quantiles of a Gaussian AR(1)
-  process, its coefficient set so that counts in 10 s are as over-dispersed as the trace's;
-- where prompts share prefixes: how deep a request's prompt is in what came before (by prompt length), and how many requests ago that was
-  last used. A drawn request takes that much of an earlier one's chain and goes on with names of its own.
+- both lengths' quantiles, and how they go together: a checkerboard copula, which is the share of the requests in each cell of a grid over
+  both lengths' quantiles (so it knows that the longest outputs follow short prompts, which one correlation cannot say), and the longest
+  prompt and output together, since a model's context limits it;
+- the quantiles of the gaps between arrivals, and how bursts last: successive gaps are the quantiles of a Gaussian score, a part of whose
+  variance persists from request to request. Part and persistence are set so that counts in 1, 10 and 60 s vary as the trace's do;
+- where prompts share prefixes: how deep a request's prompt is in what came before (by prompt length), and how many requests ago the
+  deepest shared unit was last used. A drawn request takes about that much of a chain that was used then and not since, a whole one
+  where it can since turns go on where the last one ended, and continues with names of its own. A request that would go back to before
+  the beginning starts anew, and so caches warm up as they did on the trace.
 
 A trace without times (sharegpt, arxiv-summarization) arrives as Poisson, 1 request/s unless a rate is given.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -22,7 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdlab.workload.base import Workload
+from pdlab.workload.base import Ints, Workload
+from pdlab.workload.chains import Chains
 
 NAMES = ("arxiv-summarization", "azure-code-2023", "azure-conv-2023", "mooncake-conversation", "sharegpt")
 Floats = NDArray[np.float64]
@@ -56,19 +62,31 @@ def requests(name: str) -> int:
 def draw(name: str, count: int, rng: np.random.Generator) -> Workload:
     """`count` requests like the trace's, at its own rate."""
     f = figures(name)
-    first, second = _correlated(f["rank_correlation"], count, rng)
-    prompts = np.maximum(np.rint(_at(f["prompt_tokens"], first)), 1).astype(np.int32)
-    outputs = np.maximum(np.rint(_at(f["output_tokens"], second)), 1).astype(np.int32)
-    if "gaps_s" in f:
-        gaps = _at(f["gaps_s"], _autoregressive(f["gap_correlation"], count, rng))
-    else:
-        gaps = rng.exponential(1.0, count)
-    arrival_s = np.cumsum(gaps)
+    prompts, outputs = draw_lengths(f, count, rng)
+    arrival_s = np.cumsum(draw_gaps(f, count, rng))
     arrival_s -= arrival_s[0]
     if "prefix" not in f:
         return Workload(name, arrival_s, prompts, outputs)
     hash_tokens = int(f["prefix"]["hash_tokens"])
-    return Workload(name, arrival_s, prompts, outputs, _chains(f["prefix"], prompts, rng), hash_tokens)
+    return Workload(name, arrival_s, prompts, outputs, draw_chains(f["prefix"], prompts // hash_tokens, rng), hash_tokens)
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def draw_lengths(figures: dict[str, Any], count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """[count] prompt and output tokens."""
+    joint = figures["joint"]
+    edges = np.array(joint["edges"])
+    shares = np.array(joint["cells"], float).reshape(len(edges) - 1, -1)
+    marks = _stratified(rng.random(count), rng)
+    row = np.searchsorted(edges, marks, side="right") - 1
+    cumulative = np.cumsum(shares, axis=1) / shares.sum(axis=1, keepdims=True)
+    column = np.minimum((cumulative[row] < rng.random((count, 1))).sum(axis=1), len(edges) - 2)
+    scores = edges[column] + (edges[column + 1] - edges[column]) * rng.random(count)
+    prompts = np.maximum(np.rint(_at(figures["prompt_tokens"], marks)), 1).astype(np.int32)
+    outputs = np.maximum(np.rint(_at(figures["output_tokens"], _stratified(scores, rng))), 1).astype(np.int32)
+    return prompts, np.clip(figures["max_context_tokens"] - prompts, 1, outputs).astype(np.int32)
 
 
 def _at(table: dict[str, list[float]], quantile: Floats) -> Floats:
@@ -82,53 +100,98 @@ def _stratified(scores: Floats, rng: np.random.Generator) -> Floats:
     return marks
 
 
-def _correlated(rank_correlation: float, count: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Two uniform columns with that Spearman correlation: r = 2 sin(pi rho / 6) for a Gaussian copula (Pearson 1907)."""
-    r = 2 * math.sin(math.pi * rank_correlation / 6)
-    z = rng.standard_normal(count)
-    other = r * z + math.sqrt(1 - r * r) * rng.standard_normal(count)
-    return _stratified(z, rng), _stratified(other, rng)
+# ---------------------------------------------------------------- arrivals
 
 
-def _autoregressive(coefficient: float, count: int, rng: np.random.Generator) -> Floats:
-    """Uniform marks whose Gaussian scores follow z' = c z + sqrt(1 - c^2) e."""
-    noise = rng.standard_normal(count) * math.sqrt(1 - coefficient**2)
-    scores = np.empty(count)
-    z = float(rng.standard_normal())
-    for i, e in enumerate(noise.tolist()):
-        z = coefficient * z + e
-        scores[i] = z
-    return _stratified(scores, rng)
+def draw_gaps(figures: dict[str, Any], count: int, rng: np.random.Generator) -> Floats:
+    """[count] seconds between arrivals; the first stands before the first arrival."""
+    if "gaps_s" not in figures:
+        return rng.exponential(1.0, count)
+    part, persistence = figures["burst_part"], figures["burst_persistence"]
+    lasting = np.empty(count)
+    level = float(rng.standard_normal())
+    for i, step in enumerate((rng.standard_normal(count) * math.sqrt(1 - persistence**2)).tolist()):
+        level = persistence * level + step
+        lasting[i] = level
+    scores = math.sqrt(part) * lasting + math.sqrt(1 - part) * rng.standard_normal(count)
+    return _at(figures["gaps_s"], _stratified(scores, rng))
 
 
-def _chains(prefix: dict[str, Any], prompts: NDArray[np.int32], rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Each request's chain of full prompt units."""
-    units = (prompts // prefix["hash_tokens"]).tolist()
-    edges = prefix["unit_edges"]
-    bins = np.searchsorted(edges, units, side="right").tolist()
-    fresh, depth, lag = rng.random(len(units)).tolist(), rng.random(len(units)), rng.random(len(units))
-    lags = np.exp(_at(prefix["log_lag"], lag)).astype(int).tolist()
-    common = prefix["common_units"]
-    chains: list[tuple[int, ...]] = []
-    next_name = common
-    for i, u in enumerate(units):
-        table = prefix["depth"][bins[i]]
-        shared: tuple[int, ...] = ()
-        if fresh[i] >= table["fresh"] and i:
-            wanted = max(common + 1, round(float(np.interp(depth[i], table["quantiles"], table["values"])) * u))
-            shared = _earlier(chains, i - max(1, lags[i]), min(wanted, u))
-        shared = shared or tuple(range(min(common, u)))
-        chains.append(shared + tuple(range(next_name, next_name + u - len(shared))))
-        next_name += u - len(shared)
-    return chains
+# ---------------------------------------------------------------- prefixes
+
+_REACH = 400  # requests before and after the one sought, among which one has to do
 
 
-def _earlier(chains: list[tuple[int, ...]], place: int, wanted: int) -> tuple[int, ...]:
-    """The first `wanted` units of the chain nearest to `place` that has as many; () where none within reach has."""
-    n = len(chains)
-    place = min(max(place, 0), n - 1)
-    for off in range(min(n, 400)):
-        for i in (place - off, place + off):
-            if 0 <= i < n and len(chains[i]) >= wanted:
-                return chains[i][:wanted]
-    return ()
+def draw_chains(prefix: dict[str, Any], units: NDArray[np.integer[Any]], rng: np.random.Generator) -> Chains:
+    """Each request's chain, for prompts of so many full units."""
+    edges, common = prefix["unit_edges"], prefix["common_units"]
+    depths = prefix["depth"]
+    groups = np.searchsorted(edges, units, side="right").tolist()
+    fresh, depth = rng.random(len(units)).tolist(), rng.random(len(units)).tolist()
+    lags = np.maximum(np.exp(_at(prefix["log_lag"], rng.random(len(units)))), 1).astype(int).tolist()
+    chains = _Chains(units.tolist(), common)
+    for i, size in enumerate(units.tolist()):
+        table = depths[groups[i]]
+        shared: list[tuple[int, int]] = []
+        if fresh[i] >= table["fresh"] and lags[i] <= i and size > common:
+            wanted = round(float(np.interp(depth[i], table["quantiles"], table["values"])) * size)
+            shared = chains.returning(lags[i], min(max(common + 1, wanted), size), size)
+        chains.extend(shared or [(0, min(common, size))], size)
+    return chains.made
+
+
+class _Chains:
+    """The chains so far, and which request was the last to use each unit."""
+
+    def __init__(self, units: list[int], common: int) -> None:
+        self.made = Chains()
+        self._units = units
+        self._last = np.full(common + sum(units), -1, np.int32)  # [unit]
+        self._unnamed = common
+
+    def extend(self, shared: list[tuple[int, int]], size: int) -> None:
+        """The next request's chain: what it shares, and new units up to its size."""
+        own = size - sum(length for _, length in shared)
+        runs = [*shared, (self._unnamed, own)]
+        self._unnamed += own
+        for first, length in runs:
+            self._last[first : first + length] = len(self.made)
+        self.made.append_runs(runs)
+
+    def returning(self, lag: int, wanted: int, most: int) -> list[tuple[int, int]]:
+        """About `wanted` units, at most `most`, of the request about `lag` ago that was the last to use them, as runs: all it has, where
+        one has about as many, for a turn goes on from the end of the last; else the beginning of a longer one; else none."""
+        slack = wanted // 10
+        for index in self._around(lag, 10 + lag // 3):
+            size = self._units[index]
+            if wanted - slack <= size <= min(wanted + slack, most) and (runs := self._last_used(index, size)):
+                return runs
+        for index in self._around(lag, _REACH):
+            if self._units[index] >= wanted and (runs := self._last_used(index, wanted)):
+                return runs
+        return []
+
+    def _around(self, lag: int, reach: int) -> Iterator[int]:
+        """Indices of requests, from the one `lag` ago outwards."""
+        place = len(self.made) - lag
+        for off in range(min(reach, _REACH)):
+            if place >= off:
+                yield place - off
+            if 0 < off < lag:
+                yield place + off
+
+    def _last_used(self, index: int, units: int) -> list[tuple[int, int]]:
+        """The first `units` of a request's chain as runs; none if another used them later."""
+        runs = _beginning(self.made.runs(index), units)
+        return runs if self._last[sum(runs[-1]) - 1] == index else []
+
+
+def _beginning(runs: list[tuple[int, int]], units: int) -> list[tuple[int, int]]:
+    """The first so many units of a chain."""
+    cut = []
+    for first, length in runs:
+        cut.append((first, min(length, units)))
+        units -= length
+        if units <= 0:
+            break
+    return cut

@@ -52,7 +52,7 @@ def _arrivals(axes: Axes, workload: Workload) -> None:
 
 
 def _lengths(axes: Axes, workload: Workload) -> None:
-    axes.set_title("Lengths: share of requests with at most so many")
+    axes.set_title("Lengths: share of requests with at most so many tokens")
     for name, tokens, colour in (("prompt", workload.prompt_tokens, PROMPT), ("output", workload.output_tokens, OUTPUT)):
         values, counts = np.unique(tokens, return_counts=True)
         share = np.cumsum(counts) / len(tokens)
@@ -61,7 +61,7 @@ def _lengths(axes: Axes, workload: Workload) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens:,.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set(xlabel="tokens", ylim=(0, 1.02))
+    axes.set(xlabel="tokens", ylim=(0, 1.32), yticks=np.linspace(0, 1, 6))  # room above for the legend
     axes.legend(loc="upper left")
 
 

@@ -30,6 +30,8 @@ FILES = {
     "sharegpt": "sharegpt_val_10k_llama2.csv.zst",
     "arxiv-summarization": "arxiv_summarization_lengths.csv.zst",
 }
+EDGES = (*(round(0.05 * k, 2) for k in range(20)), 0.97, 0.98, 0.99, 1.0)
+WINDOWS_S = (1.0, 10.0, 60.0)
 Column = NDArray[np.float64]
 
 
@@ -45,13 +47,18 @@ def table(values: Column, quantiles: tuple[float, ...] = QUANTILES, digits: int 
     return {"quantiles": list(quantiles), "values": [float(f"{v:.{digits}g}") for v in np.quantile(values, quantiles)]}
 
 
-def rank_correlation(a: Column, b: Column) -> float:
-    """Spearman's, ties by mean rank."""
-    ranks = []
-    for x in (a, b):
-        _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+def joint(prompt: Column, output: Column) -> dict[str, Any]:
+    """Requests in each cell of a grid over both lengths' quantiles, row by row; equal lengths are ranked by lot."""
+    edges = np.array(EDGES)
+    rng = np.random.default_rng(0)
+    place = []
+    for values in (prompt, output):
+        rank = np.empty(len(values))
+        rank[np.lexsort((rng.random(len(values)), values))] = (np.arange(len(values)) + 0.5) / len(values)
+        place.append(np.searchsorted(edges, rank, side="right") - 1)
+    cells = np.zeros((len(edges) - 1, len(edges) - 1), int)
+    np.add.at(cells, tuple(place), 1)
+    return {"edges": list(EDGES), "cells": cells.ravel().tolist()}
 
 
 def dispersion(arrival_s: Column, window_s: float) -> float:
@@ -61,29 +68,37 @@ def dispersion(arrival_s: Column, window_s: float) -> float:
 
 
 def arrivals(arrival_s: Column) -> dict[str, Any]:
-    """Gap quantiles, and the AR(1) coefficient that gives the trace's dispersion at 10 s, by bisection on simulated arrivals."""
+    """Gap quantiles, and the lasting part of the gaps' scores: for each persistence on a grid the part that gives the trace's dispersion at
+    10 s, by bisection on simulated arrivals, and of these the pair that comes nearest at 1 s and 60 s."""
     gaps = np.diff(arrival_s)
     found: dict[str, Any] = {"rate_rps": len(gaps) / float(arrival_s[-1] - arrival_s[0]), "gaps_s": table(gaps, FINE, 4)}
-    wanted = dispersion(arrival_s - arrival_s[0], 10.0)
+    wanted = np.log([dispersion(arrival_s - arrival_s[0], window_s) for window_s in WINDOWS_S])
 
-    def simulated(coefficient: float) -> float:
-        seen = []
-        for seed in range(3):
-            rng = np.random.default_rng(seed)
-            drawn = builtin._at(found["gaps_s"], builtin._autoregressive(coefficient, 30_000, rng))
-            seen.append(dispersion(np.cumsum(drawn), 10.0))
-        return float(np.mean(seen))
+    def simulated(part: float, persistence: float) -> Column:
+        figures = found | {"burst_part": part, "burst_persistence": persistence}
+        times_s = [np.cumsum(builtin.draw_gaps(figures, len(gaps) + 1, np.random.default_rng(seed))) for seed in range(4)]
+        return np.log([np.mean([dispersion(times - times[0], window_s) for times in times_s]) for window_s in WINDOWS_S])
 
-    low, high = 0.0, 0.995
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if simulated(middle) < wanted else (low, middle)
-    return found | {"gap_correlation": round((low + high) / 2, 4)}
+    best: tuple[float, float, float] | None = None
+    for persistence in (round(1 - 2.0**-k, 5) for k in range(1, 12)):
+        low, high = 0.0, 1.0
+        for _ in range(8):
+            middle = (low + high) / 2
+            low, high = (middle, high) if simulated(middle, persistence)[1] < wanted[1] else (low, middle)
+        part = round((low + high) / 2, 4)
+        off = float(np.square(simulated(part, persistence) - wanted).sum())
+        if best is None or off < best[0]:
+            best = off, part, persistence
+    assert best is not None, "the grid is not empty"
+    return found | {"burst_part": best[1], "burst_persistence": best[2]}
 
 
 def prefixes(trace: Workload) -> dict[str, Any]:
-    """How deep prompts are in what came before, by their length, and how long ago it was last used."""
-    assert trace.hashes is not None
+    """How deep prompts are in what came before, by their length, and how long ago it was last used.
+
+    A trace of n requests shows a return after k requests only where k came before, in n - k of n places, so it counts n / (n - k) times.
+    """
+    assert trace.hashes is not None, "a trace without hash ids shares nothing"
     last_use: dict[int, int] = {}
     units, depth, lag = [], [], []
     for i, chain in enumerate(trace.hashes):
@@ -93,26 +108,38 @@ def prefixes(trace: Workload) -> dict[str, Any]:
         lag.append(i - last_use[chain[known - 1]] if known else 0)
         last_use.update(dict.fromkeys(chain, i))
     u, d, ago = np.array(units), np.array(depth), np.array(lag)
-    everybody = np.array([chain[0] for chain in trace.hashes if chain])
-    common = int(np.mean(everybody == np.bincount(everybody - everybody.min()).argmax() + everybody.min()) > 0.9)
+    _, sharers = np.unique([chain[0] for chain in trace.hashes if chain], return_counts=True)
+    common = int(sharers.max() > 0.9 * len(trace))
     deep = d > common
+    weight = np.where(deep, len(u) / np.maximum(len(u) - ago, len(u) / 10), 0.0)
     edges = np.unique(np.quantile(u, np.linspace(0, 1, 13)[1:-1]).astype(int))
-    bins = np.searchsorted(edges, u, side="right")
-    quantiles = tuple(np.linspace(0, 1, 15).round(4).tolist())
-    by_length = []
-    for b in range(len(edges) + 1):
-        own = bins == b
-        share = (d[own & deep] / u[own & deep]).astype(float)
-        fresh = float(1 - deep[own].mean()) if own.any() else 1.0
-        by_length.append({"fresh": round(fresh, 4), **(table(share, quantiles, 4) if share.size else {"quantiles": [0, 1], "values": [0, 1]})})
-    lags = np.log(np.maximum(ago[deep], 1).astype(float))
+    group = np.searchsorted(edges, u, side="right")
+    levels = np.linspace(0, 1, 15).round(4)
+    by_length: list[dict[str, Any]] = []
+    for own in (group == g for g in range(len(edges) + 1)):
+        returns = own & deep
+        fresh = round(max(0.0, 1 - float(weight[own].sum()) / max(1, own.sum())), 4)
+        quantiles = (
+            {"quantiles": [0.0, 1.0], "values": [0.0, 1.0]}
+            if not returns.any()
+            else weighted(d[returns] / u[returns], weight[returns], levels)
+        )
+        by_length.append({"fresh": fresh, **quantiles})
     return {
         "hash_tokens": trace.hash_tokens,
         "common_units": common,
         "unit_edges": edges.tolist(),
         "depth": by_length,
-        "log_lag": table(lags, tuple(np.linspace(0, 1, 41).round(4).tolist()), 4),
+        "log_lag": weighted(np.log(ago[deep]), weight[deep], np.linspace(0, 1, 41).round(4)),
     }
+
+
+def weighted(values: Column, weight: Column, levels: Column) -> dict[str, list[float]]:
+    """Quantiles of weighted values."""
+    order = np.argsort(values)
+    mass = np.cumsum(weight[order]) - weight[order] / 2
+    drawn = np.interp(levels, (mass - mass[0]) / max(mass[-1] - mass[0], 1e-9), values[order])
+    return {"quantiles": levels.tolist(), "values": drawn.round(4).tolist()}
 
 
 def fit(name: str, data: Path) -> dict[str, Any]:
@@ -129,9 +156,10 @@ def fit(name: str, data: Path) -> dict[str, Any]:
             found["prefix"] = prefixes(trace)
     return {
         "requests": len(prompt),
-        "rank_correlation": round(rank_correlation(prompt, output), 4),
         "prompt_tokens": table(prompt),
         "output_tokens": table(output),
+        "joint": joint(prompt, output),
+        "max_context_tokens": int((prompt + output).max()),
         **found,
     }
 

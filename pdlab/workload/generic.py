@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pdlab.workload.chains import Chains
 from pdlab.workload.rows import Lengths, Table, objects, whole
 from pdlab.workload.text import TextFile
 
@@ -69,8 +70,8 @@ class _Requests:
     """The rows so far; `fields` are the Workload's."""
 
     def __init__(self, file: TextFile, limit: int | None, head: Mapping[str, Any]) -> None:
-        self.lengths = Lengths(file, REQUIRED, limit, zeros_are_mistakes=True)
-        self.hashes: list[tuple[int, ...]] = []
+        self.lengths = Lengths(file, REQUIRED, limit, strict=True)
+        self.hashes = Chains()
         self.shares = False
         self.there: set[str] = set()
         self._optional: dict[str, list[float]] = {name: [] for name in OPTIONAL}
@@ -85,6 +86,8 @@ class _Requests:
             if not (column.least <= value <= column.most or (math.isnan(column.default) and math.isnan(value))):
                 raise self._file.wrong(f"{value:g} is not between {column.least:g} and {column.most:g}", name)
             self._optional[name].append(value)
+        if optional.get("after", -1) >= 0 and "concurrency" in self._head:
+            raise self._file.wrong("a closed loop (concurrency in the head) has none; requests come one after another anyway", "after")
         if optional.get("after", -1) >= index:
             raise self._file.wrong(f"{optional['after']} is not an earlier row; this one is {index}, counted from 0", "after")
         self.hashes.append(hashes)

@@ -1,21 +1,27 @@
 """Distributions of prompt and output lengths, in tokens, as an experiment file names them.
 
-    prompt: 1024
-    prompt: {uniform: [100, 2000]}
-    prompt: {lognormal: {median: 1000, cv: 1.0, max: 8192}}
-    output: {empirical: [[0.0, 1], [0.5, 129], [0.9, 424], [1.0, 1000]]}      # (quantile, tokens), interpolated
+prompt: 1024
+prompt: {uniform: [100, 2000]}
+prompt: {lognormal: {median: 1000, cv: 1.0, max: 8192}}
+output: {empirical: [[0.0, 1], [0.5, 129], [0.9, 424], [1.0, 1000]]}      # (quantile, tokens), interpolated
+output: {empirical: lengths.txt}                                          # a file of lengths, one a line (.gz, .zst)
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Tokens = Annotated[int, Field(ge=1)]
+from pdlab.types import UsageError
+from pdlab.workload.text import TextFile
+
+MOST = 1 << 24  # tokens; far beyond any model's context, and sums of a few stay within 32 bits
+Tokens = Annotated[int, Field(ge=1, le=MOST)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -45,34 +51,65 @@ class Lognormal(BaseModel):
         return mu, sigma
 
 
-class Lengths(BaseModel):
-    """One of uniform, lognormal, empirical."""
+class Distribution(BaseModel):
+    """One of constant, for which a number alone stands, uniform, lognormal, empirical."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    constant: Tokens | None = None
     uniform: tuple[Tokens, Tokens] | None = None
     lognormal: Lognormal | None = None
-    empirical: tuple[tuple[float, float], ...] | None = None
+    empirical: tuple[tuple[float, float], ...] | str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [name for name in ("uniform", "lognormal", "empirical") if getattr(self, name) is not None]
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"lengths are a number, or one of uniform, lognormal, empirical, not {' and '.join(given) or 'none'}")
         if self.uniform is not None and self.uniform[0] > self.uniform[1]:
             raise ValueError(f"uniform [{self.uniform[0]}, {self.uniform[1]}] ends before it begins")
-        if self.empirical is not None:
+        if isinstance(self.empirical, tuple):
             quantiles = [q for q, _ in self.empirical]
             values = [v for _, v in self.empirical]
-            if len(quantiles) < 2 or quantiles[0] != 0 or quantiles[-1] != 1 or sorted(quantiles) != quantiles or sorted(values) != values:
-                raise ValueError("empirical needs (quantile, tokens) pairs ascending from quantile 0 to 1")
+            ascend = sorted(quantiles) == quantiles and sorted(values) == values
+            if len(quantiles) < 2 or quantiles[0] != 0 or quantiles[-1] != 1 or not ascend or not 1 <= values[0] <= values[-1] <= MOST:
+                raise ValueError("empirical needs (quantile, tokens) pairs ascending from quantile 0 to 1, of 1 token and more")
         return self
 
 
-def draw(lengths: int | Lengths, uniform: NDArray[np.float64]) -> NDArray[np.int32]:
+def _named(value: object) -> object:
+    return value if value is None or isinstance(value, dict | Distribution) else {"constant": value}
+
+
+Lengths = Annotated[Distribution | None, BeforeValidator(_named)]
+
+
+def read(lengths: Distribution | None, base_dir: Path) -> Distribution | None:
+    """The same, with a file of lengths replaced by its quantiles. Raises UsageError naming file and line."""
+    if lengths is None or not isinstance(lengths.empirical, str):
+        return lengths
+    with TextFile(base_dir / lengths.empirical) as file:
+        values = [_length(file, line) for line in file if line.strip() and not line.startswith("#")]
+    if not values:
+        raise UsageError(f"{file.path}: no lengths in it; it needs a number of tokens on each line")
+    levels = np.linspace(0.0, 1.0, min(max(len(values), 2), 2001))
+    return Distribution(empirical=tuple(zip(levels.tolist(), np.quantile(values, levels).tolist(), strict=True)))
+
+
+def _length(file: TextFile, line: str) -> int:
+    try:
+        tokens = int(line)
+    except ValueError:
+        raise file.wrong(f"{line.strip()[:40]!r} is not a whole number of tokens") from None
+    if not 1 <= tokens <= MOST:
+        raise file.wrong(f"{tokens} tokens; must be from 1 to {MOST}")
+    return tokens
+
+
+def draw(lengths: Distribution, uniform: NDArray[np.float64]) -> NDArray[np.int32]:
     """Lengths at the given quantiles, [n] in (0, 1): at least 1 token each."""
-    if isinstance(lengths, int):
-        return np.full(len(uniform), lengths, np.int32)
+    if lengths.constant is not None:
+        return np.full(len(uniform), lengths.constant, np.int32)
     if lengths.uniform is not None:
         low, high = lengths.uniform
         values = low + np.floor(uniform * (high - low + 1))
@@ -82,10 +119,10 @@ def draw(lengths: int | Lengths, uniform: NDArray[np.float64]) -> NDArray[np.int
         if lengths.lognormal.max is not None:
             values = np.minimum(values, lengths.lognormal.max)
     else:
-        assert lengths.empirical is not None
+        assert isinstance(lengths.empirical, tuple), "read() replaces a file by its quantiles"
         table = np.array(lengths.empirical)
         values = np.interp(uniform, table[:, 0], table[:, 1])
-    rounded: NDArray[np.int32] = np.maximum(np.rint(values), 1).astype(np.int32)
+    rounded: NDArray[np.int32] = np.clip(np.rint(values), 1, MOST).astype(np.int32)
     return rounded
 
 

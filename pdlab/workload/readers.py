@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pdlab.types import UsageError
 from pdlab.workload.base import Workload
+from pdlab.workload.chains import Chains
 from pdlab.workload.generic import REQUIRED, is_head, read_csv, read_jsonl
 from pdlab.workload.rows import Lengths, Table, objects, whole
 from pdlab.workload.text import COMPRESSED, Progress, TextFile
@@ -61,7 +62,10 @@ def load(path: Path, *, format: str = "auto", requests: int | None = None, progr
         notes = (*notes, f"{requests} requests were asked for, {path.name} has {found}")
     fields |= {"notes": notes, "arrival_s": np.array(fields["arrival_s"], np.float64)}
     fields |= {name: np.array(fields[name], np.int32) for name in ("prompt_tokens", "output_tokens")}
-    return Workload(**{"name": _stem(path), **fields})
+    try:
+        return Workload(**{"name": _stem(path), **fields})
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 Reader = Callable[[TextFile, Iterator[str], str, Sequence[str], int | None], dict[str, Any]]
@@ -170,7 +174,7 @@ def _mooncake(file: TextFile, lines: Iterator[str], first: str, comments: Sequen
     """Times in steps of 3 s are spread within the step; reading goes on to the end of the step in which `requests` are reached, so that
     a part of a trace is the head of the whole. The last id of a prompt is of a partial unit, unless its length is a multiple."""
     lengths = Lengths(file, _MOONCAKE, None)
-    hashes: list[tuple[int, ...]] = []
+    hashes = Chains()
     for row in objects(file, lines, first, _MooncakeRow):
         arrival_s = row.timestamp / 1e3
         if (
@@ -201,7 +205,7 @@ class _BailianRow(msgspec.Struct):
 def _bailian(file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], requests: int | None) -> dict[str, Any]:
     """Turns of a chat keep their own times: what `parent_chat_id` says is in them already, and in the shared `hash_ids`."""
     lengths = Lengths(file, _MOONCAKE, requests)
-    hashes: list[tuple[int, ...]] = []
+    hashes = Chains()
     for row in objects(file, lines, first, _BailianRow):
         if lengths.add(row.timestamp, row.input_length, row.output_length):
             hashes.append(row.hash_ids[: row.input_length // _BAILIAN_UNIT])

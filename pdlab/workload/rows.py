@@ -36,17 +36,17 @@ _KINDS = {
 class Lengths:
     """Arrivals and lengths as they are read. `limit`: the number of requests after which `full` is true.
 
-    `names` are the file's names of the three columns, for messages. Rows of zero tokens are dropped and counted, or where
-    `zeros_are_mistakes` refused.
+    `names` are the file's names of the three columns, for messages. Rows of zero tokens are dropped and counted; where
+    `strict`, they are mistakes, and so are times before 0.
     """
 
-    def __init__(self, file: TextFile, names: tuple[str, str, str], limit: int | None, *, zeros_are_mistakes: bool = False) -> None:
+    def __init__(self, file: TextFile, names: tuple[str, str, str], limit: int | None, *, strict: bool = False) -> None:
         self.arrival_s, self.prompt_tokens, self.output_tokens = array("d"), array("i"), array("i")
         self.dropped = 0
         self._file, self._names = file, names
         self._limit = math.inf if limit is None else limit
-        self._last_s = -math.inf
-        self._least = 1 if zeros_are_mistakes else 0
+        self._last_s = 0.0 if strict else -math.inf
+        self._least = 1 if strict else 0
 
     @property
     def full(self) -> bool:
@@ -71,7 +71,7 @@ class Lengths:
     def _bad_time(self, arrival_s: float, ordered: bool) -> UsageError:
         if not math.isfinite(arrival_s):
             return self._file.wrong(f"{arrival_s} is not a time", self._names[0])
-        if ordered and arrival_s < self._last_s:
+        if ordered and arrival_s < self._last_s and len(self.arrival_s):
             back = self._last_s - arrival_s
             return self._file.wrong(f"{back:g} s before the row above; sort the file by {self._names[0]}", self._names[0])
         return self._file.wrong(f"{arrival_s:g} s is negative", self._names[0])

@@ -10,18 +10,22 @@ A trace keeps its own times unless `rate` stretches them; built-ins are drawn an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pdlab.types import UsageError
-from pdlab.workload import arrivals, builtin, lengths, readers
+from pdlab.workload import arrivals, builtin, lengths, objectives, readers
 from pdlab.workload.base import Workload
+from pdlab.workload.chains import Chains
 from pdlab.workload.sessions import Sessions, unroll
 
 SYNTHETIC = "synthetic"
+_MOST_REQUESTS = 100_000_000
 
 
 def _arrival(value: object) -> object:
@@ -29,55 +33,80 @@ def _arrival(value: object) -> object:
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Lengths = Annotated[int, Field(ge=1)] | lengths.Lengths
-PerPriority = Positive | dict[int, Positive]
+Requests = Annotated[int, Field(ge=1, le=_MOST_REQUESTS)]
+Candidates = Annotated[int, Field(ge=1, le=1024)]
 
 
 class WorkloadSpec(BaseModel):
-    """`rate` is in requests/s. `prompt` and `output` replace the source's lengths. `priorities` maps each priority to its share; an SLO is a
-    number for all, or one for each priority."""
+    """`rate` is in requests/s. `prompt` and `output` replace the source's lengths, and new prompts share nothing. Where both `requests` and
+    `duration_s` are given, whichever comes first ends the workload. Prompts over `max_prompt_tokens` are dropped and counted, outputs over
+    `max_output_tokens` cut."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     format: Literal["auto", "azure", "mooncake", "burstgpt", "bailian", "generic"] = "auto"
-    requests: Count | None = None
+    requests: Requests | None = None
     duration_s: Positive | None = None
     rate: Positive | None = None
     arrival: Annotated[arrivals.Arrival | None, BeforeValidator(_arrival)] = None
-    prompt: Lengths | None = None
-    output: Lengths | None = None
-    max_prompt_tokens: Count | None = None
-    max_output_tokens: Count | None = None
+    prompt: lengths.Lengths = None
+    output: lengths.Lengths = None
+    max_prompt_tokens: lengths.Tokens | None = None
+    max_output_tokens: lengths.Tokens | None = None
     sessions: Sessions | None = None
-    hash_tokens: Count = 16
-    priorities: dict[int, Positive] | None = None
-    ttft_slo_s: PerPriority | None = None
-    tpot_slo_s: PerPriority | None = None
-    n: Count = 1
-    best_of: Count | None = None
+    hash_tokens: lengths.Tokens = 16
+    priorities: objectives.Priorities | None = None
+    ttft_slo_s: objectives.Objective = None
+    tpot_slo_s: objectives.Objective = None
+    n: Candidates = 1
+    best_of: Candidates | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self.arrival is not None and self.arrival.process == "closed"
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        for mistake in (self._wrong_source(), self._wrong_loop(), self._wrong_labels()):
+            if mistake:
+                raise ValueError(mistake)
+        return self
+
+    def _wrong_source(self) -> str | None:
+        if self.source not in (SYNTHETIC, *builtin.NAMES) and not _is_path(self.source):
+            return builtin.unknown(self.source)
+        if self.source != SYNTHETIC:
+            return "sessions are for source synthetic: a trace brings its own" if self.sessions is not None else None
+        if self.prompt is None or self.output is None:
+            return "source synthetic needs prompt and output lengths, such as prompt: 1024, output: 128"
+        if self.rate is None and not self.closed:
+            return "source synthetic needs rate, in requests/s"
+        if self.requests is None and self.duration_s is None:
+            return "source synthetic needs requests or duration_s"
+        return None
+
+    def _wrong_loop(self) -> str | None:
+        if not self.closed:
+            return None
+        if self.rate is not None or self.duration_s is not None:
+            key = "rate" if self.rate is not None else "duration_s"
+            return f"arrival process closed takes no {key}: a request comes when one has ended; requests says how many"
+        return "arrival process closed takes no sessions: a turn would come twice" if self.sessions is not None else None
+
+    def _wrong_labels(self) -> str | None:
         if self.best_of is not None and self.best_of < self.n:
-            raise ValueError(f"best_of {self.best_of} must be at least n {self.n}")
-        if self.source == SYNTHETIC:
-            if self.prompt is None or self.output is None:
-                raise ValueError("source synthetic needs prompt and output lengths, such as prompt: 1024, output: 128")
-            if self.rate is None and (self.arrival is None or self.arrival.process != "closed"):
-                raise ValueError("source synthetic needs rate, in requests/s")
-            if self.requests is None and self.duration_s is None:
-                raise ValueError("source synthetic needs requests or duration_s")
-        elif self.sessions is not None:
-            raise ValueError("sessions are for source synthetic: a trace brings its own")
+            return f"best_of {self.best_of} must be at least n {self.n}"
+        known = set(self.priorities or {0: 1.0})
         for key in ("ttft_slo_s", "tpot_slo_s"):
             value = getattr(self, key)
-            if isinstance(value, dict) and set(value) - set(self.priorities or {0: 1.0}):
-                raise ValueError(f"{key} names a priority that priorities does not: {sorted(set(value) - set(self.priorities or {0: 1.0}))}")
-        if self.source not in (SYNTHETIC, *builtin.NAMES) and not _is_path(self.source):
-            raise ValueError(builtin.unknown(self.source))
-        return self
+            if (
+                value is not None
+                and (strange := sorted(set(value.by_priority or ()) - known))
+                and (self.priorities or not _is_path(self.source))
+            ):
+                return f"{key} names priority {', '.join(map(str, strange))}, which priorities does not"
+        return None
 
 
 def _is_path(source: str) -> bool:
@@ -86,50 +115,65 @@ def _is_path(source: str) -> bool:
 
 def build(spec: WorkloadSpec, seed: int, base_dir: Path) -> Workload:
     """The workload that a spec asks for; equal seeds give equal workloads. Paths are relative to `base_dir`. Raises UsageError."""
-    rng = np.random.default_rng(seed)
+    lengths_read = {key: lengths.read(getattr(spec, key), base_dir) for key in ("prompt", "output")}
+    spec = spec.model_copy(update=lengths_read)
     if spec.source == SYNTHETIC:
-        made = _synthetic(spec, rng)
+        made = _enough(spec, spec.rate or 1.0, None, lambda count: _synthetic(spec, count, np.random.default_rng(seed)))
     elif spec.source in builtin.NAMES:
-        made = _builtin(spec, rng)
+        rate, own = spec.rate or builtin.rate_rps(spec.source), builtin.requests(spec.source)
+        made = _enough(spec, rate, own, lambda count: _drawn_like(spec, count, np.random.default_rng(seed)))
     else:
         made = readers.load(base_dir / spec.source, format=spec.format, requests=spec.requests)
-        made = _retimed(spec, made, rng)
-    return _clip(spec, _labelled(spec, made, rng))
+        made = _changed(spec, made, np.random.default_rng(seed))
+        made = _until(spec, made)
+    labels = np.random.default_rng([seed, 1])  # of their own, so that a priority more moves no arrival
+    return _clipped(spec, _labelled(spec, made, labels))
 
 
-def _count(spec: WorkloadSpec, rate: float, default: int) -> int:
+def _enough(spec: WorkloadSpec, rate: float, own: int | None, make: Callable[[int], Workload]) -> Workload:
+    """`requests` of them, or as many as come within `duration_s`, or the trace's `own` number."""
     if spec.requests is not None:
-        return spec.requests
-    return max(1, round(rate * spec.duration_s)) if spec.duration_s is not None else default
+        return _until(spec, make(spec.requests))
+    if spec.duration_s is None:
+        assert own is not None, "WorkloadSpec makes sure that there is an end"
+        return make(own)
+    count = int(1.2 * rate * spec.duration_s) + 100
+    while count <= _MOST_REQUESTS:
+        made = make(count)
+        if made.opening_s[-1] >= spec.duration_s:
+            return _until(spec, made)
+        count *= 2
+    raise UsageError(f"workload.duration_s {spec.duration_s:g} at this rate means more than {_MOST_REQUESTS:,} requests; shorten it")
 
 
-def _synthetic(spec: WorkloadSpec, rng: np.random.Generator) -> Workload:
-    assert spec.prompt is not None and spec.output is not None
-    arrival = spec.arrival or arrivals.Arrival()
-    rate = spec.rate or 1.0
-    count = _count(spec, rate, 1000)
+def _until(spec: WorkloadSpec, made: Workload) -> Workload:
+    if spec.duration_s is None or made.concurrency is not None:
+        return made
+    if made.opening_s[0] >= spec.duration_s:
+        raise UsageError(f"workload.duration_s {spec.duration_s:g}: the first request of {spec.source} comes at {made.opening_s[0]:g} s")
+    return made.until(spec.duration_s)
+
+
+def _synthetic(spec: WorkloadSpec, count: int, rng: np.random.Generator) -> Workload:
+    assert spec.prompt is not None
+    assert spec.output is not None
+    arrival, rate = spec.arrival or arrivals.Arrival(), spec.rate or 1.0
     prompts, outputs = lengths.draw(spec.prompt, rng.random(count)), lengths.draw(spec.output, rng.random(count))
-    if spec.sessions is not None:
-        s = spec.sessions
-        mean = s.turns
-        turns = np.full(count, round(mean)) if s.fixed_turns else rng.geometric(1 / mean, count)
-        needed = int(np.searchsorted(np.cumsum(turns), count)) + 1
-        starts = arrivals.draw(arrival, rate / mean, count, rng)
-        columns = unroll(s, starts, turns.astype(np.int32), prompts, outputs, count, spec.hash_tokens, rng)
-        assert needed <= count
-        times, prompts, outputs, after, hashes = columns
-        return Workload(SYNTHETIC, times, prompts, outputs, hashes, spec.hash_tokens, after=after, concurrency=arrival.concurrency)
-    times = arrivals.draw(arrival, rate, count, rng)
-    return Workload(SYNTHETIC, times, prompts, outputs, hash_tokens=spec.hash_tokens, concurrency=arrival.concurrency)
+    if spec.sessions is None:
+        times_s = arrivals.draw(arrival, rate, count, rng)
+        return Workload(SYNTHETIC, times_s, prompts, outputs, hash_tokens=spec.hash_tokens, concurrency=arrival.concurrency)
+    if spec.max_output_tokens is not None:  # before later turns' prompts hold them
+        outputs = np.minimum(outputs, np.int32(spec.max_output_tokens))
+    starts_s = arrivals.draw(arrival.slower(spec.sessions.mean_turns), rate / spec.sessions.mean_turns, count, rng)
+    times_s, prompts, outputs, after, hashes = unroll(spec.sessions, starts_s, prompts, outputs, spec.hash_tokens, rng)
+    return Workload(SYNTHETIC, times_s, prompts, outputs, hashes, spec.hash_tokens, after=after)
 
 
-def _builtin(spec: WorkloadSpec, rng: np.random.Generator) -> Workload:
-    own_rate = builtin.rate_rps(spec.source)
-    count = _count(spec, spec.rate or own_rate, builtin.requests(spec.source))
-    return _retimed(spec, builtin.draw(spec.source, count, rng), rng)
+def _drawn_like(spec: WorkloadSpec, count: int, rng: np.random.Generator) -> Workload:
+    return _changed(spec, builtin.draw(spec.source, count, rng), rng)
 
 
-def _retimed(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> Workload:
+def _changed(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> Workload:
     """The source's workload with the times and lengths that the spec replaces."""
     changes: dict[str, Any] = {}
     count = len(made)
@@ -139,47 +183,45 @@ def _retimed(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> Wo
         changes["output_tokens"] = lengths.draw(spec.output, rng.random(count))
     if spec.arrival is not None:
         rate = spec.rate or made.rate_rps
-        changes |= {"arrival_s": arrivals.draw(spec.arrival, rate, count, rng), "concurrency": spec.arrival.concurrency, "after": None}
-        made = dataclasses.replace(made, **changes)
-    else:
-        made = dataclasses.replace(made, **changes)
-        if spec.rate is not None:
-            made = made.rescaled(spec.rate)
-    if spec.duration_s is not None and made.concurrency is None:
-        made = made.head(max(1, int(np.searchsorted(made.arrival_s, spec.duration_s))))
-    return made
+        if not spec.closed and not rate > 0:
+            raise UsageError(f"workload.arrival needs workload.rate: {spec.source} has no times, and so no rate of its own")
+        times_s = arrivals.draw(spec.arrival, rate, count, rng)
+        changes |= {"arrival_s": times_s, "concurrency": spec.arrival.concurrency, "after": None}
+    made = dataclasses.replace(made, **changes)
+    return made.rescaled(spec.rate) if spec.rate is not None and spec.arrival is None else made
 
 
 def _labelled(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> Workload:
-    """Priorities, SLOs, n and best_of, where the spec gives them."""
+    """Priorities, objectives, n and best_of, where the spec gives them."""
     count, changes = len(made), dict[str, Any]()
-    priority = made.priority
+    priority = made.priority if made.priority is not None else np.zeros(count, np.int16)
     if spec.priorities is not None:
-        values = np.array(list(spec.priorities), np.int16)
-        shares = np.array(list(spec.priorities.values()))
-        priority = changes["priority"] = rng.choice(values, count, p=shares / shares.sum())
+        priority = changes["priority"] = objectives.draw_priorities(spec.priorities, count, rng)
     for key in ("ttft_slo_s", "tpot_slo_s"):
-        slo = getattr(spec, key)
-        if isinstance(slo, dict):
-            column = np.full(count, np.nan)
-            for value, seconds in slo.items():
-                column[(priority if priority is not None else np.zeros(count)) == value] = seconds
-            changes[key] = column
-        elif slo is not None:
-            changes[key] = np.full(count, slo)
+        objective = getattr(spec, key)
+        if objective is not None:
+            changes[key] = objectives.draw(objective, priority, rng)
     best_of = spec.best_of or spec.n
     if best_of > 1:
         changes |= {"n": np.full(count, spec.n, np.int16), "best_of": np.full(count, best_of, np.int16)}
     return dataclasses.replace(made, **changes) if changes else made
 
 
-def _clip(spec: WorkloadSpec, made: Workload) -> Workload:
-    """Requests beyond max_prompt_tokens are dropped and counted, answers beyond max_output_tokens are cut."""
+def _clipped(spec: WorkloadSpec, made: Workload) -> Workload:
+    """Too long prompts dropped, too long outputs cut; a chain ends where the shorter context does."""
     if spec.max_output_tokens is not None:
-        made = dataclasses.replace(made, output_tokens=np.minimum(made.output_tokens, spec.max_output_tokens))
+        made = dataclasses.replace(made, output_tokens=np.minimum(made.output_tokens, np.int32(spec.max_output_tokens)))
+    if made.hashes is not None and (spec.max_output_tokens is not None or spec.output is not None):
+        context_units = (made.prompt_tokens.astype(np.int64) + made.output_tokens) // made.hash_tokens
+        made = dataclasses.replace(made, hashes=_ended(made.hashes, context_units))
     if spec.max_prompt_tokens is None or made.prompt_tokens.max() <= spec.max_prompt_tokens:
         return made
-    keep = np.flatnonzero(made.prompt_tokens <= spec.max_prompt_tokens)
-    if not keep.size:
-        raise UsageError(f"workload.max_prompt_tokens {spec.max_prompt_tokens} leaves no request; the shortest has {made.prompt_tokens.min()}")
-    return made.only(keep, f"prompts over {spec.max_prompt_tokens} tokens")
+    drop = made.prompt_tokens > spec.max_prompt_tokens
+    if drop.all() if made.after is None else drop[made.after < 0].all():
+        shortest = made.prompt_tokens.min()
+        raise UsageError(f"workload.max_prompt_tokens {spec.max_prompt_tokens} leaves no request; the shortest prompt has {shortest}")
+    return made.without(drop, f"prompts over {spec.max_prompt_tokens} tokens")
+
+
+def _ended(hashes: Any, units: NDArray[np.int64]) -> Chains:
+    return Chains(chain[:most] for chain, most in zip(hashes, units.tolist(), strict=True))

@@ -66,8 +66,10 @@ class Fluid:
             then = min([until_s, *ends, *starts])
             for flow in flows:
                 moved = flow.rate * (then - self.now)
-                done = flow.left - moved <= 1e-9 * max(1.0, flow.size)
-                flow.delivered = flow.size if done else flow.delivered + moved
+                if flow.left - moved <= 1e-9 * max(1.0, flow.size):
+                    moved, flow.delivered = flow.left, flow.size
+                else:
+                    flow.delivered += moved
                 for name in flow.links:
                     self.carried[name] += moved
             if then == self.now == until_s:

@@ -64,9 +64,10 @@ def test_mooncake_arrivals_are_spread_inside_their_steps_alike_each_time(made: C
     times = workload.arrival_s
     assert times[0] == 0
     assert np.all(np.diff(times) > 0)
-    first = 3.0 - (times[40] - 0.0)  # the origin moved by the first request's place in its step, which is below 3 s
-    assert first > -3
-    assert [int(((times >= edge) & (times < edge + 3)).sum()) for edge in (-0.0, 3, 6)] == pytest.approx([40, 30, 50], abs=6)
+    # The origin is the first request's unknown place in its step: one that puts all three groups inside their steps has to exist.
+    earliest = max(0, 3 - times[40], 6 - times[70])
+    latest = min(3 - times[39], 6 - times[69], 9 - times[119])
+    assert earliest <= latest
     assert np.array_equal(times, load(path).arrival_s)
     head = load(path, requests=50)
     assert len(head) == 50
@@ -74,7 +75,11 @@ def test_mooncake_arrivals_are_spread_inside_their_steps_alike_each_time(made: C
 
 
 def test_burstgpt_rows_without_a_response_are_dropped_and_counted(made: Callable[..., Path]) -> None:
-    old = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,0,1087,API log\n118,GPT-4,417,276,693,Conversation log\n"
+    old = (
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,0,1087,API log\n"
+        "118,GPT-4,417,276,693,Conversation log\n"
+    )
     workload = load(made(old))
     assert workload.arrival_s.tolist() == [0, 113]
     assert (workload.prompt_tokens.tolist(), workload.output_tokens.tolist(), workload.dropped) == ([472, 417], [18, 276], 1)
@@ -96,7 +101,8 @@ def test_bailian_units_are_of_16_tokens(made: Callable[..., Path]) -> None:
 
 
 def test_generic_columns_may_come_in_any_order_and_be_left_empty(made: Callable[..., Path]) -> None:
-    text = "# hash_tokens: 32\n# made by hand\nn,output_tokens,prompt_tokens,arrival_s,after,ttft_slo_s,hash_ids\n2,5,70,0.5,,1.5,7 8\n,6,80,3,0,,\n"
+    head = "# hash_tokens: 32\n# made by hand\nn,output_tokens,prompt_tokens,arrival_s,after,ttft_slo_s,hash_ids\n"
+    text = head + "2,5,70,0.5,,1.5,7 8\n,6,80,3,0,,\n"
     workload = load(made(text))
     assert workload.n is not None
     assert workload.after is not None

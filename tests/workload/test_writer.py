@@ -63,7 +63,7 @@ def workloads(draw: st.DrawFn) -> Workload:
         n=maybe(shorts, np.int16),
         best_of=maybe(shorts, np.int16),
         after=after,
-        concurrency=draw(st.none() | st.integers(1, 100)),
+        concurrency=draw(st.none() | st.integers(1, 100)) if after is None else None,
         dropped=draw(st.integers(0, 100)),
         notes=tuple(draw(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=2))),
     )
