@@ -2,7 +2,7 @@ PYTHON ?= python3
 N ?= 10000
 POLICY ?= round_robin
 
-.PHONY: sim test check bench-sim compile clean
+.PHONY: sim test check bench-sim bench-router compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -15,6 +15,9 @@ check: .venv/test.stamp  ## format, lint, types
 
 bench-sim: .venv/sim.stamp  ## one row of docs/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware
 	.venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY)
+
+bench-router: .venv/sim.stamp  ## decisions a second
+	.venv/bin/python experiments/bench_router.py
 
 compile: .venv/test.stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
 	rm -rf build/compiled && mkdir -p build/compiled && cp -r pdlab setup.py build/compiled/

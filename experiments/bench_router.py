@@ -1,6 +1,6 @@
 """How fast the router decides: arrivals, hand-offs and ends against 32 instances, nothing else. Events per CPU-second, and dispatches.
 
-    python experiments/bench_router.py [--policy least_loaded] [--instances 32]
+python experiments/bench_router.py [--policy least_loaded] [--instances 32]
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ def dispatches_per_cpu_s(policy: str, instances: int, requests: int) -> tuple[fl
     router = Router(load_policy.build(policy, Path()), seed=1)
     for i in range(instances):
         role = Role.PREFILL if i % 2 == 0 else Role.DECODE
-        profile = {"prefill_profile": ((256, 0.01), (1024, 0.03), (4096, 0.13)), "decode_profile": ((1, 100, 0.007), (8, 9000, 0.008), (64, 60000, 0.012))}
+        profile = {
+            "prefill_profile": ((256, 0.01), (1024, 0.03), (4096, 0.13)),
+            "decode_profile": ((1, 100, 0.007), (8, 9000, 0.008), (64, 60000, 0.012)),
+        }
         router.handle(Joined(InstanceSpec(name=f"i{i}", role=role, kv_blocks=20_000, **profile)), 0.0)  # type: ignore[arg-type]
     events = 0
     under_way: list[tuple[int, str]] = []
@@ -46,7 +49,9 @@ def dispatches_per_cpu_s(policy: str, instances: int, requests: int) -> tuple[fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policy", nargs="*", default=["round_robin", "least_loaded", "power_of_two", "prefix_aware", "llumnix", "xllm_slo_aware"])
+    parser.add_argument(
+        "--policy", nargs="*", default=["round_robin", "least_loaded", "power_of_two", "prefix_aware", "llumnix", "xllm_slo_aware"]
+    )
     parser.add_argument("--instances", type=int, default=32)
     parser.add_argument("--requests", type=int, default=50_000)
     asked = parser.parse_args()

@@ -3,8 +3,8 @@
     python experiments/bench_sim.py --requests 100000 --policy round_robin
     python experiments/bench_sim.py --table --sketch ../shared/reference/macro_step_sketch.py
 
-2P+2D of llama-3.1-8b on h100-sxm, Poisson arrivals: 30 requests/s of 1024 prompt and 128 output tokens (`constant`), or azure-conv-2023 lengths at
-8 requests/s (`azure`). KV is pulled after prefill over 25 GB/s. CPU seconds are the whole process's user time, imports and results
+2P+2D of llama-3.1-8b on h100-sxm, Poisson arrivals: 30 requests/s of 1024 prompt and 128 output tokens (`constant`), or
+azure-conv-2023 lengths at 8 requests/s (`azure`). KV is pulled after prefill over 25 GB/s. CPU seconds are the whole process's user time, imports and results
 included; `run` is the simulation alone. With PYTHONPATH=build/compiled (see `make compile`) the compiled modules are measured.
 """
 
@@ -30,8 +30,8 @@ POLICIES = {"round_robin": "round_robin", "prefix_aware": {"dispatch": "prefix_a
 
 def one(requests: int, policy: str, workload: str) -> dict[str, float]:
     """Simulate in this process."""
-    from pdlab.spec import Experiment
     from pdlab.sim import simulate
+    from pdlab.spec import Experiment
 
     instances = [{"role": role, "count": 2, "hardware": "h100-sxm"} for role in ("prefill", "decode")]
     experiment = Experiment.parse(
@@ -79,7 +79,8 @@ def table(sketch_path: Path | None, repeats: int, million: bool) -> None:
     """Every row; the sketch runs before each, and ratios are of neighbours."""
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     print(f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {'compiled' if _compiled() else 'pure Python'}\n")
-    print("| workload | policy | requests | user s | requests / CPU s, process | run alone | of the sketch | M output tokens / CPU s | peak RSS MiB |")
+    columns = ("workload", "policy", "requests", "user s", "requests / CPU s, process", "run alone", "of the sketch")
+    print(f"| {' | '.join(columns)} | M output tokens / CPU s | peak RSS MiB |")
     print("|---|---|---|---|---|---|---|---|---|")
     sizes = [1_000, 10_000, 100_000]
     rows = [(w, p, n) for w in WORKLOADS for p in POLICIES for n in sizes] + ([("constant", "round_robin", 1_000_000)] if million else [])
@@ -91,12 +92,16 @@ def table(sketch_path: Path | None, repeats: int, million: bool) -> None:
             if yardstick is not None:
                 ratios.append(runs[-1]["run_requests_per_cpu_s"] / yardstick)
         m = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        ratio = f"{statistics.median(ratios):.2f}" if ratios else "no sketch"
-        print(
-            f"| {workload} | {policy} | {requests:,} | {m['user_s']:.2f} | {m['requests_per_cpu_s']:,.0f} | {m['run_requests_per_cpu_s']:,.0f} "
-            f"| {ratio} | {m['output_tokens_per_cpu_s'] / 1e6:.2f} | {m['peak_rss_mib']:.0f} |",
-            flush=True,
+        figures = (
+            f"{requests:,}",
+            f"{m['user_s']:.2f}",
+            f"{m['requests_per_cpu_s']:,.0f}",
+            f"{m['run_requests_per_cpu_s']:,.0f}",
+            f"{statistics.median(ratios):.2f}" if ratios else "no sketch",
+            f"{m['output_tokens_per_cpu_s'] / 1e6:.2f}",
+            f"{m['peak_rss_mib']:.0f}",
         )
+        print(f"| {workload} | {policy} | {' | '.join(figures)} |", flush=True)
 
 
 def _compiled() -> bool:
@@ -124,7 +129,8 @@ def main() -> None:
         print(json.dumps(found))
         return
     kind = "compiled" if _compiled() else "pure Python"
-    print(f"{asked.requests:,} requests, {asked.workload}, {asked.policy}, {kind}: user {found['user_s']:.2f} s, of it the run {found['run_s']:.2f} s")
+    print(f"{asked.requests:,} requests, {asked.workload}, {asked.policy}, {kind}")
+    print(f"user {found['user_s']:.2f} s, of it the run {found['run_s']:.2f} s")
     print(" ".join(f"{key}={found[key]:.0f}" for key in ("requests_per_cpu_s", "output_tokens_per_cpu_s", "peak_rss_mib")))
 
 

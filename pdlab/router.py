@@ -52,7 +52,6 @@ from pdlab.types import (
     UsageError,
 )
 
-
 QUEUED_P, LEASED, TRANSFER, DECODE = Stage.QUEUED_P, Stage.LEASED, Stage.TRANSFER, Stage.DECODE  # enum look-ups cost
 READY, PREFILL_ROLE = InstanceState.READY, Role.PREFILL
 
@@ -96,9 +95,7 @@ class Router:
         self.starting = 0  # asked for by Scale, and not yet joined
         self.first_token = first_token
         self.tick_s = min(1.0, policy.tick_s) if policy.tick_s else 1.0
-        self.cluster = Cluster(
-            random.Random(seed), hash_tokens=hash_tokens, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s, links=links
-        )
+        self.cluster = Cluster(random.Random(seed), hash_tokens=hash_tokens, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s, links=links)
         self.by_name: dict[str, Instance] = {}
         self.queue: deque[Running] = deque()  # no prefill instance yet
         self.handoffs: deque[Running] = deque()  # prompt computed, no decode instance yet
@@ -598,6 +595,8 @@ class Router:
         for x in self.cluster.instances:
             prefill = [r for r in live if r.prefill is x and r.prefill_tokens >= 0]
             decode = [r for r in live if r.decode is x]
-            assert (x.prefill_requests, x.prefill_tokens) == (len(prefill), sum(r.prefill_tokens for r in prefill)), f"{x.name}: prefill ledger"
+            assert (x.prefill_requests, x.prefill_tokens) == (len(prefill), sum(r.prefill_tokens for r in prefill)), (
+                f"{x.name}: prefill ledger"
+            )
             assert (x.decode_requests, x.decode_tokens) == (len(decode), sum(r.decode_tokens for r in decode)), f"{x.name}: decode ledger"
             assert len(x.decoding) == x.decode_requests, f"{x.name}: decoding"

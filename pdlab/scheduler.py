@@ -65,7 +65,7 @@ class Sequence:
 
 
 class Batch:
-    """What runs next: prompt chunks (sequence, tokens), and `decodes` running sequences that hold `context_tokens` in all, `repeat` times."""
+    """What runs next: prompt chunks (sequence, tokens), and `repeat` times `decodes` sequences that hold `context_tokens` in all."""
 
     __slots__ = ("chunks", "context_tokens", "decodes", "repeat")
 
@@ -449,7 +449,9 @@ class Scheduler:
         """The other candidates of best_of: same prompt, found in the prefix cache but for its tail."""
         seq.pending = seq.best_of
         for _ in range(seq.best_of - 1):
-            child = Sequence(seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens - seq.made + 1, seq.hashes, priority=seq.priority)
+            child = Sequence(
+                seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens - seq.made + 1, seq.hashes, priority=seq.priority
+            )
             child.parent = seq
             child.owner = seq.owner
             self.submit(child)
@@ -530,7 +532,9 @@ class Scheduler:
         """Blocks have run out: the latest, least urgent sequence gives its own up and is computed anew from the head of the queue."""
         candidates = [*self.running.values(), *self.prefilling]
         victim = max(candidates, key=lambda s: (-s.priority, s.order))
-        assert len(candidates) > 1 or self.reserved or self.held or self.landed, f"{victim} alone does not fit into {self.pool.total} blocks"
+        assert len(candidates) > 1 or self.reserved or self.held or self.landed, (
+            f"{victim} alone does not fit into {self.pool.total} blocks"
+        )
         if victim.order in self.running and self.running[victim.order] is victim:
             steps = self.step - victim.start_step
             self._leave(victim)

@@ -36,8 +36,8 @@ from pdlab.types import (
     Switch,
     Switched,
     Tick,
-    Transferred,
     TransferFailed,
+    Transferred,
     UsageError,
 )
 

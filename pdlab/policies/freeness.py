@@ -138,7 +138,7 @@ class Freeness(Policy):
         """The requests that can be moved from there, the one to move first first."""
         movable = [r for r in x.decoding.values() if r.stage is Stage.DECODE and r.migrating is None]
         if self.request_order == "LCR":
-            return sorted(reversed(movable), key=lambda r: r.request.priority)
+            return sorted(reversed(movable), key=lambda r: r.request.priority)  # noqa: C414 a stable sort: of equals the last first
         sign = 1 if self.request_order == "SR" else -1
         return sorted(movable, key=lambda r: (r.request.priority, sign * cluster.context_tokens(r), r.request.id))
 

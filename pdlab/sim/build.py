@@ -98,8 +98,8 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
         engine = placement.engine
         if hash_tokens % engine.block_tokens:
             raise UsageError(
-                f"engine.block_tokens {engine.block_tokens} does not divide the {hash_tokens} tokens behind one prefix hash of the workload; "
-                f"choose a divisor, such as {_divisor(hash_tokens, engine.block_tokens)}"
+                f"engine.block_tokens {engine.block_tokens} does not divide the {hash_tokens} tokens behind one prefix hash of the "
+                f"workload; choose a divisor, such as {_divisor(hash_tokens, engine.block_tokens)}"
             )
         key = (placement.hardware, placement.tp, engine)
         if key not in known:
@@ -121,9 +121,7 @@ def _divisor(hash_tokens: int, block_tokens: int) -> int:
     return max(d for d in range(1, block_tokens + 1) if hash_tokens % d == 0)
 
 
-def world(
-    experiment: Experiment, workload: Workload, *, log: EventLog | None = None, spans: bool = False, horizon: int = 1 << 30
-) -> World:
+def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = None, spans: bool = False, horizon: int = 1 << 30) -> World:
     """The simulated cluster of an experiment, ready to `run`. `horizon` bounds the decode steps slept through at once."""
     env = simpy.Environment()
     spec = experiment.cluster
@@ -273,9 +271,7 @@ def simulate(
         leaked_blocks=made.leaked_blocks,
         warnings=_warnings(made, workload),
     )
-    return Result(
-        summary, made.records, made.gaps, made.samples, experiment.resolved(), log=trace_events, spans=made.spans or ()
-    )
+    return Result(summary, made.records, made.gaps, made.samples, experiment.resolved(), log=trace_events, spans=made.spans or ())
 
 
 def _uses(made: World, experiment: Experiment, duration_s: float) -> list[InstanceUse]:

@@ -29,9 +29,7 @@ class After(simpy.Event):
 
     _ok = True
 
-    def __init__(
-        self, env: simpy.Environment, delay: float, callbacks: list[Callable[[Any], None]], value: object = None
-    ) -> None:
+    def __init__(self, env: simpy.Environment, delay: float, callbacks: list[Callable[[Any], None]], value: object = None) -> None:
         self.env = env
         self.callbacks = callbacks
         self._value = value

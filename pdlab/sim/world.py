@@ -260,9 +260,7 @@ class World:
         if request.best_of > 1 and not (self.instances[action.decode] if action.decode else p).scheduler.pool.prefix_cache:
             self._fail(job, p, f"best_of {request.best_of} needs the prefix cache on the decode instance (engine.prefix_cache: true)")
             return
-        seq = Sequence(
-            request.id, action.attempt, prompt, output, job.context_hashes, priority=request.priority, stays=stays, owner=job
-        )
+        seq = Sequence(request.id, action.attempt, prompt, output, job.context_hashes, priority=request.priority, stays=stays, owner=job)
         if stays:
             job.d = p
             seq.best_of = request.best_of

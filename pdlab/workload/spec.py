@@ -211,7 +211,8 @@ def _clipped(spec: WorkloadSpec, made: Workload) -> Workload:
     """Too long prompts dropped, too long outputs cut; a chain ends where the shorter context does."""
     if spec.max_output_tokens is not None:
         made = dataclasses.replace(made, output_tokens=np.minimum(made.output_tokens, np.int32(spec.max_output_tokens)))
-    if made.hashes is not None and (spec.max_output_tokens is not None or spec.output is not None):
+    shortened = spec.source != SYNTHETIC and (spec.max_output_tokens is not None or spec.output is not None)
+    if made.hashes is not None and shortened:
         context_units = (made.prompt_tokens.astype(np.int64) + made.output_tokens) // made.hash_tokens
         made = dataclasses.replace(made, hashes=_ended(made.hashes, context_units))
     if spec.max_prompt_tokens is None or made.prompt_tokens.max() <= spec.max_prompt_tokens:

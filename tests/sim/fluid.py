@@ -31,6 +31,7 @@ class Fluid:
         self.now = 0.0
         self.capacity = dict(capacity)
         self.carried = dict.fromkeys(capacity, 0.0)
+        self.busy_s = dict.fromkeys(capacity, 0.0)
         self.flows: list[Flow] = []
 
     def flowing(self) -> list[Flow]:
@@ -72,6 +73,8 @@ class Fluid:
                     flow.delivered += moved
                 for name in flow.links:
                     self.carried[name] += moved
+            for name in {name for flow in flows for name in flow.links}:
+                self.busy_s[name] += then - self.now
             if then == self.now == until_s:
                 return
             self.now = then

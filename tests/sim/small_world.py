@@ -83,7 +83,12 @@ def small_world(
     mode = transfer or TransferMode()
     reserve_first = reserve_first or mode.granularity != "request"
     router = Router(
-        policy or Policy(), seed=seed, limits=limits, reserve_first=reserve_first, first_token=mode.first_token, hash_tokens=work.hash_tokens
+        policy or Policy(),
+        seed=seed,
+        limits=limits,
+        reserve_first=reserve_first,
+        first_token=mode.first_token,
+        hash_tokens=work.hash_tokens,
     )
     network = Network(env, latency_s=latency_s)
     world = World(env, router, work, network, mode, **rest)  # type: ignore[arg-type]

@@ -26,7 +26,9 @@ def mean_wait_s(load: float, service_tokens: np.ndarray, seed: int) -> float:
     n = len(service_tokens)
     rate = load / (service_tokens.mean() * 1e-3)
     work = workload(np.cumsum(rng.exponential(1 / rate, n)).tolist(), service_tokens.tolist(), 1)
-    world = small_world(work, members=ONE_SERVER, cost=OneAtATime(), batch="prefill_first", max_batch_tokens=1, kv_blocks=100_000, check=False)
+    world = small_world(
+        work, members=ONE_SERVER, cost=OneAtATime(), batch="prefill_first", max_batch_tokens=1, kv_blocks=100_000, check=False
+    )
     world.run()
     records = world.records
     return float((records.column("prefill_start_s") - records.column("arrival_s"))[n // 10 :].mean())
@@ -141,7 +143,7 @@ def test_migration_downtime_does_not_grow_with_the_context() -> None:
         assert world.records.frame().iloc[0].migrations == 1
         normal_s = world.instances["decode-1"].last_step_s
         first_gap = prompt * 131072 / 5e9 + 2 * normal_s
-        gaps, counts = world.gaps.histogram()
+        gaps, _ = world.gaps.histogram()
         downtime[prompt] = float(gaps[(gaps < first_gap * 0.9) | (prompt == 500)].max())
     assert downtime[16_000] < 2.5 * downtime[4000]
     assert downtime[16_000] < 0.2 * 16_000 * 131072 / 5e9

@@ -53,8 +53,8 @@ def test_lognormal_stays_below_its_maximum_and_within_bounds() -> None:
 
 
 def test_empirical_interpolates_between_quantiles() -> None:
-    drawn = tokens({"empirical": [[0, 1], [0.5, 101], [1, 1001]]})
-    assert np.quantile(drawn, (0.25, 0.5, 0.75)) == pytest.approx([51, 101, 551], rel=0.05)
+    table = PARSED.validate_python({"empirical": [[0, 1], [0.5, 101], [1, 1001]]})
+    assert draw(table, np.array([0.0, 0.25, 0.5, 0.75, 1.0])).tolist() == [1, 51, 101, 551, 1001]
 
 
 @pytest.mark.parametrize("pack", [lambda text: text, gzip.compress])
