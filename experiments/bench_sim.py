@@ -4,7 +4,8 @@
     python experiments/bench_sim.py --table --sketch ../shared/reference/macro_step_sketch.py
 
 2P+2D of llama-3.1-8b on h100-sxm, Poisson arrivals: 30 requests/s of 1024 prompt and 128 output tokens (`constant`), or
-azure-conv-2023 lengths at 8 requests/s (`azure`). KV is pulled after prefill over 25 GB/s. CPU seconds are the whole process's user time, imports and results
+azure-conv-2023 lengths at 8 requests/s (`azure`). KV is pulled after prefill over
+25 GB/s. CPU seconds are the whole process's user time, imports and results
 included; `run` is the simulation alone. With PYTHONPATH=build/compiled (see `make compile`) the compiled modules are measured.
 """
 
