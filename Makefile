@@ -1,8 +1,9 @@
 PYTHON ?= python3
 N ?= 10000
 POLICY ?= round_robin
+WORKLOAD ?= constant
 
-.PHONY: sim test check bench-sim bench-router compile clean
+.PHONY: sim test check bench-sim bench-sim-table bench-router compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -14,7 +15,10 @@ check: .venv/test.stamp  ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
 bench-sim: .venv/sim.stamp  ## one row of docs/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware
-	.venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY)
+	.venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY) --workload $(WORKLOAD)
+
+bench-sim-table: .venv/sim.stamp  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1]
+	.venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
 
 bench-router: .venv/sim.stamp  ## decisions a second
 	.venv/bin/python experiments/bench_router.py

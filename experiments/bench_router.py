@@ -1,11 +1,15 @@
 """How fast the router decides: arrivals, hand-offs and ends against 32 instances, nothing else. Events per CPU-second, and dispatches.
 
-python experiments/bench_router.py [--policy least_loaded] [--instances 32]
+    python experiments/bench_router.py [--policy least_loaded] [--instances 32]
+
+Once with prompts that share nothing, and once with prompts of 62 hashed blocks, the first 32 of them one of 200 shared prefixes. Medians of
+three.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
@@ -14,7 +18,13 @@ from pdlab.router import Router
 from pdlab.types import Arrived, Dispatch, Finished, Handoff, InstanceSpec, Joined, PrefillDone, Report, Request, Role, Transferred
 
 
-def dispatches_per_cpu_s(policy: str, instances: int, requests: int) -> tuple[float, float]:
+def chain(request: int) -> tuple[int, ...]:
+    """Hashes of a prompt of 1000 tokens: 32 blocks that every 200th request has too, then 30 of its own."""
+    shared, own = request % 200, 1_000_000 + request * 30
+    return (*range(shared * 32, shared * 32 + 32), *range(own, own + 30))
+
+
+def dispatches_per_cpu_s(policy: str, instances: int, requests: int, sharing: bool) -> tuple[float, float]:
     """(dispatches, events) per CPU-second, with 64 requests under way and a report of every instance each 500 requests."""
     router = Router(load_policy.build(policy, Path()), seed=1)
     for i in range(instances):
@@ -24,12 +34,13 @@ def dispatches_per_cpu_s(policy: str, instances: int, requests: int) -> tuple[fl
             "decode_profile": ((1, 100, 0.007), (8, 9000, 0.008), (64, 60000, 0.012)),
         }
         router.handle(Joined(InstanceSpec(name=f"i{i}", role=role, kv_blocks=20_000, **profile)), 0.0)  # type: ignore[arg-type]
+    prompts = [Request(i, i * 1e-3, 1000, chain(i) if sharing else ()) for i in range(requests)]
     events = 0
     under_way: list[tuple[int, str]] = []
     started = time.process_time()
-    for i in range(requests):
-        now = i * 1e-3
-        [dispatch] = router.handle(Arrived(Request(i, now, 1000)), now)
+    for i, prompt in enumerate(prompts):
+        now = prompt.arrival_s
+        [dispatch] = router.handle(Arrived(prompt), now)
         assert isinstance(dispatch, Dispatch)
         answer = router.handle(PrefillDone(i, 1, dispatch.instance), now)
         decode = answer[0].dst if answer and isinstance(answer[0], Handoff) else dispatch.instance
@@ -55,10 +66,12 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=32)
     parser.add_argument("--requests", type=int, default=50_000)
     asked = parser.parse_args()
-    print(f"| policy, {asked.instances} instances | requests / CPU s (4 events each) | events / CPU s |\n|---|---|---|")
+    print(f"| policy, {asked.instances} instances | prompts | requests / CPU s (4 events each) | events / CPU s |\n|---|---|---|---|")
     for policy in asked.policy:
-        requests, events = dispatches_per_cpu_s(policy, asked.instances, asked.requests)
-        print(f"| {policy} | {requests:,.0f} | {events:,.0f} |", flush=True)
+        for sharing in (False, True):
+            found = [dispatches_per_cpu_s(policy, asked.instances, asked.requests, sharing) for _ in range(3)]
+            dispatches, events = (statistics.median(column) for column in zip(*found, strict=True))
+            print(f"| {policy} | {'sharing' if sharing else 'unlike'} | {dispatches:,.0f} | {events:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Running:
     prefill_tokens = -1  # what it stands for in its prefill instance's ledger; -1: nothing
     decode_tokens = 0  # and in its decode instance's
     due_s = 0.0  # by when its KV transfer must be done
+    avoid: Instance | None = None  # a decode instance that its KV did not reach
 
     def __init__(self, request: Request) -> None:
         self.request = request

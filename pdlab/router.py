@@ -199,12 +199,17 @@ class Router:
 
     def _choose_decode(self, live: Running) -> Instance | None:
         cluster, request = self.cluster, live.request
-        if not cluster.decode:
+        candidates = cluster.decode
+        if not candidates:
             return None
+        if live.avoid is not None:
+            cluster.decode = [x for x in candidates if x is not live.avoid] or candidates
         try:
             choice = self.policy.handoff(request, cluster)
         except Exception as error:
             raise self._blame("handoff", request.id, error) from error
+        finally:
+            cluster.decode = candidates
         if choice is None:
             return None
         if choice.__class__ is not Instance:
@@ -323,7 +328,7 @@ class Router:
             if event.lost:
                 self._lose(live, event.reason, event.sent)
         else:
-            self._lose(live, event.reason)
+            self._lose_transfer(live, event.reason)
         self._retry()
 
     def _finished(self, event: Finished) -> None:
@@ -392,6 +397,11 @@ class Router:
         live.attempt += 1  # what the old attempt still says is stale from here on
         live.stage = QUEUED_P
         self._enqueue(self.queue, live)
+
+    def _lose_transfer(self, live: Running, reason: str) -> None:
+        """Lost on the way to a decode instance: this request does not go there again where there is another."""
+        live.avoid = live.decode
+        self._lose(live, reason)
 
     def _end(self, live: Running, stage: Stage, reason: str) -> None:
         live.stage = stage
@@ -512,7 +522,7 @@ class Router:
             due_s, request_id = self.transfers.popleft()
             live = cluster.live.get(request_id)
             if live is not None and live.stage is TRANSFER and live.due_s == due_s:
-                self._lose(live, f"KV transfer not done within {limits.transfer_timeout_s:g} s")
+                self._lose_transfer(live, f"KV transfer not done within {limits.transfer_timeout_s:g} s")
         for instance in cluster.instances:
             silent_s = now - instance.heard_s
             if instance.state in (InstanceState.READY, InstanceState.LEASE_LOST) and silent_s > limits.lease_s + limits.probe_s:

@@ -129,8 +129,9 @@ class PathSpec(Spec):
 
 
 class NetworkSpec(PathSpec):
-    """Between hosts: of one NIC. `intra_host` is between instances of one host."""
+    """Between hosts: of one NIC. `intra_host` is between instances of one host. `transport` says what is achieved of the line rate."""
 
+    transport: Literal["ideal", "mooncake-roce", "mooncake-efa"] = "ideal"
     intra_host: PathSpec = PathSpec(latency_us=5.0)
 
 

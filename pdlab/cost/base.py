@@ -27,6 +27,10 @@ class Cost(ABC):
     def mixed_s(self, chunks: Sequence[tuple[int, int]], batch: int, context_tokens: int) -> float:
         """Seconds of one step with prompt chunks and `batch` decodes, whose contexts sum to `context_tokens`, together."""
 
+    def decode_is_compute_bound(self, batch: int) -> bool:
+        """Does arithmetic, not reading the weights, set the pace of a decode step of `batch` sequences? Who cannot tell says no."""
+        return False
+
     def decode_s(self, batch: int, context_tokens: int) -> float:
         """Seconds of one decode step of `batch` sequences whose contexts sum to `context_tokens`."""
         base_s, s_per_token, _ = self.decode_line(batch, context_tokens)

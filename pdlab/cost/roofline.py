@@ -162,6 +162,13 @@ class Roofline(Cost):
                 base_s += bend * self._context_window_s
         return base_s, slope, until
 
+    def decode_is_compute_bound(self, batch: int) -> bool:
+        arithmetic_s = batch * (self._dense_token_s + self._expert_token_s)
+        read_s = self._dense_read_s
+        if self._experts:
+            read_s += self._expert_read_s * (1.0 - self._expert_miss**batch)
+        return arithmetic_s > read_s
+
     def mixed_s(self, chunks: Sequence[tuple[int, int]], batch: int, context_tokens: int) -> float:
         tokens, attention_s = batch, self._context_s * context_tokens
         if self._window:

@@ -25,6 +25,7 @@ from pdlab.sim.instance import SimInstance
 from pdlab.sim.link import Network
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.topology import Endpoint
+from pdlab.sim.transport import TRANSPORTS
 from pdlab.sim.world import World
 from pdlab.spec import Experiment, Placement
 from pdlab.types import InstanceSpec, Role, UsageError
@@ -126,7 +127,8 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
     env = simpy.Environment()
     spec = experiment.cluster
     inside = spec.network.intra_host
-    network = Network(env, latency_s=spec.network.latency_us * 1e-6, host_latency_s=inside.latency_us * 1e-6)
+    transport = next(t for t in TRANSPORTS if t.name == spec.network.transport)
+    network = Network(env, latency_s=spec.network.latency_us * 1e-6, host_latency_s=inside.latency_us * 1e-6, transport=transport)
     model = cost.model(experiment.model, experiment.base_dir)
     kv = experiment.cost.kv_dtype
     members = plans(experiment, workload.hash_tokens)

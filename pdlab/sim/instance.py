@@ -93,6 +93,8 @@ class SimInstance:
         self.emitted_s = 0.0  # when the running sequences got their last token
         self.last_step_s = 0.0
         self.lines: dict[int, tuple[float, float, float]] = {}
+        bounds = (n for n in range(1, scheduler.max_seqs + 1) if cost.decode_is_compute_bound(n))
+        self.compute_bound_from = next(bounds, scheduler.max_seqs + 1)  # decode batches of that many are bound by arithmetic
         self._done_callbacks: list[Callable[[Any], None]] = [self._done]
         self.up_s = env.now
         self.lived_s = 0.0
@@ -228,6 +230,8 @@ class SimInstance:
             self.prefill_busy_s += seconds
         else:
             self.decode_busy_s += seconds
+            if n >= self.compute_bound_from:
+                self.compute_bound_s += seconds
         if self.spans is not None:
             self._span(batch, steps, seconds)
         return seconds

@@ -1,0 +1,65 @@
+"""What the experiments' heads claim, on shorter runs: orderings and shapes, not figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pdlab import Experiment, simulate
+from pdlab.result import Result
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def run(name: str, *overrides: str) -> Result:
+    return simulate(Experiment.load(EXPERIMENTS / f"{name}.yaml", overrides))
+
+
+def summary(name: str, *overrides: str) -> dict[str, Any]:
+    return run(name, *overrides).summary
+
+
+def test_quickstart_meets_its_objectives() -> None:
+    found = summary("quickstart", "workload.requests=500")
+    assert found["slo_attainment"] > 0.99
+    assert found["leaked_blocks"] == 0
+
+
+def test_mooncake_orders_dispatch_policies_by_ttft() -> None:
+    ttft = {
+        policy: summary("mooncake_dispatch", "workload.requests=2500", f"policy.dispatch={policy}")["ttft_s"]["mean"]
+        for policy in ("random", "least_loaded", "prefix_aware")
+    }
+    assert ttft["random"] > 2 * ttft["least_loaded"]
+    assert ttft["least_loaded"] > ttft["prefix_aware"]
+
+
+def test_llumnix_migration_spares_preemptions_and_the_tail() -> None:
+    on = run("llumnix_migration")
+    off = run("llumnix_migration", "policy={dispatch: freeness, handoff: freeness}")
+    assert on.requests.migrations.sum() > 20
+    assert on.requests.preemptions.sum() < off.requests.preemptions.sum()
+    assert on.gaps.max < off.gaps.max / 2
+
+
+def test_xllm_role_flips_beat_a_fixed_ratio_under_a_shift() -> None:
+    flips = summary("xllm_role_flip")["slo_attainment"]
+    static = summary("xllm_role_flip", "policy={dispatch: xllm_slo_aware, handoff: xllm_slo_aware}")["slo_attainment"]
+    assert flips > static + 0.1
+
+
+def test_distserve_prefers_tensor_parallel_prefill_for_opt_13b() -> None:
+    """At 1.5 requests/s per GPU, DistServe's best placement meets its objectives, and the same GPUs without tensor parallelism do not."""
+    best = summary("distserve_opt13b", "workload.requests=1500", "workload.rate=4.5")["slo_attainment"]
+    three = "cluster.instances=[{role: prefill, count: 2, hardware: a100-sxm-80gb},{role: decode, count: 1, hardware: a100-sxm-80gb}]"
+    assert best > 0.9
+    assert summary("distserve_opt13b", "workload.requests=1500", "workload.rate=4.5", three)["slo_attainment"] < 0.9
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_says_what_it_asks_and_runs(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    short = [] if path.stem == "xllm_role_flip" else ["workload.requests=100"]
+    assert simulate(Experiment.load(path, short)).summary["completed"] >= 100

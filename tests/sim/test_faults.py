@@ -1,0 +1,97 @@
+"""Instances die, links break, reports are lost: what becomes of the requests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pdlab.cost import build, hardware, model
+from pdlab.cost.spec import CostSpec
+from pdlab.router import Limits
+from pdlab.sim import faults
+from pdlab.sim.world import World
+from pdlab.spec import FaultSpec
+from pdlab.types import InstanceState, Role
+from tests.sim.small_world import small_world, workload
+
+ONE_EACH = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
+
+
+def run(*events: dict[str, object], requests: int = 20, output: int = 200, **options: object) -> World:
+    world = small_world(workload(np.arange(requests) * 0.1, 300, output), **options)  # type: ignore[arg-type]
+    faults.plan(world, [FaultSpec(**event) for event in events])  # type: ignore[arg-type]
+    world.run()
+    assert world.leaked_blocks == 0
+    return world
+
+
+def test_tokens_already_sent_are_not_made_again_after_a_decode_instance_died() -> None:
+    world = run({"at_s": 1.0, "kill": "decode-0", "restart_after_s": 3.0})
+    frame = world.records.frame()
+    assert (frame.status == "done").all()
+    retried = frame[frame.attempts > 1]
+    assert len(retried) > 2
+    made = sum(x.decode_tokens for x in [*world.lifecycle.retired, *world.instances.values()])
+    assert made <= 20 * 199, "no token is decoded twice"
+    assert world.gaps.count == 20 * 199, "and the client sees every gap once"
+
+
+def test_a_prefill_instance_that_dies_is_replaced_by_the_other() -> None:
+    frame = run({"at_s": 0.45, "kill": "prefill-0"}).records.frame()
+    assert (frame.status == "done").all()
+    assert set(frame[frame.arrival_s > 1.0].prefill_instance) == {"prefill-1"}
+
+
+def test_the_other_role_serves_both_when_a_role_is_gone() -> None:
+    world = run({"at_s": 0.55, "kill": "decode-0"}, members=ONE_EACH)
+    frame = world.records.frame()
+    assert (frame.status == "done").all()
+    assert set(frame[frame.arrival_s > 1.2].decode_instance) == {"prefill-0"}
+
+
+def test_everything_gone_is_said_at_once() -> None:
+    frame = run(
+        {"at_s": 0.5, "kill": "decode-0"}, {"at_s": 0.6, "kill": "prefill-0"}, members=ONE_EACH, limits=Limits(request_timeout_s=30.0)
+    ).records.frame()
+    late = frame[frame.arrival_s > 1.3]
+    assert (late.status == "rejected").all()
+    assert (late.finish_s == late.arrival_s).all()
+    assert set(late.reason) == {"no instance is ready"}
+    assert (frame.finish_s - frame.arrival_s).max() <= 31.0
+
+
+def test_a_cut_link_stalls_transfers_until_their_deadline() -> None:
+    limits = Limits(transfer_timeout_s=2.0)
+    frame = run({"at_s": 0.5, "cut_link": "decode-0", "for_s": 20.0}, limits=limits).records.frame()
+    assert (frame.status == "done").all()
+    stalled = frame[frame.attempts > 1]
+    assert len(stalled) > 0
+    assert set(stalled.decode_instance) == {"decode-1"}, "stalled ones went elsewhere after their deadline"
+
+
+def test_a_slow_link_slows_transfers() -> None:
+    normal = run().records.frame().transfer_s.max()
+    slow = run({"at_s": 0.0, "slow_link": "decode-0", "factor": 0.1}).records.frame()
+    assert slow[slow.decode_instance == "decode-0"].transfer_s.min() > 5 * normal
+    assert slow[slow.decode_instance == "decode-1"].transfer_s.max() == pytest.approx(normal)
+
+
+def test_an_instance_whose_reports_are_lost_is_suspect_not_dead() -> None:
+    world = small_world(workload(np.arange(100) * 0.1, 300, 50))
+    faults.plan(world, [FaultSpec(at_s=1.0, lose_reports="decode-0", for_s=8.0)])
+    states = []
+    world.on_event = lambda: states.append(world.router.by_name["decode-0"].state)
+    world.run()
+    frame = world.records.frame()
+    assert (frame.status == "done").all()
+    assert (frame.attempts == 1).all(), "nothing it serves is disturbed"
+    assert InstanceState.SUSPECT in states
+    assert states[-1] is InstanceState.READY
+
+
+def test_large_decode_batches_are_bound_by_arithmetic() -> None:
+    """Reading 16 GB of weights takes as long as the arithmetic of a few hundred tokens on an H100."""
+    price = build(CostSpec(), model("llama-3.1-8b"), hardware("h100-sxm"))
+    bound = [price.decode_is_compute_bound(n) for n in range(1, 2000)]
+    assert 100 < bound.index(True) < 1000
+    assert all(bound[bound.index(True) :])
