@@ -4,11 +4,11 @@
     python experiments/bench_sim.py --table --sketch ../shared/reference/macro_step_sketch.py --dynamo /tmp/dynamo/bin/python
 
 2P+2D of llama-3.1-8b on h100-sxm, Poisson arrivals: 30 requests/s of 1024 prompt and 128 output tokens (`constant`), azure-conv-2023
-lengths at 8 requests/s (`azure`), or mooncake-conversation at 2 requests/s (`mooncake`). Prompts of the first two carry no prefix hashes, so
-there `prefix_aware` matches nothing; in `mooncake` it does. KV is pulled after prefill over 25 GB/s. CPU seconds are the whole process's
-user time, imports and results included; `run` is the simulation alone. A row is divided by the sketch run alone to run alone, since that
-is how the sketch times itself, and by Dynamo process to process. With PYTHONPATH=build/compiled (see `make compile`) the compiled modules
-are measured; the sketch is never compiled.
+lengths at 8 requests/s (`azure`), or mooncake-conversation at 2 requests/s (`mooncake`). Prompts of the first two carry no prefix
+hashes, so there `prefix_aware` matches nothing; in `mooncake` it does. KV is pulled after prefill over 25 GB/s. CPU seconds are the
+whole process's user time, imports and results included; `run` is the simulation alone. A row is divided by the sketch run alone to run
+alone, since that is how the sketch times itself, and by Dynamo process to process. With PYTHONPATH=build/compiled (see `make compile`)
+the compiled modules are measured; the sketch is never compiled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POLICIES = {"round_robin": "round_robin", "prefix_aware": {"dispatch": "prefix_a
 
 
 def one(requests: int, policy: str, workload: str) -> dict[str, float]:
-    """Simulate in this process. It imports pdlab here: a child starts with its parent's peak memory as its own, so `--table` stays small."""
+    """Simulate in this process. It imports pdlab here: a child starts with its parent's peak memory, so `--table` stays small."""
     from pdlab.sim import simulate
     from pdlab.spec import Experiment
 
@@ -85,8 +85,8 @@ def dynamo(python: Path, requests: int) -> float:
     and rate, no prefix cache since nothing is shared (which makes it quicker), its own blocks of 64 tokens and step times."""
     engine = {"enable_prefix_caching": False, "kv_bytes_per_token": 131_072, "kv_transfer_bandwidth": 25.0}
     roles = [f"--{role}-engine-args={json.dumps({**engine, 'worker_type': role})}" for role in ("prefill", "decode")]
-    load = f"--input-tokens 1024 --output-tokens 128 --request-count {requests} --request-rate 30".split()
-    size = "--num-prefill-workers 2 --num-decode-workers 2 --router-mode round_robin --replay-mode offline".split()
+    load = ["--input-tokens=1024", "--output-tokens=128", f"--request-count={requests}", "--request-rate=30"]
+    size = ["--num-prefill-workers=2", "--num-decode-workers=2", "--router-mode=round_robin", "--replay-mode=offline"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -136,9 +136,8 @@ def table(sketch_path: Path | None, dynamo_python: Path | None, repeats: int, mi
         print(f"| {workload} | {policy} | {' | '.join(figures)} |", flush=True)
     for name, seen in (("sketch, run alone", sketches), ("Dynamo, process", dynamos)):
         if seen:
-            print(
-                f"\n{name}: {statistics.median(seen):,.0f} requests per CPU second, {min(seen):,.0f} to {max(seen):,.0f} in {len(seen)} runs"
-            )
+            middle, least, most = (f"{figure:,.0f}" for figure in (statistics.median(seen), min(seen), max(seen)))
+            print(f"\n{name}: {middle} requests per CPU second, {least} to {most} in {len(seen)} runs")
 
 
 def _compiled() -> bool:
