@@ -323,6 +323,8 @@ class World:
         if job is None or instance is None:
             return
         self.moves.cancel(job)
+        if job.attempt == action.attempt:
+            job.attempt = 0  # what its sequences still do, until the step under way has ended, is of no account
         for seq in (job.pseq, job.dseq, job.tseq):
             if seq is not None and seq.attempt == action.attempt:
                 self.drop(job, instance, seq)

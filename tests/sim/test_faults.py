@@ -95,3 +95,15 @@ def test_large_decode_batches_are_bound_by_arithmetic() -> None:
     bound = [price.decode_is_compute_bound(n) for n in range(1, 2000)]
     assert 100 < bound.index(True) < 1000
     assert all(bound[bound.index(True) :])
+
+
+def test_a_prompt_that_is_computed_for_a_dead_decode_instance_is_not_sent() -> None:
+    """The abort waits for the step's end; what that step completes belongs to a lost attempt."""
+    work = workload([0.0], 4000, 20)
+    world = small_world(work, members=(*ONE_EACH, ("decode-1", Role.DECODE)), reserve_first=True, max_batch_tokens=8192)
+    faults.plan(world, [FaultSpec(at_s=0.01, kill="decode-0")])
+    world.lifecycle.detect_s = 0.01
+    world.run()
+    row = world.records.frame().iloc[0]
+    assert (row.status, row.decode_instance, row.attempts) == ("done", "decode-1", 2)
+    assert world.leaked_blocks == 0
