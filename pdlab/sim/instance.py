@@ -106,7 +106,7 @@ class SimInstance:
     def kick(self) -> None:
         """Something was given to it: start if idle, cut the run under way if it would go on otherwise."""
         if self.batch is None:
-            if not self.finishing:
+            if self.alive and not self.finishing:
                 self._start()
         elif self.k > 1 and not self.cut and self.scheduler.stirred:
             self._cut()

@@ -108,6 +108,8 @@ class Moves:
 
     def _start(self, job: Job, tokens: int, *, limit: float = math.inf, delay_s: float = 0.0, streaming: bool = False) -> None:
         assert job.p is not None and job.d is not None
+        if not job.d.alive:
+            return  # nobody knows yet; the router hears of it as Left
         size = tokens * self.mode.bytes_per_token
         job.transfer_bytes += size
         job.transfer_start_s = self.world.env.now

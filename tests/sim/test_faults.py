@@ -9,6 +9,7 @@ from pdlab.cost import build, hardware, model
 from pdlab.cost.spec import CostSpec
 from pdlab.router import Limits
 from pdlab.sim import faults
+from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
 from pdlab.spec import FaultSpec
 from pdlab.types import InstanceState, Role
@@ -107,3 +108,16 @@ def test_a_prompt_that_is_computed_for_a_dead_decode_instance_is_not_sent() -> N
     row = world.records.frame().iloc[0]
     assert (row.status, row.decode_instance, row.attempts) == ("done", "decode-1", 2)
     assert world.leaked_blocks == 0
+
+
+def test_a_dead_decode_instance_takes_no_more_chunks() -> None:
+    """It died while the prompt was pushed to it chunk by chunk; later chunks must not wake it."""
+    mode = TransferMode("push", "chunk")
+    members = (*ONE_EACH, ("decode-1", Role.DECODE))
+    world = small_world(workload([0.0], 4000, 20), members=members, transfer=mode, max_batch_tokens=500)
+    faults.plan(world, [FaultSpec(at_s=0.03, kill="decode-0")])
+    world.run()
+    dead = world.instances["decode-0"]
+    assert (dead.alive, dead.decode_tokens) == (False, 0)
+    row = world.records.frame().iloc[0]
+    assert (row.status, row.decode_instance) == ("done", "decode-1")

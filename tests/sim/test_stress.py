@@ -1,0 +1,54 @@
+"""Larger random worlds than hypothesis makes: overload, tight memory, several faults at once. Each seed is one world."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from pdlab.spec import FaultSpec
+from tests.sim.small_world import workload
+from tests.sim.test_invariants import CLUSTERS, POLICIES, TRANSFERS, run
+
+
+def scenario(seed: int) -> dict[str, object]:
+    r = random.Random(seed)
+    members, n = r.choice(CLUSTERS), r.randint(50, 150)
+    prompts, outputs = [r.randint(1, 700) for _ in range(n)], [r.randint(1, 300) for _ in range(n)]
+    hashes = None
+    if r.random() < 0.5:
+        families = [r.randint(0, 5) for _ in range(n)]
+        hashes = [tuple(f << 20 | u for u in range((p + o) // 16)) for f, p, o in zip(families, prompts, outputs, strict=True)]
+    events = []
+    for _ in range(r.randint(0, 4)):
+        kind = r.choice(["kill", "kill", "slow_link", "cut_link", "lose_reports", "delay_reports"])
+        fault: dict[str, object] = {"at_s": r.uniform(0, 6), kind: r.choice(members)[0]}
+        fault |= {"restart_after_s": r.uniform(0.1, 5)} if kind == "kill" else {"for_s": r.uniform(0.1, 30)}
+        fault |= {"slow_link": {"factor": 0.01}, "delay_reports": {"by_s": 2.0}}.get(kind, {})
+        events.append(FaultSpec(**fault))  # type: ignore[arg-type]
+    best_of = np.array([r.choice([1, 1, 1, 3]) for _ in range(n)], np.int16) if r.random() < 0.3 else None
+    priority = np.array([r.choice([0, 0, 1, -1]) for _ in range(n)], np.int16) if r.random() < 0.3 else None
+    rate = r.choice([5, 20, 50])
+    arrivals = np.cumsum([r.expovariate(rate) for _ in range(n)]).tolist()
+    return {
+        "members": members,
+        "work": workload(arrivals, prompts, outputs, hashes=hashes, best_of=best_of, priority=priority),
+        "faults": events,
+        "policy": r.choice(POLICIES),
+        "transfer": r.choice(TRANSFERS),
+        "kv_blocks": r.choice([90, 150, 400, 1000]),
+        "batch": r.choice(["chunked", "prefill_first", "decode_first"]),
+        "max_seqs": r.choice([4, 64]),
+        "reserve_first": r.random() < 0.5,
+        "gbytes_per_s": r.choice([0.2, 25.0]),
+    }
+
+
+@pytest.mark.parametrize("seed", [*range(24), 56, 228])
+def test_a_random_world_in_trouble_ends_clean(seed: int) -> None:
+    world = run(scenario(seed))
+    assert len(world.records) == len(world.workload)
+    assert world.leaked_blocks == 0
+    for instance in world.router.cluster.instances:
+        assert (instance.prefill_tokens, instance.decode_tokens) == (0, 0)
