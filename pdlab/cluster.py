@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
+from math import inf
 
 from pdlab.predict import DecodePredictor, PrefillPredictor
 from pdlab.types import InstanceSpec, InstanceState, Report, Request, Role, Stage
@@ -31,8 +32,9 @@ class Running:
     due_s = 0.0  # by when its KV transfer must be done
     avoid: Instance | None = None  # a decode instance that its KV did not reach
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, expires_s: float = inf) -> None:
         self.request = request
+        self.expires_s = expires_s  # when it is given up
 
 
 class Instance:

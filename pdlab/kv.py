@@ -111,13 +111,25 @@ class BlockPool:
         holding.private += private
         self.grow(private)
 
+    def take(self, hashes: Sequence[int], units: int, tokens: int, spare_blocks: int) -> Holding | None:
+        """What `allocate` does, for a new holding, as long as `spare_blocks` stay available; else None."""
+        need = self.blocks_to_allocate(hashes, units, tokens) if units else -(-tokens // self.block_tokens)
+        if need > self.total - self.used - spare_blocks:
+            return None
+        holding = Holding()
+        if units:
+            self.allocate(holding, hashes, units, tokens)
+        else:
+            holding.private = need
+            self.grow(need)
+        return holding
+
     def grow(self, blocks: int) -> None:
         """Take `blocks` private ones that some sequence accounts for; evict idle units to make room."""
-        self.used += blocks
-        assert self.used <= self.total, f"KV over-allocated: {self.used} of {self.total} blocks"
-        idle = self.idle
-        if idle:
-            excess = self.used + len(idle) * self.unit - self.total
+        self.used = used = self.used + blocks
+        assert used <= self.total, f"KV over-allocated: {used} of {self.total} blocks"
+        if self.idle:
+            excess = used + len(self.idle) * self.unit - self.total
             if excess > 0:
                 self._evict(-(-excess // self.unit))
 

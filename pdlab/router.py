@@ -16,6 +16,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from pdlab.cluster import Cluster, Instance, Links, Running
 from pdlab.policy import Policy, Reject
@@ -99,7 +100,6 @@ class Router:
         self.by_name: dict[str, Instance] = {}
         self.queue: deque[Running] = deque()  # no prefill instance yet
         self.handoffs: deque[Running] = deque()  # prompt computed, no decode instance yet
-        self.deadlines: deque[tuple[float, int]] = deque()
         self.transfers: deque[tuple[float, int]] = deque()
         self.policy_due_s = 0.0
         self._observes = type(policy).observe is not Policy.observe or getattr(policy, "observers", False)
@@ -136,9 +136,8 @@ class Router:
 
     def _arrived(self, event: Arrived) -> None:
         request, cluster = event.request, self.cluster
-        live = Running(request)
+        live = Running(request, cluster.now + self.limits.request_timeout_s)
         cluster.live[request.id] = live
-        self.deadlines.append((cluster.now + self.limits.request_timeout_s, request.id))
         if not cluster.ready:
             self._end(live, Stage.REJECTED, "no instance is ready")
         elif self.queue:
@@ -511,18 +510,15 @@ class Router:
 
     def _tick(self, event: Tick) -> None:
         now, cluster, limits = self.cluster.now, self.cluster, self.limits
-        while self.deadlines and self.deadlines[0][0] <= now:
-            _, request_id = self.deadlines.popleft()
-            live = cluster.live.get(request_id)
-            if live is not None:
-                stage = live.stage
-                self._abort(live)
-                self._end(live, Stage.EXPIRED, f"not done within {limits.request_timeout_s:g} s (was in {stage.name})")
+        for live in list(takewhile(lambda live: live.expires_s <= now, cluster.live.values())):  # they are in order of arrival
+            stage = live.stage
+            self._abort(live)
+            self._end(live, Stage.EXPIRED, f"not done within {limits.request_timeout_s:g} s (was in {stage.name})")
         while self.transfers and self.transfers[0][0] <= now:
             due_s, request_id = self.transfers.popleft()
-            live = cluster.live.get(request_id)
-            if live is not None and live.stage is TRANSFER and live.due_s == due_s:
-                self._lose_transfer(live, f"KV transfer not done within {limits.transfer_timeout_s:g} s")
+            late = cluster.live.get(request_id)
+            if late is not None and late.stage is TRANSFER and late.due_s == due_s:
+                self._lose_transfer(late, f"KV transfer not done within {limits.transfer_timeout_s:g} s")
         for instance in cluster.instances:
             silent_s = now - instance.heard_s
             if instance.state in (InstanceState.READY, InstanceState.LEASE_LOST) and silent_s > limits.lease_s + limits.probe_s:

@@ -14,8 +14,8 @@ A sequence that has computed its prompt either decodes here (`stays`), or is *he
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
+from heapq import heappop, heappush
 from typing import Any, Protocol
 
 from pdlab.kv import BlockPool, Holding
@@ -42,12 +42,11 @@ class Sequence:
         prompt_tokens: int,
         output_tokens: int,
         hashes: tuple[int, ...] = (),
-        *,
         priority: int = 0,
-        best_of: int = 1,
-        stays: bool = True,
-        made: int = 0,
         owner: Any = None,
+        made: int = 0,
+        stays: bool = True,
+        best_of: int = 1,
     ) -> None:
         self.request_id = request_id
         self.attempt = attempt
@@ -175,17 +174,16 @@ class Scheduler:
         """Take the blocks of a prompt that is computed elsewhere; False, and nothing taken, where there is no room now. Units that the
         prefix cache holds are shared: `seq.cached_tokens` need no transfer. Does not stir: whoever is inside a macro-step has to see to it
         that the blocks left suffice for the rest of it."""
-        pool = self.pool
-        hashes, tokens = seq.hashes, seq.prompt_tokens
-        units = pool.match(hashes, tokens - 1) if hashes else 0
-        if pool.blocks_to_allocate(hashes, units, tokens) > pool.total - pool.used - self.spare_blocks:
-            return False
         if len(self.running) + len(self.landed) + len(self.reserved) >= self.max_seqs:
             return False
-        self.orders = seq.order = self.orders + 1
-        seq.holding = Holding()
-        pool.allocate(seq.holding, hashes, units, tokens)
+        pool, hashes, tokens = self.pool, seq.hashes, seq.prompt_tokens
+        units = pool.match(hashes, tokens - 1) if hashes else 0
+        holding = pool.take(hashes, units, tokens, self.spare_blocks)
+        if holding is None:
+            return False
+        seq.holding = holding
         seq.cached_tokens = units * pool.hash_tokens
+        self.orders = seq.order = self.orders + 1
         self.reserved[seq] = None
         return True
 
@@ -263,7 +261,6 @@ class Scheduler:
         self.joined = self.victims = NOTHING
         if self.landed:
             self._join()
-        pool = self.pool
         while True:
             if self.waiting or self.prefilling:
                 chunks, decodes = self.batching.form(self, now)
@@ -273,10 +270,11 @@ class Scheduler:
             if not n:
                 self.computing = chunks
                 return Batch(chunks, 0, 0, 1) if chunks else None
-            repeat = self._repeat()
+            repeat = self._repeat(n)
             if repeat:
                 if chunks or self.victims:  # a victim may come back at the next step
                     repeat = 1
+                pool = self.pool
                 if need := self.growth[self.step % pool.block_tokens]:
                     pool.grow(need)
                 self.computing = chunks
@@ -307,15 +305,17 @@ class Scheduler:
             self.step = step = step + steps
             self.context_tokens += batch.decodes * steps
             ends = self.ends
-            if ends and ends[0][0] <= step:
+            if ends[0][0] <= step:
                 finished = []
                 while ends and ends[0][0] <= step:
-                    end, _, seq = heapq.heappop(ends)
+                    end, _, seq = heappop(ends)
                     if seq.end_step == end:
                         seq.made = seq.output_tokens
                         self._leave(seq)
                         self._free(seq)
-                        if root := self._ended(seq):
+                        if seq.parent is None and not seq.pending:
+                            finished.append(seq)
+                        elif root := self._ended(seq):
                             finished.append(root)
         if not batch.chunks:
             return NOTHING, finished
@@ -363,23 +363,25 @@ class Scheduler:
             chunks.append((seq, tokens))
             budget_tokens -= tokens
         waiting, pool = self.waiting, self.pool
+        if self.victims or not waiting:
+            return chunks
         room = self.max_seqs - len(self.running) - len(self.landed) - len(self.reserved) - len(self.prefilling)
-        while waiting and budget_tokens > 0 and room > 0 and not self.victims:
+        while waiting and budget_tokens > 0 and room > 0:
             seq = waiting[0]
-            hashes = seq.hashes
-            units = pool.match(hashes, seq.prompt_tokens - 1) if hashes else 0
+            hashes, prompt = seq.hashes, seq.prompt_tokens
+            units = pool.match(hashes, prompt - 1) if hashes else 0
             cached = units * pool.hash_tokens
-            tokens = seq.prompt_tokens - cached
+            tokens = prompt - cached
             if tokens > budget_tokens:
                 if chunked:
                     tokens = budget_tokens
                 elif chunks:
                     break
-            if pool.blocks_to_allocate(hashes, units, seq.prompt_tokens) > pool.total - pool.used - self.spare_blocks:
+            holding = pool.take(hashes, units, prompt, self.spare_blocks)
+            if holding is None:
                 break
             waiting.popleft()
-            seq.holding = Holding()
-            pool.allocate(seq.holding, hashes, units, seq.prompt_tokens)
+            seq.holding = holding
             seq.computed = cached
             if not seq.preempted:
                 seq.cached_tokens = cached
@@ -387,7 +389,7 @@ class Scheduler:
             chunks.append((seq, tokens))
             budget_tokens -= tokens
             room -= 1
-            if cached + tokens < seq.prompt_tokens:
+            if cached + tokens < prompt:
                 self.prefilling.append(seq)
         return chunks
 
@@ -429,18 +431,19 @@ class Scheduler:
 
     def _join(self) -> None:
         """Landed sequences start to decode, as far as `max_seqs` goes."""
-        landed, running, block_tokens = self.landed, self.running, self.pool.block_tokens
+        landed, running, step = self.landed, self.running, self.step
         joined = []
         while landed and len(running) < self.max_seqs:
             seq = landed.popleft()
             joined.append(seq)
-            seq.start_step = self.step
-            seq.end_step = self.step + seq.output_tokens - seq.made
+            prompt = seq.prompt_tokens
+            seq.start_step = step
+            seq.end_step = end = step + seq.output_tokens - seq.made
             running[seq.order] = seq
-            self.joins += 1
-            heapq.heappush(self.ends, (seq.end_step, self.joins, seq))
-            self.context_tokens += seq.prompt_tokens + 1
-            self.growth[(self.step - seq.prompt_tokens) % block_tokens] += 1
+            self.joins = joins = self.joins + 1
+            heappush(self.ends, (end, joins, seq))
+            self.context_tokens += prompt + 1
+            self.growth[(step - prompt) % self.pool.block_tokens] += 1
             if seq.best_of > 1:
                 self._fork(seq)
         self.joined = joined
@@ -449,24 +452,21 @@ class Scheduler:
         """The other candidates of best_of: same prompt, found in the prefix cache but for its tail."""
         seq.pending = seq.best_of
         for _ in range(seq.best_of - 1):
-            child = Sequence(
-                seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens - seq.made + 1, seq.hashes, priority=seq.priority
-            )
+            output = seq.output_tokens - seq.made + 1
+            child = Sequence(seq.request_id, seq.attempt, seq.prompt_tokens, output, seq.hashes, seq.priority, seq.owner)
             child.parent = seq
-            child.owner = seq.owner
             self.submit(child)
         seq.best_of = 1
 
     def _leave(self, seq: Sequence) -> None:
         """Out of the running; the blocks it grew are added to its holding. Its heap entry goes stale."""
         del self.running[seq.order]
-        steps = self.step - seq.start_step
-        self.context_tokens -= seq.prompt_tokens + steps + 1
-        self.growth[(seq.start_step - seq.prompt_tokens) % self.pool.block_tokens] -= 1
-        seq.computed = seq.prompt_tokens + steps
-        if seq.holding is not None:
-            block_tokens = self.pool.block_tokens
-            seq.holding.private += -(-(seq.prompt_tokens + steps) // block_tokens) - -(-seq.prompt_tokens // block_tokens)
+        prompt, start_step, holding, block_tokens = seq.prompt_tokens, seq.start_step, seq.holding, self.pool.block_tokens
+        seq.computed = tokens = prompt + self.step - start_step
+        self.context_tokens -= tokens + 1
+        self.growth[(start_step - prompt) % block_tokens] -= 1
+        if holding is not None:
+            holding.private += -(-tokens // block_tokens) - -(-prompt // block_tokens)
         seq.end_step = -1
 
     def _ended(self, seq: Sequence) -> Sequence | None:
@@ -481,45 +481,42 @@ class Scheduler:
     def _free(self, seq: Sequence) -> None:
         holding = seq.holding
         if holding is not None:
+            seq.holding = None
             if seq.hashes or holding.ids:
                 self.pool.cache(holding, seq.hashes, seq.computed)
                 self.pool.release(holding)
             else:
                 self.pool.used -= holding.private
-            seq.holding = None
         if self.waiting or self.landed:
             self.stirred = True
 
     def _grow(self, first: int, last: int) -> None:
         """Take the blocks needed to run steps `first` to `last`."""
-        block_tokens, steps = self.pool.block_tokens, last - first + 1
+        block_tokens, growth, steps = self.pool.block_tokens, self.growth, last - first + 1
         if steps <= 0:
             return
-        rounds, rest = divmod(steps, block_tokens)
-        blocks = rounds * len(self.running)
-        if rest:
-            start = first % block_tokens
-            end = start + rest
-            growth = self.growth
-            blocks += sum(growth[start:end]) if end <= block_tokens else sum(growth[start:]) + sum(growth[: end - block_tokens])
+        rest = steps % block_tokens
+        start = first % block_tokens
+        end = start + rest
+        blocks = sum(growth[start:end]) if end <= block_tokens else sum(growth[start:]) + sum(growth[: end - block_tokens])
+        if steps > rest:
+            blocks += steps // block_tokens * len(self.running)
         if blocks:
             self.pool.grow(blocks)
 
-    def _repeat(self) -> int:
-        """Steps until the first sequence ends or blocks run out; 0 when not even one step has its blocks."""
-        ends, running = self.ends, self.running
-        while True:
+    def _repeat(self, running: int) -> int:
+        """Steps until the first of the `running` sequences ends or blocks run out; 0 when not even one step has its blocks."""
+        ends, pool = self.ends, self.pool
+        end, _, seq = ends[0]
+        while seq.end_step != end:
+            heappop(ends)
             end, _, seq = ends[0]
-            if seq.end_step == end:
-                break
-            heapq.heappop(ends)
         steps = end - self.step
-        pool = self.pool
         block_tokens, available = pool.block_tokens, pool.total - pool.used
-        if len(running) * (steps // block_tokens + 1) <= available:
+        if running * (steps // block_tokens + 1) <= available:
             return steps
-        rounds = min(available // len(running), steps // block_tokens)
-        available -= rounds * len(running)
+        rounds = min(available // running, steps // block_tokens)
+        available -= rounds * running
         possible = rounds * block_tokens
         while possible < steps:
             available -= self.growth[(self.step + possible) % block_tokens]

@@ -8,8 +8,8 @@ stale is recognised by its generation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING, Any, Protocol
 
 import simpy
@@ -22,6 +22,8 @@ from pdlab.types import InstanceSpec, Report, Role
 if TYPE_CHECKING:
     from pdlab.sim.job import Job
 
+NORMAL = simpy.events.NORMAL
+
 
 class After(simpy.Event):
     """Call `callbacks` with this event in `delay` seconds; its `_value` is `value`. A SimPy Timeout that is born with its callbacks: a
@@ -33,13 +35,15 @@ class After(simpy.Event):
         self.env = env
         self.callbacks = callbacks
         self._value = value
-        env.schedule(self, simpy.events.NORMAL, delay)
+        env.schedule(self, NORMAL, delay)
 
 
 class Owner(Protocol):
     """What an instance tells its world."""
 
-    def batch_started(self, instance: SimInstance, batch: Batch, seconds: float) -> None:
+    follows_chunks: bool  # it wants to hear of `batch_ended`
+
+    def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
         """Prompt chunks are under way."""
 
     def batch_ended(self, instance: SimInstance, batch: Batch) -> None:
@@ -48,12 +52,12 @@ class Owner(Protocol):
     def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
         """These gave their blocks up."""
 
-    def first_steps(self, instance: SimInstance, joined: list[Sequence], at_s: float) -> None:
+    def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
         """These sequences have just joined the running; their next token comes at `at_s`."""
 
-    def prefilled(self, instance: SimInstance, seq: Sequence) -> None: ...
+    def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
 
-    def finished(self, instance: SimInstance, seq: Sequence) -> None: ...
+    def finished(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
 
     def drained(self, instance: SimInstance) -> None: ...
 
@@ -84,9 +88,8 @@ class SimInstance:
         self.draining = False
         self.spans: list[tuple[int, float, float, str, int, int]] | None = None
         self.cut = False  # the run under way ends at the next boundary already
-        self.finishing = False  # inside `_done`: what is submitted now waits for its end
         self.generation = 0
-        self.k = 0  # steps of the run under way
+        self.k = 0  # steps of the run under way; 1 when it cannot be cut, which includes that it is just being wound up
         self.began_s = 0.0  # when the first of them began
         self.step_s = 0.0  # its duration
         self.slope_s = 0.0  # by which each next step takes longer
@@ -106,51 +109,50 @@ class SimInstance:
     def kick(self) -> None:
         """Something was given to it: start if idle, cut the run under way if it would go on otherwise."""
         if self.batch is None:
-            if self.alive and not self.finishing:
-                self._start()
+            if self.alive and (self.scheduler.stirred or self.draining):
+                self._start(self.env.now)
         elif self.k > 1 and not self.cut and self.scheduler.stirred:
             self._cut()
 
-    def _start(self) -> None:
-        scheduler, env = self.scheduler, self.env
-        now = env.now
-        batch = scheduler.next_batch(now)
+    def _start(self, now: float) -> None:
+        scheduler = self.scheduler
+        self.batch = batch = scheduler.next_batch(now)
         if scheduler.victims:
             self.owner.preempted(self, scheduler.victims)
         if batch is None:
             if self.draining and scheduler.idle:
                 self.owner.drained(self)
             return
-        self.batch = batch
         self.began_s = now
         n, context = batch.decodes, batch.context_tokens
         if batch.chunks:
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
-            seconds = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
+            seconds = step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
             self.k = 1
-            self.step_s, self.slope_s = seconds, 0.0
-            self.owner.batch_started(self, batch, seconds)
+            self.step_s, self.slope_s = step_s, 0.0
+            self.owner.batch_started(self, batch, now, step_s)
         else:
-            self.cut = False
-            line = self.lines.get(n)
-            if line is None:
-                line = self.cost.decode_line(n, context)
-                if line[2] == math.inf:
-                    self.lines[n] = line
-            base_s, per_token_s, until = line
+            base_s, per_token_s, until = self.lines.get(n) or self._line(n, context)
             k = batch.repeat
             if k > self.horizon:
                 k = self.horizon
-            if until != math.inf:
-                k = min(k, max(1, math.ceil((until - context) / n)))
-            self.k = k
-            self.step_s = step_s = base_s + per_token_s * context
-            self.slope_s = slope_s = per_token_s * n
+            if until != inf:
+                k = min(k, max(1, ceil((until - context) / n)))
+            step_s = base_s + per_token_s * context
+            slope_s = per_token_s * n
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
+            self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:
-            self.owner.first_steps(self, scheduler.joined, now + self.step_s)
-        self.generation += 1
-        After(env, seconds, self._done_callbacks, self.generation)
+            self.owner.first_steps(scheduler.joined, now, now + step_s)
+        self.generation = generation = self.generation + 1
+        After(self.env, seconds, self._done_callbacks, generation)
+
+    def _line(self, n: int, context: int) -> tuple[float, float, float]:
+        """`Cost.decode_line`, remembered where it never bends, neither after `context` nor before."""
+        line = self.cost.decode_line(n, context)
+        if line[2] == inf and line == self.cost.decode_line(n, 0):
+            self.lines[n] = line
+        return line
 
     def reserve(self, seq: Sequence) -> bool:
         """`Scheduler.reserve`, as single steps would see it. Where blocks are ample for the whole run under way, that needs no look at
@@ -160,7 +162,7 @@ class SimInstance:
             return scheduler.reserve(seq)
         pool = scheduler.pool
         growth = self.batch.decodes * (self.k // pool.block_tokens + 1)
-        if pool.blocks(seq.prompt_tokens) + growth + scheduler.spare_blocks <= pool.free:
+        if growth + pool.blocks(seq.prompt_tokens) + scheduler.spare_blocks <= pool.free:
             return scheduler.reserve(seq)
         self.sync()
         if not scheduler.reserve(seq):
@@ -179,20 +181,20 @@ class SimInstance:
         a = self.slope_s / 2
         b = self.step_s - a
         if a > 1e-18:
-            steps = int((math.sqrt(b * b + 4 * a * elapsed_s) - b) / (2 * a) + 1e-9)
+            steps = int((sqrt(b * b + 4 * a * elapsed_s) - b) / (2 * a) + 1e-9)
         else:
             steps = int(elapsed_s / b + 1e-9)
-        return min(steps, self.k - 1)
+        return steps if steps < self.k else self.k - 1
 
     def _cut(self) -> None:
-        now = self.env.now
-        steps = self._steps_by(now - self.began_s) + 1
+        now, began_s = self.env.now, self.began_s
+        steps = self._steps_by(now - began_s) + 1
         self.cut = True
         if steps < self.k:
             self.k = steps
-            end_s = self.began_s + steps * self.step_s + self.slope_s * (steps * (steps - 1) / 2)
-            self.generation += 1
-            After(self.env, max(0.0, end_s - now), self._done_callbacks, self.generation)
+            left_s = began_s + steps * self.step_s + self.slope_s * (steps * (steps - 1) / 2) - now
+            self.generation = generation = self.generation + 1
+            After(self.env, left_s if left_s > 0.0 else 0.0, self._done_callbacks, generation)
 
     def sync(self) -> None:
         """Book the steps of the run that are done by now, so that whoever looks sees what single steps would show."""
@@ -210,22 +212,26 @@ class SimInstance:
     def _book(self, batch: Batch, steps: int) -> float:
         """Account for `steps` done from `began_s` on: token gaps, busy time. Returns their seconds."""
         n, step_s, slope_s = batch.decodes, self.step_s, self.slope_s
+        if not n:
+            self.prefill_busy_s += step_s
+            if self.spans is not None:
+                self._span(batch, 1, step_s)
+            return step_s
         seconds = steps * step_s + slope_s * (steps * (steps - 1) / 2)
-        if n:
-            scheduler, gaps = self.scheduler, self.gaps
-            pause_s = self.began_s - self.emitted_s
-            if pause_s < 1e-9 and not scheduler.joined:
-                gaps.add_run(n, step_s, slope_s, steps)
-            else:  # those that joined have their first gap counted already, the others have waited `pause_s` more
-                continuing = n - len(scheduler.joined)
-                if continuing:
-                    gaps.add_run(continuing, pause_s + step_s, 0.0, 1)
-                if steps > 1:
-                    gaps.add_run(n, step_s + slope_s, slope_s, steps - 1)
-                scheduler.joined = NOTHING
-            self.emitted_s = self.began_s + seconds
-            self.last_step_s = step_s + slope_s * (steps - 1)
-            self.decode_tokens += n * steps
+        joined, add_run, began_s = self.scheduler.joined, self.gaps.add_run, self.began_s
+        pause_s = began_s - self.emitted_s
+        if not joined and pause_s < 1e-9:
+            add_run(n, step_s, slope_s, steps)
+        else:  # those that joined have their first gap counted already, the others have waited `pause_s` more
+            continuing = n - len(joined)
+            if continuing:
+                add_run(continuing, pause_s + step_s, 0.0, 1)
+            if steps > 1:
+                add_run(n, step_s + slope_s, slope_s, steps - 1)
+            self.scheduler.joined = NOTHING
+        self.emitted_s = began_s + seconds
+        self.last_step_s = step_s + slope_s * (steps - 1)
+        self.decode_tokens += n * steps
         if batch.chunks:
             self.prefill_busy_s += seconds
         else:
@@ -239,38 +245,38 @@ class SimInstance:
     def _done(self, event: simpy.Event) -> None:
         if event._value != self.generation:
             return  # cut, or dead, since
-        batch, scheduler, k = self.batch, self.scheduler, self.k
+        batch, scheduler, owner, k, now = self.batch, self.scheduler, self.owner, self.k, self.env.now
         assert batch is not None
         self._book(batch, k)
-        if scheduler.pool.used > self.peak_blocks:
-            self.peak_blocks = scheduler.pool.used
-        self.finishing = True
-        self.batch = None
-        prefilled, finished = scheduler.complete(batch, k, self.env.now)
-        owner = self.owner
+        used = scheduler.pool.used
+        if used > self.peak_blocks:
+            self.peak_blocks = used
+        prefilled, finished = scheduler.complete(batch, k, now)
+        self.k = 1  # what comes in from here on waits for the end of this
         if batch.chunks:
-            self.prefill_tokens += sum([tokens for _, tokens in batch.chunks])
-            owner.batch_ended(self, batch)
+            for _, tokens in batch.chunks:
+                self.prefill_tokens += tokens
+            if owner.follows_chunks:
+                owner.batch_ended(self, batch)
         for seq in finished:
-            owner.finished(self, seq)
+            owner.finished(self, seq, now)
         for seq in prefilled:
-            owner.prefilled(self, seq)
-        if self.at_boundary:
+            owner.prefilled(self, seq, now)
+        while self.at_boundary:
             calls, self.at_boundary = self.at_boundary, []
             for call in calls:
                 call()
-        self.finishing = False
-        if self.alive and self.batch is None:
-            self._start()
+        if self.alive:
+            self._start(now)
 
     def when_between_steps(self, call: Callable[[], None]) -> None:
         """Run `call` at the next step boundary; at once when nothing is under way."""
-        if self.batch is None and not self.finishing:
+        if self.batch is None:
             call()
             self.kick()
         else:
             self.at_boundary.append(call)
-            if self.batch is not None and not self.cut and self.k > 1:
+            if not self.cut and self.k > 1:
                 self._cut()
 
     def drop(self, seq: Sequence) -> None:

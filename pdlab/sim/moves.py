@@ -46,6 +46,7 @@ class TransferMode:
 class Moves:
     def __init__(self, world: World, network: Network, mode: TransferMode) -> None:
         self.world, self.network, self.mode = world, network, mode
+        self.pulls = mode.mode == "pull"
         self.by_layer = mode.mode == "push" and mode.granularity == "layer"
         self.by_chunk = mode.mode == "push" and mode.granularity == "chunk"
 
@@ -53,11 +54,12 @@ class Moves:
 
     def send_all(self, job: Job) -> None:
         """The prompt is computed: move what the decode instance does not hold already."""
-        assert job.pseq is not None and job.dseq is not None and job.p is not None and job.d is not None
+        p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
+        assert p is not None and d is not None and pseq is not None and dseq is not None
         job.handoff_s = self.world.env.now
         job.stage = TRANSFER
-        ask_s = self.network.path(job.p.name, job.d.name).latency_s if self.mode.mode == "pull" else 0.0
-        self._start(job, job.pseq.prompt_tokens - job.dseq.cached_tokens, delay_s=ask_s)
+        ask_s = self.network.path(p.name, d.name).latency_s if self.pulls else 0.0
+        self._start(job, pseq.prompt_tokens - dseq.cached_tokens, delay_s=ask_s)
 
     def step_started(self, job: Job, seq: Sequence, tokens: int, seconds: float) -> None:
         """By layer: a chunk is being computed, for `seconds`."""

@@ -76,11 +76,15 @@ class World:
         start_instance: Callable[[Role], tuple[Callable[[], None], float]] | None = None,
     ) -> None:
         self.env, self.router, self.workload = env, router, workload
+        self.requests = len(workload)
+        columns = (workload.priority, workload.ttft_slo_s, workload.tpot_slo_s, workload.n, workload.best_of)
+        self._plain = all(column is None for column in columns)  # a request is its prompt, nothing else
         self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
         self.log = log
         self.moves = Moves(self, network, transfer)
         self.lifecycle = Lifecycle(self, switch_s=switch_s, detect_s=detect_s)
         self.network = network
+        self.follows_chunks = self.moves.by_chunk or self.moves.by_layer
         self.first_token_from_prefill = transfer.first_token == "prefill"
         self.start_instance = start_instance
         self.gaps = Gaps()
@@ -140,18 +144,18 @@ class World:
             for i, earlier in enumerate(workload.after.tolist()):
                 if earlier >= 0:
                     self._followers.setdefault(earlier, []).append(i)
-        if not len(workload):
+        if not self.requests:
             return
         if workload.concurrency is not None:
-            self._next_closed = min(workload.concurrency, len(workload))
+            self._next_closed = min(workload.concurrency, self.requests)
             for i in range(self._next_closed):
                 self._arrive_by_index(i)
         else:
             self._arrivals = self._open_arrivals()
-            self._next_arrival()
+            self._await_next()
         After(self.env, self.report_period_s, [self._report])
         After(self.env, self.router.tick_s, [self._tick])
-        if self.ended < len(workload):
+        if self.ended < self.requests:
             self.env.run(until=self.finish)
         self._settle()
 
@@ -179,8 +183,9 @@ class World:
         actions = self.router.handle(event, now)
         if self.log is not None:
             self.log.write(now, event, actions)
+        perform = self._perform
         for action in actions:
-            self._perform[action.__class__](action)
+            perform[action.__class__](action)
         if self.on_event is not None:
             self.on_event()
 
@@ -195,28 +200,28 @@ class World:
                 if w.after is None or w.after[i] < 0:
                     yield i, arrival_s, prompt, output
 
-    def _next_arrival(self) -> None:
+    def _await_next(self) -> None:
         following = next(self._arrivals, None)
         if following is not None:
-            After(self.env, max(0.0, following[1] - self.env.now), self._arrival_callbacks, following)
+            in_s = following[1] - self.env.now
+            After(self.env, in_s if in_s > 0.0 else 0.0, self._arrival_callbacks, following)
 
     def _arrival(self, event: simpy.Event) -> None:
         i, _, prompt, output = event._value
         self._arrive(i, prompt, output)
-        self._next_arrival()
+        self._await_next()
 
-    def _arrive_by_index(self, i: int, event: simpy.Event | None = None) -> None:
+    def _arrive_by_index(self, i: int) -> None:
         self._arrive(i, int(self.workload.prompt_tokens[i]), int(self.workload.output_tokens[i]))
 
     def _arrive(self, i: int, prompt: int, output: int) -> None:
-        w = self.workload
-        now = self.env.now
+        w, now = self.workload, self.env.now
         hashes: tuple[int, ...] = ()
         context: tuple[int, ...] = ()
         if w.hashes is not None:
             context = w.hashes[i]
             hashes = context[: prompt // w.hash_tokens]
-        if w.priority is None and w.ttft_slo_s is None and w.tpot_slo_s is None and w.best_of is None and w.n is None:
+        if self._plain:
             request = Request(i, now, prompt, hashes)
         else:
             request = self._rich_request(i, now, prompt, hashes)
@@ -238,29 +243,30 @@ class World:
 
     def _dispatch(self, action: Dispatch) -> None:
         job = self.jobs[action.request_id]
-        job.attempt = action.attempt
+        attempt, sent = action.attempt, action.sent_tokens
+        job.attempt = attempt
         p = self.instances[action.instance]
         request = job.request
         job.p = p
-        if job.attempt > 1:  # forget the lost one
+        if attempt > 1:  # forget the lost one
             job.stage = QUEUED_P
-            job.sent = action.sent_tokens
+            job.sent = sent
             job.d = job.pseq = job.dseq = None
             job.pushed_tokens = 0
             job.handoff_s = job.transfer_start_s = job.transfer_end_s = NAN
         if not p.alive:
             return  # nobody knows yet; the router hears of it as Left
-        sent = action.sent_tokens
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
         stays = action.decode == action.instance
         p.jobs[job] = None
-        if not p.scheduler.fits(prompt + (output if stays else 1)):
-            self._unfit(job, p, prompt + (output if stays else 1))
+        most = prompt + output if stays else prompt + 1
+        if not p.scheduler.fits(most):
+            self._unfit(job, p, most)
             return
         if request.best_of > 1 and not (self.instances[action.decode] if action.decode else p).scheduler.pool.prefix_cache:
             self._fail(job, p, f"best_of {request.best_of} needs the prefix cache on the decode instance (engine.prefix_cache: true)")
             return
-        seq = Sequence(request.id, action.attempt, prompt, output, job.context_hashes, priority=request.priority, stays=stays, owner=job)
+        seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, stays)
         if stays:
             job.d = p
             seq.best_of = request.best_of
@@ -281,12 +287,13 @@ class World:
         if not d.scheduler.fits(prompt + output):
             self._unfit(job, d, prompt + output)
             return False
-        seq = Sequence(job.request.id, job.attempt, prompt, output, job.context_hashes, priority=job.request.priority, made=made, owner=job)
-        seq.best_of = job.request.best_of
+        request = job.request
+        seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
+        seq.best_of = request.best_of
         if not d.reserve(seq):
             if job.pseq is None and job.p is not None:
                 job.p.jobs.pop(job, None)
-            self.tell(Refused(job.request.id, job.attempt, d.name))
+            self.tell(Refused(request.id, job.attempt, d.name))
             return False
         job.d, job.dseq = d, seq
         d.jobs[job] = None
@@ -346,8 +353,7 @@ class World:
 
     # ------------------------------------------------------------ instances speak
 
-    def batch_started(self, instance: SimInstance, batch: Batch, seconds: float) -> None:
-        now = self.env.now
+    def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
         for seq, tokens in batch.chunks:
             job: Job = seq.owner
             if seq is not job.pseq:
@@ -360,11 +366,10 @@ class World:
                 self.moves.step_started(job, seq, tokens, seconds)
 
     def batch_ended(self, instance: SimInstance, batch: Batch) -> None:
-        if self.moves.by_chunk or self.moves.by_layer:
-            for seq, _ in batch.chunks:
-                job: Job = seq.owner
-                if seq is job.pseq and job.dseq is not None and not job.done and job.attempt == seq.attempt:
-                    self.moves.step_ended(job, seq)
+        for seq, _ in batch.chunks:
+            job: Job = seq.owner
+            if seq is job.pseq and job.dseq is not None and not job.done and job.attempt == seq.attempt:
+                self.moves.step_ended(job, seq)
 
     def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
         for seq in victims:
@@ -372,31 +377,31 @@ class World:
             if seq.made and seq.parent is None:
                 job.last_token_s = instance.emitted_s
 
-    def first_steps(self, instance: SimInstance, joined: list[Sequence], at_s: float) -> None:
+    def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
         for seq in joined:
             if seq.parent is not None:
                 continue
             job: Job = seq.owner
             if job.decode_start_s != job.decode_start_s:
-                job.decode_start_s = self.env.now
-            if job.last_token_s == job.last_token_s:
-                self.gaps.add(at_s - job.last_token_s)
+                job.decode_start_s = now
+            last_s = job.last_token_s
+            if last_s == last_s:
+                self.gaps.add_run(1, at_s - last_s, 0.0, 1)
             if job.first_token_s != job.first_token_s:
                 job.first_token_s = at_s
             job.stage = DECODE
 
-    def prefilled(self, instance: SimInstance, seq: Sequence) -> None:
+    def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None:
         job: Job = seq.owner
         if job.done or job.attempt != seq.attempt:
             return  # its removal is on the way
-        now = self.env.now
         if seq.made > 1 or seq is not job.pseq:
             self._token_at(job, now)  # computed anew after a preemption; it goes on decoding
             return
         if seq.stays or self.first_token_from_prefill:
             self._token_at(job, now)
         job.stage = DECODE if seq.stays else LEASED
-        self.tell(PrefillDone(job.request.id, seq.attempt, instance.name, seq.cached_tokens))
+        self.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens))
         if job.done or job.attempt != seq.attempt:
             return
         if job.streaming:
@@ -412,11 +417,10 @@ class World:
             self.gaps.add(at_s - job.last_token_s)
         job.last_token_s = at_s
 
-    def finished(self, instance: SimInstance, seq: Sequence) -> None:
+    def finished(self, instance: SimInstance, seq: Sequence, now: float) -> None:
         job: Job = seq.owner
         if job.done or job.attempt != seq.attempt:
             return
-        now = self.env.now
         if job.first_token_s != job.first_token_s or (seq is job.pseq and seq.output_tokens == 1):
             self._token_at(job, now)
         instance.jobs.pop(job, None)
@@ -427,7 +431,7 @@ class World:
         if job.transfer is not None:
             self.moves.cancel(job)
         job.done = True
-        self.tell(Finished(job.request.id, seq.attempt, instance.name, job.output_tokens))
+        self.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens))
         self._record(job, DONE, now, NAN)
         self._ended(job)
 
@@ -496,10 +500,10 @@ class World:
         if self._followers and (turns := self._followers.pop(i, None)):
             for turn in turns:
                 After(self.env, float(self.workload.arrival_s[turn]), [self._turn], turn)
-        if self._next_closed and self._next_closed < len(self.workload):
+        if self._next_closed and self._next_closed < self.requests:
             After(self.env, 0.0, [self._turn], self._next_closed)
             self._next_closed += 1
-        if self.ended == len(self.workload):
+        if self.ended == self.requests:
             self.finish.succeed()
 
     def _turn(self, event: simpy.Event) -> None:
@@ -528,7 +532,7 @@ class World:
             )
             self._deliver(instance, report)
         if self.on_progress is not None:
-            self.on_progress(now, self.ended, len(self.workload))
+            self.on_progress(now, self.ended, self.requests)
         After(self.env, self.report_period_s, [self._report])
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
