@@ -3,6 +3,10 @@ N ?= 10000
 POLICY ?= round_robin
 WORKLOAD ?= constant
 
+# Benchmarks run the compiled build where there is a compiler; PURE=1: not.
+FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
+WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
+
 .PHONY: sim test check bench-sim bench-sim-table bench-router compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
@@ -14,18 +18,21 @@ test: .venv/test.stamp  ## all tests
 check: .venv/test.stamp  ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
-bench-sim: .venv/sim.stamp  ## one row of docs/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware
-	.venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY) --workload $(WORKLOAD)
+bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware [PURE=1]
+	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY) --workload $(WORKLOAD)
 
-bench-sim-table: .venv/sim.stamp  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1]
-	.venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
+bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1] [PURE=1]
+	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
 
 bench-router: .venv/sim.stamp  ## decisions a second
 	.venv/bin/python experiments/bench_router.py
 
-compile: .venv/test.stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
+compile: build/compiled/stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
+
+build/compiled/stamp: setup.py $(wildcard pdlab/*.py pdlab/*/*.py) | .venv/sim.stamp
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check mypy setuptools
 	rm -rf build/compiled && mkdir -p build/compiled && cp -r pdlab setup.py build/compiled/
-	cd build/compiled && PDLAB_COMPILE=1 $(CURDIR)/.venv/bin/python setup.py --quiet build_ext --inplace
+	cd build/compiled && PDLAB_COMPILE=1 $(CURDIR)/.venv/bin/python setup.py --quiet build_ext --inplace && touch stamp
 
 clean:
 	rm -rf .venv build dist out *.egg-info

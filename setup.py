@@ -21,6 +21,6 @@ HOT = (
 if os.environ.get("PDLAB_COMPILE") == "1":
     from mypyc.build import mypycify
 
-    setup(ext_modules=mypycify([*HOT, "--ignore-missing-imports"], opt_level="3"))
+    setup(ext_modules=mypycify([*HOT, "--ignore-missing-imports"], opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3")))
 else:
     setup()
