@@ -1,4 +1,9 @@
 """Kernels, shipped as `pdlab.kernels`: one folder each, holding the kernel, its plain PyTorch reference, and a benchmark.
 
-Empty for now: the simulator needs none.
+paged_attention  attention over a paged KV cache, and storing into it
+kv_blocks        KV blocks gathered into a transfer buffer and scattered out of it
+fused            RMS norm with residual, SiLU times gate, rotary embedding
+linear           products of a few vectors with a weight in float32, bfloat16, int8 or int4
+
+On CPUs they are C++, compiled at first use (cpu_build.py); on CUDA, Triton; elsewhere, and where there is no compiler, the references.
 """

@@ -1,0 +1,83 @@
+"""Products of vectors with plain and quantised weights in plain PyTorch, and how the weights are quantised.
+
+int8: w = values * scale, one scale an output channel. int4: w = (code - zero) * scale, codes 0..15, one scale (and zero, else 8) for `group` weights
+along the input. Of every 32 weights of a row, byte b of 16 holds number b in its low half and number b + 16 in its high half: 16 bytes widen to two
+whole vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8Weight:
+    values: Tensor  # int8 [out, in]
+    scale: Tensor  # float32 [out]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int4Weight:
+    packed: Tensor  # uint8 [out, in / 2]
+    scale: Tensor  # float32 [out, in / group]
+    zero: Tensor | None  # float32 [out, in / group], or None: 8
+    group: int
+
+
+def quantize_int8(weight: Tensor) -> Int8Weight:
+    """[out, in] to int8 with a scale for each output channel, which maps its largest weight to 127."""
+    wide = weight.float()
+    scale = wide.abs().amax(1).clamp(min=1e-30) / 127
+    return Int8Weight((wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale)
+
+
+def quantize_int4(weight: Tensor, group: int = 32, *, zeros: bool = False) -> Int4Weight:
+    """[out, in] to 4 bits in groups along `in`, a multiple of `group`, itself one of 32. Without `zeros`, code 8 is 0 and the scale (which may be
+    negative) maps the group's largest weight to code 0; with them, the group's least weight is code 0 and its largest 15."""
+    assert group % 32 == 0 and weight.shape[1] % group == 0, "groups are of 32, 64, 96, ... weights and fill the rows"
+    wide = weight.float().unflatten(1, (-1, group))
+    if zeros:
+        low, high = wide.aminmax(dim=-1)
+        scale = (high - low).clamp(min=1e-30) / 15
+        zero = -low / scale
+    else:
+        extreme = wide.gather(-1, wide.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        scale = extreme / -8
+        scale = torch.where(scale == 0, 1e-30, scale)
+        zero = torch.full_like(scale, 8)
+    codes = (wide / scale[..., None] + zero[..., None]).round().clamp(0, 15).to(torch.uint8)
+    low_half, high_half = codes.reshape(len(weight), -1, 2, 16).unbind(2)
+    return Int4Weight((low_half | high_half << 4).flatten(1), scale.contiguous(), zero.contiguous() if zeros else None, group)
+
+
+def dequantize_int8(weight: Int8Weight) -> Tensor:
+    """float32 [out, in]."""
+    return weight.values.float() * weight.scale[:, None]
+
+
+def dequantize_int4(weight: Int4Weight) -> Tensor:
+    """float32 [out, in]."""
+    halves = weight.packed.unflatten(1, (-1, 16))
+    codes = torch.stack((halves & 15, halves >> 4), 2).reshape(len(halves), -1, weight.group).float()
+    zero = 8.0 if weight.zero is None else weight.zero[..., None]
+    return ((codes - zero) * weight.scale[..., None]).flatten(1)
+
+
+def matvec(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `pdlab.kernels.linear.matvec`."""
+    if x.dtype == weight.dtype:
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def matvec_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
+    """As `pdlab.kernels.linear.matvec_int8`."""
+    return matvec(x, dequantize_int8(weight), bias)
+
+
+def matvec_int4(x: Tensor, weight: Int4Weight, bias: Tensor | None = None) -> Tensor:
+    """As `pdlab.kernels.linear.matvec_int4`."""
+    return matvec(x, dequantize_int4(weight), bias)
