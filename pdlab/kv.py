@@ -174,14 +174,16 @@ class BlockPool:
             self._free_ids += holding.ids
         holding.shared, holding.private, holding.ids = [], 0, []
 
-    def table(self, holding: Holding) -> list[int]:
-        """Block ids of the whole sequence, in order; blocks that have none yet get theirs."""
+    def table(self, holding: Holding, blocks: int = 0) -> list[int]:
+        """Block ids of the whole sequence, in order; blocks that have none yet get theirs. `blocks` in all, where the sequence has grown
+        by some that its holding does not count yet."""
         if self._free_ids is None:
             self._free_ids = list(range(self.total - 1, -1, -1))
         for h in holding.shared:
             if h not in self._unit_ids:
                 self._unit_ids[h] = [self._free_ids.pop() for _ in range(self.unit)]
-        while len(holding.ids) < holding.private:
+        private = max(holding.private, blocks - len(holding.shared) * self.unit)
+        while len(holding.ids) < private:
             holding.ids.append(self._free_ids.pop())
         return [i for h in holding.shared for i in self._unit_ids[h]] + holding.ids
 

@@ -407,6 +407,12 @@ class Scheduler:
             return seq.prompt_tokens + self.step - seq.start_step
         return seq.computed
 
+    def table(self, seq: Sequence) -> list[int]:
+        """The block ids an engine needs: of the whole prompt, and while the sequence decodes, of the step under way."""
+        assert seq.holding is not None, f"{seq} has no blocks"
+        running = seq.order in self.running and self.running[seq.order] is seq
+        return self.pool.table(seq.holding, self.pool.blocks(self.kv_tokens(seq) + 1) if running else 0)
+
     @property
     def idle(self) -> bool:
         """Nothing here, running, waiting, leased or expected."""

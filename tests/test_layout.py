@@ -22,6 +22,7 @@ WORLDS = ("pdlab.sim", "pdlab.real", "pdlab.kernels")
 # What a module may import of pdlab, by DESIGN §2; a package stands for all in it, the longest name that fits counts.
 ALLOWED = {
     "pdlab.types": (),
+    "pdlab.prefix": (),
     "pdlab.kv": ("pdlab.types",),
     "pdlab.predict": ("pdlab.types",),
     "pdlab.cluster": ("pdlab.types", "pdlab.predict"),

@@ -1,0 +1,185 @@
+"""What the engine must know of a model: a Hugging Face config.json of the Llama, Qwen2, Qwen3 or Mistral family, checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pdlab.types import UsageError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary positions. `scaling` is none, linear, llama3 or yarn; the rest are that one's parameters, under their usual names."""
+
+    theta: float = 10000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """`windows` holds each layer's sliding window in tokens, 0 for none."""
+
+    name: str
+    family: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    max_positions: int
+    norm_eps: float
+    rope: RopeConfig
+    tied: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    windows: tuple[int, ...]
+    dtype: str = "float32"  # of the stored weights
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+def read(folder: Path) -> ModelConfig:
+    """The config.json in `folder`. Raises UsageError naming the file and what is wrong with it."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"model {folder}: cannot read config.json: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"model file {path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UsageError(f"model file {path} is not a JSON object")
+    return parse(config, folder.resolve().name, str(path))
+
+
+def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
+    """From a config.json's content. Raises UsageError after `source`."""
+    family = str(config.get("model_type", ""))
+    if family not in FAMILIES:
+        raise UsageError(f"model file {source}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+
+    def number(key: str, default: float | None = None) -> float:
+        value = config.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise UsageError(f"model file {source} lacks {key!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise UsageError(f"model file {source}: {key} must be a positive number, not {value!r}")
+        return value
+
+    hidden, heads = int(number("hidden_size")), int(number("num_attention_heads"))
+    kv_heads = int(number("num_key_value_heads", heads))
+    layers = int(number("num_hidden_layers"))
+    head_dim = int(number("head_dim", hidden // heads))
+    if heads % kv_heads:
+        raise UsageError(f"model file {source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if head_dim % 2:
+        raise UsageError(f"model file {source}: head_dim {head_dim} must be even")
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UsageError(f"model file {source}: hidden_act {activation!r} is not supported, only silu")
+    if config.get("quantization_config"):
+        raise UsageError(
+            f"model file {source}: weights quantised with {config['quantization_config'].get('quant_method', '?')} are not supported; "
+            "load the original weights, with --quantization wint8 or wint4"
+        )
+    max_positions = int(number("max_position_embeddings", 2048))
+    attention_bias = bool(config.get("attention_bias", family == "qwen2"))
+    return ModelConfig(
+        name=name,
+        family=family,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=int(number("intermediate_size")),
+        vocab=int(number("vocab_size")),
+        max_positions=max_positions,
+        norm_eps=float(number("rms_norm_eps", 1e-6)),
+        rope=_rope(config, max_positions, source),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=True if family == "qwen2" else attention_bias,
+        out_bias=attention_bias and family in ("llama", "qwen3"),
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        qk_norm=family == "qwen3",
+        windows=_windows(config, family, layers),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+    )
+
+
+def _windows(config: Mapping[str, Any], family: str, layers: int) -> tuple[int, ...]:
+    window = int(config.get("sliding_window") or 0)
+    types = config.get("layer_types")
+    if not window or family == "llama":
+        return (0,) * layers
+    if types:
+        return tuple(window if kind == "sliding_attention" else 0 for kind in types[:layers])
+    if family == "mistral":
+        return (window,) * layers
+    if not config.get("use_sliding_window"):
+        return (0,) * layers
+    first = int(config.get("max_window_layers", layers))
+    return tuple(window if layer >= first else 0 for layer in range(layers))
+
+
+def _rope(config: Mapping[str, Any], max_positions: int, source: str) -> RopeConfig:
+    """Both spellings: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`."""
+    scaling: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    if kind == "default":
+        return RopeConfig(theta)
+    if kind not in ("linear", "llama3", "yarn"):
+        raise UsageError(f"model file {source}: rope scaling {kind!r} is not one of linear, llama3, yarn")
+    if float(config.get("partial_rotary_factor") or scaling.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UsageError(f"model file {source}: partial_rotary_factor is not supported")
+    try:
+        factor = float(scaling.get("factor") or 1.0)
+        original = int(scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or max_positions)
+        if scaling.get("attention_factor") is not None:
+            attention = float(scaling["attention_factor"])
+        elif scaling.get("mscale") and scaling.get("mscale_all_dim"):
+            attention = _mscale(factor, float(scaling["mscale"])) / _mscale(factor, float(scaling["mscale_all_dim"]))
+        else:
+            attention = _mscale(factor, 1.0)
+        return RopeConfig(
+            theta,
+            kind,
+            factor,
+            original,
+            float(scaling.get("low_freq_factor") or 1.0),
+            float(scaling.get("high_freq_factor") or 4.0),
+            float(scaling.get("beta_fast") or 32.0),
+            float(scaling.get("beta_slow") or 1.0),
+            attention if kind == "yarn" else 1.0,
+            bool(scaling.get("truncate", True)),
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model file {source}: rope scaling has a value of the wrong kind: {error}") from None
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    """Source: YaRN, eq. 22."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1.0 else 1.0

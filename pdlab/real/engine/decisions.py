@@ -1,0 +1,127 @@
+"""The engine's scheduler, recorded: what it was told and what it decided, one JSON line each, and a replay that must decide the same.
+
+{"kv_blocks": 512, "block_tokens": 16, ...}                         the scheduler as it began
+{"submit": [order, prompt, output, priority], "hashes": [...]}      and "rename", "remove": told to it
+{"batch": [[[order, tokens], ...], decodes, repeat], "now": 1.25}   decided by it
+{"complete": passes}                                                told to it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO, Any
+
+import msgspec
+
+from pdlab import batching
+from pdlab.kv import BlockPool
+from pdlab.scheduler import Batch, Scheduler, Sequence
+from pdlab.types import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How an instance batches; what its Scheduler is built from."""
+
+    kv_blocks: int
+    block_tokens: int = 16
+    max_batch_tokens: int = 8192
+    max_seqs: int = 256
+    batching: str = "chunked"
+    prefix_cache: bool = True
+    watermark: float = 0.01
+
+
+class Recorded(Scheduler):
+    """A Scheduler that writes down what passes; without `log` it only counts."""
+
+    def __init__(self, setup: Setup, log: IO[bytes] | None = None) -> None:
+        super().__init__(
+            BlockPool(setup.kv_blocks, setup.block_tokens, prefix_cache=setup.prefix_cache),
+            batching.load(setup.batching),
+            max_batch_tokens=setup.max_batch_tokens,
+            max_seqs=setup.max_seqs,
+            watermark=setup.watermark,
+        )
+        self.setup = setup
+        self.log = log
+        self._write(setup)
+
+    def _write(self, line: object) -> None:
+        if self.log is not None:
+            self.log.write(msgspec.json.encode(line) + b"\n")
+
+    def submit(self, seq: Sequence) -> None:
+        super().submit(seq)
+        if self.log is not None:
+            told = [seq.order, seq.prompt_tokens, seq.output_tokens, seq.priority]
+            self._write({"submit": told, "hashes": seq.hashes} if seq.hashes else {"submit": told})
+
+    def rename(self, seq: Sequence, hashes: tuple[int, ...]) -> None:
+        """The sequence has grown: these are the names of its full blocks now."""
+        seq.hashes = hashes
+        self._write({"rename": seq.order, "hashes": hashes})
+
+    def remove(self, seq: Sequence) -> int:
+        self._write({"remove": seq.order})
+        return super().remove(seq)
+
+    def next_batch(self, now: float) -> Batch | None:
+        batch = super().next_batch(now)
+        if self.log is not None and batch is not None:
+            self._write({"batch": decided(batch), "now": now})
+        return batch
+
+    def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]:
+        """After `steps` passes, all but the last of which were told to `advance` already."""
+        self._write({"complete": steps})
+        return super().complete(batch, 1, now)
+
+
+def decided(batch: Batch) -> list[Any]:
+    """A batch as the log has it."""
+    return [[[seq.order, tokens] for seq, tokens in batch.chunks], batch.decodes, batch.repeat]
+
+
+def replay(lines: Iterable[bytes]) -> tuple[int, str]:
+    """Feed a log to a fresh Scheduler. Returns (batches decided alike, the first difference or ""). Raises UsageError on a line that is
+    not of such a log."""
+    reader = iter(lines)
+    alike, number = 0, 1
+    sequences: dict[int, Sequence] = {}
+    batch: Batch | None = None
+    try:
+        setup = msgspec.json.decode(next(reader), type=Setup)
+        fresh = Recorded(setup)
+        for number, raw in enumerate(reader, 2):
+            match msgspec.json.decode(raw):
+                case {"submit": [order, prompt, output, priority], **rest}:
+                    hashes: Any = rest.get("hashes", ())
+                    seq = Sequence(0, 0, prompt, output, tuple(hashes), priority)
+                    fresh.submit(seq)
+                    sequences[order] = seq
+                    if seq.order != order:
+                        return alike, f"line {number}: submission {order} is number {seq.order} here"
+                case {"rename": order, "hashes": hashes}:
+                    fresh.rename(sequences[order], tuple(hashes))
+                case {"remove": order}:
+                    fresh.remove(sequences[order])
+                case {"batch": recorded, "now": now}:
+                    batch = fresh.next_batch(now)
+                    here = None if batch is None else decided(batch)
+                    if here != recorded:
+                        return alike, f"line {number}: the log has {recorded}, decided here was {here}"
+                    alike += 1
+                case {"complete": steps} if batch is not None:
+                    super(Recorded, fresh).complete(batch, steps, 0.0)
+                case _:
+                    raise ValueError("not a scheduler's decision")
+    except (StopIteration, msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"line {number} of the decision log cannot be replayed: {error or 'it is empty'}") from None
+    return alike, ""
+
+
+def is_decision_log(head: bytes) -> bool:
+    """Is this the first line of such a log (and not of a router's)?"""
+    return head.startswith(b'{"kv_blocks":')

@@ -1,0 +1,247 @@
+"""The engine's core: what the Scheduler says is run on the device, sampled, and told. No clock, no sockets: a process around it has those.
+
+    engine.submit(message); engine.cancel(id); engine.step(now, emit, interrupted)
+
+A decode batch is run `Batch.repeat` times without asking the scheduler again, unless a sequence stops early or news have come.
+A request's other candidates (`best_of`) are submitted when the first one's prompt is computed, and find it in the prefix cache.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pdlab.scheduler as sched
+from pdlab.prefix import chain
+from pdlab.real.engine.decisions import Recorded
+from pdlab.real.engine.messages import Step, Submit, Tokens
+from pdlab.real.engine.runner import Piece, Runner
+from pdlab.real.engine.sampler import Row, Sampled, sample
+
+Emit = Callable[[list[Tokens]], None]
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """One sequence of a request: its prompt and output tokens, and the ids of its KV blocks."""
+
+    submit: Submit
+    index: int
+    tokens: list[int]
+    row: Row
+    seq: sched.Sequence
+    table: Sequence[int] = ()
+    admitted: bool = False
+
+    @property
+    def id(self) -> int:
+        return self.submit.id
+
+
+@dataclass(slots=True)
+class Group:
+    """A request's live candidates by index. `waiting` are those that the first one's prompt is computed for."""
+
+    live: dict[int, Candidate] = field(default_factory=dict)
+    waiting: list[Candidate] = field(default_factory=list)
+
+
+class Engine:
+    """`eos_ids` end a sequence unless it ignores them; `max_tokens` bounds prompt plus output of one; `seed` is for requests that bring
+    none; after `step_limit` passes at the latest the scheduler is asked again."""
+
+    def __init__(
+        self, runner: Runner, scheduler: Recorded, *, eos_ids: frozenset[int], max_tokens: int, seed: int = 0, step_limit: int = 1 << 30
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.eos_ids = tuple(sorted(eos_ids))
+        self.max_tokens = max_tokens
+        self.step_limit = step_limit
+        self.seeds = random.Random(seed)
+        self.groups: dict[int, Group] = {}
+        self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
+        self.prompt_tokens = self.prefix_queries = self.prefix_hits = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self.groups and not self.news
+
+    # ------------------------------------------------------------ requests
+
+    def submit(self, submit: Submit) -> None:
+        """Take a request in. One that can never run is answered with an error, at the next step."""
+        if reason := self._impossible(submit):
+            self.news += [Tokens(submit.id, i, 0, [], "error", error=reason) for i in range(max(submit.sampling.best_of, 1))]
+            return
+        group = self.groups[submit.id] = Group()
+        candidates = [self._candidate(submit, index) for index in range(submit.sampling.best_of)]
+        group.live = {c.index: c for c in candidates}
+        group.waiting = candidates[1:]
+        self.scheduler.submit(candidates[0].seq)
+
+    def _impossible(self, submit: Submit) -> str:
+        s, vocab = submit.sampling, self.runner.model.config.vocab
+        if submit.id in self.groups:
+            return f"request {submit.id} is already here"
+        if not submit.tokens:
+            return "the prompt is empty"
+        if s.max_tokens < 1 or s.best_of < 1:
+            return f"max_tokens {s.max_tokens} and best_of {s.best_of} must be at least 1"
+        total = len(submit.tokens) + s.max_tokens
+        if total > self.max_tokens or not self.scheduler.fits(total):
+            return f"prompt of {len(submit.tokens)} and output of {s.max_tokens} tokens exceed the {self.max_tokens} tokens that fit here"
+        wrong = next((t for t in (*submit.tokens, *s.stop_token_ids, *s.logit_bias) if not 0 <= t < vocab), None)
+        if wrong is not None:
+            return f"token {wrong} is not in the vocabulary of {vocab}"
+        return ""
+
+    def _candidate(self, submit: Submit, index: int) -> Candidate:
+        s = submit.sampling
+        seed = self.seeds.getrandbits(64) if s.seed is None else s.seed
+        stop_ids = s.stop_token_ids if s.ignore_eos else (*s.stop_token_ids, *self.eos_ids)
+        row = Row(s, random.Random(f"{seed}/{index}"), stop_ids)
+        if s.repetition_penalty != 1.0:
+            row.prompt = tuple(set(submit.tokens))
+        seq = sched.Sequence(submit.id, index, len(submit.tokens), s.max_tokens, submit.hashes, submit.priority)
+        candidate = Candidate(submit, index, list(submit.tokens), row, seq)
+        seq.owner = candidate
+        return candidate
+
+    def cancel(self, id: int, candidate: int = -1) -> None:
+        """Drop a request, or one candidate of it; what has ended already stays so."""
+        group = self.groups.get(id)
+        if group is None:
+            return
+        for c in [c for c in group.live.values() if candidate in (-1, c.index)]:
+            if c in group.waiting:
+                group.waiting.remove(c)
+            else:
+                self._remove(c)
+            self.news.append(Tokens(id, c.index, c.row.made, [], "abort"))
+            self._end(c)
+        if group.waiting and not any(c.index == 0 for c in group.live.values()):
+            self._release(group)  # nobody else will compute the prompt
+
+    def _remove(self, c: Candidate) -> None:
+        self._name_blocks(c)
+        self.scheduler.remove(c.seq)
+
+    def _end(self, c: Candidate) -> None:
+        group = self.groups[c.id]
+        del group.live[c.index]
+        c.seq.owner = None  # no cycle for the collector
+        if not group.live:
+            del self.groups[c.id]
+
+    def _release(self, group: Group) -> None:
+        for c in group.waiting:
+            self.scheduler.submit(c.seq)
+        group.waiting = []
+
+    def _name_blocks(self, c: Candidate) -> None:
+        """Let the prefix cache keep what the sequence has made, too: the next turn of a conversation starts with it."""
+        if c.seq.hashes and c.row.made:
+            self.scheduler.rename(c.seq, chain(c.tokens, self.runner.block_tokens))
+
+    # ------------------------------------------------------------ the step
+
+    def step(self, now: float, emit: Emit, interrupted: Callable[[], bool]) -> None:
+        """Run the next batch, as often as it repeats; `emit` gets the tokens of each pass at once. `interrupted` says whether news wait."""
+        if self.news:
+            news, self.news = self.news, []
+            emit(news)
+        scheduler = self.scheduler
+        batch = scheduler.next_batch(now)
+        if batch is None:
+            return
+        for victim in scheduler.victims:
+            victim.owner.table = ()
+        passes = 1
+        while True:
+            computed = [seq.owner for seq, tokens in batch.chunks if seq.computed + tokens == seq.prompt_tokens]
+            decoding = [seq.owner for seq in scheduler.running.values()] if batch.decodes else []
+            sampling = [*computed, *decoding]
+            logits = self.runner.run([*self._chunks(batch.chunks), *map(self._next_token, decoding)])
+            outputs = [self._take(c, s) for c, s in zip(sampling, sample(logits, [c.row for c in sampling]), strict=True)]
+            ended = [(c, o) for c, o in zip(sampling, outputs, strict=True) if o.finish]
+            if ended or batch.repeat == 1 or passes >= self.step_limit or interrupted():
+                break
+            emit(outputs)
+            scheduler.advance(batch, 1)
+            passes += 1
+        for c, _ in ended:
+            self._name_blocks(c)
+        scheduler.complete(batch, passes, now)
+        for c in computed:
+            if (group := self.groups[c.id]).waiting and c.index == 0:
+                self._release(group)
+        for c, output in ended:
+            if output.finish == "stop" and c.seq.made < c.seq.output_tokens:
+                scheduler.remove(c.seq)
+            self._end(c)
+        scheduler.pool.drain_events()  # nobody reports them yet
+        emit(outputs)
+
+    def _chunks(self, chunks: list[tuple[sched.Sequence, int]]) -> list[Piece]:
+        pieces = []
+        for seq, tokens in chunks:
+            c: Candidate = seq.owner
+            start, end = seq.computed, seq.computed + tokens
+            if not c.table:
+                c.table = self.scheduler.table(seq)
+            if not c.admitted:
+                c.admitted = True
+                self.prefix_queries += seq.prompt_tokens if seq.hashes else 0
+                self.prefix_hits += seq.cached_tokens
+            self.prompt_tokens += tokens
+            pieces.append(Piece(c.tokens[start:end], start, c.table, end == seq.prompt_tokens))
+        return pieces
+
+    def _next_token(self, c: Candidate) -> Piece:
+        start = len(c.tokens) - 1
+        if start >= len(c.table) * self.runner.block_tokens:
+            c.table = self.scheduler.table(c.seq)
+        return Piece(c.tokens[-1:], start, c.table, True)
+
+    def _take(self, c: Candidate, sampled: Sampled) -> Tokens:
+        """Book a token, and say so."""
+        token = sampled.token
+        start = c.row.made
+        c.tokens.append(token)
+        c.row.count(token)
+        finish = None
+        if token in c.row.stop_ids:
+            finish = "stop"
+        elif c.row.made >= c.submit.sampling.max_tokens:
+            finish = "length"
+        return Tokens(
+            c.id,
+            c.index,
+            start,
+            [token],
+            finish,
+            None if sampled.logprob is None else [sampled.logprob],
+            None if sampled.top is None else [sampled.top],
+            cached_tokens=c.seq.cached_tokens,
+        )
+
+    # ------------------------------------------------------------ what it says of itself
+
+    def load(self, outputs: list[Tokens], at_s: float) -> Step:
+        """The outputs, with the load and the counters as they are now."""
+        s = self.scheduler
+        waiting = len(s.waiting) + len(s.prefilling) + sum(len(g.waiting) for g in self.groups.values() if g.waiting)
+        return Step(
+            outputs,
+            at_s,
+            waiting,
+            len(s.running) + len(s.landed),
+            s.pool.used,
+            s.pool.used if not self.groups else 0,
+            s.preemptions,
+            self.prompt_tokens,
+            self.prefix_queries,
+            self.prefix_hits,
+        )

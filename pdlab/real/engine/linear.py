@@ -1,0 +1,99 @@
+"""Matrix products with resident weights: dense, or weight-only int8 (a scale an output channel) and int4 (a scale for 32 inputs).
+
+Few rows are bound by reading the weights, so there the packed ones are read as they are; many rows are bound by arithmetic, so there the
+weights are widened first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pdlab.kernels.linear import (
+    dequantize_int4,
+    dequantize_int8,
+    matvec,
+    matvec_int4,
+    matvec_int8,
+    quantize_int4,
+    quantize_int8,
+)
+from pdlab.types import UsageError
+
+FEW = 8  # rows that one pass of a kernel takes
+PIECES = 4  # passes over packed weights that cost less than widening them
+
+
+class Linear(Protocol):
+    """x [tokens, in] -> [tokens, out]."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Read from memory by each product."""
+
+
+Make = Callable[[Tensor, Tensor | None], Linear]  # (weight [out, in], bias [out]) -> Linear
+
+
+class Dense:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self.weight_bytes = weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) <= FEW and x.device.type == "cpu":
+            product: Tensor = matvec(x, self.weight, self.bias)
+            return product
+        return F.linear(x, self.weight, self.bias)
+
+
+class Int8:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias, self.dtype = quantize_int8(weight), bias, weight.dtype
+        self.weight_bytes = self.weight.values.nbytes + self.weight.scale.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) <= FEW * PIECES:
+            return _in_pieces(x, lambda part: matvec_int8(part, self.weight, self.bias))
+        return F.linear(x, dequantize_int8(self.weight).to(self.dtype), self.bias)
+
+
+class Int4:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias, self.dtype = quantize_int4(weight, 32), bias, weight.dtype
+        self.weight_bytes = self.weight.packed.nbytes + self.weight.scale.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) <= FEW * PIECES:
+            return _in_pieces(x, lambda part: matvec_int4(part, self.weight, self.bias))
+        return F.linear(x, dequantize_int4(self.weight).to(self.dtype), self.bias)
+
+
+def _in_pieces(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    return product(x) if len(x) <= FEW else torch.cat([product(part) for part in torch.split(x, FEW)])
+
+
+def dense(weight: Tensor, bias: Tensor | None) -> Linear:
+    return Dense(weight, bias)
+
+
+def maker(quantization: str) -> Make:
+    """How each layer's weights are kept: "" as they are, wint8, wint4. Raises UsageError on another name."""
+    if not quantization:
+        return dense
+    if quantization == "wint8":
+        return Int8
+    if quantization == "wint4":
+        return _int4
+    raise UsageError(f"--quantization {quantization} is not one of wint8, wint4")
+
+
+def _int4(weight: Tensor, bias: Tensor | None) -> Linear:
+    """Rows that groups of 32 do not fill stay in 8 bits."""
+    return Int4(weight, bias) if weight.shape[1] % 32 == 0 else Int8(weight, bias)

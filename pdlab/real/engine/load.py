@@ -1,0 +1,144 @@
+"""From a folder or a file to an engine that runs: config, weights, KV memory, scheduler. All mistakes are UsageErrors of one line."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import torch
+from torch import Tensor
+
+from pdlab.real.engine import config as configs
+from pdlab.real.engine import gguf_file, weights
+from pdlab.real.engine.config import ModelConfig
+from pdlab.real.engine.decisions import Recorded, Setup
+from pdlab.real.engine.engine import Engine
+from pdlab.real.engine.linear import maker
+from pdlab.real.engine.model import Model
+from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.runner import Runner
+from pdlab.types import UsageError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    config: ModelConfig
+    engine: Engine
+    device: torch.device
+    dtype: torch.dtype
+
+
+def device_of(name: str) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1`, `npu:0`. Raises UsageError where there is no such device here."""
+    if not re.fullmatch(r"(cpu|(cuda|npu)(:\d+)?)", name):
+        raise UsageError(f"--device {name} is not one of cpu, cuda, cuda:N, npu, npu:N")
+    kind, _, index = name.partition(":")
+    if kind == "npu":
+        try:
+            import torch_npu  # noqa: F401 - registers the device
+        except ImportError:
+            raise UsageError(
+                f"--device {name} needs torch_npu, which is not installed: install Ascend's torch_npu, or use --device cpu"
+            ) from None
+    if kind != "cpu":
+        module = getattr(torch, kind)
+        if not module.is_available():
+            raise UsageError(f"--device {name}: torch sees no {kind} device here; use --device cpu")
+        if int(index or 0) >= module.device_count():
+            raise UsageError(f"--device {name}: there are {module.device_count()} {kind} devices, numbered from 0")
+    return torch.device(kind, int(index or 0)) if kind != "cpu" else torch.device("cpu")
+
+
+def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
+    """Everything in place to run `engine.step`."""
+    device = device_of(options.device)
+    if device.type == "cpu" and options.threads:
+        torch.set_num_threads(options.threads)
+    path = Path(options.model)
+    config, found, factors = _source(path, options)
+    dtype = _dtype(options.dtype, config, device)
+    context = min(options.max_model_len or config.max_positions, config.max_positions)
+    if options.max_model_len > config.max_positions:
+        raise UsageError(f"--max-model-len {options.max_model_len} exceeds the model's {config.max_positions} positions")
+    make = maker(options.quantization)
+    model = Model(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors)
+    setup = Setup(
+        _kv_blocks(options, config, device, dtype, context),
+        options.block_tokens,
+        options.max_batch_tokens,
+        options.max_seqs,
+        options.batching,
+        options.prefix_cache,
+        options.watermark,
+    )
+    scheduler = Recorded(setup, decisions)
+    runner = Runner(model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens)
+    engine = Engine(
+        runner, scheduler, eos_ids=frozenset(options.eos_ids), max_tokens=min(context, scheduler.most_tokens), seed=options.seed
+    )
+    return Loaded(config, engine, device, dtype)
+
+
+def _source(path: Path, options: EngineOptions) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]], Tensor | None]:
+    if path.suffix == ".gguf":
+        plain = gguf_file.config(path)
+        config = configs.parse(plain, path.stem, str(path))
+        factors = gguf_file.rope_factors(path)
+        arrays = ((name, torch.from_numpy(array)) for name, array in gguf_file.tensors(path))
+        return config, arrays, None if factors is None else torch.from_numpy(factors)
+    if not path.exists():
+        raise UsageError(
+            f"--model {path}: no such folder or file; give a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf"
+        )
+    if not path.is_dir():
+        raise UsageError(f"--model {path} is neither a folder nor a .gguf file")
+    config = configs.read(path)
+    if options.load_format == "dummy":
+        return config, weights.at_random(config, options.seed), None
+    return config, weights.from_folder(path, config), None
+
+
+def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = config.dtype if device.type != "cpu" else "float32"
+        name = {"float16": "float16", "bfloat16": "bfloat16"}.get(name, "float32")
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name} is not one of auto, {', '.join(DTYPES)}")
+    if name == "float16" and device.type == "cpu":
+        raise UsageError("--dtype float16 is for accelerators; on a CPU use float32 or bfloat16")
+    return DTYPES[name]
+
+
+def _kv_blocks(options: EngineOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype, context: int) -> int:
+    """As asked for; else, on a CPU, room for four contexts but at most 1 GiB; on an accelerator, `hbm_utilization` less what is taken."""
+    block_bytes = config.kv_bytes_per_token(dtype.itemsize) * options.block_tokens
+    if options.kv_blocks:
+        blocks = options.kv_blocks
+    elif options.kv_gib:
+        blocks = int(options.kv_gib * GIB / block_bytes)
+    elif device.type == "cpu":
+        blocks = min(int(GIB / block_bytes), 4 * -(-context // options.block_tokens))
+    else:
+        free, total = getattr(torch, device.type).mem_get_info(device)
+        blocks = int((free - (1 - options.hbm_utilization) * total) / block_bytes)
+    if blocks < 2:
+        raise UsageError(
+            f"KV memory for {max(blocks, 0)} blocks of {block_bytes / 2**20:.1f} MiB is too small to serve anything: "
+            f"give at least --kv-gib {4 * block_bytes / GIB:.3f}"
+        )
+    return blocks
+
+
+def describe(options: EngineOptions) -> str:
+    """The options as one line of JSON."""
+    return msgspec.json.encode(options).decode()

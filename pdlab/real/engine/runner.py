@@ -1,0 +1,61 @@
+"""Runs one step on the device: lays the sequences' tokens out flat, runs the model, returns the logits that are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdlab.real.engine.model import Inputs, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`tokens` of one sequence from position `start` on. `table` are the ids of its blocks, at least as far as these tokens reach.
+    `samples`: is the token after the last of them wanted?"""
+
+    tokens: Sequence[int]
+    start: int
+    table: Sequence[int]
+    samples: bool
+
+
+class Runner:
+    """A model and its paged KV memory: `kv` [layers, 2, blocks, kv_heads, block_tokens, head_dim]."""
+
+    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int) -> None:
+        c = model.config
+        self.model = model
+        self.block_tokens = block_tokens
+        self.kv = torch.zeros((c.layers, 2, kv_blocks, c.kv_heads, block_tokens, c.head_dim), dtype=model.dtype, device=model.device)
+
+    def run(self, pieces: Sequence[Piece]) -> Tensor:
+        """Logits float32 [pieces that sample, vocab], in the order of the pieces."""
+        return self.model.forward(self.inputs(pieces), self.kv)
+
+    def inputs(self, pieces: Sequence[Piece]) -> Inputs:
+        """The pieces as flat arrays on the device."""
+        count = len(pieces)
+        lengths = np.fromiter((len(p.tokens) for p in pieces), np.int64, count)
+        starts = np.fromiter((p.start for p in pieces), np.int64, count)
+        ends = lengths.cumsum()
+        tokens = np.fromiter((t for p in pieces for t in p.tokens), np.int64, int(ends[-1]))
+        of = np.repeat(np.arange(count), lengths)
+        positions = np.arange(len(tokens)) - np.repeat(ends - lengths - starts, lengths)
+        reach = -(-(starts + lengths) // self.block_tokens)
+        tables = np.zeros((count, int(reach.max())), np.int32)
+        for row, piece, blocks in zip(tables, pieces, reach.tolist(), strict=True):
+            row[:blocks] = piece.table[:blocks]
+        slots = tables[of, positions // self.block_tokens].astype(np.int64) * self.block_tokens + positions % self.block_tokens
+        query_starts = np.zeros(count + 1, np.int32)
+        query_starts[1:] = ends
+        last = ends[np.fromiter((p.samples for p in pieces), np.bool_, count)] - 1
+        return Inputs(
+            *(
+                torch.from_numpy(array).to(self.model.device, non_blocking=True)
+                for array in (tokens, positions, slots, tables, query_starts, (starts + lengths).astype(np.int32), last)
+            )
+        )

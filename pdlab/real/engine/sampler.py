@@ -1,0 +1,139 @@
+"""From logits to tokens. Greedy rows take one argmax together; the rest is vectorised over the batch, with a draw of its own for each row.
+
+A row's draw is one uniform number from the generator of its own sequence, and the token is where the cumulative distribution passes it, so
+that what else is in the batch does not matter. Order as in vLLM: bias and bans, penalties, temperature, then min-p, top-k, top-p.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pdlab.real.engine.messages import Sampling
+
+
+@dataclass(slots=True)
+class Row:
+    """What sampling needs of a sequence. `output` counts its tokens made so far; `prompt` are the distinct tokens of its prompt, kept only
+    where a penalty asks for them."""
+
+    sampling: Sampling
+    generator: random.Random
+    stop_ids: tuple[int, ...]  # that end it, end-of-sequence among them
+    made: int = 0
+    output: dict[int, int] = field(default_factory=dict)
+    prompt: tuple[int, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Does nothing alter its logits?"""
+        s = self.sampling
+        return not (s.logit_bias or self.penalised or (self.made < s.min_tokens and self.stop_ids))
+
+    @property
+    def penalised(self) -> bool:
+        s = self.sampling
+        return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
+
+    def count(self, token: int) -> None:
+        self.made += 1
+        if self.penalised:
+            self.output[token] = self.output.get(token, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """`logprobs` and `top` are there where the row's sampling asks for them: its token's log-probability, and (token, log-probability)
+    of the likeliest, by the model's own softmax."""
+
+    token: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] | None = None
+
+
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
+    """One token for each row of `logits`, float32 [rows, vocab]."""
+    if not rows:
+        return []
+    wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
+    raw = logits[wanted].log_softmax(-1) if wanted else None
+    altered = [i for i, row in enumerate(rows) if not row.plain]
+    if altered:
+        logits = logits.clone()
+        for i in altered:
+            _alter(logits[i], rows[i])
+    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    if len(drawn) == len(rows):
+        tokens: list[int] = _draw(logits, rows)
+    else:
+        tokens = logits.argmax(-1).tolist()
+        if drawn:
+            for i, token in zip(drawn, _draw(logits[drawn], [rows[i] for i in drawn]), strict=True):
+                tokens[i] = token
+    sampled = [Sampled(token) for token in tokens]
+    if raw is not None:
+        for at, i in enumerate(wanted):
+            sampled[i] = _with_logprobs(raw[at], tokens[i], rows[i].sampling.logprobs or 0)
+    return sampled
+
+
+def _with_logprobs(raw: Tensor, token: int, count: int) -> Sampled:
+    if not count:
+        return Sampled(token, raw[token].item(), [])
+    values, ids = raw.topk(min(count, len(raw)))
+    return Sampled(token, raw[token].item(), list(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+def _alter(logits: Tensor, row: Row) -> None:
+    s = row.sampling
+    if s.logit_bias:
+        ids = torch.tensor(list(s.logit_bias), device=logits.device)
+        logits[ids] += torch.tensor(list(s.logit_bias.values()), device=logits.device)
+    if row.made < s.min_tokens and row.stop_ids:
+        logits[list(row.stop_ids)] = -torch.inf
+    if s.repetition_penalty != 1.0:
+        ids = torch.tensor(sorted({*row.prompt, *row.output}), device=logits.device)
+        if len(ids):
+            seen = logits[ids]
+            logits[ids] = torch.where(seen > 0, seen / s.repetition_penalty, seen * s.repetition_penalty)
+    if row.output and (s.presence_penalty or s.frequency_penalty):
+        ids = torch.tensor(list(row.output), device=logits.device)
+        counts = torch.tensor(list(row.output.values()), device=logits.device, dtype=torch.float32)
+        logits[ids] -= s.frequency_penalty * counts + s.presence_penalty
+
+
+def _draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    device = logits.device
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=device, dtype=torch.float32).unsqueeze(1)
+
+    samplings = [row.sampling for row in rows]
+    probs = (logits / column([max(s.temperature, 1e-5) for s in samplings])).softmax(-1)
+    if any(s.min_p > 0 for s in samplings):
+        floor = column([s.min_p for s in samplings]) * probs.amax(-1, keepdim=True)
+        probs = probs.masked_fill(probs < floor, 0.0)
+    u = torch.tensor([row.generator.random() for row in rows], device=device, dtype=torch.float64).unsqueeze(1)
+    if not any(s.top_p < 1 or s.top_k for s in samplings):
+        total = probs.double().cumsum(-1)
+        return _pick(total, u)
+    ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(ordered.shape[1], device=device)
+    most = torch.tensor([s.top_k or ordered.shape[1] for s in samplings], device=device).unsqueeze(1)
+    ordered = ordered.masked_fill(rank >= most, 0.0)
+    total = ordered.double().cumsum(-1)
+    bound = column([s.top_p for s in samplings]).double() * total[:, -1:]
+    ordered = ordered.masked_fill(total - ordered >= bound, 0.0)  # a token stays while those before it are short of top_p
+    picked = torch.tensor(_pick(ordered.double().cumsum(-1), u), device=device).unsqueeze(1)
+    return [int(i) for i in ids.gather(1, picked).squeeze(1).tolist()]
+
+
+def _pick(total: Tensor, u: Tensor) -> list[int]:
+    """The first index whose cumulative weight exceeds u of the whole. `total` float64 [rows, n], `u` float64 [rows, 1] below 1."""
+    target = u * total[:, -1:]
+    picked = torch.searchsorted(total, target, right=True).clamp(max=total.shape[1] - 1)
+    return [int(i) for i in picked.squeeze(1).tolist()]

@@ -1,0 +1,134 @@
+"""The engine in its own process: answers, interleaves, survives cancellation, says why it cannot start, and is missed when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+
+from pdlab.real.engine.client import EngineClient
+from pdlab.real.engine.decisions import replay
+from pdlab.real.engine.messages import Sampling, Submit, Tokens
+from pdlab.real.engine.options import EngineOptions
+from pdlab.types import UsageError
+from tests.real.engine import tiny_models
+
+Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
+
+
+@asynccontextmanager
+async def started(folder: Path, **options: object) -> AsyncIterator[EngineClient]:
+    given = {"block_tokens": 4, "kv_blocks": 200, "threads": 1, **options}
+    client = await EngineClient.start(EngineOptions(model=str(folder), **given))  # type: ignore[arg-type]
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def collect(arriving: asyncio.Queue[Tokens]) -> tuple[list[int], str]:
+    tokens: list[int] = []
+    while True:
+        news = await asyncio.wait_for(arriving.get(), 30)
+        assert news.start == len(tokens) or news.finish == "error"
+        tokens += news.tokens
+        if news.finish:
+            return tokens, news.finish
+
+
+GREEDY = Sampling(max_tokens=10, temperature=0.0)
+
+
+def test_requests_side_by_side_get_transformers_tokens_and_the_log_replays(tiny: Tiny, tmp_path: Path) -> None:
+    folder, reference = tiny("llama")
+    prompts = [[i, 2 * i, 3 * i] * (i + 1) for i in range(1, 8)]
+    log = tmp_path / "decisions.jsonl"
+
+    async def main() -> None:
+        async with started(folder, decisions=str(log)) as client:
+            assert client.ready.kv_blocks == 200
+            assert client.ready.max_tokens == 512
+            arriving = [client.submit(Submit(i, prompt, GREEDY)) for i, prompt in enumerate(prompts)]
+            found = await asyncio.gather(*map(collect, arriving))
+            assert found == [(tiny_models.greedy(reference, prompt, 10), "length") for prompt in prompts]
+            assert client.load.running == 0
+            assert client.load.leaked_blocks == 0
+            process = client.process
+        assert process.returncode == 0
+
+    asyncio.run(main())
+    with log.open("rb") as lines:
+        alike, difference = replay(lines)
+    assert alike > 0
+    assert not difference
+
+
+def test_a_cancelled_request_says_so_and_others_go_on(tiny: Tiny) -> None:
+    async def main() -> None:
+        async with started(tiny("llama")[0]) as client:
+            long = client.submit(Submit(1, [1, 2], Sampling(max_tokens=400, temperature=0.0)))
+            other = client.submit(Submit(2, [3, 4], GREEDY))
+            first = await asyncio.wait_for(long.get(), 30)
+            assert first.tokens
+            client.cancel(1)
+            while (news := await asyncio.wait_for(long.get(), 30)).finish is None:
+                pass
+            assert news.finish == "abort"
+            assert (await collect(other))[1] == "length"
+            client.cancel(1)
+            client.cancel(77)
+
+    asyncio.run(main())
+
+
+def test_a_killed_engine_ends_every_request_with_the_reason(tiny: Tiny) -> None:
+    async def main() -> None:
+        async with started(tiny("llama")[0]) as client:
+            arriving = client.submit(Submit(1, [1, 2], Sampling(max_tokens=500, best_of=2)))
+            await asyncio.wait_for(arriving.get(), 30)
+            os.kill(client.process.pid, signal.SIGKILL)
+            ended: set[int] = set()
+            while len(ended) < 2:
+                news = await asyncio.wait_for(arriving.get(), 30)
+                if news.finish:
+                    assert news.finish == "error"
+                    assert "has ended with status -9" in news.error
+                    ended.add(news.candidate)
+            assert client.down is not None
+            later = await asyncio.wait_for(client.submit(Submit(2, [1], GREEDY)).get(), 5)
+            assert later.finish == "error"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device": "cuda"}, "torch sees no cuda device here; use --device cpu"),
+        ({"device": "npu:0"}, "needs torch_npu, which is not installed"),
+        ({"device": "tpu"}, "--device tpu is not one of cpu, cuda"),
+        ({"dtype": "float8"}, "--dtype float8 is not one of auto, float32"),
+        ({"dtype": "float16"}, "use float32 or bfloat16"),
+        ({"quantization": "fp8"}, "--quantization fp8 is not one of wint8, wint4"),
+        ({"max_model_len": 4096}, "--max-model-len 4096 exceeds the model's 512 positions"),
+        ({"kv_blocks": 0, "kv_gib": 1e-6}, "is too small to serve anything: give at least --kv-gib"),
+    ],
+)
+def test_what_cannot_be_is_one_line(options: dict[str, object], says: str, tiny: Tiny) -> None:
+    from pdlab.real.engine.load import load
+
+    with pytest.raises(UsageError, match=re.escape(says)) as raised:
+        load(EngineOptions(model=str(tiny("llama")[0]), **{"kv_blocks": 50, **options}))  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
+
+
+def test_a_mistake_is_told_by_the_process_too(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--model .*/nowhere: no such folder or file"):
+        asyncio.run(EngineClient.start(EngineOptions(model=str(tmp_path / "nowhere"))))

@@ -1,0 +1,126 @@
+"""Draws follow the softmax that the parameters leave, and each row's draws are its own."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pdlab.real.engine.messages import Sampling
+from pdlab.real.engine.sampler import Row, sample
+
+DRAWS = 20_000
+
+
+def row(seed: int = 0, stop_ids: tuple[int, ...] = (), **fields: object) -> Row:
+    return Row(Sampling(**fields), random.Random(seed), stop_ids)  # type: ignore[arg-type]
+
+
+def counts(logits: Tensor, **fields: object) -> Tensor:
+    generator = random.Random(5)
+    rows = [Row(Sampling(**fields), generator, ()) for _ in range(DRAWS)]  # type: ignore[arg-type]
+    drawn = Counter(s.token for at in range(0, DRAWS, 2000) for s in sample(logits.expand(2000, -1), rows[at : at + 2000]))
+    return torch.tensor([drawn[i] for i in range(logits.shape[-1])], dtype=torch.float64)
+
+
+def chi_square(seen: Tensor, probs: Tensor) -> float:
+    """Divided by its degrees of freedom: about 1 where `seen` follows `probs`."""
+    there = probs > 0
+    assert seen[~there].sum() == 0
+    expected = probs[there].double() * DRAWS
+    return float(((seen[there] - expected) ** 2 / expected).sum() / max(int(there.sum()) - 1, 1))
+
+
+LOGITS = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 1.5
+
+
+def kept(probs: Tensor, tokens: list[int]) -> Tensor:
+    mask = torch.zeros_like(probs)
+    mask[tokens] = 1
+    return probs * mask / (probs * mask).sum()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    assert chi_square(counts(LOGITS, temperature=temperature), (LOGITS / temperature).softmax(-1)) < 2
+
+
+def test_top_k_top_p_and_min_p_leave_the_likeliest() -> None:
+    probs = LOGITS.softmax(-1)
+    order = probs.argsort(descending=True).tolist()
+    assert chi_square(counts(LOGITS, top_k=5), kept(probs, order[:5])) < 2
+    total, nucleus = 0.0, []
+    for token in order:
+        if total >= 0.7:
+            break
+        nucleus.append(token)
+        total += float(probs[token])
+    assert chi_square(counts(LOGITS, top_p=0.7), kept(probs, nucleus)) < 2
+    floor = 0.2 * float(probs.max())
+    assert chi_square(counts(LOGITS, min_p=0.2), kept(probs, [t for t in order if float(probs[t]) >= floor])) < 2
+
+
+def test_temperature_zero_takes_the_likeliest_whatever_else_is_asked() -> None:
+    assert sample(LOGITS[None], [row(temperature=0.0, top_k=3, top_p=0.1)])[0].token == int(LOGITS.argmax())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=6), st.integers(0, 2**32))
+def test_a_seed_gives_the_same_tokens_whatever_else_is_in_the_batch(others: list[float], seed: int) -> None:
+    alone, among = row(seed, top_p=0.9), row(seed, top_p=0.9)
+    crowd = [row(i, temperature=t) for i, t in enumerate(others)]
+    for _ in range(4):
+        here = sample(LOGITS[None], [alone])[0].token
+        there = sample(LOGITS.expand(len(crowd) + 1, -1), [*crowd, among])[-1].token
+        assert here == there
+
+
+def test_bias_bans_and_forces() -> None:
+    assert sample(LOGITS[None], [row(temperature=0.0, logit_bias={7: 100.0})])[0].token == 7
+    best = int(LOGITS.argmax())
+    assert sample(LOGITS[None], [row(temperature=0.0, logit_bias={best: -100.0})])[0].token != best
+
+
+def test_no_stop_token_before_min_tokens() -> None:
+    best = int(LOGITS.argmax())
+    r = row(temperature=0.0, min_tokens=2, stop_ids=(best,))
+    for expected_stop in (False, False, True):
+        token = sample(LOGITS[None], [r])[0].token
+        assert (token == best) is expected_stop
+        r.count(token)
+
+
+def test_penalties_are_openais_and_repetition_covers_the_prompt() -> None:
+    r = row(temperature=1.0, presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=1.3)
+    r.prompt = (2,)
+    for token in (4, 4, 9):
+        r.count(token)
+    expected = LOGITS.clone()
+    for token in (2, 4, 9):
+        expected[token] = expected[token] / 1.3 if expected[token] > 0 else expected[token] * 1.3
+    expected[4] -= 0.5 + 0.5
+    expected[9] -= 0.5 + 0.25
+    from pdlab.real.engine.sampler import _alter
+
+    altered = LOGITS.clone()
+    _alter(altered, r)
+    torch.testing.assert_close(altered, expected)
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    expected = LOGITS.log_softmax(-1)
+    first, second = sample(LOGITS.expand(2, -1), [row(temperature=0.0, logprobs=3, logit_bias={5: 50.0}), row(temperature=0.0)])
+    assert first.token == 5
+    assert first.logprob == pytest.approx(float(expected[5]), abs=1e-5)
+    assert first.top is not None
+    assert [t for t, _ in first.top] == expected.argsort(descending=True)[:3].tolist()
+    assert second.logprob is None
+
+
+def test_an_empty_batch_samples_nothing() -> None:
+    assert sample(torch.empty(0, 24), []) == []
