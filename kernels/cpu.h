@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <omp.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -24,6 +24,7 @@ typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef uint32_t vu __attribute__((vector_size(W * 4)));
 typedef int8_t vb __attribute__((vector_size(W)));
+typedef uint8_t vub __attribute__((vector_size(W)));
 typedef uint16_t vh __attribute__((vector_size(W * 2)));
 
 struct bf16 {
@@ -38,8 +39,23 @@ template <class V, class P> inline V raw(const P *p) {
 inline vf vec(float x) { return x - vf{}; }
 inline vf zero() { return vf{}; }
 inline vf load(const float *p) { return raw<vf>(p); }
-inline vf load(const bf16 *p) { return (vf)(__builtin_convertvector(raw<vh>(p), vu) << 16); }
-inline vf load(const int8_t *p) { return __builtin_convertvector(__builtin_convertvector(raw<vb>(p), vi), vf); }
+// Widening W narrow integers: GCC 12 takes many instructions for what is one.
+#if defined(__AVX512F__)
+inline vi widen(const int8_t *p) { return (vi)_mm512_cvtepi8_epi32(raw<__m128i>(p)); }
+inline vi widen(const uint8_t *p) { return (vi)_mm512_cvtepu8_epi32(raw<__m128i>(p)); }
+inline vi widen(const uint16_t *p) { return (vi)_mm512_cvtepu16_epi32(raw<__m256i>(p)); }
+inline vf look_up(vf table, vi at) { return (vf)_mm512_permutexvar_ps((__m512i)at, (__m512)table); } // by the low 4 bits
+#elif defined(__AVX2__)
+inline vi widen(const int8_t *p) { return (vi)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(raw<int64_t>(p))); }
+inline vi widen(const uint8_t *p) { return (vi)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(raw<int64_t>(p))); }
+inline vi widen(const uint16_t *p) { return (vi)_mm256_cvtepu16_epi32(raw<__m128i>(p)); }
+#else
+inline vi widen(const int8_t *p) { return __builtin_convertvector(raw<vb>(p), vi); }
+inline vi widen(const uint8_t *p) { return __builtin_convertvector(raw<vub>(p), vi); }
+inline vi widen(const uint16_t *p) { return __builtin_convertvector(raw<vh>(p), vi); }
+#endif
+inline vf load(const bf16 *p) { return (vf)(widen(&p->bits) << 16); }
+inline vf load(const int8_t *p) { return __builtin_convertvector(widen(p), vf); }
 inline void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 inline vh round_bf16(vf v) {
     vu u = (vu)v;
@@ -106,14 +122,21 @@ inline vf exp2v(vf x) {
     return (vf)((vi)p + ((vi)shifted << 23));
 }
 
-// Lane j of the answer is the sum of a[j]'s lanes: a tree of log2(W) rounds, each halving the number of vectors.
-template <int H> inline void fold(vf *a) {
-    vi low, high; // halves of every 2H-lane run: [a's low half, b's low half], [a's high half, b's high half]
-    for (int i = 0; i < W; i++) {
-        int run = i / (2 * H) * 2 * H, at = i % H, second = i % (2 * H) >= H;
-        low[i] = run + at + (second ? W : 0);
-        high[i] = run + at + H + (second ? W : 0);
+// Lane j of the answer is the sum of a[j]'s lanes: a tree of log2(W) rounds, each halving the number of vectors. In a round, of every run of 2H
+// lanes, the low half of two vectors are laid side by side and added to the high halves, likewise.
+template <int H> struct Halves {
+    int32_t low[W] = {}, high[W] = {};
+    constexpr Halves() {
+        for (int i = 0; i < W; i++) {
+            low[i] = i / (2 * H) * 2 * H + i % H + (i % (2 * H) >= H ? W : 0);
+            high[i] = low[i] + H;
+        }
     }
+};
+template <int H> inline void fold(vf *a) {
+    static constexpr Halves<H> halves;
+    const vi low = raw<vi>(halves.low), high = raw<vi>(halves.high);
+#pragma GCC unroll 16
     for (int i = 0; i < H; i++) a[i] = __builtin_shuffle(a[i], a[i + H], low) + __builtin_shuffle(a[i], a[i + H], high);
 }
 inline vf sums(vf *a) {

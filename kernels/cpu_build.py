@@ -1,8 +1,9 @@
 """Compiles a C++ kernel at first use and loads it by ctypes.
 
-The kernels have a plain C interface and include no torch header, so one call of the compiler takes seconds. The library lands in torch's extension
-cache under a name that hashes the sources, the compiler, its flags and this machine's CPU: another machine builds its own. It is linked against the
-OpenMP runtime torch has loaded, so that one pool of threads serves both. `PDLAB_KERNELS=reference`, or the lack of a compiler, leaves the references.
+The kernels have a plain C interface and include no torch header, so one call of the compiler takes seconds. The library lands in
+torch's extension cache under a name that hashes the sources, the compiler, its flags and this machine's CPU: another machine builds
+its own. It is linked against the OpenMP runtime torch has loaded, so that one pool of threads serves both. `PDLAB_KERNELS=reference`,
+or the lack of a compiler, leaves the references.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ import torch
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+)
 
 
 @cache
@@ -48,8 +59,8 @@ def _built(name: str, source: Path, compiler: str) -> Path:
     runtime = _openmp_of_torch()
     command = [compiler, *FLAGS, "-fopenmp", f"-I{HERE}", str(source)]
     key = hashlib.sha256()
-    for part in (*command[1:-1], str(runtime), _cpu(), _version(compiler)):
-        key.update(part.encode() + b"\0")
+    for text in (*command[1:-1], str(runtime), _cpu(), _version(compiler)):
+        key.update(text.encode() + b"\0")
     for path in (source, *sorted(HERE.glob("*.h"))):
         key.update(path.read_bytes())
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "pdlab"
@@ -66,9 +77,7 @@ def _built(name: str, source: Path, compiler: str) -> Path:
         if not target.exists():
             part = target.with_suffix(f".{os.getpid()}")
             # the object is linked without -fopenmp: that would bring the compiler's own runtime beside torch's
-            subprocess.run(
-                [*command[:-1], "-c", "-o", f"{part}.o", str(source)], check=True, capture_output=True, text=True, timeout=300
-            )
+            subprocess.run([*command[:-1], "-c", "-o", f"{part}.o", str(source)], check=True, capture_output=True, text=True, timeout=300)
             link = ["-Wl,--no-as-needed", str(runtime), "-pthread"] if runtime else ["-fopenmp"]
             subprocess.run(
                 [compiler, "-shared", "-o", str(part), f"{part}.o", *link], check=True, capture_output=True, text=True, timeout=300
@@ -89,7 +98,9 @@ def _openmp_of_torch() -> Path | None:
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        kept = [line for line in lines if line.split("\t")[0].strip() in ("model name", "flags", "Features", "CPU part", "cpu family", "model")]
+        kept = [
+            line for line in lines if line.split("\t")[0].strip() in ("model name", "flags", "Features", "CPU part", "cpu family", "model")
+        ]
         return platform.machine() + "\n".join(kept)
     except OSError:
         return platform.machine() + platform.processor()

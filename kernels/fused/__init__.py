@@ -12,12 +12,12 @@ __all__ = ["rms_norm", "rope", "silu_and_mul"]
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last of [tokens, dim]. With a `residual` [tokens, dim], it first takes in x
     (residual += x, in place), and the norm is of the sum. `weight` [dim] has x's dtype."""
-    return (cpu if _compiled(x) else reference).rms_norm(x, weight, eps, residual)
+    return cpu.rms_norm(x, weight, eps, residual) if _compiled(x) else reference.rms_norm(x, weight, eps, residual)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, [tokens, ffn], of [tokens, 2 * ffn] that holds gate, then up."""
-    return (cpu if _compiled(gate_up) else reference).silu_and_mul(gate_up)
+    return cpu.silu_and_mul(gate_up) if _compiled(gate_up) else reference.silu_and_mul(gate_up)
 
 
 def rope(q: Tensor, k: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> None:

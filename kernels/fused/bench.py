@@ -18,24 +18,33 @@ def main() -> None:
     cos, sin = angle.cos(), angle.sin()
     for dtype in (torch.float32, torch.bfloat16):
         for tokens in (1, 16, 1024):
-            x, weight, residual = torch.randn(tokens, 576).to(dtype), torch.ones(576, dtype=dtype), torch.zeros(tokens, 576, dtype=dtype)
-            gate_up = torch.randn(tokens, 3072).to(dtype)
-            q, k = torch.randn(tokens, 15 * 64).to(dtype).unflatten(1, (15, 64)).split([9, 6], 1)
-            k, positions = k[:, :3], torch.arange(tokens)
-            for name, ours, theirs, elements in (
-                (
-                    "rms_norm with residual",
-                    lambda: rms_norm(x, weight, 1e-5, residual),  # noqa: B023
-                    lambda: torch.nn.functional.rms_norm(residual.add_(x), (576,), weight, 1e-5),  # noqa: B023
-                    4 * x.numel(),
-                ),
-                ("silu_and_mul", lambda: silu_and_mul(gate_up), lambda: glu(gate_up), 3 * gate_up.numel() // 2),  # noqa: B023
-                ("rope", lambda: rope(q, k, positions, cos, sin), lambda: reference.rope(q, k, positions, cos, sin), 2 * (q.numel() + k.numel())),  # noqa: B023
-            ):
-                a, b = best_s(ours, budget_s=0.3), best_s(theirs, budget_s=0.3)
-                rate = elements * dtype.itemsize / a / 1e9
-                label = f"{name} of {tokens} tokens {str(dtype).removeprefix('torch.')}"
-                row(label, a, f"{rate:8.1f} GB/s", f"torch {b * 1e3:8.4f} ms", f"{b / a:6.2f} x torch")
+            compare(dtype, tokens, cos, sin)
+
+
+def compare(dtype: torch.dtype, tokens: int, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    x, weight, residual = torch.randn(tokens, 576).to(dtype), torch.ones(576, dtype=dtype), torch.zeros(tokens, 576, dtype=dtype)
+    gate_up = torch.randn(tokens, 3072).to(dtype)
+    q, k = torch.randn(tokens, 15 * 64).to(dtype).unflatten(1, (15, 64)).split([9, 6], 1)
+    k, positions = k[:, :3], torch.arange(tokens)
+    for name, ours, theirs, elements in (
+        (
+            "rms_norm with residual",
+            lambda: rms_norm(x, weight, 1e-5, residual),
+            lambda: torch.nn.functional.rms_norm(residual.add_(x), (576,), weight, 1e-5),
+            4 * x.numel(),
+        ),
+        ("silu_and_mul", lambda: silu_and_mul(gate_up), lambda: glu(gate_up), 3 * gate_up.numel() // 2),
+        (
+            "rope",
+            lambda: rope(q, k, positions, cos, sin),
+            lambda: reference.rope(q, k, positions, cos, sin),
+            2 * (q.numel() + k.numel()),
+        ),
+    ):
+        a, b = best_s(ours, budget_s=0.3), best_s(theirs, budget_s=0.3)
+        rate = elements * dtype.itemsize / a / 1e9
+        label = f"{name} of {tokens} tokens {str(dtype).removeprefix('torch.')}"
+        row(label, a, f"{rate:8.1f} GB/s", f"torch {b * 1e3:8.4f} ms", f"{b / a:6.2f} x torch")
 
 
 def glu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """KV blocks gathered from the cache into one contiguous buffer for a transfer, and scattered from one into the cache.
 
-The cache `kv` is [layers, 2, blocks, kv_heads, block_tokens, head_dim], contiguous; a buffer is [n, layers, 2, kv_heads, block_tokens, head_dim], so
-that the first blocks of a longer list are the first bytes. Buffer, cache and ids are on one device.
+The cache `kv` is [layers, 2, blocks, kv_heads, block_tokens, head_dim], contiguous; a buffer is [n, layers, 2, kv_heads,
+block_tokens, head_dim], so that the first blocks of a longer list are the first bytes. Buffer, cache and ids are on one device.
 """
 
 from __future__ import annotations

@@ -34,4 +34,6 @@ def copy_blocks(kv: Tensor, buffer: Tensor, block_ids: Tensor, layers: tuple[int
     ids = block_ids.to(torch.int64).contiguous()
     piece = kv.shape[3] * kv.shape[4] * kv.shape[5] * kv.element_size()
     start = kv.data_ptr() + first * 2 * kv.shape[2] * piece
-    _copy()(start, buffer.data_ptr(), ids.data_ptr(), len(ids), kv.shape[2], 2 * (last - first), piece, into_buffer, torch.get_num_threads())
+    _copy()(
+        start, buffer.data_ptr(), ids.data_ptr(), len(ids), kv.shape[2], 2 * (last - first), piece, into_buffer, torch.get_num_threads()
+    )

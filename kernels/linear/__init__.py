@@ -1,6 +1,7 @@
-"""Products of at most 8 vectors with a weight, as decode needs them: bound by reading the weight, in float32, bfloat16, int8 or int4, as it is stored.
+"""Products of at most 8 vectors with a weight, as decode needs them; the weight is read once, as it is stored.
 
-Compiled on CPUs. More vectors than 8, and other devices, take PyTorch's matrix product, for which a quantised weight is first dequantised.
+It is float32, bfloat16, int8 or int4. Compiled on CPUs. More vectors than 8, and other devices, take PyTorch's matrix product, for
+which a quantised weight is first dequantised.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m pdlab.kernels.linear.bench`: GB/s of weight read, as a share of what plain reading reaches here, and against torch's linear."""
+"""`python -m pdlab.kernels.linear.bench`: GB/s of weight read, against plain reading and torch's linear."""
 
 from __future__ import annotations
 
@@ -54,7 +54,14 @@ def measure(label: str, kind: str, n: int, out: int, inputs: int, peak: float) -
         ours = best_s(lambda: [linear.matvec(x, next(turn)) for _ in weights]) / len(weights)
     theirs = best_s(lambda: [torch.nn.functional.linear(x, next(turn)) for _ in weights]) / len(weights)
     rate = out * inputs * size / ours
-    row(label, ours, f"{rate / 1e9:8.1f} GB/s", f"{rate / peak:6.0%} of reading", f"torch {theirs * 1e3:8.3f} ms", f"{theirs / ours:6.2f} x torch")
+    row(
+        label,
+        ours,
+        f"{rate / 1e9:8.1f} GB/s",
+        f"{rate / peak:6.0%} of reading",
+        f"torch {theirs * 1e3:8.3f} ms",
+        f"{theirs / ours:6.2f} x torch",
+    )
 
 
 if __name__ == "__main__":

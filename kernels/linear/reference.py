@@ -1,8 +1,8 @@
 """Products of vectors with plain and quantised weights in plain PyTorch, and how the weights are quantised.
 
-int8: w = values * scale, one scale an output channel. int4: w = (code - zero) * scale, codes 0..15, one scale (and zero, else 8) for `group` weights
-along the input. Of every 32 weights of a row, byte b of 16 holds number b in its low half and number b + 16 in its high half: 16 bytes widen to two
-whole vectors.
+int8: w = values * scale, one scale an output channel. int4: w = (code - zero) * scale, codes 0..15, one scale (and zero, else 8) for
+`group` weights along the input. Of every 32 weights of a row, byte b of 16 holds number b in its low half and number b + 16 in its
+high half: 16 bytes widen to two whole vectors.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ def quantize_int8(weight: Tensor) -> Int8Weight:
 
 
 def quantize_int4(weight: Tensor, group: int = 32, *, zeros: bool = False) -> Int4Weight:
-    """[out, in] to 4 bits in groups along `in`, a multiple of `group`, itself one of 32. Without `zeros`, code 8 is 0 and the scale (which may be
-    negative) maps the group's largest weight to code 0; with them, the group's least weight is code 0 and its largest 15."""
+    """[out, in] to 4 bits in groups along `in`, a multiple of `group`, itself one of 32.
+
+    Without `zeros`, code 8 is 0 and the scale (which may be negative) maps the group's largest weight in size to code 0; with them, the
+    group's least weight is code 0 and its largest 15.
+    """
     assert group % 32 == 0 and weight.shape[1] % group == 0, "groups are of 32, 64, 96, ... weights and fill the rows"
     wide = weight.float().unflatten(1, (-1, group))
     if zeros:

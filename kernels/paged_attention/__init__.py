@@ -1,5 +1,6 @@
-"""Attention over a paged KV cache: decode, chunked prefill, and both in one call. Compiled on CPUs, Triton on CUDA, plain PyTorch elsewhere.
+"""Attention over a paged KV cache: decode, chunked prefill, and both in one call.
 
+Compiled on CPUs (float32, bfloat16), Triton on CUDA, plain PyTorch elsewhere.
 A layer's k_cache and v_cache are [blocks, kv_heads, block_tokens, head_dim], contiguous, blocks counted from 0.
 """
 
@@ -43,16 +44,12 @@ def paged_attention(
     Query i of sequence s is at context_lens[s] - queries + i, and sees the positions up to its own.
     """
     if q.device.type == "cpu" and cpu.available(q):
-        return cpu.paged_attention(
-            q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out
-        )
+        return cpu.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out)
     if q.device.type == "cuda":
         return cuda.paged_attention(
             q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out, max_queries=max_queries
         )
-    return reference.paged_attention(
-        q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out
-    )
+    return reference.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out)
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:

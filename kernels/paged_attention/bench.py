@@ -1,4 +1,4 @@
-"""`python -m pdlab.kernels.paged_attention.bench`: prefill and decode against torch's attention over dense K and V, which pays no paging."""
+"""`python -m pdlab.kernels.paged_attention.bench`: prefill and decode against torch's attention over dense K and V."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def compare(label: str, seqs: int, queries: int, context: int, shape: tuple[int,
     flat = q.transpose(1, 2).flatten(0, 1).contiguous()
     out = torch.empty_like(flat)
     ours = best_s(
-        lambda: paged_attention(flat, k_cache, v_cache, tables, starts, contexts, scale=dim**-0.5, out=out, max_queries=queries), device=device
+        lambda: paged_attention(flat, k_cache, v_cache, tables, starts, contexts, scale=dim**-0.5, out=out, max_queries=queries),
+        device=device,
     )
     causal = queries > 1
     assert not causal or queries == context

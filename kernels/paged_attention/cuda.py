@@ -1,8 +1,8 @@
-"""Paged attention in Triton, for CUDA. Nothing waits for the device and every shape is known on the host, so a CUDA graph may capture the calls.
+"""Paged attention in Triton, for CUDA. Nothing waits for the device and the host knows every shape: a CUDA graph may capture the calls.
 
-As on the CPU, the rows of a tile are (query, head of the group) pairs, which share the reading of K and V. Sequences with one query go to split-K
-kernels (flash-decoding): a program per (sequence, kv head, split), then a merge. Sequences with more go to blocked flash attention. Each kernel passes
-over the sequences of the other kind, so a mixed batch is two launches and a merge.
+As on the CPU, the rows of a tile are (query, head of the group) pairs, which share the reading of K and V. Sequences with one query go
+to split-K kernels (flash-decoding): a program per (sequence, kv head, split), then a merge. Sequences with more go to blocked flash
+attention. Each kernel passes over the sequences of the other kind, so a mixed batch is two launches and a merge.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _prefill(
     first = 0
     if WINDOW:
         first = tl.maximum(0, before + first_row // GROUP - window + 1)
-    result, best, total = _tile(
+    result, _best, total = _tile(
         rows,
         k_cache,
         v_cache,
@@ -132,7 +132,9 @@ def _prefill(
         WINDOW,
     )
     total = tl.where(real, total, 1.0)
-    tl.store(out + (token * out_token + q_at * out_head)[:, None] + d[None, :], (result / total[:, None]).to(out.dtype.element_ty), mask=mask)
+    tl.store(
+        out + (token * out_token + q_at * out_head)[:, None] + d[None, :], (result / total[:, None]).to(out.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit
@@ -205,7 +207,9 @@ def _decode(
 
 
 @triton.jit
-def _merge(parts, maxima, sums, starts, out, out_token, out_head, SPLITS: tl.constexpr, S: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr):
+def _merge(
+    parts, maxima, sums, starts, out, out_token, out_head, SPLITS: tl.constexpr, S: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr
+):
     seq, head = tl.program_id(0), tl.program_id(1)
     start = tl.load(starts + seq)
     if tl.load(starts + seq + 1) - start != 1:

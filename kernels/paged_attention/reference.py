@@ -29,9 +29,7 @@ def paged_attention(
             continue
         blocks = block_tables[seq, : -(-context // block_tokens)].long()
         # [blocks, kv_heads, block_tokens, dim] -> [kv_heads, 1, context, dim]
-        k, v = (
-            cache[blocks].transpose(0, 1).reshape(kv_heads, -1, dim)[:, None, :context].float() for cache in (k_cache, v_cache)
-        )
+        k, v = (cache[blocks].transpose(0, 1).reshape(kv_heads, -1, dim)[:, None, :context].float() for cache in (k_cache, v_cache))
         grouped = q[first:last].float().reshape(last - first, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)
         key = torch.arange(context, device=q.device)
         position = torch.arange(context - (last - first), context, device=q.device)[:, None]

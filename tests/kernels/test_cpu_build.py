@@ -52,7 +52,9 @@ def test_every_kernel_is_valid_for_lesser_cpus(source: Path, march: str) -> None
     if platform.machine() != "x86_64":
         pytest.skip("names x86 CPUs")
     flags = [flag for flag in cpu_build.FLAGS if not flag.startswith(("-march", "-O"))]
-    subprocess.run([str(COMPILER), *flags, f"-march={march}", "-fsyntax-only", f"-I{source.parents[1]}", str(source)], check=True, timeout=60)
+    subprocess.run(
+        [str(COMPILER), *flags, f"-march={march}", "-fsyntax-only", f"-I{source.parents[1]}", str(source)], check=True, timeout=60
+    )
 
 
 def test_the_reference_serves_where_nothing_can_be_compiled_and_says_so_once() -> None:
