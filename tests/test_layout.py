@@ -31,6 +31,7 @@ ALLOWED = {
     "pdlab.compose": ("pdlab.types", "pdlab.cluster", "pdlab.policy"),
     "pdlab.load_policy": ("pdlab.types", "pdlab.policy", "pdlab.compose"),
     "pdlab.scheduler": ("pdlab.types", "pdlab.kv"),
+    "pdlab.decisions": ("pdlab.types", "pdlab.kv", "pdlab.scheduler", "pdlab.batching"),
     "pdlab.batching": ("pdlab.types", "pdlab.scheduler"),
     "pdlab.router": ("pdlab.types", "pdlab.cluster", "pdlab.policy"),
     "pdlab.log": ("pdlab.types", "pdlab.router"),

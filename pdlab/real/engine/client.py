@@ -56,9 +56,9 @@ class EngineClient:
         reason = first.reason if isinstance(first, Broken) else f"exit status {process.returncode}"
         raise UsageError(f"the engine process did not start: {reason}")
 
-    def submit(self, submit: Submit) -> asyncio.Queue[Tokens]:
-        """All candidates' tokens arrive in the queue, each candidate's last with `finish` set."""
-        arriving: asyncio.Queue[Tokens] = asyncio.Queue()
+    def submit(self, submit: Submit, arriving: asyncio.Queue[Tokens] | None = None) -> asyncio.Queue[Tokens]:
+        """All candidates' tokens arrive in the queue, each one's last with `finish` set. Several requests may share a given queue."""
+        arriving = asyncio.Queue() if arriving is None else arriving
         if self.down is not None:
             for index in range(submit.sampling.best_of):
                 arriving.put_nowait(Tokens(submit.id, index, 0, [], "error", error=self.down))

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pdlab.scheduler as sched
+from pdlab.decisions import Recorded
 from pdlab.prefix import chain
-from pdlab.real.engine.decisions import Recorded
 from pdlab.real.engine.messages import Step, Submit, Tokens
 from pdlab.real.engine.runner import Piece, Runner
 from pdlab.real.engine.sampler import Row, Sampled, sample

@@ -293,7 +293,7 @@ def read(path: Path) -> Header:
             (cursor.string(), [cursor.number("Q") for _ in range(cursor.number("I"))], cursor.number("I"), cursor.number("Q"))
             for _ in range(tensor_count)
         ]
-    except (struct.error, EOFError):
+    except (struct.error, EOFError, OverflowError):
         raise UsageError(
             f"model file {path} is truncated: its header does not end within its {len(raw)} bytes; download it again"
         ) from None

@@ -13,10 +13,10 @@ import msgspec
 import torch
 from torch import Tensor
 
+from pdlab.decisions import Recorded, Setup
 from pdlab.real.engine import config as configs
 from pdlab.real.engine import gguf_file, weights
 from pdlab.real.engine.config import ModelConfig
-from pdlab.real.engine.decisions import Recorded, Setup
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.linear import maker
 from pdlab.real.engine.model import Model

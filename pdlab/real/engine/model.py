@@ -25,7 +25,8 @@ class Inputs:
     """One step. T tokens of S sequences, flat, each sequence's together.
 
     tokens, positions, slots: int64 [T]; a slot is block * block_tokens + offset. block_tables: int32 [S, most blocks]. query_starts:
-    int32 [S + 1]. context_lens: int32 [S], KV tokens with this step's. last: int64, the rows whose next token is wanted.
+    int32 [S + 1]. context_lens: int32 [S], KV tokens with this step's. last: int64, the rows whose next token is wanted. max_queries: the
+    most tokens of one sequence.
     """
 
     tokens: Tensor
@@ -35,6 +36,7 @@ class Inputs:
     query_starts: Tensor
     context_lens: Tensor
     last: Tensor
+    max_queries: int
 
 
 @dataclass(slots=True)
@@ -97,8 +99,6 @@ class Model:
                 k = rms_norm(k.reshape(-1, c.head_dim), layer.k_norm, eps).view(k.shape)
             rope(q, k, inputs.positions, self.cos, self.sin)
             store_kv(k, v, kv[index, 0], kv[index, 1], inputs.slots)
-            if index == len(self.layers) - 1 and len(inputs.last) < len(inputs.tokens):
-                return self._last(layer, q, residual, inputs, kv[index], scale)
             attended = paged_attention(
                 q,
                 kv[index, 0],
@@ -108,24 +108,16 @@ class Model:
                 inputs.context_lens,
                 scale=scale,
                 window=layer.window,
-            )
-            x = layer.out(attended.flatten(1))
-            x = rms_norm(x, layer.post_norm, eps, residual)
+                max_queries=inputs.max_queries,
+            ).flatten(1)
+            if index == len(self.layers) - 1 and len(inputs.last) < len(
+                inputs.tokens
+            ):  # the rest are in the cache, and nobody asks for more
+                attended, residual = attended.index_select(0, inputs.last), residual.index_select(0, inputs.last)
+                if not len(attended):
+                    return torch.empty((0, c.vocab), device=self.device)
+            x = rms_norm(layer.out(attended), layer.post_norm, eps, residual)
             x = layer.down(silu_and_mul(layer.gate_up(x)))
-        return self.head(rms_norm(x, self.norm, eps, residual)).float()
-
-    def _last(self, layer: Layer, q: Tensor, residual: Tensor, inputs: Inputs, kv: Tensor, scale: float) -> Tensor:
-        """The last layer, after its keys and values are stored: only the rows whose logits are wanted go on."""
-        if not len(inputs.last):
-            return torch.empty((0, self.config.vocab), device=self.device)
-        eps = self.config.norm_eps
-        attended = paged_attention(
-            q, kv[0], kv[1], inputs.block_tables, inputs.query_starts, inputs.context_lens, scale=scale, window=layer.window
-        )
-        residual = residual.index_select(0, inputs.last)
-        x = layer.out(attended.flatten(1).index_select(0, inputs.last))
-        x = rms_norm(x, layer.post_norm, eps, residual)
-        x = layer.down(silu_and_mul(layer.gate_up(x)))
         return self.head(rms_norm(x, self.norm, eps, residual)).float()
 
 

@@ -24,6 +24,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: bool = True
     watermark: float = 0.01
     hbm_utilization: float = 0.9
+    graphs: bool = True  # CUDA graphs for decode steps
     eos_ids: tuple[int, ...] = ()
     seed: int = 0
     decisions: str = ""  # a file that takes the scheduler's decisions

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pdlab.real.engine.model import Inputs, Model
@@ -53,9 +55,17 @@ class Runner:
         query_starts = np.zeros(count + 1, np.int32)
         query_starts[1:] = ends
         last = ends[np.fromiter((p.samples for p in pieces), np.bool_, count)] - 1
+
+        def on_device(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
         return Inputs(
-            *(
-                torch.from_numpy(array).to(self.model.device, non_blocking=True)
-                for array in (tokens, positions, slots, tables, query_starts, (starts + lengths).astype(np.int32), last)
-            )
+            on_device(tokens),
+            on_device(positions),
+            on_device(slots),
+            on_device(tables),
+            on_device(query_starts),
+            on_device((starts + lengths).astype(np.int32)),
+            on_device(last),
+            int(lengths.max()),
         )

@@ -20,7 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
@@ -82,9 +82,8 @@ class Tokenizer:
         eos_ids: frozenset[int],
         names: Mapping[str, str],
         templates: Mapping[str, str],
-        around: tuple[list[int], list[int]] | None,
     ) -> None:
-        """`names` are the special tokens by role (bos_token, ...); `around`, the ids before and after a text, None: as `backend` has it."""
+        """`names` are the special tokens by role (bos_token, ...)."""
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -93,7 +92,6 @@ class Tokenizer:
         self.spelling = _spelling(backend, source)
         self.special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
         self.vocab: int = backend.get_vocab_size()
-        self._around = around
         self._names = dict(names)
         self._templates = dict(templates)
         self._compiled: dict[str, jinja2.Template] = {}
@@ -107,11 +105,8 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """`special` adds what the model's texts begin or end with (bos); a chat's template has written that already. Special tokens' names
         in `text` become those tokens either way."""
-        if self._around is None or not special:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
-            return ids
-        before, after = self._around
-        return [*before, *self.backend.encode(text, add_special_tokens=False).ids, *after]
+        ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -312,19 +307,11 @@ def _from_folder(folder: Path) -> Tokenizer:
         if id not in added:
             backend.add_tokens([AddedToken(**{key: value for key, value in token.items() if not key.startswith("__")})])
     backend.add_special_tokens([AddedToken(token, special=True) for token in names.values() if backend.token_to_id(token) is None])
-    known = {token: id for token in names.values() if (id := backend.token_to_id(token)) is not None}
-
-    def ids_of(flag: str, name: str) -> list[int]:
-        return [known[names[name]]] if options.get(flag) and name in names else []
-
-    stated = "add_bos_token" in options or "add_eos_token" in options
-    around = (
-        (ids_of("add_bos_token", "bos_token"), ids_of("add_eos_token", "eos_token")) if stated or backend.post_processor is None else None
-    )
-    ends = {known[names["eos_token"]]} if "eos_token" in names else set()
+    end = backend.token_to_id(names["eos_token"]) if "eos_token" in names else None
+    ends = set() if end is None else {end}
     for file in ("generation_config.json", "config.json"):
         ends |= set(_ids(_json(folder / file).get("eos_token_id"), folder / file))
-    return Tokenizer(backend, folder, eos_ids=frozenset(ends), names=names, templates=_templates(folder, options), around=around)
+    return Tokenizer(backend, folder, eos_ids=frozenset(ends), names=names, templates=_templates(folder, options))
 
 
 def _content(token: Any) -> str | None:
@@ -389,7 +376,9 @@ def _from_gguf(header: gguf_file.Header) -> Tokenizer:
     }
     names = {name: tokens[id] for name, role in roles.items() for id in of(role)}
     begins = fields.get("add_bos_token", model == "llama" or kind in WHOLE_WORDS_FIRST)
-    around = (of("bos") if begins else [], of("eos") if fields.get("add_eos_token") else [])
+    before, after = of("bos") if begins else [], of("eos") if fields.get("add_eos_token") else []
+    template = [*(f"{tokens[id]}:0" for id in before), "$A:0", *(f"{tokens[id]}:0" for id in after)]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[(tokens[id], id) for id in {*before, *after}])
     named_ends = [id for id, (token, type) in enumerate(typed) if type == CONTROL and token in END_NAMES]
     prefix = "tokenizer.chat_template"
     templates = {
@@ -398,7 +387,7 @@ def _from_gguf(header: gguf_file.Header) -> Tokenizer:
         if key.startswith(f"{prefix}.") or key == prefix
     }
     ends = frozenset([*of("eos"), *of("eot"), *of("eom"), *named_ends])
-    return Tokenizer(backend, header.path, eos_ids=ends, names=names, templates=templates, around=around)
+    return Tokenizer(backend, header.path, eos_ids=ends, names=names, templates=templates)
 
 
 def _byte_level(fields: Mapping[str, Any], kind: str, path: Path) -> Backend:

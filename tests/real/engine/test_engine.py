@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from pdlab.real.engine.decisions import Recorded, Setup, replay
+from pdlab.decisions import Recorded, Setup, replay
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling, Submit

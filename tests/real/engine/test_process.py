@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
+from pdlab.decisions import replay
 from pdlab.real.engine.client import EngineClient
-from pdlab.real.engine.decisions import replay
 from pdlab.real.engine.messages import Sampling, Submit, Tokens
 from pdlab.real.engine.options import EngineOptions
 from pdlab.types import UsageError

@@ -1,0 +1,79 @@
+"""CUDA graphs for decode steps: one launch for a whole pass, where a CPU could not queue the kernels as fast as they run.
+
+One graph for each of a few batch sizes, captured at first use; a batch runs in the smallest that holds it, the rows left over writing to no
+slot and read by nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdlab.real.engine.model import Inputs, Model
+from pdlab.real.engine.runner import Piece, Runner
+
+SIZES = (1, 2, 4, 8, *range(16, 257, 16))
+
+
+@dataclass(slots=True)
+class Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: Inputs
+    logits: Tensor
+
+
+class GraphRunner(Runner):
+    """A Runner on CUDA. `max_tokens` bounds a sequence, and so the width of the block tables."""
+
+    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int, max_tokens: int) -> None:
+        super().__init__(model, kv_blocks=kv_blocks, block_tokens=block_tokens)
+        self.width = -(-max_tokens // block_tokens)
+        self.captured: dict[int, Captured] = {}
+        self.pool: Any = None
+
+    def run(self, pieces: Sequence[Piece]) -> Tensor:
+        """As Runner.run; a batch of single tokens goes through a graph."""
+        count = len(pieces)
+        if count > SIZES[-1] or any(len(piece.tokens) > 1 or not piece.samples for piece in pieces):
+            return super().run(pieces)
+        size = next(size for size in SIZES if size >= count)
+        given = self.inputs(pieces)
+        if size not in self.captured:
+            self.captured[size] = self._capture(size)
+        captured = self.captured[size]
+        static = captured.inputs
+        for name in ("tokens", "positions", "slots", "context_lens"):
+            getattr(static, name)[:count] = getattr(given, name)
+        static.slots[count:] = -1
+        static.context_lens[count:] = 1
+        static.block_tables[:count, : given.block_tables.shape[1]] = given.block_tables
+        captured.graph.replay()
+        return captured.logits[:count]
+
+    def _capture(self, size: int) -> Captured:
+        device = self.model.device
+        inputs = Inputs(
+            tokens=torch.zeros(size, dtype=torch.int64, device=device),
+            positions=torch.zeros(size, dtype=torch.int64, device=device),
+            slots=torch.full((size,), -1, dtype=torch.int64, device=device),
+            block_tables=torch.zeros((size, self.width), dtype=torch.int32, device=device),
+            query_starts=torch.arange(size + 1, dtype=torch.int32, device=device),
+            context_lens=torch.ones(size, dtype=torch.int32, device=device),
+            last=torch.arange(size, dtype=torch.int64, device=device),
+            max_queries=1,
+        )
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):  # kernels are compiled, and libraries take their workspaces, before capture
+            for _ in range(2):
+                self.model.forward(inputs, self.kv)
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits = self.model.forward(inputs, self.kv)
+        self.pool = graph.pool()
+        return Captured(graph, inputs, logits)
