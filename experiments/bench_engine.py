@@ -118,7 +118,7 @@ def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: lis
             passes.append((time.perf_counter(), made))
 
         for salt in range(batch):
-            engine.submit(Submit(next(ids), prompt_of(prompt, salt), Sampling(max_tokens=output, temperature=0.0, ignore_eos=True)))
+            engine.submit(Submit(next(ids), prompt_of(prompt, salt), Sampling(max_tokens=output, temperature=0.0, ignore_eos=True)), 0.0)
         passes: list[tuple[float, int]] = [(time.perf_counter(), 0)]
         while not engine.idle:
             engine.step(0.0, emit, lambda: False)

@@ -31,8 +31,9 @@ class Candidate:
     tokens: list[int]
     row: Row
     seq: sched.Sequence
+    submitted_s: float
     table: Sequence[int] = ()
-    admitted: bool = False
+    admitted_s: float = -1.0
 
     @property
     def id(self) -> int:
@@ -70,13 +71,13 @@ class Engine:
 
     # ------------------------------------------------------------ requests
 
-    def submit(self, submit: Submit) -> None:
-        """Take a request in. One that can never run is answered with an error, at the next step."""
+    def submit(self, submit: Submit, now: float) -> None:
+        """Take a request in, at `now`. One that can never run is answered with an error, at the next step."""
         if reason := self._impossible(submit):
             self.news += [Tokens(submit.id, i, 0, [], "error", error=reason) for i in range(max(submit.sampling.best_of, 1))]
             return
         group = self.groups[submit.id] = Group()
-        candidates = [self._candidate(submit, index) for index in range(submit.sampling.best_of)]
+        candidates = [self._candidate(submit, index, now) for index in range(submit.sampling.best_of)]
         group.live = {c.index: c for c in candidates}
         group.waiting = candidates[1:]
         self.scheduler.submit(candidates[0].seq)
@@ -97,7 +98,7 @@ class Engine:
             return f"token {wrong} is not in the vocabulary of {vocab}"
         return ""
 
-    def _candidate(self, submit: Submit, index: int) -> Candidate:
+    def _candidate(self, submit: Submit, index: int, now: float) -> Candidate:
         s = submit.sampling
         seed = self.seeds.getrandbits(64) if s.seed is None else s.seed
         stop_ids = s.stop_token_ids if s.ignore_eos else (*s.stop_token_ids, *self.eos_ids)
@@ -105,7 +106,7 @@ class Engine:
         if s.repetition_penalty != 1.0:
             row.prompt = tuple(set(submit.tokens))
         seq = sched.Sequence(submit.id, index, len(submit.tokens), s.max_tokens, submit.hashes, submit.priority)
-        candidate = Candidate(submit, index, list(submit.tokens), row, seq)
+        candidate = Candidate(submit, index, list(submit.tokens), row, seq, now)
         seq.owner = candidate
         return candidate
 
@@ -163,7 +164,7 @@ class Engine:
             computed = [seq.owner for seq, tokens in batch.chunks if seq.computed + tokens == seq.prompt_tokens]
             decoding = [seq.owner for seq in scheduler.running.values()] if batch.decodes else []
             sampling = [*computed, *decoding]
-            logits = self.runner.run([*self._chunks(batch.chunks), *map(self._next_token, decoding)])
+            logits = self.runner.run([*self._chunks(batch.chunks, now), *map(self._next_token, decoding)])
             outputs = [self._take(c, s) for c, s in zip(sampling, sample(logits, [c.row for c in sampling]), strict=True)]
             ended = [(c, o) for c, o in zip(sampling, outputs, strict=True) if o.finish]
             if ended or batch.repeat == 1 or passes >= self.step_limit or interrupted():
@@ -184,15 +185,15 @@ class Engine:
         scheduler.pool.drain_events()  # nobody reports them yet
         emit(outputs)
 
-    def _chunks(self, chunks: list[tuple[sched.Sequence, int]]) -> list[Piece]:
+    def _chunks(self, chunks: list[tuple[sched.Sequence, int]], now: float) -> list[Piece]:
         pieces = []
         for seq, tokens in chunks:
             c: Candidate = seq.owner
             start, end = seq.computed, seq.computed + tokens
             if not c.table:
                 c.table = self.scheduler.table(seq)
-            if not c.admitted:
-                c.admitted = True
+            if c.admitted_s < 0:
+                c.admitted_s = now
                 self.prefix_queries += seq.prompt_tokens if seq.hashes else 0
                 self.prefix_hits += seq.cached_tokens
             self.prompt_tokens += tokens
@@ -225,6 +226,7 @@ class Engine:
             None if sampled.logprob is None else [sampled.logprob],
             None if sampled.top is None else [sampled.top],
             cached_tokens=c.seq.cached_tokens,
+            queue_s=c.admitted_s - c.submitted_s,
         )
 
     # ------------------------------------------------------------ what it says of itself

@@ -76,7 +76,7 @@ class Ready(FromEngine, frozen=True):
 class Tokens(FromEngine, frozen=True):
     """New tokens of one candidate. `start` is the index of the first of them, so that a gap or a repeat shows. `finish` ends the
     candidate: "stop" (end of sequence, or a stop token, which is the last of `tokens`), "length", "abort" (cancelled), "error".
-    `cached_tokens` of the prompt came from the prefix cache."""
+    `cached_tokens` of the prompt came from the prefix cache; `queue_s` is the wait until its computation began."""
 
     id: int
     candidate: int
@@ -86,6 +86,7 @@ class Tokens(FromEngine, frozen=True):
     logprobs: list[float] | None = None
     top: list[list[tuple[int, float]]] | None = None  # per token: (token, logprob), likeliest first
     cached_tokens: int = 0
+    queue_s: float = 0.0
     error: str = ""
 
 

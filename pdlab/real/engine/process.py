@@ -99,7 +99,7 @@ def run(link: Link, options: EngineOptions) -> None:
             while engine.idle or not link.inbox.empty():
                 match link.inbox.get():
                     case Submit() as submit:
-                        engine.submit(submit)
+                        engine.submit(submit, time.monotonic())
                     case Cancel(id, candidate):
                         engine.cancel(id, candidate)
                     case Stop():

@@ -99,7 +99,7 @@ class Generation:
             for index in range(len(prompts) * sampling.best_of)
         ]
         self.open = len(self.choices)
-        self.started_s = 0.0
+        self.started_s = self.first_s = self.queue_s = 0.0
 
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
         clock = asyncio.get_running_loop().time
@@ -120,7 +120,7 @@ class Generation:
             if self.open:
                 for id in self.first_id:
                     self.engine.cancel(id)
-                self.metrics.ended("abort", self.prompt_tokens, self.completion_tokens, clock() - self.started_s, 0.0, 0)
+                self.metrics.ended("abort", self.completion_tokens)
 
     @property
     def completion_tokens(self) -> int:
@@ -169,16 +169,16 @@ class Generation:
         else:
             choice.cached_tokens = tokens.cached_tokens
             if choice.index == 0:
-                self.metrics.first_token(now - self.started_s)
+                self.first_s, self.queue_s = now - self.started_s, tokens.queue_s
+                self.metrics.first_token(self.first_s, self.queue_s)
         choice.last_s = now
 
     def _end(self, choice: Choice, finish: str, now: float) -> None:
         choice.finish = finish
         self.open -= 1
         if not self.open:
-            first = self.choices[0]
-            elapsed = now - self.started_s
-            self.metrics.ended(finish, self.prompt_tokens, self.completion_tokens, elapsed, elapsed, first.made)
+            self.metrics.ended(finish, self.completion_tokens)
+            self.metrics.completed(now - self.started_s, self.first_s, self.queue_s, self.choices[0].made)
 
 
 def _logprobs(tokens: Tokens) -> list[Logprob]:

@@ -44,26 +44,36 @@ class Metrics:
         self._gap = histogram("inter_token_latency_seconds", "Between tokens.", GAPS)
         self._per_token = histogram("request_time_per_output_token_seconds", "Mean of a request, after its first token.", GAPS)
         self._e2e = histogram("e2e_request_latency_seconds", "Arrival to end.", SECONDS)
-        self._first_s = 0.0
+        self._queue = histogram("request_queue_time_seconds", "Until its computation began.", SECONDS)
+        self._prefill = histogram("request_prefill_time_seconds", "From there to the first token.", SECONDS)
+        self._decode = histogram("request_decode_time_seconds", "First token to last.", SECONDS)
+        self._inference = histogram("request_inference_time_seconds", "Computation's begin to end.", SECONDS)
 
     def _counter(self, name: str, help: str, *more: str) -> Counter:
         return Counter(name, help, [*LABELS, *more], registry=self.registry)
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, queue_s: float) -> None:
+        """`seconds` after its arrival; `queue_s` of these before its computation began."""
         self._first.observe(seconds)
+        self._queue.observe(queue_s)
+        self._prefill.observe(max(seconds - queue_s, 0.0))
 
     def token_gap(self, seconds: float, tokens: int) -> None:
         for _ in range(tokens):
             self._gap.observe(seconds)
 
-    def ended(self, reason: str, prompt_tokens: int, completion_tokens: int, elapsed_s: float, whole_s: float, tokens: int) -> None:
-        """A request is over. `whole_s` and `tokens` are those of a request that ran to its end, else 0."""
+    def ended(self, reason: str, completion_tokens: int) -> None:
+        """A request is over; `reason` is stop, length, abort or error."""
         self._generated.inc(completion_tokens)
         self._ended.labels(**self.labels, finished_reason=reason).inc()
-        if whole_s:
-            self._e2e.observe(whole_s)
-            if tokens > 1:
-                self._per_token.observe(whole_s / tokens)
+
+    def completed(self, elapsed_s: float, first_s: float, queue_s: float, tokens: int) -> None:
+        """It ran to its end in `elapsed_s`; its first choice made `tokens`, the first of them after `first_s`."""
+        self._e2e.observe(elapsed_s)
+        self._decode.observe(elapsed_s - first_s)
+        self._inference.observe(max(elapsed_s - queue_s, 0.0))
+        if tokens > 1:
+            self._per_token.observe((elapsed_s - first_s) / (tokens - 1))
 
     def rejected(self, status: int) -> None:
         self._rejected.labels(**self.labels, code=str(status)).inc()

@@ -64,15 +64,20 @@ class Completions:
     def _logprobs(self, choice: int, found: list[Logprob]) -> dict[str, Any] | None:
         if self.logprobs is None:
             return None
-        pieces = [self.tokenizer.piece(one.token) for one in found]
+        pieces = [self._piece(one.token) for one in found]
         offset = self.offsets.get(choice, 0)
         offsets = []
         for piece in pieces:
             offsets.append(offset)
             offset += len(piece)
         self.offsets[choice] = offset
-        top = [{self.tokenizer.piece(token): logprob for token, logprob in one.top} for one in found] if self.logprobs else None
+        top = [{self._piece(token): logprob for token, logprob in one.top} for one in found] if self.logprobs else None
         return {"tokens": pieces, "token_logprobs": [one.logprob for one in found], "top_logprobs": top, "text_offset": offsets}
+
+    def _piece(self, token: int) -> str:
+        """A token's text, or its bytes where they are no whole characters: those texts would all look alike."""
+        text = self.tokenizer.piece(token)
+        return text if "\ufffd" not in text else "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.tokenizer.piece_bytes(token))
 
 
 class Chats:

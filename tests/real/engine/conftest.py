@@ -44,7 +44,7 @@ class Driver:
 
     def submit(self, id: int, prompt: list[int], sampling: Sampling, *, cached: bool = True, priority: int = 0) -> None:
         hashes = chain(prompt, self.engine.runner.block_tokens) if cached else ()
-        self.engine.submit(Submit(id, prompt, sampling, hashes, priority))
+        self.engine.submit(Submit(id, prompt, sampling, hashes, priority), self.now)
 
     def emit(self, outputs: Iterable[Tokens]) -> None:
         for o in outputs:

@@ -121,7 +121,7 @@ def test_cancelled_at_any_point_nothing_stays(driver: Callable[..., Driver]) -> 
 )
 def test_what_can_never_run_is_refused_with_a_reason(submit: Submit, says: str, driver: Callable[..., Driver]) -> None:
     d = driver("llama")
-    d.engine.submit(submit)
+    d.engine.submit(submit, 0.0)
     d.run()
     assert d.finish[0, 0] == "error"
     assert says in d.outputs[0, 0][0].error
