@@ -19,7 +19,8 @@ from tests.real.engine import tiny_models
 
 EOS, START, END = 256, 257, 258
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant', 'tool'] %}{{ raise_exception('no role ' + m.role) }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if m.role not in ['system', 'user', 'assistant', 'tool'] %}{{ raise_exception('no role ' + m.role) }}{% endif %}"
     "<start>{{ m.role }}\n{{ m.content }}<end>{% endfor %}{% if tools %}tools:{{ tools | length }}{% endif %}"
     "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdlab.cost.catalogue import model as catalogue_model
 from pdlab.types import UsageError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -70,6 +71,36 @@ def read(folder: Path) -> ModelConfig:
     if not isinstance(config, dict):
         raise UsageError(f"model file {path} is not a JSON object")
     return parse(config, folder.resolve().name, str(path))
+
+
+def of_catalogue(name: str) -> ModelConfig:
+    """A model known by its shape only, for random weights; what the catalogue does not say is as Llama has it. Raises UsageError on experts
+    and latent attention."""
+    shape = catalogue_model(name)
+    if shape.experts or shape.kv_lora_rank or not shape.gated:
+        raise UsageError(f"model {name}: only dense models of the families {', '.join(FAMILIES)} run here")
+    family = next((f for f in FAMILIES if name.startswith(f)), "llama")
+    return ModelConfig(
+        name=name,
+        family=family,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        ffn=shape.ffn,
+        vocab=shape.vocab,
+        max_positions=shape.max_positions or 8192,
+        norm_eps=1e-6,
+        rope=RopeConfig(),
+        tied=shape.tied,
+        qkv_bias=family == "qwen2",
+        out_bias=False,
+        mlp_bias=False,
+        qk_norm=family == "qwen3",
+        windows=(shape.window_tokens if shape.window_layers == shape.layers else 0,) * shape.layers,
+        dtype="bfloat16",
+    )
 
 
 def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:

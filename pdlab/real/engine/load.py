@@ -13,6 +13,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from pdlab.cost import model_names
 from pdlab.decisions import Recorded, Setup
 from pdlab.real.engine import config as configs
 from pdlab.real.engine import gguf_file, weights
@@ -96,6 +97,9 @@ def _source(path: Path, options: EngineOptions) -> tuple[ModelConfig, Iterator[t
         factors = gguf_file.rope_factors(path)
         arrays = ((name, torch.from_numpy(array)) for name, array in gguf_file.tensors(path))
         return config, arrays, None if factors is None else torch.from_numpy(factors)
+    if options.load_format == "dummy" and not path.exists() and options.model in model_names():
+        config = configs.of_catalogue(options.model)
+        return config, weights.at_random(config, options.seed), None
     if not path.exists():
         raise UsageError(
             f"--model {path}: no such folder or file; give a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf"

@@ -129,6 +129,14 @@ def test_random_weights_need_a_config_only(tiny: Tiny, tmp_path: Path) -> None:
     assert len(d.tokens[0, 0]) == 4
 
 
+def test_a_catalogue_name_is_enough_for_random_weights() -> None:
+    loaded = load(EngineOptions(model="smollm2-135m", load_format="dummy", kv_blocks=20, max_model_len=256))
+    assert loaded.config.layers == 30
+    assert loaded.engine.max_tokens == 256
+    with pytest.raises(UsageError, match="only dense models of the families"):
+        load(EngineOptions(model="deepseek-v3", load_format="dummy"))
+
+
 def test_bfloat16_runs(tiny: Tiny) -> None:
     folder = str(tiny("llama")[0])
     exact, rough = (load(EngineOptions(model=folder, kv_blocks=50, dtype=dtype)).engine.runner for dtype in ("float32", "bfloat16"))

@@ -114,7 +114,17 @@ json_values = st.recursive(
 )
 FIELDS = sorted(
     {key for change, *_ in WRONG + WRONG_CHATS for key in change}
-    | {"model", "ignore_eos", "frequency_penalty", "stream_options", "priority", "user", "tools", "chat_template_kwargs", "skip_special_tokens"}
+    | {
+        "model",
+        "ignore_eos",
+        "frequency_penalty",
+        "stream_options",
+        "priority",
+        "user",
+        "tools",
+        "chat_template_kwargs",
+        "skip_special_tokens",
+    }
 )
 
 
