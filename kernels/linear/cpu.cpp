@@ -10,6 +10,7 @@ constexpr int BLOCK = 16;
 constexpr int64_t X_BYTES = 16384;
 
 constexpr int rows_at_once(int n, bool narrow) { // narrow weights take several steps to use up a cache line, of which few may be in use
+    if (n == 1) return 1;
     int r = narrow ? W / 4 : W / 2;
     while (r * n > W && r > 1) r /= 2;
     return r;
@@ -29,7 +30,28 @@ struct Call {
 enum Format { FLOAT, BF16, PAIRS, INT8, INT4, INT4_ZERO };
 
 // a[r][n] += weight[row + r] . x[n] over the columns from <= i < to, whole vectors only; says where it ended.
+constexpr int AHEAD = 4096; // bytes of a weight fetched ahead where it is read straight on
+
+// One vector: rows follow each other in memory, so reading straight on, with a few sums under way, is what the memory does best.
+template <class T> inline int64_t straight(const Call &c, int64_t row, int64_t from, int64_t to, vf &a) {
+    const T *w = (const T *)c.weight + row * c.in;
+    const float *x = (const float *)c.x;
+    vf b[4] = {a, zero(), zero(), zero()};
+    int64_t i = from;
+    for (; i + 4 * W <= to; i += 4 * W) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            if (j * W * sizeof(T) % 64 == 0) __builtin_prefetch((const char *)(w + i + j * W) + AHEAD, 0, 2);
+            b[j] += load(w + i + j * W) * load(x + i + j * W);
+        }
+    }
+    for (; i + W <= to; i += W) b[0] += load(w + i) * load(x + i);
+    a = (b[0] + b[1]) + (b[2] + b[3]);
+    return i;
+}
+
 template <class T, int R, int N> inline int64_t plain(const Call &c, int64_t row, int64_t from, int64_t to, vf (&a)[R][N]) {
+    if constexpr (R == 1 && N == 1) return straight<T>(c, row, from, to, a[0][0]);
     const T *w = (const T *)c.weight + row * c.in;
     const float *x = (const float *)c.x;
     int64_t i = from;
@@ -52,6 +74,19 @@ template <class T, int R, int N> inline int64_t plain(const Call &c, int64_t row
 template <int R, int N> inline int64_t pairs(const Call &c, int64_t row, int64_t from, int64_t to, vf (&a)[R][N]) {
     const bf16 *w = (const bf16 *)c.weight + row * c.in, *x = (const bf16 *)c.x;
     int64_t i = from;
+    if constexpr (R == 1 && N == 1) {
+        vf b[4] = {a[0][0], zero(), zero(), zero()};
+        for (; i + 128 <= to; i += 128) {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                __builtin_prefetch((const char *)(w + i + j * 32) + AHEAD, 0, 2);
+                b[j] = (vf)_mm512_dpbf16_ps((__m512)b[j], raw<__m512bh>(w + i + j * 32), raw<__m512bh>(x + i + j * 32));
+            }
+        }
+        for (; i + 32 <= to; i += 32) b[0] = (vf)_mm512_dpbf16_ps((__m512)b[0], raw<__m512bh>(w + i), raw<__m512bh>(x + i));
+        a[0][0] = (b[0] + b[1]) + (b[2] + b[3]);
+        return i;
+    }
     for (; i + 32 <= to; i += 32) {
         __m512bh b[N];
 #pragma GCC unroll 8

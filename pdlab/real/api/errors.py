@@ -1,0 +1,49 @@
+"""What goes wrong, as OpenAI's error objects: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+encode = msgspec.json.Encoder().encode
+
+
+class ApiError(Exception):
+    """An answer that is an error. `param` names the field at fault; `retry_after_s` asks the client to come again."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = "", retry_after_s: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
+        if self.status == 503:
+            headers["Connection"] = "close"
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(encode(self.body()), self.status, headers, media_type="application/json")
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """The client's mistake."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def draining() -> ApiError:
+    return ApiError(503, "the server is draining and takes no new requests", code="draining", retry_after_s=5)
+
+
+def loading() -> ApiError:
+    return ApiError(503, "the model is being loaded", code="loading", retry_after_s=5)
