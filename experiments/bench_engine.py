@@ -50,6 +50,8 @@ def main() -> None:
         for threads in asked.threads:
             for dtype in asked.dtypes:
                 for engine in (*asked.engines, *(["llama.cpp"] if asked.llama else []), *(["vllm"] if asked.vllm else [])):
+                    if engine == "llama.cpp" and dtype != asked.dtypes[0]:
+                        continue  # its file's own type, whatever we ask
                     python = {"llama.cpp": asked.llama, "vllm": asked.vllm}.get(engine) or sys.executable
                     row(engine, dtype, threads, python, model, asked.quick)
 

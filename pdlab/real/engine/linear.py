@@ -53,6 +53,22 @@ class Dense:
         return F.linear(x, self.weight, self.bias)
 
 
+class Packed(Dense):
+    """On a CPU: the weight as it is for one or two rows, which our kernel reads straight on, and as oneDNN orders it for more. Twice the
+    memory for 1.3 to 1.8 times the speed of torch's own product (docs/benchmarks.md)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        with torch.no_grad():
+            self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) <= 2:
+            return super().__call__(x)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, "none", [], "")
+        return product
+
+
 class Int8:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias, self.dtype = quantize_int8(weight), bias, weight.dtype
@@ -83,10 +99,15 @@ def dense(weight: Tensor, bias: Tensor | None) -> Linear:
     return Dense(weight, bias)
 
 
-def maker(quantization: str) -> Make:
-    """How each layer's weights are kept: "" as they are, wint8, wint4. Raises UsageError on another name."""
+def packed(weight: Tensor, bias: Tensor | None) -> Linear:
+    return Packed(weight, bias)
+
+
+def maker(quantization: str, *, pack: bool = False) -> Make:
+    """How each layer's weights are kept: "" as they are (`pack`: and once more, as oneDNN orders them), wint8, wint4. Raises UsageError on
+    another name."""
     if not quantization:
-        return dense
+        return packed if pack else dense
     if quantization == "wint8":
         return Int8
     if quantization == "wint4":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +73,7 @@ def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
     context = min(options.max_model_len or config.max_positions, config.max_positions)
     if options.max_model_len > config.max_positions:
         raise UsageError(f"--max-model-len {options.max_model_len} exceeds the model's {config.max_positions} positions")
-    make = maker(options.quantization)
+    make = maker(options.quantization, pack=_packs(config, device, dtype))
     model = Model(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors)
     setup = Setup(
         _kv_blocks(options, config, device, dtype, context),
@@ -121,6 +123,14 @@ def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise UsageError("--dtype float16 is for accelerators; on a CPU use float32 or bfloat16")
     return DTYPES[name]
+
+
+def _packs(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Is there a library that orders weights, and memory to keep them twice?"""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    needed = 2 * dtype.itemsize * sum(math.prod(shape) for shape in weights.shapes(config).values())
+    return needed < 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _kv_blocks(options: EngineOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype, context: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pdlab.kernels.fused import rms_norm, rope, silu_and_mul
 from pdlab.kernels.paged_attention import paged_attention, store_kv
 from pdlab.real.engine.config import ModelConfig
-from pdlab.real.engine.linear import Linear, Make, dense
+from pdlab.real.engine.linear import Linear, Make, dense, packed
 from pdlab.real.engine.rope import tables
 from pdlab.real.engine.weights import shapes
 
@@ -76,7 +76,8 @@ class Model:
         self.embedding = loader.plain["model.embed_tokens.weight"]
         self.norm = loader.plain["model.norm.weight"]
         self.layers = [loader.layer(i) for i in range(config.layers)]
-        self.head = dense(self.embedding, None) if config.tied else loader.head()
+        head = self.embedding if config.tied else loader.plain["lm_head.weight"]
+        self.head = make(head, None) if make is packed else dense(head, None)  # never quantised: its errors would be the logits'
         cos, sin = tables(config.rope, config.head_dim, max_positions, rope_factors)
         self.cos, self.sin = cos.to(device), sin.to(device)
 
@@ -168,9 +169,6 @@ class _Loader:
         biased = f"{stem}.bias" in self.shapes
         if f"{stem}.weight" in self.plain and (not biased or f"{stem}.bias" in self.plain):
             self.linears[stem] = self.make(self.plain.pop(f"{stem}.weight"), self.plain.pop(f"{stem}.bias") if biased else None)
-
-    def head(self) -> Linear:
-        return dense(self.plain["lm_head.weight"], None)
 
     def layer(self, index: int) -> Layer:
         at = f"model.layers.{index}"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from pdlab.kernels.linear import Int8Weight, dequantize_int4, dequantize_int8
+from pdlab.real.engine.linear import Dense
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
@@ -116,7 +117,8 @@ def test_quantised_products_are_those_of_the_widened_weights(quantization: str, 
     for wide, narrow in zip(plain.model.layers, packed.model.layers, strict=True):
         for name in ("qkv", "out", "gate_up", "down"):
             weight = getattr(narrow, name).weight
-            getattr(wide, name).weight = dequantize_int8(weight) if isinstance(weight, Int8Weight) else dequantize_int4(weight)
+            widened = dequantize_int8(weight) if isinstance(weight, Int8Weight) else dequantize_int4(weight)
+            setattr(wide, name, Dense(widened, None))
     pieces = [Piece(list(range(rows)), 0, list(range(9)), True)]
     torch.testing.assert_close(packed.run(pieces), plain.run(pieces), rtol=1e-4, atol=1e-4)
 
