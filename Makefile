@@ -7,10 +7,13 @@ WORKLOAD ?= constant
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim test check bench-sim bench-sim-table bench-router compile clean
+.PHONY: sim serve test check bench-sim bench-sim-table bench-router bench-engine bench-kernels compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
+
+serve: .venv/real.stamp  ## a server with the embedded model, on http://127.0.0.1:8000/v1
+	.venv/bin/pdlab serve --role mixed $(SERVE)
 
 test: .venv/test.stamp  ## all tests
 	.venv/bin/python -m pytest -n 2
@@ -26,6 +29,12 @@ bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-tab
 
 bench-router: .venv/sim.stamp  ## decisions a second
 	.venv/bin/python experiments/bench_router.py
+
+bench-engine: .venv/test.stamp  ## the engine against the machine's bounds and other engines [LLAMA=python of llama-cpp-python] [VLLM=python of vllm]
+	.venv/bin/python experiments/bench_engine.py $(if $(LLAMA),--llama $(LLAMA)) $(if $(VLLM),--vllm $(VLLM))
+
+bench-kernels: .venv/real.stamp  ## each kernel against torch
+	for kernel in paged_attention kv_blocks fused linear; do .venv/bin/python -m pdlab.kernels.$$kernel.bench || exit 1; done
 
 compile: build/compiled/stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
 
@@ -43,5 +52,8 @@ clean:
 .venv/sim.stamp: pyproject.toml | .venv/bin/python
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e . && touch $@
 
+.venv/real.stamp: pyproject.toml | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[real]' && touch $@ .venv/sim.stamp
+
 .venv/test.stamp: pyproject.toml | .venv/bin/python
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' && touch $@ .venv/sim.stamp
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' && touch $@ .venv/sim.stamp .venv/real.stamp
