@@ -6,7 +6,7 @@ slot and read by nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,9 @@ SIZES = (1, 2, 4, 8, *range(16, 257, 16))
 
 @dataclass(slots=True)
 class Captured:
-    graph: torch.cuda.CUDAGraph
+    """A pass over `inputs`, which stay where they are: `replay` computes `logits` anew from what they hold."""
+
+    replay: Callable[[], None]
     inputs: Inputs
     logits: Tensor
 
@@ -41,18 +43,20 @@ class GraphRunner(Runner):
         if count > SIZES[-1] or any(len(piece.tokens) > 1 or not piece.samples for piece in pieces):
             return super().run(pieces)
         size = next(size for size in SIZES if size >= count)
-        given = self.inputs(pieces)
         if size not in self.captured:
             self.captured[size] = self._capture(size)
         captured = self.captured[size]
-        static = captured.inputs
+        self._fill(captured.inputs, self.inputs(pieces), count)
+        captured.replay()
+        return captured.logits[:count]
+
+    def _fill(self, static: Inputs, given: Inputs, count: int) -> None:
+        """The graph's inputs become those of this step; rows left over attend to one token of block 0, and write nothing."""
         for name in ("tokens", "positions", "slots", "context_lens"):
             getattr(static, name)[:count] = getattr(given, name)
         static.slots[count:] = -1
         static.context_lens[count:] = 1
         static.block_tables[:count, : given.block_tables.shape[1]] = given.block_tables
-        captured.graph.replay()
-        return captured.logits[:count]
 
     def _capture(self, size: int) -> Captured:
         device = self.model.device
@@ -66,14 +70,20 @@ class GraphRunner(Runner):
             last=torch.arange(size, dtype=torch.int64, device=device),
             max_queries=1,
         )
+        replay, logits = self._record(lambda: self.model.forward(inputs, self.kv))
+        return Captured(replay, inputs, logits)
+
+    def _record(self, forward: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """(what runs `forward` again, where its result then lies)."""
+        device = self.model.device
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):  # kernels are compiled, and libraries take their workspaces, before capture
             for _ in range(2):
-                self.model.forward(inputs, self.kv)
+                forward()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            logits = self.model.forward(inputs, self.kv)
+            logits = forward()
         self.pool = graph.pool()
-        return Captured(graph, inputs, logits)
+        return graph.replay, logits

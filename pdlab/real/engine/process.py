@@ -1,7 +1,8 @@
 """The engine's own process: `python -m pdlab.real.engine.process FD OPTIONS`.
 
-It speaks length-prefixed msgpack over the socket it inherits. A reader thread takes messages in while a step computes; between two passes
-the engine looks whether any have come. Where nothing runs it sleeps on the queue. When the other end closes, it ends.
+It speaks length-prefixed msgpack over the socket it inherits. One thread takes messages in and one sends them off while a step computes, so
+that no step waits for HTTP; between two passes the engine looks whether any have come. Where nothing runs it sleeps on the queue. When the
+other end closes, it ends.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ class Link:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.inbox: queue.SimpleQueue[AnyToEngine] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.encoder = msgspec.msgpack.Encoder()
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
+        self.writer = threading.Thread(target=self._write, name="outbox", daemon=True)
+        self.writer.start()
 
     def _read(self) -> None:
         decoder = msgspec.msgpack.Decoder(AnyToEngine)
@@ -42,9 +46,20 @@ class Link:
             pass
         self.inbox.put(Stop())
 
+    def _write(self) -> None:
+        try:
+            while raw := self.outbox.get():
+                self.sock.sendall(len(raw).to_bytes(4, "little") + raw)
+        except OSError:
+            self.inbox.put(Stop())
+
     def send(self, message: FromEngine) -> None:
-        raw = self.encoder.encode(message)
-        self.sock.sendall(len(raw).to_bytes(4, "little") + raw)
+        self.outbox.put(self.encoder.encode(message))
+
+    def close(self) -> None:
+        """Wait until what was sent is on its way."""
+        self.outbox.put(b"")
+        self.writer.join(5)
 
 
 def main() -> int:
@@ -57,13 +72,13 @@ def main() -> int:
         run(link, options)
     except UsageError as error:
         link.send(Broken(str(error), usage=True))
-    except (BrokenPipeError, ConnectionResetError):
-        return 1
     except Exception as error:
         traceback.print_exc()
         link.send(Broken(f"{type(error).__name__}: {error}"))
     else:
         return 0
+    finally:
+        link.close()
     return 1
 
 

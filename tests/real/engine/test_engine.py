@@ -224,3 +224,16 @@ def test_the_scheduler_is_the_simulators() -> None:
     }
     assert isinstance(Recorded(Setup(10)), Scheduler)
     assert Engine.step.__module__ == "pdlab.real.engine.engine"
+
+
+def test_the_same_seed_gives_the_same_log_and_tokens(tiny: Tiny) -> None:
+    logs, tokens = [], []
+    for _ in range(2):
+        log = io.BytesIO()
+        d = Driver(load(EngineOptions(model=str(tiny("qwen2")[0]), block_tokens=4, kv_blocks=60, max_batch_tokens=40, seed=8), log).engine)
+        scramble(d, 60, seed=6)
+        d.run()
+        logs.append(log.getvalue())
+        tokens.append(d.tokens)
+    assert logs[0] == logs[1]
+    assert tokens[0] == tokens[1]
