@@ -70,7 +70,7 @@ class GraphRunner(Runner):
             last=torch.arange(size, dtype=torch.int64, device=device),
             max_queries=1,
         )
-        replay, logits = self._record(lambda: self.model.forward(inputs, self.kv))
+        replay, logits = self._record(lambda: self.model.forward(inputs, self.caches))
         return Captured(replay, inputs, logits)
 
     def _record(self, forward: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

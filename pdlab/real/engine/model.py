@@ -5,7 +5,7 @@ Tokens of all sequences lie flat in one row, as the kernels want them: a step of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,28 +82,29 @@ class Model:
         self.cos, self.sin = cos.to(device), sin.to(device)
 
     @torch.inference_mode()
-    def forward(self, inputs: Inputs, kv: Tensor) -> Tensor:
-        """Logits float32 [len(inputs.last), vocab]. `kv` [layers, 2, blocks, kv_heads, block_tokens, head_dim] takes this step's keys and
-        values."""
+    def forward(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Logits float32 [len(inputs.last), vocab]. `caches` are each layer's keys and values, [blocks, kv_heads, block_tokens, head_dim],
+        and take this step's."""
         c, eps = self.config, self.config.norm_eps
         hidden = F.embedding(inputs.tokens, self.embedding)
         residual = hidden.clone()
-        q_width, kv_width, scale = c.heads * c.head_dim, c.kv_heads * c.head_dim, c.head_dim**-0.5
+        first_v, scale = c.heads + c.kv_heads, c.head_dim**-0.5
         x = rms_norm(hidden, self.layers[0].input_norm, eps)
         for index, layer in enumerate(self.layers):
             if index:
                 x = rms_norm(x, layer.input_norm, eps, residual)
-            q, k, v = torch.split(layer.qkv(x), [q_width, kv_width, kv_width], dim=-1)
-            q, k, v = (part.view(len(part), -1, c.head_dim) for part in (q, k, v))
+            k_cache, v_cache = caches[index]
+            qkv = layer.qkv(x).view(-1, first_v + c.kv_heads, c.head_dim)
+            q, k, v = qkv[:, : c.heads], qkv[:, c.heads : first_v], qkv[:, first_v:]
             if layer.q_norm is not None and layer.k_norm is not None:
                 q = rms_norm(q.reshape(-1, c.head_dim), layer.q_norm, eps).view(q.shape)
                 k = rms_norm(k.reshape(-1, c.head_dim), layer.k_norm, eps).view(k.shape)
             rope(q, k, inputs.positions, self.cos, self.sin)
-            store_kv(k, v, kv[index, 0], kv[index, 1], inputs.slots)
+            store_kv(k, v, k_cache, v_cache, inputs.slots)
             attended = paged_attention(
                 q,
-                kv[index, 0],
-                kv[index, 1],
+                k_cache,
+                v_cache,
                 inputs.block_tables,
                 inputs.query_starts,
                 inputs.context_lens,
@@ -111,9 +112,7 @@ class Model:
                 window=layer.window,
                 max_queries=inputs.max_queries,
             ).flatten(1)
-            if index == len(self.layers) - 1 and len(inputs.last) < len(
-                inputs.tokens
-            ):  # the rest are in the cache, and nobody asks for more
+            if index == len(self.layers) - 1 and len(inputs.last) < len(inputs.tokens):  # of the rest nobody asks for more than KV
                 attended, residual = attended.index_select(0, inputs.last), residual.index_select(0, inputs.last)
                 if not len(attended):
                     return torch.empty((0, c.vocab), device=self.device)

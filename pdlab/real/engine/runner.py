@@ -33,10 +33,11 @@ class Runner:
         self.model = model
         self.block_tokens = block_tokens
         self.kv = torch.zeros((c.layers, 2, kv_blocks, c.kv_heads, block_tokens, c.head_dim), dtype=model.dtype, device=model.device)
+        self.caches = [(layer[0], layer[1]) for layer in self.kv]
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Logits float32 [pieces that sample, vocab], in the order of the pieces."""
-        return self.model.forward(self.inputs(pieces), self.kv)
+        return self.model.forward(self.inputs(pieces), self.caches)
 
     def inputs(self, pieces: Sequence[Piece]) -> Inputs:
         """The pieces as flat arrays on the device."""
