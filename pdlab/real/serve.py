@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +13,13 @@ from typing import Any
 import msgspec
 
 from pdlab.cost import model_names
+from pdlab.real.api.app import create_app
+from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.service import Service
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.gguf_file import default_model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.real.openai.app import Service, create_app
-from pdlab.real.openai.serve import bind, serve
 from pdlab.spec import Experiment
 from pdlab.types import UsageError
 
@@ -108,36 +108,30 @@ async def run(
     with contextlib.closing(bind(host, port)) as sock:
         text = tokenizer_of(options, tokenizer)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
-        engine = await _start(options)
+        app = create_app()  # answers "loading" until it has a service
+        starting = asyncio.create_task(EngineClient.start(options))
+        serving = asyncio.create_task(serve(app, sock, drain_s=drain_s))
         try:
+            await asyncio.wait((starting, serving), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                raise KeyboardInterrupt
+            engine = starting.result()
             name = served_name or ("smollm2-135m-instruct" if Path(options.model) == _embedded() else Path(options.model).stem)
-            service = Service(engine, text, name, max_requests=max_requests, api_key=api_key)
+            app.state.service = Service(engine, text, name, max_requests=max_requests, api_key=api_key)
             where = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
             ready = engine.ready
             say(
                 f"{name} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens, "
                 f"up to {ready.max_tokens:,} tokens a request\nready after {time.monotonic() - started_s:.1f} s: {where}/v1"
             )
-            await serve(create_app(service), service, sock, drain_s=drain_s)
-            if service.in_flight:
-                say(f"stopped with {service.in_flight} requests unfinished")
+            if left := await serving:
+                say(f"stopped with {left} requests unfinished")
         finally:
-            await engine.close()
-
-
-async def _start(options: EngineOptions) -> EngineClient:
-    """Start the engine; SIGTERM and Ctrl-C end the wait. Raises KeyboardInterrupt then."""
-    loop = asyncio.get_running_loop()
-    starting = asyncio.create_task(EngineClient.start(options))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, starting.cancel)
-    try:
-        return await starting
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+            for task in (starting, serving):
+                task.cancel()
+            await asyncio.gather(starting, serving, return_exceptions=True)
+            if not starting.cancelled() and starting.exception() is None:
+                await starting.result().close()
 
 
 def _embedded() -> Path | None:

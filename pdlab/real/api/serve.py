@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import time
+from collections.abc import Iterator
 
 import uvicorn
 from fastapi import FastAPI
 
-from pdlab.real.openai.app import Service
+from pdlab.real.api.service import Service
 from pdlab.types import UsageError
 
 
@@ -19,18 +21,19 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening address (port 0: any free one). Raises UsageError where it cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UsageError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; else each answer waits 40 ms for the client's ACK
     try:
         sock.bind((host, port))
         sock.listen(4096)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         sock.close()
-        if error.errno == 98:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise UsageError(f"port {port} on {host} is in use: choose another with --port") from None
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise UsageError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
     sock.setblocking(False)
     return sock
 
@@ -39,12 +42,13 @@ class _Server(uvicorn.Server):
     """uvicorn without its own signal handlers: `serve` decides."""
 
     @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def serve(app: FastAPI, service: Service, sock: socket.socket, *, drain_s: float = 30.0) -> None:
-    """Serve until SIGTERM or SIGINT, then take nothing new, let what runs end within `drain_s`, and return. A second signal: at once."""
+async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0) -> int:
+    """Serve until SIGTERM or SIGINT, then take nothing new, let what runs end within `drain_s`, and return how many prompts were cut off.
+    A second signal: at once. May begin while `app.state.service` is still None."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75, timeout_graceful_shutdown=1)
     server = _Server(config)
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -55,15 +59,25 @@ async def serve(app: FastAPI, service: Service, sock: socket.socket, *, drain_s:
     stopping = asyncio.create_task(signals.get())
     try:
         await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
-        service.draining = True
-        deadline_s = time.monotonic() + drain_s
-        while service.in_flight and time.monotonic() < deadline_s and signals.empty() and service.engine.down is None:
-            await asyncio.sleep(0.02)
+        service: Service | None = app.state.service
+        left = 0
+        if service is not None:
+            left = await _drained(service, signals, drain_s)
         server.should_exit = True
         server.force_exit = not signals.empty()
         await running
+        return left
     finally:
         stopping.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         sock.close()
+
+
+async def _drained(service: Service, signals: asyncio.Queue[int], drain_s: float) -> int:
+    """Prompts still in flight after `drain_s`, a second signal, or the engine's end."""
+    service.drain()
+    deadline_s = time.monotonic() + drain_s
+    while service.in_flight and time.monotonic() < deadline_s and signals.empty() and service.engine.down is None:
+        await asyncio.sleep(0.02)
+    return service.in_flight

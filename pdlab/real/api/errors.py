@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
 class ApiError(Exception):
@@ -33,9 +33,17 @@ class ApiError(Exception):
             headers["Connection"] = "close"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return Response(_encode(self.body()), self.status, headers, media_type="application/json")
+        return Response(encode(self.body()), self.status, headers, media_type="application/json")
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """The client's mistake."""
     return ApiError(400, message, param=param, code=code)
+
+
+def draining() -> ApiError:
+    return ApiError(503, "the server is draining and takes no new requests", code="draining", retry_after_s=5)
+
+
+def loading() -> ApiError:
+    return ApiError(503, "the model is being loaded", code="loading", retry_after_s=5)

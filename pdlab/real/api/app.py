@@ -1,0 +1,194 @@
+"""The OpenAI API over an engine: routes, keys, request ids, and what an operator asks (health, readiness, metrics)."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pdlab import __version__
+from pdlab.real.api.answer import Answer
+from pdlab.real.api.chat import Message, chat_job, chat_tokens
+from pdlab.real.api.completions import completion_job
+from pdlab.real.api.errors import ApiError, bad, encode, loading
+from pdlab.real.api.requests import check_tokens, parse
+from pdlab.real.api.service import Service
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Service, Request], Awaitable[Response]]
+MOST_BODY_BYTES = 32 << 20
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    model: str | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    tokens: list[int]
+    model: str | None = None
+
+
+def create_app(service: Service | None = None) -> FastAPI:
+    """Without a service it says that it is loading, until `app.state.service` is set to one."""
+    app = FastAPI(title="pdlab", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
+    for method, path, handler in ROUTES:
+        app.router.add_route(path, _Endpoint(app, handler, path.startswith("/v1/")), methods=[method])  # type: ignore[arg-type]
+    app.router.add_route("/ready", _Plain(app, _ready), methods=["GET"])  # type: ignore[arg-type]
+    app.router.add_route("/version", _Plain(app, _version), methods=["GET"])  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http_error)
+    return app
+
+
+class _Plain:
+    """An ASGI route that may be asked while the model loads."""
+
+    def __init__(self, app: FastAPI, handler: Callable[[Service | None], Response]) -> None:
+        self.app, self.handler = app, handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = self.handler(self.app.state.service)
+        response.headers["X-Request-Id"] = _request_id(Request(scope))
+        await response(scope, receive, send)
+
+
+class _Endpoint:
+    """An ASGI route; what its handler raises is answered in OpenAI's shape, unless the answer has begun."""
+
+    def __init__(self, app: FastAPI, handler: Handler, keyed: bool) -> None:
+        self.app, self.handler, self.keyed = app, handler, keyed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        request.state.request_id = name = _request_id(request)
+        service: Service | None = self.app.state.service
+        try:
+            if service is None:
+                raise loading()
+            if self.keyed and service.api_key is not None:
+                _check_key(request, service.api_key)
+            response = await self.handler(service, request)
+            response.headers["X-Request-Id"] = name
+            await response(scope, receive, send)
+        except ApiError as error:
+            if service is not None and error.status in (429, 503):
+                service.metrics.rejected(error.status)
+            await _send(error, name, scope, receive, send)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.url.path)
+            await _send(ApiError(500, "the server has failed on this request; its log says more"), name, scope, receive, send)
+
+
+async def _send(error: ApiError, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+    response = error.response()
+    response.headers["X-Request-Id"] = request_id
+    await response(scope, receive, send)
+
+
+async def _completions(service: Service, request: Request) -> Response:
+    service.check_open()
+    return Answer(service, await completion_job(service, await _read(request)), request.state.request_id)
+
+
+async def _chat(service: Service, request: Request) -> Response:
+    service.check_open()
+    return Answer(service, await chat_job(service, await _read(request)), request.state.request_id)
+
+
+async def _models(service: Service, request: Request) -> Response:
+    most = service.engine.ready.max_tokens
+    card = {"id": service.model, "object": "model", "created": service.created, "owned_by": "pdlab", "max_model_len": most}
+    if (name := request.path_params.get("name")) is not None:
+        service.check_model(name)
+        return _json(card)
+    return _json({"object": "list", "data": [card]})
+
+
+async def _tokenize(service: Service, request: Request) -> Response:
+    body = parse(await _read(request), TokenizeRequest)
+    if (body.prompt is None) == (body.messages is None):
+        raise bad("give either prompt or messages", "prompt")
+    if body.prompt is None:
+        tokens = await chat_tokens(service, body.messages or [], {})
+    else:
+        tokens = await service.encode(body.prompt, body.add_special_tokens is not False)
+    return _json({"count": len(tokens), "max_model_len": service.engine.ready.max_tokens, "tokens": tokens})
+
+
+async def _detokenize(service: Service, request: Request) -> Response:
+    body = parse(await _read(request), DetokenizeRequest)
+    check_tokens(body.tokens, service.engine.ready.vocab, "tokens")
+    return _json({"prompt": service.tokenizer.decode(body.tokens, skip_special=False)})
+
+
+async def _health(service: Service, request: Request) -> Response:
+    if service.engine.down is not None:
+        raise ApiError(503, service.engine.down, code="engine_down")
+    return Response(status_code=200)
+
+
+async def _metrics(service: Service, request: Request) -> Response:
+    return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _ready(service: Service | None) -> Response:
+    reasons = ["loading"] if service is None else service.not_ready()
+    return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+
+def _version(service: Service | None) -> Response:
+    return _json({"version": __version__})
+
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/completions", _completions),
+    ("POST", "/v1/chat/completions", _chat),
+    ("GET", "/v1/models", _models),
+    ("GET", "/v1/models/{name:path}", _models),
+    ("POST", "/tokenize", _tokenize),
+    ("POST", "/detokenize", _detokenize),
+    ("GET", "/health", _health),
+    ("GET", "/metrics", _metrics),
+)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not for {request.url.path}"}
+    response = ApiError(error.status_code, text.get(error.status_code, str(error.detail))).response()
+    response.headers.update({**(error.headers or {}), "X-Request-Id": _request_id(request)})
+    return response
+
+
+async def _read(request: Request) -> bytes:
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > MOST_BODY_BYTES:
+            raise ApiError(413, f"the body exceeds {MOST_BODY_BYTES >> 20} MiB")
+    return bytes(raw)
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(encode(body), status, media_type="application/json")
+
+
+def _request_id(request: Request) -> str:
+    return request.headers.get("x-request-id") or uuid.uuid4().hex
+
+
+def _check_key(request: Request, key: str) -> None:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
+        raise ApiError(401, "the API key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key")

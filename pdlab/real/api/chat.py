@@ -1,0 +1,132 @@
+"""/v1/chat/completions: what is asked, and the shape of its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pdlab.real.api.errors import bad
+from pdlab.real.api.generate import Choice, Delta, Logprob
+from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, choices, parse
+from pdlab.real.api.service import Job, Service
+from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.types import UsageError
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As a chat template wants it: text parts joined. Raises ApiError on parts that are no text."""
+        found = {key: value for key, value in msgspec.structs.asdict(self).items() if value is not None}
+        found.setdefault("content", "")
+        if isinstance(self.content, list):
+            found["content"] = "\n".join(_text(part) for part in self.content)
+        return found
+
+
+def _text(part: dict[str, Any]) -> str:
+    text = part.get("text")
+    if part.get("type") != "text" or not isinstance(text, str):
+        raise bad(f"message content of type {part.get('type')!r} is not supported, only text", "messages")
+    return text
+
+
+class ChatRequest(Common, frozen=True, kw_only=True):
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class Chats:
+    """The shape of the answers."""
+
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    before, after = b',"delta":{"content":', b'},"logprobs":null,"finish_reason":null'
+
+    def __init__(self, tokenizer: Tokenizer, logprobs: int | None) -> None:
+        self.tokenizer, self.logprobs = tokenizer, logprobs
+
+    def opening(self, choices: int) -> list[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        return [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(choices)]
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        content = {"content": delta.text} if delta.text or not delta.finish else {}
+        return {"index": delta.choice, "delta": content, "logprobs": self._logprobs(delta.logprobs), "finish_reason": delta.finish}
+
+    def whole(self, index: int, choice: Choice) -> dict[str, Any]:
+        message = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
+        return {"index": index, "message": message, "logprobs": self._logprobs(choice.logprobs), "finish_reason": choice.finish}
+
+    def _logprobs(self, found: list[Logprob]) -> dict[str, Any] | None:
+        if self.logprobs is None:
+            return None
+        content = [{**self._token(one.token, one.logprob), "top_logprobs": [self._token(t, lp) for t, lp in one.top]} for one in found]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        return {"token": self.tokenizer.piece(token), "logprob": logprob, "bytes": list(self.tokenizer.piece_bytes(token))}
+
+
+async def chat_job(service: Service, raw: bytes) -> Job:
+    """Raises ApiError naming what is wrong."""
+    body = parse(raw, ChatRequest)
+    service.check_model(body.model)
+    n, best_of = choices(body, None)
+    logprobs = _wanted(body)
+    if body.response_format is not None and body.response_format.get("type") != "text":
+        raise bad(f"response_format {body.response_format.get('type')!r} is not supported, only text", "response_format")
+    if body.tool_choice not in (None, "none", "auto"):
+        raise bad("tool_choice can only be none or auto: calls are not forced", "tool_choice")
+    options = {**(body.chat_template_kwargs or {})}
+    if body.continue_final_message:
+        options["continue_final"] = True
+    elif body.add_generation_prompt is not None:
+        options["add_generation_prompt"] = body.add_generation_prompt
+    if body.tools and body.tool_choice != "none":
+        options["tools"] = body.tools
+    prompt = await chat_tokens(service, body.messages, options)
+    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    given = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if given is not None and given < 1:
+        raise bad(f"{param} must be at least 1, not {given}", param)
+    max_tokens = service.room(len(prompt), given, param, "messages")
+    asked = ask(body, max_tokens=max_tokens, best_of=best_of, logprobs=logprobs, vocab=service.engine.ready.vocab, continues=False)
+    shape = Chats(service.tokenizer, logprobs)
+    return Job(shape, [prompt], asked, n, bool(body.stream), body.stream_options is not None and bool(body.stream_options.include_usage))
+
+
+async def chat_tokens(service: Service, messages: list[Message], options: dict[str, Any]) -> list[int]:
+    """The messages through the model's template. What this refuses is told with its own words."""
+    if not messages:
+        raise bad("messages is empty", "messages")
+    try:
+        text = service.tokenizer.chat([message.plain() for message in messages], **options)
+    except (UsageError, TypeError) as error:
+        raise bad(" ".join(str(error).split()), "messages") from None
+    tokens = await service.encode(text, special=False)
+    if not tokens:
+        raise bad("messages give an empty prompt", "messages")
+    return tokens
+
+
+def _wanted(body: ChatRequest) -> int | None:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad("top_logprobs needs logprobs: true", "top_logprobs")
+    if not 0 <= (body.top_logprobs or 0) <= MOST_LOGPROBS:
+        raise bad(f"top_logprobs must be from 0 to {MOST_LOGPROBS}, not {body.top_logprobs}", "top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None

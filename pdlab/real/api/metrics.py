@@ -1,0 +1,134 @@
+"""Prometheus figures under vLLM's names, so that its dashboards and routers read pdlab too.
+
+Recording is adding to plain numbers, since it happens for every token; prometheus_client sees them when somebody scrapes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pdlab.real.api.engine import Engine
+
+SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
+GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+REASONS = ("stop", "length", "abort", "error")
+
+
+class Histogram:
+    """Counts of values up to each bound, and their sum."""
+
+    def __init__(self, help: str, bounds: Sequence[float]) -> None:
+        self.help, self.bounds = help, bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def buckets(self) -> list[tuple[str, float]]:
+        found, total = [], 0
+        for bound, count in zip([*self.bounds, float("inf")], self.counts, strict=True):
+            total += count
+            found.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+        return found
+
+
+class Metrics(Collector):
+    """What is recorded here, and the engine's own load and counters as they are at the scrape."""
+
+    def __init__(self, model: str, engine: Engine) -> None:
+        self.engine = engine
+        self.labels = {"model_name": model, "engine": "0"}
+        self.generation_tokens = 0
+        self.finished = Counter(dict.fromkeys(REASONS, 0))
+        self.refused: Counter[str] = Counter({"429": 0, "503": 0})
+        self.histograms = {
+            "time_to_first_token_seconds": Histogram("Arrival to first token.", SECONDS),
+            "inter_token_latency_seconds": Histogram("Between tokens.", GAPS),
+            "request_time_per_output_token_seconds": Histogram("Mean of a request, after its first token.", GAPS),
+            "e2e_request_latency_seconds": Histogram("Arrival to end.", SECONDS),
+            "request_queue_time_seconds": Histogram("Until its computation began.", SECONDS),
+            "request_prefill_time_seconds": Histogram("From there to the first token.", SECONDS),
+            "request_decode_time_seconds": Histogram("First token to last.", SECONDS),
+            "request_inference_time_seconds": Histogram("Computation's begin to end.", SECONDS),
+        }
+        self._gap = self.histograms["inter_token_latency_seconds"]
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def generated(self, tokens: int) -> None:
+        self.generation_tokens += tokens
+
+    def token_gap(self, seconds: float, tokens: int) -> None:
+        self._gap.observe(seconds, tokens)
+
+    def first_token(self, seconds: float, queue_s: float) -> None:
+        """`seconds` after its arrival; `queue_s` of these before its computation began."""
+        self.histograms["time_to_first_token_seconds"].observe(seconds)
+        self.histograms["request_queue_time_seconds"].observe(queue_s)
+        self.histograms["request_prefill_time_seconds"].observe(max(seconds - queue_s, 0.0))
+
+    def ended(self, reason: str) -> None:
+        """A prompt's last candidate is over."""
+        self.finished[reason] += 1
+
+    def completed(self, elapsed_s: float, first_s: float, queue_s: float, decode_s: float, tokens: int) -> None:
+        """A prompt ran to its end in `elapsed_s`; its first candidate made `tokens`, the first of them after `first_s`."""
+        self.histograms["e2e_request_latency_seconds"].observe(elapsed_s)
+        self.histograms["request_inference_time_seconds"].observe(max(elapsed_s - queue_s, 0.0))
+        if tokens:
+            self.histograms["request_decode_time_seconds"].observe(elapsed_s - first_s)
+        if tokens > 1:
+            self.histograms["request_time_per_output_token_seconds"].observe(decode_s / (tokens - 1))
+
+    def rejected(self, status: int) -> None:
+        self.refused[str(status)] += 1
+
+    def exposition(self) -> bytes:
+        """The text that a Prometheus server reads."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterable[Metric]:
+        load, ready = self.engine.load, self.engine.ready
+        yield self._gauge("vllm:num_requests_running", "Sequences that decode.", load.running)
+        yield self._gauge("vllm:num_requests_waiting", "Sequences whose prompt is not computed yet.", load.waiting)
+        yield self._gauge(
+            "vllm:kv_cache_usage_perc", "Fraction of KV blocks referenced, 0 to 1.", load.used_blocks / max(ready.kv_blocks, 1)
+        )
+        yield self._gauge("pdlab:leaked_blocks", "KV blocks held though no request is here.", load.leaked_blocks)
+        geometry = {"block_size": str(ready.block_tokens), "num_gpu_blocks": str(ready.kv_blocks), "cache_dtype": ready.dtype}
+        yield self._gauge("vllm:cache_config_info", "KV geometry.", 1, geometry)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", load.prompt_tokens)
+        yield self._counter("vllm:generation_tokens", "Tokens made for clients.", self.generation_tokens)
+        yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", load.prefix_queries)
+        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there.", load.prefix_hits)
+        yield self._counter("vllm:num_preemptions", "Sequences preempted.", load.preemptions)
+        yield self._counters("vllm:request_success", "Prompts that ended, by how.", "finished_reason", self.finished)
+        yield self._counters("pdlab:http_requests_rejected", "Requests refused before the engine saw them.", "code", self.refused)
+        for name, histogram in self.histograms.items():
+            family = HistogramMetricFamily(f"vllm:{name}", histogram.help, labels=list(self.labels))
+            family.add_metric(list(self.labels.values()), histogram.buckets(), histogram.sum)
+            yield family
+
+    def _gauge(self, name: str, help: str, value: float, more: dict[str, str] | None = None) -> Metric:
+        labels = self.labels | (more or {})
+        family = GaugeMetricFamily(name, help, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+        return family
+
+    def _counter(self, name: str, help: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, help, labels=list(self.labels))
+        family.add_metric(list(self.labels.values()), value)
+        return family
+
+    def _counters(self, name: str, help: str, label: str, values: Counter[str]) -> Metric:
+        family = CounterMetricFamily(name, help, labels=[*self.labels, label])
+        for key, value in values.items():
+            family.add_metric([*self.labels.values(), key], value)
+        return family

@@ -1,0 +1,170 @@
+"""What clients send, typed, and what it asks of the engine. Unknown fields are ignored, as vLLM does; wrong ones are named."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from pdlab.real.api.errors import bad
+from pdlab.real.engine.messages import Sampling
+
+MOST_STOPS, MOST_CHOICES, MOST_LOGPROBS, MOST_BIASES = 16, 128, 20, 1024
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class Common(msgspec.Struct, frozen=True, kw_only=True):
+    """What both endpoints take. None: not given."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    priority: int | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is to be done with each prompt: `sampling` by the engine, the rest here. `continues`: the text follows a prompt's."""
+
+    sampling: Sampling
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special: bool = True
+    continues: bool = False
+    priority: int = 0
+
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def parse(raw: bytes, kind: type[Body]) -> Body:
+    """A body. Raises ApiError naming the field that is missing or of the wrong type."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `")
+        path = place.rstrip("`").removeprefix("$").removeprefix(".")
+        param = re.split(r"[.\[]", path)[0] or None
+        if missing := re.search(r"missing required field `(\w+)`", what):
+            raise bad(f"{path}.{missing[1]} is required".lstrip("."), param or missing[1]) from None
+        raise bad(f"{path or 'the body'}: {what[:1].lower()}{what[1:]}", param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad(f"the body is not valid JSON: {error}") from None
+
+
+def ask(body: Common, *, max_tokens: int, best_of: int, logprobs: int | None, vocab: int, continues: bool) -> Ask:
+    """Raises ApiError naming the parameter that is out of range."""
+    if body.stream_options is not None and not body.stream:
+        raise bad("stream_options needs stream: true", "stream_options")
+    sampling = Sampling(
+        max_tokens=_whole("max_tokens", max_tokens, 1, 2**31),
+        min_tokens=_whole("min_tokens", body.min_tokens or 0, 0, max_tokens),
+        ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=_stop_tokens(body.stop_token_ids or [], vocab),
+        temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
+        top_p=_number(body, "top_p", 1.0, 0.0, 1.0, above=True),
+        top_k=max(_whole("top_k", body.top_k or 0, -1, 2**31), 0),
+        min_p=_number(body, "min_p", 0.0, 0.0, 1.0),
+        presence_penalty=_number(body, "presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=_number(body, "frequency_penalty", 0.0, -2.0, 2.0),
+        repetition_penalty=_number(body, "repetition_penalty", 1.0, 0.0, 10.0, above=True),
+        logit_bias=_biases(body.logit_bias or {}, vocab),
+        seed=None if body.seed is None else _whole("seed", body.seed, -(2**63), 2**63 - 1),
+        logprobs=logprobs,
+        best_of=best_of,
+    )
+    return Ask(
+        sampling,
+        _stops(body.stop),
+        bool(body.include_stop_str_in_output),
+        body.skip_special_tokens is not False,
+        continues,
+        _whole("priority", body.priority or 0, -(2**31), 2**31),
+    )
+
+
+def choices(body: Common, best_of: int | None) -> tuple[int, int]:
+    """(n, best_of). n <= best_of, and a stream cannot wait to see which candidates are the best."""
+    n = _whole("n", 1 if body.n is None else body.n, 1, MOST_CHOICES)
+    most = _whole("best_of", n if best_of is None else best_of, 1, MOST_CHOICES)
+    if n > most:
+        raise bad(f"n {n} must not exceed best_of {most}", "n")
+    if body.stream and most > n:
+        raise bad(f"best_of {most} above n {n} cannot be streamed: leave stream out", "best_of")
+    return n, most
+
+
+def check_tokens(tokens: list[int], vocab: int, param: str) -> None:
+    wrong = next((token for token in tokens if not 0 <= token < vocab), None)
+    if wrong is not None:
+        raise bad(f"{param} has token {wrong}, which is not in the vocabulary of {vocab}", param)
+
+
+def _whole(name: str, value: int, least: int, most: int) -> int:
+    if value < least:
+        raise bad(f"{name} must be at least {least}, not {value}", name)
+    if value > most:
+        raise bad(f"{name} must be at most {most}, not {value}", name)
+    return value
+
+
+def _number(body: Common, name: str, default: float, least: float, most: float, *, above: bool = False) -> float:
+    value: float | None = getattr(body, name)
+    if value is None:
+        return default
+    if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+        between = f"above {least:g} and at most {most:g}" if above else f"from {least:g} to {most:g}"
+        raise bad(f"{name} must be {between}, not {value:g}", name)
+    return float(value)
+
+
+def _stops(given: str | list[str] | None) -> tuple[str, ...]:
+    found = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(found) > MOST_STOPS:
+        raise bad(f"stop has {len(found)} strings, at most {MOST_STOPS} are allowed", "stop")
+    if not all(found):
+        raise bad("stop has an empty string, which would end every answer at once", "stop")
+    return found
+
+
+def _stop_tokens(given: list[int], vocab: int) -> tuple[int, ...]:
+    check_tokens(given, vocab, "stop_token_ids")
+    return tuple(given)
+
+
+def _biases(given: dict[str, float], vocab: int) -> dict[int, float]:
+    if len(given) > MOST_BIASES:
+        raise bad(f"logit_bias has {len(given)} tokens, at most {MOST_BIASES} are allowed", "logit_bias")
+    found: dict[int, float] = {}
+    for key, value in given.items():
+        token = int(key) if re.fullmatch(r"[0-9]{1,9}", key) else -1
+        if not 0 <= token < vocab:
+            raise bad(f"logit_bias has {key!r}, which is no token of the vocabulary of {vocab}", "logit_bias")
+        if not -100 <= value <= 100:
+            raise bad(f"logit_bias of token {key} must be from -100 to 100, not {value:g}", "logit_bias")
+        found[token] = value
+    return found

@@ -1,0 +1,146 @@
+"""One model served: how many requests are in flight, whether more may come, and what is asked of the engine for one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pdlab.real.api.engine import Engine
+from pdlab.real.api.errors import ApiError, bad, draining
+from pdlab.real.api.generate import Choice, Delta, Generation
+from pdlab.real.api.metrics import Metrics
+from pdlab.real.api.requests import Ask
+from pdlab.real.engine.tokenizer import Tokenizer
+
+LONG_TEXT = 16_384  # characters
+
+
+class Shape(Protocol):
+    """How an endpoint's answers look. A chunk that is text alone is `before`, the text as JSON, `after`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def chunk_kind(self) -> str: ...
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def before(self) -> bytes: ...
+    @property
+    def after(self) -> bytes: ...
+
+    def opening(self, choices: int) -> list[dict[str, Any]]: ...
+    def chunk(self, delta: Delta) -> dict[str, Any]: ...
+    def whole(self, index: int, choice: Choice) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked request: what to compute, and how to tell it. `n` of each prompt's `ask.sampling.best_of` candidates are shown."""
+
+    shape: Shape
+    prompts: Sequence[list[int]]
+    ask: Ask
+    n: int
+    stream: bool
+    include_usage: bool
+
+
+class Service:
+    """At most `max_requests` prompts are in flight; with `api_key`, /v1 asks for it."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, model: str, *, max_requests: int = 1024, api_key: str | None = None) -> None:
+        self.engine, self.tokenizer, self.model = engine, tokenizer, model
+        self.max_requests, self.api_key = max_requests, api_key
+        self.metrics = Metrics(model, engine)
+        self.in_flight = 0
+        self.draining = False
+        self.created = int(time.time())
+        self.took_s = 1.0  # a request, smoothed: what Retry-After is guessed from
+        self._ids = itertools.count(1)
+
+    def drain(self) -> None:
+        """Take no new requests; those here go on."""
+        self.draining = True
+
+    def not_ready(self) -> list[str]:
+        """Why no request should come here now; empty when one may."""
+        reasons = [f"engine down: {self.engine.down}"] if self.engine.down is not None else []
+        if self.draining:
+            reasons.append("draining")
+        if self.in_flight >= self.max_requests:
+            reasons.append(f"overloaded: {self.in_flight} requests in flight, at most {self.max_requests}")
+        return reasons
+
+    def check_open(self, prompts: int = 1) -> None:
+        """Raises ApiError where as many prompts cannot be taken in now."""
+        if self.engine.down is not None:
+            raise ApiError(503, self.engine.down, code="engine_down")
+        if self.draining:
+            raise draining()
+        if self.in_flight + prompts > self.max_requests:
+            wait_s = max(1, min(60, math.ceil(self.took_s)))
+            raise ApiError(
+                429,
+                f"{self.in_flight} requests are in flight, at most {self.max_requests} are allowed: try again in {wait_s} s",
+                kind="rate_limit_error",
+                code="overloaded",
+                retry_after_s=wait_s,
+            )
+
+    @contextmanager
+    def admitted(self, job: Job) -> Iterator[Generation]:
+        """The job in flight: submitted on entry, cancelled where it is left before its end. Raises ApiError where there is no room."""
+        prompts = len(job.prompts)
+        self.check_open(prompts)
+        ids = [next(self._ids) for _ in job.prompts]
+        self.in_flight += prompts
+        started_s = time.monotonic()
+        try:
+            with Generation(self.engine, self.tokenizer, self.metrics, ids, job.prompts, job.ask) as generation:
+                yield generation
+        finally:
+            self.in_flight -= prompts
+            self.took_s += 0.1 * (time.monotonic() - started_s - self.took_s)
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model:
+            raise ApiError(404, f"the model {name!r} does not exist; this server has {self.model!r}", param="model", code="model_not_found")
+
+    def check_prompts(self, prompts: int) -> None:
+        if prompts > self.max_requests:
+            raise bad(f"prompt has {prompts} prompts, more than the {self.max_requests} that may be in flight", "prompt")
+
+    def room(self, prompt_tokens: int, max_tokens: int | None, param: str, prompt_param: str) -> int:
+        """`max_tokens` that fit beside a prompt; None asks for all there is."""
+        most = self.engine.ready.max_tokens
+        if prompt_tokens >= most:
+            raise bad(
+                f"the prompt has {prompt_tokens} tokens, which leaves no room for output in the {most} that fit",
+                prompt_param,
+                "context_length_exceeded",
+            )
+        if max_tokens is None:
+            return most - prompt_tokens
+        if prompt_tokens + max_tokens > most:
+            raise bad(
+                f"the prompt has {prompt_tokens} tokens and {param} is {max_tokens}, together more than the {most} that fit",
+                param,
+                "context_length_exceeded",
+            )
+        return max_tokens
+
+    async def encode(self, text: str, special: bool = True) -> list[int]:
+        """A long text is tokenized in a thread, as a batch of one: for a single text `tokenizers` keeps the GIL, which would hold up
+        everybody's tokens."""
+        if len(text) <= LONG_TEXT:
+            return self.tokenizer.encode(text, special)
+        (found,) = await asyncio.to_thread(self.tokenizer.backend.encode_batch, [text], add_special_tokens=special)
+        ids: list[int] = found.ids
+        return ids

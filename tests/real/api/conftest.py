@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.real.api import stand_in
+from tests.real.api.world import World, served, until
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+
+
+@pytest.fixture(scope="session")
+def world(folder: Path) -> Iterator[World]:
+    """Shared by the tests of the session; nothing may be left in it."""
+    with served(folder) as found:
+        yield found
+        until(found.at_rest)
+
+
+@pytest.fixture(scope="session")
+def client(world: World) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0, timeout=20) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def http(world: World) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=world.url, timeout=20) as found:
+        yield found

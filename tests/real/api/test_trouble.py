@@ -1,0 +1,332 @@
+"""Overload, clients that hang up, drains, an engine that dies, signals: afterwards nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from pdlab.real.api.serve import bind
+from pdlab.types import UsageError
+from tests.real.api.stand_in import EchoEngine
+from tests.real.api.world import World, served, until
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"prompt": "over and over ", "max_tokens": 400, **fields}
+
+
+async def raw_request(url: str, fields: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    payload = json.dumps(fields).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode() + payload)
+    await writer.drain()
+    return reader, writer
+
+
+def first_of(answer: httpx.Response) -> Generator[str, None, None]:
+    """The lines after the first. Letting go of them hangs up."""
+    lines = answer.iter_lines()
+    assert isinstance(lines, Generator)
+    next(lines)
+    return lines
+
+
+@contextmanager
+def slow(folder: Path, **options: Any) -> Iterator[World]:
+    with served(folder, engine=EchoEngine(step_s=0.005), **options) as world:
+        yield world
+
+
+def test_a_stream_whose_reader_hangs_up_is_cancelled(folder: Path) -> None:
+    with slow(folder) as world:
+        with openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0) as client:
+            stream = client.completions.create(model="tiny", prompt="ab", max_tokens=400, n=3, stream=True)
+            next(iter(stream))
+            assert len(world.engine.live) == 3
+            stream.close()
+        until(world.at_rest)
+        assert world.engine.cancelled == [(1, -1)]
+        assert world.service.metrics.finished["abort"] == 1
+
+
+def test_a_whole_answer_nobody_waits_for_is_cancelled(folder: Path) -> None:
+    with slow(folder) as world:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{world.url}/v1/completions", json=body(prompt=["ab", "cd"]), timeout=0.3)
+        until(world.at_rest)
+        assert sorted(world.engine.cancelled) == [(1, -1), (2, -1)]
+
+
+def test_hanging_up_while_waiting_in_the_queue(folder: Path) -> None:
+    with slow(folder) as world:
+        world.engine.paused = True
+        for stream in (False, True):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{world.url}/v1/completions", json=body(stream=stream), timeout=0.2)
+            until(world.at_rest)
+
+
+def test_small_answers_do_not_wait_for_the_clients_ack(folder: Path) -> None:
+    """Nagle's algorithm would cost 40 ms each: uvicorn writes head and body apart."""
+    with served(folder) as world, httpx.Client(base_url=world.url) as client:
+        started_s = time.monotonic()
+        for _ in range(20):
+            assert client.post("/tokenize", json={"prompt": "x"}).status_code == 200
+        assert time.monotonic() - started_s < 0.5
+
+
+def test_hanging_up_in_the_middle_of_the_body(folder: Path) -> None:
+    with served(folder) as world:
+        host, port = world.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as sock:
+            sock.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{"prompt"')
+        time.sleep(0.1)
+        assert world.at_rest()
+        assert not world.engine.submitted
+        assert httpx.post(f"{world.url}/v1/completions", json=body(max_tokens=1)).status_code == 200
+
+
+def test_a_reader_that_stops_reading_holds_nobody_up(folder: Path) -> None:
+    with served(folder, engine=EchoEngine(context=60_000, per_step=4)) as world:
+
+        async def play() -> int:
+            _, writer = await raw_request(world.url, body(stream=True, max_tokens=50_000))
+            async with httpx.AsyncClient(timeout=20) as client:
+                answer = await client.post(f"{world.url}/v1/completions", json=body())
+            await asyncio.sleep(0.3)
+            writer.transport.abort()
+            return answer.status_code
+
+        assert asyncio.run(play()) == 200
+        until(world.at_rest)
+
+
+def test_five_hundred_clients_half_of_which_hang_up(folder: Path) -> None:
+    async def one(url: str, i: int) -> str:
+        stream = i % 4 < 2
+        reader, writer = await raw_request(url, body(prompt=f"client {i} " * (1 + i % 9), stream=stream, n=1 + i % 2, max_tokens=60))
+        try:
+            if i % 2:
+                return (await reader.read()).decode()
+            if i % 3:
+                await reader.readline()
+            else:
+                await asyncio.sleep(0.001 * i)
+            return ""
+        finally:
+            writer.close()
+
+    async def everybody(url: str) -> list[str]:
+        return await asyncio.gather(*(one(url, i) for i in range(500)))
+
+    with served(folder, engine=EchoEngine(step_s=0.002, seqs=128)) as world:
+        answers = asyncio.run(everybody(world.url))
+        for i, answer in enumerate(answers):
+            if i % 2:
+                assert answer.startswith("HTTP/1.1 200"), answer[:300]
+                assert "[DONE]" in answer if i % 4 < 2 else '"usage"' in answer
+        until(world.at_rest)
+        finished = world.service.metrics.finished
+        assert finished["length"] >= 250
+        assert sum(finished.values()) == len(world.engine.submitted)
+        assert finished["error"] == finished["stop"] == 0
+
+
+def test_beyond_the_bound_come_again_later(folder: Path) -> None:
+    async def flood(url: str, stream: bool) -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=20, limits=httpx.Limits(max_connections=60)) as client:
+            return await asyncio.gather(*(client.post(f"{url}/v1/completions", json=body(max_tokens=60, stream=stream)) for _ in range(60)))
+
+    for stream in (False, True):
+        with slow(folder, max_requests=4) as world:
+            answers = asyncio.run(flood(world.url, stream))
+            told = [a for a in answers if a.status_code == 429]
+            assert {a.status_code for a in answers} == {200, 429}
+            assert all(int(a.headers["retry-after"]) >= 1 for a in told)
+            assert told[0].json()["error"]["code"] == "overloaded"
+            assert told[0].json()["error"]["type"] == "rate_limit_error"
+            assert world.service.metrics.refused["429"] == len(told)
+            assert httpx.post(f"{world.url}/v1/completions", json=body(max_tokens=1)).status_code == 200
+
+
+def test_the_bound_holds_at_every_moment(folder: Path) -> None:
+    """Requests that come in the same turn of the loop do not all see the last free place."""
+    most = 0
+
+    class Counted(EchoEngine):
+        def submit(self, *args: Any) -> Any:
+            nonlocal most
+            found = super().submit(*args)
+            most = max(most, len(self.live))
+            return found
+
+    async def flood(url: str) -> None:
+        pairs = await asyncio.gather(*(raw_request(url, body(max_tokens=100, stream=i % 2 == 0)) for i in range(100)))
+        await asyncio.gather(*(reader.read() for reader, _ in pairs))
+        for _, writer in pairs:
+            writer.close()
+
+    with served(folder, engine=Counted(step_s=0.02), max_requests=5) as world:
+        asyncio.run(flood(world.url))
+        until(world.at_rest)
+        assert most == 5
+
+
+def test_each_prompt_of_a_list_takes_a_place(folder: Path) -> None:
+    with slow(folder, max_requests=4) as world:
+        assert httpx.post(f"{world.url}/v1/completions", json=body(prompt=["a"] * 4, max_tokens=2)).status_code == 200
+        answer = httpx.post(f"{world.url}/v1/completions", json=body(prompt=["a"] * 5, max_tokens=2))
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_a_full_server_is_not_ready(folder: Path) -> None:
+    with slow(folder, max_requests=1) as world, httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True)) as answer:
+        lines = first_of(answer)
+        ready = httpx.get(f"{world.url}/ready")
+        assert ready.status_code == 503
+        assert ready.json() == {"ready": False, "reasons": ["overloaded: 1 requests in flight, at most 1"]}
+        assert httpx.get(f"{world.url}/health").status_code == 200
+        lines.close()
+
+
+def test_draining_lets_old_requests_end_and_takes_no_new_ones(folder: Path) -> None:
+    with slow(folder) as world, httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True, max_tokens=100)) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        world.service.drain()
+        late = httpx.post(f"{world.url}/v1/completions", json=body())
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+        assert late.headers["connection"] == "close"
+        assert int(late.headers["retry-after"]) >= 1
+        assert httpx.get(f"{world.url}/ready").json()["reasons"] == ["draining"]
+        assert httpx.get(f"{world.url}/health").status_code == 200
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in rest[-2]
+
+
+def test_a_dead_engine_is_told_to_everybody(folder: Path) -> None:
+    with slow(folder) as world:
+        with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True)) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            world.call(lambda: world.engine.die("the engine process has ended with status -9"))
+            rest = [line for line in lines if line]
+        assert "the engine process has ended with status -9" in rest[-2]
+        assert rest[-1] == "data: [DONE]"
+        assert httpx.get(f"{world.url}/health").json()["error"]["message"] == "the engine process has ended with status -9"
+        assert httpx.get(f"{world.url}/ready").json()["reasons"] == ["engine down: the engine process has ended with status -9"]
+        late = httpx.post(f"{world.url}/v1/completions", json=body())
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "engine_down")
+        assert world.service.metrics.finished["error"] == 1
+        assert world.service.metrics.finished["abort"] == 0
+        until(world.at_rest)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_dies_before_the_first_token_is_a_503(folder: Path, stream: bool) -> None:
+    with slow(folder) as world:
+        world.engine.paused = True
+
+        async def play() -> httpx.Response:
+            async with httpx.AsyncClient(timeout=20) as client:
+                asked = asyncio.create_task(client.post(f"{world.url}/v1/completions", json=body(stream=stream)))
+                while not world.engine.live:
+                    await asyncio.sleep(0.01)
+                world.call(lambda: world.engine.die("gone"))
+                return await asked
+
+        answer = asyncio.run(play())
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, "gone")
+        assert answer.headers["content-type"] == "application/json"
+
+
+# ------------------------------------------------------------ a process of its own, with signals
+
+
+@contextmanager
+def process(folder: Path, *, drain_s: float = 30.0, load_s: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "tests.real.api.serve_stand_in", str(folder), "0", str(drain_s), str(load_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as found:
+        try:
+            assert found.stdout is not None
+            port = found.stdout.readline().split()[1]
+            if not load_s:
+                assert found.stdout.readline() == "ready\n"
+            yield f"http://127.0.0.1:{port}", found
+        finally:
+            found.kill()
+
+
+def test_sigterm_finishes_what_runs_then_exits_0(folder: Path) -> None:
+    with process(folder) as (url, server), httpx.stream("POST", f"{url}/v1/completions", json=body(stream=True, max_tokens=80)) as answer:
+        lines = first_of(answer)
+        server.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+        said, complained = server.communicate(timeout=10)
+        assert (server.returncode, said, complained) == (0, "left 0\n", "")
+
+
+def test_what_does_not_end_in_time_is_cut_off(folder: Path) -> None:
+    with (
+        process(folder, drain_s=0.2) as (url, server),
+        httpx.stream("POST", f"{url}/v1/completions", json=body(stream=True, max_tokens=490)) as answer,
+    ):
+        lines = first_of(answer)
+        started_s = time.monotonic()
+        server.send_signal(signal.SIGINT)
+        said, _ = server.communicate(timeout=10)
+        assert (server.returncode, said) == (0, "left 1\n")
+        assert time.monotonic() - started_s < 3
+        lines.close()
+
+
+def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
+    with process(folder) as (url, server), httpx.stream("POST", f"{url}/v1/completions", json=body(stream=True, max_tokens=490)) as answer:
+        lines = first_of(answer)
+        server.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        started_s = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        server.wait(10)
+        assert time.monotonic() - started_s < 2
+        lines.close()
+
+
+def test_while_loading_it_says_so(folder: Path) -> None:
+    with process(folder, load_s=1.0) as (url, server):
+        until(lambda: httpx.get(f"{url}/ready").json() == {"ready": False, "reasons": ["loading"]})
+        early = httpx.post(f"{url}/v1/completions", json=body(max_tokens=1))
+        assert (early.status_code, early.json()["error"]["code"]) == (503, "loading")
+        assert httpx.get(f"{url}/health").status_code == 503
+        assert httpx.get(f"{url}/version").status_code == 200
+        until(lambda: httpx.get(f"{url}/ready").status_code == 200)
+        assert httpx.post(f"{url}/v1/completions", json=body(max_tokens=1)).status_code == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+
+
+def test_a_port_in_use_is_a_clear_mistake() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"^port {port} on 127\.0\.0\.1 is in use: choose another with --port$"):
+            bind("127.0.0.1", port)
+    for host, bad_port in (("256.1.1.1", 0), ("127.0.0.1", 70_000), ("a" * 70, 0)):
+        with pytest.raises(UsageError, match=r"^cannot listen on"):
+            bind(host, bad_port)

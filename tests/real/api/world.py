@@ -1,0 +1,69 @@
+"""An app over a stand-in engine, on a free port, in a thread of this process, so that tests see both ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from pdlab.real.api.app import create_app
+from pdlab.real.api.serve import bind
+from pdlab.real.api.service import Service
+from pdlab.real.engine.tokenizer import Tokenizer
+from tests.real.api.stand_in import EchoEngine
+
+
+@dataclass
+class World:
+    url: str
+    app: FastAPI
+    service: Service
+    engine: EchoEngine
+    loop: asyncio.AbstractEventLoop
+
+    def at_rest(self) -> bool:
+        return not self.engine.live and not self.service.in_flight
+
+    def call(self, what: Callable[[], Any]) -> None:
+        """In the server's own thread."""
+        self.loop.call_soon_threadsafe(what)
+
+
+def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come to pass"
+        time.sleep(0.005)
+
+
+@contextmanager
+def served(folder: Path, *, engine: EchoEngine | None = None, **options: Any) -> Iterator[World]:
+    engine = engine or EchoEngine()
+    service = Service(engine, Tokenizer.load(folder), "tiny", **options)
+    app = create_app(service)
+    sock = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1))
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=[sock])
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield World(f"http://127.0.0.1:{sock.getsockname()[1]}", app, service, engine, loops[0])
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        sock.close()
+        assert not thread.is_alive()
