@@ -48,7 +48,7 @@ class _Server(uvicorn.Server):
 
 async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0) -> int:
     """Serve until SIGTERM or SIGINT, then take nothing new, let what runs end within `drain_s`, and return how many prompts were cut off.
-    A second signal: at once. May begin while `app.state.service` is still None."""
+    A second signal: at once. May begin while `app.state.service` is still None, and be cancelled."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75, timeout_graceful_shutdown=1)
     server = _Server(config)
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -68,7 +68,9 @@ async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0) -> 
         await running
         return left
     finally:
-        stopping.cancel()
+        for task in (running, stopping):
+            task.cancel()
+        await asyncio.gather(running, stopping, return_exceptions=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         sock.close()

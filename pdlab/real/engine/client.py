@@ -73,8 +73,10 @@ class EngineClient:
             self._send(Cancel(id, candidate))
 
     async def close(self) -> None:
-        """End the process: in order, and where it does not answer within 5 s, by force."""
-        if self._listening is not None:
+        """End the process: in order, and where it does not answer within 5 s, or still loads, by force."""
+        if self._listening is None:
+            self.process.kill()
+        else:
             self._listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._listening
