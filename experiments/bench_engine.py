@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def row(engine: str, dtype: str, threads: int, python: str, model: Path, quick: 
     found = json.loads(ended.stdout.splitlines()[-1])
     decode = " / ".join(f"{found['decode'][str(b)]:.1f}" if str(b) in found["decode"] else "-" for b in batches)
     prefill = " / ".join(f"{found['prefill'][str(n)]:.0f}" if str(n) in found["prefill"] else "-" for n in prompts)
-    bound = f"{found['decode']['1'] / found['decode_bound']:.0%}" if "decode_bound" in found else ""
+    bound = f"{found['decode_share']:.0%}" if "decode_share" in found else ""
     products = " / ".join(f"{found['prefill'][n] / most:.0%}" for n, most in found.get("prefill_bound", {}).items())
     print(f"| {engine} | {dtype} | {threads} | {decode} | {bound} | {prefill} | {products} |", flush=True)
 
@@ -101,13 +102,16 @@ def prompt_of(tokens: int, salt: int = 0) -> list[int]:
 def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: list[int]) -> None:
     import torch
 
-    from pdlab.kernels.linear.bench import read_bytes_per_s
+    from pdlab.kernels.linear import cpu
     from pdlab.real.engine.load import load
     from pdlab.real.engine.messages import Sampling, Submit, Tokens
     from pdlab.real.engine.options import EngineOptions
 
     loaded = load(EngineOptions(model=model, dtype=dtype, threads=threads, kv_gib=1, max_batch_tokens=2048, prefix_cache=False))
     engine, served = loaded.engine, loaded.engine.runner.model
+    weights = [linear for layer in served.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    weight_bytes = sum(linear.weight_bytes for linear in (*weights, served.head))
+    shares: list[float] = []  # of the bandwidth bound, at batch 1
     ids = iter(range(10**6))
 
     def run(batch: int, prompt: int, output: int) -> Iterator[tuple[float, int]]:
@@ -127,20 +131,30 @@ def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: lis
         return iter(passes)
 
     decode: dict[int, float] = {}
+    memory = torch.zeros(1 << 27)
+    reads: list[float] = []  # the machine's bandwidth varies from second to second: it is measured between the runs it is compared with
+
+    def read_bytes_per_s() -> float:
+        start = time.perf_counter()
+        cpu.read(memory)
+        return memory.nbytes / (time.perf_counter() - start)
+
+    read_bytes_per_s()
     for batch in batches:
-        for _ in range(2):
+        for _ in range(5 if batch == 1 else 2):
+            if batch == 1:
+                reads += [read_bytes_per_s() for _ in range(3)]
             passes = list(run(batch, PROMPT, OUTPUT))
             first = next(p for p in passes if p[1] >= batch)
             rate = (passes[-1][1] - first[1]) / (passes[-1][0] - first[0])
             decode[batch] = max(decode.get(batch, 0.0), rate)
+            if batch == 1:
+                shares.append(rate * weight_bytes / statistics.median(reads[-3:]))
     prefill: dict[int, float] = {}
     for prompt in prompts:
         for _ in range(3 if prompt < 4096 else 2):
             passes = list(run(1, prompt, 1))
             prefill[prompt] = max(prefill.get(prompt, 0.0), prompt / (passes[-1][0] - passes[0][0]))
-    weights = [linear for layer in served.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-    weight_bytes = sum(linear.weight_bytes for linear in (*weights, served.head))
-
     def products(tokens: int) -> float:
         x = {width: torch.randn(tokens, width).to(served.dtype) for width in {linear.weight.shape[1] for linear in weights}}
         best = 1e9
@@ -154,7 +168,7 @@ def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: lis
 
     bound = {n: products(n) for n in prompts}
     print(
-        json.dumps({"decode": decode, "prefill": prefill, "decode_bound": read_bytes_per_s(1 << 29) / weight_bytes, "prefill_bound": bound})
+        json.dumps({"decode": decode, "prefill": prefill, "decode_share": statistics.median(shares), "prefill_bound": bound})
     )
 
 

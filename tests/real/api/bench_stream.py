@@ -1,4 +1,4 @@
-"""What streaming costs: `python -m tests.real.api.bench_stream [--memory] [--package pdlab.real.openai]`.
+"""What streaming costs: `python -m tests.real.api.bench_stream [--memory]`.
 
 Over sockets, the kernel's part is the most of it; with --memory the app is called without any, and only its own work is left."""
 
