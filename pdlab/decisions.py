@@ -1,7 +1,7 @@
 """An engine's scheduler, recorded: what it was told and what it decided, one JSON line each, and a replay that must decide the same.
 
 {"kv_blocks": 512, "block_tokens": 16, ...}                         the scheduler as it began
-{"submit": [order, prompt, output, priority], "hashes": [...]}      and "rename", "remove": told to it
+{"submit": [order, prompt, output, priority, stays], "hashes": []}  and reserve, arrive, hold, stay, release, rename, remove: told to it
 {"batch": [[[order, tokens], ...], decodes, repeat], "now": 1.25}   decided by it
 {"complete": passes}                                                told to it
 """
@@ -55,8 +55,31 @@ class Recorded(Scheduler):
     def submit(self, seq: Sequence) -> None:
         super().submit(seq)
         if self.log is not None:
-            told = [seq.order, seq.prompt_tokens, seq.output_tokens, seq.priority]
+            told = [seq.order, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.stays]
             self._write({"submit": told, "hashes": seq.hashes} if seq.hashes else {"submit": told})
+
+    def reserve(self, seq: Sequence) -> bool:
+        taken = super().reserve(seq)
+        if self.log is not None:
+            told = [seq.order if taken else 0, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.made]
+            self._write({"reserve": told, "hashes": seq.hashes})
+        return taken
+
+    def arrive(self, seq: Sequence, missing: int = 0) -> None:
+        self._write({"arrive": seq.order, "missing": missing})
+        super().arrive(seq, missing)
+
+    def hold(self, seq: Sequence) -> None:
+        self._write({"hold": seq.order})
+        super().hold(seq)
+
+    def stay(self, seq: Sequence) -> None:
+        self._write({"stay": seq.order})
+        super().stay(seq)
+
+    def release(self, seq: Sequence) -> None:
+        self._write({"release": seq.order})
+        super().release(seq)
 
     def rename(self, seq: Sequence, hashes: tuple[int, ...]) -> None:
         """The sequence has grown: these are the names of its full blocks now."""
@@ -96,13 +119,26 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
         fresh = Recorded(setup)
         for number, raw in enumerate(reader, 2):
             match msgspec.json.decode(raw):
-                case {"submit": [order, prompt, output, priority], **rest}:
+                case {"submit": [order, prompt, output, priority, stays], **rest}:
                     hashes: Any = rest.get("hashes", ())
-                    seq = Sequence(0, 0, prompt, output, tuple(hashes), priority)
+                    seq = Sequence(0, 0, prompt, output, tuple(hashes), priority, stays=stays)
                     fresh.submit(seq)
                     sequences[order] = seq
                     if seq.order != order:
                         return alike, f"line {number}: submission {order} is number {seq.order} here"
+                case {"reserve": [order, prompt, output, priority, made], "hashes": named}:
+                    seq = Sequence(0, 0, prompt, output, tuple(named), priority, made=made)
+                    if (seq.order if fresh.reserve(seq) else 0) != order:
+                        return alike, f"line {number}: reserved {'by the log' if order else 'here'} only"
+                    sequences[order] = seq
+                case {"arrive": order, "missing": missing}:
+                    fresh.arrive(sequences[order], missing)
+                case {"hold": order}:
+                    fresh.hold(sequences[order])
+                case {"stay": order}:
+                    fresh.stay(sequences[order])
+                case {"release": order}:
+                    fresh.release(sequences[order])
                 case {"rename": order, "hashes": hashes}:
                     fresh.rename(sequences[order], tuple(hashes))
                 case {"remove": order}:

@@ -187,13 +187,18 @@ class Scheduler:
         self.reserved[seq] = None
         return True
 
-    def arrive(self, seq: Sequence) -> None:
-        """The KV of a reserved sequence is complete: it decodes from the next step on."""
+    def arrive(self, seq: Sequence, missing: int = 0) -> None:
+        """The KV of a reserved sequence is complete: it decodes from the next step on; or first computes the last `missing` tokens of its
+        prompt, where nobody has sampled its first token yet."""
         del self.reserved[seq]
-        seq.computed = seq.prompt_tokens
+        seq.computed = seq.prompt_tokens - missing
         if seq.hashes and seq.holding is not None:
-            self.pool.cache(seq.holding, seq.hashes, seq.prompt_tokens)
-        self.landed.append(seq)
+            self.pool.cache(seq.holding, seq.hashes, seq.computed)
+        if missing:
+            self.prefilling.append(seq)
+            self.waiting_tokens += missing
+        else:
+            self.landed.append(seq)
         self.stirred = True
 
     def stay(self, seq: Sequence) -> None:

@@ -62,6 +62,7 @@ class Engine:
         self.step_limit = step_limit
         self.seeds = random.Random(seed)
         self.groups: dict[int, Group] = {}
+        self.held: dict[int, Candidate] = {}  # prefilled here, KV leased to whoever decodes them
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
         self.prompt_tokens = self.prefix_queries = self.prefix_hits = 0
 
@@ -77,19 +78,21 @@ class Engine:
             self.news += [Tokens(submit.id, i, 0, [], "error", error=reason) for i in range(max(submit.sampling.best_of, 1))]
             return
         group = self.groups[submit.id] = Group()
-        candidates = [self._candidate(submit, index, now) for index in range(submit.sampling.best_of)]
+        candidates = [self.candidate(submit, index, now) for index in range(submit.sampling.best_of)]
         group.live = {c.index: c for c in candidates}
         group.waiting = candidates[1:]
         self.scheduler.submit(candidates[0].seq)
 
     def _impossible(self, submit: Submit) -> str:
         s, vocab = submit.sampling, self.runner.model.config.vocab
-        if submit.id in self.groups:
+        if submit.id in self.groups or submit.id in self.held:
             return f"request {submit.id} is already here"
         if not submit.tokens:
             return "the prompt is empty"
         if s.max_tokens < 1 or s.best_of < 1:
             return f"max_tokens {s.max_tokens} and best_of {s.best_of} must be at least 1"
+        if not submit.stays and s.best_of > 1:
+            return f"best_of {s.best_of} is for the instance that decodes"
         total = len(submit.tokens) + s.max_tokens
         if total > self.max_tokens or not self.scheduler.fits(total):
             return f"prompt of {len(submit.tokens)} and output of {s.max_tokens} tokens exceed the {self.max_tokens} tokens that fit here"
@@ -98,14 +101,15 @@ class Engine:
             return f"token {wrong} is not in the vocabulary of {vocab}"
         return ""
 
-    def _candidate(self, submit: Submit, index: int, now: float) -> Candidate:
+    def candidate(self, submit: Submit, index: int, now: float) -> Candidate:
         s = submit.sampling
         seed = self.seeds.getrandbits(64) if s.seed is None else s.seed
         stop_ids = s.stop_token_ids if s.ignore_eos else (*s.stop_token_ids, *self.eos_ids)
         row = Row(s, random.Random(f"{seed}/{index}"), stop_ids)
         if s.repetition_penalty != 1.0:
             row.prompt = tuple(set(submit.tokens))
-        seq = sched.Sequence(submit.id, index, len(submit.tokens), s.max_tokens, submit.hashes, submit.priority)
+        output = s.max_tokens if submit.stays else max(s.max_tokens, 2)  # what is held has more to come, elsewhere
+        seq = sched.Sequence(submit.id, index, len(submit.tokens), output, submit.hashes, submit.priority, stays=submit.stays)
         candidate = Candidate(submit, index, list(submit.tokens), row, seq, now)
         seq.owner = candidate
         return candidate
@@ -125,14 +129,21 @@ class Engine:
         if group.waiting and not any(c.index == 0 for c in group.live.values()):
             self._release(group)  # nobody else will compute the prompt
 
+    def drop(self, id: int) -> None:
+        """Forget a request without a word."""
+        for c in self.groups.pop(id).live.values():
+            self.scheduler.remove(c.seq)
+            c.seq.owner = None
+
     def _remove(self, c: Candidate) -> None:
-        self._name_blocks(c)
+        self.name_blocks(c)
         self.scheduler.remove(c.seq)
 
     def _end(self, c: Candidate) -> None:
         group = self.groups[c.id]
         del group.live[c.index]
-        c.seq.owner = None  # no cycle for the collector
+        if c.id not in self.held:
+            c.seq.owner = None  # no cycle for the collector
         if not group.live:
             del self.groups[c.id]
 
@@ -141,7 +152,7 @@ class Engine:
             self.scheduler.submit(c.seq)
         group.waiting = []
 
-    def _name_blocks(self, c: Candidate) -> None:
+    def name_blocks(self, c: Candidate) -> None:
         """Let the prefix cache keep what the sequence has made, too: the next turn of a conversation starts with it."""
         if c.seq.hashes and c.row.made:
             self.scheduler.rename(c.seq, chain(c.tokens, self.runner.block_tokens))
@@ -173,13 +184,15 @@ class Engine:
             scheduler.advance(batch, 1)
             passes += 1
         for c, _ in ended:
-            self._name_blocks(c)
+            self.name_blocks(c)
         scheduler.complete(batch, passes, now)
         for c in computed:
             if (group := self.groups[c.id]).waiting and c.index == 0:
                 self._release(group)
         for c, output in ended:
-            if output.finish == "stop" and c.seq.made < c.seq.output_tokens:
+            if output.finish == "held":
+                self.held[c.id] = c
+            elif output.finish == "stop" and c.seq.made < c.seq.output_tokens:
                 scheduler.remove(c.seq)
             self._end(c)
         scheduler.pool.drain_events()  # nobody reports them yet
@@ -215,6 +228,8 @@ class Engine:
         finish = None
         if token in c.row.stop_ids:
             finish = "stop"
+        elif not c.submit.stays:
+            finish = "held"
         elif c.row.made >= c.submit.sampling.max_tokens:
             finish = "length"
         return Tokens(
@@ -241,7 +256,7 @@ class Engine:
             waiting,
             len(s.running) + len(s.landed),
             s.pool.used,
-            s.pool.used if not self.groups else 0,
+            s.pool.used if not self.groups and not self.held else 0,
             s.preemptions,
             self.prompt_tokens,
             self.prefix_queries,

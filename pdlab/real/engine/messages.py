@@ -36,13 +36,15 @@ class ToEngine(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(ToEngine, frozen=True):
-    """`hashes` is the chain of the prompt's full blocks (`pdlab.prefix.chain`)."""
+    """`hashes` is the chain of the prompt's full blocks (`pdlab.prefix.chain`). Unless it `stays`, its KV is held after the first token
+    (finish "held"), for whoever decodes it."""
 
     id: int
     tokens: list[int]
     sampling: Sampling = Sampling()
     hashes: tuple[int, ...] = ()
     priority: int = 0
+    stays: bool = True
 
 
 class Cancel(ToEngine, frozen=True):
@@ -75,7 +77,8 @@ class Ready(FromEngine, frozen=True):
 
 class Tokens(FromEngine, frozen=True):
     """New tokens of one candidate. `start` is the index of the first of them, so that a gap or a repeat shows. `finish` ends the
-    candidate: "stop" (end of sequence, or a stop token, which is the last of `tokens`), "length", "abort" (cancelled), "error".
+    candidate: "stop" (end of sequence, or a stop token, which is the last of `tokens`), "length", "held" (prefilled for
+    another to decode), "abort" (cancelled), "error".
     `cached_tokens` of the prompt came from the prefix cache; `queue_s` is the wait until its computation began."""
 
     id: int
