@@ -91,6 +91,7 @@ def run(link: Link, options: EngineOptions) -> None:
     try:
         loaded = load(options, decisions)
         engine, config = loaded.engine, loaded.config
+        engine.runner.warm_up()
         link.send(
             Ready(
                 config.name,

@@ -35,6 +35,11 @@ class Runner:
         self.kv = torch.zeros((c.layers, 2, kv_blocks, c.kv_heads, block_tokens, c.head_dim), dtype=model.dtype, device=model.device)
         self.caches = [(layer[0], layer[1]) for layer in self.kv]
 
+    def warm_up(self) -> None:
+        """Run a pass of each kind, so that kernels are compiled, and memory is touched, before anybody waits. Block 0 is written to."""
+        for tokens in (min(2 * self.block_tokens, self.block_tokens * self.kv.shape[2]), 1):
+            self.run([Piece([0] * tokens, 0, list(range(-(-tokens // self.block_tokens))), True)])
+
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Logits float32 [pieces that sample, vocab], in the order of the pieces."""
         return self.model.forward(self.inputs(pieces), self.caches)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from pdlab.real.registry.store import Claim, Store, StoreAway
 
@@ -41,17 +42,14 @@ async def claim(
             return Holding(store, clock, made, value, since)
 
 
-class answering(asyncio.Timeout):
-    """Limits a store's call to `seconds`; later is as good as never."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(asyncio.get_running_loop().time() + seconds)
-
-    async def __aexit__(self, *raised: object) -> bool | None:
-        try:
-            return await super().__aexit__(*raised)  # type: ignore[arg-type]
-        except TimeoutError:
-            raise StoreAway("no answer in time") from None
+@asynccontextmanager
+async def answering(seconds: float) -> AsyncIterator[None]:
+    """Limits a store's call to `seconds`: a late answer is none."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise StoreAway("no answer in time") from None
 
 
 class Holding:
@@ -93,7 +91,7 @@ class Holding:
 
     async def _keep(self) -> None:
         lease_s = self.claim.lease_s
-        await asyncio.sleep(lease_s / 3)
+        await asyncio.sleep(max(0.0, min(lease_s / 3, self.deadline - self.clock())))
         while (since := self.clock()) < self.deadline:
             try:
                 async with answering(min(lease_s / 3, self.deadline - since)):

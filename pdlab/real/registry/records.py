@@ -49,7 +49,12 @@ def read_instance(name: str, value: bytes) -> InstanceRecord:
     """Raises Garbage."""
     record = _decode(value, InstanceRecord)
     spec = record.spec
-    counts = (spec.kv_blocks, spec.block_bytes, *(n for row in spec.prefill_profile for n in row), *(n for row in spec.decode_profile for n in row))
+    counts = (
+        spec.kv_blocks,
+        spec.block_bytes,
+        *(n for row in spec.prefill_profile for n in row),
+        *(n for row in spec.decode_profile for n in row),
+    )
     if spec.name != name:
         raise Garbage(f"it names itself {spec.name[:128]!r}")
     if not 0.2 <= record.lease_s <= 3600:
@@ -70,9 +75,7 @@ def read_report(name: str, value: bytes) -> Report:
     report = _decode(value, Report)
     if report.instance != name:
         raise Garbage(f"it names itself {report.instance[:128]!r}")
-    numbers = [
-        getattr(report, field) for field in Report.__struct_fields__ if field not in ("instance", "taken_s", "stored", "evicted")
-    ]
+    numbers = [getattr(report, field) for field in Report.__struct_fields__ if field not in ("instance", "taken_s", "stored", "evicted")]
     if min(numbers) < 0 or max(numbers) >= INT64 or not math.isfinite(report.taken_s):
         raise Garbage("a number is out of range")
     return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from pdlab.real.registry.lease import CALL_S, answering
 from pdlab.real.registry.observer import Observer, WatchEvent
@@ -27,6 +27,10 @@ class Feed:
         self.task.cancel()
         await asyncio.wait([self.task])
 
+    def clear(self) -> None:
+        while not self.inbox.empty():
+            self.inbox.get_nowait()
+
     async def next(self, timeout_s: float) -> Change | None:
         """Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
@@ -37,31 +41,47 @@ class Feed:
             try:
                 async for change in self.store.changes():
                     if self.inbox.full():  # a snapshot says it all
-                        while not self.inbox.empty():
-                            self.inbox.get_nowait()
+                        self.clear()
                         change = None
                     self.inbox.put_nowait(change)
             except StoreAway:
                 await asyncio.sleep(RETRY_S)
 
 
-async def watch(store: Store, clock: Callable[[], float], feed: Feed) -> AsyncIterator[WatchEvent]:
+async def watch(store: Store, clock: Callable[[], float], feed: Feed) -> AsyncGenerator[WatchEvent, None]:
     observer = Observer()
-    seen, synced, behind, wait_s = 0, False, False, CALL_S
+    seen, synced, behind, check_s = 0, False, False, 0.0
     while True:
-        events: list[WatchEvent] = []
+        now = clock()
+        events = observer.expire(now)
         try:
             if not synced:
+                feed.clear()
                 async with answering(CALL_S):
                     seen, entries = await store.snapshot()
                 if observer.away:
                     log.warning("registry: %s is back", store.where)
-                events, synced = observer.snapshot(entries, clock()), True
-            wait_s = store.poll_s if observer.due_s is None else max(0.0, min(store.poll_s, observer.due_s - clock()))
+                events += observer.snapshot(entries, clock())
+                synced, behind, check_s = True, False, clock() + store.poll_s
+            elif now >= check_s:
+                async with answering(CALL_S):
+                    missed = await store.check() > seen and feed.inbox.empty()
+                synced, behind, check_s = not (missed and behind), missed, clock() + store.poll_s
+            else:
+                until = check_s if observer.due_s is None else min(check_s, observer.due_s)
+                change = await feed.next(max(0.0, until - now))
+                if change is None:
+                    synced = False
+                elif change.revision > seen:
+                    seen = change.revision
+                    events += observer.delete(change.key, clock()) if change.value is None else observer.put(change.key, change.value)
+        except TimeoutError:
+            pass
         except StoreAway as away:
             if not observer.away:
-                log.warning("registry: %s does not answer (%s); what is known of the instances stays as it is", store.where, away)
+                log.warning("registry: %s does not answer (%s); the instances stay as last seen", store.where, away)
             observer.outage()
-            wait_s = RETRY_S
-        for event in (*events, *observer.expire(clock())):
+            synced = False
+            await asyncio.sleep(RETRY_S)
+        for event in events:
             yield event
