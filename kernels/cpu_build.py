@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def library(name: str, source: Path) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("%s did not compile and runs in plain PyTorch, slowly: %s", name, (getattr(error, "stderr", None) or str(error))[:1000])
         return None
+
+
+def build_all() -> None:
+    """Compile every kernel that is not in the cache, side by side."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda source: library(source.parent.name, source), sorted(HERE.glob("*/cpu.cpp"))))
 
 
 def _built(name: str, source: Path, compiler: str) -> Path:

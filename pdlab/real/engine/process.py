@@ -85,12 +85,18 @@ def main() -> int:
 def run(link: Link, options: EngineOptions) -> None:
     """Load, say so, and serve until told to stop."""
     started_s = time.perf_counter()
+    from pdlab.kernels.cpu_build import build_all
     from pdlab.real.engine.load import load
 
+    building = threading.Thread(target=build_all, name="kernels")  # while the weights are read
+    if options.device == "cpu":
+        building.start()
     decisions: IO[bytes] | None = open(options.decisions, "wb") if options.decisions else None  # noqa: SIM115 - closed below
     try:
         loaded = load(options, decisions)
         engine, config = loaded.engine, loaded.config
+        if options.device == "cpu":
+            building.join()
         engine.runner.warm_up()
         link.send(
             Ready(
