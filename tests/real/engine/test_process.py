@@ -118,6 +118,7 @@ def test_a_killed_engine_ends_every_request_with_the_reason(tiny: Tiny) -> None:
         ({"dtype": "float16"}, "use float32 or bfloat16"),
         ({"quantization": "fp8"}, "--quantization fp8 is not one of wint8, wint4"),
         ({"max_model_len": 4096}, "--max-model-len 4096 exceeds the model's 512 positions"),
+        ({"kv_blocks": 0, "kv_gib": 1e5}, "KV memory of 100000.0 GiB exceeds the"),
         ({"kv_blocks": 0, "kv_gib": 1e-6}, "is too small to serve anything: give at least --kv-gib"),
     ],
 )
