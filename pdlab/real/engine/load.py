@@ -147,7 +147,8 @@ def _kv_blocks(options: EngineOptions, config: ModelConfig, device: torch.device
         blocks = int((free - (1 - options.hbm_utilization) * total) / block_bytes)
     if device.type == "cpu" and blocks * block_bytes > (available := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")):
         raise UsageError(
-            f"KV memory of {blocks * block_bytes / GIB:.1f} GiB exceeds the {available / GIB:.1f} GiB that are free here: give less with --kv-gib"
+            f"KV memory of {blocks * block_bytes / GIB:.1f} GiB exceeds the {available / GIB:.1f} GiB that are free here: "
+            "give less with --kv-gib"
         )
     if blocks < 2:
         raise UsageError(
