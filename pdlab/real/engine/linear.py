@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pdlab.kernels.decode import Weight
 from pdlab.kernels.linear import (
     dequantize_int4,
     dequantize_int8,
@@ -33,6 +34,10 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
+    @property
+    def weight(self) -> Weight: ...
+    @property
+    def bias(self) -> Tensor | None: ...
     @property
     def weight_bytes(self) -> int:
         """Read from memory by each product."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pdlab.kernels.decode import DecodeStep
 from pdlab.kernels.fused import rms_norm, rope, silu_and_mul
 from pdlab.kernels.paged_attention import paged_attention, store_kv
 from pdlab.real.engine.config import ModelConfig
@@ -119,6 +120,22 @@ class Model:
             x = rms_norm(layer.out(attended), layer.post_norm, eps, residual)
             x = layer.down(silu_and_mul(layer.gate_up(x)))
         return self.head(rms_norm(x, self.norm, eps, residual)).float()
+
+    @torch.inference_mode()
+    def decode(self, inputs: Inputs, step: DecodeStep) -> Tensor:
+        """As `forward`, for one token of each of a few sequences, with all layers in one call."""
+        residual = F.embedding(inputs.tokens, self.embedding)
+        x = step(
+            residual,
+            inputs.positions,
+            inputs.slots,
+            inputs.block_tables,
+            inputs.query_starts,
+            inputs.context_lens,
+            self.cos,
+            self.sin,
+        )
+        return self.head(rms_norm(x, self.norm, self.config.norm_eps, residual)).float()
 
 
 class _Loader:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pdlab.real.engine.fast import FastStep
 from pdlab.real.engine.model import Inputs, Model
 
 
@@ -34,6 +35,7 @@ class Runner:
         self.block_tokens = block_tokens
         self.kv = torch.zeros((c.layers, 2, kv_blocks, c.kv_heads, block_tokens, c.head_dim), dtype=model.dtype, device=model.device)
         self.caches = [(layer[0], layer[1]) for layer in self.kv]
+        self.fast = FastStep.of(model, self.caches)
 
     def warm_up(self) -> None:
         """Run a pass of each kind, so that kernels are compiled, and memory is touched, before anybody waits. Block 0 is written to."""
@@ -42,7 +44,10 @@ class Runner:
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Logits float32 [pieces that sample, vocab], in the order of the pieces."""
-        return self.model.forward(self.inputs(pieces), self.caches)
+        inputs = self.inputs(pieces)
+        if self.fast is not None and self.fast.takes(inputs):
+            return self.model.decode(inputs, self.fast.step)
+        return self.model.forward(inputs, self.caches)
 
     def inputs(self, pieces: Sequence[Piece]) -> Inputs:
         """The pieces as flat arrays on the device."""

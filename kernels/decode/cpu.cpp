@@ -1,0 +1,77 @@
+// All layers of a decode step of few sequences in one call: the other kernels, called one after the other without Python between them. They are given
+// as functions, so that this holds no arithmetic of its own.
+#include "cpu.h"
+
+namespace {
+
+struct Functions {
+    void (*matvec)(int, int, const void *, int64_t, int, const void *, const float *, const float *, const void *, void *, int64_t, int64_t, int64_t, int);
+    void (*rms_norm)(int, const void *, void *, const void *, void *, int64_t, int64_t, int64_t, float, int);
+    void (*silu_and_mul)(int, const void *, void *, int64_t, int64_t, int64_t, int);
+    void (*rope)(int, void *, void *, const int64_t *, const float *, const float *, int64_t, int, int, int, int64_t, int64_t, int64_t, int64_t, int);
+    void (*store_kv)(const void *, const void *, void *, void *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int64_t, int);
+    void (*attention)(int, const void *, const void *, const void *, void *, const int32_t *, const int32_t *, const int32_t *, int64_t, int64_t, int64_t,
+                      int64_t, int64_t, int, int, int, int, int, int, float, int);
+};
+
+struct Linear {
+    const void *weight;
+    const float *scale, *zero;
+    const void *bias;
+    int64_t kind, in, out, group;
+};
+
+struct Layer {
+    Linear qkv, out, gate_up, down;
+    const void *input_norm, *post_norm, *q_norm, *k_norm; // the last two may be null
+    void *k_cache, *v_cache;
+    int64_t window;
+};
+
+struct Shape {
+    int64_t is_bf16, layers, tokens, hidden, heads, kv_heads, dim, ffn, block_tokens, table_stride;
+    double eps, scale;
+};
+
+struct Step {
+    const int64_t *positions, *slots;
+    const int32_t *tables, *starts, *contexts;
+    const float *cos, *sin;
+};
+
+} // namespace
+
+// residual [tokens, hidden] holds the embeddings, and takes what the layers add; x [tokens, hidden] gets the last layer's own output, not yet added.
+// work: at least tokens * max(heads + 2 * kv_heads times dim, 2 * ffn) elements, twice.
+extern "C" __attribute__((visibility("default"))) void pdlab_decode(const Functions *f, const Shape *s, const Layer *layers, const Step *step, char *residual,
+                                                                    char *x, char *work, char *other, int threads) {
+    const int bf = (int)s->is_bf16, n = (int)s->tokens, heads = (int)s->heads, kv = (int)s->kv_heads, dim = (int)s->dim;
+    const int64_t size = bf ? 2 : 4, width = (heads + 2 * kv) * dim;
+    const float eps = (float)s->eps;
+    auto product = [&](const Linear &l, const char *from, char *to) {
+        f->matvec(bf, (int)l.kind, from, l.in, n, l.weight, l.scale, l.zero, l.bias, to, l.in, l.out, l.group, threads);
+    };
+    for (int64_t i = 0; i < s->layers; i++) {
+        const Layer &l = layers[i];
+        if (i)
+            f->rms_norm(bf, x, residual, l.input_norm, x, n, s->hidden, s->hidden, eps, threads);
+        else
+            f->rms_norm(bf, residual, nullptr, l.input_norm, x, n, s->hidden, s->hidden, eps, threads);
+        product(l.qkv, x, work);
+        char *q = work, *k = work + heads * dim * size, *v = k + kv * dim * size;
+        if (l.q_norm)
+            for (int t = 0; t < n; t++) { // a sequence's heads are rows
+                f->rms_norm(bf, q + t * width * size, nullptr, l.q_norm, q + t * width * size, heads, dim, dim, eps, 1);
+                f->rms_norm(bf, k + t * width * size, nullptr, l.k_norm, k + t * width * size, kv, dim, dim, eps, 1);
+            }
+        f->rope(bf, q, k, step->positions, step->cos, step->sin, n, heads, kv, dim / 2, width, dim, width, dim, threads);
+        f->store_kv(k, v, l.k_cache, l.v_cache, step->slots, n, width * size, dim * size, width * size, dim * size, kv, (int)s->block_tokens, dim * size, threads);
+        f->attention(bf, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride, n, heads, kv,
+                     dim, (int)s->block_tokens, (int)l.window, (float)s->scale, threads);
+        product(l.out, other, x);
+        f->rms_norm(bf, x, residual, l.post_norm, x, n, s->hidden, s->hidden, eps, threads);
+        product(l.gate_up, x, work);
+        f->silu_and_mul(bf, work, other, n, s->ffn, 2 * s->ffn, threads);
+        product(l.down, other, x);
+    }
+}
