@@ -7,7 +7,7 @@ WORKLOAD ?= constant
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve test check bench-sim bench-sim-table bench-router bench-engine bench-kernels compile clean
+.PHONY: sim serve test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -15,8 +15,15 @@ sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 serve: .venv/real.stamp  ## a server with the embedded model, on http://127.0.0.1:8000/v1
 	.venv/bin/pdlab serve --role mixed $(SERVE)
 
-test: .venv/test.stamp  ## all tests
+test: .venv/test.stamp servers  ## all tests
 	.venv/bin/python -m pytest -n 2
+
+servers:  # etcd and redis for the registry's tests, which skip, saying so, without
+	@if ! { command -v etcd && command -v redis-server; } > /dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	    { DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server; }; } > /dev/null 2>&1 \
+	      || echo "etcd-server and redis-server could not be installed: their tests will be skipped"; \
+	  else echo "etcd-server or redis-server is missing and only root can install them: their tests will be skipped"; fi; fi
 
 check: .venv/test.stamp  ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy

@@ -1,0 +1,119 @@
+"""A claimed key, kept alive; and the certain knowledge of when it no longer is.
+
+A lease runs at the store from the moment the store handled its renewal, here from the moment *before* the renewal was sent, and
+for a tenth less: so the holder gives up before anybody else can hold the key, however slow the answer was or long the
+process was paused, as long as the two clocks' rates differ by less than a tenth (Gray and Cheriton 1989).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from pdlab.real.registry.store import Claim, Store, StoreAway
+
+VALID = 0.9  # of the lease
+CALL_S = 2.0  # for a call that no lease limits
+
+
+async def claim(
+    store: Store,
+    clock: Callable[[], float],
+    key: str,
+    value_of: Callable[[int], bytes],
+    lease_s: float,
+    *,
+    floor: int = 0,
+    settle_s: float = 0.0,
+) -> Holding | None:
+    """Claim `key` with a number above `floor` and all earlier ones; None while another holds it. Raises StoreAway."""
+    before = -1
+    while True:
+        since = clock()
+        async with answering(CALL_S):
+            held, last = await store.peek(key, settle_s)
+            if held:
+                return None
+            if last == before:  # it was not a faster one
+                raise StoreAway(f"the count of {key} can't be raised from {last}")
+            before = last
+            number = max(last, floor) + 1
+            value = value_of(number)
+            made = await store.claim(key, last, number, value, lease_s)
+        if made is not None:
+            return Holding(store, clock, made, value, since)
+
+
+@asynccontextmanager
+async def answering(seconds: float) -> AsyncIterator[None]:
+    """Limits a store's call to `seconds`: a late answer is none."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise StoreAway("no answer in time") from None
+
+
+class Holding:
+    """A claim that renews itself until it is released, dropped, or `lost`."""
+
+    def __init__(self, store: Store, clock: Callable[[], float], claim: Claim, value: bytes, since: float) -> None:
+        self.store, self.clock, self.claim, self.value = store, clock, claim, value
+        self.deadline = since + VALID * claim.lease_s
+        self.lost = asyncio.Event()
+        self.task = asyncio.create_task(self._keep(), name=f"lease of {claim.key}")
+
+    @property
+    def alive(self) -> bool:
+        """Read off the clock, hence true of a process that was paused a moment ago too."""
+        return not self.lost.is_set() and self.clock() < self.deadline
+
+    async def write(self, key: str, value: bytes) -> bool:
+        """False when the claim is over or the store did not answer."""
+        if not self.alive:
+            return False
+        try:
+            async with answering(self.claim.lease_s / 3):
+                return await self.store.put(self.claim, key, value)
+        except StoreAway:
+            return False
+
+    async def release(self) -> None:
+        """Give the key up at once. A store that is away will notice by the lease."""
+        await self.drop()
+        with contextlib.suppress(StoreAway):
+            async with answering(CALL_S):
+                await self.store.release(self.claim)
+
+    async def drop(self) -> None:
+        """Stop without a word, as a killed process does."""
+        self.lost.set()
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+    async def _keep(self) -> None:
+        try:
+            await self._renew_in_time()
+        finally:
+            self.lost.set()
+        with contextlib.suppress(StoreAway):  # a renewal on its way may still reach the store
+            async with answering(CALL_S):
+                await self.store.release(self.claim)
+
+    async def _renew_in_time(self) -> None:
+        """Returns when the lease is over."""
+        lease_s = self.claim.lease_s
+        await asyncio.sleep(max(0.0, min(lease_s / 3, self.deadline - self.clock())))
+        while (since := self.clock()) < self.deadline:
+            try:
+                async with answering(min(lease_s / 3, self.deadline - since)):
+                    renewed = await self.store.renew(self.claim, self.value)
+            except StoreAway:
+                await asyncio.sleep(min(lease_s / 20, max(0.0, self.deadline - self.clock())))
+                continue
+            if renewed is None:
+                return
+            self.claim, self.deadline = renewed, since + VALID * lease_s
+            await asyncio.sleep(lease_s / 3)

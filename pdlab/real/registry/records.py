@@ -1,0 +1,92 @@
+"""What stands in the store: JSON, checked for size, types and sense, as any peer may have written it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TypeVar
+
+import msgspec
+
+from pdlab.types import InstanceSpec, Report, UsageError
+
+MAX_BYTES = 1 << 20  # etcd refuses requests over 1.5 MiB
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+INT64 = 1 << 63
+T = TypeVar("T")
+
+
+class Garbage(ValueError):
+    """A value that no sane peer writes."""
+
+
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    lease_s: float
+    spec: InstanceSpec
+
+
+class LeaderRecord(msgspec.Struct, frozen=True, kw_only=True):
+    lease_s: float
+    candidate: str
+    fencing: int
+
+
+def check_name(name: str, what: str) -> None:
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{what} {name!r}: use 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+
+
+def check_lease(lease_s: float) -> None:
+    if not 0.2 <= lease_s <= 3600:
+        raise UsageError(f"lease_s {lease_s}: use 0.2 to 3600 seconds")
+
+
+def encode(record: InstanceRecord | LeaderRecord | Report) -> bytes:
+    return msgspec.json.encode(record)
+
+
+def read_instance(name: str, value: bytes) -> InstanceRecord:
+    """Raises Garbage."""
+    record = _decode(value, InstanceRecord)
+    spec = record.spec
+    counts = (
+        spec.kv_blocks,
+        spec.block_bytes,
+        *(n for row in spec.prefill_profile for n in row),
+        *(n for row in spec.decode_profile for n in row),
+    )
+    if not NAME.fullmatch(name):
+        raise Garbage("no instance has such a name")
+    if spec.name != name:
+        raise Garbage(f"it names itself {spec.name[:128]!r}")
+    if not 0.2 <= record.lease_s <= 3600:
+        raise Garbage("lease_s is not within 0.2 to 3600")
+    if not 0 < spec.incarnation < INT64:
+        raise Garbage("incarnation is not above 0")
+    if min(spec.block_tokens, spec.max_seqs, spec.max_batch_tokens) < 1 or min(counts) < 0 or not 0 <= spec.link_bytes_per_s < math.inf:
+        raise Garbage("a size is negative")
+    if max(*counts, spec.block_tokens, spec.max_seqs, spec.max_batch_tokens) >= INT64:
+        raise Garbage("a size is out of range")
+    if spec.url and not spec.url.startswith(("http://", "https://")):
+        raise Garbage("its URL is neither http nor https")
+    return record
+
+
+def read_report(name: str, value: bytes) -> Report:
+    """Raises Garbage."""
+    report = _decode(value, Report)
+    if report.instance != name:
+        raise Garbage(f"it names itself {report.instance[:128]!r}")
+    numbers = [getattr(report, field) for field in Report.__struct_fields__ if field not in ("instance", "taken_s", "stored", "evicted")]
+    if min(numbers) < 0 or max(numbers) >= INT64 or not math.isfinite(report.taken_s):
+        raise Garbage("a number is out of range")
+    return report
+
+
+def _decode(value: bytes, kind: type[T]) -> T:
+    if len(value) > MAX_BYTES:
+        raise Garbage(f"{len(value)} bytes, at most {MAX_BYTES} are read")
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise Garbage(str(error)[:200]) from None

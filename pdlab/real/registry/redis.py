@@ -1,0 +1,210 @@
+"""Redis: a hash with a time to live for each claim, scripts for compare-and-set, pub/sub for changes.
+
+Redis tells nobody in time when a key expires, so an index of the held keys is swept by whoever watches, and the sweep publishes what
+it misses. Every change has the next revision, so a watcher sees when pub/sub lost one. Keep a server's data (`appendonly yes`): the
+counters are in it. All keys share a hash tag. One server (or its cluster slot); fail-over to a replica may lose the last writes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from pdlab.real.registry.lease import answering
+from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.types import UsageError
+
+log = logging.getLogger(__name__)
+
+# KEYS of all scripts: live keys' prefix, counters' prefix, index, revision, channel
+HEAD = """
+local live, numbers, index, revision, channel = unpack(KEYS)
+local function publish(op, key, value)
+    local r = redis.call('INCR', revision)
+    redis.call('PUBLISH', channel, r .. ' ' .. op .. ' ' .. key .. '\\n' .. value)
+end
+local function sweep()
+    for _, key in ipairs(redis.call('SMEMBERS', index)) do
+        if redis.call('EXISTS', live .. key) == 0 then
+            redis.call('SREM', index, key)
+            publish('del', key, '')
+        end
+    end
+    return tonumber(redis.call('GET', revision) or 0)
+end
+local function put(key, ...)
+    redis.call('HSET', live .. key, ...)
+    redis.call('SADD', index, key)
+end
+"""
+PEEK = "return {redis.call('EXISTS', live .. ARGV[1]), redis.call('GET', numbers .. ARGV[1]) or '0'}"
+CLAIM = """
+local key, last, number, value, ttl_ms = unpack(ARGV)
+if redis.call('EXISTS', live .. key) == 1 or (redis.call('GET', numbers .. key) or '0') ~= last then return 0 end
+redis.call('SET', numbers .. key, number)
+put(key, 'number', number, 'value', value)
+redis.call('PEXPIRE', live .. key, ttl_ms)
+publish('put', key, value)
+return 1
+"""
+RENEW = """
+local key, report, number, ttl_ms = unpack(ARGV)
+local found = redis.call('HGET', live .. key, 'number')
+if not found then return -1 end
+if found ~= number then return 0 end
+redis.call('PEXPIRE', live .. key, ttl_ms)
+redis.call('PEXPIRE', live .. report, ttl_ms)
+return 1
+"""
+PUT = """
+local key, number, target, value = unpack(ARGV)
+if redis.call('HGET', live .. key, 'number') ~= number then return 0 end
+put(target, 'value', value)
+redis.call('PEXPIRE', live .. target, redis.call('PTTL', live .. key))
+publish('put', target, value)
+return 1
+"""
+RELEASE = """
+local key, report, number = unpack(ARGV)
+if redis.call('HGET', live .. key, 'number') == number then
+    redis.call('DEL', live .. key, live .. report)
+    sweep()
+end
+"""
+SNAPSHOT = """
+local found = {sweep()}
+for _, key in ipairs(redis.call('SMEMBERS', index)) do
+    found[#found + 1] = key
+    local value = redis.pcall('HGET', live .. key, 'value')
+    found[#found + 1] = type(value) == 'string' and value or ''
+end
+return found
+"""
+SWEEP = "return sweep()"
+
+
+async def connect(url: str, namespace: str, timeout_s: float) -> RedisStore:
+    """Raises StoreAway, and UsageError for a URL that can't be one."""
+    try:
+        client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s, socket_timeout=None)
+    except ValueError as error:
+        raise UsageError(f"registry {_where(url)}: {error}") from None
+    store = RedisStore(client, _where(url), namespace)
+    try:
+        async with answering(timeout_s):
+            await store.check()
+            await store.warn_of_data_loss()
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+def _where(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+class RedisStore:
+    poll_s = 0.25
+
+    def __init__(self, client: Redis, where: str, namespace: str) -> None:
+        self.client, self.where = client, where
+        base = f"{{{namespace}}}:"
+        self.live, self.numbers, self.channel = f"{base}live/", f"{base}last/", f"{base}changes"
+        self.keys = [self.live, self.numbers, f"{base}index", f"{base}revision", self.channel]
+
+    async def peek(self, key: str, settle_s: float) -> Peek:
+        held, last = await self._run(PEEK, key)
+        if len(last) > 19 or not last.isdigit():
+            raise StoreAway(f"{self.numbers}{key} should count incarnations and holds {last[:40]!r}: delete it")
+        settling = settle_s > 0 and int((await self._server())["uptime_in_seconds"]) < settle_s
+        return Peek(bool(held) or settling, int(last))
+
+    async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
+        server = str((await self._server())["run_id"])
+        done = await self._run(CLAIM, key, last, number, value, int(lease_s * 1000))
+        return Claim(key, number, lease_s, server) if done else None
+
+    async def renew(self, claim: Claim, value: bytes) -> Claim | None:
+        done = await self._run(RENEW, claim.key, _report(claim.key), claim.number, int(claim.lease_s * 1000))
+        if done >= 0:
+            return claim if done else None
+        if (await self._server())["run_id"] == claim.token:
+            return None  # it expired
+        _, last = await self.peek(claim.key, 0.0)
+        return await self.claim(claim.key, last, claim.number, value, claim.lease_s) if last <= claim.number else None
+
+    async def put(self, claim: Claim, key: str, value: bytes) -> bool:
+        return bool(await self._run(PUT, claim.key, claim.number, key, value))
+
+    async def release(self, claim: Claim) -> None:
+        await self._run(RELEASE, claim.key, _report(claim.key), claim.number)
+
+    async def snapshot(self) -> Snapshot:
+        revision, *found = await self._run(SNAPSHOT)
+        keys = (key.decode("utf-8", "replace") for key in found[::2])
+        return Snapshot(revision, dict(zip(keys, found[1::2], strict=True)))
+
+    async def changes(self) -> AsyncIterator[Change | None]:
+        async with self.client.pubsub() as pubsub:
+            with self._troubles():
+                await pubsub.subscribe(self.channel)
+            while True:
+                with self._troubles():
+                    message = await pubsub.get_message(timeout=None)
+                if message is not None and message["type"] == "subscribe":
+                    yield None
+                elif message is not None and message["type"] == "message":
+                    yield _read(message["data"])
+
+    async def check(self) -> int:
+        return int(await self._run(SWEEP))
+
+    async def warn_of_data_loss(self) -> None:
+        try:
+            kept = (await self.client.config_get("appendonly")).get("appendonly", "yes")
+        except RedisError:  # not allowed to ask
+            return
+        if kept == "no":
+            log.warning("registry: %s forgets incarnations when it restarts: start it with --appendonly yes", self.where)
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def _run(self, script: str, *arguments: str | int | bytes) -> Any:
+        with self._troubles():
+            return await self.client.eval(HEAD + script, len(self.keys), *self.keys, *arguments)
+
+    async def _server(self) -> dict[str, Any]:
+        with self._troubles():
+            return dict(await self.client.info("server"))
+
+    @contextmanager
+    def _troubles(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreAway(str(error)[:200] or type(error).__name__) from None
+
+
+def _report(key: str) -> str:
+    return key.replace(INSTANCE, REPORT, 1)
+
+
+def _read(message: bytes) -> Change | None:
+    """None, take a snapshot, for what none of our scripts wrote."""
+    head, newline, value = message.partition(b"\n")
+    revision, _, rest = head.partition(b" ")
+    op, _, key = rest.partition(b" ")
+    if not newline or not revision.isdigit() or len(revision) > 15 or op not in (b"put", b"del"):
+        log.warning("registry: skipped a message on the redis channel: %.100r", message)
+        return None
+    return Change(int(revision), key.decode("utf-8", "replace"), value if op == b"put" else None)

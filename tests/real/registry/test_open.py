@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+
+from pdlab.real.registry import Registry, open_registry
+from pdlab.real.registry.memory import MemoryStore
+from pdlab.types import UsageError
+from tests.real.registry.worlds import free_port, spec
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("zookeeper://a:1", "use one of memory://, etcd://host"),
+        ("etdc://a:1", r"did you mean etcd://\?"),
+        ("127.0.0.1:2379", "use one of"),
+        ("etcd://", "use one of"),
+        ("etcd://localhost", "'localhost' is not host:port"),
+        ("etcd://a:1,b", "'b' is not host:port"),
+        ("etcd://me:secret@a:1", "users and paths are not supported"),
+        ("redis://a:many", "registry redis://a:many"),
+        ("redis://a:1?name=b", "unknown option 'name'; the only one is namespace"),
+        ("redis://a:1?namespace=a/b", "registry namespace 'a/b'"),
+    ],
+)
+def test_a_wrong_url_gets_one_line_with_the_remedy(url: str, said: str) -> None:
+    pytest.importorskip("redis")
+    pytest.importorskip("etcd3aio")
+    with pytest.raises(UsageError, match=said) as raised:
+        asyncio.run(open_registry(url))
+    assert "\n" not in str(raised.value) and "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["etcd", "redis"])
+def test_a_server_that_is_not_there_gets_one_line_with_the_remedy(kind: str) -> None:
+    pytest.importorskip({"etcd": "etcd3aio"}.get(kind, kind))
+    for host in ("me:secret@127.0.0.1" if kind == "redis" else "127.0.0.1", "no-such-host.invalid"):
+        with pytest.raises(
+            UsageError, match=rf"no {kind} server answers there \(.*\): start one \({kind}.* or correct the address"
+        ) as raised:
+            asyncio.run(open_registry(f"{kind}://{host}:{free_port()}", timeout_s=1.0))
+        assert "\n" not in str(raised.value) and "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("kind", "package"), [("etcd", "etcd3aio"), ("redis", "redis.asyncio")])
+def test_a_backend_whose_package_is_missing_says_what_to_install(kind: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"pdlab.real.registry.{kind}", raising=False)
+    for module in [name for name in sys.modules if name.split(".")[0] == package.split(".")[0]]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package.split(".")[0], None)
+    with pytest.raises(UsageError, match=f"pip install {package.split('.')[0]}"):
+        asyncio.run(open_registry(f"{kind}://127.0.0.1:1"))
+
+
+def test_what_cannot_be_registered_is_said_before_the_store_is_asked() -> None:
+    async def main() -> None:
+        registry = await open_registry("memory://")
+        with pytest.raises(UsageError, match="instance name 'a/b'"):
+            await registry.register(spec("a/b"))
+        with pytest.raises(UsageError, match="lease_s 0"):
+            await registry.register(spec(), lease_s=0)
+        with pytest.raises(UsageError, match="a size is negative"):
+            await registry.register(spec(block_bytes=-1))
+        with pytest.raises(UsageError, match="candidate ''"):
+            await registry.elect("")
+        held = await registry.register(spec())
+        with pytest.raises(UsageError, match="can't become 'p1'"):
+            await held.update(spec("p1"))
+        await registry.close()
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_away_is_the_users_to_start() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        store.stop()
+        with pytest.raises(UsageError, match=r"memory:// can't be used \(stopped\): is the server running\?"):
+            await Registry(store).register(spec())
+
+    asyncio.run(main())
