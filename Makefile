@@ -7,7 +7,7 @@ WORKLOAD ?= constant
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels compile clean
+.PHONY: sim serve test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -42,6 +42,9 @@ bench-engine: .venv/test.stamp  ## the engine against the machine's bounds and o
 
 bench-kernels: .venv/real.stamp  ## each kernel against torch
 	for kernel in paged_attention kv_blocks fused linear; do .venv/bin/python -m pdlab.kernels.$$kernel.bench || exit 1; done
+
+bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
+	.venv/bin/python experiments/bench_transfer.py
 
 compile: build/compiled/stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
 

@@ -155,6 +155,7 @@ def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: lis
         for _ in range(3 if prompt < 4096 else 2):
             passes = list(run(1, prompt, 1))
             prefill[prompt] = max(prefill.get(prompt, 0.0), prompt / (passes[-1][0] - passes[0][0]))
+
     def products(tokens: int) -> float:
         x = {width: torch.randn(tokens, width).to(served.dtype) for width in {linear.weight.shape[1] for linear in weights}}
         best = 1e9
@@ -167,9 +168,7 @@ def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: lis
         return tokens / best
 
     bound = {n: products(n) for n in prompts}
-    print(
-        json.dumps({"decode": decode, "prefill": prefill, "decode_share": statistics.median(shares), "prefill_bound": bound})
-    )
+    print(json.dumps({"decode": decode, "prefill": prefill, "decode_share": statistics.median(shares), "prefill_bound": bound}))
 
 
 def transformers(dtype: str, threads: int, model: str, batches: list[int], prompts: list[int]) -> None:

@@ -1,0 +1,22 @@
+"""KV blocks from one instance to another: a lease at the source, reserved blocks at the destination, one terminal status for each transfer.
+
+    shared.py      KV memory that other processes of the host can map, without a name that could outlive its owner
+    blocks.py      where a block's bytes lie, packing and unpacking them
+    rdma.py        which NIC is near which device
+    descriptor.py  what an endpoint tells its peers (JSON), and why two of them do not fit
+    wire.py        messages and frames, every size checked first
+    leases.py      the source's book;  tickets.py  the destination's
+    connection.py  one authenticated socket;  pool.py  those kept open
+    nixl.py        one-sided READs
+    move.py        bytes over a connection;  server.py  what a peer asked for;  endpoint.py  what the engine calls
+
+Whatever the transport, only the destination's own threads write into the destination's KV memory. So a transfer that has ended there
+cannot write any more, whatever the source still does.
+"""
+
+from pdlab.real.transfer.descriptor import incompatible
+from pdlab.real.transfer.endpoint import Endpoint
+from pdlab.real.transfer.result import Result
+from pdlab.real.transfer.shared import shared_kv
+
+__all__ = ["Endpoint", "Result", "incompatible", "shared_kv"]

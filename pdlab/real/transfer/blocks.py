@@ -1,0 +1,128 @@
+"""Where the bytes of KV blocks lie, and their packing into buffers for the wire: [n, layers, 2, kv_heads, block_tokens, head_dim], as
+`pdlab.kernels.kv_blocks` packs them. CPU memory is copied piece by piece by a compiled loop in the calling thread, without the GIL and
+without OpenMP's pool, which belongs to the engine; other devices go through `gather_blocks` and `scatter_blocks`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pdlab.kernels.cpu_build import library
+from pdlab.kernels.kv_blocks import gather_blocks, scatter_blocks
+from pdlab.real.transfer.shared import SEGMENT, Segment
+
+Ids = NDArray[np.int32]
+Addresses = NDArray[np.int64]
+Layers = tuple[int, int]
+SMALL_PIECE_BYTES = 2048
+CHUNK_BYTES = 1 << 20  # fits the second-level cache, so that packing costs little beside the socket
+
+
+class Blocks:
+    """The KV memory [layers, 2, blocks, kv_heads, block_tokens, head_dim] as bytes. A piece is one block of one half of one layer."""
+
+    def __init__(self, kv: Tensor) -> None:
+        self.kv = kv.detach() if kv.requires_grad else kv
+        self.segment: Segment | None = getattr(kv, SEGMENT, None)
+        self.address = kv.data_ptr()
+        self.count = kv.shape[2]
+        self.layers = kv.shape[0]
+        self.piece_bytes = kv.shape[3] * kv.shape[4] * kv.shape[5] * kv.element_size()
+        self.bytes = kv.numel() * kv.element_size()
+        self.on_cpu = kv.device.type == "cpu"
+        self._view = self.kv.view(-1).view(torch.uint8).numpy().data if self.on_cpu else None
+        self.chunk_bytes = max(CHUNK_BYTES, self.block_bytes((0, self.layers)))
+
+    def block_bytes(self, layers: Layers) -> int:
+        """Of one block in these layers."""
+        return 2 * (layers[1] - layers[0]) * self.piece_bytes
+
+    def per_chunk(self, layers: Layers) -> int:
+        """Blocks that a chunk of the wire takes."""
+        return max(1, self.chunk_bytes // self.block_bytes(layers))
+
+    def offsets(self, ids: Ids, layers: Layers, count: int | None = None) -> Addresses:
+        """Byte offset of each piece: [planes, n], plane by plane, so that neighbouring blocks are neighbours. `count`: of the blocks of
+        the memory, where it is not this one."""
+        planes = np.arange(2 * layers[0], 2 * layers[1], dtype=np.int64)
+        return (planes[:, None] * (self.count if count is None else count) + ids[None, :]) * self.piece_bytes
+
+    def packed(self, n: int, layers: Layers) -> Addresses:
+        """Byte offset of the same pieces in a packed buffer."""
+        planes = 2 * (layers[1] - layers[0])
+        return (np.arange(planes, dtype=np.int64)[:, None] + np.arange(n, dtype=np.int64)[None, :] * planes) * self.piece_bytes
+
+    def pack(self, ids: Ids, layers: Layers, buffer: int) -> int:
+        """Blocks into the memory at address `buffer`. Bytes written."""
+        if self.on_cpu:
+            copy_pieces(self.address + self.offsets(ids, layers), buffer + self.packed(len(ids), layers), self.piece_bytes)
+        else:
+            self._host(buffer, len(ids), layers).copy_(gather_blocks(self.kv, self._ids(ids), layers=layers))
+        return len(ids) * self.block_bytes(layers)
+
+    def pieces(self, ids: Ids, layers: Layers) -> list[memoryview] | None:
+        """What `pack` would write, in its order, where it lies; None where a copy is quicker or needed."""
+        view, size = self._view, self.piece_bytes
+        if view is None or size < SMALL_PIECE_BYTES:
+            return None
+        return [view[start : start + size] for start in self.offsets(ids, layers).T.ravel().tolist()]
+
+    def unpack(self, buffer: int, ids: Ids, layers: Layers) -> None:
+        """What `pack` wrote, into these blocks."""
+        if self.on_cpu:
+            copy_pieces(buffer + self.packed(len(ids), layers), self.address + self.offsets(ids, layers), self.piece_bytes)
+        else:
+            scatter_blocks(self._host(buffer, len(ids), layers).to(self.kv.device), self.kv, self._ids(ids), layers=layers)
+            torch.cuda.synchronize(self.kv.device)  # the engine's streams may read these blocks from now on
+
+    def copy_from(self, other: int, count: int, source: Ids, ids: Ids, layers: Layers) -> None:
+        """From a like KV memory of `count` blocks mapped at `other`: its blocks `source` into blocks `ids`."""
+        assert self.on_cpu, "mapped memory is copied by the CPU"
+        copy_pieces(other + self.offsets(source, layers, count), self.address + self.offsets(ids, layers), self.piece_bytes)
+
+    def crc32(self, ids: Ids, layers: Layers) -> int:
+        """Of the packed blocks, in the order of `ids`."""
+        found, per_chunk = 0, self.per_chunk(layers)
+        buffer = np.empty(min(len(ids), per_chunk) * self.block_bytes(layers), np.uint8)
+        for start in range(0, len(ids), per_chunk):
+            size = self.pack(ids[start : start + per_chunk], layers, buffer.ctypes.data)
+            found = zlib.crc32(buffer[:size].data, found)
+        return found
+
+    def _host(self, buffer: int, n: int, layers: Layers) -> Tensor:
+        memory = (ctypes.c_char * (n * self.block_bytes(layers))).from_address(buffer)
+        return torch.frombuffer(memory, dtype=self.kv.dtype).view(n, layers[1] - layers[0], 2, *self.kv.shape[3:])
+
+    def _ids(self, ids: Ids) -> Tensor:
+        return torch.from_numpy(ids.astype(np.int64)).to(self.kv.device)
+
+
+def copy_pieces(source: Addresses, target: Addresses, piece_bytes: int) -> None:
+    """Pieces of `piece_bytes` bytes from addresses to addresses."""
+    source, target = np.ascontiguousarray(source).ravel(), np.ascontiguousarray(target).ravel()
+    assert len(source) == len(target)
+    compiled = _compiled()
+    if compiled is not None:
+        compiled(source.ctypes.data, target.ctypes.data, len(source), piece_bytes)
+        return
+    for a, b in zip(source.tolist(), target.tolist(), strict=True):
+        ctypes.memmove(b, a, piece_bytes)
+
+
+@cache
+def _compiled() -> Any:
+    lib = library("kv_copy", Path(__file__).with_name("copy.cpp"))
+    if lib is None:
+        return None
+    lib.pdlab_copy_pieces.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    lib.pdlab_copy_pieces.restype = None
+    return lib.pdlab_copy_pieces

@@ -1,0 +1,259 @@
+"""One authenticated connection between two endpoints: blocking socket calls in whatever thread holds it, all of them under its deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import mmap
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from pdlab.real.transfer import wire
+from pdlab.real.transfer.blocks import Blocks
+from pdlab.real.transfer.descriptor import Descriptor, decode, incompatible
+from pdlab.real.transfer.nixl import Nixl
+from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.shared import Mapping, Mappings, Segment
+
+SLOTS = 2  # of a staging buffer: one is filled while the other is emptied
+HANDSHAKE_S = 5.0
+MAX_PIECES = 512  # a call of sendmsg; Linux takes 1024
+TCP_USER_TIMEOUT_MS = 10_000
+M = TypeVar("M", bound=wire.Message)
+
+
+class Self:
+    """What an endpoint is, for its connections: all of it outlives them."""
+
+    def __init__(self, descriptor: Descriptor, blocks: Blocks, token: bytes, nixl: Nixl | None, checksums: bool) -> None:
+        self.descriptor = descriptor
+        self.encoded = descriptor.encode()
+        self.blocks = blocks
+        self.token = token
+        self.nixl = nixl
+        self.checksums = checksums
+        self.mappings = Mappings()
+
+
+class Connection:
+    """`peer` is known once `connect` or `accept` returned. `deadline` (monotonic seconds; None: none) is the holder's to set."""
+
+    def __init__(self, sock: socket.socket, own: Self, deadline: float | None) -> None:
+        self.sock = sock
+        self.own = own
+        self.deadline = deadline
+        self.peer: Descriptor
+        self.local = sock.family == socket.AF_UNIX
+        self.mapped: Mapping | None = None  # the peer's KV memory
+        self.incoming: Mapping | None = None  # the peer's staging buffer
+        self.outgoing: Segment | None = None  # ours
+        self._buffer: mmap.mmap | None = None
+        if not self.local:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+
+    @classmethod
+    def connect(cls, peer: Descriptor, own: Self, *, local: bool, deadline: float) -> Connection:
+        """To the peer's Unix socket (`local`) or TCP port. Trouble: it is not there, is another one, or does not want us."""
+        sock = socket.socket(socket.AF_UNIX if local else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_left(deadline))
+            if local:
+                assert peer.shm is not None
+                sock.connect("\0" + peer.shm.socket)
+            else:
+                assert peer.tcp is not None
+                sock.connect((peer.tcp.host, peer.tcp.port))
+            connection = cls(sock, own, deadline)
+            connection._introduce(peer)
+        except (OSError, UnicodeError) as error:
+            sock.close()
+            raise Trouble(f"cannot connect to {peer.name}: {error}", broken=True) from error
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+    @classmethod
+    def accept(cls, sock: socket.socket, own: Self) -> Connection:
+        """The other side of `connect`. The socket is closed where it fails."""
+        connection = cls(sock, own, time.monotonic() + HANDSHAKE_S)
+        try:
+            connection._receive_peer()
+        except BaseException:
+            connection.close()
+            raise
+        connection.deadline = None
+        return connection
+
+    def _introduce(self, peer: Descriptor) -> None:
+        self.peer, nonce, token = peer, secrets.token_bytes(wire.NONCE_BYTES), self.own.token
+        self.send(wire.Hello(self.own.encoded, nonce))
+        theirs = self.receive(wire.Welcome, limit=wire.MAX_HELLO_BYTES)
+        if theirs.incarnation != peer.incarnation:
+            raise Trouble(f"{peer.name} is incarnation {theirs.incarnation} now, not {peer.incarnation}")
+        expected = wire.proof(token, "server", theirs.nonce, nonce, self.own.encoded)
+        if len(theirs.nonce) != wire.NONCE_BYTES or (token and not hmac.compare_digest(expected, theirs.proof)):
+            raise Trouble(f"{peer.name} has another token")
+        self.send(wire.Prove(wire.proof(token, "client", nonce, theirs.nonce, self.own.encoded)))
+        self.receive(wire.Accepted, limit=wire.MAX_HELLO_BYTES)
+        if self.local:
+            self._send_memory()
+            self._receive_memory()
+
+    def _receive_peer(self) -> None:
+        token, nonce = self.own.token, secrets.token_bytes(wire.NONCE_BYTES)
+        hello = self.receive(wire.Hello, limit=wire.MAX_HELLO_BYTES)
+        if len(hello.nonce) != wire.NONCE_BYTES:
+            raise Trouble("a nonce of the wrong length")
+        self.send(wire.Welcome(self.own.descriptor.incarnation, nonce, wire.proof(token, "server", nonce, hello.nonce, hello.descriptor)))
+        proved = self.receive(wire.Prove, limit=wire.MAX_HELLO_BYTES).proof
+        if token and not hmac.compare_digest(wire.proof(token, "client", hello.nonce, nonce, hello.descriptor), proved):
+            self.send(wire.Refused("failed", "wrong token"))
+            raise Trouble("wrong token")
+        try:
+            self.peer = decode(hello.descriptor)
+            refusal = incompatible(self.own.descriptor, self.peer)
+            if refusal is not None:
+                raise Trouble(refusal)
+        except Trouble as trouble:
+            self.send(wire.Refused("failed", trouble.reason))
+            raise
+        self.send(wire.Accepted())
+        if self.local:
+            self._receive_memory()
+            self._send_memory()
+
+    def _send_memory(self) -> None:
+        """Our KV memory's descriptor, or that of a staging buffer made for this connection."""
+        segment, kind = self.own.blocks.segment, b"K"
+        if segment is None:
+            segment, kind = Segment("pdlab-staging", SLOTS * self.own.blocks.chunk_bytes), b"S"
+            self.outgoing = segment
+        self.sock.settimeout(_left(self.deadline))
+        socket.send_fds(self.sock, [kind], [segment.fd])
+
+    def _receive_memory(self) -> None:
+        self.sock.settimeout(_left(self.deadline))
+        kind, fds, _, _ = socket.recv_fds(self.sock, 1, 1)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        if len(fds) != 1 or kind not in (b"K", b"S"):
+            for fd in fds:
+                os.close(fd)
+            raise Trouble("the peer passed no memory", broken=True)
+        blocks = self.own.blocks
+        try:
+            if kind == b"K":
+                self.mapped = self.own.mappings.map(fds[0], blocks.block_bytes((0, blocks.layers)) * self.peer.blocks)
+            else:
+                self.incoming = self.own.mappings.map(fds[0], SLOTS * blocks.chunk_bytes)
+        except ValueError as error:
+            raise Trouble(str(error)) from error
+
+    def send(self, message: wire.Message) -> None:
+        self.send_bytes(wire.frame(message))
+
+    def send_bytes(self, what: bytes | memoryview) -> None:
+        try:
+            self.sock.settimeout(_left(self.deadline))
+            self.sock.sendall(what)  # one time-out for all of it
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """One after another, from where they lie."""
+        try:
+            for start in range(0, len(pieces), MAX_PIECES):
+                some, at = pieces[start : start + MAX_PIECES], 0
+                while at < len(some):
+                    self.sock.settimeout(_left(self.deadline))
+                    sent = self.sock.sendmsg(some[at:] if at else some)
+                    while at < len(some) and sent >= len(some[at]):
+                        sent -= len(some[at])
+                        at += 1
+                    if sent:
+                        some = [memoryview(some[at])[sent:], *some[at + 1 :]]
+                        at = 0
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def receive(self, kind: type[M], limit: int = wire.MAX_FRAME_BYTES) -> M:
+        """The next message, which must be of this kind. `Refused` is raised as the Trouble it tells of."""
+        message = self.receive_any(limit)
+        if isinstance(message, wire.Refused):
+            raise Trouble(message.reason, message.status)
+        if not isinstance(message, kind):
+            raise Trouble(f"{type(message).__name__} came instead of {kind.__name__}", broken=True)
+        return message
+
+    def receive_any(self, limit: int = wire.MAX_FRAME_BYTES) -> wire.AnyMessage:
+        header = bytearray(wire.HEADER.size)
+        self.receive_into(memoryview(header))
+        body = bytearray(wire.body_bytes(header, limit))
+        self.receive_into(memoryview(body))
+        return wire.parse(body)
+
+    def receive_into(self, target: memoryview) -> None:
+        """Fills it."""
+        done = 0
+        try:
+            while done < len(target):
+                self.sock.settimeout(_left(self.deadline))
+                got = self.sock.recv_into(target[done:], 0, socket.MSG_WAITALL)
+                if not got:
+                    raise ConnectionResetError("closed")
+                done += got
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def buffer(self) -> tuple[memoryview, int]:
+        """A chunk of memory of our own, and its address."""
+        if self._buffer is None:
+            self._buffer = mmap.mmap(-1, self.own.blocks.chunk_bytes)
+        return memoryview(self._buffer), int(np.frombuffer(self._buffer, np.uint8).ctypes.data)
+
+    def alive(self) -> bool:
+        """False: the peer has hung up, or said something unasked. For connections at rest."""
+        try:
+            self.sock.settimeout(0)
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def abort(self) -> None:
+        """From any thread: whatever its holder waits for fails now."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """By its holder. The peer's memory is unmapped when nobody reads it."""
+        self.abort()
+        self.sock.close()
+        self.mapped = self.incoming = self.outgoing = self._buffer = None
+
+    def _broken(self, error: OSError) -> Trouble:
+        name = self.peer.name if hasattr(self, "peer") else "peer"
+        if isinstance(error, TimeoutError):
+            return Trouble(f"{name} did not answer before the deadline", broken=True)
+        return Trouble(f"the connection to {name} broke: {error}", broken=True)
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds until then, as a socket's time-out."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("deadline")
+    return left

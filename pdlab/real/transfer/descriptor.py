@@ -1,0 +1,114 @@
+"""What an endpoint tells its peers about itself: JSON, so that it can travel in `kv_transfer_params` and a registry; never pickle."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from pdlab.real.transfer.result import Trouble
+
+PROTOCOL = 1
+MAX_DESCRIPTOR_BYTES = 1 << 18  # NIXL's part is some KiB for each NIC
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """What must be equal at both ends. The number of blocks may differ."""
+
+    layers: int
+    kv_heads: int
+    block_tokens: int
+    head_dim: int
+    dtype: str
+    model_hash: str
+    protocol: int = PROTOCOL
+
+
+class Tcp(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+
+
+class Shm(msgspec.Struct, frozen=True):
+    """`socket` is an abstract Unix address. `mapped`: peers can map the KV memory itself, else it passes through a staging buffer."""
+
+    socket: str
+    mapped: bool
+
+
+class NixlAddress(msgspec.Struct, frozen=True):
+    """`metadata` is NIXL's own blob (base64 in JSON). `address` is where the KV memory begins in the peer."""
+
+    agent: str
+    metadata: bytes
+    address: int
+    device: int
+    memory: str  # "DRAM" or "VRAM"
+    rdma: bool
+
+
+class Descriptor(msgspec.Struct, frozen=True):
+    """An endpoint of one incarnation of an instance, `blocks` KV blocks large."""
+
+    name: str
+    incarnation: str
+    host: str
+    geometry: Geometry
+    blocks: int
+    tcp: Tcp | None = None
+    shm: Shm | None = None
+    nixl: NixlAddress | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Who it is."""
+        return self.name, self.incarnation
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+
+def decode(text: bytes) -> Descriptor:
+    """Raises Trouble where it is no descriptor, or one of another protocol."""
+    if len(text) > MAX_DESCRIPTOR_BYTES:
+        raise Trouble(f"the peer's descriptor has {len(text)} bytes; at most {MAX_DESCRIPTOR_BYTES}")
+    try:
+        found = msgspec.json.decode(text, type=Descriptor)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Trouble(f"the peer's descriptor cannot be read: {error}") from error
+    if found.blocks < 0 or (found.tcp is not None and not 0 < found.tcp.port < 65536):
+        raise Trouble("the peer's descriptor has figures out of range")
+    return found
+
+
+def incompatible(ours: bytes | Descriptor, theirs: bytes | Descriptor) -> str | None:
+    """Why KV cannot pass between two endpoints: each field that differs, with both values. None: it can."""
+    try:
+        a, b = (decode(d) if isinstance(d, bytes) else d for d in (ours, theirs))
+    except Trouble as trouble:
+        return trouble.reason
+    differing = [
+        f"{field} {getattr(a.geometry, field)!r} at {a.name} and {getattr(b.geometry, field)!r} at {b.name}"
+        for field in Geometry.__struct_fields__
+        if getattr(a.geometry, field) != getattr(b.geometry, field)
+    ]
+    return f"KV does not fit: {'; '.join(differing)}" if differing else None
+
+
+def geometry(kv: Tensor, block_tokens: int, model_hash: str) -> Geometry:
+    """Of a KV tensor [layers, 2, blocks, kv_heads, block_tokens, head_dim]."""
+    assert kv.dim() == 6 and kv.shape[1] == 2 and kv.shape[4] == block_tokens, f"not KV blocks of {block_tokens} tokens: {tuple(kv.shape)}"
+    assert kv.is_contiguous(), "KV memory is contiguous"
+    return Geometry(kv.shape[0], kv.shape[3], block_tokens, kv.shape[5], str(kv.dtype).removeprefix("torch."), model_hash)
+
+
+def host_id() -> str:
+    """Equal for two processes only if they can meet at an abstract Unix socket: one kernel, one network namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/net')}"
+    except OSError:
+        return f"{platform.node()}/{os.getpid()}"  # nobody's equal

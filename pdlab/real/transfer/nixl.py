@@ -1,0 +1,208 @@
+"""One-sided READs by NIXL over UCX (optional: nixl_cu12 or nixl_cu13). Each endpoint is an agent with a name of its own for each
+incarnation; its KV memory is registered once.
+
+A READ that was given up may still land, minutes later, wherever it was told to. So READs land in registered staging memory, from where this
+process copies into the blocks that are still its own. Staging whose READ has not ended is not used again until NIXL says that it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import mmap
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+from pdlab.real.transfer.blocks import Addresses, Blocks, Ids, Layers, copy_pieces
+from pdlab.real.transfer.descriptor import Descriptor, NixlAddress
+from pdlab.real.transfer.result import Trouble
+
+STAGING_BYTES = 4 << 20
+MAX_STUCK = 16
+SPIN_S = 2e-4  # polled without sleeping; a small READ takes 15 us
+
+
+def api() -> Any:
+    """NIXL's Python API, or None where it is not installed or does not load."""
+    for package in ("nixl_cu12", "nixl_cu13"):
+        with contextlib.suppress(ImportError, OSError):
+            return importlib.import_module(f"{package}._api")
+    return None
+
+
+class _Staging:
+    def __init__(self, agent: Any, bytes: int, device: torch.device) -> None:
+        self.tensor = (
+            torch.frombuffer(mmap.mmap(-1, bytes), dtype=torch.uint8)
+            if device.type == "cpu"
+            else torch.empty(bytes, dtype=torch.uint8, device=device)
+        )
+        self.address = self.tensor.data_ptr()
+        self.registered = agent.register_memory([(self.address, bytes, device.index or 0, "")], mem_type=_memory(device))
+
+
+class Nixl:
+    """The agent of one endpoint. Threads may share it."""
+
+    def __init__(self, name: str, blocks: Blocks, *, rdma: bool) -> None:
+        nixl = api()
+        assert nixl is not None
+        device = blocks.kv.device
+        self.blocks = blocks
+        self.memory, self.device = _memory(device), device.index or 0
+        self._lock = threading.Lock()
+        self._agent: Any = nixl.nixl_agent(f"{name}-{uuid.uuid4().hex}", nixl.nixl_agent_config(backends=["UCX"]))
+        self._registered = self._agent.register_memory([(blocks.address, blocks.bytes, self.device, "")], mem_type=self.memory)
+        self._remote: dict[str, str] = {}
+        self._staging_bytes = max(STAGING_BYTES, blocks.block_bytes((0, blocks.layers)))
+        self._free: list[_Staging] = []
+        self._stuck: list[tuple[Any, _Staging]] = []
+        metadata = self._agent.get_agent_metadata()
+        self.address = NixlAddress(str(self._agent.name), bytes(metadata), blocks.address, self.device, self.memory, rdma)
+
+    def read(
+        self,
+        peer: Descriptor,
+        source: Ids,
+        ids: Ids,
+        layers: Layers,
+        writing: Callable[[], AbstractContextManager[None]],
+        gone: Callable[[], bool],
+        deadline: float,
+    ) -> None:
+        """The peer's blocks `source` into blocks `ids`. `gone` is asked now and then: has the peer hung up?"""
+        there = peer.nixl
+        assert there is not None
+        per = max(1, self._staging_bytes // self.blocks.block_bytes(layers))
+        for start in range(0, len(ids), per):
+            chunk = ids[start : start + per]
+            offsets = self.blocks.offsets(source[start : start + per], layers, peer.blocks)
+            staging = self._take()
+            self._fetch(there, offsets, staging, gone, deadline)  # where it raises, the staging memory has been put away
+            try:
+                with writing():
+                    self._unpack(staging, chunk, layers)
+            finally:
+                with self._lock:
+                    self._free.append(staging)
+
+    def forget(self, agent: str) -> None:
+        """A peer's agent that has gone."""
+        with self._lock:
+            self._drop(agent)
+
+    def close(self) -> None:
+        """Nobody may be reading."""
+        with self._lock:
+            for handle, staging in self._stuck:
+                with contextlib.suppress(Exception):
+                    handle.release()
+                self._free.append(staging)
+            for agent in list(self._remote):
+                self._drop(agent)
+            for registered in (self._registered, *(staging.registered for staging in self._free)):
+                with contextlib.suppress(Exception):
+                    self._agent.deregister_memory(registered)
+            self._stuck, self._free, self._agent = [], [], None
+
+    def _fetch(self, there: NixlAddress, offsets: Addresses, staging: _Staging, gone: Callable[[], bool], deadline: float) -> None:
+        size = self.blocks.piece_bytes
+        flat = offsets.ravel()
+        begins = np.concatenate(([0], np.flatnonzero(np.diff(flat) != size) + 1))  # neighbours are read as one
+        lengths = np.diff(begins, append=len(flat)) * size
+        handle: Any = None
+        try:
+            with self._lock:
+                agent = self._known(there)
+                local = self._descriptors(staging.address + begins * size, lengths, self.memory, self.device)
+                remote = self._descriptors(there.address + flat[begins], lengths, there.memory, there.device)
+                handle = self._agent.initialize_xfer("READ", local, remote, agent)
+                state = self._agent.transfer(handle)
+            began = time.monotonic()
+            while state == "PROC":
+                now = time.monotonic()
+                if now >= deadline or gone():
+                    with self._lock:
+                        self._stuck.append((handle, staging))
+                    raise Trouble("the READ did not end before the deadline" if now >= deadline else "the peer hung up", broken=True)
+                time.sleep(0 if now - began < SPIN_S else 5e-5)
+                with self._lock:
+                    state = self._agent.check_xfer_state(handle)
+            with self._lock:
+                handle.release()
+            if state != "DONE":
+                raise RuntimeError(state)
+        except Trouble:
+            raise
+        except Exception as error:  # NIXL's own kinds; all of them end the READ
+            with self._lock:
+                if handle is not None:
+                    with contextlib.suppress(Exception):
+                        handle.release()
+                self._free.append(staging)
+                self._drop(there.agent)
+            raise Trouble(f"NIXL: {type(error).__name__} {error}".rstrip(), broken=True) from error
+
+    def _unpack(self, staging: _Staging, ids: Ids, layers: Layers) -> None:
+        blocks = self.blocks
+        offsets = blocks.offsets(ids, layers)
+        if blocks.on_cpu:
+            copy_pieces(staging.address + np.arange(offsets.size) * blocks.piece_bytes, blocks.address + offsets, blocks.piece_bytes)
+            return
+        packed = staging.tensor[: offsets.size * blocks.piece_bytes].view(blocks.kv.dtype)
+        packed = packed.view(layers[1] - layers[0], 2, len(ids), *blocks.kv.shape[3:])
+        blocks.kv[layers[0] : layers[1]].index_copy_(2, torch.from_numpy(ids.astype(np.int64)).to(blocks.kv.device), packed)
+        torch.cuda.synchronize(blocks.kv.device)
+
+    def _take(self) -> _Staging:
+        with self._lock:
+            still = []
+            for handle, staging in self._stuck:
+                if self._ended(handle):
+                    self._free.append(staging)
+                else:
+                    still.append((handle, staging))
+            self._stuck = still
+            if len(still) >= MAX_STUCK:
+                raise Trouble(f"{len(still)} READs have not ended since they were given up: NIXL is not used until they have")
+            if not self._free:
+                self._free.append(_Staging(self._agent, self._staging_bytes, self.blocks.kv.device))
+            return self._free.pop()
+
+    def _ended(self, handle: Any) -> bool:
+        with contextlib.suppress(Exception):
+            if self._agent.check_xfer_state(handle) == "PROC":
+                return False
+        with contextlib.suppress(Exception):
+            handle.release()
+        return True
+
+    def _known(self, there: NixlAddress) -> str:
+        if there.agent not in self._remote:
+            name = self._agent.add_remote_agent(there.metadata)
+            self._remote[there.agent] = name.decode() if isinstance(name, bytes) else str(name)
+            if self._remote[there.agent] != there.agent:
+                self._drop(there.agent)
+                raise Trouble("the peer's NIXL metadata is that of another agent")
+        return self._remote[there.agent]
+
+    def _drop(self, agent: str) -> None:
+        name = self._remote.pop(agent, None)
+        if name is not None:
+            with contextlib.suppress(Exception):
+                self._agent.remove_remote_agent(name)
+
+    def _descriptors(self, addresses: Addresses, lengths: Addresses, memory: str, device: int) -> Any:
+        rows = np.stack([addresses, lengths, np.full_like(lengths, device)], axis=1).astype(np.uint64)
+        return self._agent.get_xfer_descs(rows, mem_type=memory)
+
+
+def _memory(device: torch.device) -> str:
+    return "DRAM" if device.type == "cpu" else "VRAM"

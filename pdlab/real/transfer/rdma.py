@@ -1,0 +1,96 @@
+"""RDMA NICs as sysfs lists them, and which of them is nearest to a PCIe device (a GPU)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_PCI = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """An RDMA device with at least one port. `port` is an active one's number, else the first's; `pci` is the path of bridges down to
+    it, its own address last, empty where it is virtual (rxe, siw). `link`: "InfiniBand" or "Ethernet" (RoCE)."""
+
+    name: str
+    port: int
+    active: bool
+    link: str
+    bits_per_s: float
+    numa: int
+    pci: tuple[str, ...]
+
+    @property
+    def ucx_name(self) -> str:
+        """As UCX_NET_DEVICES takes it."""
+        return f"{self.name}:{self.port}"
+
+
+def nics(sysfs: Path = Path("/sys")) -> list[Nic]:
+    """All of them, by name; none where the machine has none."""
+    root = sysfs / "class" / "infiniband"
+    found = (_nic(path, sysfs) for path in sorted(root.iterdir())) if root.is_dir() else ()
+    return [nic for nic in found if nic is not None]
+
+
+def nearest(pci: str, sysfs: Path = Path("/sys")) -> Nic | None:
+    """The active NIC nearest to the PCIe device `pci` ("0000:3b:00.0"): the longest shared path of bridges, then the same NUMA node, then
+    the faster link, then the name. None: there is no active one."""
+    device = sysfs / "bus" / "pci" / "devices" / pci.lower()
+    path, numa = _pci_path(device), _number(device / "numa_node", -1)
+
+    def nearness(nic: Nic) -> tuple[int, bool, float]:
+        shared = 0
+        for ours, theirs in zip(path, nic.pci, strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        return shared, numa >= 0 and nic.numa == numa, nic.bits_per_s
+
+    best: Nic | None = None
+    for nic in nics(sysfs):
+        if nic.active and (best is None or nearness(nic) > nearness(best)):
+            best = nic
+    return best
+
+
+def _nic(path: Path, sysfs: Path) -> Nic | None:
+    folder = path / "ports"
+    ports = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    if not ports:
+        return None
+    up = [port for port in ports if _text(folder / str(port) / "state").startswith("4")]  # "4: ACTIVE"
+    port = (up or ports)[0]
+    rate = re.match(r"[\d.]+", _text(folder / str(port) / "rate"))  # "200 Gb/sec (4X HDR)"
+    return Nic(
+        path.name,
+        port,
+        bool(up),
+        _text(folder / str(port) / "link_layer") or "unknown",
+        float(rate[0]) * 1e9 if rate else 0.0,
+        _number(path / "device" / "numa_node", -1),
+        _pci_path(path / "device"),
+    )
+
+
+def _pci_path(device: Path) -> tuple[str, ...]:
+    """Addresses from the root complex down to the device. The root's own name ("pci0000:3a") counts: two devices under it are nearer."""
+    if not device.exists():
+        return ()
+    return tuple(part for part in device.resolve().parts if _PCI.fullmatch(part) or re.fullmatch(r"pci[0-9a-f]{4,}:[0-9a-f]{2}", part))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path, otherwise: int) -> int:
+    try:
+        return int(_text(path))
+    except ValueError:
+        return otherwise

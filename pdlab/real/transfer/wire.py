@@ -1,0 +1,192 @@
+"""The messages of a connection and their frames: four bytes of length, then msgpack. KV bytes follow a `Chunk` raw, as many as it says.
+
+    connect    Hello, Welcome, Prove, Accepted            each end shows by HMAC that it has the token, if there is one; over shm each then
+                                                          passes a file descriptor: its KV memory, or its side's staging buffer
+    pull, tcp  Read, (Chunk, bytes)*, Finish, Finished    the source stops once the lease has ended
+    pull, shm  [D copies from P's mapped blocks] Finish, Finished;      staged: Read, (Chunk, Taken)*, Finish, Finished
+    pull, nixl [D READs] Finish, Finished
+    push, tcp  Push, Go, (Chunk, bytes)*, Commit, Finished
+    push, shm  Push, Go, [D copies] Copied, Commit, Finished            staged: Push, Go, (Chunk, Taken)*, Commit, Finished
+    push, nixl Push, Go, [D READs] Copied, Commit, Finished
+
+`Finish` is answered by `Finished` only if the lease has been valid all along, so what was read before is sound. `Commit` says the same of a
+pushed part: the pusher still held its blocks when they had been copied. `Refused` may stand for any answer.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from pdlab.real.transfer.blocks import Ids
+from pdlab.real.transfer.descriptor import MAX_DESCRIPTOR_BYTES
+from pdlab.real.transfer.result import Status, Trouble
+
+HEADER = struct.Struct(">I")
+MAX_HELLO_BYTES = MAX_DESCRIPTOR_BYTES + 4096
+MAX_FRAME_BYTES = 1 << 20
+NONCE_BYTES = 32
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Block ids are little-endian int32."""
+
+
+class Hello(Message, frozen=True):
+    descriptor: bytes
+    nonce: bytes
+
+
+class Welcome(Message, frozen=True):
+    """`incarnation`: a port may have passed on to another process."""
+
+    incarnation: str
+    nonce: bytes
+    proof: bytes
+
+
+class Prove(Message, frozen=True):
+    proof: bytes
+
+
+class Accepted(Message, frozen=True):
+    pass
+
+
+class Refused(Message, frozen=True):
+    status: Status
+    reason: str
+
+
+class Read(Message, frozen=True):
+    """`budget_s`: when the reader gives up."""
+
+    lease: str
+    blocks: bytes
+    first: int
+    last: int
+    budget_s: float
+
+
+class Chunk(Message, frozen=True):
+    """`blocks` more blocks: the `size` bytes that follow, or those at `slot` of the staging buffer (-1: they follow)."""
+
+    blocks: int
+    size: int
+    slot: int
+
+
+class Taken(Message, frozen=True):
+    slot: int
+
+
+class Finish(Message, frozen=True):
+    """`transfer` names the attempt, so that the same question asked twice gets the same answer. `release`: the lease has served."""
+
+    lease: str
+    transfer: int
+    blocks: bytes
+    first: int
+    last: int
+    release: bool
+    crc32: int | None = None
+
+
+class Finished(Message, frozen=True):
+    pass
+
+
+class Renew(Message, frozen=True):
+    leases: list[str]
+    lease_s: float
+
+
+class Renewed(Message, frozen=True):
+    known: list[str]
+
+
+class Push(Message, frozen=True):
+    """`budget_s`: when the pusher gives up. `how` the bytes come: "wire" (Chunks), "mapped" (from its shared KV memory), "nixl"."""
+
+    ticket: str
+    source: bytes
+    target: bytes
+    first: int
+    last: int
+    budget_s: float
+    how: str
+
+
+class Go(Message, frozen=True):
+    """`arrived`: these blocks are here already, by an earlier attempt; send nothing."""
+
+    arrived: bool
+
+
+class Copied(Message, frozen=True):
+    pass
+
+
+class Commit(Message, frozen=True):
+    crc32: int | None = None
+
+
+AnyMessage = (
+    Hello | Welcome | Prove | Accepted | Refused | Read | Chunk | Taken | Finish | Finished | Renew | Renewed | Push | Go | Copied | Commit
+)
+M = TypeVar("M", bound=Message)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def frame(message: Message) -> bytes:
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise Trouble(f"a message of {len(body)} bytes is over {MAX_FRAME_BYTES}: give fewer blocks at a time")
+    return HEADER.pack(len(body)) + body
+
+
+def body_bytes(header: bytes | bytearray, limit: int) -> int:
+    """Length of the body that follows; Trouble if it is over `limit`, before any memory is taken for it."""
+    (length,) = HEADER.unpack(header)
+    if not 0 < length <= limit:
+        raise Trouble(f"a frame of {length} bytes came; at most {limit} are taken", broken=True)
+    return int(length)
+
+
+def parse(body: bytes | bytearray) -> AnyMessage:
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Trouble(f"not a message: {error}", broken=True) from error
+
+
+def pack_ids(ids: Ids) -> bytes:
+    return ids.astype("<i4").tobytes()
+
+
+def block_ids(packed: bytes, blocks: int) -> Ids:
+    """Ids as they came, each within 0 <= id < blocks, or Trouble."""
+    if len(packed) % 4:
+        raise Trouble("block ids are cut off")
+    found = np.frombuffer(packed, "<i4").astype(np.int32)
+    if len(found) and (found.min() < 0 or found.max() >= blocks):
+        raise Trouble(f"block ids from {found.min()} to {found.max()}, of {blocks} blocks")
+    return found
+
+
+def checked_layers(first: int, last: int, layers: int) -> tuple[int, int]:
+    if not 0 <= first < last <= layers:
+        raise Trouble(f"layers {first} to {last} of {layers}")
+    return first, last
+
+
+def proof(token: bytes, side: str, ours: bytes, theirs: bytes, descriptor: bytes) -> bytes:
+    """That `side` has the token, bound to both nonces and to the descriptor that was shown. The sides' proofs differ, so none can be
+    sent back."""
+    return hmac.digest(token, b"\0".join((b"pdlab-transfer-1", side.encode(), ours, theirs, descriptor)), "sha256")

@@ -1,0 +1,136 @@
+"""Leases and tickets, without sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from pdlab.kernels.kv_blocks import gather_blocks, reference
+from pdlab.real.transfer.blocks import Blocks, Ids
+from pdlab.real.transfer.leases import Leases
+from pdlab.real.transfer.result import Result, Trouble
+from pdlab.real.transfer.tickets import Tickets
+from tests.real.transfer.peer import memory
+
+ME = "p", "1"
+
+
+def ids(*blocks: int) -> Ids:
+    return np.array(blocks, np.int32)
+
+
+def test_a_lease_covers_its_blocks_until_it_ends() -> None:
+    leases = Leases()
+    leases.offer("a", ids(1, 2, 3), 48, 10.0)
+    leases.check("a", ids(3, 1), 9.9)
+    leases.check("a", ids(), 9.9)
+    for blocks, now, status in ((ids(4), 5.0, "failed"), (ids(1), 10.0, "expired")):
+        with pytest.raises(Trouble) as told:
+            leases.check("a", blocks, now)
+        assert told.value.status == status
+    assert leases.renew("a", 12.0) and leases.renew("a", 11.0)
+    assert leases.expire(11.5) == [] and leases.next_s() == 12.0
+    assert [name for name, _ in leases.expire(12.0)] == ["a"]
+    assert leases.expire(13.0) == [] and not leases.renew("a", 20.0) and leases.end("a", "released") is None and len(leases) == 0
+    with pytest.raises(AssertionError, match="used before"):
+        leases.offer("a", ids(1), 16, 20.0)
+
+
+def test_finishing_twice_with_the_same_number_gets_the_same_answer() -> None:
+    leases = Leases()
+    leases.offer("a", ids(1, 2), 32, 10.0)
+    assert leases.finish("a", ids(1), 1.0, transfer=7, release=False) is None
+    assert leases.finish("a", ids(2), 1.0, transfer=8, release=True) is not None
+    assert leases.finish("a", ids(2), 99.0, transfer=8, release=True) is None
+    with pytest.raises(Trouble, match="has ended: read"):
+        leases.finish("a", ids(2), 1.0, transfer=9, release=True)
+
+
+def opened(blocks: Ids) -> tuple[Tickets, list[Result]]:
+    tickets, ended = Tickets(), list[Result]()
+    tickets.open("t", blocks, (0, 2), 10, ended.append)
+    return tickets, ended
+
+
+def test_a_ticket_is_done_when_every_layer_of_every_block_has_come() -> None:
+    tickets, ended = opened(ids(5, 3))
+    for layers, blocks in (((0, 1), ids(3)), ((1, 2), ids(5, 3)), ((0, 1), ids(5))):
+        assert not ended
+        part = tickets.begin("t", ME, blocks, layers, 0.0)
+        with part.writing():
+            pass
+        part.commit()
+        part.leave()
+    assert [(result.status, result.bytes) for result in ended] == [("done", 40)]
+    assert tickets.begin("t", ME, ids(5), (0, 1), 0.0).arrived
+    assert len(tickets) == 0
+
+
+def test_a_closed_ticket_resolves_with_its_last_writer() -> None:
+    tickets, ended = opened(ids(5, 3))
+    part = tickets.begin("t", ME, ids(5), (0, 2), 0.0)
+    with part.writing():
+        assert tickets.close("t", "failed", "deadline") and not tickets.close("t", "done", "")
+        assert not ended  # its blocks are still being written
+        with pytest.raises(Trouble) as told, part.writing():
+            raise AssertionError
+        assert told.value.status == "expired"
+    assert [(result.status, result.bytes, result.reason) for result in ended] == [("failed", 0, "deadline")]
+    with pytest.raises(Trouble):
+        part.commit()
+    part.leave()
+    assert len(ended) == 1
+
+
+def test_an_overlapping_part_waits_and_the_ticket_s_end_wakes_it() -> None:
+    tickets, ended = opened(ids(5, 3))
+    first = tickets.begin("t", ME, ids(5), (0, 2), 0.0)
+    tickets.begin("t", ME, ids(3), (0, 2), 0.0).leave()  # no overlap
+    with pytest.raises(Trouble, match="still under way"):
+        tickets.begin("t", ME, ids(5, 3), (1, 2), time.monotonic() + 0.02)
+    found: list[str] = []
+
+    def second() -> None:
+        try:
+            tickets.begin("t", ME, ids(5), (0, 1), time.monotonic() + 10)
+        except Trouble as trouble:
+            found.append(trouble.status)
+
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    time.sleep(0.05)
+    tickets.close("t", "failed", "cancelled")
+    waiting.join(2)
+    assert found == ["expired"] and len(ended) == 1
+    first.leave()
+
+
+def test_no_block_is_expected_twice() -> None:
+    tickets, _ = opened(ids(5, 3))
+    with pytest.raises(AssertionError, match="ticket t already expects block 3"):
+        tickets.open("u", ids(1, 3), (0, 1), 10, lambda _: None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layers", [(0, 4), (1, 3)])
+def test_blocks_are_packed_as_the_kernel_packs_them(dtype: torch.dtype, layers: tuple[int, int]) -> None:
+    kv = memory(20, dtype, seed=1)
+    blocks, chosen = Blocks(kv), ids(19, 2, 3, 4, 0)
+    buffer = torch.zeros(5 * blocks.block_bytes(layers), dtype=torch.uint8)
+    assert blocks.pack(chosen, layers, buffer.data_ptr()) == buffer.numel()
+    for gather in (gather_blocks, reference.gather_blocks):
+        assert torch.equal(buffer, gather(kv, torch.from_numpy(chosen), layers=layers).view(torch.uint8).flatten())
+    other = memory(9, dtype, seed=2)
+    expected = other.clone()
+    Blocks(other).unpack(buffer.data_ptr(), ids(8, 1, 0, 5, 6), layers)
+    part = slice(*layers)
+    expected.view(torch.uint8)[part, :, [8, 1, 0, 5, 6]] = kv.view(torch.uint8)[part, :, chosen.tolist()]
+    assert torch.equal(other.view(torch.uint8), expected.view(torch.uint8))
+    copied = memory(9, dtype, seed=2)
+    Blocks(copied).copy_from(kv.data_ptr(), 20, chosen, ids(8, 1, 0, 5, 6), layers)
+    assert torch.equal(copied.view(torch.uint8), expected.view(torch.uint8))
+    assert Blocks(copied).crc32(ids(8, 1, 0, 5, 6), layers) == blocks.crc32(chosen, layers)

@@ -1,0 +1,327 @@
+"""Peers that say anything at all: parsers take no memory and no harm, a server goes on serving, nothing lands where it should not."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pdlab.real.transfer import Endpoint, Result, descriptor, incompatible, wire
+from pdlab.real.transfer.connection import Connection, Self
+from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.shared import Mapping, shared_kv
+from tests.real.transfer.peer import BLOCK_BYTES_F32, LAYERS, endpoint, memory
+
+IDS = wire.pack_ids(np.array([1, 2], np.int32))
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+numbers = st.integers(-(2**63), 2**64 - 1)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=8) | st.binary(max_size=16),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+names = st.sampled_from([kind.__name__ for kind in wire.Message.__subclasses__()])
+fields = st.sampled_from(sorted({field for kind in wire.Message.__subclasses__() for field in kind.__struct_fields__}))
+nearly = st.builds(lambda kind, found: {"type": kind, **found}, names, st.dictionaries(fields, values, max_size=7))
+
+
+@FUZZ
+@given(st.binary(max_size=200) | st.builds(msgspec.msgpack.encode, nearly | values))
+def test_any_bytes_are_a_message_or_trouble(body: bytes) -> None:
+    with contextlib.suppress(Trouble):
+        assert isinstance(wire.parse(body), wire.Message)
+
+
+def test_deep_nesting_is_trouble() -> None:
+    for body in (b"\x91" * 100_000, b"\x81\xa4type" * 50_000):
+        with pytest.raises(Trouble):
+            wire.parse(body)
+
+
+@FUZZ
+@given(st.binary(min_size=4, max_size=4), st.integers(1, 2**31))
+def test_frames_over_the_limit_are_refused_before_memory_is_taken(header: bytes, limit: int) -> None:
+    with contextlib.suppress(Trouble):
+        assert 0 < wire.body_bytes(header, limit) <= limit
+
+
+@FUZZ
+@given(st.binary(max_size=64), st.integers(0, 1000))
+def test_block_ids_are_in_range_or_trouble(packed: bytes, blocks: int) -> None:
+    with contextlib.suppress(Trouble):
+        assert all(0 <= block < blocks for block in wire.block_ids(packed, blocks))
+
+
+@FUZZ
+@given(st.binary(max_size=100) | st.builds(msgspec.json.encode, values) | st.text(max_size=50).map(str.encode))
+def test_any_bytes_are_a_descriptor_or_trouble(text: bytes) -> None:
+    with contextlib.suppress(Trouble):
+        assert isinstance(descriptor.decode(text), descriptor.Descriptor)
+    assert incompatible(text, text) is None or incompatible(text, text)
+
+
+@contextmanager
+def serving(**more: object) -> Iterator[Endpoint]:
+    """An endpoint whose event loop runs in another thread, block 1 and 2 of it leased as "lease" and 3 and 4 expected as "ticket"."""
+    loop, made = asyncio.new_event_loop(), endpoint(memory(16, seed=1), "auto", **more)
+
+    async def begin() -> None:
+        await made.start()
+        made.offer("lease", [1, 2], tokens=8, lease_s=60)
+        made.expect("ticket", [3, 4], deadline_s=60)
+
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+    try:
+        yield made
+    finally:
+        asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Endpoint]:
+    with serving() as found:
+        yield found
+
+
+@contextmanager
+def stranger(served: Endpoint, **more: object) -> Iterator[Connection]:
+    """A connection by hand, introduced as it should be."""
+    own = served._own  # it plays another one of the same geometry
+    other = msgspec.structs.replace(own.descriptor, name="stranger", **more)  # type: ignore[arg-type]
+    found = Connection.connect(own.descriptor, Self(other, own.blocks, b"", None, False), local=False, deadline=time.monotonic() + 5)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def still_serves(served: Endpoint) -> bool:
+    with stranger(served) as connection:
+        connection.send(wire.Renew(["lease", "none"], 60.0))
+        return connection.receive(wire.Renewed).known == ["lease"]
+
+
+@FUZZ
+@given(st.binary(max_size=300) | st.builds(wire.HEADER.pack, st.integers(0, 2**32 - 1)))
+def test_garbage_instead_of_an_introduction(served: Endpoint, garbage: bytes) -> None:
+    assert served._own.descriptor.tcp is not None
+    at = "127.0.0.1", served._own.descriptor.tcp.port
+    with socket.create_connection(at, 5) as sock, contextlib.suppress(OSError):  # it may hang up before we do
+        sock.sendall(garbage)
+        sock.shutdown(socket.SHUT_WR)
+        assert len(sock.recv(1 << 20)) < 1000
+
+
+@FUZZ
+@given(st.lists(nearly | values, min_size=1, max_size=3))
+def test_wild_messages_from_a_peer_with_the_token(served: Endpoint, messages: list[object]) -> None:
+    before = served._blocks.kv.clone()
+    with stranger(served) as connection, contextlib.suppress(Trouble, OSError):
+        for message in messages:
+            body = msgspec.msgpack.encode(message)
+            connection.send_bytes(wire.HEADER.pack(len(body)) + body)
+        connection.sock.shutdown(socket.SHUT_WR)
+        while True:
+            connection.receive_any()
+    assert torch.equal(before.view(torch.uint8), served._blocks.kv.view(torch.uint8))
+    assert still_serves(served)
+
+
+def test_requests_that_are_wrong_in_one_field(served: Endpoint) -> None:
+    good = {"lease": "lease", "blocks": IDS, "first": 0, "last": LAYERS, "budget_s": 5.0}
+    push = {"ticket": "ticket", "source": IDS, "target": IDS, "first": 0, "last": LAYERS, "budget_s": 5.0, "how": "wire"}
+    far, odd = wire.pack_ids(np.array([2**31 - 1], np.int32)), IDS[:5]
+    wrong: list[wire.Message] = [
+        *(wire.Read(**{**good, **change}) for change in ({"blocks": far}, {"blocks": odd}, {"first": 3, "last": 2}, {"last": 2**62})),  # type: ignore[arg-type]
+        *(wire.Push(**{**push, **change}) for change in ({}, {"target": far}, {"source": far}, {"source": odd}, {"how": "magic"})),  # type: ignore[arg-type]
+        wire.Push(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "mapped"}),  # type: ignore[arg-type]
+        wire.Push(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "nixl"}),  # type: ignore[arg-type]
+        wire.Finish("lease", 1, far, 0, LAYERS, True),
+        wire.Finish("lease", 1, IDS, 0, LAYERS, True, crc32=1),
+        wire.Copied(),
+    ]
+    for message in wrong:
+        with stranger(served) as connection:
+            connection.send(message)
+            answer: wire.AnyMessage | str = wire.Go(False)
+            while isinstance(answer, wire.Go):
+                try:
+                    answer = connection.receive_any()
+                except Trouble as trouble:
+                    answer = trouble.reason
+            assert isinstance(answer, wire.Refused) or (isinstance(message, wire.Copied) and "broke" in str(answer))
+    assert still_serves(served)
+
+
+def test_late_bytes_of_a_push_do_not_land(served: Endpoint) -> None:
+    """The pusher stops in the middle; the destination gives the ticket up and its blocks to somebody else; the pusher goes on."""
+    with serving() as here:
+        ids = wire.pack_ids(np.array([3, 4], np.int32))
+        with stranger(here) as pusher:
+            pusher.send(wire.Push("ticket", IDS, ids, 0, LAYERS, 30.0, "wire"))
+            assert not pusher.receive(wire.Go).arrived
+            pusher.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
+            pusher.send_bytes(b"\x55" * BLOCK_BYTES_F32)
+            pusher.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
+            while not (here._blocks.kv[:, :, 3].view(torch.uint8) == 0x55).all():
+                time.sleep(0.001)
+            assert here.cancel("ticket")
+            while len(here._tickets):
+                time.sleep(0.001)
+            here._blocks.kv[:, :, [3, 4]] = 7.0
+            pusher.send_bytes(b"\x55" * BLOCK_BYTES_F32)
+            with pytest.raises(Trouble, match="ticket ticket is over: cancelled") as told:
+                pusher.receive(wire.Finished)
+            assert told.value.status == "expired"
+        assert (here._blocks.kv[:, :, [3, 4]] == 7.0).all()
+
+
+def test_a_push_replaced_by_another_does_not_overwrite_it(served: Endpoint) -> None:
+    with serving() as here:
+        ids = wire.pack_ids(np.array([3, 4], np.int32))
+        push = wire.Push("ticket", IDS, ids, 0, LAYERS, 30.0, "wire")
+        with stranger(here) as first, stranger(here) as second:
+            first.send(push)
+            first.receive(wire.Go)
+            second.send(push)
+            second.deadline = time.monotonic() + 0.2
+            with pytest.raises(Trouble, match="deadline"):  # it waits for the first
+                second.receive(wire.Go)
+            first.close()
+            second.deadline = time.monotonic() + 5
+            with contextlib.suppress(Trouble):
+                assert not second.receive(wire.Go).arrived
+                second.send(wire.Chunk(2, 2 * BLOCK_BYTES_F32, -1))
+                second.send_bytes(b"\x55" * (2 * BLOCK_BYTES_F32))
+                second.send(wire.Commit())
+                second.receive(wire.Finished)
+        assert (here._blocks.kv[:, :, [3, 4]].view(torch.uint8) == 0x55).all()
+        assert not len(here._tickets)
+
+
+def source_that(answers: Callable[[Connection], None], own: Endpoint) -> tuple[bytes, threading.Thread, socket.socket]:
+    """A source by hand: after the introduction and a Read, `answers`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    described = msgspec.structs.replace(
+        own._own.descriptor, name="source", shm=None, tcp=descriptor.Tcp("127.0.0.1", listener.getsockname()[1])
+    )
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        connection = Connection.accept(sock, Self(described, own._blocks, b"", None, False))
+        connection.deadline = time.monotonic() + 10
+        try:
+            connection.receive(wire.Read)
+            answers(connection)
+        except Trouble:
+            pass
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return described.encode(), thread, listener
+
+
+def pulled(own_memory: torch.Tensor, answers: Callable[[Connection], None], deadline_s: float = 5.0, after: float = 0.0) -> Result:
+    async def go() -> Result:
+        async with endpoint(own_memory) as own:
+            at, thread, listener = source_that(answers, own)
+            result = await own.pull(at, "lease", [1, 2], [3, 4], deadline_s=deadline_s)
+            own_memory[:, :, [3, 4]] = 7.0
+            await asyncio.sleep(after)
+            await asyncio.to_thread(thread.join)
+            listener.close()
+            return result
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [(3, 3 * BLOCK_BYTES_F32, -1), (1, 2**62, -1), (0, 0, -1), (-1, -BLOCK_BYTES_F32, -1), (1, BLOCK_BYTES_F32, 0), (1, 8, -1)],
+)
+def test_chunks_of_wrong_size_are_refused(chunk: tuple[int, int, int]) -> None:
+    kv = memory(16, seed=1)
+    result = pulled(kv, lambda connection: connection.send(wire.Chunk(*chunk)))
+    assert result.status == "failed" and "chunk" in result.reason
+
+
+def test_late_bytes_of_a_pull_do_not_land() -> None:
+    kv = memory(16, seed=1)
+
+    def slow(connection: Connection) -> None:
+        connection.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
+        connection.send_bytes(b"\x55" * BLOCK_BYTES_F32)
+        connection.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
+        time.sleep(0.5)
+        connection.send_bytes(b"\x55" * BLOCK_BYTES_F32)
+
+    result = pulled(kv, slow, deadline_s=0.3, after=0.5)
+    assert result.status == "failed" and "deadline" in result.reason
+    assert (kv[:, :, [3, 4]] == 7.0).all()
+
+
+def test_a_source_that_trickles_still_meets_the_deadline() -> None:
+    def trickle(connection: Connection) -> None:
+        connection.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
+        for _ in range(100):
+            connection.send_bytes(b"\x55")
+            time.sleep(0.01)
+
+    began = time.monotonic()
+    result = pulled(memory(16, seed=1), trickle, deadline_s=0.3)
+    assert result.status == "failed" and result.seconds < 0.5 and time.monotonic() - began < 2
+
+
+def test_memory_that_could_shrink_or_is_too_small_is_not_mapped() -> None:
+    small = shared_kv((1, 2, 1, 1, 1, 1), torch.float32)
+    with pytest.raises(ValueError, match="has 8 bytes, not 4096"):
+        Mapping(os.dup(small.pdlab_segment.fd), 4096)  # type: ignore[attr-defined]
+    fd = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4096)
+    with pytest.raises(ValueError, match="could shrink"):
+        Mapping(fd, 4096)
+    read, write = os.pipe()
+    os.close(write)
+    with pytest.raises(ValueError, match="shared memory"):
+        Mapping(read, 4096)
+
+
+def test_a_descriptor_survives_base64_and_json() -> None:
+    async def go() -> None:
+        async with endpoint(memory(4, seed=1), "auto") as own:
+            text = base64.b64decode(base64.b64encode(own.descriptor()))
+            found = msgspec.json.decode(text)
+            assert found["geometry"] == {
+                "layers": 4,
+                "kv_heads": 2,
+                "block_tokens": 4,
+                "head_dim": 8,
+                "dtype": "float32",
+                "model_hash": "tiny",
+                "protocol": 1,
+            }
+            newer = msgspec.json.encode({**found, "geometry": {**found["geometry"], "protocol": 2}})
+            assert own.refusal(newer) == "KV does not fit: protocol 1 at here and 2 at here"
+
+    asyncio.run(go())

@@ -1,0 +1,192 @@
+"""Between two processes, over each transport: what arrives is bit for bit what was sent, where it was to go, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pdlab.real.transfer import Result
+from tests.real.transfer.peer import LAYERS, Peer, endpoint, memory
+
+SOURCE, TARGET = [7, 3, 4, 5, 19, 0], [1, 15, 16, 9, 2, 30]
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def moved(kv: torch.Tensor, source: torch.Tensor, blocks: list[int], to: list[int], layers: slice = slice(None)) -> torch.Tensor:
+    """`kv` after a transfer."""
+    expected = kv.clone()
+    expected.view(torch.uint8)[layers, :, to] = source.view(torch.uint8)[layers, :, blocks]
+    return expected
+
+
+def bits(peer: Peer, name: str, like: torch.Tensor) -> torch.Tensor:
+    """The peer's KV memory."""
+    found = np.frombuffer(base64.b64decode(peer.ask("bits", name=name)), np.uint8)
+    return torch.from_numpy(found.copy()).view(like.dtype).view(like.shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checksums", [False, True])
+def test_pull_whole_and_by_layer(peer: Peer, name: str, way: tuple[str, bool], dtype: str, checksums: bool) -> None:
+    transport, shared = way
+    there = memory(24, getattr(torch, dtype), seed=1)
+    here = memory(32, getattr(torch, dtype), seed=2, shared=shared)
+    at = peer.make(name, transport, blocks=24, seed=1, dtype=dtype, shared=shared, checksums=checksums)
+
+    async def go() -> None:
+        async with endpoint(here, transport, checksums=checksums) as own:
+            expected = moved(here, there, SOURCE, TARGET)
+            peer.ask("offer", name=name, lease=f"{name} whole", blocks=SOURCE)
+            result = await own.pull(at, f"{name} whole", SOURCE, TARGET, deadline_s=5)
+            assert (result.status, result.reason, result.transport) == ("done", "", transport)
+            assert result.bytes == len(SOURCE) * there[:, :, 0].numel() * there.element_size()
+            assert same(here, expected)
+            assert [f"{name} whole", sorted(SOURCE), "read"] in peer.ask("ended_leases")
+            # the rest of a prompt, its first two blocks being here already, layer by layer
+            peer.ask("offer", name=name, lease=f"{name} layers", blocks=[9, 10, 11, 12])
+            for layer in range(LAYERS):
+                assert [f"{name} layers", [9, 10, 11, 12], "read"] not in peer.ask("ended_leases")
+                result = await own.pull(at, f"{name} layers", [11, 12], [20, 22], layers=(layer, layer + 1), deadline_s=5)
+                assert result.status == "done"
+                expected = moved(expected, there, [11, 12], [20, 22], slice(layer, layer + 1))
+                assert same(here, expected)
+            assert [f"{name} layers", [9, 10, 11, 12], "read"] in peer.ask("ended_leases")
+            # all of it was here: only the source is told
+            peer.ask("offer", name=name, lease=f"{name} none", blocks=[1])
+            assert await own.pull(at, f"{name} none", [], [], deadline_s=5) == Result("done", 0, pytest.approx(0, abs=5), "", transport)
+            assert [f"{name} none", [1], "read"] in peer.ask("ended_leases")
+            assert same(here, expected)
+
+    asyncio.run(go())
+    peer.ask("drop", name=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checksums", [False, True])
+def test_push_whole_and_by_layer_and_chunk(peer: Peer, name: str, way: tuple[str, bool], dtype: str, checksums: bool) -> None:
+    transport, shared = way
+    here = memory(24, getattr(torch, dtype), seed=3, shared=shared)
+    expected = memory(32, getattr(torch, dtype), seed=4)
+    at = peer.make(name, transport, blocks=32, seed=4, dtype=dtype, shared=shared, checksums=checksums)
+
+    async def go() -> None:
+        nonlocal expected
+        async with endpoint(here, transport, checksums=checksums) as own:
+            peer.ask("expect", name=name, ticket=f"{name} whole", blocks=TARGET, deadline_s=5)
+            result = await own.push(at, f"{name} whole", SOURCE, TARGET, deadline_s=5)
+            assert (result.status, result.reason, result.transport) == ("done", "", transport)
+            assert Result(**peer.ask("arrived", ticket=f"{name} whole")).bytes == result.bytes > 0
+            expected = moved(expected, here, SOURCE, TARGET)
+            assert same(bits(peer, name, expected), expected)
+            # chunks of blocks, each by layer, all under way at once
+            peer.ask("expect", name=name, ticket=f"{name} parts", blocks=[21, 3, 4, 8], deadline_s=5)
+            parts = [
+                own.push(at, f"{name} parts", [6, 2][k : k + 1] * 2, to, layers=(layer, layer + 1), deadline_s=5)
+                for k, to in enumerate(([21, 3], [4, 8]))
+                for layer in range(LAYERS)
+            ]
+            assert {result.status for result in await asyncio.gather(*parts)} == {"done"}
+            result = Result(**peer.ask("arrived", ticket=f"{name} parts"))
+            assert (result.status, result.bytes) == ("done", 4 * here[:, :, 0].numel() * here.element_size())
+            expected = moved(expected, here, [6, 6, 2, 2], [21, 3, 4, 8])
+            assert same(bits(peer, name, expected), expected)
+
+    asyncio.run(go())
+    peer.ask("drop", name=name)
+
+
+def test_large_ones_go_in_several_chunks(peer: Peer, name: str, way: tuple[str, bool]) -> None:
+    transport, shared = way
+    there = memory(3000, seed=5)
+    at = peer.make(name, transport, blocks=3000, seed=5, dtype="float32", shared=shared)
+    order = torch.randperm(3000, generator=torch.Generator().manual_seed(1)).tolist()
+
+    async def go() -> None:
+        here = memory(3000, seed=6, shared=shared)
+        async with endpoint(here, transport) as own:
+            peer.ask("offer", name=name, lease=name, blocks=order)
+            result = await own.pull(at, name, order, list(range(3000)), deadline_s=20)
+            assert result.status == "done" and result.bytes > 5 << 20
+            assert same(here, there[:, :, order])
+            peer.ask("expect", name=name, ticket=name, blocks=order, deadline_s=20)
+            assert (await own.push(at, name, list(range(3000)), order, deadline_s=20)).status == "done"
+            assert same(bits(peer, name, there), there)
+
+    asyncio.run(go())
+    peer.ask("drop", name=name)
+
+
+def test_auto_takes_shared_memory_on_one_host_and_tcp_to_one_that_has_no_more(peer: Peer, name: str) -> None:
+    at = peer.make(name, "auto", blocks=8, seed=1, dtype="float32", shared=True)
+    plain = peer.make(f"{name} tcp", "tcp", blocks=8, seed=1, dtype="float32", shared=False)
+
+    async def go() -> None:
+        async with endpoint(memory(8, seed=2), "auto") as own, endpoint(memory(8, seed=2), "shm") as local:
+            for n, (descriptor, transport) in enumerate(((at, "shm"), (plain, "tcp"))):
+                peer.ask("offer", name=[name, f"{name} tcp"][n], lease=name, blocks=[1])
+                assert (await own.pull(descriptor, name, [1], [2], deadline_s=5)).transport == transport
+            result = await local.pull(plain, name, [1], [2], deadline_s=5)
+            assert result.status == "failed" and "it offers tcp; this endpoint uses shm" in result.reason
+
+    asyncio.run(go())
+
+
+def test_many_at_once(peer: Peer, name: str, way: tuple[str, bool]) -> None:
+    transport, shared = way
+    count, each = 48, 5
+    at = peer.make(name, transport, blocks=count * each, seed=7, dtype="bfloat16", shared=shared)
+    there = memory(count * each, torch.bfloat16, seed=7)
+
+    async def go() -> None:
+        here = memory(2 * count * each, torch.bfloat16, seed=8, shared=shared)
+        async with endpoint(here, transport) as own:
+            own_address = base64.b64encode(own.descriptor()).decode()
+            waiting: list[Any] = []
+            pushed: list[int] = []
+            for k in range(count):
+                blocks = list(range(k * each, k * each + each))
+                peer.ask("offer", name=name, lease=f"{name} {k}", blocks=blocks)
+                waiting.append(own.pull(at, f"{name} {k}", blocks, blocks, deadline_s=20))
+                far = [count * each + block for block in reversed(blocks)]
+                waiting.append(own.expect(f"{name} {k}", far, deadline_s=20))
+                told = {"to": own_address, "ticket": f"{name} {k}", "source": blocks, "target": far, "layers": None, "deadline_s": 20}
+                pushed.append(peer.tell("push", name=name, **told))
+            results = await asyncio.gather(*waiting)
+            assert {(result.status, result.reason) for result in results} == {("done", "")}
+            assert {peer.result(number).status for number in pushed} == {"done"}
+            assert same(here[:, :, : count * each], there)
+            far = torch.arange(count * each).view(count, each).flip(1).flatten() + count * each
+            assert same(here[:, :, far], there)
+
+    asyncio.run(go())
+    peer.ask("drop", name=name)
+
+
+def test_the_event_loop_goes_on(peer: Peer, name: str, way: tuple[str, bool]) -> None:
+    transport, shared = way
+    blocks = list(range(8000))
+    at = peer.make(name, transport, blocks=8000, seed=5, dtype="float32", shared=shared)
+    gaps = []
+
+    async def go() -> None:
+        async with endpoint(memory(8000, seed=6, shared=shared), transport) as own:
+            peer.ask("offer", name=name, lease=name, blocks=blocks)
+            pull = asyncio.ensure_future(own.pull(at, name, blocks, blocks, deadline_s=20))
+            while not pull.done():
+                began = time.monotonic()
+                await asyncio.sleep(0.0005)
+                gaps.append(time.monotonic() - began)
+            assert (await pull).status == "done"
+
+    asyncio.run(go())
+    assert len(gaps) > 2 and sorted(gaps)[len(gaps) // 2] < 0.01
+    peer.ask("drop", name=name)
