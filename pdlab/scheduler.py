@@ -341,6 +341,8 @@ class Scheduler:
             seq.made += 1
             if seq.made >= seq.output_tokens:
                 self._free(seq)
+                if seq.best_of > 1 and seq.stays:
+                    self._fork(seq)
                 if root := self._ended(seq):
                     finished = [*finished, root]
                 continue

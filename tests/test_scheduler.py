@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pdlab import batching
 from pdlab.kv import BlockPool
 from pdlab.scheduler import Scheduler, Sequence
@@ -186,3 +188,18 @@ def test_advance_shows_what_single_steps_would() -> None:
     single.next_batch(0.0)
     whole.advance(batch, 37)
     assert (whole.pool.used, whole.context_tokens, whole.step) == (single.pool.used, single.context_tokens, single.step)
+
+
+@pytest.mark.parametrize("output_tokens", [1, 3])
+def test_every_candidate_runs_even_where_the_first_ends_at_once(output_tokens: int) -> None:
+    scheduler = Scheduler(BlockPool(100, 4), batching.load("chunked"))
+    scheduler.submit(Sequence(1, 1, 10, output_tokens, (1, 2), best_of=3))
+    computed, finished = 0, []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        computed += sum(tokens for _, tokens in batch.chunks)
+        finished += scheduler.complete(batch, batch.repeat, 0.0)[1]
+        scheduler.check()
+    assert scheduler.orders == 3
+    assert computed == 10 + 2 + 2  # the others find two full blocks in the cache
+    assert len(finished) == 1
+    assert scheduler.idle

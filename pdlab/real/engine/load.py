@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -156,8 +155,3 @@ def _kv_blocks(options: EngineOptions, config: ModelConfig, device: torch.device
             f"give at least --kv-gib {4 * block_bytes / GIB:.3f}"
         )
     return blocks
-
-
-def describe(options: EngineOptions) -> str:
-    """The options as one line of JSON."""
-    return msgspec.json.encode(options).decode()
