@@ -274,9 +274,9 @@ def replay(
 ) -> None:
     """Feed a log's events to a fresh router, an engine's to a fresh scheduler: it must act the same. Exit 1 where it does not."""
     from pdlab import load_policy
+    from pdlab.control import router
     from pdlab.log import read
     from pdlab.log import replay as replay_log
-    from pdlab.sim.build import router
     from pdlab.spec import Experiment
 
     with log.open("rb") as lines:

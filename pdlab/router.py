@@ -27,6 +27,7 @@ from pdlab.types import (
     Arrived,
     Cancelled,
     Dispatch,
+    Drained,
     End,
     Evict,
     Failed,
@@ -34,7 +35,9 @@ from pdlab.types import (
     Handoff,
     InstanceState,
     Joined,
+    Leads,
     Left,
+    Lost,
     Migrate,
     Migrated,
     PrefillDone,
@@ -102,6 +105,7 @@ class Router:
         self.handoffs: deque[Running] = deque()  # prompt computed, no decode instance yet
         self.transfers: deque[tuple[float, int]] = deque()
         self.policy_due_s = 0.0
+        self.leads = True  # of several routers, this one resizes
         self._observes = type(policy).observe is not Policy.observe or getattr(policy, "observers", False)
         self._actions: list[Action] = []
         self._handlers: dict[type, Callable[..., None]] = {
@@ -115,9 +119,12 @@ class Router:
             Transferred: self._transferred,
             TransferFailed: self._transfer_failed,
             Migrated: self._migrated,
+            Lost: self._lost,
             Finished: self._finished,
             Failed: self._failed,
             Switched: self._switched,
+            Drained: self._drained,
+            Leads: self._led,
             Suspected: self._suspected,
             Tick: self._tick,
         }
@@ -330,6 +337,12 @@ class Router:
             self._lose_transfer(live, event.reason)
         self._retry()
 
+    def _lost(self, event: Lost) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is not None and live.attempt == event.attempt:
+            self._lose(live, event.reason, event.sent)
+            self._retry()
+
     def _finished(self, event: Finished) -> None:
         live = self.cluster.live.get(event.request_id)
         if live is None or live.attempt != event.attempt:
@@ -489,12 +502,27 @@ class Router:
 
     def _switched(self, event: Switched) -> None:
         instance = self.by_name.get(event.instance)
-        if instance is not None and instance.spec.incarnation == event.incarnation and instance.state is InstanceState.SWITCHING:
+        if instance is not None and instance.spec.incarnation == event.incarnation and instance.state is not InstanceState.GONE:
             instance.role = event.role
             instance.state = InstanceState.READY
             instance.flipped_s = self.cluster.now
             self.cluster.refresh()
             self._retry()
+
+    def _drained(self, event: Drained) -> None:
+        instance = self.by_name.get(event.instance)
+        if instance is None or instance.spec.incarnation != event.incarnation:
+            return
+        if event.draining and instance.ready:
+            instance.state = InstanceState.DRAINING
+            self.cluster.refresh()
+        elif not event.draining and instance.state is InstanceState.DRAINING:
+            instance.state = READY
+            self.cluster.refresh()
+            self._retry()
+
+    def _led(self, event: Leads) -> None:
+        self.leads = event.leading
 
     def _migrated(self, event: Migrated) -> None:
         live = self.cluster.live.get(event.request_id)
@@ -530,7 +558,8 @@ class Router:
         if self.policy.tick_s and now >= self.policy_due_s - 1e-9:
             self.policy_due_s = now + self.policy.tick_s
             self._migrations()
-            self._resizes()
+            if self.leads:
+                self._resizes()
         self._retry()
 
     def _migrations(self) -> None:

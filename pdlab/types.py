@@ -97,6 +97,11 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     decode_profile: tuple[tuple[int, int, float], ...] = ()
     link_bytes_per_s: float = 0.0
     url: str = ""
+    engine: str = "pdlab"  # or vllm: what answers at `url`
+    model: str = ""  # the name it serves
+    capabilities: tuple[str, ...] = ()  # of pdlab.real.wire.CAPABILITIES
+    descriptor: str = ""  # of its KV memory, for peers
+    draining: bool = False  # nothing new, please
 
 
 # ---------------------------------------------------------------- events
@@ -190,6 +195,17 @@ class Migrated(Event, frozen=True):
     dst: str
 
 
+class Lost(Event, frozen=True):
+    """An attempt broke off on `instance`, which lives on: its connection broke, or it dropped the request. The client has `sent` tokens of
+    this attempt."""
+
+    request_id: int
+    attempt: int
+    instance: str
+    reason: str
+    sent: int = 0
+
+
 class Finished(Event, frozen=True):
     request_id: int
     attempt: int
@@ -212,6 +228,20 @@ class Switched(Event, frozen=True):
     instance: str
     incarnation: int
     role: Role
+
+
+class Drained(Event, frozen=True):
+    """An instance takes nothing new (`draining`), on its own or an operator's account; or takes work again."""
+
+    instance: str
+    incarnation: int
+    draining: bool = True
+
+
+class Leads(Event, frozen=True):
+    """Of several routers on one cluster one leads: it alone resizes."""
+
+    leading: bool
 
 
 class Suspected(Event, frozen=True):
@@ -318,9 +348,12 @@ AnyEvent = (
     | Transferred
     | TransferFailed
     | Migrated
+    | Lost
     | Finished
     | Failed
     | Switched
+    | Drained
+    | Leads
     | Suspected
     | Tick
 )

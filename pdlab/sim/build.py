@@ -12,13 +12,12 @@ from pathlib import Path
 import simpy
 
 from pdlab import __version__, batching, cost, load_policy
-from pdlab.cluster import Links
+from pdlab.control import head_of, router
 from pdlab.kv import BlockPool
-from pdlab.log import EventLog, Head
+from pdlab.log import EventLog
 from pdlab.metrics import summarise
 from pdlab.records import InstanceUse
 from pdlab.result import Result
-from pdlab.router import Limits, Router
 from pdlab.scheduler import Scheduler
 from pdlab.sim import faults
 from pdlab.sim.instance import SimInstance
@@ -62,31 +61,6 @@ class Plan:
             prefill_profile=self.prefill_profile,
             decode_profile=self.decode_profile,
         )
-
-
-def router(experiment: Experiment, *, hash_tokens: int) -> Router:
-    """The control plane that an experiment asks for: the same for `sim`, `serve`, and `replay`."""
-    limits, reports = experiment.limits, experiment.cluster.reports
-    network, scale = experiment.cluster.network, experiment.cluster.autoscale
-    return Router(
-        load_policy.build(experiment.policy, experiment.base_dir),
-        seed=experiment.seed,
-        limits=Limits(
-            request_timeout_s=limits.request_timeout_s,
-            transfer_timeout_s=experiment.transfer.timeout_s,
-            max_attempts=limits.max_attempts,
-            lease_s=max(limits.lease_s, 3 * reports.period_s + reports.delay_s),
-            probe_s=limits.probe_s,
-            suspect_s=limits.suspect_s,
-        ),
-        hash_tokens=hash_tokens,
-        ttft_slo_s=experiment.slo.ttft_s,
-        tpot_slo_s=experiment.slo.tpot_s,
-        reserve_first=experiment.transfer.reserve_first,
-        first_token=experiment.transfer.first_token,
-        autoscale=(scale.min, scale.max) if scale.enabled else None,
-        links=Links((network.gbytes_per_s or 0.0) * 1e9, network.latency_us * 1e-6),
-    )
 
 
 def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
@@ -223,15 +197,7 @@ def simulate(
     policy_hash = load_policy.source_hash(policy)
     log = None
     if trace_events is not None:
-        head = Head(
-            pdlab=__version__,
-            seed=experiment.seed,
-            policy=experiment.policy,
-            policy_hash=policy_hash,
-            hash_tokens=workload.hash_tokens,
-            experiment=experiment.resolved(),
-        )
-        log = EventLog(trace_events, head)
+        log = EventLog(trace_events, head_of(experiment, policy, workload.hash_tokens))
     made = world(experiment, workload, log=log, spans=trace_events is not None)
     made.on_progress = progress
     thresholds = gc.get_threshold()

@@ -35,9 +35,30 @@ class ToEngine(msgspec.Struct, frozen=True, tag=True):
     """Sent to the engine."""
 
 
+class Push(msgspec.Struct, frozen=True):
+    """Where to write a prompt's KV: `blocks` that a peer expects under `ticket`, the first `cached_tokens` of which are there. By "request"
+    (when the prompt is computed), "chunk" (each when it is), or "layer" (while it is)."""
+
+    descriptor: bytes
+    ticket: str
+    blocks: list[int]
+    cached_tokens: int = 0
+    granularity: str = "request"
+    deadline_s: float = 30.0
+
+
+class Source(msgspec.Struct, frozen=True):
+    """KV to read: of a sequence's first `kv_tokens` tokens, in a peer's `blocks`, leased as `lease`."""
+
+    descriptor: bytes
+    lease: str
+    blocks: list[int]
+    kv_tokens: int
+
+
 class Submit(ToEngine, frozen=True):
-    """`hashes` is the chain of the prompt's full blocks (`pdlab.prefix.chain`). Unless it `stays`, its KV is held after the first token
-    (finish "held"), for whoever decodes it."""
+    """`hashes` is the chain of the prompt's full blocks (`pdlab.prefix.chain`). Unless it `stays`, its KV is leased after the first token
+    (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says."""
 
     id: int
     tokens: list[int]
@@ -45,6 +66,60 @@ class Submit(ToEngine, frozen=True):
     hashes: tuple[int, ...] = ()
     priority: int = 0
     stays: bool = True
+    push: Push | None = None
+
+
+class Receive(ToEngine, frozen=True):
+    """A request whose KV comes from elsewhere: take blocks for its prompt and the tokens `made` (but the last of these, whose KV its next
+    step computes), answer `Reserved` or `Full`, and read them from `source`; without one they are pushed. It decodes when all has come
+    and `last` was said, here or in a `Proceed`; before it does, `Landed` is told. After `deadline_s` at most it ends with an error."""
+
+    submit: Submit
+    made: list[int] = []
+    source: Source | None = None
+    last: bool = True
+    deadline_s: float = 30.0
+
+
+class Proceed(ToEngine, frozen=True):
+    """More for a `Receive` that was not the last: what is `made` by now, in all, and where its KV is. The blocks read before are not read
+    again. Each one but the last is answered by `Staged`, once its KV is here, or by `Full`."""
+
+    id: int
+    made: list[int] = []
+    source: Source | None = None
+    last: bool = True
+
+
+class Resume(ToEngine, frozen=True):
+    """What is leased here as `lease` is decoded here after all, as `submit` (another id); `made` is what exists of its output. An error
+    where the lease has ended."""
+
+    submit: Submit
+    lease: str
+    made: list[int] = []
+
+
+class Release(ToEngine, frozen=True):
+    """A lease is not needed any more. Harmless when it has ended."""
+
+    lease: str
+
+
+class Renew(ToEngine, frozen=True):
+    lease: str
+    lease_s: float = 30.0
+
+
+class Export(ToEngine, frozen=True):
+    """Lease the KV of a running request, for a migration; with `stop` it stands still from then on (finish "moved" when it was read, or it
+    goes on when the lease ends otherwise), with `resume` it goes on. Answered by `Exported`, under `call`."""
+
+    call: int
+    id: int
+    stop: bool = False
+    resume: bool = False
+    lease_s: float = 30.0
 
 
 class Cancel(ToEngine, frozen=True):
@@ -73,12 +148,15 @@ class Ready(FromEngine, frozen=True):
     device: str
     dtype: str
     load_s: float = 0.0
+    block_bytes: int = 0
+    descriptor: bytes = b""  # of the KV memory, for peers; empty: this engine does not exchange KV
+    engine_id: str = ""
 
 
 class Tokens(FromEngine, frozen=True):
     """New tokens of one candidate. `start` is the index of the first of them, so that a gap or a repeat shows. `finish` ends the
     candidate: "stop" (end of sequence, or a stop token, which is the last of `tokens`), "length", "held" (prefilled for
-    another to decode), "abort" (cancelled), "error".
+    another to decode), "moved" (migrated away), "abort" (cancelled), "error".
     `cached_tokens` of the prompt came from the prefix cache; `queue_s` is the wait until its computation began."""
 
     id: int
@@ -91,6 +169,61 @@ class Tokens(FromEngine, frozen=True):
     cached_tokens: int = 0
     queue_s: float = 0.0
     error: str = ""
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """A prompt's KV is leased as `lease`: of its first `kv_tokens` tokens, in `blocks`. Comes just before the finish "held"."""
+
+    id: int
+    lease: str
+    blocks: list[int]
+    kv_tokens: int
+
+
+class Reserved(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a Receive: blocks are taken, the first `cached_tokens` of them hold what they shall. A peer may push under `ticket`."""
+
+    id: int
+    ticket: str
+    blocks: list[int]
+    cached_tokens: int
+
+
+class Full(msgspec.Struct, frozen=True, tag=True):
+    """There is no room for a Receive or Proceed now. The request is forgotten."""
+
+    id: int
+    reason: str
+
+
+class Staged(msgspec.Struct, frozen=True, tag=True):
+    """The KV of a Receive or Proceed that was not the last is here."""
+
+    id: int
+
+
+class Landed(msgspec.Struct, frozen=True, tag=True):
+    """All KV is here; the request decodes from now on, after the `made` tokens it was given."""
+
+    id: int
+    bytes: int
+    seconds: float
+    transport: str
+    made: int
+
+
+class Exported(FromEngine, frozen=True):
+    """The answer to an Export. `error`: it does not run here (any more); else as in `Held`, and the tokens `made`."""
+
+    call: int
+    error: str = ""
+    lease: str = ""
+    blocks: list[int] = []
+    kv_tokens: int = 0
+    made: list[int] = []
+
+
+News = Held | Reserved | Full | Staged | Landed  # of a request's KV
 
 
 class Step(FromEngine, frozen=True):
@@ -107,6 +240,18 @@ class Step(FromEngine, frozen=True):
     prompt_tokens: int = 0  # computed
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits: int = 0  # and found
+    news: list[News] = []  # told before the outputs
+    waiting_tokens: int = 0  # prompt tokens still to compute
+    context_tokens: int = 0  # KV tokens that the decoding sequences hold
+    free_blocks: int = 0  # free or evictable
+    waiting_head_blocks: int = 0
+    waiting_blocks: int = 0
+    decode_step_s: float = 0.0  # the last decode step's
+    stored: list[int] = []  # prefix hashes cached since the last Step
+    evicted: list[int] = []  # and evicted
+    leases: int = 0  # held for peers
+    transfer_bytes: int = 0  # received, since start
+    failed_transfers: int = 0
 
 
 class Broken(FromEngine, frozen=True):
@@ -116,5 +261,6 @@ class Broken(FromEngine, frozen=True):
     usage: bool = False
 
 
-AnyToEngine = Submit | Cancel | Stop
-AnyFromEngine = Ready | Step | Broken
+AnyToEngine = Submit | Receive | Proceed | Resume | Release | Renew | Export | Cancel | Stop
+AnyFromEngine = Ready | Step | Exported | Broken
+FromQueue = Tokens | Held | Reserved | Full | Staged | Landed  # what a request's queue brings

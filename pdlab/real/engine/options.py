@@ -27,4 +27,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     graphs: bool = True  # CUDA graphs for decode steps
     eos_ids: tuple[int, ...] = ()
     seed: int = 0
+    kv_name: str = ""  # as which peers know its KV memory; empty: it exchanges none
+    kv_incarnation: str = "1"
+    kv_transport: str = "auto"
+    kv_host: str = "127.0.0.1"
+    kv_port: int = 0
+    kv_advertise: str = ""
+    kv_token: str = ""  # only peers with the same may connect
+    kv_checksums: bool = False
+    lease_s: float = 30.0  # of KV that waits for a decode instance
     decisions: str = ""  # a file that takes the scheduler's decisions

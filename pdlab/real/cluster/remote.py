@@ -1,0 +1,114 @@
+"""An instance as the live world reaches it: one incarnation of it, whatever engine answers there, over HTTP or a stand-in of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from pdlab.real.engine.messages import Sampling
+from pdlab.real.wire import Continue, KvParams, StreamEvent
+from pdlab.types import InstanceSpec, Role
+
+
+@dataclass(frozen=True, slots=True)
+class LegAsk:
+    """One leg of a request: `leg` is its X-Request-Id, unique for each attempt and instance. `tokens` is the prompt, output tokens of
+    earlier attempts included; `sampling.max_tokens` what remains to be made. `hashes` is the prompt's chain (a stand-in's engine needs it;
+    over HTTP the instance computes its own)."""
+
+    leg: str
+    request_id: int
+    attempt: int
+    tokens: list[int]
+    sampling: Sampling
+    priority: int = 0
+    hashes: tuple[int, ...] = ()
+    params: KvParams | None = None
+    raw_params: bytes | None = None  # what the prefill instance answered, to be passed on word for word where `params` is None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prefill leg's answer: its token (with log-probabilities where asked for), and the `kv_transfer_params` for the decode leg, as
+    they came (`raw_params`, None: no KV waits there) and as read. `finish`: "stop" where the token ended the request, else "length"."""
+
+    token: int
+    finish: str
+    cached_tokens: int = 0
+    queue_s: float = 0.0
+    raw_params: bytes | None = None
+    params: KvParams | None = None
+    logprob: float | None = None
+    top: list[tuple[int, float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LegTokens:
+    """New tokens of one candidate of a leg, in order; `finish` "stop" or "length" ends it."""
+
+    candidate: int
+    tokens: list[int]
+    finish: str | None = None
+    logprobs: list[float] | None = None
+    top: list[list[tuple[int, float]]] | None = None
+    cached_tokens: int = 0
+    queue_s: float = 0.0
+
+
+LegNews = LegTokens | StreamEvent
+
+
+class Full(Exception):
+    """No room to reserve here now. The router waits or asks another."""
+
+
+class Unfit(Exception):
+    """This instance can never serve this request: its words are for the client."""
+
+
+class Broken(Exception):
+    """The leg came to no end: the connection broke, the instance drains or has failed, or it answered nonsense."""
+
+
+class TransferTrouble(Exception):
+    """The KV did not come to the decode instance; both instances live."""
+
+
+class Remote(Protocol):
+    """What the world asks of an instance. Cancelling the task that awaits a leg (or closing its iterator) makes the instance drop it."""
+
+    spec: InstanceSpec
+
+    async def prefill(self, ask: LegAsk) -> Prefilled:
+        """Compute the prompt and one token, and lease the KV. Raises Full (its queue is closed), Unfit, Broken."""
+        ...
+
+    def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+        """A leg that makes tokens, to their end: alone (no params), from KV to be pulled, reserved for (`params.pdlab.reserve`), or
+        migrated here. Raises Full, Unfit, Broken, TransferTrouble."""
+        ...
+
+    async def proceed(self, go: Continue) -> None:
+        """Tell a leg that has reserved where its KV is, and what was made. Raises Broken."""
+        ...
+
+    async def release(self, lease: str) -> None:
+        """What is leased under that name is not needed. Never raises."""
+        ...
+
+    async def renew(self, lease: str) -> bool:
+        """For another 30 s. False: it has ended, or nobody answers."""
+        ...
+
+    async def alive(self) -> bool:
+        """Does it answer within a second?"""
+        ...
+
+    async def switch(self, role: Role) -> None:
+        """Begin to drain, then change role; the registry tells when it has. Raises Broken."""
+        ...
+
+    async def drain(self) -> None:
+        """Begin to drain, then leave. Raises Broken."""
+        ...
