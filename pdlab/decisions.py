@@ -1,7 +1,7 @@
 """An engine's scheduler, recorded: what it was told and what it decided, one JSON line each, and a replay that must decide the same.
 
 {"kv_blocks": 512, "block_tokens": 16, ...}                         the scheduler as it began
-{"submit": [order, prompt, output, priority, stays], "hashes": []}  and reserve, arrive, hold, stay, release, rename, remove: told to it
+{"submit": [order, prompt, output, priority, stays], "hashes": []}  and reserve, extend, arrive, hold, ...: told to it
 {"batch": [[[order, tokens], ...], decodes, repeat], "now": 1.25}   decided by it
 {"complete": passes}                                                told to it
 """
@@ -77,6 +77,16 @@ class Recorded(Scheduler):
         self._write({"stay": seq.order})
         super().stay(seq)
 
+    def lengthen(self, seq: Sequence, output_tokens: int) -> None:
+        """What is held shall make that many tokens here in all, now that it stays."""
+        seq.output_tokens = output_tokens
+        self._write({"lengthen": seq.order, "output": output_tokens})
+
+    def extend(self, seq: Sequence, tokens: int) -> bool:
+        taken = super().extend(seq, tokens)
+        self._write({"extend": seq.order, "tokens": tokens, "taken": taken})
+        return taken
+
     def release(self, seq: Sequence) -> None:
         self._write({"release": seq.order})
         super().release(seq)
@@ -137,6 +147,11 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
                     fresh.hold(sequences[order])
                 case {"stay": order}:
                     fresh.stay(sequences[order])
+                case {"lengthen": order, "output": output}:
+                    fresh.lengthen(sequences[order], output)
+                case {"extend": order, "tokens": tokens, "taken": taken}:
+                    if fresh.extend(sequences[order], tokens) != taken:
+                        return alike, f"line {number}: extended {'by the log' if taken else 'here'} only"
                 case {"release": order}:
                     fresh.release(sequences[order])
                 case {"rename": order, "hashes": hashes}:

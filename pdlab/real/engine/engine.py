@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pdlab.scheduler as sched
 from pdlab.decisions import Recorded
@@ -20,6 +21,19 @@ from pdlab.real.engine.runner import Piece, Runner
 from pdlab.real.engine.sampler import Row, Sampled, sample
 
 Emit = Callable[[list[Tokens]], None]
+AfterLayer = Callable[[int], None]
+
+
+class Pusher(Protocol):
+    """Sends KV off while it is computed."""
+
+    def begins(self, chunks: list[tuple[sched.Sequence, int]]) -> AfterLayer | None:
+        """A pass over these prompt chunks begins; what is returned is called when a layer's KV is there."""
+        ...
+
+    def ends(self, chunks: list[tuple[sched.Sequence, int]]) -> None:
+        """It has ended; `computed` of the sequences does not count it yet."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -64,17 +78,25 @@ class Engine:
         self.groups: dict[int, Group] = {}
         self.held: dict[int, Candidate] = {}  # prefilled here, KV leased to whoever decodes them
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
+        self.pusher: Pusher | None = None
+        self.only_decoded = False  # in the last pass
         self.prompt_tokens = self.prefix_queries = self.prefix_hits = 0
 
     @property
     def idle(self) -> bool:
         return not self.groups and not self.news
 
+    @property
+    def runnable(self) -> bool:
+        """Is there something for `step` to do, or to try?"""
+        s = self.scheduler
+        return bool(self.news or s.running or s.waiting or s.prefilling or s.landed)
+
     # ------------------------------------------------------------ requests
 
     def submit(self, submit: Submit, now: float) -> None:
         """Take a request in, at `now`. One that can never run is answered with an error, at the next step."""
-        if reason := self._impossible(submit):
+        if reason := self.impossible(submit):
             self.news += [Tokens(submit.id, i, 0, [], "error", error=reason) for i in range(max(submit.sampling.best_of, 1))]
             return
         group = self.groups[submit.id] = Group()
@@ -83,7 +105,8 @@ class Engine:
         group.waiting = candidates[1:]
         self.scheduler.submit(candidates[0].seq)
 
-    def _impossible(self, submit: Submit) -> str:
+    def impossible(self, submit: Submit) -> str:
+        """Why it can never run here, or ""."""
         s, vocab = submit.sampling, self.runner.model.config.vocab
         if submit.id in self.groups or submit.id in self.held:
             return f"request {submit.id} is already here"
@@ -127,7 +150,7 @@ class Engine:
             self.news.append(Tokens(id, c.index, c.row.made, [], "abort"))
             self._end(c)
         if group.waiting and not any(c.index == 0 for c in group.live.values()):
-            self._release(group)  # nobody else will compute the prompt
+            self.release(group)  # nobody else will compute the prompt
 
     def drop(self, id: int) -> None:
         """Forget a request without a word."""
@@ -147,7 +170,8 @@ class Engine:
         if not group.live:
             del self.groups[c.id]
 
-    def _release(self, group: Group) -> None:
+    def release(self, group: Group) -> None:
+        """The first candidate's prompt is computed: the others follow."""
         for c in group.waiting:
             self.scheduler.submit(c.seq)
         group.waiting = []
@@ -159,15 +183,17 @@ class Engine:
 
     # ------------------------------------------------------------ the step
 
-    def step(self, now: float, emit: Emit, interrupted: Callable[[], bool]) -> None:
-        """Run the next batch, as often as it repeats; `emit` gets the tokens of each pass at once. `interrupted` says whether news wait."""
+    def step(self, now: float, emit: Emit, interrupted: Callable[[], bool]) -> bool:
+        """Run the next batch, as often as it repeats; `emit` gets the tokens of each pass at once. `interrupted` says whether news wait.
+        False: nothing could be run, for want of blocks."""
         if self.news:
             news, self.news = self.news, []
             emit(news)
         scheduler = self.scheduler
         batch = scheduler.next_batch(now)
         if batch is None:
-            return
+            return False
+        self.only_decoded = not batch.chunks
         for victim in scheduler.victims:
             victim.owner.table = ()
         passes = 1
@@ -175,7 +201,12 @@ class Engine:
             computed = [seq.owner for seq, tokens in batch.chunks if seq.computed + tokens == seq.prompt_tokens]
             decoding = [seq.owner for seq in scheduler.running.values()] if batch.decodes else []
             sampling = [*computed, *decoding]
-            logits = self.runner.run([*self._chunks(batch.chunks, now), *map(self._next_token, decoding)])
+            pieces = [*self._chunks(batch.chunks, now), *map(self._next_token, decoding)]
+            if self.pusher is None or not batch.chunks:
+                logits = self.runner.run(pieces)
+            else:
+                logits = self.runner.run(pieces, self.pusher.begins(batch.chunks))
+                self.pusher.ends(batch.chunks)
             outputs = [self._take(c, s) for c, s in zip(sampling, sample(logits, [c.row for c in sampling]), strict=True)]
             ended = [(c, o) for c, o in zip(sampling, outputs, strict=True) if o.finish]
             if ended or batch.repeat == 1 or passes >= self.step_limit or interrupted():
@@ -188,15 +219,15 @@ class Engine:
         scheduler.complete(batch, passes, now)
         for c in computed:
             if (group := self.groups[c.id]).waiting and c.index == 0:
-                self._release(group)
+                self.release(group)
         for c, output in ended:
             if output.finish == "held":
                 self.held[c.id] = c
             elif output.finish == "stop" and c.seq.made < c.seq.output_tokens:
                 scheduler.remove(c.seq)
             self._end(c)
-        scheduler.pool.drain_events()  # nobody reports them yet
         emit(outputs)
+        return True
 
     def _chunks(self, chunks: list[tuple[sched.Sequence, int]], now: float) -> list[Piece]:
         pieces = []
@@ -249,6 +280,8 @@ class Engine:
     def load(self, outputs: list[Tokens], at_s: float) -> Step:
         """The outputs, with the load and the counters as they are now."""
         s = self.scheduler
+        pool, head = s.pool, s.waiting[0] if s.waiting else None
+        stored, evicted = pool.drain_events()
         waiting = len(s.waiting) + len(s.prefilling) + sum(len(g.waiting) for g in self.groups.values() if g.waiting)
         return Step(
             outputs,
@@ -261,4 +294,12 @@ class Engine:
             self.prompt_tokens,
             self.prefix_queries,
             self.prefix_hits,
+            waiting_tokens=s.waiting_tokens,
+            context_tokens=s.context_tokens,
+            free_blocks=pool.available,
+            waiting_head_blocks=pool.blocks(head.prompt_tokens) if head is not None else 0,
+            waiting_blocks=sum(pool.blocks(w.prompt_tokens) for w in s.waiting) if head is not None else 0,
+            stored=list(stored),
+            evicted=list(evicted),
+            leases=len(self.held),
         )

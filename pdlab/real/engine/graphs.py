@@ -37,11 +37,11 @@ class GraphRunner(Runner):
         self.captured: dict[int, Captured] = {}
         self.pool: Any = None
 
-    def run(self, pieces: Sequence[Piece]) -> Tensor:
+    def run(self, pieces: Sequence[Piece], after_layer: Callable[[int], None] | None = None) -> Tensor:
         """As Runner.run; a batch of single tokens goes through a graph."""
         count = len(pieces)
         if count > SIZES[-1] or any(len(piece.tokens) > 1 or not piece.samples for piece in pieces):
-            return super().run(pieces)
+            return super().run(pieces, after_layer)
         size = next(size for size in SIZES if size >= count)
         if size not in self.captured:
             self.captured[size] = self._capture(size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 import math
 import os
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GIB = 2**30
+ENDS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Loaded:
     engine: Engine
     device: torch.device
     dtype: torch.dtype
+    fingerprint: str  # equal for two engines that compute the same KV
 
 
 def device_of(name: str) -> torch.device:
@@ -84,11 +88,27 @@ def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
         options.watermark,
     )
     scheduler = Recorded(setup, decisions)
-    runner = Runner(model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens)
+    runner = Runner(model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens, shared=bool(options.kv_name))
     engine = Engine(
         runner, scheduler, eos_ids=frozenset(options.eos_ids), max_tokens=min(context, scheduler.most_tokens), seed=options.seed
     )
-    return Loaded(config, engine, device, dtype)
+    return Loaded(config, engine, device, dtype, _fingerprint(path, config, options))
+
+
+def _fingerprint(path: Path, config: ModelConfig, options: EngineOptions) -> str:
+    """Of the architecture, the quantisation, and the weights: random ones by their seed, files by size and by both their ends."""
+    found = hashlib.sha256(f"{dataclasses.replace(config, name='')} {options.quantization}".encode())
+    if options.load_format == "dummy":
+        found.update(f"random {options.seed}".encode())
+        return found.hexdigest()[:16]
+    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        found.update(f"{size}".encode())
+        with file.open("rb") as content:
+            found.update(content.read(ENDS))
+            content.seek(max(0, size - ENDS))
+            found.update(content.read(ENDS))
+    return found.hexdigest()[:16]
 
 
 def _source(path: Path, options: EngineOptions) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]], Tensor | None]:

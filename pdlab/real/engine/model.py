@@ -5,7 +5,7 @@ Tokens of all sequences lie flat in one row, as the kernels want them: a step of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,9 +83,9 @@ class Model:
         self.cos, self.sin = cos.to(device), sin.to(device)
 
     @torch.inference_mode()
-    def forward(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
         """Logits float32 [len(inputs.last), vocab]. `caches` are each layer's keys and values, [blocks, kv_heads, block_tokens, head_dim],
-        and take this step's."""
+        and take this step's; `after_layer(index)` is called when they have one's."""
         c, eps = self.config, self.config.norm_eps
         hidden = F.embedding(inputs.tokens, self.embedding)
         residual = hidden.clone()
@@ -102,6 +102,8 @@ class Model:
                 k = rms_norm(k.reshape(-1, c.head_dim), layer.k_norm, eps).view(k.shape)
             rope(q, k, inputs.positions, self.cos, self.sin)
             store_kv(k, v, k_cache, v_cache, inputs.slots)
+            if after_layer is not None:
+                after_layer(index)
             attended = paged_attention(
                 q,
                 k_cache,

@@ -28,7 +28,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     eos_ids: tuple[int, ...] = ()
     seed: int = 0
     kv_name: str = ""  # as which peers know its KV memory; empty: it exchanges none
-    kv_incarnation: str = "1"
     kv_transport: str = "auto"
     kv_host: str = "127.0.0.1"
     kv_port: int = 0

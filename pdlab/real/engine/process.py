@@ -9,19 +9,45 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from typing import IO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from pdlab.real.engine.messages import AnyToEngine, Broken, Cancel, FromEngine, Ready, Stop, Submit, Tokens
+from pdlab.real.engine.messages import (
+    AnyToEngine,
+    Broken,
+    Cancel,
+    Export,
+    Exported,
+    FromEngine,
+    Proceed,
+    Ready,
+    Receive,
+    Release,
+    Renew,
+    Resume,
+    Stop,
+    Submit,
+    Tokens,
+)
 from pdlab.real.engine.options import EngineOptions
 from pdlab.types import UsageError
+
+if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
+    from pdlab.real.engine.engine import Engine
+    from pdlab.real.engine.load import Loaded
+    from pdlab.real.engine.peers import Peers
+
+ALONE = "this engine exchanges no KV"
 
 
 class Link:
@@ -29,7 +55,7 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.inbox: queue.SimpleQueue[AnyToEngine] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[AnyToEngine | Callable[[], None]] = queue.SimpleQueue()
         self.outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.encoder = msgspec.msgpack.Encoder()
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
@@ -98,38 +124,144 @@ def run(link: Link, options: EngineOptions) -> None:
         if options.device == "cpu":
             building.join()
         engine.runner.warm_up()
-        link.send(
-            Ready(
-                config.name,
-                engine.max_tokens,
-                config.vocab,
-                options.block_tokens,
-                engine.scheduler.pool.total,
-                str(loaded.device),
-                str(loaded.dtype).removeprefix("torch."),
-                time.perf_counter() - started_s,
-            )
+        ready = Ready(
+            config.name,
+            engine.max_tokens,
+            config.vocab,
+            options.block_tokens,
+            engine.scheduler.pool.total,
+            str(loaded.device),
+            str(loaded.dtype).removeprefix("torch."),
+            block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
         )
-
-        def emit(outputs: list[Tokens]) -> None:
-            link.send(engine.load(outputs, time.monotonic()))
-
-        def interrupted() -> bool:
-            return not link.inbox.empty()
-
-        while True:
-            while engine.idle or not link.inbox.empty():
-                match link.inbox.get():
-                    case Submit() as submit:
-                        engine.submit(submit, time.monotonic())
-                    case Cancel(id, candidate):
-                        engine.cancel(id, candidate)
-                    case Stop():
-                        return
-            engine.step(time.monotonic(), emit, interrupted)
+        with _peers(options, loaded, link) as peers:
+            if peers is not None:
+                ready = msgspec.structs.replace(ready, descriptor=peers.endpoint.descriptor(), engine_id=peers.engine_id)
+            link.send(msgspec.structs.replace(ready, load_s=time.perf_counter() - started_s))
+            Serving(link, engine, peers).run()
     finally:
         if decisions is not None:
             decisions.close()
+
+
+@contextmanager
+def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[Peers | None]:
+    """The exchange of KV with other engines; None where none is wanted."""
+    if not options.kv_name:
+        yield None
+        return
+    from pdlab.real.engine.background import Background
+    from pdlab.real.engine.peers import Peers
+    from pdlab.real.transfer.endpoint import Endpoint
+
+    incarnation = secrets.token_hex(4)
+
+    def lease_ended(lease: str, blocks: list[int], how: str) -> None:
+        peers.lease_ended(lease, blocks, how)
+
+    endpoint = Endpoint(
+        loaded.engine.runner.kv,
+        name=options.kv_name,
+        incarnation=incarnation,
+        block_tokens=options.block_tokens,
+        model_hash=loaded.fingerprint,
+        transport=options.kv_transport,
+        host=options.kv_host,
+        port=options.kv_port,
+        advertise=options.kv_advertise,
+        token=options.kv_token,
+        checksums=options.kv_checksums,
+        lease_ended=lease_ended,
+    )
+    background = Background("kv")
+    try:
+        background.run(endpoint.start())
+        try:
+            engine_id = f"{options.kv_name}-{incarnation}"
+            peers = Peers(loaded.engine, endpoint, background, link.inbox.put, engine_id=engine_id, lease_s=options.lease_s)
+            yield peers
+        finally:
+            background.run(endpoint.close())
+    finally:
+        background.close()
+
+
+class Serving:
+    """The engine's loop: what has come is taken in between two passes; where nothing can run, it sleeps until something comes."""
+
+    def __init__(self, link: Link, engine: Engine, peers: Peers | None) -> None:
+        self.link, self.engine, self.peers = link, engine, peers
+        self.mark_s = self.decode_step_s = 0.0
+
+    def run(self) -> None:
+        inbox, engine = self.link.inbox, self.engine
+        while True:
+            while not engine.runnable or not inbox.empty():
+                if not self.take(inbox.get()):
+                    return
+            self.mark_s = time.monotonic()
+            if not engine.step(self.mark_s, self.emit, self.interrupted) and not self.take(inbox.get()):
+                return
+
+    def interrupted(self) -> bool:
+        return not self.link.inbox.empty()
+
+    def take(self, message: AnyToEngine | Callable[[], None]) -> bool:
+        """False: the end."""
+        match message:
+            case Submit():
+                self.engine.submit(message, time.monotonic())
+                if self.peers is not None:
+                    self.peers.submitted(message)
+            case Cancel(id, candidate):
+                if self.peers is None or not self.peers.cancel(message):
+                    self.engine.cancel(id, candidate)
+            case Stop():
+                return False
+            case Receive() | Resume() | Proceed() | Release() | Renew() | Export():
+                if self.peers is not None:
+                    self.peers.take(message, time.monotonic())
+                else:
+                    self.refuse(message)
+            case _ if callable(message):
+                message()
+        if self.peers is not None and (self.peers.told or self.peers.outputs):
+            self.emit([])
+        return True
+
+    def refuse(self, message: Receive | Resume | Proceed | Release | Renew | Export) -> None:
+        """There is nobody to exchange KV with."""
+        if isinstance(message, Export):
+            self.link.send(Exported(message.call, ALONE))
+        elif isinstance(message, Receive | Resume):
+            submit = message.submit
+            self.emit([Tokens(submit.id, i, 0, [], "error", error=ALONE) for i in range(submit.sampling.best_of)])
+
+    def emit(self, outputs: list[Tokens]) -> None:
+        """Tell what a pass has made, and what else there is to tell."""
+        now, peers = time.monotonic(), self.peers
+        if self.engine.only_decoded and outputs:
+            self.decode_step_s = now - self.mark_s
+        self.mark_s = now
+        if peers is None:
+            self.link.send(msgspec.structs.replace(self.engine.load(outputs, now), decode_step_s=self.decode_step_s))
+            return
+        peers.looked_at(outputs)
+        told, peers.told = peers.told, []
+        more, peers.outputs = peers.outputs, []
+        for answer in told:
+            if isinstance(answer, Exported):
+                self.link.send(answer)
+        load = self.engine.load([*outputs, *more], now)
+        self.link.send(
+            msgspec.structs.replace(
+                load,
+                news=[one for one in told if not isinstance(one, Exported)],
+                decode_step_s=self.decode_step_s,
+                transfer_bytes=peers.received_bytes,
+                failed_transfers=peers.failed,
+            )
+        )
 
 
 if __name__ == "__main__":

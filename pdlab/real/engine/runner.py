@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pdlab.real.engine.fast import FastStep
 from pdlab.real.engine.model import Inputs, Model
+from pdlab.real.transfer.shared import shared_kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,18 @@ class Piece:
 
 
 class Runner:
-    """A model and its paged KV memory: `kv` [layers, 2, blocks, kv_heads, block_tokens, head_dim]."""
+    """A model and its paged KV memory: `kv` [layers, 2, blocks, kv_heads, block_tokens, head_dim]; `shared` with other processes of this
+    host, where it is a CPU's."""
 
-    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int) -> None:
+    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int, shared: bool = False) -> None:
         c = model.config
         self.model = model
         self.block_tokens = block_tokens
-        self.kv = torch.zeros((c.layers, 2, kv_blocks, c.kv_heads, block_tokens, c.head_dim), dtype=model.dtype, device=model.device)
+        shape = (c.layers, 2, kv_blocks, c.kv_heads, block_tokens, c.head_dim)
+        if shared and model.device.type == "cpu":
+            self.kv = shared_kv(shape, model.dtype)
+        else:
+            self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.caches = [(layer[0], layer[1]) for layer in self.kv]
         self.fast = FastStep.of(model, self.caches)
 
@@ -42,12 +48,13 @@ class Runner:
         for tokens in (min(2 * self.block_tokens, self.block_tokens * self.kv.shape[2]), 1):
             self.run([Piece([0] * tokens, 0, list(range(-(-tokens // self.block_tokens))), True)])
 
-    def run(self, pieces: Sequence[Piece]) -> Tensor:
-        """Logits float32 [pieces that sample, vocab], in the order of the pieces."""
+    def run(self, pieces: Sequence[Piece], after_layer: Callable[[int], None] | None = None) -> Tensor:
+        """Logits float32 [pieces that sample, vocab], in the order of the pieces. `after_layer` is called when a layer's KV is written (of
+        an accelerator: is under way), or never where all layers are one call."""
         inputs = self.inputs(pieces)
         if self.fast is not None and self.fast.takes(inputs):
             return self.model.decode(inputs, self.fast.step)
-        return self.model.forward(inputs, self.caches)
+        return self.model.forward(inputs, self.caches, after_layer)
 
     def inputs(self, pieces: Sequence[Piece]) -> Inputs:
         """The pieces as flat arrays on the device."""

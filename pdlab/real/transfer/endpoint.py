@@ -189,9 +189,11 @@ class Endpoint:
         return incompatible(self._own.descriptor, peer_descriptor)
 
     def offer(self, lease_id: str, block_ids: Iterable[int], *, tokens: int, lease_s: float = 30.0) -> None:
-        """Peers may read these blocks until they have, or the lease ends. A lease id is used once."""
+        """Peers may read these blocks until they have, or the lease ends. A lease id is used once. Like `renew` and `release`, may be called
+        from any thread."""
+        assert self._loop is not None, "start the endpoint first"
         self._leases.offer(lease_id, self._ids(block_ids), tokens, time.monotonic() + lease_s)
-        self._arm()
+        self._from_thread(self._arm)
 
     def renew(self, lease_id: str, lease_s: float = 30.0) -> bool:
         """From now on; never shortens. False: it has ended."""
@@ -466,7 +468,8 @@ class Endpoint:
 
     def _arm(self) -> None:
         """A timer for the next lease to expire."""
-        assert self._loop is not None, "start the endpoint first"
+        if self._loop is None:
+            return
         due = self._leases.next_s()
         if self._timer is not None:
             self._timer.cancel()

@@ -219,7 +219,7 @@ def test_the_scheduler_is_the_simulators() -> None:
     from pdlab.scheduler import Scheduler
 
     assert issubclass(Recorded, Scheduler)
-    told = {"submit", "reserve", "arrive", "hold", "stay", "release", "remove", "next_batch", "complete"}  # written down, and passed on
+    told = {"submit", "reserve", "extend", "arrive", "hold", "stay", "release", "remove", "next_batch", "complete"}  # noted, and passed on
     assert {name for name in vars(Recorded) if name in vars(Scheduler) and not name.startswith("__")} == told
     assert isinstance(Recorded(Setup(10)), Scheduler)
     assert Engine.step.__module__ == "pdlab.real.engine.engine"

@@ -1,0 +1,418 @@
+"""The engine's side of KV exchange: leases and exports for those who read here, reservations and reads of what is computed elsewhere.
+
+All books are the engine thread's. The endpoint works in a loop beside it, and what it has to say comes back through `post`, to be called
+between two steps. Blocks are not given back while anything may still read or write them: a read or push under way is called off first, and
+they are freed when it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pdlab.real.engine.background import Background
+from pdlab.real.engine.engine import Engine
+from pdlab.real.engine.handoff import Exchange, Place
+from pdlab.real.engine.messages import (
+    Cancel,
+    Export,
+    Exported,
+    Full,
+    Held,
+    Landed,
+    News,
+    Proceed,
+    Receive,
+    Release,
+    Renew,
+    Reserved,
+    Resume,
+    Source,
+    Staged,
+    Submit,
+    Tokens,
+)
+from pdlab.real.engine.pushes import Pushes
+from pdlab.real.transfer.endpoint import Endpoint
+from pdlab.real.transfer.result import Result
+
+Post = Callable[[Callable[[], None]], None]
+RENEWALS = 6  # a lease is renewed that often in its time while it is read
+OPEN_S = 30.0  # to read a lease of another's, in all
+
+
+@dataclass(slots=True, eq=False)
+class Inbound:
+    """A request whose KV is on its way. `copied` blocks of it are here. `last`: nothing more will be made elsewhere."""
+
+    id: int
+    place: Place
+    deadline_s: float
+    last: bool
+    pushed: bool
+    copied: int = 0
+    complete: bool = False
+    landing: bool = False
+    ended: bool = False  # called off; its blocks are freed when nothing writes there
+    began_s: float = field(default_factory=time.monotonic)
+    bytes: int = 0
+    transport: str = ""
+    work: Future[None] | None = None
+    ticket: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What stands behind a lease of ours: a prompt that waits for its decode instance ("held"), a running request's full blocks
+    ("running", preempted that often), or one that stands still to be moved ("moving")."""
+
+    id: int
+    kind: str
+    preempted: int = 0
+
+
+class Peers:
+    """`post` calls a function on the engine's thread, between two steps. `told` are news for the other process, `outputs` tokens."""
+
+    def __init__(self, engine: Engine, endpoint: Endpoint, background: Background, post: Post, *, engine_id: str, lease_s: float) -> None:
+        self.engine, self.exchange = engine, Exchange(engine)
+        self.endpoint, self.background, self.post = endpoint, background, post
+        self.engine_id, self.lease_s = engine_id, lease_s
+        self.inbound: dict[int, Inbound] = {}
+        self.lent: dict[str, Lent] = {}
+        self.exports: dict[int, str] = {}  # running requests -> their lease
+        self.first: dict[int, Tokens] = {}  # the token of what is held
+        self.told: list[News | Exported] = []
+        self.outputs: list[Tokens] = []
+        self.received_bytes = self.failed = 0
+        self.pushes = Pushes(engine, endpoint, background, post, self.pushed)
+        engine.pusher = self.pushes
+        self._leases = 0
+
+    def take(self, message: Receive | Resume | Proceed | Release | Renew | Export, now: float) -> None:
+        match message:
+            case Receive():
+                self.receive(message, now)
+            case Resume():
+                self.resume(message, now)
+            case Proceed():
+                self.proceed(message)
+            case Release():
+                self.release(message)
+            case Renew():
+                self.endpoint.renew(message.lease, message.lease_s)
+            case Export():
+                self.told.append(self._export(message))
+
+    # ------------------------------------------------------------ what is computed here
+
+    def submitted(self, submit: Submit) -> None:
+        if submit.push is not None and submit.id in self.engine.groups:
+            self.pushes.add(submit)
+
+    def looked_at(self, outputs: list[Tokens]) -> None:
+        """A pass has made these: lease what is held now, and end the leases on what has ended."""
+        self.pushes.ended(outputs)
+        for output in outputs:
+            if output.finish == "held":
+                self._held(output)
+            elif output.finish is not None and output.id in self.exports:
+                self.endpoint.release(self.exports.pop(output.id))
+
+    def _held(self, output: Tokens) -> None:
+        id = output.id
+        if self.pushes.finish(id):
+            return
+        lease = self._lease_name()
+        kv = self.exchange.lease(id)
+        self.lent[lease] = Lent(id, "held")
+        self.first[id] = output
+        self.endpoint.offer(lease, kv.blocks, tokens=kv.kv_tokens, lease_s=self.lease_s)
+        self.told.append(Held(id, lease, kv.blocks, kv.kv_tokens))
+
+    def pushed(self, id: int) -> None:
+        """All of a prompt's KV was written, or cannot be: nobody needs it here any more."""
+        self.exchange.release(id)
+
+    def lease_ended(self, lease: str, blocks: list[int], how: str) -> None:
+        """The endpoint says so, in its own thread."""
+        self.post(lambda: self._ended(lease, read=how == "read"))
+
+    def _ended(self, lease: str, *, read: bool) -> None:
+        lent = self.lent.pop(lease, None)
+        if lent is None:
+            return
+        if lent.kind == "running":
+            if self.exports.get(lent.id) == lease:
+                del self.exports[lent.id]
+        elif lent.kind == "moving" and not read:
+            self.exchange.resume(lent.id)
+        elif lent.kind == "moving":
+            self.outputs.append(Tokens(lent.id, 0, self.engine.held[lent.id].row.made, [], "moved"))
+            self.exchange.release(lent.id)
+        else:
+            self.first.pop(lent.id, None)
+            self.exchange.release(lent.id)
+
+    def release(self, message: Release) -> None:
+        if self.endpoint.release(message.lease):
+            self._ended(message.lease, read=False)
+
+    def _export(self, message: Export) -> Exported:
+        id, call = message.id, message.call
+        if message.resume:
+            moving = next((lease for lease, lent in self.lent.items() if lent.id == id and lent.kind == "moving"), None)
+            if moving is not None and self.endpoint.release(moving):
+                self._ended(moving, read=False)
+            return Exported(call, "" if id in self.engine.groups else "it does not run here")
+        before = self.lent.get(self.exports.get(id, ""))
+        found = self.exchange.snapshot(id)
+        if found is None:
+            return Exported(call, "it does not run here")
+        kv, preempted = found
+        if before is not None and before.preempted != preempted:
+            return Exported(call, "it was preempted")
+        if message.stop:
+            held = self.exchange.hold(id)
+            assert held is not None, "what has a snapshot runs"
+            kv = held
+        if id in self.exports:
+            old = self.exports.pop(id)
+            self.endpoint.release(old)
+            self.lent.pop(old, None)
+        lease = self._lease_name()
+        self.lent[lease] = Lent(id, "moving" if message.stop else "running", preempted)
+        if not message.stop:
+            self.exports[id] = lease
+        self.endpoint.offer(lease, kv.blocks, tokens=kv.kv_tokens, lease_s=message.lease_s)
+        prompt = len(self.engine.held[id].submit.tokens if message.stop else self._prompt(id))
+        return Exported(call, "", lease, kv.blocks, kv.kv_tokens, kv.tokens[prompt:])
+
+    def _prompt(self, id: int) -> list[int]:
+        (c,) = self.engine.groups[id].live.values()
+        return c.submit.tokens
+
+    def resume(self, message: Resume, now: float) -> None:
+        lent = self.lent.get(message.lease)
+        submit = message.submit
+        if lent is None or lent.kind != "held" or not self.endpoint.release(message.lease):
+            self._refuse(submit, f"lease {message.lease} has ended")
+            return
+        del self.lent[message.lease]
+        first = self.first.pop(lent.id)
+        if submit.sampling.max_tokens == 1:
+            self.exchange.release(lent.id)
+            if not message.made:
+                self.outputs.append(msgspec.structs.replace(first, id=submit.id, finish="length"))
+            return
+        self.exchange.resume_as(lent.id, submit, now)
+        self.told.append(Landed(submit.id, 0, 0.0, "", len(message.made)))
+        if not message.made:
+            self.outputs.append(msgspec.structs.replace(first, id=submit.id, finish=None))
+
+    # ------------------------------------------------------------ what is computed elsewhere
+
+    def receive(self, message: Receive, now: float) -> None:
+        submit = message.submit
+        if reason := self.engine.impossible(submit):
+            self._refuse(submit, reason)
+            return
+        place = self.exchange.receive(submit, list(message.made), now)
+        if place is None:
+            self.told.append(Full(submit.id, "no KV blocks are free, or max_seqs sequences run"))
+            return
+        pushed = message.source is None
+        inbound = Inbound(submit.id, place, time.monotonic() + message.deadline_s, message.last, pushed)
+        inbound.copied = place.cached_tokens // self.engine.runner.block_tokens
+        self.inbound[submit.id] = inbound
+        self.background.loop.call_soon_threadsafe(
+            self.background.loop.call_later, message.deadline_s, self.post, lambda: self._late(inbound, message.deadline_s)
+        )
+        if message.source is not None:
+            self.told.append(Reserved(submit.id, "", place.blocks, place.cached_tokens))
+            self._read(inbound, message.source)
+        else:
+            self._expect(inbound)
+
+    def proceed(self, message: Proceed) -> None:
+        inbound = self.inbound.get(message.id)
+        if inbound is None or inbound.ended or inbound.landing:
+            return  # it ended meanwhile, and whoever waits was told
+        place = self.exchange.proceed(message.id, list(message.made))
+        if place is None:
+            self._call_off(inbound, "no room for what was made meanwhile", full=True)
+            return
+        inbound.place, inbound.last = place, message.last
+        if message.source is not None:
+            if inbound.ticket:
+                self.endpoint_soon(lambda: self.endpoint.cancel(inbound.ticket, "it is read instead"))
+                inbound.ticket = ""
+            inbound.pushed, inbound.complete = False, False
+            self._read(inbound, message.source)
+        else:
+            self._maybe_land(inbound)
+
+    def endpoint_soon(self, call: Callable[[], object]) -> None:
+        self.background.loop.call_soon_threadsafe(call)
+
+    def _read(self, inbound: Inbound, source: Source) -> None:
+        """Its blocks beyond those copied; whatever was read before of a block that was not full is read again."""
+        block = self.engine.runner.block_tokens
+        tokens = min(inbound.place.kv_tokens, source.kv_tokens)
+        count = min(-(-tokens // block), len(source.blocks), len(inbound.place.blocks))
+        first = min(inbound.copied, count)
+        wanted, into = source.blocks[first:count], inbound.place.blocks[first:count]
+
+        async def pull() -> Result:
+            renewing = asyncio.create_task(self._renewing(source))
+            try:
+                left_s = max(0.01, inbound.deadline_s - time.monotonic())
+                return await self.endpoint.pull(source.descriptor, source.lease, wanted, into, deadline_s=left_s, release=True)
+            finally:
+                renewing.cancel()
+
+        def done(result: Result | BaseException) -> None:
+            self.post(lambda: self._was_read(inbound, result, tokens // block, tokens))
+
+        inbound.work = self.background.start(pull, done)
+
+    async def _renewing(self, source: Source) -> None:
+        while True:
+            await asyncio.sleep(self.lease_s / RENEWALS)
+            await self.endpoint.renew_at(source.descriptor, [source.lease], lease_s=self.lease_s, deadline_s=self.lease_s / RENEWALS)
+
+    def _was_read(self, inbound: Inbound, result: Result | BaseException, full_blocks: int, tokens: int) -> None:
+        inbound.work = None
+        if inbound.ended:
+            self._forget(inbound)
+        elif isinstance(result, Result) and result.status == "done":
+            inbound.copied = max(inbound.copied, full_blocks)
+            self._came(inbound, result)
+            missing = inbound.place.kv_tokens - tokens - (0 if self.exchange.expected[inbound.id].row.made else 1)
+            if inbound.last and missing > 0:
+                self._call_off(inbound, f"the KV of {missing} tokens is not there")
+            elif not inbound.last:
+                self.told.append(Staged(inbound.id))
+            else:
+                inbound.complete = True
+                self._maybe_land(inbound)
+        else:
+            self._call_off(inbound, result.reason if isinstance(result, Result) else f"{type(result).__name__}: {result}")
+
+    def _came(self, inbound: Inbound, result: Result) -> None:
+        inbound.bytes += result.bytes
+        inbound.transport = result.transport or inbound.transport
+        self.received_bytes += result.bytes
+
+    def _expect(self, inbound: Inbound) -> None:
+        """Let a peer push."""
+        inbound.ticket = self._lease_name()
+        blocks = inbound.place.blocks[inbound.copied :]
+
+        async def expect() -> Result:
+            try:
+                future = self.endpoint.expect(inbound.ticket, blocks, deadline_s=max(0.01, inbound.deadline_s - time.monotonic()))
+            finally:
+                self.post(lambda: self._expected(inbound))
+            return await asyncio.shield(future)
+
+        def done(result: Result | BaseException) -> None:
+            self.post(lambda: self._was_pushed(inbound, result))
+
+        inbound.work = self.background.start(expect, done)
+
+    def _expected(self, inbound: Inbound) -> None:
+        if not inbound.ended:
+            place = inbound.place
+            self.told.append(Reserved(inbound.id, inbound.ticket, place.blocks, place.cached_tokens))
+
+    def _was_pushed(self, inbound: Inbound, result: Result | BaseException) -> None:
+        if inbound.pushed:
+            inbound.work = None
+        if inbound.ended:
+            if inbound.work is None:
+                self._forget(inbound)
+        elif not inbound.pushed:
+            return  # it is read instead
+        elif isinstance(result, Result) and result.status == "done":
+            self._came(inbound, result)
+            inbound.complete = True
+            self._maybe_land(inbound)
+        else:
+            self._call_off(inbound, result.reason if isinstance(result, Result) else f"{type(result).__name__}: {result}")
+
+    def _maybe_land(self, inbound: Inbound) -> None:
+        if not (inbound.last and inbound.complete):
+            return
+        inbound.landing = True
+        del self.inbound[inbound.id]
+        made = self.exchange.expected[inbound.id].row.made
+        self.exchange.arrived(inbound.id)
+        self.told.append(Landed(inbound.id, inbound.bytes, time.monotonic() - inbound.began_s, inbound.transport, made))
+
+    def _late(self, inbound: Inbound, deadline_s: float) -> None:
+        if self.inbound.get(inbound.id) is inbound and not inbound.ended:
+            self._call_off(inbound, f"not all KV was here after {deadline_s:g} s")
+
+    def _call_off(self, inbound: Inbound, reason: str, *, full: bool = False) -> None:
+        """It will not come; whoever waits is told at once."""
+        self.failed += not full
+        if full:
+            self.told.append(Full(inbound.id, reason))
+        else:
+            for index in self.engine.groups[inbound.id].live:
+                self.outputs.append(Tokens(inbound.id, index, 0, [], "error", error=reason))
+        self._drop(inbound)
+
+    def _drop(self, inbound: Inbound) -> None:
+        inbound.ended = True
+        if inbound.work is None:
+            self._forget(inbound)
+        elif inbound.pushed:
+            self.endpoint_soon(lambda: self.endpoint.cancel(inbound.ticket))
+        else:
+            inbound.work.cancel()
+
+    def _forget(self, inbound: Inbound) -> None:
+        self.inbound.pop(inbound.id, None)
+        self.exchange.failed(inbound.id)
+
+    # ------------------------------------------------------------ both
+
+    def cancel(self, message: Cancel) -> bool:
+        """True: it was this side's affair."""
+        id = message.id
+        if (inbound := self.inbound.get(id)) is not None:
+            if not inbound.ended:
+                for index in self.engine.groups[id].live:
+                    self.outputs.append(Tokens(id, index, 0, [], "abort"))
+                self._drop(inbound)
+            return True
+        if id in self.pushes:
+            self.pushes.stop(id)
+            return True
+        moving = next((lease for lease, lent in self.lent.items() if lent.id == id and lent.kind == "moving"), None)
+        if moving is None:
+            if id in self.exports:
+                old = self.exports.pop(id)
+                self.endpoint.release(old)
+                self.lent.pop(old, None)
+            return False
+        self.endpoint.release(moving)
+        del self.lent[moving]
+        self.outputs.append(Tokens(id, 0, self.engine.held[id].row.made, [], "abort"))
+        self.exchange.release(id)
+        return True
+
+    def _refuse(self, submit: Submit, reason: str) -> None:
+        self.outputs += [Tokens(submit.id, index, 0, [], "error", error=reason) for index in range(max(1, submit.sampling.best_of))]
+
+    def _lease_name(self) -> str:
+        self._leases += 1
+        return f"{self.engine_id}/{self._leases}"

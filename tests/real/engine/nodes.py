@@ -1,0 +1,134 @@
+"""An engine with its peers' side, played by hand in one process: what the engine process does, without the process."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from pdlab.prefix import chain
+from pdlab.real.engine.background import Background
+from pdlab.real.engine.engine import Engine
+from pdlab.real.engine.load import load
+from pdlab.real.engine.messages import AnyToEngine, Exported, FromEngine, Sampling, Step, Submit, Tokens
+from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.peers import Peers
+from pdlab.real.engine.process import Serving
+from pdlab.real.transfer.endpoint import Endpoint
+
+T = TypeVar("T")
+BLOCK = 4
+
+
+class Line:
+    """Stands where the socket to the other process is."""
+
+    def __init__(self) -> None:
+        self.inbox: queue.SimpleQueue[AnyToEngine | Callable[[], None]] = queue.SimpleQueue()
+        self.sent: list[FromEngine] = []
+
+    def send(self, message: FromEngine) -> None:
+        self.sent.append(message)
+
+
+class Node:
+    def __init__(self, name: str, engine: Engine, peers: Peers, line: Line) -> None:
+        self.name, self.engine, self.peers, self.line = name, engine, peers, line
+        self.serving = Serving(line, engine, peers)  # type: ignore[arg-type]
+
+    @property
+    def descriptor(self) -> bytes:
+        return self.peers.endpoint.descriptor()
+
+    def turn(self) -> None:
+        """Take in what has come, then run one pass or run."""
+        while not self.line.inbox.empty():
+            self.serving.take(self.line.inbox.get())
+        if self.engine.runnable:
+            self.serving.mark_s = time.monotonic()
+            self.engine.step(self.serving.mark_s, self.serving.emit, self.serving.interrupted)
+        self.engine.scheduler.check()
+
+    def tell(self, message: AnyToEngine) -> None:
+        self.line.inbox.put(message)
+
+    @property
+    def outputs(self) -> list[Tokens]:
+        return [output for step in self.line.sent if isinstance(step, Step) for output in step.outputs]
+
+    def tokens(self, id: int, candidate: int = 0) -> list[int]:
+        """Those that were told, which must have no gap or repeat."""
+        found: list[int] = []
+        start: int | None = None
+        for output in self.outputs:
+            if (output.id, output.candidate) == (id, candidate) and output.tokens:
+                start = output.start if start is None else start
+                assert output.start == start + len(found)
+                found += output.tokens
+        return found
+
+    def finish(self, id: int, candidate: int = 0) -> str | None:
+        ends = [o.finish for o in self.outputs if (o.id, o.candidate) == (id, candidate) and o.finish]
+        assert len(ends) <= 1, f"{id} ended {ends}"
+        return ends[0] if ends else None
+
+    def error(self, id: int) -> str:
+        return next(o.error for o in self.outputs if o.id == id and o.finish == "error")
+
+    def news(self, kind: type[T], id: int) -> list[T]:
+        said = [one for step in self.line.sent if isinstance(step, Step) for one in step.news]
+        return [one for one in said if isinstance(one, kind) and one.id == id]  # type: ignore[attr-defined]
+
+    def exported(self, call: int) -> Exported | None:
+        return next((m for m in self.line.sent if isinstance(m, Exported) and m.call == call), None)
+
+    def at_rest(self) -> None:
+        assert self.engine.scheduler.idle
+        assert self.engine.scheduler.pool.used == 0
+        assert not self.peers.inbound
+        assert not self.peers.lent
+        assert not self.peers.exports
+        assert not self.peers.first
+        assert not self.peers.pushes.live
+
+
+def until(met: Callable[[], T | None], *nodes: Node, within_s: float = 20.0) -> T:
+    """Let the nodes run until that is true; returns it."""
+    deadline_s = time.monotonic() + within_s
+    while not (found := met()):
+        assert time.monotonic() < deadline_s, "it never came"
+        for node in nodes:
+            node.turn()
+        time.sleep(0.0005)
+    return found
+
+
+@contextmanager
+def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s: float = 30.0) -> Iterator[Node]:
+    loaded = load(options)
+    line = Line()
+    ended: list[Peers] = []
+    endpoint = Endpoint(
+        loaded.engine.runner.kv,
+        name=name,
+        incarnation="1",
+        block_tokens=options.block_tokens,
+        model_hash=loaded.fingerprint,
+        transport=transport,
+        checksums=True,
+        lease_ended=lambda lease, blocks, how: ended[0].lease_ended(lease, blocks, how),
+    )
+    background = Background(name)
+    try:
+        background.run(endpoint.start())
+        ended.append(Peers(loaded.engine, endpoint, background, line.inbox.put, engine_id=f"{name}-1", lease_s=lease_s))
+        yield Node(name, loaded.engine, ended[0], line)
+    finally:
+        background.run(endpoint.close())
+        background.close()
+
+
+def submit(id: int, prompt: list[int], sampling: Sampling, *, stays: bool = True) -> Submit:
+    return Submit(id, prompt, sampling, chain(prompt, BLOCK), stays=stays)
