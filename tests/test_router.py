@@ -15,6 +15,7 @@ from pdlab.types import (
     Arrived,
     Cancelled,
     Dispatch,
+    Drained,
     End,
     Evict,
     Finished,
@@ -22,7 +23,9 @@ from pdlab.types import (
     InstanceSpec,
     InstanceState,
     Joined,
+    Leads,
     Left,
+    Lost,
     Migrate,
     Migrated,
     PrefillDone,
@@ -234,6 +237,54 @@ def test_a_switch_never_empties_a_role() -> None:
     assert not r.by_name["p0"].ready
     r.handle(Switched("p0", 0, Role.DECODE), 2.0)
     assert (r.by_name["p0"].role, r.by_name["p0"].ready) == (Role.DECODE, True)
+
+
+def test_an_attempt_that_breaks_off_is_made_again_while_its_instance_stays() -> None:
+    r = router()
+    arrive(r)
+    r.handle(PrefillDone(0, 1, "p0"), 1.0)
+    r.handle(Transferred(0, 1, "d0"), 1.1)
+    actions = r.handle(Lost(0, 1, "d0", "the connection broke", sent=4), 2.0)
+    assert actions == [Abort(0, 1, "d0"), Dispatch(0, 3, "p0", sent_tokens=4)]
+    assert r.by_name["d0"].ready
+    assert r.handle(Lost(0, 1, "d0", "again"), 2.1) == []  # of an attempt that is over
+    r.check()
+
+
+def test_a_draining_instance_gets_nothing_new_and_keeps_what_it_has() -> None:
+    r = router()
+    arrive(r)
+    assert r.handle(Drained("p0", 0), 0.1) == []
+    assert r.by_name["p0"].state is InstanceState.DRAINING
+    assert [a.instance for i in (1, 2) for a in arrive(r, i) if isinstance(a, Dispatch)] == ["p1", "p1"]
+    assert r.handle(Drained("p0", 5, draining=False), 0.2) == []  # of an incarnation that is not there
+    assert not r.by_name["p0"].ready
+    r.handle(Drained("p0", 0, draining=False), 0.3)
+    assert r.by_name["p0"].ready
+    assert r.handle(PrefillDone(0, 1, "p0"), 1.0) == [Handoff(0, 1, "p0", "d0")]
+    r.check()
+
+
+def test_a_role_that_an_operator_changed_is_followed() -> None:
+    r = router()
+    r.handle(Drained("p0", 0), 0.1)
+    r.handle(Switched("p0", 0, Role.DECODE), 0.2)
+    assert [x.name for x in r.cluster.decode] == ["p0", "d0", "d1"]
+    assert [x.name for x in r.cluster.prefill] == ["p1"]
+
+
+def test_only_the_leader_of_several_routers_resizes() -> None:
+    class Flips(Policy):
+        tick_s = 1.0
+
+        def resize(self, cluster: Cluster) -> list[tuple[Instance, Role] | Scale]:
+            return [(cluster.instances[0], Role.DECODE)]
+
+    r = router(Flips())
+    r.handle(Leads(False), 0.0)
+    assert r.handle(Tick(), 1.0) == []
+    r.handle(Leads(True), 1.5)
+    assert r.handle(Tick(), 2.5) == [Switch("p0", Role.DECODE)]
 
 
 def test_migration_moves_the_books_when_it_is_done() -> None:
