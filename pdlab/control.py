@@ -10,12 +10,12 @@ from pdlab.router import Limits, Router
 from pdlab.spec import Experiment
 
 
-def router(experiment: Experiment, *, hash_tokens: int) -> Router:
-    """A fresh one. `hash_tokens` is the prompt tokens behind one prefix hash."""
+def router(experiment: Experiment, *, hash_tokens: int, policy: Policy | None = None) -> Router:
+    """A fresh one. `hash_tokens` is the prompt tokens behind one prefix hash; `policy` is asked in place of the experiment's."""
     limits, reports = experiment.limits, experiment.cluster.reports
     network, scale = experiment.cluster.network, experiment.cluster.autoscale
     return Router(
-        load_policy.build(experiment.policy, experiment.base_dir),
+        policy or load_policy.build(experiment.policy, experiment.base_dir),
         seed=experiment.seed,
         limits=Limits(
             request_timeout_s=limits.request_timeout_s,
