@@ -67,6 +67,8 @@ class Submit(ToEngine, frozen=True):
     priority: int = 0
     stays: bool = True
     push: Push | None = None
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
 
 
 class Receive(ToEngine, frozen=True):

@@ -1,0 +1,86 @@
+"""A cluster as an `Engine`, so that the OpenAI front serves it as it serves a single one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from pdlab.real.cluster.timeline import KEPT
+from pdlab.real.cluster.world import World
+from pdlab.real.engine.messages import FromQueue, Ready, Step, Submit, Tokens
+
+
+class ClusterEngine:
+    """`model` is the name that is served, `vocab` its tokenizer's size, `context_tokens` the model's own bound on prompt plus output (0:
+    none known); what the instances' KV memory holds bounds them too. One for a World."""
+
+    def __init__(self, world: World, model: str, vocab: int, *, context_tokens: int = 0) -> None:
+        self.world, self.model, self.vocab, self.context_tokens = world, model, vocab, context_tokens
+        self.ready: Ready
+        self.load = Step([])
+        self.down: str | None = None
+        self._requests: dict[int, int] = {}  # Submit.id -> the world's, and of the last that have ended
+        self._members_changed()
+        world.on_members = self._members_changed
+
+    def submit(self, submit: Submit, arriving: asyncio.Queue[FromQueue] | None = None) -> asyncio.Queue[FromQueue]:
+        """As `Engine.submit`; the last of a candidate that does not succeed is a `pdlab.real.cluster.live.Ended`."""
+        arriving = asyncio.Queue() if arriving is None else arriving
+        put, id = arriving.put_nowait, submit.id
+
+        def deliver(tokens: Tokens) -> None:
+            put(msgspec.structs.replace(tokens, id=id))
+
+        requests, live = self._requests, self.world.live
+        requests[id] = self.world.submit(
+            submit.tokens,
+            submit.sampling,
+            deliver,
+            hashes=submit.hashes,
+            priority=submit.priority,
+            ttft_slo_s=submit.ttft_slo_s,
+            tpot_slo_s=submit.tpot_slo_s,
+        )
+        while len(requests) > KEPT and requests[oldest := next(iter(requests))] not in live:
+            del requests[oldest]
+        return arriving
+
+    def cancel(self, id: int, candidate: int = -1) -> None:
+        """Drop a request or one of its candidates (-1: all). Harmless when it has ended. A candidate dropped alone gets no more tokens."""
+        request_id = self._requests.get(id)
+        if request_id is not None:
+            self.world.cancel(request_id, candidate)
+
+    def timeline(self, id: int) -> dict[str, Any] | None:
+        """`World.timeline` of a request; None where it ended long ago."""
+        return self.world.timeline(self._requests.get(id, -1)) or None
+
+    def _members_changed(self) -> None:
+        """Sum up the instances, and what they reported last."""
+        world = self.world
+        specs = [member.spec for member in world.members.values() if not member.gone]
+        reports = world.reports.values()
+        most = [spec.kv_blocks * spec.block_tokens for spec in specs]
+        self.ready = Ready(
+            self.model,
+            min([*most, self.context_tokens] if self.context_tokens else most or [0]),
+            self.vocab,
+            world.router.cluster.hash_tokens,
+            sum(spec.kv_blocks for spec in specs),
+            "cluster",
+            "",
+        )
+        self.load = Step(
+            [],
+            world.now(),
+            sum(report.waiting for report in reports),
+            sum(report.running for report in reports),
+            sum(report.used_blocks for report in reports),
+            preemptions=sum(report.preempted for report in reports),
+            waiting_tokens=sum(report.waiting_tokens for report in reports),
+            context_tokens=sum(report.context_tokens for report in reports),
+            free_blocks=sum(report.free_blocks for report in reports),
+        )
+        self.down = world.down or (None if world.router.cluster.ready else "no instance is ready")

@@ -1,0 +1,312 @@
+"""The legs of a request: asks instances for them, one task each, and says what came of them.
+
+alone      one leg at one instance
+prefill    the prompt; its KV waits under a lease, or goes where it was reserved
+decode     from KV that waits at a prefill instance (the same one: no transfer)
+reserve    the same, begun before prefill: takes blocks, lets the prefill leg go, waits
+target     a migration's destination, while the decode leg goes on
+
+A leg that has ended leaves `Live.legs` before its end is told, so that what the router then says meets nothing stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pdlab.real.cluster.live import Held, Leg, Live, Member
+from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegTokens, TransferTrouble, Unfit
+from pdlab.real.engine.messages import Sampling
+from pdlab.real.wire import LAYERS, MADE, PUSH, RESERVE, Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
+from pdlab.spec import TransferSpec
+from pdlab.types import Failed, Lost, Migrated, PrefillDone, Refused, Stage, TransferFailed, Transferred
+
+if TYPE_CHECKING:
+    from pdlab.real.cluster.world import World
+
+Way = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Legs:
+    def __init__(self, world: World, transfer: TransferSpec) -> None:
+        self.world, self.transfer = world, transfer
+
+    # ------------------------------------------------------------ what the router asks for
+
+    def dispatch(self, live: Live, prefill: Member, decode: Member | None) -> None:
+        if decode is prefill:
+            self._dispatched(live, prefill)
+            leg = self._leg(live, "alone", prefill)
+            self._run(live, leg, partial(self._read, live, leg))
+        elif decode is None or not decode.can(RESERVE):
+            self._prefill(live, prefill, then=decode)
+        else:
+            leg = self._leg(live, "reserve", decode)
+            params = KvParams(do_remote_prefill=True, pdlab=Extra(reserve=True, events=True))
+            self._run(live, leg, partial(self._read, live, leg, params=params, prefill=prefill))
+
+    def hand_off(self, live: Live, src: Member, dst: Member) -> None:
+        """Decode at `dst` from the KV that waits at `src`."""
+        answer, line = live.prefilled, live.line
+        assert answer is not None
+        line.handoff_s = self.world.now()
+        if dst is src and not (dst.can(MADE) and live.single):
+            leg = self._leg(live, "alone", dst)
+            self._run(live, leg, partial(self._read, live, leg))
+            self.world.release(live)
+            return
+        if dst is src and not live.made:
+            live.first(self.world.now(), None)  # that token is in the KV already
+        leg = self._leg(live, "decode", dst)
+        line.status = Stage.TRANSFER
+        if not dst.can(MADE) or answer.params is None:
+            self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
+            return
+        leg.next[0] = len(live.made)
+        extra = msgspec.structs.replace(answer.params.pdlab or Extra(), made=live.made, events=True)
+        self._run(live, leg, partial(self._read, live, leg, params=msgspec.structs.replace(answer.params, pdlab=extra)))
+
+    def migrate(self, live: Live, src: Member, dst: Member) -> None:
+        source = live.legs.get("decode")
+        if source is None or source.member is not src or not live.single:
+            self.world.tell(TransferFailed(live.request.id, live.attempt, src.name, dst.name, "the request cannot be moved now"))
+            return
+        leg = self._leg(live, "target", dst)
+        extra = Extra(migrate=MigrateFrom(src.spec.url, source.name), events=True)
+        self._run(live, leg, partial(self._read, live, leg, params=KvParams(do_remote_prefill=True, pdlab=extra)))
+
+    # ------------------------------------------------------------ legs
+
+    def _leg(self, live: Live, kind: str, member: Member) -> Leg:
+        place = {"prefill": "prefill", "target": "target"}.get(kind, "decode")
+        live.named += 1
+        name = f"{self.world.name}-{live.request.id}-{live.attempt}-{live.named}"
+        leg = live.legs[place] = Leg(kind, name, member, [0] * live.sampling.best_of)
+        if place == "decode":
+            live.line.decode_instance = member.name
+        return leg
+
+    def _run(self, live: Live, leg: Leg, way: Way) -> None:
+        leg.task = self.world.spawn(self._guarded(live, leg, way))
+
+    async def _guarded(self, live: Live, leg: Leg, way: Way) -> None:
+        try:
+            await way()
+        except (Full, Unfit, Broken, TransferTrouble) as trouble:
+            if not leg.over:
+                await self._trouble(live, leg, trouble)
+        except Exception as error:
+            if not leg.over:
+                live.drop(leg)
+                reason = f"{type(error).__name__}: {error}"
+                self.world.tell(Failed(live.request.id, live.attempt, leg.member.name, reason))
+            raise
+
+    def _ask(
+        self, live: Live, leg: Leg, sampling: Sampling | None = None, params: KvParams | None = None, raw: bytes | None = None
+    ) -> LegAsk:
+        request = live.request
+        tokens, own = live.ask()
+        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling or own, request.priority, request.hashes, params, raw)
+
+    def _dispatched(self, live: Live, prefill: Member) -> None:
+        live.line.dispatched(self.world.now(), prefill.name)
+
+    # ------------------------------------------------------------ prefill
+
+    def _prefill(
+        self, live: Live, member: Member, *, reserved: Leg | None = None, push: PushTo | None = None, then: Member | None = None
+    ) -> None:
+        """Compute the prompt. `reserved` waits for it, the KV being pushed, or pulled by it; `then` is chosen, but cannot reserve."""
+        self._dispatched(live, member)
+        leg = self._leg(live, "prefill", member)
+        self._run(live, leg, partial(self._prefilling, live, leg, reserved, push, then))
+
+    async def _prefilling(self, live: Live, leg: Leg, reserved: Leg | None, push: PushTo | None, then: Member | None) -> None:
+        params = KvParams(do_remote_decode=True, pdlab=Extra(push=push) if push is not None else None)
+        sampling = live.ask()[1]
+        if not live.single:  # its token is dropped, so it must not end the request
+            sampling = msgspec.structs.replace(sampling, best_of=1, ignore_eos=True, stop_token_ids=())
+        answer = await leg.member.remote.prefill(self._ask(live, leg, sampling, params))
+        if leg.over:
+            return
+        live.prefilled = answer
+        live.line.prefilled(answer.queue_s, answer.cached_tokens)
+        if push is None and answer.params is not None and answer.params.remote_request_id:
+            live.held = Held(leg.member, answer.params.remote_request_id)
+        stopped = answer.finish == "stop"
+        if live.single and (stopped or sampling.max_tokens == 1):
+            live.first(self.world.now(), "stop" if stopped else "length")
+            self.world.finish(live, leg)
+            return
+        if push is None and answer.raw_params is None:
+            raise Broken("it answered without kv_transfer_params")
+        if self._gives_first(live, leg.member, reserved.member if reserved is not None else then):
+            live.first(self.world.now(), None)
+        live.drop(leg)
+        live.line.status = Stage.LEASED
+        self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, answer.cached_tokens))
+        if live.prefilled is not answer:
+            return  # it was told of something else meanwhile
+        if reserved is not None:
+            await self._proceed(live, reserved, answer.params if push is None else None)
+        elif then is not None:
+            self.hand_off(live, leg.member, then)
+
+    def _push(self, prefill: Member, to: StreamEvent) -> PushTo | None:
+        """Where `prefill` is to write; None: the KV is pulled."""
+        if self.transfer.mode != "push" or not prefill.can(PUSH):
+            return None
+        granularity = "chunk" if self.transfer.granularity == "layer" and not prefill.can(LAYERS) else self.transfer.granularity
+        return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, self.transfer.timeout_s)
+
+    def _gives_first(self, live: Live, prefill: Member, decode: Member | None) -> bool:
+        """Does the prefill instance's token go to the client? Only where whoever decodes can go on from it."""
+        if self.transfer.first_token != "prefill" or not live.single or not prefill.can(MADE):
+            return False
+        return decode.can(MADE) if decode is not None else self.world.all_go_on
+
+    async def _proceed(self, live: Live, leg: Leg, pull: KvParams | None) -> None:
+        live.line.handoff_s = self.world.now()
+        live.line.status = Stage.TRANSFER
+        leg.next[0] = len(live.made)
+        try:
+            await leg.member.remote.proceed(Continue(leg.name, live.made, pull))
+        except Broken as broken:
+            if not leg.over:
+                await self._trouble(live, leg, broken)
+                leg.cancel()  # its stream may not know
+
+    # ------------------------------------------------------------ streams
+
+    async def _read(
+        self, live: Live, leg: Leg, *, params: KvParams | None = None, raw: bytes | None = None, prefill: Member | None = None
+    ) -> None:
+        """A decode leg to its end. `prefill`: whom to ask for the prompt when blocks are reserved."""
+        stream = leg.member.remote.decode(self._ask(live, leg, None, params, raw))
+        try:
+            async for news in stream:
+                if leg.over:
+                    continue  # let it end in order
+                if isinstance(news, LegTokens):
+                    self._tokens(live, leg, news)
+                elif news.event == "reserved" and prefill is not None and not leg.reserved:
+                    leg.reserved = True
+                    self._prefill(live, prefill, reserved=leg, push=self._push(prefill, news))
+                elif news.event == "transferred" and not leg.landed:
+                    self._landed(live, leg, news)
+                elif news.event == "moved":
+                    self._moved(live, leg)
+        finally:
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
+        if not leg.over and not leg.moved and leg.ended < len(live.candidates):
+            raise Broken("its stream ended early")
+
+    def _tokens(self, live: Live, leg: Leg, news: LegTokens) -> None:
+        began = not leg.landed
+        if began and leg.kind == "alone":
+            leg.landed = True
+            if live.prefilled is None:
+                live.line.prefilled(news.queue_s, news.cached_tokens)
+        elif began:
+            self._landed(live, leg, StreamEvent("transferred"))  # an instance without events
+            if leg.over:
+                return
+        leg.ended += news.finish is not None
+        live.take(leg, news, self.world.now())
+        target = live.legs.get("target")
+        if target is not None and target.landed and leg is not target and live.sent >= target.goes_on_from:
+            self._commit(live, leg, target)
+        elif live.finished:
+            self.world.finish(live, leg)
+        elif began and leg.kind == "alone":
+            live.line.decodes(self.world.now())
+            if live.prefilled is None:
+                self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, news.cached_tokens))
+
+    def _landed(self, live: Live, leg: Leg, news: StreamEvent) -> None:
+        """The KV is where the leg decodes."""
+        leg.landed = True
+        now, request = self.world.now(), live.request
+        if leg.kind == "target":
+            live.line.transfer_bytes += news.bytes
+            leg.next[0] = leg.goes_on_from = news.made
+            source = live.legs["decode"]
+            if live.sent >= news.made:
+                self._commit(live, source, leg)
+            elif source.moved:
+                raise Broken("its source kept tokens back")
+            return
+        held, live.held = live.held, None  # it was read
+        if held is not None and held.member is leg.member:
+            live.line.decodes(now)  # the router knows
+            return
+        live.line.transferred(now, news.seconds, news.bytes)
+        self.world.tell(Transferred(request.id, live.attempt, leg.member.name))
+
+    # ------------------------------------------------------------ migration
+
+    def _moved(self, live: Live, leg: Leg) -> None:
+        """The source has given the request away, and said all its tokens."""
+        leg.moved = True
+        target = live.legs.get("target")
+        if target is None or target.landed:
+            raise Broken("it was moved away")
+
+    def _commit(self, live: Live, source: Leg, target: Leg) -> None:
+        live.drop(source)
+        if not source.moved and source.task is not None:
+            source.task.cancel()
+        live.legs["decode"] = live.legs.pop("target")
+        target.kind = "decode"
+        live.line.migrations += 1
+        live.line.decode_instance = target.member.name
+        self.world.tell(Migrated(live.request.id, live.attempt, source.member.name, target.member.name))
+        if live.finished and not target.over:
+            self.world.finish(live, target)
+
+    # ------------------------------------------------------------ trouble
+
+    async def _trouble(self, live: Live, leg: Leg, trouble: Full | Unfit | Broken | TransferTrouble) -> None:
+        request_id, attempt, name = live.request.id, live.attempt, leg.member.name
+        reason = str(trouble) or type(trouble).__name__
+        waits = leg.kind in ("decode", "reserve", "target") and not leg.landed
+        if isinstance(trouble, Broken) and not await leg.member.remote.alive():
+            if not leg.over:
+                self.world.gone(leg.member)
+            return
+        if leg.over:
+            return
+        if leg.kind == "target":
+            self._target_trouble(live, leg, trouble, reason)
+        elif isinstance(trouble, Unfit):
+            live.drop(leg)
+            live.unfit = True
+            self.world.tell(Failed(request_id, attempt, name, reason))
+        elif isinstance(trouble, Full) and waits and not leg.reserved:
+            live.drop(leg)
+            self.world.tell(Refused(request_id, attempt, name))
+        elif isinstance(trouble, (Full, TransferTrouble)) and waits:
+            live.drop(leg)
+            self.world.tell(TransferFailed(request_id, attempt, live.line.prefill_instance or "", name, reason))
+        else:
+            live.complete()
+            if live.finished:
+                self.world.finish(live, leg)
+                return
+            live.drop(leg)
+            self.world.tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.sent))
+
+    def _target_trouble(self, live: Live, leg: Leg, trouble: Exception, reason: str) -> None:
+        source = live.legs["decode"]
+        lost = leg.landed or source.moved
+        live.drop(leg)
+        if isinstance(trouble, Full) and not lost:
+            self.world.tell(Refused(live.request.id, live.attempt, leg.member.name))
+        else:
+            src, dst = source.member.name, leg.member.name
+            self.world.tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.sent))

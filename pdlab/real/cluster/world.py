@@ -1,0 +1,435 @@
+"""The live world: asyncio is the clock. It turns what instances and clients say into events for the router, and performs the actions it
+answers with.
+
+It translates, keeps each client's tokens in order and the books; it decides nothing. `Legs` asks instances on a request's behalf,
+`Live` is a request, `Timelines` the books. Events are told one after the other, in the order in which things happen: what arises while
+an event's actions are performed waits its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from pdlab.log import EventLog
+from pdlab.real.cluster.legs import Legs
+from pdlab.real.cluster.live import Deliver, Leg, Live, Member
+from pdlab.real.cluster.remote import Broken, Remote
+from pdlab.real.cluster.timeline import Timelines
+from pdlab.real.engine.messages import Sampling
+from pdlab.real.wire import MADE
+from pdlab.router import Router
+from pdlab.spec import TransferSpec
+from pdlab.types import (
+    Abort,
+    AnyEvent,
+    Arrived,
+    Cancelled,
+    Dispatch,
+    Drained,
+    End,
+    Evict,
+    Finished,
+    Handoff,
+    InstanceSpec,
+    Joined,
+    Left,
+    Lost,
+    Migrate,
+    Report,
+    Request,
+    Role,
+    Scale,
+    Stage,
+    Stop,
+    Suspected,
+    Switch,
+    Switched,
+    Tick,
+    UsageError,
+)
+
+RENEW_S = 10.0
+SKEW_S = 5.0  # an instance's clock that is further off is not believed
+MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drained, Suspected, Tick})
+
+
+class World:
+    """`connect` makes the Remote of an instance that has joined. `now` is seconds since the router's start, `unix` what instances stamp
+    reports with. `start` brings up one more instance of a role, where the experiment autoscales. `name` begins the names of all legs, so
+    it must be this router's own. Use it inside a running loop, between `open` and `close`."""
+
+    def __init__(
+        self,
+        router: Router,
+        connect: Callable[[InstanceSpec], Remote],
+        *,
+        transfer: TransferSpec,
+        now: Callable[[], float],
+        unix: Callable[[], float] = time.time,
+        log: EventLog | None = None,
+        seed: int = 0,
+        start: Callable[[Role], Awaitable[None]] | None = None,
+        name: str = "",
+    ) -> None:
+        if router.autoscale is not None and start is None:
+            raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
+        self.router, self.connect, self.log, self.start = router, connect, log, start
+        self.name = name or uuid.uuid4().hex[:8]
+        self.lines = Timelines()
+        self.live: dict[int, Live] = {}
+        self.members: dict[str, Member] = {}  # the present incarnation of each
+        self.reports: dict[str, Report] = {}  # their last
+        self.down: str | None = None  # why nothing is served any more: a policy's mistake, or ours
+        self.on_members: Callable[[], None] | None = None  # called when they may have changed
+        self.all_go_on = True  # every instance can go on from a token that another has made
+        self._now, self._unix = now, unix
+        self._latest_s = 0.0
+        self._rng = random.Random(seed)
+        self._legs = Legs(self, transfer)
+        self._requests = 0
+        self._events: deque[AnyEvent] = deque()
+        self._telling = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._perform: dict[type, Callable[..., None]] = {
+            Dispatch: self._dispatch,
+            Handoff: self._handoff,
+            Migrate: self._migrate,
+            Abort: self._abort,
+            End: self._end,
+            Switch: self._switch,
+            Stop: self._stop,
+            Evict: self._evict,
+            Scale: self._scale,
+        }
+
+    def open(self) -> None:
+        """Begin to tick."""
+        self.spawn(self._ticking())
+        self.spawn(self._renewing())
+
+    async def close(self) -> None:
+        """End every task; who still waits for tokens gets no more."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def now(self) -> float:
+        """Seconds, never going back."""
+        self._latest_s = max(self._latest_s, self._now())
+        return self._latest_s
+
+    def tell(self, event: AnyEvent) -> None:
+        """Give an event to the router, and perform what it answers, in order; within another event's actions, after these."""
+        if self.down is not None:
+            return
+        self._events.append(event)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._events:
+                self._tell(self._events.popleft(), self.now())
+        except UsageError as error:
+            self._fail(str(error))
+        except Exception as error:
+            self._fail(f"the router has a bug: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._telling = False
+
+    def _tell(self, event: AnyEvent, now: float) -> None:
+        actions = self.router.handle(event, now)
+        if self.log is not None:
+            self.log.write(now, event, actions)
+        for action in actions:
+            self._perform[action.__class__](action)
+        if self.on_members is not None and event.__class__ in MEMBER_EVENTS:
+            self.on_members()
+
+    def _fail(self, reason: str) -> None:
+        """A policy's mistake, or ours: every request ends, nothing new is taken."""
+        self.down = reason
+        self._events.clear()
+        for live in list(self.live.values()):
+            self._over(live, Stage.FAILED, reason)
+        if self.on_members is not None:
+            self.on_members()
+
+    def check(self) -> None:
+        """The router's invariants; and that nothing is left of any request when none is live."""
+        self.router.check()
+        assert self.live.keys() == self.router.cluster.live.keys() or self.down is not None, "the router and its world know other requests"
+        for live in self.live.values():
+            assert all(not leg.over for leg in live.legs.values()), f"request {live.request.id} keeps a leg that is over"
+            for place, leg in live.legs.items():
+                assert self.members.get(leg.member.name) is leg.member, (
+                    f"request {live.request.id}: {place} on {leg.member.name}, which is gone"
+                )
+
+    def spawn(self, way: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that `close` ends."""
+        task = asyncio.get_running_loop().create_task(way)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler({"message": "the router's world has a bug", "exception": error, "task": task})
+
+    # ------------------------------------------------------------ clients
+
+    def submit(
+        self,
+        tokens: list[int],
+        sampling: Sampling,
+        deliver: Deliver,
+        *,
+        hashes: tuple[int, ...] = (),
+        priority: int = 0,
+        ttft_slo_s: float | None = None,
+        tpot_slo_s: float | None = None,
+    ) -> int:
+        """A client's request; returns its id. `deliver` gets each candidate's tokens in order, each index once, the last with `finish`;
+        where the request does not succeed, an `Ended`. It may be called before this returns."""
+        request_id, now = self._requests, self.now()
+        self._requests += 1
+        if sampling.temperature > 0 and sampling.seed is None:  # every leg and attempt draws alike
+            sampling = msgspec.structs.replace(sampling, seed=self._rng.getrandbits(31))
+        best_of = sampling.best_of
+        request = Request(request_id, now, len(tokens), hashes, priority, ttft_slo_s, tpot_slo_s, best_of, best_of)
+        live = self.live[request_id] = Live(request, tokens, sampling, deliver, self.lines.begin(request), self.lines.gaps.add)
+        if self.down is not None:
+            self._over(live, Stage.FAILED, self.down)
+        else:
+            self.tell(Arrived(request))
+        return request_id
+
+    def cancel(self, request_id: int, candidate: int = -1) -> None:
+        """The client has gone (-1), or wants no more of one candidate. When it wants no more of any, the request is done. Harmless when it
+        has ended."""
+        live = self.live.get(request_id)
+        if live is None:
+            return
+        if candidate < 0:
+            self.tell(Cancelled(request_id))
+            return
+        live.candidates[candidate].finish = "stop"
+        if live.finished:
+            serving = live.legs.get("decode") or live.legs.get("prefill")
+            name = serving.member.name if serving is not None else live.line.prefill_instance
+            self._finished(live, name or "")
+
+    def timeline(self, request_id: int) -> dict[str, object]:
+        """When what happened to a request, under the names of `records.FIELDS`; empty where it ended long ago."""
+        return self.lines.of(request_id)
+
+    # ------------------------------------------------------------ ends
+
+    def finish(self, live: Live, leg: Leg) -> None:
+        """All tokens are made, the last of them by `leg`, which may say its good-byes."""
+        live.drop(leg)
+        self._finished(live, leg.member.name)
+
+    def _finished(self, live: Live, instance: str) -> None:
+        self._strip(live)
+        self.live.pop(live.request.id, None)
+        self.lines.end(live.line, self.now(), Stage.DONE, None, live.delivered)
+        self.tell(Finished(live.request.id, live.attempt, instance, max(len(c.tokens) for c in live.candidates)))
+
+    def _end(self, action: End) -> None:
+        live = self.live.get(action.request_id)
+        if live is not None:
+            self._over(live, action.stage, action.reason)
+
+    def _over(self, live: Live, stage: Stage, reason: str) -> None:
+        self._strip(live)
+        self.live.pop(live.request.id, None)
+        self.lines.end(live.line, self.now(), stage, reason, live.delivered)
+        live.end(stage, reason)
+
+    def _strip(self, live: Live) -> None:
+        for leg in live.legs.values():
+            leg.cancel()
+        live.legs = {}
+        self.release(live)
+
+    def release(self, live: Live) -> None:
+        """Nobody will read the KV that waits for it."""
+        held, live.held = live.held, None
+        if held is not None and not held.member.gone:
+            self.spawn(held.member.remote.release(held.lease))
+
+    # ------------------------------------------------------------ actions
+
+    def _dispatch(self, action: Dispatch) -> None:
+        live = self.live.get(action.request_id)
+        if live is None:
+            return  # its end is about to be told
+        live.begin(action.attempt)
+        decode = None if action.decode is None else self.members[action.decode]
+        self._legs.dispatch(live, self.members[action.instance], decode)
+
+    def _handoff(self, action: Handoff) -> None:
+        live = self.live.get(action.request_id)
+        if live is not None:
+            self._legs.hand_off(live, self.members[action.src], self.members[action.dst])
+
+    def _migrate(self, action: Migrate) -> None:
+        live = self.live.get(action.request_id)
+        if live is not None and live.attempt == action.attempt:
+            self._legs.migrate(live, self.members[action.src], self.members[action.dst])
+
+    def _abort(self, action: Abort) -> None:
+        live = self.live.get(action.request_id)
+        if live is None or live.attempt != action.attempt:
+            return
+        live.prefilled = None
+        for leg in list(live.legs.values()):
+            if leg.member.name == action.instance:
+                live.drop(leg)
+                leg.cancel()
+        if live.held is not None and live.held.member.name == action.instance:
+            self.release(live)
+
+    def _switch(self, action: Switch) -> None:
+        self.spawn(self._switching(self.members[action.instance], action.role))
+
+    async def _switching(self, member: Member, role: Role) -> None:
+        try:
+            await member.remote.switch(role)
+        except Broken:
+            if await member.remote.alive():  # it stays what it was
+                self.tell(Switched(member.name, member.spec.incarnation, member.spec.role))
+            else:
+                self.gone(member)
+
+    def _stop(self, action: Stop) -> None:
+        self.spawn(self._stopping(self.members[action.instance]))
+
+    async def _stopping(self, member: Member) -> None:
+        try:
+            await member.remote.drain()
+        except Broken:
+            if not await member.remote.alive():
+                self.gone(member)
+
+    def _evict(self, action: Evict) -> None:
+        member = self.members[action.instance]
+        if member.spec.incarnation == action.incarnation:
+            self.gone(member)
+
+    def _scale(self, action: Scale) -> None:
+        assert self.start is not None, "scaling without autoscale"
+        for _ in range(action.count):
+            self.spawn(self._starting(self.start, action.role))
+
+    async def _starting(self, start: Callable[[Role], Awaitable[None]], role: Role) -> None:
+        await start(role)
+
+    # ------------------------------------------------------------ instances
+
+    def join(self, spec: InstanceSpec) -> None:
+        """An instance is there; or says something new of itself."""
+        known = self.members.get(spec.name)
+        if known is None or spec.incarnation > known.spec.incarnation:
+            if known is not None:
+                self.gone(known)
+            self.members[spec.name] = Member(spec, self.connect(spec))
+            self.lines.index(spec.name)
+            self._census()
+            self.tell(Joined(spec))
+            if spec.draining:
+                self.tell(Drained(spec.name, spec.incarnation))
+        elif spec.incarnation == known.spec.incarnation and not known.gone:
+            before, known.spec = known.spec, spec
+            self._census()
+            if spec.role is not before.role:
+                self.tell(Switched(spec.name, spec.incarnation, spec.role))
+            if spec.draining is not before.draining:
+                self.tell(Drained(spec.name, spec.incarnation, spec.draining))
+
+    def leave(self, name: str, incarnation: int) -> None:
+        """An incarnation is gone, by its own account or the registry's."""
+        member = self.members.get(name)
+        if member is not None and member.spec.incarnation == incarnation:
+            self.gone(member)
+
+    def gone(self, member: Member) -> None:
+        """Nothing that this incarnation does counts any more."""
+        if member.gone:
+            return
+        member.gone = True
+        sent: dict[int, int] = {}
+        for live in self.live.values():
+            if member.name in (live.line.prefill_instance, live.line.decode_instance):
+                sent[live.request.id] = live.sent
+            for leg in [leg for leg in live.legs.values() if leg.member is member]:
+                live.drop(leg)
+                leg.cancel()
+            if live.held is not None and live.held.member is member:
+                live.held = None
+        self._census()
+        self.tell(Left(member.name, member.spec.incarnation, sent))
+
+    def report(self, report: Report) -> None:
+        """An instance's load; `taken_s` is Unix time."""
+        now, age_s = self.now(), self._unix() - report.taken_s
+        taken_s = min(now, now - age_s) if abs(age_s) <= SKEW_S else now
+        report = msgspec.structs.replace(report, taken_s=taken_s)
+        member = self.members.get(report.instance)
+        if member is not None and not member.gone and member.spec.incarnation == report.incarnation:
+            self.reports[report.instance] = report
+            self.lines.sample(now, report, member.spec.kv_blocks)
+        self.tell(report)
+
+    def other(self, event: AnyEvent) -> None:
+        """What else the registry says: Suspected, Switched, Drained, Leads."""
+        if isinstance(event, (Switched, Drained)):
+            member = self.members.get(event.instance)
+            if member is None or member.spec.incarnation != event.incarnation:
+                return
+            if isinstance(event, Switched):
+                member.spec = msgspec.structs.replace(member.spec, role=event.role)
+            else:
+                member.spec = msgspec.structs.replace(member.spec, draining=event.draining)
+        self.tell(event)
+
+    def _census(self) -> None:
+        self.all_go_on = all(member.can(MADE) for member in self.members.values() if not member.gone)
+        self.reports = {name: report for name, report in self.reports.items() if not self.members[name].gone}
+
+    # ------------------------------------------------------------ time
+
+    async def _ticking(self) -> None:
+        due_s = self.now()
+        while True:
+            due_s += self.router.tick_s
+            await asyncio.sleep(max(0.0, due_s - self.now()))
+            self.tell(Tick())
+
+    async def _renewing(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            await asyncio.gather(*(self._renew(live) for live in list(self.live.values()) if live.held is not None))
+
+    async def _renew(self, live: Live) -> None:
+        """A lease that has ended unread takes the attempt with it."""
+        held, attempt = live.held, live.attempt
+        if held is None or await held.member.remote.renew(held.lease) or live.held is not held or "decode" in live.legs:
+            return
+        if not await held.member.remote.alive():
+            self.gone(held.member)
+        elif live.held is held and "decode" not in live.legs:
+            live.held = None
+            self.tell(Lost(live.request.id, attempt, held.member.name, f"{held.member.name}: the lease of its KV has ended", live.sent))

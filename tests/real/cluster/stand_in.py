@@ -1,0 +1,660 @@
+"""Instances in process: the real scheduler, a cost model in place of the accelerator, the simulator's network in place of a network, all
+on a VirtualLoop. They speak the `Remote` protocol, and can be killed, stalled, silenced.
+
+A `Rack` is a cluster of them. The token at place k of a request's text is `word(request_id, k)`, whoever makes it and however often, so
+that a client can tell a wrong one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import simpy
+
+from pdlab import batching, cost, load_policy
+from pdlab.control import head_of, router
+from pdlab.kv import BlockPool
+from pdlab.log import EventLog
+from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.cluster.world import World
+from pdlab.real.engine.messages import Sampling, Tokens
+from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, PushTo, StreamEvent
+from pdlab.scheduler import Batch, Scheduler, Sequence
+from pdlab.sim.build import Plan, plans
+from pdlab.sim.link import Network, Transfer
+from pdlab.sim.topology import Endpoint
+from pdlab.spec import Experiment
+from pdlab.types import InstanceSpec, Report, Role, Switched
+from tests.real.cluster.virtual import VirtualLoop
+
+LEASE_S = 30.0
+
+
+def word(request_id: int, place: int) -> int:
+    return (request_id * 7919 + place * 31) % 50021
+
+
+class Wire:
+    """`pdlab.sim.link.Network`, its clock following the loop's."""
+
+    def __init__(self, loop: VirtualLoop, latency_s: float) -> None:
+        self.loop, self.env = loop, simpy.Environment()
+        self.network = Network(self.env, latency_s=latency_s)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def send(self, src: str, dst: str, size: float, done: Callable[[], None], delay_s: float = 0.0) -> Transfer:
+        self._catch_up()
+        transfer = self.network.transfer(src, dst, size, lambda _: done(), delay_s=delay_s)
+        self._await_next()
+        return transfer
+
+    def cancel(self, transfer: Transfer) -> None:
+        self._catch_up()
+        self.network.cancel(transfer)
+        self._await_next()
+
+    def _catch_up(self) -> None:
+        if self.env.now < self.loop.time():
+            self.env.run(until=self.loop.time())
+
+    def _await_next(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        next_s = self.env.peek()
+        self._timer = self.loop.call_at(next_s, self._turn) if next_s < math.inf else None
+
+    def _turn(self) -> None:
+        while self.env.peek() <= self.loop.time():
+            self.env.step()
+        self._await_next()
+
+
+class Job:
+    """One leg at one instance."""
+
+    def __init__(self, ask: LegAsk) -> None:
+        self.ask = ask
+        self.inbox: asyncio.Queue[LegNews | Prefilled | Exception] = asyncio.Queue()
+        self.seq: Sequence | None = None
+        self.made = 0  # tokens of this attempt
+        self.submitted_s = self.began_s = math.nan
+        self.transfer: Transfer | None = None
+        self.source: StandIn | None = None  # that its KV comes from
+        self.told = self.pushed = False  # to a leg that has reserved: what is made; all of its KV
+
+    def token(self) -> int:
+        token = word(self.ask.request_id, len(self.ask.tokens) + self.made)
+        self.made += 1
+        return token
+
+
+class StandIn:
+    """One incarnation."""
+
+    def __init__(self, rack: Rack, plan: Plan, spec: InstanceSpec) -> None:
+        self.rack, self.loop, self.spec, self.plan = rack, rack.loop, spec, plan
+        engine = plan.placement.engine
+        pool = BlockPool(spec.kv_blocks, engine.block_tokens, rack.hash_tokens, engine.prefix_cache)
+        self.scheduler = Scheduler(
+            pool,
+            batching.load(engine.batching),
+            max_batch_tokens=engine.max_batch_tokens,
+            max_seqs=engine.max_seqs,
+            watermark=engine.watermark,
+        )
+        self.name, self.role = spec.name, spec.role
+        self.jobs: dict[str, Job] = {}
+        self.leases: dict[str, tuple[Sequence, asyncio.TimerHandle]] = {}
+        self.is_alive, self.stalled, self.silent, self.refuses = True, False, False, False
+        self.batch: Batch | None = None
+        self.at_boundary: list[Callable[[], None]] = []
+        self.last_step_s = 0.0
+        self._decoding: list[Sequence] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------ Remote
+
+    async def prefill(self, ask: LegAsk) -> Prefilled:
+        job = self._job(ask)
+        try:
+            self._submit(job, stays=False)
+            found = await job.inbox.get()
+            if isinstance(found, Exception):
+                raise found
+            assert isinstance(found, Prefilled)
+            return found
+        finally:
+            self._drop(job)
+
+    async def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+        job = self._job(ask)
+        try:
+            self._begin(job)
+            while True:
+                news = await job.inbox.get()
+                if isinstance(news, Exception):
+                    raise news
+                assert not isinstance(news, Prefilled)
+                yield news
+                if news.finish is not None if isinstance(news, LegTokens) else news.event == "moved":
+                    return
+        finally:
+            self._drop(job)
+
+    async def proceed(self, go: Continue) -> None:
+        job = self.jobs.get(go.leg)
+        if not self.is_alive or job is None or job.seq is None:
+            raise Broken("there is no such leg")
+        job.made = job.seq.made = len(go.made)
+        job.told = True
+        if go.kv_transfer_params is not None:
+            self._pull(job, go.kv_transfer_params)
+        elif job.pushed:
+            self._landed(job)
+
+    async def release(self, lease: str) -> None:
+        self._end_lease(lease)
+        self.kick()
+
+    async def renew(self, lease: str) -> bool:
+        if not self.is_alive or lease not in self.leases:
+            return False
+        seq, timer = self.leases.pop(lease)
+        timer.cancel()
+        self._lease(lease, seq)
+        return True
+
+    async def alive(self) -> bool:
+        return self.is_alive
+
+    async def switch(self, role: Role) -> None:
+        if not self.is_alive:
+            raise Broken("no answer")
+        self._when_idle(partial(self._switched, role))
+
+    async def drain(self) -> None:
+        if not self.is_alive:
+            raise Broken("no answer")
+        self._when_idle(self._leave)
+
+    # ------------------------------------------------------------ faults
+
+    def kill(self) -> None:
+        """Dead at once: connections break, memory is gone."""
+        self.is_alive = False
+        if self._timer is not None:
+            self._timer.cancel()
+        for job in list(self.jobs.values()):
+            self._stop_transfer(job)
+            job.inbox.put_nowait(Broken("connection reset"))
+        for _, timer in self.leases.values():
+            timer.cancel()
+        for other in self.rack.instances.values():
+            for job in list(other.jobs.values()):
+                if job.source is self and other.is_alive:
+                    other._stop_transfer(job)
+                    job.inbox.put_nowait(TransferTrouble(f"{self.name} is gone"))
+
+    def cut(self) -> None:
+        """Every connection breaks; the instance lives on."""
+        for job in list(self.jobs.values()):
+            job.inbox.put_nowait(Broken("connection reset"))
+
+    # ------------------------------------------------------------ legs
+
+    def _job(self, ask: LegAsk) -> Job:
+        if not self.is_alive:
+            raise Broken("connection refused")
+        if self.refuses:
+            raise Full("no room")
+        assert ask.leg not in self.jobs, f"leg {ask.leg} twice"
+        job = self.jobs[ask.leg] = Job(ask)
+        job.submitted_s = self.loop.time()
+        return job
+
+    def _sequence(self, job: Job, *, made: int = 0, stays: bool = True) -> Sequence:
+        ask = job.ask
+        prompt, output = len(ask.tokens), ask.sampling.max_tokens
+        if not self.scheduler.fits(prompt + output if stays else prompt + 1):
+            raise Unfit(f"{self.name} never has room for {prompt} + {output} tokens")
+        return Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, stays)
+
+    def _submit(self, job: Job, *, stays: bool) -> None:
+        job.seq = self._sequence(job, stays=stays)
+        self.scheduler.submit(job.seq)
+        self.kick()
+
+    def _begin(self, job: Job) -> None:
+        params = job.ask.params
+        if params is None:
+            self._submit(job, stays=True)
+            return
+        extra = params.pdlab or Extra()
+        job.made = len(extra.made)
+        if extra.migrate is not None:
+            self._migrate(job, self.rack.instances[extra.migrate.url], extra.migrate.leg)
+        elif params.remote_engine_id == self.name:
+            seq, timer = self.leases.pop(params.remote_request_id or "")
+            timer.cancel()
+            job.seq, seq.owner = seq, job
+            job.inbox.put_nowait(StreamEvent("transferred", made=job.made))
+            self.scheduler.stay(seq)
+            self.kick()
+        else:
+            job.seq = self._sequence(job, made=job.made)
+            if not self.scheduler.reserve(job.seq):
+                job.seq = None
+                raise Full("no room")
+            if extra.reserve:
+                cached = job.seq.cached_tokens
+                job.inbox.put_nowait(StreamEvent("reserved", job.ask.leg, self.name, cached_tokens=cached))
+            else:
+                self._pull(job, params)
+
+    def _drop(self, job: Job) -> None:
+        """The leg has ended, or its caller hung up."""
+        del self.jobs[job.ask.leg]
+        self._stop_transfer(job)
+        seq, job.seq = job.seq, None
+        if seq is not None and self.is_alive:
+            self.when_between_steps(lambda: self.scheduler.remove(seq))
+
+    def _stop_transfer(self, job: Job) -> None:
+        if job.transfer is not None:
+            self.rack.wire.cancel(job.transfer)
+            job.transfer = None
+        job.source = None
+
+    # ------------------------------------------------------------ KV
+
+    def _lease(self, lease: str, seq: Sequence) -> None:
+        self.leases[lease] = seq, self.loop.call_later(LEASE_S, self._end_lease, lease)
+
+    def _end_lease(self, lease: str) -> None:
+        if lease in self.leases and self.is_alive:
+            seq, timer = self.leases.pop(lease)
+            timer.cancel()
+            self.scheduler.release(seq)
+
+    def _size(self, seq: Sequence) -> float:
+        return (seq.prompt_tokens - seq.cached_tokens) * self.rack.bytes_per_token
+
+    def _pull(self, job: Job, params: KvParams) -> None:
+        source, lease = self.rack.instances[params.remote_engine_id or ""], params.remote_request_id or ""
+        if not source.is_alive or lease not in source.leases:
+            job.inbox.put_nowait(TransferTrouble("the lease has ended"))
+            return
+        assert job.seq is not None
+        job.told = True
+        wire = self.rack.wire
+        ask_s = wire.network.path(source.name, self.name).latency_s
+        job.source = source
+        job.transfer = wire.send(source.name, self.name, self._size(job.seq), partial(self._pulled, job, source, lease), ask_s)
+
+    def _pulled(self, job: Job, source: StandIn, lease: str) -> None:
+        source._end_lease(lease)
+        source.kick()
+        self._landed(job)
+
+    def _push(self, job: Job, seq: Sequence, to: PushTo) -> None:
+        target = self.rack.instances[to.descriptor]
+        there = target.jobs.get(to.ticket)
+        if there is None or there.seq is None or not target.is_alive:
+            self.scheduler.release(seq)
+            return
+        self._lease(job.ask.leg, seq)
+        there.source = self
+        there.transfer = self.rack.wire.send(
+            self.name, target.name, target._size(there.seq), partial(self._pushed, job.ask.leg, target, there)
+        )
+
+    def _pushed(self, lease: str, target: StandIn, there: Job) -> None:
+        self._end_lease(lease)
+        self.kick()
+        there.pushed = True
+        if there.told:
+            target._landed(there)
+
+    def _landed(self, job: Job) -> None:
+        assert job.seq is not None
+        job.transfer = job.source = None
+        self.scheduler.arrive(job.seq)
+        self.kick()
+        size = round(self._size(job.seq))
+        job.inbox.put_nowait(StreamEvent("transferred", bytes=size, made=job.made))
+
+    # ------------------------------------------------------------ migration
+
+    def _migrate(self, job: Job, source: StandIn, leg: str) -> None:
+        there = source.jobs.get(leg)
+        if there is None or there.seq is None or not source.runs(there.seq) or not source.is_alive:
+            raise TransferTrouble("it does not run there")
+        tokens = source.scheduler.kv_tokens(there.seq)
+        ask = job.ask
+        job.seq = Sequence(ask.request_id, ask.attempt, tokens, there.seq.output_tokens, ask.hashes, ask.priority, job)
+        if not self.scheduler.reserve(job.seq):
+            job.seq = None
+            raise Full("no room")
+        job.source = source
+        job.transfer = self.rack.wire.send(
+            source.name, self.name, self._size(job.seq), lambda: source.when_between_steps(partial(self._last_stage, job, source, there))
+        )
+
+    def _last_stage(self, job: Job, source: StandIn, there: Job) -> None:
+        seq, old = job.seq, there.seq
+        if seq is None or not self.is_alive:
+            return
+        if old is None or not source.runs(old) or not self.scheduler.extend(seq, source.scheduler.kv_tokens(old)):
+            job.inbox.put_nowait(TransferTrouble("it does not run there any more"))
+            return
+        source.scheduler.hold(old)
+        job.transfer = self.rack.wire.send(source.name, self.name, self.rack.bytes_per_token * 16, partial(self._moved, job, source, there))
+
+    def _moved(self, job: Job, source: StandIn, there: Job) -> None:
+        seq, old = job.seq, there.seq
+        assert seq is not None
+        assert old is not None
+        there.seq = None
+        source.scheduler.release(old)
+        source.kick()
+        there.inbox.put_nowait(StreamEvent("moved"))
+        job.made = seq.made = old.made
+        self._landed(job)
+
+    def runs(self, seq: Sequence) -> bool:
+        return self.scheduler.running.get(seq.order) is seq
+
+    # ------------------------------------------------------------ the loop
+
+    def kick(self) -> None:
+        if self.batch is None and self.is_alive and not self.stalled and self.scheduler.stirred:
+            self._start()
+
+    def when_between_steps(self, call: Callable[[], None]) -> None:
+        if self.batch is None:
+            call()
+            self.kick()
+        else:
+            self.at_boundary.append(call)
+
+    def _start(self) -> None:
+        scheduler, price, now = self.scheduler, self.plan.cost, self.loop.time()
+        self.batch = batch = scheduler.next_batch(now)
+        if batch is None:
+            return
+        n, context = batch.decodes, batch.context_tokens
+        if batch.chunks:
+            chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
+            seconds = price.mixed_s(chunks, n, context) if n else price.prefill_s(chunks)
+        else:
+            seconds = price.decode_s(n, context)
+        for seq, _ in batch.chunks:
+            if math.isnan(seq.owner.began_s):
+                seq.owner.began_s = now
+        self._decoding = list(scheduler.running.values()) if n else []
+        self._timer = self.loop.call_later(seconds, self._done, batch, seconds)
+
+    def _done(self, batch: Batch, seconds: float) -> None:
+        prefilled, finished = self.scheduler.complete(batch, 1, self.loop.time())
+        if batch.decodes:
+            self.last_step_s = seconds
+        for seq in finished:
+            self._ended(seq)
+        for seq in prefilled:
+            if seq.stays:
+                self._say(seq)
+            else:
+                self._answer(seq)
+        for seq in self._decoding:
+            if seq not in finished:
+                self._say(seq)
+        self.loop.when_quiet(self._next)
+
+    def _next(self) -> None:
+        while self.at_boundary:
+            calls, self.at_boundary = self.at_boundary, []
+            for call in calls:
+                call()
+        self.batch = None
+        if self.is_alive and not self.stalled:
+            self._start()
+
+    def _say(self, seq: Sequence, finish: str | None = None) -> None:
+        job: Job = seq.owner
+        if job.seq is seq:
+            queue_s = job.began_s - job.submitted_s if seq.stays and not math.isnan(job.began_s) else 0.0
+            job.inbox.put_nowait(LegTokens(0, [job.token()], finish, cached_tokens=seq.cached_tokens, queue_s=queue_s))
+
+    def _ended(self, seq: Sequence) -> None:
+        job: Job = seq.owner
+        if not seq.stays:
+            job.inbox.put_nowait(Prefilled(job.token(), "length", seq.cached_tokens, job.began_s - job.submitted_s))
+        else:
+            self._say(seq, "length")
+        job.seq = None
+
+    def _answer(self, seq: Sequence) -> None:
+        job: Job = seq.owner
+        if job.seq is not seq:
+            return  # it is being dropped
+        job.seq = None
+        to = job.ask.params.pdlab.push if job.ask.params is not None and job.ask.params.pdlab is not None else None
+        raw = params = None
+        if to is not None:
+            self._push(job, seq, to)
+        else:
+            self._lease(job.ask.leg, seq)
+            params = KvParams(do_remote_prefill=True, remote_engine_id=self.name, remote_request_id=job.ask.leg)
+            raw = msgspec.json.encode(params)
+        queue_s = job.began_s - job.submitted_s
+        job.inbox.put_nowait(Prefilled(job.token(), "length", seq.cached_tokens, queue_s, raw, params))
+
+    # ------------------------------------------------------------ lifecycle
+
+    def _when_idle(self, call: Callable[[], None]) -> None:
+        if not self.is_alive:
+            return
+        if self.scheduler.idle and not self.jobs:
+            call()
+        else:
+            self.loop.call_later(0.05, self._when_idle, call)
+
+    def _switched(self, role: Role) -> None:
+        self.role = role
+        self.rack.world.other(Switched(self.name, self.spec.incarnation, role))
+
+    def _leave(self) -> None:
+        self.is_alive = False
+        self.rack.world.leave(self.name, self.spec.incarnation)
+
+    def report(self) -> Report:
+        s = self.scheduler
+        pool, waiting = s.pool, s.waiting
+        stored, evicted = pool.drain_events()
+        return Report(
+            self.name,
+            self.spec.incarnation,
+            self.loop.time(),
+            len(waiting) + len(s.prefilling),
+            s.waiting_tokens,
+            len(s.running) + len(s.landed),
+            s.context_tokens,
+            pool.used,
+            pool.total - pool.used,
+            pool.blocks(waiting[0].prompt_tokens) if waiting else 0,
+            sum(pool.blocks(w.prompt_tokens) for w in waiting),
+            s.preemptions,
+            self.last_step_s,
+            stored,
+            evicted,
+        )
+
+
+class Rack:
+    """The instances of an experiment. `world` is set by who makes it."""
+
+    world: World
+
+    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int) -> None:
+        self.loop, self.experiment, self.hash_tokens = loop, experiment, hash_tokens
+        network = experiment.cluster.network
+        self.wire = Wire(loop, network.latency_us * 1e-6)
+        self.plans = {plan.placement.name: plan for plan in plans(experiment, hash_tokens)}
+        model = cost.model(experiment.model, experiment.base_dir)
+        kv = experiment.cost.kv_dtype
+        self.bytes_per_token = max(model.kv_bytes_per_token(kv, p.placement.tp) for p in self.plans.values())
+        self.instances: dict[str, StandIn] = {}
+        for name, plan in self.plans.items():
+            nic = (network.gbytes_per_s or 0.0) * 1e9
+            self.wire.network.add(Endpoint(name=name, host=name, nic_bytes_per_s=nic, nics=plan.placement.nics))
+
+    def connect(self, spec: InstanceSpec) -> StandIn:
+        return self.instances[spec.name]
+
+    def bring_up(self, name: str, capabilities: tuple[str, ...] = CAPABILITIES) -> None:
+        """Start an instance of the experiment: its first incarnation, or the next."""
+        plan, before = self.plans[name], self.instances.get(name)
+        spec = msgspec.structs.replace(
+            plan.spec(name, plan.placement.role),
+            incarnation=0 if before is None else before.spec.incarnation + 1,
+            url=name,
+            capabilities=capabilities,
+        )
+        self.instances[name] = StandIn(self, plan, spec)
+        self.world.join(spec)
+
+    async def reporting(self) -> None:
+        due_s = self.loop.time()
+        while True:
+            due_s += self.experiment.cluster.reports.period_s
+            await asyncio.sleep(due_s - self.loop.time())
+            for instance in list(self.instances.values()):
+                if instance.is_alive and not instance.silent:
+                    self.world.report(instance.report())
+
+    def check(self) -> None:
+        """Blocks are conserved."""
+        for instance in self.instances.values():
+            if instance.is_alive:
+                instance.scheduler.check()
+
+    def at_rest(self) -> None:
+        """Nothing is held anywhere."""
+        for instance in self.instances.values():
+            if instance.is_alive:
+                assert not instance.jobs, f"{instance.name} has legs"
+                assert instance.scheduler.idle, f"{instance.name} is not idle"
+                assert instance.scheduler.pool.used == 0, f"{instance.name} holds {instance.scheduler.pool.used} blocks"
+
+
+class Client:
+    """What one request's client got, checked as it comes."""
+
+    def __init__(self, prompt_tokens: int, output_tokens: int) -> None:
+        self.prompt_tokens, self.output_tokens = prompt_tokens, output_tokens
+        self.id = -1
+        self.tokens: list[int] = []
+        self.ended: Tokens | None = None
+
+    @property
+    def done(self) -> bool:
+        """Did it get all of it?"""
+        return self.ended is not None and self.ended.finish == "length" and len(self.tokens) == self.output_tokens
+
+    def take(self, tokens: Tokens) -> None:
+        assert self.ended is None, f"{tokens} after the end"
+        assert tokens.start == len(self.tokens), f"index {tokens.start} after {len(self.tokens)} tokens"
+        for token in tokens.tokens:
+            assert token == word(tokens.id, self.prompt_tokens + len(self.tokens)), f"request {tokens.id}: wrong token {len(self.tokens)}"
+            self.tokens.append(token)
+        if tokens.finish is not None:
+            self.ended = tokens
+
+
+class Run:
+    """A World over a Rack, in a VirtualLoop; its log is `log_path`, if that is given."""
+
+    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int = 16, log_path: Path | None = None) -> None:
+        self.loop, self.experiment = loop, experiment
+        self.rack = Rack(loop, experiment, hash_tokens)
+        self.clients: dict[int, Client] = {}
+        self.log = None
+        if log_path is not None:
+            policy = load_policy.build(experiment.policy, experiment.base_dir)
+            self.log = EventLog(log_path, head_of(experiment, policy, hash_tokens))
+        self.world = self.rack.world = World(
+            router(experiment, hash_tokens=hash_tokens),
+            self.rack.connect,
+            transfer=experiment.transfer,
+            now=loop.time,
+            unix=loop.time,
+            log=self.log,
+            seed=experiment.seed,
+            name="test",
+        )
+
+    async def __aenter__(self) -> Run:
+        for name in self.rack.plans:
+            self.rack.bring_up(name)
+        self.world.open()
+        self._reporting = asyncio.create_task(self.rack.reporting())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reporting.cancel()
+        await asyncio.gather(self._reporting, return_exceptions=True)
+        await self.world.close()
+        if self.log is not None:
+            self.log.close()
+
+    def submit(self, prompt_tokens: int, output_tokens: int, hashes: tuple[int, ...] = ()) -> Client:
+        client = Client(prompt_tokens, output_tokens)
+        following = len(self.clients)
+        self.clients[following] = client
+        tokens = [word(following, place) for place in range(prompt_tokens)]
+        client.id = self.world.submit(tokens, Sampling(max_tokens=output_tokens, temperature=0.0), client.take, hashes=hashes)
+        assert client.id == following
+        return client
+
+    def submit_at(self, at_s: float, prompt_tokens: int, output_tokens: int, hashes: tuple[int, ...] = ()) -> None:
+        self.loop.call_at(at_s, self.submit, prompt_tokens, output_tokens, hashes)
+
+    async def until(self, done: Callable[[], bool], within_s: float = 3600.0) -> None:
+        """Step by step until `done`, the invariants checked on the way."""
+        end_s = self.loop.time() + within_s
+        while not done():
+            assert self.loop.time() < end_s, f"not done within {within_s} s"
+            await asyncio.sleep(0.01)
+            self.world.check()
+            self.rack.check()
+
+    async def rest(self) -> None:
+        """All clients' requests end; then nothing is held or live anywhere."""
+        await self.until(lambda: not self.world.live and all(client.ended for client in self.clients.values()))
+        await self.until(lambda: all(not x.jobs and x.scheduler.idle for x in self.rack.instances.values() if x.is_alive), 60.0)
+        self.rack.at_rest()
+        assert not self.world.router.cluster.live
+
+
+def small(policy: str | dict[str, Any] = "least_loaded", *, prefill: int = 1, decode: int = 1, mixed: int = 0, **rest: Any) -> Experiment:
+    """An experiment of a small model on a few instances."""
+    counts = {"prefill": prefill, "decode": decode, "mixed": mixed}
+    rows = [{"role": role, "count": count, "hardware": "h100-sxm", "nics": 1} for role, count in counts.items() if count]
+    mapping: dict[str, Any] = {
+        "name": "small",
+        "seed": 3,
+        "model": "llama-3.1-8b",
+        "workload": {"source": "azure-conv-2023", "requests": 100, "rate": 40.0},
+        "cluster": {"instances": rows, "network": {"gbytes_per_s": 25, "latency_us": 10}},
+        "engine": {"kv_blocks": 6000},
+        "policy": policy,
+    }
+    for key, value in rest.items():
+        mapping[key] = {**mapping[key], **value} if isinstance(mapping.get(key), dict) and isinstance(value, dict) else value
+    return Experiment.parse(mapping)

@@ -1,0 +1,236 @@
+"""A cluster as an engine: the OpenAI front serves it unchanged, over a real socket, with scripted instances behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from pdlab.policy import Policy
+from pdlab.real.api.app import create_app
+from pdlab.real.api.engine import Engine
+from pdlab.real.api.serve import bind
+from pdlab.real.api.service import Service
+from pdlab.real.cluster.engine import ClusterEngine
+from pdlab.real.cluster.live import Ended
+from pdlab.real.cluster.remote import Broken, LegAsk, LegNews, LegTokens, Prefilled
+from pdlab.real.cluster.world import World
+from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens
+from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.wire import CAPABILITIES, Continue, KvParams, StreamEvent
+from pdlab.router import Router
+from pdlab.spec import TransferSpec
+from pdlab.types import InstanceSpec, Report, Role, Stage
+from tests.real.api import stand_in
+
+PARAMS = KvParams(do_remote_prefill=True, remote_request_id="lease")
+
+
+class Alphabet:
+    """Whatever it is asked, it says a, b, c, ..."""
+
+    def __init__(self, spec: InstanceSpec) -> None:
+        self.spec = spec
+        self.broken = False
+        self.asks: list[LegAsk] = []
+
+    async def prefill(self, ask: LegAsk) -> Prefilled:
+        self.asks.append(ask)
+        return Prefilled(ord("a"), "length", 2, 0.0, b"{}", PARAMS)
+
+    async def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+        self.asks.append(ask)
+        params = ask.params
+        made = len(params.pdlab.made) if params is not None and params.pdlab is not None else 0
+        if params is not None:
+            yield StreamEvent("transferred", made=made)
+        for candidate in range(ask.sampling.best_of):
+            for k in range(made, ask.sampling.max_tokens):
+                await asyncio.sleep(0)
+                if self.broken:
+                    raise Broken("reset")
+                finish = "length" if k == ask.sampling.max_tokens - 1 else None
+                yield LegTokens(candidate, [ord("a") + k % 26], finish)
+
+    async def proceed(self, go: Continue) -> None: ...
+    async def release(self, lease: str) -> None: ...
+    async def renew(self, lease: str) -> bool:
+        return True
+
+    async def alive(self) -> bool:
+        return True
+
+    async def switch(self, role: Role) -> None: ...
+    async def drain(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+
+
+def spec(name: str, kv_blocks: int = 100) -> InstanceSpec:
+    role = Role.PREFILL if name.startswith("p") else Role.DECODE
+    return InstanceSpec(name=name, role=role, kv_blocks=kv_blocks, capabilities=CAPABILITIES)
+
+
+def world() -> World:
+    started_s = time.monotonic()
+    return World(Router(Policy()), Alphabet, transfer=TransferSpec(), now=lambda: time.monotonic() - started_s)
+
+
+def served(folder: Path, test: Callable[[httpx.AsyncClient, World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        made = world()
+        made.join(spec("p"))
+        made.join(spec("d"))
+        made.open()
+        tokenizer = Tokenizer.load(folder)
+        engine: Engine = ClusterEngine(made, "tiny", tokenizer.vocab)
+        sock = bind("127.0.0.1", 0)
+        config = uvicorn.Config(create_app(Service(engine, tokenizer, "tiny")), log_level="warning", lifespan="off")
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=10) as http:
+                await test(http, made)
+        finally:
+            server.should_exit = True
+            await serving
+            await made.close()
+            sock.close()
+        made.check()
+        assert not made.live
+
+    asyncio.run(main())
+
+
+def test_a_completion_crosses_the_cluster(folder: Path) -> None:
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 6, "temperature": 0}
+        answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
+        assert answer["choices"][0]["text"] == "abcdef"
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["completion_tokens"] == 6
+        streamed = (await http.post("/v1/completions", json={**body, "stream": True})).raise_for_status().text
+        assert streamed.count("data: ") >= 3
+        assert streamed.rstrip().endswith("data: [DONE]")
+        assert (await http.get("/health")).status_code == 200
+        assert "vllm:" in (await http.get("/metrics")).text
+
+    served(folder, test)
+
+
+def test_a_stop_string_ends_a_request_as_a_success(folder: Path) -> None:
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 500, "temperature": 0, "stop": "ghi"}
+        answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
+        assert answer["choices"][0]["text"] == "abcdef"
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert not world.live
+        assert world.timeline(0)["status"] == "done"
+
+    served(folder, test)
+
+
+def test_candidates_are_told_apart(folder: Path) -> None:
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        body = {"model": "tiny", "prompt": "hello", "max_tokens": 4, "n": 3, "temperature": 1}
+        answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
+        assert [choice["text"] for choice in answer["choices"]] == ["abcd"] * 3
+
+    served(folder, test)
+
+
+def test_a_cluster_without_instances_is_not_ready_and_says_so(folder: Path) -> None:
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        world.leave("p", 0)
+        world.leave("d", 0)
+        answer = await http.post("/v1/completions", json={"model": "tiny", "prompt": "hello"})
+        assert answer.status_code == 503
+        assert "no instance is ready" in answer.text
+        world.join(spec("d", 100))
+        assert (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})).status_code == 503  # the old incarnation
+        world.join(InstanceSpec(name="d", role=Role.DECODE, kv_blocks=100, incarnation=1, capabilities=CAPABILITIES))
+        assert (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})).status_code == 200
+
+    served(folder, test)
+
+
+async def last(queue: asyncio.Queue[FromQueue]) -> Tokens:
+    while True:
+        tokens = await queue.get()
+        assert isinstance(tokens, Tokens)
+        if tokens.finish is not None:
+            return tokens
+
+
+def test_what_is_ready_and_how_loaded_it_is_sums_up_the_instances() -> None:
+    async def main() -> None:
+        made = world()
+        engine = ClusterEngine(made, "tiny", 300, context_tokens=1000)
+        assert engine.down == "no instance is ready"
+        made.join(spec("p", 100))
+        made.join(spec("d", 40))
+        assert engine.down is None
+        assert (engine.ready.max_tokens, engine.ready.kv_blocks, engine.ready.block_tokens) == (640, 140, 16)
+        for name, waiting in (("p", 3), ("d", 4)):
+            made.report(Report(name, waiting=waiting, running=2, used_blocks=10, free_blocks=5))
+        assert (engine.load.waiting, engine.load.running, engine.load.used_blocks, engine.load.free_blocks) == (7, 4, 20, 10)
+        made.leave("d", 0)
+        assert (engine.load.waiting, engine.ready.max_tokens) == (3, 1000)
+        await made.close()
+
+    asyncio.run(main())
+
+
+def test_slos_and_the_ids_of_whoever_asks_go_through() -> None:
+    async def main() -> None:
+        made = world()
+        engine = ClusterEngine(made, "tiny", 300)
+        made.join(spec("p"))
+        made.join(spec("d"))
+        queue = engine.submit(Submit(77, [1, 2, 3], Sampling(max_tokens=3), ttft_slo_s=0.5, tpot_slo_s=0.25))
+        assert made.live[0].request.ttft_slo_s == 0.5
+        assert made.live[0].request.tpot_slo_s == 0.25
+        ended = await last(queue)
+        assert (ended.id, ended.finish) == (77, "length")
+        line = engine.timeline(77)
+        assert line is not None
+        assert (line["status"], line["decode_instance"], line["cached_tokens"]) == ("done", "d", 2)
+        assert engine.timeline(78) is None
+        engine.cancel(77)
+        queue = engine.submit(Submit(78, [1], Sampling(max_tokens=400)))
+        engine.cancel(78)
+        assert (await last(queue)).finish == "abort"
+        await asyncio.sleep(0)
+        await made.close()
+        made.check()
+
+    asyncio.run(main())
+
+
+def test_what_failed_says_at_which_stage_and_of_which_request() -> None:
+    async def main() -> None:
+        made = world()
+        engine = ClusterEngine(made, "tiny", 300)
+        ended = await last(engine.submit(Submit(5, [1], Sampling())))
+        assert isinstance(ended, Ended)
+        assert (ended.id, ended.stage, ended.finish, ended.error) == (5, Stage.REJECTED, "error", "no instance is ready")
+        made.join(spec("p"))
+        made.join(spec("d"))
+        remote = made.members["d"].remote
+        assert isinstance(remote, Alphabet)
+        remote.broken = True
+        ended = await last(engine.submit(Submit(6, [1], Sampling(max_tokens=40))))
+        assert isinstance(ended, Ended)
+        assert (ended.id, ended.stage) == (6, Stage.FAILED)
+        assert "gave up after 3 attempts" in ended.error
+        await made.close()
+
+    asyncio.run(main())

@@ -1,0 +1,97 @@
+"""Running requests move from one decode instance to another, over and over, and their clients do not notice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pdlab.cluster import Cluster, Instance
+from pdlab.policy import Policy
+from pdlab.types import Stage
+from tests.real.cluster.stand_in import Run, small
+from tests.real.cluster.virtual import VirtualLoop, run
+
+
+@dataclass
+class Shuttle(Policy):
+    """Moves every running request to the next decode instance whenever it is asked. For tests."""
+
+    tick_s: float | None = 0.1
+
+    def migrate(self, cluster: Cluster) -> Sequence[tuple[int, Instance]]:
+        decode = cluster.decode
+        running = [live for live in cluster.live.values() if live.stage is Stage.DECODE and live.decode is not None]
+        return [(live.request.id, decode[(decode.index(live.decode) + 1) % len(decode)]) for live in running if live.decode in decode]
+
+
+def played(play: Callable[[Run], Coroutine[Any, Any, None]], **rest: Any) -> Run:
+    experiment = small(
+        f"{__file__}:Shuttle",
+        prefill=1,
+        decode=2,
+        cluster={"network": {"gbytes_per_s": 5.0, "latency_us": 10}},
+        limits={"request_timeout_s": 60.0},
+        **rest,
+    )
+
+    async def main(loop: VirtualLoop) -> Run:
+        async with Run(loop, experiment) as made:
+            await play(made)
+            await made.rest()
+        return made
+
+    return run(main)
+
+
+def test_tokens_go_on_in_order_through_every_migration() -> None:
+    async def play(made: Run) -> None:
+        for i in range(4):
+            made.submit(400 + 100 * i, 300)
+
+    made = played(play)
+    assert all(c.done for c in made.clients.values())
+    assert made.world.lines.records.column("migrations").min() >= 3
+    assert made.world.lines.records.column("attempts").max() == 1
+
+
+@pytest.mark.parametrize("victim", ["decode-0", "decode-1"])
+def test_the_death_of_either_end_at_any_moment_loses_nothing(victim: str) -> None:
+    for k in range(40):
+
+        async def play(made: Run, k: int = k) -> None:
+            for _ in range(3):
+                made.submit(600, 120)
+            await asyncio.sleep(0.2 + k * 0.0083)
+            made.rack.instances[victim].kill()
+
+        made = played(play)
+        assert all(c.done for c in made.clients.values()), k
+
+
+def test_a_destination_that_is_full_leaves_the_request_where_it_is() -> None:
+    async def play(made: Run) -> None:
+        made.submit(600, 120)
+        await asyncio.sleep(0.08)
+        for name in ("decode-0", "decode-1"):
+            made.rack.instances[name].refuses = True
+
+    made = played(play)
+    assert made.clients[0].done
+    assert made.world.timeline(0)["migrations"] == 0
+
+
+def test_a_client_that_goes_during_a_migration_leaves_nothing_behind() -> None:
+    for k in range(20):
+
+        async def play(made: Run, k: int = k) -> None:
+            made.submit(600, 400)
+            made.submit(600, 120)
+            await asyncio.sleep(0.19 + k * 0.0027)
+            made.world.cancel(0)
+
+        made = played(play)
+        assert made.clients[1].done, k
