@@ -112,3 +112,7 @@ class Remote(Protocol):
     async def drain(self) -> None:
         """Begin to drain, then leave. Raises Broken."""
         ...
+
+    def close(self) -> None:
+        """Nothing more will be asked of it: hang up."""
+        ...

@@ -116,11 +116,13 @@ class World:
         self.spawn(self._renewing())
 
     async def close(self) -> None:
-        """End every task; who still waits for tokens gets no more."""
+        """End every task, hang up; who still waits for tokens gets no more."""
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for member in self.members.values():
+            member.remote.close()
 
     def now(self) -> float:
         """Seconds, never going back."""
@@ -379,6 +381,7 @@ class World:
                 leg.cancel()
             if live.held is not None and live.held.member is member:
                 live.held = None
+        member.remote.close()
         self._census()
         self.tell(Left(member.name, member.spec.incarnation, sent))
 

@@ -170,6 +170,9 @@ class StandIn:
         self._lease(lease, seq)
         return True
 
+    def close(self) -> None:
+        self.hung_up = True
+
     async def alive(self) -> bool:
         return self.is_alive
 

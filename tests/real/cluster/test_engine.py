@@ -62,6 +62,9 @@ class Alphabet:
     async def renew(self, lease: str) -> bool:
         return True
 
+    def close(self) -> None:
+        self.hung_up = True
+
     async def alive(self) -> bool:
         return True
 

@@ -62,6 +62,9 @@ class Scripted:
         self.calls.append(("renew", lease))
         return True
 
+    def close(self) -> None:
+        self.hung_up = True
+
     async def alive(self) -> bool:
         return self.is_alive
 

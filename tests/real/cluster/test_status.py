@@ -1,0 +1,118 @@
+"""What an operator sees of a cluster, and asks of its instances."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pdlab.real.cluster import status
+from pdlab.real.cluster.status import Row, Source, View
+from pdlab.real.registry import Registry, open_registry
+from pdlab.types import Report, Role, UsageError
+from tests.real.api import stand_in
+from tests.real.instance.world import TOKEN, Instance, instance
+from tests.real.registry.worlds import spec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+
+
+def cluster(folder: Path, main: Callable[[Registry, Source, dict[str, Instance]], Coroutine[Any, Any, None]], *roles: Role) -> None:
+    """Instances that have joined a registry in memory, one of each role."""
+
+    async def all_of_it() -> None:
+        async with await open_registry("memory://") as registry, asyncio.timeout(30):
+            await nested(registry, list(roles), {})
+
+    async def nested(registry: Registry, left: list[Role], made: dict[str, Instance]) -> None:
+        if not left:
+            await main(registry, lambda: status.of_registry(registry), made)
+            return
+        name = f"i{len(made)}"
+        async with instance(folder, name, role=left[0], registry=registry, report_s=0.02) as one:
+            await nested(registry, left[1:], {**made, name: one})
+
+    asyncio.run(all_of_it())
+
+
+def text(view: View, unix_s: float = 100.0) -> str:
+    console = Console(width=200, record=True, quiet=True)
+    console.print(status.table(view, unix_s))
+    return console.export_text()
+
+
+def test_the_table_shows_load_age_refusals_and_who_leads() -> None:
+    busy = Row(spec("p0", model="m"), "ready", report=Report("p0", 1, 98.5, waiting=4, running=2, used_blocks=250))
+    view = View([busy, Row(spec("d0", role=Role.DECODE), "refused", "its KV does not fit")], "r1")
+    shown = text(view)
+    assert "4/2" in shown and "250/1,000" in shown and "1.5 s ago" in shown and "never" in shown
+    assert "r1 leads" in shown and "d0 is refused: its KV does not fit" in shown
+    assert "nobody is registered" in text(View()) and "no router leads" in text(View())
+
+
+def test_a_switch_waits_until_the_registry_says_so(folder: Path) -> None:
+    async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
+        assert await status.switch(views, "i0", Role.DECODE, TOKEN) == "i0 is decode"
+        assert (await views()).find("i0").spec.role is Role.DECODE
+        assert await status.switch(views, "i0", Role.DECODE, TOKEN) == "i0 is decode already"
+
+    cluster(folder, main, Role.PREFILL, Role.MIXED)
+
+
+def test_a_drain_waits_until_it_has_left(folder: Path) -> None:
+    async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
+        assert await status.drain(views, "i1", TOKEN) == "i1 has drained and left"
+        assert [row.spec.name for row in (await views()).rows] == ["i0"]
+
+    cluster(folder, main, Role.MIXED, Role.DECODE)
+
+
+def test_no_role_is_left_empty_unless_forced(folder: Path) -> None:
+    async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
+        for ask in (status.drain(views, "i1", TOKEN), status.switch(views, "i1", Role.PREFILL, TOKEN)):
+            with pytest.raises(UsageError, match="i1 stays decode: nobody else can decode; start another instance, or use --force"):
+                await ask
+        assert await status.switch(views, "i1", Role.MIXED, TOKEN) == "i1 is mixed"
+        assert await status.drain(views, "i1", TOKEN, force=True, wait=False) == "i1 drains"
+
+    cluster(folder, main, Role.PREFILL, Role.DECODE)
+
+
+def test_mistakes_are_one_line(folder: Path) -> None:
+    async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
+        await registry.register(spec("v0", engine="vllm"))
+        for ask, says in (
+            (status.drain(views, "i9", TOKEN), "no instance is named 'i9'; nearest is i0"),
+            (status.drain(views, "i0", "wrong"), "wants the cluster's token: give --internal-token"),
+            (status.drain(views, "v0", TOKEN), "v0 is a vllm server, which cannot drain"),
+        ):
+            with pytest.raises(UsageError, match=says):
+                await ask
+
+    cluster(folder, main, Role.MIXED, Role.MIXED)
+
+
+@pytest.mark.parametrize(
+    ("registry", "router", "says"),
+    [
+        (None, None, "give either --registry URL, or --router URL"),
+        ("etcd://a:1", "http://a:2", "give either --registry URL, or --router URL"),
+        ("memory://", None, "a memory:// registry is inside its router: give --router URL"),
+        (None, "http://127.0.0.1:1", "http://127.0.0.1:1 does not answer"),
+        (None, "127.0.0.1:1", "must be like http://host:8000"),
+    ],
+)
+def test_where_to_look_must_be_said(registry: str | None, router: str | None, says: str) -> None:
+    async def main() -> None:
+        async with status.source(registry, router) as views:
+            await views()
+
+    with pytest.raises(UsageError, match=says):
+        asyncio.run(main())
