@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -19,11 +19,14 @@ from pdlab.real.api.chat import Message, chat_job, chat_tokens
 from pdlab.real.api.completions import completion_job
 from pdlab.real.api.errors import ApiError, bad, encode, loading
 from pdlab.real.api.requests import check_tokens, parse
-from pdlab.real.api.service import Service
+from pdlab.real.api.service import Job, Service
+from pdlab.real.wire import TIMELINE_HEADER, TOKEN_HEADER
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
+Route = tuple[str, str, Handler]
+Guard = Callable[[Service, Request], None]
 MOST_BODY_BYTES = 32 << 20
 
 
@@ -39,12 +42,12 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
 
 
-def create_app(service: Service | None = None) -> FastAPI:
-    """Without a service it says that it is loading, until `app.state.service` is set to one."""
+def create_app(service: Service | None = None, more: Sequence[Route] = ()) -> FastAPI:
+    """Without a service it says that it is loading, until `app.state.service` is set to one. `more` routes: an instance's."""
     app = FastAPI(title="pdlab", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
-    for method, path, handler in ROUTES:
-        app.router.add_route(path, _Endpoint(app, handler, path.startswith("/v1/")), methods=[method])  # type: ignore[arg-type]
+    for method, path, handler in (*ROUTES, *more):
+        app.router.add_route(path, _Endpoint(app, handler, GUARDS.get(path.split("/")[1])), methods=[method])  # type: ignore[arg-type]
     app.router.add_route("/ready", _Plain(app, _ready), methods=["GET"])  # type: ignore[arg-type]
     app.router.add_route("/version", _Plain(app, _version), methods=["GET"])  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)
@@ -66,8 +69,8 @@ class _Plain:
 class _Endpoint:
     """An ASGI route; what its handler raises is answered in OpenAI's shape, unless the answer has begun."""
 
-    def __init__(self, app: FastAPI, handler: Handler, keyed: bool) -> None:
-        self.app, self.handler, self.keyed = app, handler, keyed
+    def __init__(self, app: FastAPI, handler: Handler, guard: Guard | None) -> None:
+        self.app, self.handler, self.guard = app, handler, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -76,8 +79,8 @@ class _Endpoint:
         try:
             if service is None:
                 raise loading()
-            if self.keyed and service.api_key is not None:
-                _check_key(request, service.api_key)
+            if self.guard is not None:
+                self.guard(service, request)
             response = await self.handler(service, request)
             response.headers["X-Request-Id"] = name
             await response(scope, receive, send)
@@ -98,12 +101,16 @@ async def _send(error: ApiError, request_id: str, scope: Scope, receive: Receive
 
 async def _completions(service: Service, request: Request) -> Response:
     service.check_open()
-    return Answer(service, await completion_job(service, await _read(request)), request.state.request_id)
+    return _answer(service, await completion_job(service, await read(request)), request)
 
 
 async def _chat(service: Service, request: Request) -> Response:
     service.check_open()
-    return Answer(service, await chat_job(service, await _read(request)), request.state.request_id)
+    return _answer(service, await chat_job(service, await read(request)), request)
+
+
+def _answer(service: Service, job: Job, request: Request) -> Answer:
+    return Answer(service, job, request.state.request_id, request.headers.get(TIMELINE_HEADER) == "1")
 
 
 async def _models(service: Service, request: Request) -> Response:
@@ -111,25 +118,25 @@ async def _models(service: Service, request: Request) -> Response:
     card = {"id": service.model, "object": "model", "created": service.created, "owned_by": "pdlab", "max_model_len": most}
     if (name := request.path_params.get("name")) is not None:
         service.check_model(name)
-        return _json(card)
-    return _json({"object": "list", "data": [card]})
+        return as_json(card)
+    return as_json({"object": "list", "data": [card]})
 
 
 async def _tokenize(service: Service, request: Request) -> Response:
-    body = parse(await _read(request), TokenizeRequest)
+    body = parse(await read(request), TokenizeRequest)
     if (body.prompt is None) == (body.messages is None):
         raise bad("give either prompt or messages", "prompt")
     if body.prompt is None:
         tokens = await chat_tokens(service, body.messages or [], {})
     else:
         tokens = await service.encode(body.prompt, body.add_special_tokens is not False)
-    return _json({"count": len(tokens), "max_model_len": service.engine.ready.max_tokens, "tokens": tokens})
+    return as_json({"count": len(tokens), "max_model_len": service.engine.ready.max_tokens, "tokens": tokens})
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
-    body = parse(await _read(request), DetokenizeRequest)
+    body = parse(await read(request), DetokenizeRequest)
     check_tokens(body.tokens, service.engine.ready.vocab, "tokens")
-    return _json({"prompt": service.tokenizer.decode(body.tokens, skip_special=False)})
+    return as_json({"prompt": service.tokenizer.decode(body.tokens, skip_special=False)})
 
 
 async def _health(service: Service, request: Request) -> Response:
@@ -144,14 +151,14 @@ async def _metrics(service: Service, request: Request) -> Response:
 
 def _ready(service: Service | None) -> Response:
     reasons = ["loading"] if service is None else service.not_ready()
-    return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+    return as_json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 
 def _version(service: Service | None) -> Response:
-    return _json({"version": __version__})
+    return as_json({"version": __version__})
 
 
-ROUTES: tuple[tuple[str, str, Handler], ...] = (
+ROUTES: tuple[Route, ...] = (
     ("POST", "/v1/completions", _completions),
     ("POST", "/v1/chat/completions", _chat),
     ("GET", "/v1/models", _models),
@@ -171,7 +178,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _read(request: Request) -> bytes:
+async def read(request: Request) -> bytes:
     raw = bytearray()
     async for part in request.stream():
         raw += part
@@ -180,7 +187,7 @@ async def _read(request: Request) -> bytes:
     return bytes(raw)
 
 
-def _json(body: object, status: int = 200) -> Response:
+def as_json(body: object, status: int = 200) -> Response:
     return Response(encode(body), status, media_type="application/json")
 
 
@@ -188,7 +195,24 @@ def _request_id(request: Request) -> str:
     return request.headers.get("x-request-id") or uuid.uuid4().hex
 
 
-def _check_key(request: Request, key: str) -> None:
+def _check_key(service: Service, request: Request) -> None:
+    """The cluster's token stands in for the key."""
+    key = service.api_key
+    if key is None or _has_token(service, request):
+        return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
         raise ApiError(401, "the API key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key")
+
+
+def _check_token(service: Service, request: Request) -> None:
+    if service.token is not None and not _has_token(service, request):
+        raise ApiError(401, f"the cluster's token is missing or wrong: send {TOKEN_HEADER}", code="invalid_token")
+
+
+def _has_token(service: Service, request: Request) -> bool:
+    given = request.headers.get(TOKEN_HEADER, "")
+    return service.token is not None and hmac.compare_digest(given.encode(), service.token.encode())
+
+
+GUARDS: dict[str, Guard] = {"v1": _check_key, "pdlab": _check_token}

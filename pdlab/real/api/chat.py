@@ -8,6 +8,7 @@ import msgspec
 
 from pdlab.real.api.errors import bad
 from pdlab.real.api.generate import Choice, Delta, Logprob
+from pdlab.real.api.legs import Prefill, check_leg, leg_of
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, choices, parse
 from pdlab.real.api.service import Job, Service
 from pdlab.real.engine.tokenizer import Tokenizer
@@ -52,13 +53,13 @@ class ChatRequest(Common, frozen=True, kw_only=True):
 
 
 class Chats:
-    """The shape of the answers."""
+    """The shape of the answers. `named_by_id`: tokens with log-probabilities are called token_id:ID, not by their text."""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
     before, after = b',"delta":{"content":', b'},"logprobs":null,"finish_reason":null'
 
-    def __init__(self, tokenizer: Tokenizer, logprobs: int | None) -> None:
-        self.tokenizer, self.logprobs = tokenizer, logprobs
+    def __init__(self, tokenizer: Tokenizer, logprobs: int | None, named_by_id: bool) -> None:
+        self.tokenizer, self.logprobs, self.named_by_id = tokenizer, logprobs, named_by_id
 
     def opening(self, choices: int) -> list[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
@@ -79,7 +80,8 @@ class Chats:
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": self.tokenizer.piece(token), "logprob": logprob, "bytes": list(self.tokenizer.piece_bytes(token))}
+        text = f"token_id:{token}" if self.named_by_id else self.tokenizer.piece(token)
+        return {"token": text, "logprob": logprob, "bytes": list(self.tokenizer.piece_bytes(token))}
 
 
 async def chat_job(service: Service, raw: bytes) -> Job:
@@ -102,12 +104,18 @@ async def chat_job(service: Service, raw: bytes) -> Job:
     prompt = await chat_tokens(service, body.messages, options)
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     given = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    leg = leg_of(body.kv_transfer_params, service.engine.ready, service.exchange is not None)
+    if given is None and isinstance(leg, Prefill):
+        given = 1
     if given is not None and given < 1:
         raise bad(f"{param} must be at least 1, not {given}", param)
     max_tokens = service.room(len(prompt), given, param, "messages")
     asked = ask(body, max_tokens=max_tokens, best_of=best_of, logprobs=logprobs, vocab=service.engine.ready.vocab, continues=False)
-    shape = Chats(service.tokenizer, logprobs)
-    return Job(shape, [prompt], asked, n, bool(body.stream), body.stream_options is not None and bool(body.stream_options.include_usage))
+    if leg is not None:
+        check_leg(leg, asked, bool(body.stream), 1)
+    shape = Chats(service.tokenizer, logprobs, bool(body.return_tokens_as_token_ids))
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return Job(shape, [prompt], asked, n, bool(body.stream), usage, leg)
 
 
 async def chat_tokens(service: Service, messages: list[Message], options: dict[str, Any]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pdlab.real.api.errors import bad
 from pdlab.real.api.generate import Choice, Delta, Logprob
+from pdlab.real.api.legs import Prefill, check_leg, leg_of
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, check_tokens, choices, parse
 from pdlab.real.api.service import Job, Service
 from pdlab.real.engine.tokenizer import Tokenizer
@@ -22,14 +23,16 @@ class CompletionRequest(Common, frozen=True, kw_only=True):
 
 
 class Completions:
-    """`echoes` are the prompts' texts where they are to be repeated before the output, else empty; each has `per_prompt` choices."""
+    """`echoes` are the prompts' texts where they are to be repeated before the output, else empty; each has `per_prompt` choices.
+    `named_by_id`: tokens with log-probabilities are called token_id:ID, not by their text (vLLM's return_tokens_as_token_ids)."""
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl"
     before, after = b',"text":', b',"logprobs":null,"finish_reason":null'
 
-    def __init__(self, tokenizer: Tokenizer, logprobs: int | None, echoes: Sequence[str], per_prompt: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, logprobs: int | None, echoes: Sequence[str], per_prompt: int, named_by_id: bool) -> None:
         self.tokenizer, self.logprobs, self.echoes, self.per_prompt = tokenizer, logprobs, echoes, per_prompt
+        self.named_by_id = named_by_id
         self.offsets: dict[int, int] = {}
 
     def opening(self, choices: int) -> list[dict[str, Any]]:
@@ -70,6 +73,8 @@ class Completions:
 
     def _piece(self, token: int) -> str:
         """A token's text, or its bytes where they are no whole characters: those texts would all look alike."""
+        if self.named_by_id:
+            return f"token_id:{token}"
         text = self.tokenizer.piece(token)
         return text if "\ufffd" not in text else "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.tokenizer.piece_bytes(token))
 
@@ -86,18 +91,24 @@ async def completion_job(service: Service, raw: bytes) -> Job:
         raise bad(f"logprobs must be from 0 to {MOST_LOGPROBS}, not {logprobs}", "logprobs")
     if body.echo and logprobs is not None:
         raise bad("echo with logprobs is not supported: prompt tokens have no log-probabilities here", "echo")
+    if body.echo and body.detokenize is False:
+        raise bad("echo needs text: leave detokenize out", "echo")
     given = _prompts(body.prompt)
     service.check_prompts(len(given))
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    leg = leg_of(body.kv_transfer_params, service.engine.ready, service.exchange is not None)
+    max_tokens = (1 if isinstance(leg, Prefill) else 16) if body.max_tokens is None else body.max_tokens
     wanted = 0 if best_of > n and logprobs is None else logprobs
     asked = ask(body, max_tokens=max_tokens, best_of=best_of, logprobs=wanted, vocab=service.engine.ready.vocab, continues=True)
     prompts = []
     for prompt in given:
         prompts.append(await _tokens(service, prompt))
         service.room(len(prompts[-1]), max_tokens, "max_tokens", "prompt")
+    if leg is not None:
+        check_leg(leg, asked, bool(body.stream), len(prompts))
     echoes = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in given] if body.echo else []
-    shape = Completions(service.tokenizer, logprobs, echoes, best_of)
-    return Job(shape, prompts, asked, n, bool(body.stream), body.stream_options is not None and bool(body.stream_options.include_usage))
+    shape = Completions(service.tokenizer, logprobs, echoes, best_of, bool(body.return_tokens_as_token_ids))
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return Job(shape, prompts, asked, n, bool(body.stream), usage, leg)
 
 
 async def _tokens(service: Service, prompt: str | list[int]) -> list[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from pdlab.real.engine.messages import Ready, Step, Submit, Tokens
+from pdlab.real.engine.messages import Exported, FromQueue, Proceed, Ready, Receive, Resume, Step, Submit
+from pdlab.types import Report
 
 
 class Engine(Protocol):
@@ -15,7 +16,7 @@ class Engine(Protocol):
     load: Step
     down: str | None
 
-    def submit(self, submit: Submit, arriving: asyncio.Queue[Tokens] | None = None) -> asyncio.Queue[Tokens]:
+    def submit(self, submit: Submit, arriving: asyncio.Queue[FromQueue] | None = None) -> asyncio.Queue[FromQueue]:
         """The tokens of all candidates arrive in the queue, each one's last with `finish` set; several requests may share a given queue.
         An engine that is down gives every candidate finish "error"."""
         ...
@@ -23,3 +24,28 @@ class Engine(Protocol):
     def cancel(self, id: int, candidate: int = -1) -> None:
         """Drop a request or one of its candidates (-1: all). Harmless when it has ended."""
         ...
+
+
+class Exchanging(Engine, Protocol):
+    """An engine that passes KV to others, and takes theirs. A request's queue brings the news of its KV before the tokens that follow."""
+
+    def receive(self, receive: Receive, arriving: asyncio.Queue[FromQueue]) -> None: ...
+    def proceed(self, proceed: Proceed) -> None: ...
+    def resume(self, resume: Resume, arriving: asyncio.Queue[FromQueue]) -> None: ...
+    def release(self, lease: str) -> None: ...
+    def renew(self, lease: str, lease_s: float = 30.0) -> None: ...
+
+    async def export(self, id: int, stop: bool = False, resume: bool = False, lease_s: float = 30.0) -> Exported:
+        """Of an engine that is down: an answer with `error`."""
+        ...
+
+    def report(self, name: str, incarnation: int) -> Report:
+        """The load after the last step; `stored` and `evicted` since the last call."""
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An engine that can tell a request's stages afterwards."""
+
+    def timeline(self, id: int) -> dict[str, Any] | None: ...

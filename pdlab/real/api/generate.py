@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -10,11 +11,16 @@ from types import TracebackType
 from pdlab.prefix import chain
 from pdlab.real.api.engine import Engine
 from pdlab.real.api.errors import ApiError
+from pdlab.real.api.exchange import Exchange
+from pdlab.real.api.legs import Here, Leg, Move, Prefill, Pull, Reserve, kv_lost
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.engine.detokenize import Detokenizer, StopStrings
-from pdlab.real.engine.messages import Submit, Tokens
+from pdlab.real.engine.messages import FromQueue, Full, Held, Landed, News, Proceed, Receive, Reserved, Resume, Source, Submit, Tokens
 from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.wire import StreamEvent
+
+log = logging.getLogger(__name__)
 
 _GONE = Tokens(-1, 0, 0, [])
 
@@ -38,18 +44,21 @@ class Delta:
 
     choice: int
     text: str
+    tokens: list[int]
     logprobs: list[Logprob]
     finish: str | None = None
 
 
 @dataclass(slots=True)
 class Choice:
-    """One candidate of one prompt. `last_s` is when its last tokens came."""
+    """One candidate of one prompt. `made` counts what was made elsewhere, too; `tokens` are kept where they are asked for; `last_s` is when
+    its last tokens came."""
 
     index: int
-    detokenizer: Detokenizer
+    detokenizer: Detokenizer | None
     stops: StopStrings | None
     text: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     made: int = 0
     total_logprob: float = 0.0
@@ -65,20 +74,31 @@ class Choice:
 
 
 class Generation:
-    """`with generation: while generation.open: await generation.news()`. Leaving early cancels what still runs."""
+    """`with generation: while generation.open: await generation.news()`. Leaving early cancels what still runs, and ends the lease on a
+    prompt's KV that was not `delivered`. `events` are what the stream is to tell of the KV; who tells takes them out. `moved`: another
+    instance goes on. `given` tokens were made elsewhere."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, metrics: Metrics, ids: Sequence[int], prompts: Sequence[list[int]], ask: Ask
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        ids: Sequence[int],
+        prompts: Sequence[list[int]],
+        ask: Ask,
+        leg: Leg | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.engine, self.metrics, self.ask = engine, metrics, ask
+        self.leg, self.exchange = leg, exchange
         self.first_id = {id: number for number, id in enumerate(ids)}
         self.prompts = prompts
         self.best_of = ask.sampling.best_of
-        self.arriving: asyncio.Queue[Tokens] = asyncio.Queue()
+        self.arriving: asyncio.Queue[FromQueue] = asyncio.Queue()
         self.choices = [
             Choice(
                 index,
-                Detokenizer(tokenizer, ask.skip_special, continues=ask.continues),
+                Detokenizer(tokenizer, ask.skip_special, continues=ask.continues) if ask.text else None,
                 StopStrings(ask.stops, ask.include_stop) if ask.stops else None,
             )
             for index in range(len(prompts) * self.best_of)
@@ -86,38 +106,118 @@ class Generation:
         self.open = len(self.choices)
         self.started_s = 0.0
         self.failed = False
+        self.events: list[StreamEvent] = []
+        self.held: Held | None = None
+        self.delivered = False
+        self.moved = False
+        self.given = 0
+        self._landed = leg is None or isinstance(leg, Prefill)
+        self._reserved = False
+        self._trouble: ApiError | None = None
+        self._news: asyncio.Queue[News] = asyncio.Queue()
+        self._moving: asyncio.Task[None] | None = None
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     def __enter__(self) -> Generation:
         self.started_s = self._clock()
-        block = self.engine.ready.block_tokens
+        block, ask, stays = self.engine.ready.block_tokens, self.ask, not isinstance(self.leg, Prefill)
+        push = self.leg.push if isinstance(self.leg, Prefill) else None
         for id, prompt in zip(self.first_id, self.prompts, strict=True):
-            self.engine.submit(Submit(id, prompt, self.ask.sampling, chain(prompt, block), self.ask.priority), self.arriving)
+            hashes = chain(prompt, block)
+            self._begin(Submit(id, prompt, ask.sampling, hashes, ask.priority, stays, push, ask.ttft_slo_s, ask.tpot_slo_s))
         return self
 
+    def _begin(self, submit: Submit) -> None:
+        leg, arriving = self.leg, self.arriving
+        if leg is None or isinstance(leg, Prefill):
+            self.engine.submit(submit, arriving)
+            return
+        assert self.exchange is not None, "a leg is read only where KV is exchanged"
+        engine = self.exchange.engine
+        match leg:
+            case Pull(source, made, deadline_s):
+                self._give(made)
+                engine.receive(Receive(submit, made, source, True, deadline_s), arriving)
+            case Reserve(made, deadline_s):
+                self._give(made)
+                engine.receive(Receive(submit, made, None, False, deadline_s), arriving)
+            case Here(lease, made):
+                self._give(made)
+                engine.resume(Resume(submit, lease, made), arriving)
+            case Move():
+                self._moving = asyncio.create_task(self._move(self.exchange, leg, submit), name=f"migration of {leg.leg}")
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._moving is not None:
+            self._moving.cancel()
         for id, number in self.first_id.items():
             if any(choice.finish is None for choice in self._of(number)):
                 self.engine.cancel(id)
                 self.metrics.ended("error" if self.failed else "abort")
+        if self.held is not None and not self.delivered and self.exchange is not None:
+            self.exchange.engine.release(self.held.lease)
         self.open = 0
+
+    async def _move(self, exchange: Exchange, move: Move, submit: Submit) -> None:
+        try:
+            await exchange.mover.bring(move, submit, self.arriving, self._news, self._give)
+        except ApiError as error:
+            self.break_off(error)
+        except Exception:
+            log.exception("migration of %s failed", move.leg)
+            self.break_off(ApiError(500, "the migration has failed here; the server's log says more"))
 
     def leave(self) -> None:
         """The client has gone: whoever waits for news gets `Gone`."""
         self.arriving.put_nowait(_GONE)
 
+    def break_off(self, error: ApiError) -> None:
+        """Whoever waits for news gets the error."""
+        self._trouble = error
+        self.arriving.put_nowait(_GONE)
+
+    @property
+    def sole_id(self) -> int | None:
+        """What the engine calls it, where it is one candidate of one prompt: only such a one can be moved."""
+        return next(iter(self.first_id)) if len(self.choices) == 1 else None
+
+    @property
+    def waits(self) -> bool:
+        """It has reserved, and was not told yet where its KV is."""
+        return self._reserved
+
+    def proceed(self, made: list[int], source: Source | None) -> None:
+        """Tell it: `made` in all."""
+        assert self.exchange is not None and self._reserved, "only what has reserved waits"
+        self._reserved = False
+        self._give(made)
+        self.exchange.engine.proceed(Proceed(next(iter(self.first_id)), made, source))
+
+    def _give(self, made: list[int]) -> None:
+        """Output that exists already, in all: text goes on after it."""
+        new = made[self.given :]
+        self.given = len(made)
+        for choice in self.choices:
+            choice.made = self.given
+            if choice.detokenizer is not None:
+                choice.detokenizer.push(new)
+
     async def news(self) -> list[Delta]:
-        """What came since the last call, one Delta for each choice. Raises ApiError where the engine has failed."""
+        """What came since the last call, one Delta for each choice; news of the KV are `events` then. Raises ApiError where the engine has
+        failed, or the KV did not come."""
         arriving = self.arriving
         found: dict[int, Delta] = {}
         tokens = await arriving.get()
         now = self._clock()
         while True:
-            if (delta := self._take(tokens, now)) is not None:
+            if not isinstance(tokens, Tokens):
+                self._learn(tokens)
+            elif (delta := self._take(tokens, now)) is not None:
                 if (known := found.get(delta.choice)) is None:
                     found[delta.choice] = delta
                 else:
                     known.text += delta.text
+                    known.tokens = known.tokens + delta.tokens
                     known.logprobs = known.logprobs + delta.logprobs
                     known.finish = delta.finish
             if arriving.empty():
@@ -130,7 +230,8 @@ class Generation:
 
     @property
     def completion_tokens(self) -> int:
-        return sum(choice.made for choice in self.choices)
+        """Of this leg."""
+        return sum(choice.made - self.given for choice in self.choices)
 
     @property
     def cached_tokens(self) -> int:
@@ -148,21 +249,43 @@ class Generation:
     def _of(self, number: int) -> list[Choice]:
         return self.choices[number * self.best_of : (number + 1) * self.best_of]
 
+    def _learn(self, news: Held | News) -> None:
+        if isinstance(news, Full):
+            raise ApiError(503, f"no room to reserve: {news.reason}", code="kv_full", retry_after_s=1)
+        if isinstance(news, Held):
+            self.held = news
+        elif self._moving is not None:
+            self._news.put_nowait(news)
+        elif isinstance(news, Reserved) and isinstance(self.leg, Reserve):
+            self._reserved = True
+            own = self.engine.ready.descriptor.decode()
+            self.events.append(StreamEvent("reserved", news.ticket, own, news.blocks, news.cached_tokens))
+        if isinstance(news, Landed):
+            self._landed = True
+            if self.leg is not None and not isinstance(self.leg, Prefill) and self.leg.events:
+                here = StreamEvent("transferred", bytes=news.bytes, seconds=news.seconds, transport=news.transport, made=news.made)
+                self.events.append(here)
+
     def _take(self, tokens: Tokens, now: float) -> Delta | None:
         if tokens is _GONE:
-            raise Gone
+            raise self._trouble or Gone
         choice = self.choices[self.first_id[tokens.id] * self.best_of + tokens.candidate]
         if choice.finish is not None:
             return None  # at a stop string; the engine had gone on
         if tokens.finish == "error":
             self.failed = True
+            if not self._landed and self.engine.down is None:
+                raise kv_lost(tokens.error)
             raise ApiError(500 if self.engine.down is None else 503, tokens.error or "the engine has failed", code="engine_failed")
         assert tokens.start == choice.made, f"tokens from {tokens.start} after {choice.made}"
         before = choice.made
         text, finish = self._text(choice, tokens)
         taken = choice.made - before
         if taken:
-            self._observe(choice, tokens, taken, before == 0, now)
+            self._observe(choice, tokens, taken, before == self.given, now)
+        told = tokens.tokens if taken == len(tokens.tokens) else tokens.tokens[:taken]
+        if self.ask.token_ids:
+            choice.tokens += told
         logprobs = _logprobs(tokens, taken) if tokens.logprobs is not None else []
         choice.logprobs += logprobs
         choice.total_logprob += sum(one.logprob for one in logprobs)
@@ -170,13 +293,20 @@ class Generation:
         if finish is not None:
             if tokens.finish is None:
                 self.engine.cancel(tokens.id, tokens.candidate)
+            if finish == "held":
+                finish = "length"
             self._end(choice, finish, now)
-        return Delta(choice.index, text, logprobs, finish)
+            if finish == "moved":
+                self.moved, finish = True, None
+        return Delta(choice.index, text, told, logprobs, finish)
 
     def _text(self, choice: Choice, tokens: Tokens) -> tuple[str, str | None]:
         """(what can be shown, whether and why the choice ends). What ended it at the engine, a stop token, is no text."""
-        shown = tokens.tokens[:-1] if tokens.finish == "stop" else tokens.tokens
         stops, detokenizer = choice.stops, choice.detokenizer
+        if detokenizer is None:
+            choice.made += len(tokens.tokens)
+            return "", tokens.finish
+        shown = tokens.tokens[:-1] if tokens.finish == "stop" else tokens.tokens
         if stops is None:
             choice.made += len(tokens.tokens)
             text = detokenizer.push(shown)
@@ -217,7 +347,9 @@ class Generation:
         if all(one.finish is not None for one in self._of(number)):
             first = self._of(number)[0]
             self.metrics.ended(finish)
-            self.metrics.completed(now - self.started_s, first.first_s - self.started_s, first.queue_s, now - first.first_s, first.made)
+            self.metrics.completed(
+                now - self.started_s, first.first_s - self.started_s, first.queue_s, now - first.first_s, first.made - self.given
+            )
 
 
 def _logprobs(tokens: Tokens, taken: int) -> list[Logprob]:

@@ -16,7 +16,7 @@ from pdlab.real.api.engine import Engine
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
 GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
-REASONS = ("stop", "length", "abort", "error")
+REASONS = ("stop", "length", "abort", "error", "moved")
 
 
 class Histogram:
@@ -109,6 +109,10 @@ class Metrics(Collector):
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", load.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there.", load.prefix_hits)
         yield self._counter("vllm:num_preemptions", "Sequences preempted.", load.preemptions)
+        if ready.descriptor:
+            yield self._counter("vllm:nixl_bytes_transferred", "KV received from other instances.", load.transfer_bytes)
+            yield self._counter("vllm:nixl_num_failed_transfers", "Transfers of KV to here that failed.", load.failed_transfers)
+            yield self._gauge("pdlab:leases", "KV that is held for other instances.", load.leases)
         yield self._counters("vllm:request_success", "Prompts that ended, by how.", "finished_reason", self.finished)
         yield self._counters("pdlab:http_requests_rejected", "Requests refused before the engine saw them.", "code", self.refused)
         for name, histogram in self.histograms.items():

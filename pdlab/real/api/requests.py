@@ -11,6 +11,7 @@ import msgspec
 
 from pdlab.real.api.errors import bad
 from pdlab.real.engine.messages import Sampling
+from pdlab.real.wire import KvParams
 
 MOST_STOPS, MOST_CHOICES, MOST_LOGPROBS, MOST_BIASES = 16, 128, 20, 1024
 
@@ -44,11 +45,18 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     priority: int | None = None
     user: str | None = None
+    kv_transfer_params: KvParams | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    detokenize: bool | None = None
+    ttft_slo_ms: float | None = None
+    tpot_slo_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is to be done with each prompt: `sampling` by the engine, the rest here. `continues`: the text follows a prompt's."""
+    """What is to be done with each prompt: `sampling` by the engine, the rest here. `continues`: the text follows a prompt's.
+    `token_ids`: they are told; unless `text`, nothing else is."""
 
     sampling: Sampling
     stops: tuple[str, ...] = ()
@@ -56,6 +64,10 @@ class Ask:
     skip_special: bool = True
     continues: bool = False
     priority: int = 0
+    token_ids: bool = False
+    text: bool = True
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -80,6 +92,8 @@ def ask(body: Common, *, max_tokens: int, best_of: int, logprobs: int | None, vo
     """Raises ApiError naming the parameter that is out of range."""
     if body.stream_options is not None and not body.stream:
         raise bad("stream_options needs stream: true", "stream_options")
+    if body.detokenize is False and body.stop:
+        raise bad("stop needs text: leave detokenize out, or give stop_token_ids", "stop")
     sampling = Sampling(
         max_tokens=_whole("max_tokens", max_tokens, 1, 2**31),
         min_tokens=_whole("min_tokens", body.min_tokens or 0, 0, max_tokens),
@@ -104,6 +118,10 @@ def ask(body: Common, *, max_tokens: int, best_of: int, logprobs: int | None, vo
         body.skip_special_tokens is not False,
         continues,
         _whole("priority", body.priority or 0, -(2**31), 2**31),
+        bool(body.return_token_ids),
+        body.detokenize is not False,
+        _slo_s(body, "ttft_slo_ms"),
+        _slo_s(body, "tpot_slo_ms"),
     )
 
 
@@ -140,6 +158,13 @@ def _number(body: Common, name: str, default: float, least: float, most: float, 
         between = f"above {least:g} and at most {most:g}" if above else f"from {least:g} to {most:g}"
         raise bad(f"{name} must be {between}, not {value:g}", name)
     return float(value)
+
+
+def _slo_s(body: Common, name: str) -> float | None:
+    value: float | None = getattr(body, name)
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise bad(f"{name} must be above 0, not {value:g}", name)
+    return None if value is None else value / 1000
 
 
 def _stops(given: str | list[str] | None) -> tuple[str, ...]:

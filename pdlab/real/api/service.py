@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 from pdlab.real.api.engine import Engine
 from pdlab.real.api.errors import ApiError, bad, draining
+from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.generate import Choice, Delta, Generation
+from pdlab.real.api.legs import Leg
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.engine.tokenizer import Tokenizer
@@ -42,7 +44,8 @@ class Shape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A checked request: what to compute, and how to tell it. `n` of each prompt's `ask.sampling.best_of` candidates are shown."""
+    """A checked request: what to compute, and how to tell it. `n` of each prompt's `ask.sampling.best_of` candidates are shown. `leg`: the
+    part that other instances have in it."""
 
     shape: Shape
     prompts: Sequence[list[int]]
@@ -50,17 +53,33 @@ class Job:
     n: int
     stream: bool
     include_usage: bool
+    leg: Leg | None = None
 
 
 class Service:
-    """At most `max_requests` prompts are in flight; with `api_key`, /v1 asks for it."""
+    """At most `max_requests` prompts are in flight; with `api_key`, /v1 asks for it, or for the cluster's `token`, which /pdlab asks for.
+    `legs` are the requests in flight by their X-Request-Id."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, model: str, *, max_requests: int = 1024, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        model: str,
+        *,
+        max_requests: int = 1024,
+        api_key: str | None = None,
+        token: str | None = None,
+        exchange: Exchange | None = None,
+    ) -> None:
         self.engine, self.tokenizer, self.model = engine, tokenizer, model
-        self.max_requests, self.api_key = max_requests, api_key
+        self.max_requests, self.api_key, self.token = max_requests, api_key, token
+        self.exchange = exchange
+        self.legs: dict[str, Generation] = {}
+        self.running: set[Generation] = set()
         self.metrics = Metrics(model, engine)
         self.in_flight = 0
         self.draining = False
+        self.closed = ""  # why its cluster sends nothing new here
         self.created = int(time.time())
         self.took_s = 1.0  # a request, smoothed: what Retry-After is guessed from
         self._ids = itertools.count(1)
@@ -74,6 +93,8 @@ class Service:
         reasons = [f"engine down: {self.engine.down}"] if self.engine.down is not None else []
         if self.draining:
             reasons.append("draining")
+        elif self.closed:
+            reasons.append(self.closed)
         if self.in_flight >= self.max_requests:
             reasons.append(f"overloaded: {self.in_flight} requests in flight, at most {self.max_requests}")
         return reasons
@@ -82,7 +103,7 @@ class Service:
         """Raises ApiError where as many prompts cannot be taken in now."""
         if self.engine.down is not None:
             raise ApiError(503, self.engine.down, code="engine_down")
-        if self.draining:
+        if self.draining or self.closed:
             raise draining()
         if self.in_flight + prompts > self.max_requests:
             wait_s = max(1, min(60, math.ceil(self.took_s)))
@@ -95,19 +116,30 @@ class Service:
             )
 
     @contextmanager
-    def admitted(self, job: Job) -> Iterator[Generation]:
+    def admitted(self, job: Job, name: str) -> Iterator[Generation]:
         """The job in flight: submitted on entry, cancelled where it is left before its end. Raises ApiError where there is no room."""
         prompts = len(job.prompts)
         self.check_open(prompts)
         ids = [next(self._ids) for _ in job.prompts]
         self.in_flight += prompts
         started_s = time.monotonic()
+        generation = Generation(self.engine, self.tokenizer, self.metrics, ids, job.prompts, job.ask, job.leg, self.exchange)
+        self.legs[name] = generation
+        self.running.add(generation)
         try:
-            with Generation(self.engine, self.tokenizer, self.metrics, ids, job.prompts, job.ask) as generation:
+            with generation:
                 yield generation
         finally:
+            self.running.discard(generation)
+            if self.legs.get(name) is generation:
+                del self.legs[name]
             self.in_flight -= prompts
             self.took_s += 0.1 * (time.monotonic() - started_s - self.took_s)
+
+    def break_off(self, error: ApiError) -> None:
+        """End all that is in flight with that error."""
+        for generation in list(self.running):
+            generation.break_off(error)
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model:

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
 import sys
+import time
 
 import msgspec
 
-from pdlab.real.engine.messages import AnyFromEngine, Broken, Cancel, Ready, Step, Stop, Submit, ToEngine, Tokens
+from pdlab.real.engine.messages import (
+    AnyFromEngine,
+    Broken,
+    Cancel,
+    Export,
+    Exported,
+    FromQueue,
+    Full,
+    News,
+    Proceed,
+    Ready,
+    Receive,
+    Release,
+    Renew,
+    Resume,
+    Step,
+    Stop,
+    Submit,
+    ToEngine,
+    Tokens,
+)
 from pdlab.real.engine.options import EngineOptions
-from pdlab.types import UsageError
+from pdlab.types import Report, UsageError
 
 
 class EngineClient:
@@ -27,7 +49,10 @@ class EngineClient:
         self._reader, self._writer = reader, writer
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(AnyFromEngine)
-        self._queues: dict[int, tuple[asyncio.Queue[Tokens], set[int]]] = {}
+        self._queues: dict[int, tuple[asyncio.Queue[FromQueue], set[int]]] = {}
+        self._calls: dict[int, asyncio.Future[Exported]] = {}
+        self._numbers = itertools.count(1)
+        self._cache: dict[int, bool] = {}  # prefix hashes since the last report: stored, or evicted
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
@@ -48,6 +73,7 @@ class EngineClient:
             raise
         if isinstance(first, Ready):
             client.ready = first
+            client.load = Step([], free_blocks=first.kv_blocks)
             client._listening = asyncio.create_task(client._listen())
             return client
         await client.close()
@@ -56,16 +82,51 @@ class EngineClient:
         reason = first.reason if isinstance(first, Broken) else f"exit status {process.returncode}"
         raise UsageError(f"the engine process did not start: {reason}")
 
-    def submit(self, submit: Submit, arriving: asyncio.Queue[Tokens] | None = None) -> asyncio.Queue[Tokens]:
+    def submit(self, submit: Submit, arriving: asyncio.Queue[FromQueue] | None = None) -> asyncio.Queue[FromQueue]:
         """All candidates' tokens arrive in the queue, each one's last with `finish` set. Several requests may share a given queue."""
         arriving = asyncio.Queue() if arriving is None else arriving
-        if self.down is not None:
-            for index in range(submit.sampling.best_of):
-                arriving.put_nowait(Tokens(submit.id, index, 0, [], "error", error=self.down))
-            return arriving
-        self._queues[submit.id] = arriving, set(range(submit.sampling.best_of))
-        self._send(submit)
+        self._begin(submit, submit, arriving)
         return arriving
+
+    def receive(self, receive: Receive, arriving: asyncio.Queue[FromQueue]) -> None:
+        """The queue brings Reserved (or Full, which ends it), Staged and Landed, then the tokens."""
+        self._begin(receive.submit, receive, arriving)
+
+    def resume(self, resume: Resume, arriving: asyncio.Queue[FromQueue]) -> None:
+        self._begin(resume.submit, resume, arriving)
+
+    def proceed(self, proceed: Proceed) -> None:
+        """Harmless when the request has ended."""
+        if proceed.id in self._queues and self.down is None:
+            self._send(proceed)
+
+    def release(self, lease: str) -> None:
+        if self.down is None:
+            self._send(Release(lease))
+
+    def renew(self, lease: str, lease_s: float = 30.0) -> None:
+        if self.down is None:
+            self._send(Renew(lease, lease_s))
+
+    async def export(self, id: int, stop: bool = False, resume: bool = False, lease_s: float = 30.0) -> Exported:
+        """Of an engine that is down, or ends meanwhile: an answer with `error`."""
+        call = next(self._numbers)
+        if self.down is not None:
+            return Exported(call, self.down)
+        answer: asyncio.Future[Exported] = asyncio.get_running_loop().create_future()
+        self._calls[call] = answer
+        try:
+            self._send(Export(call, id, stop, resume, lease_s))
+            return await answer
+        finally:
+            del self._calls[call]
+
+    def report(self, name: str, incarnation: int) -> Report:
+        """The load after the last step; `stored` and `evicted` since the last call, without what was stored and evicted again."""
+        cache, self._cache = self._cache, {}
+        load = load_report(self.load, name, incarnation)
+        stored = tuple(hash for hash, here in cache.items() if here)
+        return msgspec.structs.replace(load, stored=stored, evicted=tuple(hash for hash, here in cache.items() if not here))
 
     def cancel(self, id: int, candidate: int = -1) -> None:
         """Drop a request or one of its candidates; its last tokens, with finish "abort", still arrive."""
@@ -106,15 +167,48 @@ class EngineClient:
             await asyncio.to_thread(self.process.wait)
             return None
 
+    def _begin(self, submit: Submit, message: ToEngine, arriving: asyncio.Queue[FromQueue]) -> None:
+        if self.down is not None:
+            for index in range(submit.sampling.best_of):
+                arriving.put_nowait(Tokens(submit.id, index, 0, [], "error", error=self.down))
+            return
+        self._queues[submit.id] = arriving, set(range(submit.sampling.best_of))
+        self._send(message)
+
     async def _listen(self) -> None:
-        while isinstance(message := await self._receive(), Step):
+        while isinstance(message := await self._receive(), Step | Exported):
+            if isinstance(message, Exported):
+                if (answer := self._calls.get(message.call)) is not None and not answer.done():
+                    answer.set_result(message)
+                continue
             self.load = message
+            if message.stored or message.evicted:
+                self._note(message)
+            for news in message.news:
+                self._tell(news)
             for tokens in message.outputs:
                 self._deliver(tokens)
         if isinstance(message, Broken):
             self._fail(f"the engine has failed: {message.reason}")
         else:
             self._fail(f"the engine process has ended with status {self.process.returncode}")
+
+    def _note(self, step: Step) -> None:
+        """The prefix cache's changes, net: what comes and goes between two reports is in neither."""
+        cache = self._cache
+        for hashes, stored in ((step.stored, True), (step.evicted, False)):
+            for hash in hashes:
+                if cache.get(hash, stored) is not stored:
+                    del cache[hash]
+                else:
+                    cache[hash] = stored
+
+    def _tell(self, news: News) -> None:
+        if (known := self._queues.get(news.id)) is None:
+            return
+        if isinstance(news, Full):
+            del self._queues[news.id]
+        known[0].put_nowait(news)
 
     def _deliver(self, tokens: Tokens) -> None:
         known = self._queues.get(tokens.id)
@@ -134,6 +228,28 @@ class EngineClient:
             for index in sorted(open_candidates):
                 arriving.put_nowait(Tokens(id, index, 0, [], "error", error=reason))
         self._queues.clear()
+        for call, answer in self._calls.items():
+            if not answer.done():
+                answer.set_result(Exported(call, reason))
+
+
+def load_report(step: Step, name: str, incarnation: int) -> Report:
+    """What a router asks of an instance's load. Its clock is the wall's."""
+    return Report(
+        name,
+        incarnation,
+        time.time(),
+        waiting=step.waiting,
+        waiting_tokens=step.waiting_tokens,
+        running=step.running,
+        context_tokens=step.context_tokens,
+        used_blocks=step.used_blocks,
+        free_blocks=step.free_blocks,
+        waiting_head_blocks=step.waiting_head_blocks,
+        waiting_blocks=step.waiting_blocks,
+        preempted=step.preemptions,
+        decode_step_s=step.decode_step_s,
+    )
 
 
 def _environment(options: EngineOptions) -> dict[str, str]:

@@ -192,6 +192,7 @@ class Serving:
     def __init__(self, link: Link, engine: Engine, peers: Peers | None) -> None:
         self.link, self.engine, self.peers = link, engine, peers
         self.mark_s = self.decode_step_s = 0.0
+        self.leases = 0  # as last told
 
     def run(self) -> None:
         inbox, engine = self.link.inbox, self.engine
@@ -225,7 +226,7 @@ class Serving:
                     self.refuse(message)
             case _ if callable(message):
                 message()
-        if self.peers is not None and (self.peers.told or self.peers.outputs):
+        if self.peers is not None and (self.peers.told or self.peers.outputs or len(self.engine.held) != self.leases):
             self.emit([])
         return True
 
@@ -253,6 +254,7 @@ class Serving:
             if isinstance(answer, Exported):
                 self.link.send(answer)
         load = self.engine.load([*outputs, *more], now)
+        self.leases = load.leases
         self.link.send(
             msgspec.structs.replace(
                 load,

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from pdlab.real.engine.messages import Ready, Sampling, Step, Submit, Tokens
+from pdlab.real.engine.messages import FromQueue, Ready, Sampling, Step, Submit, Tokens
 
 EOS, START, END = 256, 257, 258
 VOCAB, CONTEXT, BLOCK = 300, 512, 4
@@ -36,10 +36,10 @@ def byte_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
     return folder
 
 
-class _Sequence:
-    def __init__(self, submit: Submit, candidate: int, arriving: asyncio.Queue[Tokens]) -> None:
+class Sequence:
+    def __init__(self, submit: Submit, candidate: int, arriving: asyncio.Queue[FromQueue]) -> None:
         self.submit, self.candidate, self.arriving = submit, candidate, arriving
-        self.made = 0
+        self.made = self.given = 0
 
     @property
     def key(self) -> tuple[int, int]:
@@ -58,23 +58,30 @@ class EchoEngine:
         self.step_s, self.per_step, self.seqs = step_s, per_step, seqs
         self.submitted: list[Submit] = []
         self.cancelled: list[tuple[int, int]] = []
-        self.live: dict[tuple[int, int], _Sequence] = {}
+        self.live: dict[tuple[int, int], Sequence] = {}
         self.seen: set[int] = set()
         self.computed = self.queries = self.hits = 0
         self.paused = False
         self._task: asyncio.Task[None] | None = None
 
-    def submit(self, submit: Submit, arriving: asyncio.Queue[Tokens] | None = None) -> asyncio.Queue[Tokens]:
-        queue: asyncio.Queue[Tokens] = asyncio.Queue() if arriving is None else arriving
+    def submit(self, submit: Submit, arriving: asyncio.Queue[FromQueue] | None = None) -> asyncio.Queue[FromQueue]:
+        queue: asyncio.Queue[FromQueue] = asyncio.Queue() if arriving is None else arriving
         for candidate in range(submit.sampling.best_of):
             if self.down is not None:
                 queue.put_nowait(Tokens(submit.id, candidate, 0, [], "error", error=self.down))
             else:
-                self.live[submit.id, candidate] = _Sequence(submit, candidate, queue)
+                self.live[submit.id, candidate] = Sequence(submit, candidate, queue)
         self.submitted.append(submit)
+        self.wake()
+        return queue
+
+    @property
+    def leases(self) -> int:
+        return 0
+
+    def wake(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
-        return queue
 
     def cancel(self, id: int, candidate: int = -1) -> None:
         self.cancelled.append((id, candidate))
@@ -102,12 +109,13 @@ class EchoEngine:
                 prompt_tokens=self.computed,
                 prefix_queries=self.queries,
                 prefix_hits=self.hits,
+                leases=self.leases,
             )
             await asyncio.sleep(self.step_s)
 
-    def _advance(self, one: _Sequence) -> None:
+    def _advance(self, one: Sequence) -> None:
         prompt, how, cached = one.submit.tokens, one.submit.sampling, 0
-        if not one.made and not one.candidate:
+        if one.made == one.given and not one.candidate:
             cached = BLOCK * sum(hash in self.seen for hash in one.submit.hashes)
             self.seen.update(one.submit.hashes)
             self.queries, self.hits, self.computed = self.queries + len(prompt), self.hits + cached, self.computed + len(prompt) - cached
@@ -120,10 +128,14 @@ class EchoEngine:
             tokens.append(token)
             ends = (token == EOS and not how.ignore_eos) or token in how.stop_token_ids
             finish = "stop" if ends and made >= how.min_tokens else "length" if made + 1 == how.max_tokens else None
+        finish = self.finished(one, finish)
         one.arriving.put_nowait(Tokens(*one.key, one.made, tokens, finish, *_logprobs(tokens, one.candidate, how), cached, 0.25))
         one.made += len(tokens)
         if finish is not None:
             del self.live[one.key]
+
+    def finished(self, one: Sequence, finish: str | None) -> str | None:
+        return finish
 
 
 def _logprobs(tokens: list[int], candidate: int, how: Sampling) -> tuple[list[float] | None, list[list[tuple[int, float]]] | None]:

@@ -1,0 +1,126 @@
+"""A migration, at its destination: copy the KV of a running request while it goes on at its source, then let it stand still for the rest.
+
+After Llumnix (OSDI'24): each stage copies what was made during the one before, so that the last, for which the request stands still, is
+short however long the context. If anything fails the request goes on at the source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from pdlab.real.api.engine import Exchanging
+from pdlab.real.api.errors import ApiError
+from pdlab.real.api.legs import Move, check_made, descriptor, kv_lost
+from pdlab.real.api.requests import check_tokens
+from pdlab.real.engine.messages import FromQueue, Landed, News, Proceed, Receive, Reserved, Source, Staged, Submit
+from pdlab.real.wire import TOKEN_HEADER, Export, Exported, KvParams
+
+log = logging.getLogger(__name__)
+CALL_S = aiohttp.ClientTimeout(total=5.0, connect=2.0)
+STAGES = 2  # before the last
+FEW_BLOCKS = 16  # that is soon copied
+MOST_ANSWER_BYTES = 32 << 20
+T = TypeVar("T", Reserved, Staged, Landed)
+
+
+class Migrations:
+    """What this instance takes over from others. Close it when done."""
+
+    def __init__(self, engine: Exchanging, token: str | None = None) -> None:
+        self.engine = engine
+        self._headers = {} if token is None else {TOKEN_HEADER: token}
+        self._http: aiohttp.ClientSession | None = None
+        self._calling_off: set[asyncio.Task[None]] = set()
+
+    async def bring(
+        self, move: Move, submit: Submit, arriving: asyncio.Queue[FromQueue], news: asyncio.Queue[News], given: Callable[[list[int]], None]
+    ) -> None:
+        """Raises ApiError: 503 kv_full, else 409 kv_lost."""
+        try:
+            async with asyncio.timeout(move.deadline_s):
+                await self._copy(move, submit, arriving, news, given)
+        except BaseException as error:
+            self._call_off(move)
+            if isinstance(error, TimeoutError):
+                raise kv_lost(f"the migration took more than {move.deadline_s:g} s") from None
+            raise
+
+    async def close(self) -> None:
+        """Waits for the sources that are still to be told."""
+        await asyncio.gather(*self._calling_off)
+        if self._http is not None:
+            await self._http.close()
+
+    async def _copy(
+        self, move: Move, submit: Submit, arriving: asyncio.Queue[FromQueue], news: asyncio.Queue[News], given: Callable[[list[int]], None]
+    ) -> None:
+        engine, block = self.engine, self.engine.ready.block_tokens
+        made, source = await self._export(move, submit)
+        engine.receive(Receive(submit, made, source, False, move.deadline_s), arriving)
+        await _next(news, Reserved)
+        await _next(news, Staged)
+        for _ in range(STAGES - 1):
+            copied = source.kv_tokens // block
+            made, source = await self._export(move, submit)
+            if -(-source.kv_tokens // block) - copied <= FEW_BLOCKS:
+                break
+            engine.proceed(Proceed(submit.id, made, source, False))
+            await _next(news, Staged)
+        made, source = await self._export(move, submit, stop=True)
+        given(made)
+        engine.proceed(Proceed(submit.id, made, source))
+        await _next(news, Landed)
+
+    async def _export(self, move: Move, submit: Submit, *, stop: bool = False) -> tuple[list[int], Source]:
+        found = await self._ask(move, Export(move.leg, stop, lease_s=move.deadline_s))
+        ready = self.engine.ready
+        try:
+            blocks = KvParams(remote_block_ids=list(found.block_ids)).block_ids()
+            check_tokens(found.made, ready.vocab, "made")
+            check_made(found.made, submit.sampling.max_tokens, "made")
+            at = descriptor(found.descriptor, "descriptor")
+        except (ValueError, ApiError) as wrong:
+            raise kv_lost(f"the source's answer makes no sense: {wrong}") from None
+        if not found.lease or not 0 <= found.kv_tokens <= len(blocks) * ready.block_tokens:
+            raise kv_lost("the source's answer makes no sense: its blocks and tokens do not go together")
+        return found.made, Source(at, found.lease, blocks, found.kv_tokens)
+
+    async def _ask(self, move: Move, export: Export) -> Exported:
+        if self._http is None:
+            self._http = aiohttp.ClientSession(timeout=CALL_S, headers=self._headers)
+        try:
+            async with self._http.post(f"{move.url}/pdlab/v1/export", data=msgspec.json.encode(export), allow_redirects=False) as answer:
+                raw = await answer.content.read(MOST_ANSWER_BYTES) if answer.status == 200 else await answer.content.read(2000)
+                while answer.status == 200 and not answer.content.at_eof() and len(raw) < MOST_ANSWER_BYTES:
+                    raw += await answer.content.read(MOST_ANSWER_BYTES - len(raw))
+                if answer.status != 200:
+                    raise kv_lost(f"{move.url} answers {answer.status}: {raw[:200].decode(errors='replace')}")
+                return msgspec.json.decode(raw, type=Exported)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError, msgspec.MsgspecError) as trouble:
+            raise kv_lost(f"{move.url}: {trouble or type(trouble).__name__}") from None
+
+    def _call_off(self, move: Move) -> None:
+        """It goes on where it was. Whether or not the source hears it: its lease ends by time."""
+
+        async def tell() -> None:
+            try:
+                await self._ask(move, Export(move.leg, resume=True))
+            except ApiError as error:
+                log.info("leg %s at %s was not told that it stays: %s", move.leg, move.url, error.message)
+
+        task = asyncio.create_task(tell())
+        self._calling_off.add(task)
+        task.add_done_callback(self._calling_off.discard)
+
+
+async def _next(news: asyncio.Queue[News], kind: type[T]) -> T:
+    """Full, and an engine's error, end the leg elsewhere, and with it this task."""
+    found = await news.get()
+    assert isinstance(found, kind), f"{found} where {kind.__name__} was due"
+    return found
