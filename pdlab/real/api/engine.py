@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol, runtime_checkable
 
-from pdlab.real.engine.messages import Exported, FromQueue, Proceed, Ready, Receive, Resume, Step, Submit
-from pdlab.types import Report
+from pdlab.real.engine.messages import Exported, FromQueue, Proceed, Ready, Receive, Resume, Step, Submit, Tokens
+from pdlab.types import Report, Stage
+
+
+class Ended(Tokens, frozen=True):
+    """The last of a candidate that did not succeed; `finish` is "abort" or "error". `stage` says how the request ended; `unfit`: the
+    request itself is at fault, and `error` is for the client."""
+
+    stage: Stage = Stage.FAILED
+    unfit: bool = False
 
 
 class Engine(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from pdlab.prefix import chain
-from pdlab.real.api.engine import Engine
+from pdlab.real.api.engine import Ended, Engine
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.legs import Here, Leg, Move, Prefill, Pull, Reserve, kv_lost
@@ -19,6 +19,7 @@ from pdlab.real.engine.detokenize import Detokenizer, StopStrings
 from pdlab.real.engine.messages import FromQueue, Full, Held, Landed, News, Proceed, Receive, Reserved, Resume, Source, Submit, Tokens
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.wire import StreamEvent
+from pdlab.types import Stage
 
 log = logging.getLogger(__name__)
 
@@ -274,6 +275,8 @@ class Generation:
             return None  # at a stop string; the engine had gone on
         if tokens.finish == "error":
             self.failed = True
+            if isinstance(tokens, Ended):
+                raise _failure(tokens)
             if not self._landed and self.engine.down is None:
                 raise kv_lost(tokens.error)
             raise ApiError(500 if self.engine.down is None else 503, tokens.error or "the engine has failed", code="engine_failed")
@@ -356,3 +359,16 @@ def _logprobs(tokens: Tokens, taken: int) -> list[Logprob]:
     assert tokens.logprobs is not None
     tops = tokens.top or [[]] * len(tokens.tokens)
     return [Logprob(token, logprob, top) for token, logprob, top in zip(tokens.tokens[:taken], tokens.logprobs[:taken], tops, strict=False)]
+
+
+def _failure(ended: Ended) -> ApiError:
+    """How a cluster's request came to no good end."""
+    if ended.unfit:
+        return ApiError(400, ended.error, code="unfit")
+    match ended.stage:
+        case Stage.REJECTED:
+            return ApiError(503, ended.error, code="rejected", retry_after_s=1)
+        case Stage.EXPIRED:
+            return ApiError(504, ended.error, code="expired")
+        case _:
+            return ApiError(500, ended.error, code="engine_failed")

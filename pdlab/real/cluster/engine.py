@@ -26,7 +26,7 @@ class ClusterEngine:
         world.on_members = self._members_changed
 
     def submit(self, submit: Submit, arriving: asyncio.Queue[FromQueue] | None = None) -> asyncio.Queue[FromQueue]:
-        """As `Engine.submit`; the last of a candidate that does not succeed is a `pdlab.real.cluster.live.Ended`."""
+        """As `Engine.submit`; the last of a candidate that does not succeed is a `pdlab.real.api.engine.Ended`."""
         arriving = asyncio.Queue() if arriving is None else arriving
         put, id = arriving.put_nowait, submit.id
 

@@ -9,20 +9,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.remote import LegTokens, Prefilled, Remote
 from pdlab.real.cluster.timeline import Timeline
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.types import InstanceSpec, Request, Stage
 
 Gap = Callable[[float, int], None]
-
-
-class Ended(Tokens, frozen=True):
-    """The last of a candidate that did not succeed; `finish` is "abort" or "error". `stage` says how the request ended; `unfit`: the
-    request itself is at fault, and `error` is for the client."""
-
-    stage: Stage = Stage.FAILED
-    unfit: bool = False
 
 
 Deliver = Callable[[Tokens], None]

@@ -250,9 +250,8 @@ class Peers:
             return
         inbound.place, inbound.last = place, message.last
         if message.source is not None:
-            if inbound.ticket:
+            if inbound.pushed:
                 self.endpoint_soon(lambda: self.endpoint.cancel(inbound.ticket, "it is read instead"))
-                inbound.ticket = ""
             inbound.pushed, inbound.complete = False, False
             self._read(inbound, message.source)
         else:

@@ -189,8 +189,8 @@ class Endpoint:
         return incompatible(self._own.descriptor, peer_descriptor)
 
     def offer(self, lease_id: str, block_ids: Iterable[int], *, tokens: int, lease_s: float = 30.0) -> None:
-        """Peers may read these blocks until they have, or the lease ends. A lease id is used once. Like `renew` and `release`, may be called
-        from any thread."""
+        """Peers may read these blocks until they have, or the lease ends. A lease id is used once. May be called from any thread, like
+        `renew` and `release`."""
         assert self._loop is not None, "start the endpoint first"
         self._leases.offer(lease_id, self._ids(block_ids), tokens, time.monotonic() + lease_s)
         self._from_thread(self._arm)

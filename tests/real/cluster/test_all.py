@@ -1,0 +1,122 @@
+"""`pdlab serve --role all`: the instances are children that come back when they die, and none outlives the cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from pdlab.cli import app
+
+
+class Cluster:
+    """The process, and what it has said."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        experiment = {
+            "model": str(model),
+            "workload": {"source": "azure-conv-2023", "requests": 10, "rate": 1.0},
+            "cluster": {"instances": [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "hardware": "l4"}]},
+            "engine": {"block_tokens": 4, "kv_blocks": 300, "max_seqs": 8, "max_batch_tokens": 128},
+            "transfer": {"mode": "push", "granularity": "layer"},
+            "policy": {"dispatch": "prefix_aware", "handoff": "least_kv"},
+        }
+        (folder / "tiny.yaml").write_text(json.dumps(experiment))
+        self.log = folder / "events.jsonl"
+        self.said = ""
+        command = [sys.executable, "-m", "pdlab", "serve", str(folder / "tiny.yaml"), "--role", "all", "--port", "0", "--threads", "2"]
+        self.process = subprocess.Popen([*command, "--trace-events", str(self.log)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.url = self.hear(r"ready after .*: (http://\S+)/v1")
+
+    def hear(self, pattern: str, within_s: float = 60.0) -> str:
+        """Wait until it says that."""
+        assert self.process.stdout is not None
+        deadline_s = time.monotonic() + within_s
+        while not (found := re.search(pattern, self.said)):
+            assert time.monotonic() < deadline_s, f"it did not say {pattern}: {self.said}"
+            if select.select([self.process.stdout], [], [], 0.5)[0]:
+                part = os.read(self.process.stdout.fileno(), 4096).decode()
+                assert part, f"ended with {self.process.wait()}: {self.said}"
+                self.said += part
+        return found[found.lastindex or 0]
+
+    def rows(self) -> dict[str, dict[str, object]]:
+        found = httpx.get(f"{self.url}/pdlab/v1/cluster").json()
+        return {row["spec"]["name"]: row["spec"] for row in found["rows"]}
+
+    def descendants(self) -> list[int]:
+        return [pid for child in children(self.process.pid) for pid in (child, *children(child))]
+
+    def child(self, role: str) -> int:
+        return next(pid for pid in children(self.process.pid) if f"--role\0{role}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come to pass"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, model: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path, model)
+    yield made
+    made.process.kill()
+    made.process.wait()
+    assert made.process.stdout is not None
+    made.process.stdout.close()
+
+
+def complete(cluster: Cluster, prompt: str) -> httpx.Response:
+    return httpx.post(f"{cluster.url}/v1/completions", json={"prompt": prompt, "max_tokens": 8, "ignore_eos": True}, timeout=30)
+
+
+def test_a_cluster_serves_heals_and_ends_whole(cluster: Cluster) -> None:
+    answer = complete(cluster, "x" * 40).json()
+    assert answer["usage"]["completion_tokens"] == 8
+    assert complete(cluster, "x" * 40).json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    status = CliRunner().invoke(app, ["status", "--router", cluster.url])
+    assert "prefill-0" in status.output and "shm" in status.output and "leads" in status.output
+
+    os.kill(cluster.child("decode"), signal.SIGKILL)
+    cluster.hear("decode-0 was killed by SIGKILL: starting it again")
+    assert complete(cluster, "y" * 40).status_code == 200  # the other role serves meanwhile
+    until(lambda: cluster.rows().get("decode-0", {}).get("incarnation") == 2)
+
+    everybody = cluster.descendants()
+    assert len(everybody) == 4
+    cluster.process.send_signal(signal.SIGINT)
+    assert cluster.process.wait(30) == 0
+    until(lambda: all(ended(pid) for pid in everybody))
+    replayed = CliRunner().invoke(app, ["replay", str(cluster.log)])
+    assert replayed.exit_code == 0 and " 0 differ" in replayed.output, replayed.output
+
+
+def test_children_end_with_a_parent_that_is_killed(cluster: Cluster) -> None:
+    everybody = cluster.descendants()
+    assert len(everybody) == 4
+    cluster.process.kill()
+    until(lambda: all(ended(pid) for pid in everybody))
