@@ -7,13 +7,16 @@ WORKLOAD ?= constant
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer compile clean
+.PHONY: sim serve serve-pd test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
 
 serve: .venv/real.stamp  ## a server with the embedded model, on http://127.0.0.1:8000/v1
 	.venv/bin/pdlab serve --role mixed $(SERVE)
+
+serve-pd: .venv/real.stamp  ## the same on a prefill and a decode instance, behind a router
+	.venv/bin/pdlab serve experiments/quickstart_live.yaml --role all $(SERVE)
 
 test: .venv/test.stamp servers  ## all tests
 	.venv/bin/python -m pytest -n 2
@@ -45,6 +48,9 @@ bench-kernels: .venv/real.stamp  ## each kernel against torch
 
 bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 	.venv/bin/python experiments/bench_transfer.py
+
+bench-cluster: .venv/test.stamp  ## the router's own cost, before instances that answer at once
+	.venv/bin/python -m experiments.bench_cluster
 
 compile: build/compiled/stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
 

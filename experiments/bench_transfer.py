@@ -29,7 +29,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pdlab.real.transfer import Endpoint, nixl, shared_kv
+from pdlab.real.transfer import nixl
+from pdlab.real.transfer.endpoint import Endpoint
+from pdlab.real.transfer.shared import shared_kv
 
 SIZES = {"64 KiB": 1 << 16, "1 MiB": 1 << 20, "64 MiB": 1 << 26}
 KV_BYTES = 1 << 27

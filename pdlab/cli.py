@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -209,7 +210,9 @@ def serve(
     file: Annotated[
         Path | None, typer.Argument(metavar="[EXPERIMENT]", help="Its model and engine are served.", show_default=False)
     ] = None,
-    role: Annotated[str, typer.Option(help="mixed: prefills and decodes.")] = "mixed",
+    role: Annotated[
+        str, typer.Option(help="mixed (prefills and decodes), prefill or decode; router; all: the file's instances and their router.")
+    ] = "mixed",
     model: Annotated[
         str | None, typer.Option(help="A Hugging Face folder or a .gguf file.", show_default="the embedded SmolLM2-135M-Instruct")
     ] = None,
@@ -229,12 +232,27 @@ def serve(
     max_requests: Annotated[int, typer.Option(min=1, help="In flight; more get 429.")] = 1024,
     drain_s: Annotated[float, typer.Option(min=0.0, help="At SIGTERM, time for running requests to end.")] = 30.0,
     decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
+    registry: Annotated[str, typer.Option(help="Where instances and routers meet: etcd:// or redis://.", show_default=False)] = "",
+    instance_name: Annotated[str, typer.Option(help="Of this instance or router.", show_default="role-host-pid")] = "",
+    advertise: Annotated[str, typer.Option(metavar="HOST", help="What others reach it by.", show_default="--host")] = "",
+    kv_transport: Annotated[str, typer.Option(help="auto, shm, tcp or nixl.")] = "auto",
+    kv_port: Annotated[int, typer.Option(min=0, max=65535, help="For KV transfers; 0: any free one.")] = 0,
+    token: Annotated[
+        str, typer.Option("--internal-token", envvar="PDLAB_INTERNAL_TOKEN", help="Shared by a cluster's processes.", show_default=False)
+    ] = "",
+    engine: Annotated[str, typer.Option(help="pdlab, or vllm: a server at --upstream is registered.")] = "pdlab",
+    upstream: Annotated[str, typer.Option(metavar="URL", help="Of the vLLM server.", show_default=False)] = "",
+    upstream_api_key: Annotated[
+        str, typer.Option(envvar="PDLAB_UPSTREAM_API_KEY", help="Of vLLM servers; a router needs it, too.", show_default=False)
+    ] = "",
+    trace_events: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The router's event log, for replay.", show_default=False)
+    ] = None,
 ) -> None:
-    """Serve a model over the OpenAI API, with the simulator's own scheduler."""
-    if role != "mixed":
-        raise UsageError(f"--role {role} is not served yet, only mixed")
+    """Serve a model over the OpenAI API, with the simulator's own scheduler and policies: one server, or a cluster's parts."""
     try:
-        from pdlab.real.serve import engine_options, run_until_stopped
+        from pdlab.real.cluster.start import Asked, start
+        from pdlab.real.serve import Serving
     except ImportError as error:
         raise UsageError(f"pdlab serve needs {error.name}: pip install 'pdlab[real]'") from None
     given = {
@@ -249,18 +267,100 @@ def serve(
         "threads": threads,
         "decisions": None if decisions is None else str(decisions),
     }
-    options = engine_options(_load([file], ())[0] if file is not None else None, given)
-    run_until_stopped(
-        options,
-        host=host,
-        port=port,
-        served_name=name,
-        tokenizer=tokenizer,
-        api_key=api_key,
-        max_requests=max_requests,
-        drain_s=drain_s,
-        say=lambda line: print(line, flush=True),
+    asked = Asked(
+        role=role,
+        file=file,
+        experiment=_load([file], ())[0] if file is not None else None,
+        given=given,
+        serving=Serving(
+            host=host,
+            port=port,
+            served_name=name,
+            tokenizer=tokenizer,
+            api_key=api_key,
+            token=token,
+            max_requests=max_requests,
+            drain_s=drain_s,
+        ),
+        registry=registry,
+        instance_name=instance_name,
+        advertise=advertise,
+        kv_transport=kv_transport,
+        kv_port=kv_port,
+        engine=engine,
+        upstream=upstream,
+        upstream_api_key=upstream_api_key,
+        trace_events=trace_events,
     )
+    start(asked, lambda line: print(line, flush=True))
+
+
+Registry = Annotated[str | None, typer.Option("--registry", metavar="URL", help="etcd:// or redis://.", show_default=False)]
+RouterUrl = Annotated[str | None, typer.Option("--router", metavar="URL", help="A running router, as of --role all.", show_default=False)]
+Token = Annotated[str, typer.Option("--internal-token", envvar="PDLAB_INTERNAL_TOKEN", help="The cluster's.", show_default=False)]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
+Force = Annotated[bool, typer.Option("--force", help="Even where nobody else has its role.")]
+InstanceName = Annotated[str, typer.Argument(metavar="INSTANCE", show_default=False)]
+
+
+@app.command()
+def status(
+    registry: Registry = None,
+    router: RouterUrl = None,
+    token: Token = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Again each second, until Ctrl-C.")] = False,
+) -> None:
+    """A cluster's instances: their roles, load and KV, who was refused and why, and which router leads."""
+    cluster = _operator()
+    cluster.run(cluster.show(registry, router, token, out, watch))
+
+
+@app.command()
+def drain(
+    instance: InstanceName,
+    registry: Registry = None,
+    router: RouterUrl = None,
+    token: Token = "",
+    no_wait: NoWait = False,
+    force: Force = False,
+) -> None:
+    """Let an instance finish what it has, and leave."""
+    cluster = _operator()
+    cluster.run(
+        cluster.command(registry, router, token, lambda views: cluster.drain(views, instance, token, force=force, wait=not no_wait))
+    )
+
+
+@app.command()
+def switch(
+    instance: InstanceName,
+    role: Annotated[str, typer.Argument(help="prefill, decode or mixed.", show_default=False)],
+    registry: Registry = None,
+    router: RouterUrl = None,
+    token: Token = "",
+    no_wait: NoWait = False,
+    force: Force = False,
+) -> None:
+    """Let an instance finish what it has, and change its role."""
+    from pdlab.mistakes import nearest
+    from pdlab.types import Role
+
+    if role not in list(Role):
+        raise UsageError(f"role {role!r} is not one of {', '.join(Role)}{nearest(role, list(Role))}")
+    cluster = _operator()
+    cluster.run(
+        cluster.command(
+            registry, router, token, lambda views: cluster.switch(views, instance, Role(role), token, force=force, wait=not no_wait)
+        )
+    )
+
+
+def _operator() -> ModuleType:
+    try:
+        from pdlab.real.cluster import status as found
+    except ImportError as error:
+        raise UsageError(f"this command needs {error.name}: pip install 'pdlab[real]'") from None
+    return found
 
 
 @app.command()
@@ -268,7 +368,11 @@ def replay(
     log: Annotated[
         Path,
         typer.Argument(
-            metavar="LOG", help="events.jsonl of sim --trace-events, or serve --log.", exists=True, dir_okay=False, show_default=False
+            metavar="LOG",
+            help="events.jsonl of sim, the file of serve --trace-events, or serve --log.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
         ),
     ],
 ) -> None:

@@ -205,6 +205,40 @@ def test_figures_from_memory_are_marked(here: Path, capsys: pytest.CaptureFixtur
     assert "unverified" not in rows["h100-sxm"]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--role routr", "--role 'routr' is not one of prefill, decode, mixed, router, all; nearest is router"),
+        ("--engine vlm", "--engine 'vlm' is not one of pdlab, vllm; nearest is vllm"),
+        ("--kv-transport ib", "--kv-transport 'ib' is not one of auto, shm, tcp, nixl"),
+        ("--upstream http://a:1", "--upstream is for --engine vllm: add it, or remove --upstream"),
+        ("--engine vllm", "--engine vllm needs --upstream URL: where the vLLM server answers"),
+        ("--engine vllm --upstream http://a:1", "--engine vllm needs --registry URL: the server at --upstream is registered there"),
+        ("--engine vllm --upstream http://a:1 --role all", "--engine vllm is for instances: give --role prefill, decode or mixed, not all"),
+        ("--role router", "--role router needs --registry URL: it finds its instances there"),
+        ("--role all", "--role all needs an experiment file: its cluster.instances say what to start"),
+        ("--role all --registry etcd://a:1", "--role all keeps its registry in memory: remove --registry, or start each role by itself"),
+        ("--registry memory://", "--registry memory:// is inside one process: use --role all, or an etcd:// or redis:// server"),
+        ("--trace-events x", "--trace-events is a router's: use it with --role router or all (an engine has --log)"),
+        ("--role decode --host 0.0.0.0", "--host 0.0.0.0 is no address that others can reach: give --advertise HOST, too"),
+        (
+            "--role decode --host 10.0.0.1",
+            "--host 10.0.0.1 can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster",
+        ),
+    ],
+)
+def test_options_of_serve_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixture[str], options: str, says: str) -> None:
+    run = Run(capsys, "serve", *options.split())
+    assert (run.status, run.out, run.err) == (2, "", f"error: {says}\n")
+
+
+def test_an_operator_must_say_which_cluster(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["status"], ["drain", "i0"], ["switch", "i0", "decode"]):
+        run = Run(capsys, *command)
+        assert (run.status, run.out, run.err) == (2, "", "error: give either --registry URL, or --router URL of a running router\n")
+    assert Run(capsys, "switch", "i0", "decod").err == "error: role 'decod' is not one of prefill, decode, mixed; nearest is decode\n"
+
+
 def test_trace_is_the_workload_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, "trace", "--help")
     assert run.status == 0

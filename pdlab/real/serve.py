@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import platform
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +19,32 @@ import msgspec
 
 from pdlab.cost import model_names
 from pdlab.real.api.app import create_app
+from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.serve import bind, serve
 from pdlab.real.api.service import Service
+from pdlab.real.cluster.parent import SCHEME, ParentStore
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.gguf_file import default_model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.instance.control import ROUTES
+from pdlab.real.instance.member import Member, spec_of
+from pdlab.real.instance.migrate import Migrations
+from pdlab.real.registry import Registry, open_registry
 from pdlab.spec import Experiment
-from pdlab.types import UsageError
+from pdlab.types import Role, UsageError
 
 EMBEDDED = ("smollm2-135m", "smollm2-135m-instruct")
 Say = Callable[[str], None]
+LOOK_S = 0.1
 
 
-def engine_options(experiment: Experiment | None, given: Mapping[str, object]) -> EngineOptions:
-    """The experiment's `model` and `engine`, replaced by what the command line gives. Raises UsageError where there are no weights."""
+def engine_options(experiment: Experiment | None, given: Mapping[str, object], instance: str = "") -> EngineOptions:
+    """The experiment's `model` and `engine` (of `instance`, if it places one of that name), replaced by what the command line gives. Raises
+    UsageError where there are no weights."""
     found: dict[str, object] = {}
     if experiment is not None:
-        engine = experiment.engine
+        engine = next((placed.engine for placed in experiment.placements() if placed.name == instance), experiment.engine)
         found = {
             "block_tokens": engine.block_tokens,
             "max_batch_tokens": engine.max_batch_tokens,
@@ -83,55 +96,158 @@ def tokenizer_of(options: EngineOptions, path: Path | None) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def run_until_stopped(options: EngineOptions, **how: Any) -> None:
-    """`run`, until SIGTERM or Ctrl-C. While the model still loads these exit with 130."""
+def served_name_of(options: EngineOptions, given: str) -> str:
+    """What clients call the model."""
+    path = Path(options.model)
+    return given or ("smollm2-135m-instruct" if path == _embedded() else path.stem if path.suffix == ".gguf" else path.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """An instance's place in a cluster. `registry` empty: it has none, and whoever drives it knows where it is. `advertise` is the host by
+    which others reach it."""
+
+    name: str
+    role: Role
+    registry: str = ""
+    advertise: str = ""
+    report_s: float = 0.5
+    lease_s: float = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How requests come in. With `token` only who sends it may use /pdlab."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_name: str = ""
+    tokenizer: Path | None = None
+    api_key: str | None = None
+    token: str = ""
+    max_requests: int = 1024
+    drain_s: float = 30.0
+
+
+def run_until_stopped(main: Coroutine[Any, Any, None]) -> None:
+    """Run it, until SIGTERM or Ctrl-C. While the model still loads these exit with 130."""
     try:
-        asyncio.run(run(options, **how))
+        asyncio.run(main)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-async def run(
-    options: EngineOptions,
-    *,
-    host: str,
-    port: int,
-    served_name: str = "",
-    tokenizer: Path | None = None,
-    api_key: str | None = None,
-    max_requests: int = 1024,
-    drain_s: float = 30.0,
-    say: Say = print,
-) -> None:
+async def run(options: EngineOptions, how: Serving, place: Place | None = None, *, say: Say = print) -> None:
     """Bind, load, serve, drain. Raises UsageError on mistakes; Ctrl-C while loading ends it at once."""
     started_s = time.monotonic()
-    with contextlib.closing(bind(host, port)) as sock:
-        text = tokenizer_of(options, tokenizer)
+    async with AsyncExitStack() as stack:
+        sock = stack.enter_context(contextlib.closing(bind(how.host, how.port)))
+        registry = await stack.enter_async_context(await registry_at(place.registry)) if place is not None and place.registry else None
+        text = tokenizer_of(options, how.tokenizer)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
-        app = create_app()  # answers "loading" until it has a service
+        app = create_app(more=() if place is None else ROUTES)  # answers "loading" until it has a service
         starting = asyncio.create_task(EngineClient.start(options))
-        serving = asyncio.create_task(serve(app, sock, drain_s=drain_s))
-        try:
-            await asyncio.wait((starting, serving), return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                raise KeyboardInterrupt
-            engine = starting.result()
-            name = served_name or ("smollm2-135m-instruct" if Path(options.model) == _embedded() else Path(options.model).stem)
-            app.state.service = Service(engine, text, name, max_requests=max_requests, api_key=api_key)
-            where = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-            ready = engine.ready
-            say(
-                f"{name} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens, "
-                f"up to {ready.max_tokens:,} tokens a request\nready after {time.monotonic() - started_s:.1f} s: {where}/v1"
+        serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s))
+        stack.push_async_callback(_ended, starting, serving)
+        await asyncio.wait((starting, serving), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            raise KeyboardInterrupt
+        engine = starting.result()
+        model, ready = served_name_of(options, how.served_name), engine.ready
+        url = url_of((place.advertise if place is not None else "") or how.host, sock.getsockname()[1])
+        if place is None:
+            app.state.service = Service(engine, text, model, max_requests=how.max_requests, api_key=how.api_key, token=how.token or None)
+        else:
+            app.state.service = service = await stack.enter_async_context(_member_service(engine, text, model, how))
+            spec = spec_of(
+                ready,
+                place.name,
+                place.role,
+                url,
+                platform.node(),
+                model,
+                max_seqs=options.max_seqs,
+                max_batch_tokens=options.max_batch_tokens,
+                prefix_cache=options.prefix_cache,
             )
-            if left := await serving:
-                say(f"stopped with {left} requests unfinished")
-        finally:
-            for task in (starting, serving):
-                task.cancel()
-            await asyncio.gather(starting, serving, return_exceptions=True)
-            if not starting.cancelled() and starting.exception() is None:
-                await starting.result().close()
+            service.member = Member(service, engine, registry, spec, report_s=place.report_s, lease_s=place.lease_s, left=service.left)
+            stack.push_async_callback(service.member.close)
+            app.state.member = service.member
+            await service.member.join()
+        say(
+            f"{model} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens, "
+            f"up to {ready.max_tokens:,} tokens a request\nready after {time.monotonic() - started_s:.1f} s: {url}/v1"
+        )
+        if registry is not None:
+            await _while_alive(engine, serving)
+        if left := await serving:
+            say(f"stopped with {left} requests unfinished")
+        elif place is not None:
+            await service.at_rest(how.drain_s)
+
+
+class MemberService(Service):
+    """A service that routers know: when it drains, they are told."""
+
+    member: Member
+    stopping = False
+    rested = False
+
+    def drain(self) -> None:
+        self.stopping = True
+        super().drain()
+        self.member.drain()
+
+    def left(self) -> None:
+        """The member has drained for good."""
+        self.rested = True
+        if not self.stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    async def at_rest(self, within_s: float) -> None:
+        """Until what waits here for a decode instance was read. The engine still answers for it."""
+        until_s = time.monotonic() + within_s
+        while not self.rested and self.engine.down is None and time.monotonic() < until_s:
+            await asyncio.sleep(LOOK_S)
+
+
+@asynccontextmanager
+async def _member_service(engine: EngineClient, text: Tokenizer, model: str, how: Serving) -> AsyncIterator[MemberService]:
+    migrations = Migrations(engine, how.token or None)
+    exchange = Exchange(engine, migrations) if engine.ready.descriptor else None
+    try:
+        yield MemberService(
+            engine, text, model, max_requests=how.max_requests, api_key=how.api_key, token=how.token or None, exchange=exchange
+        )
+    finally:
+        await migrations.close()
+
+
+async def _ended(starting: asyncio.Task[EngineClient], serving: asyncio.Task[int]) -> None:
+    for task in (starting, serving):
+        task.cancel()
+    await asyncio.gather(starting, serving, return_exceptions=True)
+    if not starting.cancelled() and starting.exception() is None:
+        await starting.result().close()
+
+
+async def _while_alive(engine: EngineClient, serving: asyncio.Task[int]) -> None:
+    """Raises UsageError where the engine ends before the server: routers must not count on this instance any more."""
+    while not serving.done():
+        if engine.down is not None:
+            raise UsageError(engine.down)
+        await asyncio.wait((serving,), timeout=LOOK_S)
+
+
+async def registry_at(url: str) -> Registry:
+    """As `open_registry`; also the parent's, at fd://N."""
+    if url.startswith(SCHEME):
+        return Registry(await ParentStore.connect(int(url.removeprefix(SCHEME))))
+    return await open_registry(url)
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _embedded() -> Path | None:

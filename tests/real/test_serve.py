@@ -209,7 +209,7 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(model: Path) -> None:
             ("--model", "llama-3.1-8b"),
             "error: model llama-3.1-8b is known by its shape only: give its Hugging Face folder with --model DIR",
         ),
-        (("--role", "prefill"), "error: --role prefill is not served yet, only mixed"),
+        (("--role", "router"), "error: --role router needs --registry URL"),
         (("--device", "cuda:7"), "error: --device cuda:7: torch sees no cuda device here"),
         (("--host", "256.1.1.1"), "error: cannot listen on 256.1.1.1:0"),
         (("nothing.yaml",), "error: nothing.yaml"),

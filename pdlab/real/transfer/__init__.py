@@ -12,11 +12,6 @@
 
 Whatever the transport, only the destination's own threads write into the destination's KV memory. So a transfer that has ended there
 cannot write any more, whatever the source still does.
+
+Nothing is imported here, since a router reads descriptors and has no torch.
 """
-
-from pdlab.real.transfer.descriptor import incompatible
-from pdlab.real.transfer.endpoint import Endpoint
-from pdlab.real.transfer.result import Result
-from pdlab.real.transfer.shared import shared_kv
-
-__all__ = ["Endpoint", "Result", "incompatible", "shared_kv"]

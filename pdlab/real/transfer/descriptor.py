@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from torch import Tensor
 
 from pdlab.real.transfer.result import Trouble
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROTOCOL = 1
 MAX_DESCRIPTOR_BYTES = 1 << 18  # NIXL's part is some KiB for each NIC

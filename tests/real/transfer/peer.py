@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from pdlab.real.transfer import Endpoint, Result, shared_kv
+from pdlab.real.transfer.endpoint import Endpoint
+from pdlab.real.transfer.result import Result
+from pdlab.real.transfer.shared import shared_kv
 
 ROOT = Path(__file__).resolve().parents[3]
 LAYERS, KV_HEADS, BLOCK_TOKENS, HEAD_DIM = 4, 2, 4, 8

@@ -19,9 +19,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdlab.real.transfer import Endpoint, Result, descriptor, incompatible, wire
+from pdlab.real.transfer import descriptor, wire
 from pdlab.real.transfer.connection import Connection, Self
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.descriptor import incompatible
+from pdlab.real.transfer.endpoint import Endpoint
+from pdlab.real.transfer.result import Result, Trouble
 from pdlab.real.transfer.shared import Mapping, shared_kv
 from tests.real.transfer.peer import BLOCK_BYTES_F32, LAYERS, endpoint, memory
 

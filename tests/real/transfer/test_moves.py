@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pdlab.real.transfer import Result
+from pdlab.real.transfer.result import Result
 from tests.real.transfer.peer import LAYERS, Peer, endpoint, memory
 
 SOURCE, TARGET = [7, 3, 4, 5, 19, 0], [1, 15, 16, 9, 2, 30]

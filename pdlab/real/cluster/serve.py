@@ -1,0 +1,203 @@
+"""The router's process: the OpenAI API over a cluster whose members come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from pdlab import control
+from pdlab.log import EventLog
+from pdlab.real.api.app import Route, as_json, create_app
+from pdlab.real.api.errors import ApiError
+from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.service import Service
+from pdlab.real.cluster.children import Children
+from pdlab.real.cluster.engine import ClusterEngine
+from pdlab.real.cluster.http import HttpRemote
+from pdlab.real.cluster.members import Members, follow, lead, protocol_of
+from pdlab.real.cluster.status import view_of
+from pdlab.real.cluster.world import World
+from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.registry import Registry
+from pdlab.real.registry.store import StoreAway
+from pdlab.router import Router
+from pdlab.spec import Experiment
+from pdlab.types import InstanceSpec, Role, UsageError
+
+Say = Callable[[str], None]
+LOOK_S = 0.05  # between looks whether all have joined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """Where clients come in. `token` is the cluster's internal one, `upstream_api_key` that of vLLM servers; `context_tokens` the model's
+    bound on prompt plus output (0: not known)."""
+
+    name: str
+    model: str
+    tokenizer: Tokenizer
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    token: str = ""
+    upstream_api_key: str = ""
+    max_requests: int = 1024
+    drain_s: float = 30.0
+    context_tokens: int = 0
+    trace_events: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Brood:
+    """The instances that a router starts itself: the `first` ones by name, and more of a role where the policy scales. `command` starts one
+    of that name and role, given its socket's number."""
+
+    children: Children
+    first: Mapping[str, Role]
+    command: Callable[[str, Role, int], list[str]]
+
+    async def all_joined(self, members: Members) -> None:
+        """Start the first ones, and wait until all have a place."""
+        for name, role in self.first.items():
+            self.children.add(name, partial(self.command, name, role))
+        while not all((known := members.known.get(name)) and not known.refusal for name in self.first):
+            await asyncio.sleep(LOOK_S)
+
+    async def scale(self, role: Role) -> None:
+        number = next(n for n in count() if f"{role}-{n}" not in self.children.names)
+        self.children.add(f"{role}-{number}", partial(self.command, f"{role}-{number}", role))
+
+
+class ClusterService(Service):
+    """Where nobody can serve it says who is missing."""
+
+    def __init__(self, engine: ClusterEngine, front: Front, members: Members) -> None:
+        super().__init__(
+            engine,
+            front.tokenizer,
+            front.model,
+            max_requests=front.max_requests,
+            api_key=front.api_key,
+            token=front.token or None,
+        )
+        self.members = members
+
+    def not_ready(self) -> list[str]:
+        reasons = super().not_ready()
+        if self.engine.down is not None:
+            there = sorted(self.members.known.items())
+            who = ", ".join(f"{name} ({known.spec.role}) is {known.state}" for name, known in there) or "nobody is registered"
+            reasons.append(f"no instance can prefill or decode: {who}")
+        return reasons
+
+
+class Connected:
+    """The Remotes of a World, the latest of each name."""
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+        self.remotes: dict[str, HttpRemote] = {}
+
+    def connect(self, spec: InstanceSpec) -> HttpRemote:
+        if (before := self.remotes.get(spec.name)) is not None:
+            before.close()
+        api_key = "" if spec.engine == "pdlab" else self.front.upstream_api_key
+        made = self.remotes[spec.name] = HttpRemote(spec, token=self.front.token, api_key=api_key)
+        return made
+
+    def close(self) -> None:
+        for remote in self.remotes.values():
+            remote.close()
+
+
+async def route(experiment: Experiment, front: Front, registry: Registry, *, brood: Brood | None = None, say: Say = print) -> None:
+    """Bind, follow the registry, serve, drain. Raises UsageError on mistakes."""
+    started_s = time.monotonic()
+    router = control.router(experiment, hash_tokens=experiment.engine.block_tokens)
+    connected, members = Connected(front), Members(front.model)
+    with contextlib.closing(bind(front.host, front.port)) as sock, _log(experiment, router, front.trace_events) as log:
+        world = World(
+            router,
+            connected.connect,
+            transfer=experiment.transfer,
+            now=lambda: time.monotonic() - started_s,
+            log=log,
+            seed=experiment.seed,
+            start=None if brood is None else brood.scale,
+        )
+        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
+        app = create_app(None, _routes(registry, members))  # answers "loading" until it has a service
+        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s))
+        jobs: list[asyncio.Future[Any]] = [
+            serving,
+            asyncio.create_task(follow(registry, world, members, ask=partial(protocol_of, token=front.token), say=say)),
+            asyncio.create_task(lead(registry, world, front.name)),
+        ]
+        world.open()
+        try:
+            if brood is not None:
+                jobs.append(brood.children.failed)
+                await _first_of(jobs, asyncio.create_task(brood.all_joined(members)))
+            if not serving.done():
+                app.state.service = ClusterService(engine, front, members)
+                host = f"[{front.host}]" if ":" in front.host else front.host
+                where = f"http://{host}:{sock.getsockname()[1]}"
+                say(f"{front.model}: {len(members.known) or 'no'} instances have joined")
+                say(f"ready after {time.monotonic() - started_s:.1f} s: {where}/v1")
+                await _first_of(jobs)
+            if left := serving.result():
+                say(f"stopped with {left} requests unfinished")
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+            await world.close()
+            connected.close()
+            if brood is not None:
+                await brood.children.close()
+
+
+async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]) -> None:
+    """Wait until one has ended; raises what it raised. Those of `more` are cancelled then."""
+    try:
+        done, _ = await asyncio.wait((*jobs, *more), return_when=asyncio.FIRST_COMPLETED)
+        for job in done:
+            job.result()
+    finally:
+        for job in more:
+            job.cancel()
+
+
+@contextmanager
+def _log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[EventLog | None]:
+    """The event log that `pdlab replay` reads. Raises UsageError where it cannot be written."""
+    if path is None:
+        yield None
+        return
+    try:
+        log = EventLog(path, control.head_of(experiment, router.policy, router.cluster.hash_tokens))
+    except OSError as error:
+        raise UsageError(f"--trace-events {path}: {error.strerror}") from None
+    with log:
+        yield log
+
+
+def _routes(registry: Registry, members: Members) -> tuple[Route, ...]:
+    async def cluster(service: Service, request: Request) -> Response:
+        try:
+            return as_json(await view_of(registry, members))
+        except StoreAway as away:
+            raise ApiError(503, f"the registry does not answer: {away}", code="registry_away") from None
+
+    return (("GET", "/pdlab/v1/cluster", cluster),)

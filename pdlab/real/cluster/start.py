@@ -1,0 +1,289 @@
+"""`pdlab serve` in all its roles: what was asked for is checked as a whole, then started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import platform
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from pdlab.mistakes import nearest
+from pdlab.real.cluster.children import Children
+from pdlab.real.cluster.keeper import Keeper
+from pdlab.real.cluster.parent import SCHEME
+from pdlab.real.cluster.serve import Brood, Front, route
+from pdlab.real.cluster.vllm import Vllm
+from pdlab.real.engine import config, gguf_file
+from pdlab.real.engine.options import EngineOptions
+from pdlab.real.registry import Registry, open_registry
+from pdlab.real.registry.memory import MemoryStore
+from pdlab.real.serve import Place, Serving, engine_options, registry_at, run, run_until_stopped, served_name_of, tokenizer_of
+from pdlab.spec import Experiment
+from pdlab.types import Role, UsageError
+
+ROLES = (*(str(role) for role in Role), "router", "all")
+TRANSPORTS = ("auto", "shm", "tcp", "nixl")
+CHILD_LEASE_S = 15.0
+ENGINES = ("pdlab", "vllm")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The command line. `given` are the engine's options; None: not given."""
+
+    role: str
+    file: Path | None
+    experiment: Experiment | None
+    given: Mapping[str, object]
+    serving: Serving
+    registry: str = ""
+    instance_name: str = ""
+    advertise: str = ""
+    kv_transport: str = "auto"
+    kv_port: int = 0
+    engine: str = "pdlab"
+    upstream: str = ""
+    upstream_api_key: str = ""
+    trace_events: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the instance or the router, unique among its peers unless somebody gave two the same."""
+        return self.instance_name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.role}-{platform.node()}-{os.getpid()}")[:128]
+
+    @property
+    def alone(self) -> bool:
+        """A server without a cluster."""
+        return self.role == "mixed" and not self.registry
+
+
+def start(asked: Asked, say: Say) -> None:
+    """Until stopped. Raises UsageError with a line for the first thing that is wrong."""
+    check(asked)
+    if asked.engine == "vllm":
+        run_until_stopped(_keep(asked, say))
+    elif asked.role == "router":
+        run_until_stopped(_route(asked, say))
+    elif asked.role == "all":
+        run_until_stopped(_all(asked, say))
+    else:
+        run_until_stopped(run(_engine(asked), asked.serving, _place(asked), say=say))
+
+
+def check(asked: Asked) -> None:
+    """Raises UsageError where options do not go together."""
+    for option, value, known in (
+        ("--role", asked.role, ROLES),
+        ("--engine", asked.engine, ENGINES),
+        ("--kv-transport", asked.kv_transport, TRANSPORTS),
+    ):
+        if value not in known:
+            raise UsageError(f"{option} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
+    for wrong, line in _wrong(asked):
+        if wrong:
+            raise UsageError(line)
+
+
+def _wrong(asked: Asked) -> list[tuple[bool, str]]:
+    role, host, vllm = asked.role, asked.serving.host, asked.engine == "vllm"
+    router = role in ("router", "all")
+    exposed = not _loopback(host) or bool(asked.advertise and not _loopback(asked.advertise))
+    return [
+        (bool(asked.upstream) and not vllm, "--upstream is for --engine vllm: add it, or remove --upstream"),
+        (vllm and not asked.upstream, "--engine vllm needs --upstream URL: where the vLLM server answers"),
+        (vllm and router, f"--engine vllm is for instances: give --role prefill, decode or mixed, not {role}"),
+        (vllm and not asked.registry, "--engine vllm needs --registry URL: the server at --upstream is registered there"),
+        (role == "router" and not asked.registry, "--role router needs --registry URL: it finds its instances there"),
+        (
+            role == "all" and bool(asked.registry),
+            "--role all keeps its registry in memory: remove --registry, or start each role by itself",
+        ),
+        (role == "all" and asked.file is None, "--role all needs an experiment file: its cluster.instances say what to start"),
+        (
+            asked.registry.startswith("memory:"),
+            "--registry memory:// is inside one process: use --role all, or an etcd:// or redis:// server",
+        ),
+        (
+            asked.trace_events is not None and not router,
+            "--trace-events is a router's: use it with --role router or all (an engine has --log)",
+        ),
+        (bool(asked.given.get("decisions")) and (router or vllm), "--log is an engine's: use it with --role prefill, decode or mixed"),
+        (role == "router" and asked.kv_transport != "auto", "--kv-transport is for instances; a router moves no KV"),
+        (bool(asked.kv_port) and (router or vllm), "--kv-port is for a single instance: use it with --role prefill, decode or mixed"),
+        (bool(asked.advertise) and (router or vllm), "--advertise is for instances that register themselves: remove it"),
+        (
+            not (asked.alone or router or vllm) and _wildcard(host) and not asked.advertise,
+            f"--host {host} is no address that others can reach: give --advertise HOST, too",
+        ),
+        (
+            not (asked.alone or vllm) and exposed and not asked.serving.token,
+            f"--host {host} can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster",
+        ),
+    ]
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _wildcard(host: str) -> bool:
+    return host in ("0.0.0.0", "::", "")
+
+
+# ---------------------------------------------------------------- an instance
+
+
+def _engine(asked: Asked) -> EngineOptions:
+    options = engine_options(asked.experiment, asked.given, asked.instance_name)
+    if asked.alone:
+        return options
+    return msgspec.structs.replace(
+        options,
+        kv_name=asked.name,
+        kv_transport=asked.kv_transport,
+        kv_host=asked.serving.host,
+        kv_port=asked.kv_port,
+        kv_advertise=asked.advertise,
+        kv_token=asked.serving.token,
+    )
+
+
+def _place(asked: Asked) -> Place | None:
+    if asked.alone:
+        return None
+    report_s, lease_s = _times(asked.experiment)
+    if asked.registry.startswith(SCHEME):  # the parent notices at once when a child dies, and a loaded machine may pause one
+        lease_s = max(lease_s, CHILD_LEASE_S)
+    return Place(
+        name=asked.name,
+        role=Role(asked.role),
+        registry=asked.registry,
+        advertise=asked.advertise,
+        report_s=report_s,
+        lease_s=lease_s,
+    )
+
+
+def _times(experiment: Experiment | None) -> tuple[float, float]:
+    """Between reports, and of a lease."""
+    return (0.5, 3.0) if experiment is None else (experiment.cluster.reports.period_s, experiment.limits.lease_s)
+
+
+async def _keep(asked: Asked, say: Say) -> None:
+    """A vLLM server's place, until a signal; then it drains."""
+    report_s, lease_s = _times(asked.experiment)
+    upstream = Vllm(asked.upstream, asked.upstream_api_key)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(upstream):
+        async with await registry_at(asked.registry) as registry:
+            role, model = Role(asked.role), asked.serving.served_name
+            keeper = Keeper(registry, upstream, asked.name, role, model, report_s=report_s, lease_s=lease_s, say=say)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop.set)
+            keeping, stopping = asyncio.create_task(keeper.run()), asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait((keeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+                for number in (signal.SIGTERM, signal.SIGINT):  # a second one ends it at once
+                    loop.remove_signal_handler(number)
+                if keeping.done():
+                    keeping.result()
+                if left := await keeper.drain(asked.serving.drain_s):
+                    say(f"left with {left} requests at {asked.upstream}")
+            finally:
+                for task in (keeping, stopping):
+                    task.cancel()
+                await asyncio.gather(keeping, stopping, return_exceptions=True)
+
+
+# ---------------------------------------------------------------- a router
+
+
+async def _route(asked: Asked, say: Say) -> None:
+    experiment = asked.experiment or Experiment.parse(PLAIN)
+    front = _front(asked)
+    async with await open_registry(asked.registry) as registry:
+        await route(experiment, front, registry, say=say)
+
+
+async def _all(asked: Asked, say: Say) -> None:
+    """The instances of the experiment's cluster, each a child, and their router."""
+    assert asked.experiment is not None, "checked"
+    front = _front(asked)
+    first = {placed.name: placed.role for placed in asked.experiment.placements()}
+    threads = max(1, int(str(asked.given.get("threads") or len(os.sched_getaffinity(0)))) // len(first))
+    store = MemoryStore()
+    environment = {"PDLAB_API_KEY": "", "PDLAB_INTERNAL_TOKEN": front.token}
+    children = Children(store, environment=environment, say=say)
+    say(f"starting {len(first)} instances of {front.model} with {threads} CPU threads each: {', '.join(first)}")
+    async with Registry(store) as registry:
+        brood = Brood(children, first, partial(child_command, asked, front.model, threads))
+        await route(asked.experiment, front, registry, brood=brood, say=say)
+
+
+def child_command(asked: Asked, model: str, threads: int, name: str, role: Role, fd: int) -> list[str]:
+    """That starts an instance which finds its registry at the socket `fd`."""
+    options: dict[str, object] = {
+        **asked.given,
+        "role": role,
+        "registry": f"fd://{fd}",
+        "instance_name": name,
+        "port": 0,
+        "threads": threads,
+        "served_model_name": model,
+        "kv_transport": asked.kv_transport,
+        "tokenizer": asked.serving.tokenizer,
+        "max_requests": asked.serving.max_requests,
+        "drain_s": asked.serving.drain_s,
+    }
+    words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
+    return [sys.executable, "-m", "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair)]
+
+
+def _front(asked: Asked) -> Front:
+    how = asked.serving
+    options = engine_options(asked.experiment, asked.given)
+    return Front(
+        name=asked.name,
+        model=served_name_of(options, how.served_name),
+        tokenizer=tokenizer_of(options, how.tokenizer),
+        host=how.host,
+        port=how.port,
+        api_key=how.api_key,
+        token=how.token,
+        upstream_api_key=asked.upstream_api_key,
+        max_requests=how.max_requests,
+        drain_s=how.drain_s,
+        context_tokens=options.max_model_len or _context_tokens(Path(options.model)),
+        trace_events=asked.trace_events,
+    )
+
+
+def _context_tokens(path: Path) -> int:
+    """What the model's own files allow; 0 where they say nothing."""
+    if path.suffix == ".gguf":
+        return config.parse(gguf_file.config(path), path.name, str(path)).max_positions
+    return config.read(path).max_positions if (path / "config.json").is_file() else 0
+
+
+# What a router without an experiment follows: every default; workload and instances are the simulator's.
+PLAIN = {
+    "name": "router",
+    "model": "smollm2-135m",
+    "workload": {"source": "azure-conv-2023", "requests": 1, "rate": 1.0},
+    "cluster": {"instances": [{"role": "mixed", "hardware": "h100-sxm"}]},
+}
