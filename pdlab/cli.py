@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pdlab import __version__
+from pdlab.real.bench.cli import bench
+from pdlab.report.compare_cli import compare
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:
@@ -363,6 +366,10 @@ def _operator() -> ModuleType:
     return found
 
 
+app.command()(bench)
+app.command()(compare)
+
+
 @app.command()
 def replay(
     log: Annotated[
@@ -375,6 +382,9 @@ def replay(
             show_default=False,
         ),
     ],
+    policy: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Where would this one have decided otherwise? As in YAML.", show_default=False)
+    ] = None,
 ) -> None:
     """Feed a log's events to a fresh router, an engine's to a fresh scheduler: it must act the same. Exit 1 where it does not."""
     from pdlab import load_policy
@@ -386,7 +396,12 @@ def replay(
     with log.open("rb") as lines:
         of_engine = lines.readline().startswith(DECISIONS)
     if of_engine:
+        if policy is not None:
+            raise UsageError("--policy is for a router's log; this is an engine's")
         _replay_decisions(log)
+        return
+    if policy is not None:
+        _replay_beside(log, policy)
         return
     head, entries = read(log)
     fresh = router(Experiment.parse(head.experiment, str(log)), hash_tokens=head.hash_tokens)
@@ -396,6 +411,25 @@ def replay(
     for difference in differences[:10]:
         print(f"{log}: line {difference.line}, {difference.now:.6f} s, {difference.event}")
         print(f"  logged    {difference.logged}\n  replayed  {difference.replayed}")
+    print(f"{events:,} events replayed, {len(differences):,} differ")
+    if differences:
+        raise typer.Exit(1)
+
+
+def _replay_beside(log: Path, policy: str) -> None:
+    import yaml
+
+    from pdlab.shadow import beside
+
+    shadow, events, differences = beside(log, yaml.safe_load(policy))
+    for departure in shadow.departures[:20]:
+        whose = "" if departure.request_id is None else f" request {departure.request_id}"
+        print(f"{departure.now:.6f} s  {departure.hook}{whose}: {departure.decided}, other: {departure.other}")
+    if len(shadow.departures) > 20:
+        print(f"... and {len(shadow.departures) - 20:,} more")
+    parted = Counter(departure.hook for departure in shadow.departures)
+    for hook, asked in shadow.asked.items():
+        print(f"{hook}: asked {asked:,} times, {parted[hook]:,} answers differ ({parted[hook] / asked:.1%})")
     print(f"{events:,} events replayed, {len(differences):,} differ")
     if differences:
         raise typer.Exit(1)

@@ -10,10 +10,15 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+from pdlab import load_policy
 from pdlab.cluster import Cluster, Instance
+from pdlab.control import router
+from pdlab.log import Difference, read, replay
 from pdlab.policy import Policy, Reject
+from pdlab.spec import Experiment
 from pdlab.types import Event, Request, Role, Scale
 
 T = TypeVar("T")
@@ -71,6 +76,17 @@ class Shadow(Policy):
             return ask()
         finally:
             cluster.rng = own
+
+
+def beside(log: Path, other: object) -> tuple[Shadow, int, list[Difference]]:
+    """Replay a log with `other` (as `policy:` of an experiment has it; a file's path from here) asked beside its own policy: the shadow, the
+    events, and where the replay itself differs from the log. Raises UsageError."""
+    asked = load_policy.build(other, Path())
+    head, entries = read(log)
+    experiment = Experiment.parse(head.experiment, str(log))
+    shadow = Shadow(load_policy.build(experiment.policy, experiment.base_dir), asked, seed=experiment.seed)
+    events, differences = replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
+    return shadow, events, differences
 
 
 def _place(answer: Instance | Reject | None) -> str:

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pdlab import load_policy
-from pdlab.control import router
-from pdlab.log import read, replay
-from pdlab.shadow import Shadow
+from pdlab.cli import main
+from pdlab.shadow import Shadow, beside
 from pdlab.sim.build import simulate
 from pdlab.spec import Experiment
 
@@ -37,26 +35,36 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def beside(log: Path, other: object) -> tuple[Shadow, int]:
-    head, entries = read(log)
-    experiment = Experiment.parse(head.experiment)
-    fresh = router(experiment, hash_tokens=head.hash_tokens)
-    shadow = Shadow(fresh.policy, load_policy.build(other, Path()), seed=experiment.seed)
-    events, differences = replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
+def without_effect(log: Path, other: object) -> Shadow:
+    shadow, events, differences = beside(log, other)
     assert not differences, "the run itself is as it was"
     assert events > 360
-    return shadow, len(shadow.departures)
+    return shadow
 
 
 def test_asking_another_policy_does_not_change_the_run(log: Path) -> None:
-    shadow, departures = beside(log, "round_robin")
+    shadow = without_effect(log, "round_robin")
     assert shadow.asked["dispatch"] >= 120
-    assert 0 < departures <= sum(shadow.asked.values())
+    assert 0 < len(shadow.departures) <= sum(shadow.asked.values())
     first = shadow.departures[0]
     assert (first.hook, first.decided[:8], first.other[:8]) in {("dispatch", "prefill-", "prefill-"), ("handoff", "decode-0", "decode-1")}
 
 
 def test_the_same_policy_without_draws_never_departs(log: Path) -> None:
-    shadow, _ = beside(log, {"dispatch": "least_loaded", "handoff": "least_kv"})
+    shadow = without_effect(log, {"dispatch": "least_loaded", "handoff": "least_kv"})
     assert not [d for d in shadow.departures if d.hook == "handoff"]
     assert [d for d in shadow.departures if d.hook == "dispatch"]
+
+
+def test_the_command_lists_where_they_part(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", str(log), "--policy", "round_robin"])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "0 differ" in said
+    assert "dispatch: asked" in said
+    assert "other: prefill-" in said
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", str(log), "--policy", "rund_robin"])
+    assert ended.value.code == 2
+    assert "round_robin" in capsys.readouterr().err

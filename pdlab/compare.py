@@ -1,0 +1,292 @@
+"""Simulated against measured: how far off each figure is, beside how much repeated measurements differ among themselves.
+
+An error is the simulation's, signed, as a share of the measured mean: +0.1 says that it promises 10 % more than was measured. The spread is
+half the range of the repeats, (max - min) / 2; an error inside it cannot be told from chance. One measured run has no spread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from pdlab.records import Column, latencies
+from pdlab.report.tables import SPREADS
+from pdlab.result import Result
+from pdlab.types import Stage, UsageError
+
+NAN = math.nan
+POINTS = ("mean", "p50", "p90", "p99")
+RATES = (
+    ("throughput, req/s", "throughput_rps"),
+    ("output tokens/s", "output_tokens_per_s"),
+    ("goodput, req/s", "goodput_rps"),
+    ("SLO attainment", "slo_attainment"),
+    ("prefix hits", "prefix_hit_rate"),
+)
+INSTANCE = (("requests", "requests"), ("prefill tokens", "prefill_tokens"), ("decode tokens", "decode_tokens"), ("busy", "busy_fraction"))
+PAIRED = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("E2E", "e2e_s"))
+RANKED = (
+    *((f"{label} {point}", f"{key}.{point}", -1) for label, key in PAIRED for point in ("mean", "p99")),
+    ("throughput, req/s", "throughput_rps", 1),
+    ("goodput, req/s", "goodput_rps", 1),
+    ("SLO attainment", "slo_attainment", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure. nan: there is none."""
+
+    label: str
+    key: str
+    simulated: float
+    measured: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        known = [value for value in self.measured if not math.isnan(value)]
+        return sum(known) / len(known) if known else NAN
+
+    @property
+    def error(self) -> float:
+        """(simulated - measured) / measured."""
+        return (self.simulated - self.mean) / self.mean if self.mean else NAN
+
+    @property
+    def half_range(self) -> float:
+        known = [value for value in self.measured if not math.isnan(value)]
+        return (max(known) - min(known)) / 2 if len(known) > 1 else NAN
+
+    @property
+    def spread(self) -> float:
+        """Half the range of the repeats, as a share of their mean."""
+        return self.half_range / self.mean if self.mean else NAN
+
+    @property
+    def inside(self) -> bool:
+        """Is the error no larger than the spread?"""
+        return abs(self.simulated - self.mean) <= self.half_range + 1e-12 * abs(self.mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A latency of the requests that both worlds completed, by request_id. `measured` is the mean over the repeats that have it."""
+
+    label: str
+    key: str
+    simulated: Column
+    measured: Column
+
+    @property
+    def errors(self) -> Column:
+        held = self.measured > 0
+        found: Column = self.simulated[held] / self.measured[held] - 1
+        return found
+
+    @property
+    def bias(self) -> float:
+        """The median error, signed."""
+        return float(np.median(self.errors)) if self.errors.size else NAN
+
+    @property
+    def typical(self) -> float:
+        """The median of the errors' sizes."""
+        return float(np.median(np.abs(self.errors))) if self.errors.size else NAN
+
+    @property
+    def correlation(self) -> float:
+        """Spearman's: do the same requests take long? nan where one side is constant."""
+        if self.simulated.size < 3:
+            return NAN
+        a, b = _ranks(self.simulated), _ranks(self.measured)
+        if not a.std() or not b.std():
+            return NAN
+        return float(((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """One policy: its simulation, its measured runs, and what comes of them."""
+
+    policy: str
+    simulated: Result
+    measured: tuple[Result, ...]
+    lines: tuple[Line, ...]
+    instances: tuple[tuple[str, tuple[Line, ...]], ...]
+    pairs: tuple[Pairs, ...]
+    notes: tuple[str, ...]
+
+    def line(self, key: str) -> Line:
+        return next(line for line in self.lines if line.key == key)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Policies by one figure, the best first. A pair is decided where the measured means differ by more than both spreads; `agree` of the
+    `decided` pairs stand in the same order in the simulation."""
+
+    label: str
+    simulated: tuple[str, ...]
+    measured: tuple[str, ...]
+    agree: int
+    decided: int
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    groups: tuple[Group, ...]
+    rankings: tuple[Ranking, ...]
+
+
+def compare(results: Sequence[tuple[str, Result]]) -> Comparison:
+    """Of named results, simulated and measured in any order, grouped by the policy of their runs. Raises UsageError where a policy has only
+    one of both worlds, or several simulations."""
+    by_policy: dict[str, dict[bool, list[tuple[str, Result]]]] = {}
+    for name, result in results:
+        sides = by_policy.setdefault(policy_of(result), {True: [], False: []})
+        sides[result.summary["run"].get("world") == "real"].append((name, result))
+    groups = []
+    for policy, sides in by_policy.items():
+        if not sides[True] or not sides[False]:
+            there, missing = ("simulated", "measured") if sides[False] else ("measured", "simulated")
+            names = ", ".join(name for side in sides.values() for name, _ in side)
+            command = "bench" if missing == "measured" else "sim"
+            raise UsageError(f"{names}: {there} with policy {policy}, and no {missing} result has it; add one of pdlab {command}")
+        if len(sides[False]) > 1:
+            raise UsageError(f"{', '.join(name for name, _ in sides[False])}: several simulations with policy {policy}; give one of them")
+        groups.append(_group(policy, sides[False][0][1], [result for _, result in sides[True]]))
+    return Comparison(tuple(groups), tuple(_rankings(groups)))
+
+
+def policy_of(result: Result) -> str:
+    """The policy's name, or where it is put together, what it is made of."""
+    policy = result.summary["run"].get("policy", "")
+    if isinstance(policy, Mapping):
+        plain = all(isinstance(part, str) for part in policy.values())
+        return ", ".join(f"{hook} {part}" for hook, part in policy.items()) if plain else json.dumps(policy, sort_keys=True)
+    return str(policy)
+
+
+def _group(policy: str, simulated: Result, measured: Sequence[Result]) -> Group:
+    sim, runs = simulated.summary, [result.summary for result in measured]
+    lines = [_line(f"{label} {point}", f"{key}.{point}", sim, runs) for label, key in SPREADS for point in POINTS]
+    lines += [_line(label, key, sim, runs) for label, key in RATES]
+    return Group(
+        policy,
+        simulated,
+        tuple(measured),
+        tuple(lines),
+        tuple(_instances(sim, runs)),
+        tuple(_pairs(simulated, measured)),
+        tuple(_notes(simulated, measured)),
+    )
+
+
+def _line(label: str, key: str, simulated: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Line:
+    def read(summary: Mapping[str, Any]) -> float:
+        value: Any = summary
+        for part in key.split("."):
+            value = value[part]
+        return NAN if value is None else float(value)
+
+    return Line(label, key, read(simulated), tuple(read(summary) for summary in measured))
+
+
+def _instances(simulated: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, tuple[Line, ...]]]:
+    """Every instance that any run names, and what it did in any. A run that tells of none says nothing; else one it does not name did
+    nothing."""
+    telling = [{use["name"]: use for use in summary["instances"]} for summary in (simulated, *measured)]
+    names = dict.fromkeys(name for uses in telling for name in uses)
+    if not any(telling[1:]):
+        return
+    for name in names:
+        lines = []
+        for label, key in INSTANCE:
+            values = [NAN if not uses else float(uses[name][key] or 0) if name in uses else 0.0 for uses in telling]
+            if any(values):
+                lines.append(Line(label, key, values[0], tuple(values[1:])))
+        yield name, tuple(lines)
+
+
+def _pairs(simulated: Result, measured: Sequence[Result]) -> Iterable[Pairs]:
+    for label, key in PAIRED:
+        ours = _by_id(simulated, key)
+        theirs = [_by_id(result, key) for result in measured]
+        both = [i for i in ours if any(i in run for run in theirs)]
+        means = [float(np.mean([run[i] for run in theirs if i in run])) for i in both]
+        yield Pairs(label, key, np.array([ours[i] for i in both]), np.array(means))
+
+
+def _by_id(result: Result, key: str) -> dict[int, float]:
+    found = result.records.columns()
+    values = latencies(found)[key]
+    held = (found["status"] == Stage.DONE) & ~np.isnan(values)
+    return dict(zip(found["request_id"][held].astype(int).tolist(), values[held].tolist(), strict=True))
+
+
+def _notes(simulated: Result, measured: Sequence[Result]) -> Iterable[str]:
+    ours = _prompts(simulated)
+    for result in measured:
+        theirs = _prompts(result)
+        shared = ours.keys() & theirs.keys()
+        other = sum(ours[i] != theirs[i] for i in shared)
+        if other:
+            yield f"{other:,} of {len(shared):,} requests have other prompt lengths in {_place(result)}: not the same workload"
+        elif len(ours) != len(theirs):
+            yield f"{len(ours):,} requests were simulated, {len(theirs):,} measured in {_place(result)}"
+        if result.summary["partial"]:
+            yield f"{_place(result)} was stopped early"
+        if result.summary["run"].get("seed") != simulated.summary["run"].get("seed"):
+            yield f"{_place(result)} has another seed: requests are no pairs"
+    if simulated.summary["partial"]:
+        yield "the simulation was stopped early"
+
+
+def _prompts(result: Result) -> dict[int, float]:
+    found = result.records.columns()
+    return dict(zip(found["request_id"].astype(int).tolist(), found["prompt_tokens"].tolist(), strict=True))
+
+
+def _place(result: Result) -> str:
+    return f"the run at {result.summary['run'].get('url', 'an unknown address')}"
+
+
+def _rankings(groups: Sequence[Group]) -> Iterable[Ranking]:
+    if len(groups) < 2:
+        return
+    for label, key, better in RANKED:
+        lines = {group.policy: group.line(key) for group in groups}
+        if any(math.isnan(line.simulated) or math.isnan(line.mean) for line in lines.values()):
+            continue
+        agree = decided = 0
+        for a, b in combinations(lines.values(), 2):
+            apart = max(_known(a.half_range), _known(b.half_range))
+            if abs(a.mean - b.mean) <= apart or a.mean == b.mean:
+                continue
+            decided += 1
+            agree += (a.simulated - b.simulated) * (a.mean - b.mean) > 0
+
+        def order(value: Callable[[Line], float], lines: Mapping[str, Line] = lines, better: int = better) -> tuple[str, ...]:
+            return tuple(sorted(lines, key=lambda policy: -better * value(lines[policy])))
+
+        count = len(lines) * (len(lines) - 1) // 2
+        yield Ranking(label, order(lambda line: line.simulated), order(lambda line: line.mean), agree, decided, count)
+
+
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def _ranks(values: Column) -> Column:
+    """From 0; equal values share their mean rank."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(times)
+    found: Column = (ends - (times + 1) / 2)[place]
+    return found
