@@ -22,6 +22,8 @@ from rich.table import Table
 
 from pdlab import __version__
 from pdlab.real.bench.cli import bench
+from pdlab.real.calibrate.cli import calibrate
+from pdlab.real.validate_cli import validate
 from pdlab.report.compare_cli import compare
 from pdlab.types import UsageError
 
@@ -366,8 +368,8 @@ def _operator() -> ModuleType:
     return found
 
 
-app.command()(bench)
-app.command()(compare)
+for command in (calibrate, bench, compare, validate):
+    app.command()(command)
 
 
 @app.command()

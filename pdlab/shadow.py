@@ -79,8 +79,8 @@ class Shadow(Policy):
 
 
 def beside(log: Path, other: object) -> tuple[Shadow, int, list[Difference]]:
-    """Replay a log with `other` (as `policy:` of an experiment has it; a file's path from here) asked beside its own policy: the shadow, the
-    events, and where the replay itself differs from the log. Raises UsageError."""
+    """Replay a log with `other` asked beside its own policy: the shadow, the events, and where the replay itself differs from the log.
+    `other` is as an experiment's `policy:` has it, a file's path being from here. Raises UsageError."""
     asked = load_policy.build(other, Path())
     head, entries = read(log)
     experiment = Experiment.parse(head.experiment, str(log))

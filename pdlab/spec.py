@@ -43,6 +43,8 @@ def _no_bool(value: object) -> object:
 
 
 def _hardware(name: str) -> str:
+    if name.endswith(".json"):
+        return name  # a profile, which is read once `base_dir` is known
     try:
         hardware(name)
     except UsageError as error:
@@ -365,11 +367,12 @@ class Experiment(Spec):
         weight_dtype, kv_dtype = self.cost.weights(served), self.cost.kv_dtype
         for index, row in enumerate(self.cluster.instances):
             engine = self._engine(row)
-            if engine.kv_blocks is not None:
-                continue
-            chip = hardware(row.hardware)
             try:
-                kv_capacity_tokens(served, chip, row.tp, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens)
+                chip = hardware(row.hardware, self.base_dir)
+                if chip.profile is not None:
+                    chip.profile.check(served, row.tp)
+                if engine.kv_blocks is None:
+                    kv_capacity_tokens(served, chip, row.tp, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens)
             except UsageError as error:
                 yield f"cluster.instances.{index}: {error}"
 

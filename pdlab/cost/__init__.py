@@ -1,13 +1,16 @@
 """Seconds for a batch, and the facts they rest on.
 
-`Roofline` (from data sheets, calibrated), `Table` (from measurements) and `Fitted` (DistServe's form) answer one interface, `Cost`.
+`Roofline` (from data sheets, calibrated), `Table` (from measurements), `MeasuredCost` (from `pdlab calibrate`) and `Fitted` (DistServe's
+form) answer one interface, `Cost`.
 `model` and `hardware` look names up in the catalogue; `CostSpec` and `build` make the cost an experiment asks for.
 """
 
 from pdlab.cost.base import Cost
-from pdlab.cost.capacity import kv_capacity_tokens
+from pdlab.cost.capacity import kv_bytes_per_token, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
 from pdlab.cost.fitted import Fitted, FittedCoefficients
+from pdlab.cost.measured import MeasuredCost
+from pdlab.cost.profile import InstanceProfile, Overheads, load_instance_profile, save_instance_profile
 from pdlab.cost.roofline import Coefficients, Roofline
 from pdlab.cost.shapes import Hardware, Model
 from pdlab.cost.spec import CostSpec, build, profiles
@@ -20,17 +23,23 @@ __all__ = [
     "Fitted",
     "FittedCoefficients",
     "Hardware",
+    "InstanceProfile",
+    "MeasuredCost",
     "Model",
+    "Overheads",
     "Profile",
     "Roofline",
     "Table",
     "build",
     "hardware",
     "hardware_names",
+    "kv_bytes_per_token",
     "kv_capacity_tokens",
+    "load_instance_profile",
     "load_profile",
     "model",
     "model_names",
     "profiles",
+    "save_instance_profile",
     "save_profile",
 ]

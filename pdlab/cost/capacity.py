@@ -23,12 +23,16 @@ def kv_capacity_tokens(
     kv_dtype: str = "bf16",
     batch_tokens: int = 8192,
 ) -> int:
-    """KV tokens that an instance of `tp` accelerators holds: memory x utilization, less weights, runtime and one step's activations.
+    """KV tokens that an instance of `tp` accelerators holds: memory x utilization, less weights, runtime and one step's activations; of
+    measured hardware what it had.
 
     Raises UsageError when nothing is left, with the missing GB and the smallest tp that fits."""
     if not 0.0 < utilization <= 1.0:
         raise UsageError(f"memory utilization {utilization} must lie in (0, 1]")
     check_tp(model, tp)
+    if hardware.profile is not None:
+        hardware.profile.check(model, tp)
+        return hardware.profile.kv_tokens()
     free = _free_bytes(model, hardware, tp, utilization, weight_dtype, batch_tokens)
     tokens = int(free // model.kv_bytes_per_token_per_rank(kv_dtype, tp)) if free > 0 else 0
     if tokens < 1:
@@ -41,6 +45,11 @@ def kv_capacity_tokens(
             f"({model.weights_bytes(weight_dtype) / 1e9:.1f} GB of weights); {remedy}"
         )
     return tokens
+
+
+def kv_bytes_per_token(model: Model, hardware: Hardware, dtype: str = "bf16", tp: int = 1) -> int:
+    """KV bytes of one token over all ranks; of measured hardware in the number format it was measured with."""
+    return hardware.profile.model.kv_bytes_per_token if hardware.profile is not None else model.kv_bytes_per_token(dtype, tp)
 
 
 def check_tp(model: Model, tp: int) -> None:

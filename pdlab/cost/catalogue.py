@@ -1,4 +1,4 @@
-"""Accelerators and models by canonical lower-case name or alias, and any Hugging Face config.json.
+"""Accelerators and models by canonical lower-case name or alias, any measured profile, and any Hugging Face config.json.
 
 The two CSV files beside this module hold public figures, each with its source; `verified` is false where a figure was recalled and
 not read from a primary source.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pdlab.cost.huggingface import read_config
+from pdlab.cost.profile import load_instance_profile
 from pdlab.cost.shapes import GIB, Hardware, Model
 from pdlab.types import UsageError
 
@@ -24,8 +25,11 @@ __all__ = ["Hardware", "Model", "hardware", "hardware_names", "model", "model_na
 Entry = TypeVar("Entry", Hardware, Model)
 
 
-def hardware(name: str) -> Hardware:
-    """The accelerator of that name or alias. Raises UsageError naming the three nearest."""
+def hardware(name: str, base_dir: Path | None = None) -> Hardware:
+    """The accelerator of that name or alias; or the measured instance of a profile, where `name` is its path (.json, relative to
+    `base_dir`). Raises UsageError naming the three nearest, or what is wrong with the profile."""
+    if name.endswith(".json"):
+        return load_instance_profile((base_dir or Path()) / name).hardware()
     return _find("hardware", name, _accelerators())
 
 
@@ -52,7 +56,7 @@ def _find(kind: str, name: str, known: Mapping[str, Entry]) -> Entry:
     found = known.get(name.lower().replace("_", "-").rsplit("/", 1)[-1])
     if found is None:
         near = get_close_matches(name.lower(), known, n=3, cutoff=0.0)
-        extra = "" if kind == "hardware" else ", or give the path of a Hugging Face config.json"
+        extra = f", or give the path of a {'profile (.json)' if kind == 'hardware' else 'Hugging Face config.json'}"
         raise UsageError(f"unknown {kind} {name!r}: nearest are {', '.join(near)}{extra}")
     return found
 

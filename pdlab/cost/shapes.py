@@ -6,10 +6,14 @@ Linear weights count; norms and biases (under 0.1 %), vision towers and multi-to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
+from typing import TYPE_CHECKING
 
 from pdlab.cost.dtypes import EIGHT_BIT, dtype_bytes
+
+if TYPE_CHECKING:
+    from pdlab.cost.profile import InstanceProfile
 
 GIB = 2**30
 
@@ -33,6 +37,7 @@ class Hardware:
     usd_per_h: float  # rough
     verified: bool
     source: str
+    profile: InstanceProfile | None = field(default=None, repr=False)  # measured: its steps are timed, and not computed from the above
 
     def flops(self, dtype: str) -> float:
         """Peak operations a second for weights of this format: four-bit weights are widened to bf16 first, fp32 runs as TF32."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pdlab.cost.base import Cost
 from pdlab.cost.dtypes import dtype_bytes
 from pdlab.cost.fitted import Fitted, FittedCoefficients, shipped_fit
+from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
 from pdlab.cost.shapes import Hardware, Model
 from pdlab.cost.table import Table, load_profile
@@ -65,12 +66,18 @@ class CostSpec(BaseModel):
 
 
 def build(spec: CostSpec, model: Model, hardware: Hardware, tp: int = 1, base_dir: Path | None = None) -> Cost:
-    """The cost of `model` on `tp` x `hardware`; a table's path is relative to `base_dir`. Raises UsageError on unknown names, an unreadable
-    table, or a tp that does not divide the model or is not in the profile."""
+    """The cost of `model` on `tp` x `hardware`; a table's path is relative to `base_dir`. Measured hardware costs what was measured, unless
+    a table or a fit is given. Raises UsageError on unknown names, an unreadable table, a tp that does not divide the model or is not in
+    the profile, or a profile of another model."""
     if spec.table is not None:
         return Table(load_profile((base_dir or Path()) / spec.table), spec.extrapolate)
     if spec.fitted is not None:
         return Fitted(shipped_fit(spec.fitted, tp) if isinstance(spec.fitted, str) else spec.fitted)
+    if hardware.profile is not None:
+        if spec.roofline is not None:
+            raise UsageError(f"hardware {hardware.name} is a measured profile, which has no roofline: remove cost.roofline")
+        hardware.profile.check(model, tp)
+        return MeasuredCost(hardware.profile.steps, hardware.profile.overheads, hardware.name)
     achieved = coefficients(spec.roofline) if isinstance(spec.roofline, str) else spec.roofline
     return Roofline(model, hardware, tp, achieved, spec.weights(model), spec.kv_dtype)
 

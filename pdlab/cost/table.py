@@ -34,7 +34,7 @@ class PrefillGrid(BaseModel):
 
     @model_validator(mode="after")
     def _shape(self) -> PrefillGrid:
-        _check_grid("tokens", self.tokens, "cached", self.cached, self.seconds)
+        check_grid("tokens", self.tokens, "cached", self.cached, self.seconds)
         return self
 
 
@@ -49,7 +49,7 @@ class DecodeGrid(BaseModel):
 
     @model_validator(mode="after")
     def _shape(self) -> DecodeGrid:
-        _check_grid("batch", self.batch, "context", self.context, self.seconds)
+        check_grid("batch", self.batch, "context", self.context, self.seconds)
         return self
 
 
@@ -128,11 +128,7 @@ class Table(Cost):
         tokens, cached, seconds = self._prefill.tokens, self._prefill.cached, self._prefill.seconds
         if not (tokens[0] <= new <= tokens[-1] and cached[0] <= context <= cached[-1]):
             self._note(f"prefill of {new} tokens after {context}", f"{tokens[0]}..{tokens[-1]} tokens after {cached[0]}..{cached[-1]}")
-        i, u = _cell(tokens, new)
-        j, v = _cell(cached, context)
-        near, far = seconds[i], seconds[min(i + 1, len(tokens) - 1)]
-        k = min(j + 1, len(cached) - 1)
-        return max(0.0, (1 - u) * ((1 - v) * near[j] + v * near[k]) + u * ((1 - v) * far[j] + v * far[k]))
+        return max(0.0, bilinear(tokens, cached, seconds, new, context))
 
     def _row(self, batch: int) -> tuple[float, ...]:
         """Decode seconds of this batch along the context axis."""
@@ -153,6 +149,15 @@ class Table(Cost):
         self.extrapolated += 1
 
 
+def bilinear(rows: Sequence[int], columns: Sequence[int], seconds: Sequence[Sequence[float]], x: float, y: float) -> float:
+    """At row x and column y; beyond the grid its outermost cells go on."""
+    i, u = _cell(rows, x)
+    j, v = _cell(columns, y)
+    near, far = seconds[i], seconds[min(i + 1, len(rows) - 1)]
+    k = min(j + 1, len(columns) - 1)
+    return (1 - u) * ((1 - v) * near[j] + v * near[k]) + u * ((1 - v) * far[j] + v * far[k])
+
+
 def _cell(axis: Sequence[int], x: float) -> tuple[int, float]:
     """The axis cell that x falls in (the outermost beyond its ends), and how far along it, in cells."""
     if len(axis) == 1:
@@ -161,11 +166,14 @@ def _cell(axis: Sequence[int], x: float) -> tuple[int, float]:
     return i, (x - axis[i]) / (axis[i + 1] - axis[i])
 
 
-def _check_grid(name: str, rows: Sequence[int], other: str, columns: Sequence[int], seconds: Sequence[Sequence[float]]) -> None:
+def check_grid(
+    name: str, rows: Sequence[int], other: str, columns: Sequence[int], seconds: Sequence[Sequence[float]], least_s: float | None = None
+) -> None:
+    """Raises ValueError unless the axes ascend and the seconds are as many, and positive; or, with `least_s`, at least that."""
     for label, axis, least in ((name, rows, 1), (other, columns, 0)):
         if not axis or axis[0] < least or any(a >= b for a, b in pairwise(axis)):
             raise ValueError(f"axis {label!r} must ascend strictly from at least {least}")
     if len(seconds) != len(rows) or any(len(row) != len(columns) for row in seconds):
         raise ValueError(f"seconds must be {len(rows)} rows ({name}) of {len(columns)} ({other})")
-    if not all(0.0 < value < inf for row in seconds for value in row):
-        raise ValueError("every time must be positive and finite")
+    if not all((value > 0.0 if least_s is None else value >= least_s) and value < inf for row in seconds for value in row):
+        raise ValueError(f"every time must be {'positive' if least_s is None else f'at least {least_s:g}'} and finite")

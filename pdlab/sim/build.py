@@ -13,6 +13,7 @@ import simpy
 
 from pdlab import __version__, batching, cost, load_policy
 from pdlab.control import head_of, router
+from pdlab.cost.profile import Overheads
 from pdlab.kv import BlockPool
 from pdlab.log import EventLog
 from pdlab.metrics import summarise
@@ -42,7 +43,9 @@ class Plan:
     placement: Placement
     cost: cost.Cost
     kv_blocks: int
+    token_bytes: int
     block_bytes: int
+    overheads: Overheads
     prefill_profile: tuple[tuple[int, float], ...]
     decode_profile: tuple[tuple[int, int, float], ...]
 
@@ -78,7 +81,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
             )
         key = (placement.hardware, placement.tp, engine)
         if key not in known:
-            chip = cost.hardware(placement.hardware)
+            chip = cost.hardware(placement.hardware, experiment.base_dir)
             model_cost = cost.build(experiment.cost, model, chip, placement.tp, experiment.base_dir)
             blocks = engine.kv_blocks
             if blocks is None:
@@ -87,8 +90,10 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
             profiles = cost.profiles(model_cost, engine.max_batch_tokens, engine.max_seqs, blocks * engine.block_tokens)
             known[key] = (model_cost, blocks, profiles)
         model_cost, blocks, profiles = known[key]
-        block_bytes = round(model.kv_bytes_per_token(kv, placement.tp) * engine.block_tokens)
-        found.append(Plan(placement, model_cost, blocks, block_bytes, *profiles))
+        chip = cost.hardware(placement.hardware, experiment.base_dir)
+        token_bytes = cost.kv_bytes_per_token(model, chip, kv, placement.tp)
+        overheads = chip.profile.overheads if chip.profile is not None else cost.Overheads()
+        found.append(Plan(placement, model_cost, blocks, token_bytes, round(token_bytes * engine.block_tokens), overheads, *profiles))
     return found
 
 
@@ -104,7 +109,6 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
     transport = next(t for t in TRANSPORTS if t.name == spec.network.transport)
     network = Network(env, latency_s=spec.network.latency_us * 1e-6, host_latency_s=inside.latency_us * 1e-6, transport=transport)
     model = cost.model(experiment.model, experiment.base_dir)
-    kv = experiment.cost.kv_dtype
     members = plans(experiment, workload.hash_tokens)
     sending = [m for m in members if m.placement.role.prefills] or members
     mode = TransferMode(
@@ -112,7 +116,8 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
         granularity=experiment.transfer.granularity,
         first_token=experiment.transfer.first_token,
         layers=model.layers,
-        bytes_per_token=max(model.kv_bytes_per_token(kv, m.placement.tp) for m in sending),
+        bytes_per_token=max(m.token_bytes for m in sending),
+        setup_s=max(m.overheads.handoff_s for m in members),
     )
     fresh = _Newcomers(members, network, experiment)
     made = World(
@@ -125,6 +130,7 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
         report_delay_s=spec.reports.delay_s,
         switch_s=spec.role_switch_s,
         detect_s=spec.detect_s,
+        request_s=max(m.overheads.request_s for m in members),
         log=log,
         spans=spans,
         start_instance=fresh.start if spec.autoscale.enabled else None,
@@ -174,7 +180,7 @@ class _Newcomers:
 
     def _endpoint(self, plan: Plan, name: str) -> Endpoint:
         placement, network = plan.placement, self.experiment.cluster.network
-        chip, inside = cost.hardware(placement.hardware), network.intra_host.gbytes_per_s
+        chip, inside = cost.hardware(placement.hardware, self.experiment.base_dir), network.intra_host.gbytes_per_s
         gbytes = network.gbytes_per_s
         return Endpoint(
             name=name,

@@ -41,6 +41,7 @@ class TransferMode:
     first_token: str = "prefill"
     layers: int = 32
     bytes_per_token: float = 131072.0
+    setup_s: float = 0.0  # of each transfer, besides the path's
 
 
 class Moves:
@@ -117,7 +118,14 @@ class Moves:
         job.transfer_start_s = self.world.env.now
         job.streaming = streaming
         job.transfer = self.network.transfer(
-            job.p.name, job.d.name, size, self._landed, rate_limit_bytes_per_s=limit, delay_s=delay_s, open=streaming, owner=job
+            job.p.name,
+            job.d.name,
+            size,
+            self._landed,
+            rate_limit_bytes_per_s=limit,
+            delay_s=delay_s + self.mode.setup_s,
+            open=streaming,
+            owner=job,
         )
 
     def _landed(self, transfer: Transfer) -> None:

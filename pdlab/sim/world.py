@@ -71,6 +71,7 @@ class World:
         report_delay_s: float = 0.0,
         switch_s: float = 1.0,
         detect_s: float = 0.5,
+        request_s: float = 0.0,
         log: EventLog | None = None,
         spans: bool = False,
         start_instance: Callable[[Role], tuple[Callable[[], None], float]] | None = None,
@@ -79,6 +80,7 @@ class World:
         self.requests = len(workload)
         columns = (workload.priority, workload.ttft_slo_s, workload.tpot_slo_s, workload.n, workload.best_of)
         self._plain = all(column is None for column in columns)  # a request is its prompt, nothing else
+        self.request_s = request_s  # that the front end takes, both ways
         self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
         self.log = log
         self.moves = Moves(self, network, transfer)
@@ -229,7 +231,13 @@ class World:
                 units = prompt // w.hash_tokens
                 context = tuple(-1 - (i << 20) - u for u in range(units))
         self.jobs[i] = Job(i, request, output, context)
-        self.tell(Arrived(request))
+        if self.request_s:
+            After(self.env, self.request_s, [self._received], request)
+        else:
+            self.tell(Arrived(request))
+
+    def _received(self, event: simpy.Event) -> None:
+        self.tell(Arrived(event._value))
 
     def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:
         w = self.workload

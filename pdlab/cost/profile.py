@@ -1,0 +1,240 @@
+"""What `pdlab calibrate` has measured of one instance: step times, KV memory, transfers, overheads, and how far the fit can be trusted.
+
+It is JSON, and stands where an experiment names its `hardware`. It holds for the model it was measured with: another of the same shape
+costs the same, any other is refused. Only the simulator's part of it is read by the simulator; machine, points and errors are for people.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.table import DecodeGrid, PrefillGrid, check_grid
+from pdlab.types import UsageError
+
+SCHEMA = 1
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Machine(Part):
+    """Where it was measured. `threads` of a CPU engine; 0: not known."""
+
+    cpu: str
+    cores: int = Field(ge=1)
+    memory_bytes: int = Field(ge=0)
+    threads: int = Field(default=0, ge=0)
+    system: str = ""
+
+
+class ModelShape(Part):
+    """Whose step times these are. `fingerprint` is that of its weights and number formats; empty over HTTP."""
+
+    name: str
+    fingerprint: str = ""
+    layers: int = Field(ge=1)
+    hidden: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    vocab: int = Field(ge=1)
+    dtype: str = ""
+    kv_bytes_per_token: int = Field(ge=1)
+
+    def mismatch(self, model: Model) -> str:
+        """In what `model` differs, or ""."""
+        for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab"):
+            own, other = getattr(self, key), getattr(model, key)
+            if own != other:
+                return f"it has {own} {key}, {model.name} {other}"
+        return ""
+
+
+class EngineShape(Part):
+    """How the instance batches, and its KV memory; `kv_blocks` 0: not known."""
+
+    device: str = ""
+    block_tokens: int = Field(ge=1)
+    kv_blocks: int = Field(ge=0)
+    max_batch_tokens: int = Field(ge=1)
+    max_seqs: int = Field(ge=1)
+    max_tokens: int = Field(ge=1)  # prompt and output of one request
+    temperature: float = Field(default=0.0, ge=0.0)
+
+
+class AddedGrid(Part):
+    """seconds[i][j] that batch[j] decodes of short context add to a step of tokens[i] prompt tokens."""
+
+    tokens: tuple[int, ...]
+    batch: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _shape(self) -> AddedGrid:
+        check_grid("tokens", self.tokens, "batch", self.batch, self.seconds, least_s=0.0)
+        return self
+
+
+class StepTimes(Part):
+    """The fit. `prompt_s`: each further prompt that ends in the same step. `additive`: mixed steps and several prompts were not seen, but
+    are put together from what was."""
+
+    prefill: PrefillGrid
+    decode: DecodeGrid
+    added: AddedGrid
+    prompt_s: float = Field(default=0.0, ge=0.0)
+    additive: bool = False
+
+
+class Overheads(Part):
+    """Seconds besides engine steps: of a request (front end to engine, engine to client), that telling each token adds to its step, and
+    until a transfer's first byte flows."""
+
+    request_s: float = Field(default=0.0, ge=0.0)
+    token_s: float = Field(default=0.0, ge=0.0)
+    handoff_s: float = Field(default=0.0, ge=0.0)
+
+
+class Moved(Part):
+    """One size of transfer: its bytes, and seconds of each."""
+
+    bytes: int = Field(ge=0)
+    seconds: tuple[float, ...]
+
+
+class TransferFit(Part):
+    """Seconds of a transfer: `Overheads.handoff_s` + bytes / bytes_per_s."""
+
+    transport: str
+    bytes_per_s: float = Field(gt=0.0)
+    mean_error: float = 0.0
+    moved: tuple[Moved, ...] = ()
+
+
+class Point(Part):
+    """One kind of step, measured. `tokens` new tokens of each of `prompts`, after `cached`; `batch` decodes of `context` KV tokens each."""
+
+    tokens: int = Field(default=0, ge=0)
+    cached: int = Field(default=0, ge=0)
+    prompts: int = Field(default=1, ge=0)
+    batch: int = Field(default=0, ge=0)
+    context: int = Field(default=0, ge=0)
+    held_out: bool = False
+
+    @property
+    def kind(self) -> str:
+        """prefill, cached (a prefill after cached tokens), prompts (several in a step), decode, or mixed."""
+        if self.batch:
+            return "mixed" if self.tokens else "decode"
+        if self.prompts > 1:
+            return "prompts"
+        return "cached" if self.cached else "prefill"
+
+
+class Measured(Part):
+    """A point, and the seconds of each repeat."""
+
+    point: Point
+    seconds: tuple[float, ...] = Field(min_length=1)
+
+    @property
+    def median_s(self) -> float:
+        ordered = sorted(self.seconds)
+        half = len(ordered) // 2
+        return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+class FitError(Part):
+    """Of the held-out points of a kind: relative, absolute values."""
+
+    kind: str
+    points: int
+    mean: float
+    worst: float
+
+
+class InstanceProfile(Part):
+    """A profile, as kept in JSON."""
+
+    schema_version: int = SCHEMA
+    name: str
+    made_at: str = ""  # ISO 8601, UTC
+    pdlab: str = ""
+    how: str = ""  # in process, or the URL
+    machine: Machine
+    model: ModelShape
+    engine: EngineShape
+    steps: StepTimes
+    overheads: Overheads = Overheads()
+    transfer: TransferFit | None = None
+    errors: tuple[FitError, ...] = ()
+    warnings: tuple[str, ...] = ()
+    points: tuple[Measured, ...] = ()
+
+    @field_validator("schema_version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version != SCHEMA:
+            raise ValueError(f"this pdlab reads version {SCHEMA}, not {version}: measure again with pdlab calibrate")
+        return version
+
+    def check(self, model: Model, tp: int = 1) -> None:
+        """Raises UsageError where it was measured with another model, or does not know this tp."""
+        if different := self.model.mismatch(model):
+            raise UsageError(f"profile {self.name} was measured with {self.model.name}, not {model.name} ({different}): measure that one")
+        if tp != 1:
+            raise UsageError(f"profile {self.name} is of a whole instance: write tp: 1, not {tp}")
+
+    def kv_tokens(self) -> int:
+        """That the instance holds. Raises UsageError where the server did not say."""
+        if not self.engine.kv_blocks:
+            raise UsageError(f"profile {self.name} does not know the instance's KV memory: give engine.kv_blocks")
+        return self.engine.kv_blocks * self.engine.block_tokens
+
+    def hardware(self) -> Hardware:
+        """As an accelerator. It has only memory and links, since its steps are timed, not computed; without a measured transfer 10 GB/s."""
+        link_bytes_per_s = self.transfer.bytes_per_s if self.transfer is not None else 10e9
+        return Hardware(
+            name=self.name,
+            vendor="",
+            family="measured",
+            bf16_flops=0.0,
+            fp8_flops=0.0,
+            hbm_bytes=self.machine.memory_bytes,
+            hbm_bytes_per_s=0.0,
+            scaleup_bytes_per_s=0.0,
+            scaleup_domain=1,
+            pcie_bytes_per_s=link_bytes_per_s,
+            nic_bytes_per_s=link_bytes_per_s,
+            tdp_w=0.0,
+            usd_per_h=0.0,
+            verified=True,
+            source=f"pdlab calibrate, {self.made_at}, {self.machine.cpu}",
+            profile=self,
+        )
+
+
+def load_instance_profile(path: Path) -> InstanceProfile:
+    """Read a profile. Raises UsageError when it is missing, no profile, or malformed, naming the first wrong place."""
+    try:
+        return InstanceProfile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"hardware profile {path}: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UsageError(f"hardware profile {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def save_instance_profile(profile: InstanceProfile, path: Path) -> None:
+    """Written beside `path` and then renamed, so that nobody ever sees half of it."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

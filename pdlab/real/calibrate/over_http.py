@@ -1,0 +1,145 @@
+"""Step times of a running server, read off its streams, and the overheads of our own.
+
+With r what a request costs besides steps, and one request at a time: a prompt of n tokens has its first token after r + T(n), and the
+tokens of a short one follow D(1) apart. A prompt of one token is such a step, so r = TTFT(1) - D(1), and T(n) = TTFT(n) - r; a prompt that
+begins with what was asked before gives T(n, cached). At a concurrency b, all of the same length and begun at once, the tokens come D(b)
+apart while all decode. What several prompts or a mixed step cost is not seen: the fit puts it together from these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from pdlab.cost.profile import Overheads, Point
+from pdlab.real.calibrate.grid import Bounds, held_out, knots
+from pdlab.real.calibrate.stream import Heard, Server
+from pdlab.types import UsageError
+
+OUTPUT_TOKENS = 12
+SHORT = 16
+REPEATS = 9
+SEEN = ("prefill", "cached", "decode")
+
+
+def points(bounds: Bounds) -> list[Point]:
+    """What can be seen of the grid, each with room for the tokens that are asked for."""
+    found = [*knots(bounds), *held_out(bounds)]
+    return [p for p in found if p.kind in SEEN and bounds.holds(p, spare=2 * OUTPUT_TOKENS)]
+
+
+async def request_s(server: Server, repeats: int = REPEATS) -> float:
+    """r: what a request costs besides steps."""
+    heard = [await server.ask(server.prompt(1), OUTPUT_TOKENS) for _ in range(repeats + 2)][2:]
+    return max(0.0, median([h.ttft_s for h in heard]) - median([h.gap_s for h in heard]))
+
+
+async def seconds(server: Server, point: Point, besides_s: float) -> float:
+    """One repeat of a point, less `besides_s` where it is a prefill."""
+    if point.kind == "decode":
+        return await _together(server, point)
+    prompt = server.prompt(point.cached + point.tokens)
+    if point.cached:
+        await server.ask(prompt[: point.cached], 2)
+    heard = await server.ask(prompt, 2)
+    return max(1e-6, heard.ttft_s - besides_s)
+
+
+async def _together(server: Server, point: Point) -> float:
+    """The median gap while all of them decode."""
+    length = max(1, point.context - OUTPUT_TOKENS)
+    output = 2 * OUTPUT_TOKENS
+    heard = await asyncio.gather(*(server.ask(server.prompt(length), output) for _ in range(point.batch)))
+    return _gap_s(heard)
+
+
+def _gap_s(heard: list[Heard]) -> float:
+    """Between the last one's first token and the first one's last; where they are never all there, of all that there is."""
+    begin_s, end_s = max(h.tokens_s[0] for h in heard), min(h.tokens_s[-1] for h in heard)
+    gaps: list[float] = []
+    for h in heard:
+        gaps += [b - a for a, b in zip(h.tokens_s, h.tokens_s[1:], strict=False) if begin_s <= a and b <= end_s and b > a]
+    if gaps:
+        return median(gaps)
+    return median([h.gap_s for h in heard])
+
+
+def median(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
+
+
+# ------------------------------------------------------------ our own server
+
+
+async def overheads(server: Server, decode_s: Callable[[int, int], float], batch: int, repeats: int = REPEATS) -> Overheads:
+    """Of a server whose engine's decode steps are known, by batch and contexts in all. What telling a token costs is how much more the
+    steps of `batch` sequences take, against those of one, than the fit says; where noise hides it, nothing."""
+    request = await request_s(server, repeats)
+    if batch < 2:
+        return Overheads(request_s=request)
+    context = SHORT + OUTPUT_TOKENS
+    one, many = Point(batch=1, context=context), Point(batch=batch, context=context)
+    expected = decode_s(batch, batch * context) / decode_s(1, context)
+    more: list[float] = []
+    for _ in range(repeats):
+        few_s, many_s = await _together(server, one), await _together(server, many)
+        more.append((many_s - expected * few_s) / (batch - 1))
+    token = median(more)
+    spread = median([abs(value - token) for value in more])
+    return Overheads(request_s=request, token_s=token if token > 3 * spread else 0.0)
+
+
+@asynccontextmanager
+async def served(options: list[str]) -> AsyncIterator[str]:
+    """`pdlab serve` with these options on a free port, as a process of its own; its URL."""
+    command = [sys.executable, "-u", "-m", "pdlab", "serve", "--port", "0", *options]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    try:
+        said = b""
+        deadline_s = time.monotonic() + 300
+        while not (found := re.search(rb"ready after .*: (http://\S+)/v1", said)):
+            part = await asyncio.wait_for(process.stdout.read(4096), deadline_s - time.monotonic())
+            if not part:
+                raise UsageError(f"the server did not start: {said.decode(errors='replace').strip()[-300:]}")
+            said += part
+        drained = asyncio.create_task(_drain(process.stdout))
+        try:
+            yield found[1].decode()
+        finally:
+            drained.cancel()
+            await asyncio.gather(drained, return_exceptions=True)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), 10)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _drain(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 16):
+        pass
+
+
+async def kv_blocks(session: aiohttp.ClientSession, url: str) -> tuple[int, int]:
+    """(blocks, tokens of each) as /metrics tells, in vLLM's words; (0, 16) where it does not."""
+    try:
+        async with session.get(f"{url}/metrics") as answer:
+            text = await answer.text()
+    except aiohttp.ClientError:
+        return 0, 16
+    line = next((line for line in text.splitlines() if line.startswith("vllm:cache_config_info")), "")
+    told = dict(re.findall(r'(\w+)="([^"]*)"', line))
+    blocks, size = told.get("num_gpu_blocks", ""), told.get("block_size", "")
+    return (int(blocks), int(size)) if blocks.isdigit() and size.isdigit() else (0, 16)

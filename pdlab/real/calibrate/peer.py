@@ -1,0 +1,25 @@
+"""The source of measured transfers, in a process of its own: `python -m pdlab.real.calibrate.peer JSON`. Its first line is its descriptor;
+for each line `LEASE BLOCKS` it offers so many blocks, and says so. It ends with its standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+
+import msgspec
+
+from pdlab.real.calibrate.transfer import Kv, endpoint
+
+
+async def serve(kv: Kv) -> None:
+    async with endpoint(kv, "calibrate-source") as source:
+        print(base64.b64encode(source.descriptor()).decode(), flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            lease, blocks = line.split()
+            source.offer(lease, range(int(blocks)), tokens=int(blocks) * kv.block_tokens)
+            print(lease, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(msgspec.json.decode(sys.argv[1], type=Kv)))

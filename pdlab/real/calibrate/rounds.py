@@ -1,0 +1,63 @@
+"""Points in random order, again and again, so that a machine that slows down or speeds up does so for all of them alike."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from pdlab.cost.profile import Measured, Point
+
+MOST = 11  # repeats of a point
+LEAST = 3
+DRIFT = 0.05
+
+Seconds = Callable[[Point], float]
+Progress = Callable[[float], None]
+
+
+def measure(
+    seconds: Seconds,
+    points: Sequence[Point],
+    *,
+    budget_s: float,
+    seed: int = 0,
+    progress: Progress = lambda share: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Measured]:
+    """Every point once, then over and over, until `budget_s` is spent or each has its repeats; a long one takes no more than its share
+    of the time, by `clock`, once it has `LEAST`. The first round is finished whatever it takes. `progress` hears the share that is done."""
+    rng = random.Random(seed)
+    found: dict[Point, list[float]] = {point: [] for point in points}
+    spent = dict.fromkeys(points, 0.0)
+    began_s = clock()
+    share_s = budget_s / max(1, len(points))
+    first = True
+    while True:
+        due = [p for p in points if len(found[p]) < (LEAST if spent[p] > share_s else MOST)]
+        if not due:
+            break
+        rng.shuffle(due)
+        for number, point in enumerate(due):
+            at_s = clock()
+            if not first and at_s - began_s > budget_s:
+                return _medians(found)
+            found[point].append(seconds(point))
+            spent[point] += clock() - at_s
+            used = (clock() - began_s) / budget_s
+            progress(min(1.0, max(used, number / len(due)) if first else used))
+        first = False
+    progress(1.0)
+    return _medians(found)
+
+
+def _medians(found: dict[Point, list[float]]) -> list[Measured]:
+    return [Measured(point=point, seconds=tuple(times)) for point, times in found.items()]
+
+
+def drift(before: Sequence[Measured], after: Sequence[Measured]) -> str:
+    """A warning where the same points took another time at the end than at the beginning, or ""."""
+    worst = max((late.median_s / early.median_s - 1.0 for early, late in zip(before, after, strict=True)), key=abs, default=0.0)
+    if abs(worst) <= DRIFT:
+        return ""
+    return f"the machine drifted: the same steps took {abs(worst):.0%} {'longer' if worst > 0 else 'less'} at the end than at the beginning"

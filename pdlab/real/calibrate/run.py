@@ -1,0 +1,281 @@
+"""From an engine, or a server, to a profile."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import aiohttp
+import torch
+
+from pdlab import __version__, cost
+from pdlab.cost.measured import MeasuredCost
+from pdlab.cost.profile import EngineShape, InstanceProfile, Machine, Measured, ModelShape, Overheads, Point, StepTimes, TransferFit
+from pdlab.cost.shapes import Model
+from pdlab.kernels.cpu_build import build_all
+from pdlab.real.calibrate import grid, over_http, rounds, transfer
+from pdlab.real.calibrate.bench import Bench
+from pdlab.real.calibrate.fit import errors, fit, warnings
+from pdlab.real.calibrate.machine import this_machine
+from pdlab.real.calibrate.stream import Server, model_of
+from pdlab.real.engine.load import Loaded, load
+from pdlab.real.engine.options import EngineOptions
+from pdlab.types import UsageError
+
+Say = Callable[[str, float], None]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+REFERENCES = (Point(tokens=64), Point(batch=1, context=64), Point(batch=4, context=64))
+QUIET = 0.9  # of the time that the engine's thread computes, on a machine of its own
+LEAST_TOKENS = 96  # of prompt and output, that there is a grid at all
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to measure. `transport`: of KV transfers; empty: they are left out. `http`: are the front end's overheads measured?"""
+
+    seconds: float = 180.0
+    temperature: float = 0.0
+    clock: str = "wall"
+    transport: str = "auto"
+    http: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Measured and fitted."""
+
+    measured: list[Measured]
+    fit: StepTimes
+    warnings: list[str]
+
+
+def of_engine(options: EngineOptions, plan: Plan, say: Say) -> InstanceProfile:
+    """Measure an engine in this process, then its server's overheads and transfers of its KV. `say(what, share done)`.
+    Raises UsageError."""
+    if plan.clock not in CLOCKS:
+        raise UsageError(f"--clock {plan.clock} is not one of {', '.join(CLOCKS)}")
+    if plan.clock == "cpu" and (options.device != "cpu" or options.threads != 1):
+        raise UsageError("--clock cpu is for --device cpu --threads 1: other engines' time is not this thread's")
+    say("loading", 0.0)
+    if options.device == "cpu":
+        build_all()
+    loaded = load(options)
+    loaded.engine.runner.warm_up()
+    bench = Bench(loaded, temperature=plan.temperature, clock=CLOCKS[plan.clock], seed=plan.seed)
+    bounds = bench.bounds
+    shape, engine = _model_shape(loaded), _engine_shape(loaded, options, bounds, plan)
+    steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.9 * share))
+    device = loaded.device
+    del bench, loaded
+    gc.collect()
+    overheads, moved, warned = Overheads(), None, list(steps.warnings)
+    if plan.http:
+        say("HTTP", 0.9)
+        overheads = asyncio.run(_own_overheads(options, shape, MeasuredCost(steps.fit), plan))
+    if plan.transport:
+        say("transfers", 0.95)
+        kv = transfer.memory(
+            shape.layers,
+            shape.kv_heads,
+            shape.head_dim,
+            options.block_tokens,
+            dtype=shape.dtype,
+            device=str(device),
+            transport=plan.transport,
+        )
+        setup_s, moved = asyncio.run(transfer.measure(kv, seed=plan.seed))
+        overheads = overheads.model_copy(update={"handoff_s": setup_s})
+    if plan.clock == "cpu":
+        warned.append("steps were timed by CPU time: a busy machine takes longer")
+    say("done", 1.0)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "" if device.type == "cpu" else str(device)
+    machine = this_machine(options.threads or (torch.get_num_threads() if device.type == "cpu" else 0), name)
+    return _profile(
+        machine=machine, shape=shape, engine=engine, steps=steps, overheads=overheads, moved=moved, how="in process", warned=warned
+    )
+
+
+def of_server(url: str, model_name: str, plan: Plan, say: Say, *, max_batch_tokens: int, max_seqs: int, max_tokens: int) -> InstanceProfile:
+    """Measure a running server. `model_name` is the catalogue's name of what it serves, or a config.json; empty: the server's own word."""
+    url = url.rstrip("/").removesuffix("/v1")
+    with asyncio.Runner() as runner:
+        session = runner.run(_session())
+        try:
+            served = runner.run(model_of(session, url))
+            model = _named(model_name or served)
+            blocks, block_tokens = runner.run(over_http.kv_blocks(session, url))
+            most = min(max_tokens, model.max_positions or max_tokens)
+            bounds = grid.Bounds(max_batch_tokens, max_seqs, most, blocks * block_tokens or 1 << 40)
+            _check(bounds)
+            server = Server(session, url, served, model.vocab, temperature=plan.temperature, seed=plan.seed)
+            say("requests", 0.0)
+            besides_s = runner.run(over_http.request_s(server))
+            timed = rounds.measure(
+                lambda point: runner.run(over_http.seconds(server, point, besides_s)),
+                over_http.points(bounds),
+                budget_s=plan.seconds,
+                seed=plan.seed,
+                progress=lambda share: say("steps", share),
+            )
+        finally:
+            runner.run(session.close())
+    made = fit(timed)
+    said = ["several prompts of a step, and mixed steps, cannot be seen over HTTP: they are put together from single ones"]
+    shape = ModelShape(
+        name=model.name,
+        layers=model.layers,
+        hidden=model.hidden,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        vocab=model.vocab,
+        kv_bytes_per_token=model.kv_bytes_per_token(),
+    )
+    engine = EngineShape(
+        block_tokens=block_tokens,
+        kv_blocks=blocks,
+        max_batch_tokens=max_batch_tokens,
+        max_seqs=max_seqs,
+        max_tokens=most,
+        temperature=plan.temperature,
+    )
+    steps = Steps(timed, made, [*said, *warnings(errors(made, timed))])
+    overheads = Overheads(request_s=besides_s)
+    return _profile(
+        machine=this_machine(), shape=shape, engine=engine, steps=steps, overheads=overheads, moved=None, how=url, warned=steps.warnings
+    )
+
+
+def _steps(bench: Bench, bounds: grid.Bounds, plan: Plan, progress: Callable[[float], None]) -> Steps:
+    _check(bounds)
+    warned = []
+    for point in REFERENCES:  # the first of a kind compiles, and touches memory
+        bench.seconds(point)
+    step_s, token_s = bench.seconds(REFERENCES[1]), min(bench.seconds(REFERENCES[0]) for _ in range(2)) / REFERENCES[0].tokens
+    kept = grid.affordable(bounds, token_s, step_s, plan.seconds / (rounds.LEAST + 1))
+    if kept.step_tokens < bounds.step_tokens:
+        warned.append(f"steps of more than {kept.step_tokens} tokens were not measured, for want of time: give more --seconds")
+    references = [p for p in REFERENCES if bounds.holds(p)]
+
+    def some() -> list[Measured]:
+        return rounds.measure(bench.seconds, references, budget_s=plan.seconds / 20, seed=plan.seed, clock=bench.clock)
+
+    before = some()
+    wall_s, cpu_s = time.perf_counter(), time.thread_time()
+    timed = rounds.measure(
+        bench.seconds,
+        [*grid.knots(kept), *grid.held_out(kept)],
+        budget_s=0.9 * plan.seconds,
+        seed=plan.seed,
+        progress=progress,
+        clock=bench.clock,
+    )
+    share = (time.thread_time() - cpu_s) / (time.perf_counter() - wall_s)
+    if bench.device.type == "cpu" and share < QUIET and plan.clock == "wall":
+        warned.append(f"other processes took {1 - share:.0%} of the time: measure on a quiet machine, or with --threads 1 --clock cpu")
+    made = fit(timed)
+    warned += warnings(errors(made, timed))
+    if moved := rounds.drift(before, some()):
+        warned.append(moved)
+    return Steps(timed, made, warned)
+
+
+def _check(bounds: grid.Bounds) -> None:
+    if min(bounds.max_tokens, bounds.kv_tokens, bounds.step_tokens) < LEAST_TOKENS or bounds.seqs < 2:
+        raise UsageError(
+            f"an instance of {bounds.step_tokens} tokens a step, {bounds.max_tokens} a request, {bounds.kv_tokens} of KV and {bounds.seqs} "
+            f"sequences is too small to calibrate: it needs {LEAST_TOKENS} tokens of each, and 2 sequences"
+        )
+
+
+async def _session() -> aiohttp.ClientSession:
+    timeout = aiohttp.ClientTimeout(total=600)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20)
+
+
+async def _own_overheads(options: EngineOptions, shape: ModelShape, made: MeasuredCost, plan: Plan) -> Overheads:
+    async with over_http.served(serve_arguments(options)) as url, await _session() as session:
+        server = Server(session, url, await model_of(session, url), shape.vocab, temperature=plan.temperature, seed=plan.seed)
+        return await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
+
+
+def serve_arguments(options: EngineOptions) -> list[str]:
+    """What `pdlab serve` takes to run the same engine."""
+    found = ["--model", options.model, "--device", options.device, "--dtype", options.dtype, "--max-seqs", str(options.max_seqs)]
+    for name, value in (
+        ("--threads", options.threads),
+        ("--max-model-len", options.max_model_len),
+        ("--kv-gib", options.kv_gib),
+        ("--quantization", options.quantization),
+    ):
+        if value:
+            found += [name, str(value)]
+    return [*found, "--load-format", options.load_format] if options.load_format != "auto" else found
+
+
+def _model_shape(loaded: Loaded) -> ModelShape:
+    c = loaded.config
+    return ModelShape(
+        name=c.name,
+        fingerprint=loaded.fingerprint,
+        layers=c.layers,
+        hidden=c.hidden,
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        vocab=c.vocab,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        kv_bytes_per_token=c.kv_bytes_per_token(loaded.dtype.itemsize),
+    )
+
+
+def _engine_shape(loaded: Loaded, options: EngineOptions, bounds: grid.Bounds, plan: Plan) -> EngineShape:
+    return EngineShape(
+        device=str(loaded.device),
+        block_tokens=options.block_tokens,
+        kv_blocks=loaded.engine.scheduler.pool.total,
+        max_batch_tokens=bounds.step_tokens,
+        max_seqs=bounds.seqs,
+        max_tokens=bounds.max_tokens,
+        temperature=plan.temperature,
+    )
+
+
+def _named(name: str) -> Model:
+    try:
+        return cost.model(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; give with --model what the server serves") from None
+
+
+def _profile(
+    *,
+    machine: Machine,
+    shape: ModelShape,
+    engine: EngineShape,
+    steps: Steps,
+    overheads: Overheads,
+    moved: TransferFit | None,
+    how: str,
+    warned: Sequence[str],
+) -> InstanceProfile:
+    return InstanceProfile(
+        name=f"{shape.name} on {machine.cpu}",
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        pdlab=__version__,
+        how=how,
+        machine=machine,
+        model=shape,
+        engine=engine,
+        steps=steps.fit,
+        overheads=overheads,
+        transfer=moved,
+        errors=errors(steps.fit, steps.measured),
+        warnings=tuple(warned),
+        points=tuple(steps.measured),
+    )
