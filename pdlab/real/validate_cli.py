@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pdlab.report.units import seconds
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _table(outcome: Outcome) -> Table:
     for column in ("run", "policy", "figure"):
         table.add_column(column, no_wrap=True)
     for column in ("simulated", "measured", "error", "spread", "bar"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for check in outcome.checks:
         spread = "" if check.spread != check.spread else f"±{check.spread:.1%}"
