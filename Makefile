@@ -7,7 +7,7 @@ WORKLOAD ?= constant
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve serve-pd test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
+.PHONY: sim serve serve-pd validate validate-full test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -48,6 +48,12 @@ bench-kernels: .venv/real.stamp  ## each kernel against torch
 
 bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 	.venv/bin/python experiments/bench_transfer.py
+
+validate: .venv/real.stamp  ## simulate and serve the same experiments on this machine: do they agree?
+	.venv/bin/pdlab validate experiments/two_worlds.yaml
+
+validate-full: .venv/real.stamp  ## the whole table, about two hours
+	.venv/bin/pdlab validate experiments/two_worlds_full.yaml
 
 bench-cluster: .venv/test.stamp  ## the router's own cost, before instances that answer at once
 	.venv/bin/python -m experiments.bench_cluster
