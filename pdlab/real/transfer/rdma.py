@@ -1,7 +1,9 @@
-"""RDMA NICs as sysfs lists them, and which of them is nearest to a PCIe device (a GPU)."""
+"""RDMA NICs as sysfs lists them, and which of them is nearest to a PCIe device (a GPU); the addresses of NPUs' own NICs."""
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,3 +96,14 @@ def _number(path: Path, otherwise: int) -> int:
         return int(_text(path))
     except ValueError:
         return otherwise
+
+
+def npu_addresses(hccn: Path = Path("/etc/hccn.conf")) -> dict[int, str]:
+    """The network address of each Ascend NPU's own NIC, by device number, from lines such as `address_0=192.168.100.101`; none where the file
+    is not there. What is no IP address is left out."""
+    found: dict[int, str] = {}
+    for line in _text(hccn).splitlines():
+        if match := re.fullmatch(r"\s*address_(\d{1,4})\s*=\s*(\S+)\s*", line):
+            with contextlib.suppress(ValueError):
+                found[int(match[1])] = str(ipaddress.ip_address(match[2]))
+    return found

@@ -81,3 +81,13 @@ def test_a_machine_without_any(tmp_path: Path) -> None:
     assert rdma.nics(tmp_path) == [rdma.Nic("rxe0", 1, True, "unknown", 0.0, -1, ())]
     (tmp_path / "class" / "infiniband" / "odd").mkdir()
     assert [n.name for n in rdma.nics(tmp_path)] == ["rxe0"]
+
+
+def test_the_addresses_of_npus_come_from_hccn_conf(tmp_path: Path) -> None:
+    hccn = tmp_path / "hccn.conf"
+    assert rdma.npu_addresses(hccn) == {}
+    hccn.write_text(
+        "address_0=192.168.100.101\nnetmask_0=255.255.255.0\nnetdetect_0=192.168.100.1\n\n"
+        "address_1 = 192.168.101.101\naddress_2=not an address\n#address_3=192.168.103.101\nsend_arp_status_0=1\naddress_7=fe80::7\n"
+    )
+    assert rdma.npu_addresses(hccn) == {0: "192.168.100.101", 1: "192.168.101.101", 7: "fe80::7"}
