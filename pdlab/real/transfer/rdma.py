@@ -99,8 +99,8 @@ def _number(path: Path, otherwise: int) -> int:
 
 
 def npu_addresses(hccn: Path = Path("/etc/hccn.conf")) -> dict[int, str]:
-    """The network address of each Ascend NPU's own NIC, by device number, from lines such as `address_0=192.168.100.101`; none where the file
-    is not there. What is no IP address is left out."""
+    """The network address of each Ascend NPU's own NIC, by device number, from lines such as `address_0=192.168.100.101`; none where the
+    file is not there. What is no IP address is left out."""
     found: dict[int, str] = {}
     for line in _text(hccn).splitlines():
         if match := re.fullmatch(r"\s*address_(\d{1,4})\s*=\s*(\S+)\s*", line):
