@@ -7,7 +7,7 @@ WORKLOAD ?= constant
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve serve-pd validate validate-full test servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
+.PHONY: sim serve serve-pd validate validate-full test interop servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -27,6 +27,10 @@ servers:  # etcd and redis for the registry's tests, which skip, saying so, with
 	    { DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server; }; } > /dev/null 2>&1 \
 	      || echo "etcd-server and redis-server could not be installed: their tests will be skipped"; \
 	  else echo "etcd-server or redis-server is missing and only root can install them: their tests will be skipped"; fi; fi
+
+interop: .venv/test.stamp servers  ## two real vLLM servers under pdlab's router, docs/interop.md [VLLM=python of its environment]
+	$(if $(VLLM),,experiments/interop_env.sh build/interop)
+	PDLAB_INTEROP=$(or $(VLLM),build/interop/venv/bin/python) .venv/bin/python -m pytest -rP tests/interop
 
 check: .venv/test.stamp  ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy

@@ -55,8 +55,8 @@ def _table(outcome: Outcome) -> Table:
         spread = "" if check.spread != check.spread else f"±{check.spread:.1%}"
         key = check.key.replace("_s.", " ").upper().replace("MEAN", "mean").replace("P99", "p99")
         numbers = (
-            f"{check.simulated * 1e3:,.2f} ms",
-            f"{check.measured * 1e3:,.2f} ms",
+            seconds(check.simulated),
+            seconds(check.measured),
             f"{check.error:+.1%}",
             spread,
             f"{check.bound:.0%}",

@@ -108,9 +108,12 @@ class Members:
         model = self.model or (inside[0].model if inside else "")
         if model and new.spec.model and new.spec.model != model:
             return f"it serves {new.spec.model}, and this cluster {model}: start it with --served-model-name {model} if they are the same"
+        engine = inside[0].engine if inside else new.spec.engine
+        if new.spec.engine != engine:
+            return f"its engine is {new.spec.engine}, this cluster's {engine}, and their KV does not pass: give it a ?namespace= of its own"
         if new.spec.engine != "pdlab" or not new.spec.descriptor:
             return ""
-        peers = (spec.descriptor for spec in inside if spec.engine == "pdlab" and spec.descriptor and spec.name != new.spec.name)
+        peers = (spec.descriptor for spec in inside if spec.descriptor and spec.name != new.spec.name)
         first = next(peers, None)
         return "" if first is None else incompatible(first.encode(), new.spec.descriptor.encode()) or ""
 

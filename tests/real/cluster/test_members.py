@@ -83,9 +83,16 @@ def test_another_model_protocol_or_an_unreadable_descriptor_is_refused(event: Jo
 
 def test_a_vllm_server_needs_no_descriptor_but_the_model() -> None:
     members = Members("mine")
-    members.hear(joined("p0", model="mine", descriptor=descriptor("p0")))
     assert members.hear(joined("v0", engine="vllm", model="mine"))
     assert not members.hear(joined("v1", engine="vllm", model="other"))
+
+
+def test_engines_that_cannot_read_each_others_kv_are_not_mixed() -> None:
+    members = Members("mine")
+    members.hear(joined("p0", model="mine", descriptor=descriptor("p0")))
+    assert not members.hear(joined("v0", engine="vllm", model="mine"))
+    assert "vllm" in members.known["v0"].refusal
+    assert [type(event) for event in members.hear(Left("p0", 1))] == [Left, Joined]
 
 
 def test_what_an_older_incarnation_says_is_of_no_account() -> None:
