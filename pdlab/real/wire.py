@@ -141,6 +141,12 @@ class RoleChange(msgspec.Struct, frozen=True):
     role: str
 
 
+class Rejoin(msgspec.Struct, frozen=True):
+    """POST /pdlab/v1/rejoin: a router did not reach this incarnation, and counts it as gone. It is to come back as a new one."""
+
+    incarnation: int
+
+
 class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """GET /pdlab/v1/instance. `spec` is its InstanceSpec as JSON, `state` ready, draining, or switching."""
 

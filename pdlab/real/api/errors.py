@@ -45,5 +45,10 @@ def draining() -> ApiError:
     return ApiError(503, "the server is draining and takes no new requests", code="draining", retry_after_s=5)
 
 
+def fenced() -> ApiError:
+    """Routers then know that this incarnation is over, though the registry may still show it."""
+    return ApiError(503, "the instance has lost its place in the cluster", code="lease_lost", retry_after_s=1)
+
+
 def loading() -> ApiError:
     return ApiError(503, "the model is being loaded", code="loading", retry_after_s=5)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pdlab.real.api.engine import Engine
-from pdlab.real.api.errors import ApiError, bad, draining
+from pdlab.real.api.errors import ApiError, bad, draining, fenced
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.generate import Choice, Delta, Generation
 from pdlab.real.api.legs import Leg
@@ -80,6 +80,7 @@ class Service:
         self.in_flight = 0
         self.draining = False
         self.closed = ""  # why its cluster sends nothing new here
+        self.fenced = False  # it has lost its place in its cluster
         self.created = int(time.time())
         self.took_s = 1.0  # a request, smoothed: what Retry-After is guessed from
         self._ids = itertools.count(1)
@@ -103,6 +104,8 @@ class Service:
         """Raises ApiError where as many prompts cannot be taken in now."""
         if self.engine.down is not None:
             raise ApiError(503, self.engine.down, code="engine_down")
+        if self.fenced:
+            raise fenced()
         if self.draining or self.closed:
             raise draining()
         if self.in_flight + prompts > self.max_requests:

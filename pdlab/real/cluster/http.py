@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.wire import MOST_IDS, TOKEN_HEADER, Continue, KvParams, Release, RoleChange, StreamEvent
+from pdlab.real.wire import MOST_IDS, TOKEN_HEADER, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
 from pdlab.types import InstanceSpec, Role, UsageError
 
 CONNECT_S, CALL_S, ALIVE_S = 2.0, 5.0, 1.0
@@ -27,9 +27,13 @@ MOST_HEAD_BYTES, MOST_LINE_BYTES, MOST_BODY_BYTES = 64 << 10, 16 << 20, 32 << 20
 MOST_HELD_BYTES = 1 << 20  # of an answer that nobody has read yet; the socket then waits
 MOST_IDLE = 512
 ENDING_S = 1.0  # from a stream's [DONE] to the end of its answer
+# vLLM leases KV for 30 s, and only a decode server renews it; a later pull reads, without an error, what lies there by then. The world asks
+# every 10 s.
+UNRENEWED_S, FORGET_S = 15.0, 60.0
 
 TROUBLES = (Full, Unfit, Broken, TransferTrouble)
 FINISHES = (None, "stop", "length")
+CLIENTS_FAULT = ("invalid_request_error", "BadRequestError")  # as error chunks name it: pdlab, vLLM
 
 encode = msgspec.json.Encoder().encode
 
@@ -336,8 +340,9 @@ def trouble(status: int, error: Trouble | None) -> Exception:
         return Full(message)
     if code == "kv_lost" or status == 409:
         return TransferTrouble(message)
-    # within a stream, vLLM gives its own faults as 400 "BadRequestError", too
-    if status in (400, 413, 422) or (status == 200 and error is not None and error.type == "invalid_request_error"):
+    if code == "lease_lost":
+        return Fenced(message)
+    if status in (400, 413, 422) or (status == 200 and error is not None and error.type in CLIENTS_FAULT):
         return Unfit(message)
     return Broken(f"{message or 'an answer without a reason'} ({code or status})")
 
@@ -465,6 +470,7 @@ class HttpRemote:
     def __init__(self, spec: InstanceSpec, *, token: str = "", api_key: str = "") -> None:
         self.spec = spec
         self._connections = Connections(spec.url, token, api_key)
+        self._leased_s: dict[str, float] = {}  # by a vLLM server, when
 
     def close(self) -> None:
         self._connections.close()
@@ -476,7 +482,10 @@ class HttpRemote:
             answer = _read_answer(raw) if connection.status == 200 else _read_trouble(raw)
             if connection.status != 200 or answer.error is not None:
                 raise trouble(connection.status, answer.error)
-            return _prefilled(answer, ask.sampling.logprobs)
+            found = _prefilled(answer, ask.sampling.logprobs)
+            if not self._pdlab and found.params is not None:
+                self._leased(found.params.remote_request_id or "")
+            return found
         finally:
             connection.leave(connection.done)
 
@@ -508,9 +517,10 @@ class HttpRemote:
                 await self._connections.call(b"POST", b"/pdlab/v1/release", encode(Release(lease)))
 
     async def renew(self, lease: str) -> bool:
-        """Of a vLLM server: True, since nothing is known."""
+        """Of a vLLM server, which cannot be asked: False when its lease may end before the next time."""
         if not self._pdlab:
-            return True
+            now = asyncio.get_running_loop().time()
+            return now - self._leased_s.get(lease, now) < UNRENEWED_S
         try:
             status, _ = await self._connections.call(b"POST", b"/pdlab/v1/renew", encode(Release(lease)))
         except Broken:
@@ -530,9 +540,21 @@ class HttpRemote:
     async def drain(self) -> None:
         await self._told(b"/pdlab/v1/drain", b"{}")
 
+    async def rejoin(self) -> None:
+        """A vLLM server cannot be asked."""
+        if self._pdlab:
+            with suppress(Broken):
+                await self._told(b"/pdlab/v1/rejoin", encode(Rejoin(self.spec.incarnation)))
+
     @property
     def _pdlab(self) -> bool:
         return self.spec.engine != "vllm"
+
+    def _leased(self, lease: str) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._leased_s and now - next(iter(self._leased_s.values())) > FORGET_S:
+            del self._leased_s[next(iter(self._leased_s))]
+        self._leased_s[lease] = now
 
     async def _told(self, path: bytes, body: bytes) -> None:
         status, raw = await self._connections.call(b"POST", path, body)

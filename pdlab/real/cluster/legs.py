@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pdlab.real.cluster.live import Held, Leg, Live, Member
-from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegTokens, TransferTrouble, Unfit
+from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegTokens, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import LAYERS, MADE, PUSH, RESERVE, Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
 from pdlab.spec import TransferSpec
@@ -275,9 +275,12 @@ class Legs:
         request_id, attempt, name = live.request.id, live.attempt, leg.member.name
         reason = str(trouble) or type(trouble).__name__
         waits = leg.kind in ("decode", "reserve", "target") and not leg.landed
+        if isinstance(trouble, Fenced):
+            self.world.gone(leg.member)
+            return
         if isinstance(trouble, Broken) and not await leg.member.remote.alive():
             if not leg.over:
-                self.world.gone(leg.member)
+                self.world.unreachable(leg.member)
             return
         if leg.over:
             return

@@ -23,11 +23,12 @@ Deliver = Callable[[Tokens], None]
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One incarnation of an instance. `gone`: it has left, nothing is asked of it any more."""
+    """One incarnation of an instance. `gone`: nothing is asked of it any more. `left`: the registry says so."""
 
     spec: InstanceSpec
     remote: Remote
     gone: bool = False
+    left: bool = False
 
     @property
     def name(self) -> str:

@@ -71,6 +71,10 @@ class Broken(Exception):
     """The leg came to no end: the connection broke, the instance drains or has failed, or it answered nonsense."""
 
 
+class Fenced(Broken):
+    """The instance has lost its place in the registry: this incarnation is over, whatever the registry shows."""
+
+
 class TransferTrouble(Exception):
     """The KV did not come to the decode instance; both instances live."""
 
@@ -111,6 +115,10 @@ class Remote(Protocol):
 
     async def drain(self) -> None:
         """Begin to drain, then leave. Raises Broken."""
+        ...
+
+    async def rejoin(self) -> None:
+        """It is to come back as a new incarnation: this one counts as gone. Never raises."""
         ...
 
     def close(self) -> None:

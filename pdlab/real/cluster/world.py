@@ -57,6 +57,7 @@ from pdlab.types import (
 )
 
 RENEW_S = 10.0
+CALL_BACK_S = 1.0
 SKEW_S = 5.0  # an instance's clock that is further off is not believed
 MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drained, Suspected, Tick})
 
@@ -314,7 +315,7 @@ class World:
             if await member.remote.alive():  # it stays what it was
                 self.tell(Switched(member.name, member.spec.incarnation, member.spec.role))
             else:
-                self.gone(member)
+                self.unreachable(member)
 
     def _stop(self, action: Stop) -> None:
         self.spawn(self._stopping(self.members[action.instance]))
@@ -324,12 +325,12 @@ class World:
             await member.remote.drain()
         except Broken:
             if not await member.remote.alive():
-                self.gone(member)
+                self.unreachable(member)
 
     def _evict(self, action: Evict) -> None:
         member = self.members[action.instance]
         if member.spec.incarnation == action.incarnation:
-            self.gone(member)
+            self.unreachable(member)
 
     def _scale(self, action: Scale) -> None:
         assert self.start is not None, "scaling without autoscale"
@@ -365,7 +366,20 @@ class World:
         """An incarnation is gone, by its own account or the registry's."""
         member = self.members.get(name)
         if member is not None and member.spec.incarnation == incarnation:
+            member.left = True
             self.gone(member)
+
+    def unreachable(self, member: Member) -> None:
+        """It does not answer, and counts as gone. If it lives on in the registry, it is to come back as a new incarnation."""
+        if not member.gone:
+            self.gone(member)
+            self.spawn(self._calling_back(member))
+
+    async def _calling_back(self, member: Member) -> None:
+        while self.members[member.name] is member and not member.left:
+            if await member.remote.alive():
+                await member.remote.rejoin()
+            await asyncio.sleep(CALL_BACK_S)
 
     def gone(self, member: Member) -> None:
         """Nothing that this incarnation does counts any more."""
@@ -432,7 +446,7 @@ class World:
         if held is None or await held.member.remote.renew(held.lease) or live.held is not held or "decode" in live.legs:
             return
         if not await held.member.remote.alive():
-            self.gone(held.member)
+            self.unreachable(held.member)
         elif live.held is held and "decode" not in live.legs:
             live.held = None
             self.tell(Lost(live.request.id, attempt, held.member.name, f"{held.member.name}: the lease of its KV has ended", live.sent))

@@ -192,7 +192,7 @@ class Serving:
     def __init__(self, link: Link, engine: Engine, peers: Peers | None) -> None:
         self.link, self.engine, self.peers = link, engine, peers
         self.mark_s = self.decode_step_s = 0.0
-        self.leases = 0  # as last told
+        self.leases = self.used_blocks = 0  # as last told
 
     def run(self) -> None:
         inbox, engine = self.link.inbox, self.engine
@@ -226,9 +226,14 @@ class Serving:
                     self.refuse(message)
             case _ if callable(message):
                 message()
-        if self.peers is not None and (self.peers.told or self.peers.outputs or len(self.engine.held) != self.leases):
+        if self.peers is not None and (self.peers.told or self.peers.outputs or self.changed):
             self.emit([])
         return True
+
+    @property
+    def changed(self) -> bool:
+        """Since it was last told. Blocks of a read that was called off are free when it has ended, which no pass tells."""
+        return len(self.engine.held) != self.leases or self.engine.scheduler.pool.used != self.used_blocks
 
     def refuse(self, message: Receive | Resume | Proceed | Release | Renew | Export) -> None:
         """There is nobody to exchange KV with."""
@@ -254,7 +259,7 @@ class Serving:
             if isinstance(answer, Exported):
                 self.link.send(answer)
         load = self.engine.load([*outputs, *more], now)
-        self.leases = load.leases
+        self.leases, self.used_blocks = load.leases, load.used_blocks
         self.link.send(
             msgspec.structs.replace(
                 load,

@@ -15,7 +15,7 @@ from pdlab.real.api.requests import check_tokens, parse
 from pdlab.real.api.service import Service
 from pdlab.real.engine.client import load_report
 from pdlab.real.instance.member import Member
-from pdlab.real.wire import About, Continue, Export, Exported, Release, RoleChange
+from pdlab.real.wire import About, Continue, Export, Exported, Rejoin, Release, RoleChange
 from pdlab.types import Role
 
 
@@ -96,6 +96,12 @@ async def _role(service: Service, request: Request) -> Response:
     return as_json({}, 202)
 
 
+async def _rejoin(service: Service, request: Request) -> Response:
+    body = parse(await read(request), Rejoin)
+    _member(request).rejoin(body.incarnation)
+    return as_json({}, 202)
+
+
 async def _drain(service: Service, request: Request) -> Response:
     _member(request).drain()
     return as_json({}, 202)
@@ -110,6 +116,7 @@ ROUTES: tuple[Route, ...] = (
     ("POST", "/pdlab/v1/export", _export),
     ("POST", "/pdlab/v1/role", _role),
     ("POST", "/pdlab/v1/drain", _drain),
+    ("POST", "/pdlab/v1/rejoin", _rejoin),
 )
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 import msgspec
 
 from pdlab.real.api.engine import Exchanging
-from pdlab.real.api.errors import ApiError
+from pdlab.real.api.errors import ApiError, fenced
 from pdlab.real.api.service import Service
 from pdlab.real.engine.messages import Ready
 from pdlab.real.registry.lease import CALL_S, answering
@@ -80,6 +80,7 @@ class Member:
         self._unsent: dict[int, bool] = {}  # prefix hashes that the registry has not heard of: stored, or evicted
         self._keeping: asyncio.Task[None] | None = None
         self._changing: asyncio.Task[None] | None = None
+        self._giving_up: asyncio.Task[None] | None = None
         self._wanted = spec.role
 
     async def join(self) -> None:
@@ -92,7 +93,7 @@ class Member:
 
     async def close(self) -> None:
         """Deregister."""
-        tasks = [task for task in (self._keeping, self._changing) if task is not None and not task.done()]
+        tasks = [task for task in (self._keeping, self._changing, self._giving_up) if task is not None and not task.done()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -114,6 +115,12 @@ class Member:
             self._changing.cancel()
         self._start("draining", self._leave())
 
+    def rejoin(self, incarnation: int) -> None:
+        """Give up one's place as that incarnation, and take it again as a new one. Harmless where it is over already."""
+        here = self._registration
+        if here is not None and here.incarnation == incarnation and self._giving_up is None:
+            self._giving_up = asyncio.create_task(here.close(), name=f"{self.spec.name} gives up its place")
+
     # ------------------------------------------------------------ changes
 
     def _start(self, state: str, change: Coroutine[None, None, None]) -> None:
@@ -124,6 +131,7 @@ class Member:
     def _open(self) -> None:
         """Take new requests only where routers know that it does."""
         here = self.registry is None or self._registration is not None
+        self.service.fenced = not here
         self.service.closed = self.state if self.state != "ready" else "" if here else "not registered"
 
     async def _switch(self) -> None:
@@ -171,6 +179,9 @@ class Member:
         while True:
             await self._report_until_lost()
             self._fence()
+            if self._giving_up is not None:
+                await self._giving_up
+                self._giving_up = None
             while self._registration is None:
                 try:
                     await self._register(registry)
@@ -218,7 +229,7 @@ class Member:
         log.warning("%s has lost its place in the registry: what is under way is dropped", self.spec.name)
         self._registration = None
         self._open()
-        self.service.break_off(ApiError(503, "the instance has lost its place in the cluster", code="lease_lost"))
+        self.service.break_off(fenced())
 
 
 async def _present(registry: Registry) -> list[InstanceSpec]:

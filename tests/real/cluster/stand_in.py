@@ -176,6 +176,8 @@ class StandIn:
     async def alive(self) -> bool:
         return self.is_alive
 
+    async def rejoin(self) -> None: ...
+
     async def switch(self, role: Role) -> None:
         if not self.is_alive:
             raise Broken("no answer")

@@ -193,7 +193,7 @@ def test_a_refusal_is_told_by_its_status_and_code(status: int, code: str, kind: 
         ("kv_lost", "server_error", TransferTrouble),
         ("engine_down", "server_error", Broken),
         (None, "invalid_request_error", Unfit),
-        (400, "BadRequestError", Broken),
+        (400, "BadRequestError", Unfit),
         (500, "InternalServerError", Broken),
     ],
 )

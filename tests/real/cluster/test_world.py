@@ -68,6 +68,8 @@ class Scripted:
     async def alive(self) -> bool:
         return self.is_alive
 
+    async def rejoin(self) -> None: ...
+
     async def switch(self, role: Role) -> None:
         self.calls.append(role)
         if self.trouble is not None:

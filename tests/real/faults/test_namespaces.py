@@ -1,0 +1,129 @@
+"""Network namespaces, an address each: the prefill and the decode instance cannot reach one another, and the router reaches both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.real.faults.clients import load
+from tests.real.faults.cluster import Cluster, cluster
+from tests.real.faults.conftest import Asked
+from tests.real.registry.worlds import Redis
+
+NET = "10.213.77"
+BRIDGE, HOME = "pdlab-br", f"{NET}.1"
+ADDRESSES = {"p": f"{NET}.2", "d": f"{NET}.3", "d2": f"{NET}.4"}
+ROLES = {"p": "prefill", "d": "decode", "d2": "decode"}
+TOKEN = "a-token-of-the-tests"
+
+
+def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
+
+
+def space(name: str) -> str:
+    return f"pdlab-{name}"
+
+
+@pytest.fixture(scope="module")
+def spaces() -> Iterator[None]:
+    """A bridge here, and behind it a namespace for each instance."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    try:
+        with contextlib.ExitStack() as stack:
+            ip("link", "add", BRIDGE, "type", "bridge")
+            stack.callback(ip, "link", "del", BRIDGE, check=False)
+            ip("addr", "add", f"{HOME}/24", "dev", BRIDGE)
+            ip("link", "set", BRIDGE, "up")
+            for name, address in ADDRESSES.items():
+                ip("netns", "add", space(name))
+                stack.callback(ip, "netns", "del", space(name), check=False)
+                ip("link", "add", f"pdlab-{name}", "type", "veth", "peer", "name", "eth0", "netns", space(name))
+                ip("link", "set", f"pdlab-{name}", "master", BRIDGE, "up")
+                for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                    ip("-n", space(name), *command.split())
+            yield
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def cut(*names: str) -> Iterator[None]:
+    """Packets between these vanish on the bridge; all others pass."""
+    for name in names:
+        ip("link", "set", f"pdlab-{name}", "type", "bridge_slave", "isolated", "on")
+    try:
+        yield
+    finally:
+        for name in names:
+            ip("link", "set", f"pdlab-{name}", "type", "bridge_slave", "isolated", "off")
+
+
+class Far(Redis):
+    """Reached from every namespace."""
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--bind", "127.0.0.1", HOME, "--protected-mode", "no"]
+
+
+@pytest.fixture(scope="module")
+def made(spaces: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    server = Far(tmp_path_factory.mktemp("redis"))
+    server.start()
+    asyncio.run(server.ready())
+    try:
+        far = server.url.replace("127.0.0.1", HOME)
+        with cluster(tmp_path_factory.mktemp("spaces"), tiny, far, token=TOKEN, transfer={"timeout_s": 4}) as found:
+            found.start("router", "router")
+            for name, role in ROLES.items():
+                found.start(name, role, "--host", ADDRESSES[name], inside=("ip", "netns", "exec", space(name)))
+            found.joined(*ROLES)
+            yield found
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_with_another_way_every_request_takes_it(made: Cluster, asked: Asked) -> None:
+    async def play() -> None:
+        async with load(made.url("router")) as clients:
+            with cut("p", "d"):
+                clients.add_all(asked[:12])
+                await clients.ended()
+            clients.check()
+
+    asyncio.run(play())
+    made.at_rest()
+
+
+@pytest.mark.slow
+def test_without_another_way_every_request_ends_with_the_reason(made: Cluster, asked: Asked) -> None:
+    made.processes["d2"].kill()
+    made.joined("p", "d")
+
+    async def play() -> None:
+        async with load(made.url("router")) as clients:
+            with cut("p", "d"):
+                clients.add_all(asked[:6])
+                await clients.ended()
+            clients.check(whole=False)
+            for client in clients.clients:
+                assert client.error is not None and "gave up" in client.error["message"], client.error
+            made.at_rest()
+            after = clients.add_all(asked[6:12])
+            await clients.ended()
+            for client in after:
+                client.check()
+
+    asyncio.run(play())
+    made.at_rest()
+    made.again("d2")
+    made.joined(*ROLES)
