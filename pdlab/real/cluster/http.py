@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
+from pdlab.real.api.serve import keep_alive
 from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import MOST_IDS, TOKEN_HEADER, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        keep_alive(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wrong = self._wrong or (str(exc) if exc else "closed by the instance")
