@@ -396,6 +396,10 @@ class Peers:
         if id in self.pushes:
             self.pushes.stop(id)
             return True
+        waiting = next((lease for lease, lent in self.lent.items() if lent.id == id and lent.kind == "held"), None)
+        if waiting is not None:  # it was computed while the word was on its way, and nobody will ask for it
+            self.release(Release(waiting))
+            return True
         moving = next((lease for lease, lent in self.lent.items() if lent.id == id and lent.kind == "moving"), None)
         if moving is None:
             if id in self.exports:

@@ -4,6 +4,7 @@ cancellations and deaths; and nothing stays behind."""
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -256,6 +257,16 @@ def test_a_full_destination_says_so_and_keeps_nothing(start: Callable[..., Node]
     d.at_rest()
 
 
+def test_a_cancellation_that_crosses_the_end_of_the_prefill_frees_what_it_left(start: Callable[..., Node]) -> None:
+    p = start("p")
+    p.tell(submit(0, prompts(3)[2], GREEDY, stays=False))
+    held(p, 0)
+    p.tell(Cancel(0))
+    until(lambda: p.line.inbox.empty(), p)
+    p.turn()
+    p.at_rest()
+
+
 def test_an_unread_lease_ends_by_its_time_and_a_late_reader_is_told(start: Callable[..., Node]) -> None:
     p, d = start("p", lease_s=0.05), start("d")
     prompt = prompts(3)[2]
@@ -273,7 +284,7 @@ def test_kv_that_never_comes_ends_by_the_deadline(start: Callable[..., Node]) ->
     d = start("d")
     d.tell(Receive(submit(0, [1, 2, 3, 4, 5], GREEDY), last=False, deadline_s=0.1))
     until(lambda: d.finish(0), d)
-    assert "after 0.1 s" in d.error(0)
+    assert re.search(r"after 0\.(1|09\d*) s", d.error(0))
     until(lambda: not d.peers.inbound, d)
     d.tell(Proceed(0, [7]))  # too late, and harmless
     until(lambda: d.line.inbox.empty(), d)
