@@ -58,7 +58,7 @@ def test_distserve_prefers_tensor_parallel_prefill_for_opt_13b() -> None:
     assert summary("distserve_opt13b", "workload.requests=1500", "workload.rate=4.5", three)["slo_attainment"] < 0.9
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(set(EXPERIMENTS.glob("*.yaml")) - set(EXPERIMENTS.glob("two_worlds*"))), ids=lambda p: p.stem)
 def test_every_experiment_says_what_it_asks_and_runs(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
     short = [] if path.stem == "xllm_role_flip" else ["workload.requests=100"]
