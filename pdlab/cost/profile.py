@@ -99,6 +99,25 @@ class Overheads(Part):
     handoff_s: float = Field(default=0.0, ge=0.0)
 
 
+class Beside(Part):
+    """How many times as long a step takes while another engine computes on the same machine: engines of one CPU share its caches and its
+    memory. A step with prompt tokens is a prefill."""
+
+    prefill_beside_prefill: float = Field(default=1.0, gt=0.0)
+    prefill_beside_decode: float = Field(default=1.0, gt=0.0)
+    decode_beside_prefill: float = Field(default=1.0, gt=0.0)
+    decode_beside_decode: float = Field(default=1.0, gt=0.0)
+
+    @property
+    def matters(self) -> bool:
+        return any(value != 1.0 for value in self.model_dump().values())
+
+    def factor(self, prefill: bool, other_prefill: bool) -> float:
+        if prefill:
+            return self.prefill_beside_prefill if other_prefill else self.prefill_beside_decode
+        return self.decode_beside_prefill if other_prefill else self.decode_beside_decode
+
+
 class Moved(Part):
     """One size of transfer: its bytes, and seconds of each."""
 
@@ -170,6 +189,7 @@ class InstanceProfile(Part):
     engine: EngineShape
     steps: StepTimes
     overheads: Overheads = Overheads()
+    beside: Beside = Beside()
     transfer: TransferFit | None = None
     errors: tuple[FitError, ...] = ()
     warnings: tuple[str, ...] = ()

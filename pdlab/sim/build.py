@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import simpy
 
 from pdlab import __version__, batching, cost, load_policy
 from pdlab.control import head_of, router
-from pdlab.cost.profile import Overheads
+from pdlab.cost.profile import Beside, Overheads
 from pdlab.kv import BlockPool
 from pdlab.log import EventLog
 from pdlab.metrics import summarise
@@ -46,6 +47,8 @@ class Plan:
     token_bytes: int
     block_bytes: int
     overheads: Overheads
+    beside: Beside
+    measured: bool  # by pdlab calibrate
     prefill_profile: tuple[tuple[int, float], ...]
     decode_profile: tuple[tuple[int, int, float], ...]
 
@@ -93,7 +96,21 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
         chip = cost.hardware(placement.hardware, experiment.base_dir)
         token_bytes = cost.kv_bytes_per_token(model, chip, kv, placement.tp)
         overheads = chip.profile.overheads if chip.profile is not None else cost.Overheads()
-        found.append(Plan(placement, model_cost, blocks, token_bytes, round(token_bytes * engine.block_tokens), overheads, *profiles))
+        beside = chip.profile.beside if chip.profile is not None else cost.Beside()
+        found.append(
+            Plan(
+                placement=placement,
+                cost=model_cost,
+                kv_blocks=blocks,
+                token_bytes=token_bytes,
+                block_bytes=round(token_bytes * engine.block_tokens),
+                overheads=overheads,
+                beside=beside,
+                measured=chip.profile is not None,
+                prefill_profile=profiles[0],
+                decode_profile=profiles[1],
+            )
+        )
     return found
 
 
@@ -118,7 +135,11 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
         layers=model.layers,
         bytes_per_token=max(m.token_bytes for m in sending),
         setup_s=max(m.overheads.handoff_s for m in members),
+        ask_s=max(m.overheads.request_s for m in members),
+        between_steps=any(m.measured for m in members),
     )
+    hosts: dict[str, dict[str, SimInstance]] = {}
+    shared = {host for host, count in Counter(m.placement.host for m in members if m.beside.matters).items() if count > 1}
     fresh = _Newcomers(members, network, experiment)
     made = World(
         env,
@@ -146,7 +167,14 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
             max_seqs=engine.max_seqs,
             watermark=engine.watermark,
         )
-        return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon)
+        host = plan.placement.host
+        if host not in shared or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
+            return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon)
+        neighbours = hosts.setdefault(host, {})
+        one = neighbours[incarnation.name] = SimInstance(
+            env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=1, beside=plan.beside, neighbours=neighbours
+        )
+        return one
 
     fresh.world, fresh.make = made, make
     for plan in members:

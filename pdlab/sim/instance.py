@@ -8,13 +8,14 @@ stale is recognised by its generation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING, Any, Protocol
 
 import simpy
 
 from pdlab.cost.base import Cost
+from pdlab.cost.profile import Beside
 from pdlab.metrics import Gaps
 from pdlab.scheduler import NOTHING, Batch, Scheduler, Sequence
 from pdlab.types import InstanceSpec, Report, Role
@@ -75,8 +76,11 @@ class SimInstance:
         gaps: Gaps,
         *,
         horizon: int = 1 << 30,
+        beside: Beside | None = None,
+        neighbours: Mapping[str, SimInstance] | None = None,
     ) -> None:
         self.index = -1
+        self.beside, self.neighbours = beside, neighbours  # how engines of its machine slow each other, and who is there, itself included
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
         self.env, self.owner, self.spec, self.scheduler, self.cost, self.gaps = env, owner, spec, scheduler, cost, gaps
         self.name = spec.name
@@ -127,7 +131,10 @@ class SimInstance:
         n, context = batch.decodes, batch.context_tokens
         if batch.chunks:
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
-            seconds = step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
+            step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
+            if self.neighbours is not None:
+                step_s *= self._slowed(prefill=True)
+            seconds = step_s
             self.k = 1
             self.step_s, self.slope_s = step_s, 0.0
             self.owner.batch_started(self, batch, now, step_s)
@@ -140,12 +147,24 @@ class SimInstance:
                 k = min(k, max(1, ceil((until - context) / n)))
             step_s = base_s + per_token_s * context
             slope_s = per_token_s * n
+            if self.neighbours is not None:
+                step_s *= self._slowed(prefill=False)
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
             self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:
             self.owner.first_steps(scheduler.joined, now, now + step_s)
         self.generation = generation = self.generation + 1
         After(self.env, seconds, self._done_callbacks, generation)
+
+    def _slowed(self, prefill: bool) -> float:
+        """How many times as long the step now begun takes, for those that compute beside it as it begins."""
+        assert self.beside is not None
+        assert self.neighbours is not None
+        factor = 1.0
+        for other in self.neighbours.values():
+            if other is not self and other.batch is not None:
+                factor *= self.beside.factor(prefill, bool(other.batch.chunks))
+        return factor
 
     def _line(self, n: int, context: int) -> tuple[float, float, float]:
         """`Cost.decode_line`, remembered where it never bends, neither after `context` nor before."""

@@ -1,9 +1,10 @@
 """KV on its way: hand-offs, and live migrations.
 
-*pull*: when the prompt is computed the decode instance asks for it (one more latency) and reads. *push* by request: the prefill instance
-writes it then; by chunk: each prompt chunk when it is computed; by layer: while it is computed, the bytes appearing at the pace of the
-step, the first layer's after 1/layers of it. Pushes by chunk and layer need a decode instance that has reserved before prefill starts;
-without one they fall back to one push at the end.
+*pull*: when the prompt is computed the decode instance asks for it (one more latency) and reads; a measured engine, which looks at what
+came in between two steps only, at its next step boundary. *push* by request: the prefill instance writes it then; by chunk: each prompt
+chunk when it is computed; by layer: while it is computed, the bytes appearing at the pace of the step, the first layer's after 1/layers of
+it. Pushes by chunk and layer need a decode instance that has reserved before prefill starts; without one they fall back to one push at
+the end.
 
 A migration copies in stages while the request goes on decoding, at most 3; in the last, when 16 or fewer blocks remain, it stands still.
 Source: Llumnix (OSDI'24), §4.2, and its defaults.
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import simpy
+
 from pdlab.scheduler import Sequence
-from pdlab.sim.instance import SimInstance
+from pdlab.sim.instance import After, SimInstance
 from pdlab.sim.job import Job
 from pdlab.sim.link import Network, Transfer
 from pdlab.types import Migrate, Migrated, Refused, Stage, TransferFailed, Transferred
@@ -42,6 +45,8 @@ class TransferMode:
     layers: int = 32
     bytes_per_token: float = 131072.0
     setup_s: float = 0.0  # of each transfer, besides the path's
+    ask_s: float = 0.0  # until the decode instance has heard that it shall pull
+    between_steps: bool = False  # it begins to, when no step is under way
 
 
 class Moves:
@@ -59,8 +64,32 @@ class Moves:
         assert p is not None and d is not None and pseq is not None and dseq is not None
         job.handoff_s = self.world.env.now
         job.stage = TRANSFER
-        ask_s = self.network.path(p.name, d.name).latency_s if self.pulls else 0.0
-        self._start(job, pseq.prompt_tokens - dseq.cached_tokens, delay_s=ask_s)
+        tokens = pseq.prompt_tokens - dseq.cached_tokens
+        if not self.pulls:
+            self._start(job, tokens)
+        elif not self.mode.between_steps:
+            self._start(job, tokens, delay_s=self.network.path(p.name, d.name).latency_s)
+        else:
+            After(self.world.env, self.mode.ask_s, [self._asked], (job, dseq))
+
+    def _asked(self, event: simpy.Event) -> None:
+        job, dseq = event._value
+        if self._waits(job, dseq):
+            job.d.when_between_steps(partial(self._pull, job, dseq))
+
+    def _pull(self, job: Job, dseq: Sequence) -> None:
+        if self._waits(job, dseq):
+            assert job.p is not None
+            assert job.d is not None
+            tokens = job.request.prompt_tokens + job.sent - dseq.cached_tokens
+            self._start(job, tokens, delay_s=self.network.path(job.p.name, job.d.name).latency_s)
+
+    def _waits(self, job: Job, dseq: Sequence) -> bool:
+        """Is this hand-off still to be made?"""
+        if job.p is None or job.d is None:
+            return False
+        wanted = job.dseq is dseq and job.attempt == dseq.attempt and job.stage is TRANSFER and job.transfer is None
+        return wanted and job.p.alive and job.d.alive
 
     def step_started(self, job: Job, seq: Sequence, tokens: int, seconds: float) -> None:
         """By layer: a chunk is being computed, for `seconds`."""
