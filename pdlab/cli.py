@@ -240,7 +240,7 @@ def serve(
     registry: Annotated[str, typer.Option(help="Where instances and routers meet: etcd:// or redis://.", show_default=False)] = "",
     instance_name: Annotated[str, typer.Option(help="Of this instance or router.", show_default="role-host-pid")] = "",
     advertise: Annotated[str, typer.Option(metavar="HOST", help="What others reach it by.", show_default="--host")] = "",
-    kv_transport: Annotated[str, typer.Option(help="auto, shm, tcp or nixl.")] = "auto",
+    kv_transport: Annotated[str, typer.Option(help="auto, shm, tcp, cuda_ipc or nixl.")] = "auto",
     kv_port: Annotated[int, typer.Option(min=0, max=65535, help="For KV transfers; 0: any free one.")] = 0,
     token: Annotated[
         str, typer.Option("--internal-token", envvar="PDLAB_INTERNAL_TOKEN", help="Shared by a cluster's processes.", show_default=False)

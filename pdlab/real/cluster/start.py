@@ -32,7 +32,7 @@ from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
 
 ROLES = (*(str(role) for role in Role), "router", "all")
-TRANSPORTS = ("auto", "shm", "tcp", "nixl")
+TRANSPORTS = ("auto", "shm", "tcp", "cuda_ipc", "nixl")
 CHILD_LEASE_S = 15.0
 ENGINES = ("pdlab", "vllm")
 Say = Callable[[str], None]

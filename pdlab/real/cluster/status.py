@@ -24,7 +24,7 @@ from pdlab.real.registry.lease import CALL_S, answering
 from pdlab.real.registry.observer import Observer
 from pdlab.real.registry.records import LeaderRecord
 from pdlab.real.registry.store import LEADER, StoreAway
-from pdlab.real.transfer.descriptor import decode
+from pdlab.real.transfer.descriptor import Descriptor, decode
 from pdlab.real.transfer.result import Trouble
 from pdlab.real.wire import DRAIN, PULL, SWITCH, RoleChange
 from pdlab.types import InstanceSpec, Report, Role, UsageError
@@ -32,7 +32,7 @@ from pdlab.types import InstanceSpec, Report, Role, UsageError
 LOOK_S = 0.2
 WATCH_S = 1.0
 WIDE = 400
-TRANSPORTS = ("shm", "tcp", "nixl")
+TRANSPORTS = ("cuda_ipc", "shm", "tcp", "nixl")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -134,14 +134,19 @@ def table(view: View, unix_s: float) -> Table:
     for column in ("wait/run", "KV blocks", "reported"):
         found.add_column(column, justify="right", no_wrap=True)
     found.add_column("links", no_wrap=True)
-    for row in view.rows:
+    devices = [nics(row.spec) for row in view.rows]
+    if any(devices):
+        found.add_column("NICs", no_wrap=True)
+    for row, device in zip(view.rows, devices, strict=True):
         spec, report = row.spec, row.report
         load = ("", f"{spec.kv_blocks:,}", "never")
         if report is not None:
             age_s = max(0.0, unix_s - report.taken_s)
             load = (f"{report.waiting:,}/{report.running:,}", f"{report.used_blocks:,}/{spec.kv_blocks:,}", f"{age_s:.1f} s ago")
         mark = "" if row.state == "ready" else "red" if row.state == "refused" else "yellow"
-        words = (spec.name, str(spec.role), row.state, str(spec.incarnation), spec.engine, spec.url, *load, " ".join(links(spec)))
+        words = [spec.name, str(spec.role), row.state, str(spec.incarnation), spec.engine, spec.url, *load, " ".join(links(spec))]
+        if any(devices):
+            words.append(" ".join(device))
         found.add_row(*(escape(word) for word in words), style=mark)
     return found
 
@@ -156,11 +161,21 @@ def links(spec: InstanceSpec) -> list[str]:
     """The transports by which its KV can be reached."""
     if not spec.descriptor:
         return ["nixl"] if PULL in spec.capabilities else []
+    found = _descriptor(spec)
+    return [] if found is None else [name for name in TRANSPORTS if getattr(found, name) is not None]
+
+
+def nics(spec: InstanceSpec) -> list[str]:
+    """The RDMA NICs near its device, and the address of its NPU's own."""
+    found = _descriptor(spec)
+    return [] if found is None else [*found.nics, *filter(None, [found.npu_address])]
+
+
+def _descriptor(spec: InstanceSpec) -> Descriptor | None:
     try:
-        found = decode(spec.descriptor.encode())
+        return decode(spec.descriptor.encode()) if spec.descriptor else None
     except Trouble:
-        return []
-    return [name for name in TRANSPORTS if getattr(found, name) is not None]
+        return None
 
 
 async def show(registry_url: str | None, router_url: str | None, token: str, console: Console, watch: bool) -> None:

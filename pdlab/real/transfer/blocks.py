@@ -1,6 +1,7 @@
 """Where the bytes of KV blocks lie, and their packing into buffers for the wire: [n, layers, 2, kv_heads, block_tokens, head_dim], as
 `pdlab.kernels.kv_blocks` packs them. CPU memory is copied piece by piece by a compiled loop in the calling thread, without the GIL and
-without OpenMP's pool, which belongs to the engine; other devices go through `gather_blocks` and `scatter_blocks`.
+without OpenMP's pool, which belongs to the engine; other devices go through `gather_blocks` and `scatter_blocks`. There the engine computes
+on the default stream.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Addresses = NDArray[np.int64]
 Layers = tuple[int, int]
 SMALL_PIECE_BYTES = 2048
 CHUNK_BYTES = 1 << 20  # fits the second-level cache, so that packing costs little beside the socket
+DEVICE_COPY_BYTES = 64 << 20  # within one device or between two; the packed copy takes as much of its memory
 
 
 class Blocks:
@@ -39,6 +41,7 @@ class Blocks:
         self.piece_bytes = kv.shape[3] * kv.shape[4] * kv.shape[5] * kv.element_size()
         self.bytes = kv.numel() * kv.element_size()
         self.on_cpu = kv.device.type == "cpu"
+        self._device: Any = getattr(torch, kv.device.type)
         self._view = self.kv.view(-1).view(torch.uint8).numpy().data if self.on_cpu else None
         self.chunk_bytes = max(CHUNK_BYTES, self.block_bytes((0, self.layers)))
 
@@ -49,6 +52,19 @@ class Blocks:
     def per_chunk(self, layers: Layers) -> int:
         """Blocks that a chunk of the wire takes."""
         return max(1, self.chunk_bytes // self.block_bytes(layers))
+
+    def per_copy(self, layers: Layers) -> int:
+        """Blocks that are copied from mapped memory before it is asked again whether they may be."""
+        return max(1, (4 * self.chunk_bytes if self.on_cpu else DEVICE_COPY_BYTES) // self.block_bytes(layers))
+
+    def synchronize(self) -> None:
+        """What this process has queued for the device has run: the engine's streams may read what was written here."""
+        self._device.synchronize(self.kv.device)
+
+    def settle(self) -> None:
+        """What the engine has queued for its device so far has run, so that others read what it wrote."""
+        if not self.on_cpu:
+            self._device.default_stream(self.kv.device).record_event().synchronize()
 
     def offsets(self, ids: Ids, layers: Layers, count: int | None = None) -> Addresses:
         """Byte offset of each piece: [planes, n], plane by plane, so that neighbouring blocks are neighbours. `count`: of the blocks of
@@ -66,7 +82,8 @@ class Blocks:
         if self.on_cpu:
             copy_pieces(self.address + self.offsets(ids, layers), buffer + self.packed(len(ids), layers), self.piece_bytes)
         else:
-            self._host(buffer, len(ids), layers).copy_(gather_blocks(self.kv, self._ids(ids), layers=layers))
+            with self._device.device(self.kv.device):  # a kernel goes to the thread's own
+                self._host(buffer, len(ids), layers).copy_(gather_blocks(self.kv, self._ids(ids), layers=layers))
         return len(ids) * self.block_bytes(layers)
 
     def pieces(self, ids: Ids, layers: Layers) -> list[memoryview] | None:
@@ -81,13 +98,25 @@ class Blocks:
         if self.on_cpu:
             copy_pieces(buffer + self.packed(len(ids), layers), self.address + self.offsets(ids, layers), self.piece_bytes)
         else:
-            scatter_blocks(self._host(buffer, len(ids), layers).to(self.kv.device), self.kv, self._ids(ids), layers=layers)
-            torch.cuda.synchronize(self.kv.device)  # the engine's streams may read these blocks from now on
+            with self._device.device(self.kv.device):
+                scatter_blocks(self._host(buffer, len(ids), layers).to(self.kv.device), self.kv, self._ids(ids), layers=layers)
+            self.synchronize()
+
+    def pack_from(self, other: int, count: int, source: Ids, layers: Layers, buffer: int) -> None:
+        """From a like KV memory of `count` blocks, a CPU's, mapped at `other`: its blocks `source` into the memory at address `buffer`."""
+        copy_pieces(other + self.offsets(source, layers, count), buffer + self.packed(len(source), layers), self.piece_bytes)
 
     def copy_from(self, other: int, count: int, source: Ids, ids: Ids, layers: Layers) -> None:
-        """From a like KV memory of `count` blocks mapped at `other`: its blocks `source` into blocks `ids`."""
-        assert self.on_cpu, "mapped memory is copied by the CPU"
-        copy_pieces(other + self.offsets(source, layers, count), self.address + self.offsets(ids, layers), self.piece_bytes)
+        """From a like KV memory of `count` blocks, of the same kind of device, mapped at `other`: its blocks `source` into blocks `ids`."""
+        if self.on_cpu:
+            copy_pieces(other + self.offsets(source, layers, count), self.address + self.offsets(ids, layers), self.piece_bytes)
+            return
+        there = self._at(other, count)
+        stream = self._device.Stream(self.kv.device)
+        stream.wait_stream(self._device.default_stream(self.kv.device))  # an earlier pass may still use the blocks' old content
+        with self._device.stream(stream):
+            scatter_blocks(gather_blocks(there, self._ids(source), layers=layers), self.kv, self._ids(ids), layers=layers)
+            stream.synchronize()
 
     def crc32(self, ids: Ids, layers: Layers) -> int:
         """Of the packed blocks, in the order of `ids`."""
@@ -97,6 +126,13 @@ class Blocks:
             size = self.pack(ids[start : start + per_chunk], layers, buffer.ctypes.data)
             found = zlib.crc32(buffer[:size].data, found)
         return found
+
+    def _at(self, address: int, count: int) -> Tensor:
+        """A like KV memory of `count` blocks that this process's device reaches at `address`."""
+        like = torch.empty(0, dtype=self.kv.dtype, device=self.kv.device)
+        shape = torch.Size((self.layers, 2, count, *self.kv.shape[3:]))
+        size = shape.numel() * like.element_size()
+        return like.set_(torch._C._construct_storage_from_data_pointer(address, like.device, size)).view(shape)
 
     def _host(self, buffer: int, n: int, layers: Layers) -> Tensor:
         memory = (ctypes.c_char * (n * self.block_bytes(layers))).from_address(buffer)

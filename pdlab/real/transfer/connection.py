@@ -8,6 +8,7 @@ import mmap
 import os
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from typing import TypeVar
@@ -16,13 +17,15 @@ import numpy as np
 
 from pdlab.real.transfer import wire
 from pdlab.real.transfer.blocks import Blocks
-from pdlab.real.transfer.descriptor import Descriptor, decode, incompatible
+from pdlab.real.transfer.cuda_ipc import CudaIpc, Opened
+from pdlab.real.transfer.descriptor import Descriptor, Way, decode, incompatible
 from pdlab.real.transfer.nixl import Nixl
 from pdlab.real.transfer.result import Trouble
 from pdlab.real.transfer.shared import Mapping, Mappings, Segment
 
 SLOTS = 2  # of a staging buffer: one is filled while the other is emptied
 HANDSHAKE_S = 5.0
+CREDENTIALS = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 MAX_PIECES = 512  # a call of sendmsg; Linux takes 1024
 TCP_USER_TIMEOUT_MS = 10_000
 M = TypeVar("M", bound=wire.Message)
@@ -31,13 +34,16 @@ M = TypeVar("M", bound=wire.Message)
 class Self:
     """What an endpoint is, for its connections: all of it outlives them."""
 
-    def __init__(self, descriptor: Descriptor, blocks: Blocks, token: bytes, nixl: Nixl | None, checksums: bool) -> None:
+    def __init__(
+        self, descriptor: Descriptor, blocks: Blocks, token: bytes, nixl: Nixl | None, checksums: bool, cuda_ipc: CudaIpc | None = None
+    ) -> None:
         self.descriptor = descriptor
         self.encoded = descriptor.encode()
         self.blocks = blocks
         self.token = token
         self.nixl = nixl
         self.checksums = checksums
+        self.cuda_ipc = cuda_ipc
         self.mappings = Mappings()
 
 
@@ -50,7 +56,8 @@ class Connection:
         self.deadline = deadline
         self.peer: Descriptor
         self.local = sock.family == socket.AF_UNIX
-        self.mapped: Mapping | None = None  # the peer's KV memory
+        self.way: Way = "shm" if self.local else "tcp"
+        self.mapped: Mapping | Opened | None = None  # the peer's KV memory
         self.incoming: Mapping | None = None  # the peer's staging buffer
         self.outgoing: Segment | None = None  # ours
         self._buffer: mmap.mmap | None = None
@@ -60,18 +67,19 @@ class Connection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
 
     @classmethod
-    def connect(cls, peer: Descriptor, own: Self, *, local: bool, deadline: float) -> Connection:
-        """To the peer's Unix socket (`local`) or TCP port. Trouble: it is not there, is another one, or does not want us."""
-        sock = socket.socket(socket.AF_UNIX if local else socket.AF_INET, socket.SOCK_STREAM)
+    def connect(cls, peer: Descriptor, own: Self, *, way: Way, deadline: float) -> Connection:
+        """By one of the peer's `ways`. Trouble: it is not there, is another one, or does not want us."""
+        local = peer.shm if way == "shm" else peer.cuda_ipc if way == "cuda_ipc" else None
+        sock = socket.socket(socket.AF_INET if local is None else socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(_left(deadline))
-            if local:
-                assert peer.shm is not None
-                sock.connect("\0" + peer.shm.socket)
+            if local is not None:
+                sock.connect("\0" + local.socket)
             else:
                 assert peer.tcp is not None
                 sock.connect((peer.tcp.host, peer.tcp.port))
             connection = cls(sock, own, deadline)
+            connection.way = way
             connection._introduce(peer)
         except (OSError, UnicodeError) as error:
             sock.close()
@@ -95,7 +103,7 @@ class Connection:
 
     def _introduce(self, peer: Descriptor) -> None:
         self.peer, nonce, token = peer, secrets.token_bytes(wire.NONCE_BYTES), self.own.token
-        self.send(wire.Hello(self.own.encoded, nonce))
+        self.send(wire.Hello(self.own.encoded, nonce, self.way == "cuda_ipc"))
         theirs = self.receive(wire.Welcome, limit=wire.MAX_HELLO_BYTES)
         if theirs.incarnation != peer.incarnation:
             raise Trouble(f"{peer.name} is incarnation {theirs.incarnation} now, not {peer.incarnation}")
@@ -104,9 +112,11 @@ class Connection:
             raise Trouble(f"{peer.name} has another token")
         self.send(wire.Prove(wire.proof(token, "client", nonce, theirs.nonce, self.own.encoded)))
         self.receive(wire.Accepted, limit=wire.MAX_HELLO_BYTES)
-        if self.local:
+        if self.way == "shm":
             self._send_memory()
             self._receive_memory()
+        elif self.way == "cuda_ipc":
+            self._exchange_gpu_memory()
 
     def _receive_peer(self) -> None:
         token, nonce = self.own.token, secrets.token_bytes(wire.NONCE_BYTES)
@@ -123,13 +133,44 @@ class Connection:
             refusal = incompatible(self.own.descriptor, self.peer)
             if refusal is not None:
                 raise Trouble(refusal)
+            self.send(wire.Accepted())
+            if hello.cuda_ipc:
+                self.way = "cuda_ipc"
+                self._open_gpu_memory()
+                self.send(self._cuda_ipc().exported)
         except Trouble as trouble:
-            self.send(wire.Refused("failed", trouble.reason))
+            if not trouble.broken:
+                self.send(wire.Refused("failed", trouble.reason))
             raise
-        self.send(wire.Accepted())
-        if self.local:
+        if self.way == "shm":
             self._receive_memory()
             self._send_memory()
+
+    def _cuda_ipc(self) -> CudaIpc:
+        """Only for processes of the same user: a handle gives leave to write."""
+        if self.own.cuda_ipc is None or not self.local:
+            raise Trouble("no cuda_ipc here")
+        _, user, _ = CREDENTIALS.unpack(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        if user != os.geteuid():
+            raise Trouble(f"the two ends run as users {user} and {os.geteuid()}")
+        return self.own.cuda_ipc
+
+    def _exchange_gpu_memory(self) -> None:
+        """Where it cannot be, that is remembered and the connection is of no use: another way is."""
+        assert self.own.cuda_ipc is not None
+        try:
+            self.send(self._cuda_ipc().exported)
+            self._open_gpu_memory()
+        except Trouble as trouble:
+            if not trouble.broken:
+                self.own.cuda_ipc.give_up(*self.peer.key, trouble.reason)
+            raise Trouble(trouble.reason, broken=True) from trouble
+
+    def _open_gpu_memory(self) -> None:
+        """That which the peer tells of next."""
+        ours, blocks = self._cuda_ipc(), self.own.blocks
+        told = self.receive(wire.Exported, limit=wire.MAX_HELLO_BYTES)
+        self.mapped = ours.open(told, blocks.block_bytes((0, blocks.layers)) * self.peer.blocks)
 
     def _send_memory(self) -> None:
         """Our KV memory's descriptor, or that of a staging buffer made for this connection."""

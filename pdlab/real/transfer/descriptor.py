@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -14,7 +14,9 @@ from pdlab.real.transfer.result import Trouble
 if TYPE_CHECKING:
     from torch import Tensor
 
+Way = Literal["tcp", "shm", "cuda_ipc"]
 PROTOCOL = 1
+MAX_BLOCKS = 1 << 31
 MAX_DESCRIPTOR_BYTES = 1 << 18  # NIXL's part is some KiB for each NIC
 
 
@@ -42,6 +44,12 @@ class Shm(msgspec.Struct, frozen=True):
     mapped: bool
 
 
+class CudaIpcAddress(msgspec.Struct, frozen=True):
+    """`socket` is an abstract Unix address, over which the handle of the KV memory is given to who has the token."""
+
+    socket: str
+
+
 class NixlAddress(msgspec.Struct, frozen=True):
     """`metadata` is NIXL's own blob (base64 in JSON). `address` is where the KV memory begins in the peer."""
 
@@ -54,7 +62,8 @@ class NixlAddress(msgspec.Struct, frozen=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True):
-    """An endpoint of one incarnation of an instance, `blocks` KV blocks large."""
+    """An endpoint of one incarnation of an instance, `blocks` KV blocks large. For operators: `nics` are the RDMA NICs that it uses, as UCX
+    names them, `npu_address` is that of its NPU's own NIC."""
 
     name: str
     incarnation: str
@@ -63,12 +72,21 @@ class Descriptor(msgspec.Struct, frozen=True):
     blocks: int
     tcp: Tcp | None = None
     shm: Shm | None = None
+    cuda_ipc: CudaIpcAddress | None = None
     nixl: NixlAddress | None = None
+    nics: tuple[str, ...] = ()
+    npu_address: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
         """Who it is."""
         return self.name, self.incarnation
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """By which a connection to it can be made, from within its host."""
+        found: tuple[tuple[Way, object], ...] = (("tcp", self.tcp), ("shm", self.shm), ("cuda_ipc", self.cuda_ipc))
+        return tuple(way for way, there in found if there is not None)
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)
@@ -82,8 +100,10 @@ def decode(text: bytes) -> Descriptor:
         found = msgspec.json.decode(text, type=Descriptor)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Trouble(f"the peer's descriptor cannot be read: {error}") from error
-    if found.blocks < 0 or (found.tcp is not None and not 0 < found.tcp.port < 65536):
+    if not 0 <= found.blocks <= MAX_BLOCKS or (found.tcp is not None and not 0 < found.tcp.port < 65536):
         raise Trouble("the peer's descriptor has figures out of range")
+    if found.tcp is not None and "\0" in found.tcp.host:
+        raise Trouble("the peer's descriptor has no address")
     return found
 
 

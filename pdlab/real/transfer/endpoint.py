@@ -4,103 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import secrets
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from pdlab.real.transfer import descriptor as descriptors
-from pdlab.real.transfer import move, nixl, rdma, wire
+from pdlab.real.transfer import nixl, rdma
 from pdlab.real.transfer.blocks import Blocks, Ids, Layers, copy_pieces
-from pdlab.real.transfer.connection import Connection, Self
-from pdlab.real.transfer.descriptor import Descriptor, Shm, Tcp, incompatible
+from pdlab.real.transfer.client import ROUTES, Client, Job
+from pdlab.real.transfer.connection import Self
+from pdlab.real.transfer.cuda_ipc import CudaIpc, Driver, Memory
+from pdlab.real.transfer.descriptor import CudaIpcAddress, Descriptor, Shm, Tcp, incompatible
 from pdlab.real.transfer.leases import Lease, Leases
-from pdlab.real.transfer.pool import Pool
-from pdlab.real.transfer.result import Result, Trouble
+from pdlab.real.transfer.result import Result
 from pdlab.real.transfer.server import Server
 from pdlab.real.transfer.tickets import Tickets
 from pdlab.types import UsageError
 
-Route = Literal["tcp", "shm", "nixl"]
-ROUTES: tuple[Route, ...] = ("shm", "nixl", "tcp")
+log = logging.getLogger(__name__)
+
 GRACE_S = 0.25
 LeaseEnded = Callable[[str, list[int], str], None]
-
-
-class _Job:
-    """A transfer in a thread, or waiting for one. Whoever calls `abort` must still wait for its thread: only then is it over."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self._lock = threading.Lock()
-        self._begun = self._aborted = False
-        self._connection: Connection | None = None
-
-    def begin(self) -> bool:
-        with self._lock:
-            self._begun = True
-            return not self._aborted
-
-    def drop(self) -> bool:
-        """True: it had not begun, and now will do nothing."""
-        with self._lock:
-            self._aborted = self._aborted or not self._begun
-            return not self._begun
-
-    def abort(self) -> None:
-        with self._lock:
-            self._aborted = True
-            if self._connection is not None:
-                self._connection.abort()
-
-    @contextmanager
-    def holding(self, connection: Connection, pool: Pool) -> Iterator[None]:
-        """The connection goes back to the pool if all went well, and is closed if not."""
-        with self._lock:
-            self._connection = connection
-        try:
-            self.check()
-            yield
-        except BaseException:
-            with self._lock:
-                self._connection = None
-            connection.close()
-            raise
-        with self._lock:
-            self._connection = None
-            aborted = self._aborted
-        if aborted:
-            connection.close()
-        else:
-            pool.give(connection)
-
-    def check(self) -> None:
-        if self._aborted:
-            raise Trouble("cancelled")
-        if time.monotonic() >= self.deadline:
-            raise Trouble("the deadline has passed")
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        self.check()
-        yield
 
 
 class Endpoint:
     """KV memory [layers, 2, blocks, kv_heads, block_tokens, head_dim] that peers may read from and push to.
 
-    transport: "tcp", "shm" (same host), "nixl", or "auto", which offers what there is and takes for each peer shm on one host, else NIXL
-    where both have an RDMA NIC, else TCP. `host` and `port` are listened on, `advertise` is told to peers. `token`: only who has the same
-    may connect. `checksums`: every transfer compares CRC-32 of both ends. `lease_ended(lease id, block ids, "read" | "expired")` is called
-    in the event loop: the blocks are the engine's again.
+    transport: "tcp", "shm" (same host), "cuda_ipc" (GPUs of one host), "nixl", or "auto", which offers what there is and takes for each
+    peer on the same host cuda_ipc between GPUs, else shm; for others NIXL where both have an RDMA NIC, else TCP. `host` and `port` are
+    listened on, `advertise` is told to peers. `token`: only who has the same may connect. `checksums`: every transfer compares CRC-32 of
+    both ends. `lease_ended(lease id, block ids, "read" | "expired")` is called in the event loop: the blocks are the engine's again.
+    `gpu`: what exports and opens GPU memory, where it is not the CUDA driver.
 
         async with Endpoint(kv, name="decode-0", incarnation="a1", block_tokens=16, model_hash="...") as endpoint:
             result = await endpoint.pull(descriptor, lease, [3, 9], [0, 7], deadline_s=5.0)
@@ -122,14 +64,16 @@ class Endpoint:
         checksums: bool = False,
         threads: int = 8,
         lease_ended: LeaseEnded | None = None,
+        gpu: Memory | None = None,
     ) -> None:
-        if transport == "cuda_ipc":
-            raise UsageError("transport cuda_ipc is not available: use shm on one host (staged through host memory for a GPU), or nixl")
         if transport not in ("auto", *ROUTES):
-            raise UsageError(f"transport {transport!r} is unknown: take auto, tcp, shm or nixl")
+            raise UsageError(f"transport {transport!r} is unknown: take auto, tcp, shm, cuda_ipc or nixl")
+        self._on_gpu = gpu is not None or kv.is_cuda
+        if transport == "cuda_ipc" and not self._on_gpu:
+            raise UsageError(f"transport cuda_ipc is for KV memory of a CUDA GPU, and this is on {kv.device}: take auto or shm")
         if transport == "nixl" and nixl.api() is None:
             raise UsageError("transport nixl needs NIXL: pip install nixl-cu12 (on CUDA 13 machines nixl-cu13), or take tcp")
-        self._transport = transport
+        self._transport, self._gpu = transport, gpu
         if host in ("", "0.0.0.0") and not advertise:
             raise UsageError(f"an endpoint on {host!r} cannot be found by that name: set `advertise` to the address that peers reach it by")
         self._advertise = advertise or host
@@ -142,11 +86,11 @@ class Endpoint:
         self._size = threads
         self._timer: asyncio.TimerHandle | None = None
         self._own: Self
-        self._pool: Pool
+        self._client: Client
         self._server: Server
         self._threads: ThreadPoolExecutor
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: set[_Job] = set()
+        self._jobs: set[Job] = set()
         self._expected: dict[str, tuple[asyncio.Future[Result], asyncio.TimerHandle]] = {}
 
     async def __aenter__(self) -> Endpoint:
@@ -192,6 +136,8 @@ class Endpoint:
         """Peers may read these blocks until they have, or the lease ends. A lease id is used once. May be called from any thread, like
         `renew` and `release`."""
         assert self._loop is not None, "start the endpoint first"
+        if self._own.cuda_ipc is not None or self._own.nixl is not None:
+            self._blocks.settle()
         self._leases.offer(lease_id, self._ids(block_ids), tokens, time.monotonic() + lease_s)
         self._from_thread(self._arm)
 
@@ -205,9 +151,9 @@ class Endpoint:
 
     async def renew_at(self, peer_descriptor: bytes, lease_ids: Sequence[str], *, lease_s: float, deadline_s: float) -> list[str] | None:
         """A destination's heartbeat to the source. Those of the leases that still hold; None: the peer cannot be asked."""
-        job = _Job(time.monotonic() + deadline_s)
+        job = Job(time.monotonic() + deadline_s)
         known: list[str] = []
-        result = await self._run(job, deadline_s, partial(self._renew, job, peer_descriptor, list(lease_ids), lease_s, known))
+        result = await self._run(job, deadline_s, partial(self._client.renew, job, peer_descriptor, list(lease_ids), lease_s, known))
         return known if result.status == "done" else None
 
     async def pull(
@@ -229,8 +175,8 @@ class Endpoint:
         assert len(np.unique(target)) == len(target), "a block is written twice"
         span = self._span(layers)
         end = span[1] == self._blocks.layers if release is None else release
-        job = _Job(time.monotonic() + deadline_s)
-        return await self._run(job, deadline_s, partial(self._pull, job, peer_descriptor, lease_id, source, target, span, end))
+        job = Job(time.monotonic() + deadline_s)
+        return await self._run(job, deadline_s, partial(self._client.pull, job, peer_descriptor, lease_id, source, target, span, end))
 
     async def push(
         self,
@@ -245,8 +191,10 @@ class Endpoint:
         """A part of what the peer expects under `ticket`. Our blocks must stay as they are until this returns."""
         source, target = self._ids(src_block_ids), np.fromiter(dst_block_ids, np.int32)
         assert len(source) == len(target), f"{len(source)} blocks for {len(target)}"
-        job = _Job(time.monotonic() + deadline_s)
-        return await self._run(job, deadline_s, partial(self._push, job, peer_descriptor, ticket, source, target, self._span(layers)))
+        job = Job(time.monotonic() + deadline_s)
+        return await self._run(
+            job, deadline_s, partial(self._client.push, job, peer_descriptor, ticket, source, target, self._span(layers))
+        )
 
     def expect(
         self, ticket: str, dst_block_ids: Iterable[int], *, layers: Layers | None = None, deadline_s: float
@@ -288,40 +236,69 @@ class Endpoint:
             opened.pop_all()  # all went well: they stay open
 
     def _listen(self, opened: contextlib.ExitStack) -> None:
-        listeners, tcp, shm, agent = [], None, None, None
-        if self._transport != "shm":
-            try:
-                listener = socket.create_server((self._host, self._port), backlog=128)
-            except OSError as error:
-                raise UsageError(f"cannot listen on {self._host}:{self._port} for KV transfers: {error}") from error
-            listeners.append(opened.enter_context(listener))
-            tcp = Tcp(self._advertise, listener.getsockname()[1])
-        if self._transport in ("auto", "shm"):
-            listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            path = f"pdlab-kv-{secrets.token_hex(12)}"
-            listener.bind("\0" + path)
-            listener.listen(128)
-            listeners.append(listener)
-            shm = Shm(path, self._blocks.segment is not None)
-        with_rdma = any(nic.active for nic in rdma.nics())
-        if self._transport == "nixl" or (self._transport == "auto" and with_rdma and nixl.api() is not None):
-            agent = nixl.Nixl(f"{self._name}-{self._incarnation}", self._blocks, rdma=with_rdma)
-        host = descriptors.host_id()
-        address = agent.address if agent is not None else None
-        own = Descriptor(self._name, self._incarnation, host, self._geometry, self._blocks.count, tcp, shm, address)
-        self._own = Self(own, self._blocks, self._token, agent, self._checksums)
-        self._pool = Pool(self._own)
+        way, listeners = self._transport, list[socket.socket]()
+        gpu, nics = self._open_gpu()
+        tcp = self._listen_tcp(opened, listeners) if way in ("auto", "nixl", "tcp") else None
+        local = _listen_locally(opened, listeners) if way in ("auto", "shm", "cuda_ipc") else ""
+        agent = None
+        if way == "nixl" or (way == "auto" and nics and nixl.api() is not None):
+            if self._on_gpu:
+                nixl.use_nics(nics, os.environ)
+            agent = nixl.Nixl(f"{self._name}-{self._incarnation}", self._blocks, rdma=bool(nics))
+        device = self._blocks.kv.device
+        own = Descriptor(
+            self._name,
+            self._incarnation,
+            descriptors.host_id(),
+            self._geometry,
+            self._blocks.count,
+            tcp=tcp,
+            shm=Shm(local, self._blocks.segment is not None) if way in ("auto", "shm") else None,
+            cuda_ipc=CudaIpcAddress(local) if gpu is not None else None,
+            nixl=agent.address if agent is not None else None,
+            nics=tuple(nic.ucx_name for nic in nics),
+            npu_address=rdma.npu_address(device.index or 0, os.environ) if device.type == "npu" else "",
+        )
+        self._own = Self(own, self._blocks, self._token, agent, self._checksums, gpu)
+        self._client = Client(self._own, way)
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="kv-transfer")
         self._server = Server(self._own, self._leases, self._tickets, self._read_by_peer, listeners)
 
+    def _listen_tcp(self, opened: contextlib.ExitStack, listeners: list[socket.socket]) -> Tcp:
+        try:
+            listener = opened.enter_context(socket.create_server((self._host, self._port), backlog=128))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {self._host}:{self._port} for KV transfers: {error}") from error
+        listeners.append(listener)
+        return Tcp(self._advertise, listener.getsockname()[1])
+
+    def _open_gpu(self) -> tuple[CudaIpc | None, list[rdma.Nic]]:
+        """The GPU memory as others on this host may open it, where they may; and the RDMA NICs of use: those near the GPU, else all."""
+        blocks, nics = self._blocks, [nic for nic in rdma.nics() if nic.active]
+        if not self._on_gpu:
+            return None, nics
+        try:
+            gpu = self._gpu or Driver(blocks.kv.device.index or 0)
+            nics = rdma.nearest(gpu.pci)
+            if self._transport not in ("auto", "cuda_ipc"):
+                return None, nics
+            return CudaIpc(gpu, gpu.export(blocks.address, blocks.bytes)), nics
+        except OSError as error:
+            if self._transport == "cuda_ipc":
+                raise UsageError(
+                    f"transport cuda_ipc: GPU memory cannot be shared here ({error}): take shm, or see docs/cluster.md"
+                ) from None
+            log.warning("no cuda_ipc: GPU memory cannot be shared here (%s)", error)
+            return None, nics
+
     def _shut(self) -> None:
-        self._pool.close()
+        self._client.close()
         self._server.close()
         self._threads.shutdown(wait=True, cancel_futures=False)
         if self._own.nixl is not None:
             self._own.nixl.close()
 
-    async def _run(self, job: _Job, deadline_s: float, work: Callable[[], Result]) -> Result:
+    async def _run(self, job: Job, deadline_s: float, work: Callable[[], Result]) -> Result:
         assert self._loop is not None, "start the endpoint first"
         future = self._loop.run_in_executor(self._threads, _begun, job, work)
         self._jobs.add(job)
@@ -342,122 +319,6 @@ class Endpoint:
             raise
         finally:
             self._jobs.discard(job)
-
-    def _pull(self, job: _Job, peer_descriptor: bytes, lease_id: str, source: Ids, target: Ids, layers: Layers, release: bool) -> Result:
-        began = time.monotonic()
-        route = ""
-        try:
-            route, connection = self._connect(job, peer_descriptor)
-            packed, transfer = wire.pack_ids(source), secrets.randbits(63)
-            finish = wire.Finish(lease_id, transfer, packed, *layers, release)
-            fetched = False
-            try:
-                with job.holding(connection, self._pool):
-                    wire.block_ids(packed, connection.peer.blocks)
-                    self._fetch(job, connection, route, lease_id, source, target, layers)
-                    if self._checksums:
-                        finish = wire.Finish(lease_id, transfer, packed, *layers, release, self._blocks.crc32(target, layers))
-                    connection.send(finish)
-                    fetched = True
-                    connection.receive(wire.Finished)
-            except Trouble as trouble:
-                if not trouble.broken or not fetched:
-                    raise
-                job.check()
-                again = self._pool.take(connection.peer, local=connection.local, deadline=job.deadline)
-                with job.holding(again, self._pool):
-                    again.send(finish)
-                    again.receive(wire.Finished)
-            return Result("done", len(target) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
-        except Trouble as trouble:
-            return Result(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
-
-    def _fetch(self, job: _Job, connection: Connection, route: Route, lease_id: str, source: Ids, target: Ids, layers: Layers) -> None:
-        if not len(source):
-            return
-        if route == "nixl":
-            move.read_blocks(connection, source, target, layers, job.writing)
-        elif connection.mapped is not None and self._blocks.on_cpu:
-            move.copy_blocks(connection, source, target, layers, job.writing)
-        else:
-            connection.send(wire.Read(lease_id, wire.pack_ids(source), *layers, job.deadline - time.monotonic()))
-            move.receive_blocks(connection, target, layers, job.writing)
-
-    def _push(self, job: _Job, peer_descriptor: bytes, ticket: str, source: Ids, target: Ids, layers: Layers) -> Result:
-        began = time.monotonic()
-        route = ""
-        try:
-            route, connection = self._connect(job, peer_descriptor)
-            with job.holding(connection, self._pool):
-                how = "nixl" if route == "nixl" else "mapped" if route == "shm" and self._blocks.segment is not None else "wire"
-                connection.send(
-                    wire.Push(ticket, wire.pack_ids(source), wire.pack_ids(target), *layers, job.deadline - time.monotonic(), how)
-                )
-                if not connection.receive(wire.Go).arrived:
-                    if how == "wire":
-                        self._send(connection, source, layers, job)
-                    else:
-                        connection.receive(wire.Copied)
-                    job.check()
-                    connection.send(wire.Commit(self._blocks.crc32(source, layers) if self._checksums else None))
-                    connection.receive(wire.Finished)
-            return Result("done", len(source) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
-        except Trouble as trouble:
-            return Result(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
-
-    def _send(self, connection: Connection, source: Ids, layers: Layers, job: _Job) -> None:
-        try:
-            move.send_blocks(connection, source, layers, job.check)
-        except Trouble as trouble:
-            if trouble.broken:  # because the peer refused and hung up?
-                connection.deadline = time.monotonic() + 0.05
-                with contextlib.suppress(TimeoutError):
-                    try:
-                        connection.receive(wire.Finished)
-                    except Trouble as told:
-                        if not told.broken:
-                            raise
-            raise
-
-    def _renew(self, job: _Job, peer_descriptor: bytes, leases: list[str], lease_s: float, known: list[str]) -> Result:
-        try:
-            _, connection = self._connect(job, peer_descriptor)
-            with job.holding(connection, self._pool):
-                connection.send(wire.Renew(leases, lease_s))
-                known += connection.receive(wire.Renewed).known
-            return Result("done")
-        except Trouble as trouble:
-            return Result("failed", reason=trouble.reason)
-
-    def _connect(self, job: _Job, peer_descriptor: bytes) -> tuple[Route, Connection]:
-        """The best way to the peer that is open."""
-        peer = descriptors.decode(peer_descriptor)
-        refusal = incompatible(self._own.descriptor, peer)
-        if refusal is not None:
-            raise Trouble(refusal)
-        routes = self._routes(peer)
-        if not routes:
-            there = [route for route in ROUTES if getattr(peer, route) is not None]
-            where = "" if peer.host == self._own.descriptor.host else ", on another host"
-            raise Trouble(f"no way to {peer.name}: it offers {', '.join(there) or 'nothing'}{where}; this endpoint uses {self._transport}")
-        for route in routes:
-            job.check()
-            try:
-                return route, self._pool.take(peer, local=route == "shm", deadline=job.deadline)
-            except Trouble as trouble:
-                if not trouble.broken or route == routes[-1]:
-                    raise
-        raise AssertionError("the last route raises or returns")
-
-    def _routes(self, peer: Descriptor) -> list[Route]:
-        own = self._own.descriptor
-        shm = own.shm is not None and peer.shm is not None and own.host == peer.host
-        both = own.nixl is not None and peer.nixl is not None and peer.tcp is not None
-        if self._transport == "nixl":
-            return ["nixl"] if both else []
-        with_rdma = both and own.nixl is not None and peer.nixl is not None and own.nixl.rdma and peer.nixl.rdma
-        found: list[tuple[Route, bool]] = [("shm", shm), ("nixl", with_rdma), ("tcp", own.tcp is not None and peer.tcp is not None)]
-        return [route for route, there in found if there]
 
     def _read_by_peer(self, lease_id: str, lease: Lease) -> None:
         self._from_thread(self._tell, lease_id, lease, "read")
@@ -492,5 +353,15 @@ class Endpoint:
                 self._loop.call_soon_threadsafe(call, *args)
 
 
-def _begun(job: _Job, work: Callable[[], Result]) -> Result:
+def _begun(job: Job, work: Callable[[], Result]) -> Result:
     return work() if job.begin() else Result("failed", reason="cancelled before it began")
+
+
+def _listen_locally(opened: contextlib.ExitStack, listeners: list[socket.socket]) -> str:
+    """The abstract address of a Unix socket."""
+    listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    name = f"pdlab-kv-{secrets.token_hex(12)}"
+    listener.bind("\0" + name)
+    listener.listen(128)
+    listeners.append(listener)
+    return name

@@ -14,13 +14,13 @@ Writing = Callable[[], AbstractContextManager[None]]
 
 
 def send_blocks(connection: Connection, ids: Ids, layers: Layers, still_held: Callable[[], None]) -> None:
-    """As Chunks: raw on TCP, by the staging buffer over shm. `still_held` raises Trouble once it is useless to go on: whether what was
-    sent is sound is said at the end."""
+    """As Chunks: by the staging buffer where this end has one, else raw. `still_held` raises Trouble once it is useless to go on: whether
+    what was sent is sound is said at the end."""
     blocks, segment = connection.own.blocks, connection.outgoing
     per, size = blocks.per_chunk(layers), blocks.block_bytes(layers)
     under_way = 0
     for number, start in enumerate(range(0, len(ids), per)):
-        chunk, slot = ids[start : start + per], number % SLOTS if connection.local else -1
+        chunk, slot = ids[start : start + per], -1 if segment is None else number % SLOTS
         head = wire.frame(wire.Chunk(len(chunk), len(chunk) * size, slot))
         still_held()
         if segment is None:
@@ -66,14 +66,20 @@ def receive_blocks(connection: Connection, ids: Ids, layers: Layers, writing: Wr
 
 
 def copy_blocks(connection: Connection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
-    """From the peer's mapped KV memory, once. Whether it was sound is for the peer to say afterwards."""
+    """From the peer's mapped KV memory, that of a GPU or not, once. Whether it was sound is for the peer to say afterwards."""
     blocks, mapped = connection.own.blocks, connection.mapped
     assert mapped is not None
-    per = 4 * blocks.per_chunk(layers)
+    staged = connection.way == "shm" and not blocks.on_cpu
+    per = blocks.per_chunk(layers) if staged else blocks.per_copy(layers)
     for start in range(0, len(ids), per):
         with writing():
             here, there = ids[start : start + per], source[start : start + per]
-            blocks.copy_from(mapped.address, connection.peer.blocks, there, here, layers)
+            if staged:
+                _, buffer = connection.buffer()
+                blocks.pack_from(mapped.address, connection.peer.blocks, there, layers, buffer)
+                blocks.unpack(buffer, here, layers)
+            else:
+                blocks.copy_from(mapped.address, connection.peer.blocks, there, here, layers)
 
 
 def read_blocks(connection: Connection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:

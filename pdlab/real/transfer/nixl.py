@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import mmap
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,7 +23,10 @@ import torch
 
 from pdlab.real.transfer.blocks import Addresses, Blocks, Ids, Layers, copy_pieces
 from pdlab.real.transfer.descriptor import Descriptor, NixlAddress
+from pdlab.real.transfer.rdma import Nic
 from pdlab.real.transfer.result import Trouble
+
+log = logging.getLogger(__name__)
 
 STAGING_BYTES = 4 << 20
 MAX_STUCK = 16
@@ -35,6 +39,13 @@ def api() -> Any:
         with contextlib.suppress(ImportError, OSError):
             return importlib.import_module(f"{package}._api")
     return None
+
+
+def use_nics(nics: Sequence[Nic], environ: MutableMapping[str, str]) -> None:
+    """Before the first agent: UCX, which would take every NIC for any GPU, takes these, unless the user has said which."""
+    if nics and "UCX_NET_DEVICES" not in environ:
+        environ["UCX_NET_DEVICES"] = ",".join(nic.ucx_name for nic in nics)
+        log.info("NIXL uses the RDMA NICs nearest to the GPU: UCX_NET_DEVICES=%s", environ["UCX_NET_DEVICES"])
 
 
 class _Staging:
@@ -159,7 +170,7 @@ class Nixl:
         packed = staging.tensor[: offsets.size * blocks.piece_bytes].view(blocks.kv.dtype)
         packed = packed.view(layers[1] - layers[0], 2, len(ids), *blocks.kv.shape[3:])
         blocks.kv[layers[0] : layers[1]].index_copy_(2, torch.from_numpy(ids.astype(np.int64)).to(blocks.kv.device), packed)
-        torch.cuda.synchronize(blocks.kv.device)
+        blocks.synchronize()
 
     def _take(self) -> _Staging:
         with self._lock:

@@ -6,11 +6,11 @@ import threading
 import time
 
 from pdlab.real.transfer.connection import Connection, Self
-from pdlab.real.transfer.descriptor import Descriptor
+from pdlab.real.transfer.descriptor import Descriptor, Way
 from pdlab.real.transfer.result import Trouble
 
 IDLE = 8
-Key = tuple[Descriptor, bool]
+Key = tuple[Descriptor, Way]
 
 
 class Pool:
@@ -22,27 +22,27 @@ class Pool:
         self._idle: dict[Key, list[Connection]] = {}
         self._closed = False
 
-    def take(self, peer: Descriptor, *, local: bool, deadline: float) -> Connection:
+    def take(self, peer: Descriptor, *, way: Way, deadline: float) -> Connection:
         """One at rest that is still alive, else a new one. Trouble: the peer cannot be reached."""
         while True:
             with self._lock:
                 if self._closed:
                     raise Trouble("this endpoint is closed")
-                idle = self._idle.get((peer, local))
+                idle = self._idle.get((peer, way))
                 if not idle:
-                    self._idle.pop((peer, local), None)
+                    self._idle.pop((peer, way), None)
                     break
                 found = idle.pop()
             if found.alive():
                 found.deadline = deadline
                 return found
             found.close()
-        return Connection.connect(peer, self._own, local=local, deadline=min(deadline, time.monotonic() + 5.0))
+        return Connection.connect(peer, self._own, way=way, deadline=min(deadline, time.monotonic() + 5.0))
 
     def give(self, connection: Connection) -> None:
         """Back, between two exchanges."""
         with self._lock:
-            idle = self._idle.setdefault((connection.peer, connection.local), [])
+            idle = self._idle.setdefault((connection.peer, connection.way), [])
             if not self._closed and len(idle) < IDLE:
                 idle.append(connection)
                 return

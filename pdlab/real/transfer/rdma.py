@@ -1,13 +1,16 @@
-"""RDMA NICs as sysfs lists them, and which of them is nearest to a PCIe device (a GPU); the addresses of NPUs' own NICs."""
+"""RDMA NICs as sysfs lists them, and which of them are nearest to a PCIe device (a GPU); the addresses of NPUs' own NICs."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+SYSFS = Path("/sys")
+HCCN = Path("/etc/hccn.conf")
 _PCI = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -30,16 +33,18 @@ class Nic:
         return f"{self.name}:{self.port}"
 
 
-def nics(sysfs: Path = Path("/sys")) -> list[Nic]:
+def nics(sysfs: Path | None = None) -> list[Nic]:
     """All of them, by name; none where the machine has none."""
+    sysfs = sysfs or SYSFS
     root = sysfs / "class" / "infiniband"
     found = (_nic(path, sysfs) for path in sorted(root.iterdir())) if root.is_dir() else ()
     return [nic for nic in found if nic is not None]
 
 
-def nearest(pci: str, sysfs: Path = Path("/sys")) -> Nic | None:
-    """The active NIC nearest to the PCIe device `pci` ("0000:3b:00.0"): the longest shared path of bridges, then the same NUMA node, then
-    the faster link, then the name. None: there is no active one."""
+def nearest(pci: str, sysfs: Path | None = None) -> list[Nic]:
+    """The active NICs nearest to the PCIe device `pci` ("0000:3b:00.0"), by name: those with the longest shared path of bridges, of these
+    those on the same NUMA node, of these the fastest; none where there is no active one."""
+    sysfs = sysfs or SYSFS
     device = sysfs / "bus" / "pci" / "devices" / pci.lower()
     path, numa = _pci_path(device), _number(device / "numa_node", -1)
 
@@ -51,11 +56,9 @@ def nearest(pci: str, sysfs: Path = Path("/sys")) -> Nic | None:
             shared += 1
         return shared, numa >= 0 and nic.numa == numa, nic.bits_per_s
 
-    best: Nic | None = None
-    for nic in nics(sysfs):
-        if nic.active and (best is None or nearness(nic) > nearness(best)):
-            best = nic
-    return best
+    active = [nic for nic in nics(sysfs) if nic.active]
+    best = max(map(nearness, active), default=None)
+    return [nic for nic in active if nearness(nic) == best]
 
 
 def _nic(path: Path, sysfs: Path) -> Nic | None:
@@ -98,11 +101,19 @@ def _number(path: Path, otherwise: int) -> int:
         return otherwise
 
 
-def npu_addresses(hccn: Path = Path("/etc/hccn.conf")) -> dict[int, str]:
+def npu_address(index: int, environ: Mapping[str, str], hccn: Path | None = None) -> str:
+    """Of the NPU that this process numbers `index`, where ASCEND_RT_VISIBLE_DEVICES may say which those are; empty where it is unknown."""
+    visible = environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
+    with contextlib.suppress(ValueError, IndexError):
+        return npu_addresses(hccn).get(int(visible.split(",")[index]) if visible else index, "")
+    return ""
+
+
+def npu_addresses(hccn: Path | None = None) -> dict[int, str]:
     """The network address of each Ascend NPU's own NIC, by device number, from lines such as `address_0=192.168.100.101`; none where the
     file is not there. What is no IP address is left out."""
     found: dict[int, str] = {}
-    for line in _text(hccn).splitlines():
+    for line in _text(hccn or HCCN).splitlines():
         if match := re.fullmatch(r"\s*address_(\d{1,4})\s*=\s*(\S+)\s*", line):
             with contextlib.suppress(ValueError):
                 found[int(match[1])] = str(ipaddress.ip_address(match[2]))

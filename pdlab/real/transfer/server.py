@@ -211,7 +211,7 @@ class Server:
         """The last connection from a peer that pushes has gone: is the peer gone too? Asks it, and stays while it matters."""
         while not self._closed and self._tickets.of_peer(peer.key):
             try:
-                probe = Connection.connect(peer, self._own, local=peer.tcp is None, deadline=time.monotonic() + PROBE_S)
+                probe = Connection.connect(peer, self._own, way=(*peer.ways, "tcp")[0], deadline=time.monotonic() + PROBE_S)
             except (Trouble, AssertionError):
                 for ticket in self._tickets.of_peer(peer.key):
                     self._tickets.close(ticket, "failed", f"{peer.name} has gone")

@@ -1,12 +1,15 @@
 """The messages of a connection and their frames: four bytes of length, then msgpack. KV bytes follow a `Chunk` raw, as many as it says.
 
     connect    Hello, Welcome, Prove, Accepted            each end shows by HMAC that it has the token, if there is one; over shm each then
-                                                          passes a file descriptor: its KV memory, or its side's staging buffer
+                                                          passes a file descriptor: its KV memory, or its side's staging buffer;
+                                                          over cuda_ipc each then sends Exported
     pull, tcp  Read, (Chunk, bytes)*, Finish, Finished    the source stops once the lease has ended
     pull, shm  [D copies from P's mapped blocks] Finish, Finished;      staged: Read, (Chunk, Taken)*, Finish, Finished
+    pull, cuda_ipc                               likewise, from P's GPU
     pull, nixl [D READs] Finish, Finished
     push, tcp  Push, Go, (Chunk, bytes)*, Commit, Finished
     push, shm  Push, Go, [D copies] Copied, Commit, Finished            staged: Push, Go, (Chunk, Taken)*, Commit, Finished
+    push, cuda_ipc                               likewise
     push, nixl Push, Go, [D READs] Copied, Commit, Finished
 
 `Finish` is answered by `Finished` only if the lease has been valid all along, so what was read before is sound. `Commit` says the same of a
@@ -37,8 +40,11 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Hello(Message, frozen=True):
+    """`cuda_ipc`: what local connections pass on afterwards is Exported, not file descriptors."""
+
     descriptor: bytes
     nonce: bytes
+    cuda_ipc: bool = False
 
 
 class Welcome(Message, frozen=True):
@@ -55,6 +61,14 @@ class Prove(Message, frozen=True):
 
 class Accepted(Message, frozen=True):
     pass
+
+
+class Exported(Message, frozen=True):
+    """A CUDA IPC handle of an allocation; `offset` bytes into it begin `size` bytes of KV memory."""
+
+    handle: bytes
+    offset: int
+    size: int
 
 
 class Refused(Message, frozen=True):
@@ -110,7 +124,8 @@ class Renewed(Message, frozen=True):
 
 
 class Push(Message, frozen=True):
-    """`budget_s`: when the pusher gives up. `how` the bytes come: "wire" (Chunks), "mapped" (from its shared KV memory), "nixl"."""
+    """`budget_s`: when the pusher gives up. `how` the bytes come: "wire" (Chunks), "nixl", "mapped" (from its KV memory, by shm or
+    cuda_ipc)."""
 
     ticket: str
     source: bytes
@@ -136,7 +151,23 @@ class Commit(Message, frozen=True):
 
 
 AnyMessage = (
-    Hello | Welcome | Prove | Accepted | Refused | Read | Chunk | Taken | Finish | Finished | Renew | Renewed | Push | Go | Copied | Commit
+    Hello
+    | Welcome
+    | Prove
+    | Accepted
+    | Exported
+    | Refused
+    | Read
+    | Chunk
+    | Taken
+    | Finish
+    | Finished
+    | Renew
+    | Renewed
+    | Push
+    | Go
+    | Copied
+    | Commit
 )
 M = TypeVar("M", bound=Message)
 

@@ -29,7 +29,7 @@ def cluster(folder: Path, main: Callable[[Registry, Source, dict[str, Instance]]
     """Instances that have joined a registry in memory, one of each role."""
 
     async def all_of_it() -> None:
-        async with await open_registry("memory://") as registry, asyncio.timeout(30):
+        async with await open_registry("memory://") as registry, asyncio.timeout(120):
             await nested(registry, list(roles), {})
 
     async def nested(registry: Registry, left: list[Role], made: dict[str, Instance]) -> None:
@@ -37,7 +37,7 @@ def cluster(folder: Path, main: Callable[[Registry, Source, dict[str, Instance]]
             await main(registry, lambda: status.of_registry(registry), made)
             return
         name = f"i{len(made)}"
-        async with instance(folder, name, role=left[0], registry=registry, report_s=0.02) as one:
+        async with instance(folder, name, role=left[0], registry=registry, report_s=0.02, lease_s=60.0) as one:
             await nested(registry, left[1:], {**made, name: one})
 
     asyncio.run(all_of_it())

@@ -27,8 +27,10 @@ from pdlab.real.engine.options import EngineOptions
 from pdlab.spec import Experiment
 from pdlab.types import Role
 from tests.real import served
+from tests.real.engine import tiny_models
 from tests.real.instance.world import TOKEN, instance
 from tests.real.instance.world import Instance as Server
+from tests.real.transfer.ways import NIXL
 
 BLOCK = 4
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -110,7 +112,7 @@ async def world(
 
 
 async def at_rest(servers: dict[str, Server]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(200):
         for server in servers.values():
             while (load := server.engine.load).leases or load.used_blocks or server.service.in_flight:
                 await asyncio.sleep(0.02)
@@ -122,7 +124,7 @@ async def ask(world: World, prompts: list[list[int]], sampling: Sampling) -> lis
     for client, prompt in zip(clients, prompts, strict=True):
         world.submit(prompt, sampling, client.take, hashes=chain(prompt, BLOCK))
         await asyncio.sleep(0.002)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(600):
         for client in clients:
             await client.ended.wait()
     assert {finish for client in clients for finish in client.finish.values()} == {"length"}, [c.error for c in clients if c.error]
@@ -158,8 +160,11 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
-def test_fifty_prompts_by_every_way_give_what_one_engine_alone_gives(transport: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["shm", "tcp", NIXL])
+def test_fifty_prompts_by_every_way_give_what_one_engine_alone_gives(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UCX_NET_DEVICES", "lo")  # else NIXL listens on every interface
     folder = served.make(tmp_path, num_hidden_layers=4)
     prompts = some_prompts(50)
 
@@ -193,9 +198,9 @@ class Shuttle(Policy):
 
 
 def test_migrations_in_the_middle_change_nothing(tmp_path: Path) -> None:
-    folder = served.make(tmp_path, num_hidden_layers=4, max_position_embeddings=2048)
+    folder = served.make(tmp_path, **tiny_models.SLOW)
     prompts = some_prompts(8)
-    long = msgspec.structs.replace(GREEDY, max_tokens=300)
+    long = msgspec.structs.replace(GREEDY, max_tokens=150)
 
     async def scenario(servers: dict[str, Server]) -> None:
         async with world({"d0": servers["d0"]}, {"d0": Role.MIXED}, experiment()) as alone:

@@ -6,16 +6,13 @@ from itertools import count
 
 import pytest
 
-from pdlab.real.transfer import nixl
 from tests.real.transfer.peer import Peer
+from tests.real.transfer.ways import CUDA_IPC, NIXL
 
 os.environ.setdefault("UCX_NET_DEVICES", "lo")  # else NIXL listens on every interface
 
-WITHOUT_NIXL = "NIXL is not installed (pip install nixl-cu12)"
-NIXL = pytest.param("nixl", marks=pytest.mark.skipif(nixl.api() is None, reason=WITHOUT_NIXL))
 
-
-@pytest.fixture(params=["tcp", "shm", "shm staged", NIXL])
+@pytest.fixture(params=["tcp", "shm", "shm staged", CUDA_IPC, NIXL])
 def way(request: pytest.FixtureRequest) -> tuple[str, bool]:
     """(transport, is the KV memory shared?)."""
     return request.param.split()[0], request.param == "shm"

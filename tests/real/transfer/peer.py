@@ -19,7 +19,8 @@ import torch
 
 from pdlab.real.transfer.endpoint import Endpoint
 from pdlab.real.transfer.result import Result
-from pdlab.real.transfer.shared import shared_kv
+from pdlab.real.transfer.shared import SEGMENT, shared_kv
+from tests.real.transfer import gpu
 
 ROOT = Path(__file__).resolve().parents[3]
 LAYERS, KV_HEADS, BLOCK_TOKENS, HEAD_DIM = 4, 2, 4, 8
@@ -29,14 +30,19 @@ BLOCK_BYTES_F32 = LAYERS * 2 * KV_HEADS * BLOCK_TOKENS * HEAD_DIM * 4
 def memory(blocks: int, dtype: torch.dtype = torch.float32, *, seed: int, shared: bool = False, layers: int = LAYERS) -> torch.Tensor:
     """KV memory of random bits, NaNs among them, the same for the same seed."""
     shape = (layers, 2, blocks, KV_HEADS, BLOCK_TOKENS, HEAD_DIM)
-    kv = shared_kv(shape, dtype) if shared else torch.zeros(shape, dtype=dtype)
+    kv = shared_kv(shape, dtype)
+    if not shared:  # for endpoints it is not, except that the fake GPU could export it
+        setattr(kv, gpu.ALLOCATION, kv.__dict__.pop(SEGMENT))
     bits = kv.view(torch.uint8)
     bits.copy_(torch.randint(0, 256, bits.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)))
     return kv
 
 
 def endpoint(kv: torch.Tensor, transport: str = "tcp", *, name: str = "here", **more: Any) -> Endpoint:
+    """`on_gpu`, as it is if the transport is cuda_ipc: the memory is said to be a GPU's."""
     given: dict[str, Any] = {"incarnation": "1", "block_tokens": BLOCK_TOKENS, "model_hash": "tiny", **more}
+    if given.pop("on_gpu", transport == "cuda_ipc"):
+        given["gpu"] = gpu.driver(kv)
     return Endpoint(kv, name=name, transport=transport, **given)
 
 
@@ -104,8 +110,11 @@ class _Served:
         self.tickets: dict[str, asyncio.Future[Result]] = {}
         self.ended: list[list[Any]] = []
 
-    async def make(self, name: str, transport: str, blocks: int, seed: int, dtype: str, shared: bool, **more: Any) -> str:
-        kv = self.kv[name] = memory(blocks, getattr(torch, dtype), seed=seed, shared=shared)
+    async def make(
+        self, name: str, transport: str, blocks: int, seed: int, dtype: str, shared: bool, device: str = "cpu", **more: Any
+    ) -> str:
+        kv = memory(blocks, getattr(torch, dtype), seed=seed, shared=shared)
+        self.kv[name] = kv = kv if device == "cpu" else kv.to(device)
         self.made[name] = endpoint(kv, transport, name=name, lease_ended=lambda *what: self.ended.append(list(what)), **more)
         await self.made[name].start()
         return base64.b64encode(self.made[name].descriptor()).decode()
@@ -132,7 +141,14 @@ class _Served:
         bits[:, :, blocks] = byte
 
     async def bits(self, name: str) -> str:
-        return base64.b64encode(self.kv[name].view(torch.uint8).numpy().tobytes()).decode()
+        return base64.b64encode(self.kv[name].cpu().view(torch.uint8).numpy().tobytes()).decode()
+
+    async def refuse(self, code: int) -> None:
+        """Whatever GPU memory is opened here from now on; 0: no more."""
+        gpu.refuse(code)
+
+    async def opened(self) -> int:
+        return gpu.opened()
 
     async def drop(self, name: str) -> None:
         await self.made.pop(name).close()

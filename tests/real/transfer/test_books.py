@@ -104,7 +104,7 @@ def test_an_overlapping_part_waits_and_the_ticket_s_end_wakes_it() -> None:
     waiting.start()
     time.sleep(0.05)
     tickets.close("t", "failed", "cancelled")
-    waiting.join(2)
+    waiting.join(60)
     assert found == ["expired"] and len(ended) == 1
     first.leave()
 

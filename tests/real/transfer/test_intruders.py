@@ -76,6 +76,61 @@ def test_any_bytes_are_a_descriptor_or_trouble(text: bytes) -> None:
     assert incompatible(text, text) is None or incompatible(text, text)
 
 
+WHOLE = descriptor.Descriptor(
+    "p",
+    "1",
+    "here",
+    descriptor.Geometry(4, 2, 4, 8, "float32", "tiny"),
+    16,
+    descriptor.Tcp("127.0.0.1", 1),
+    descriptor.Shm("pdlab-none", True),
+    descriptor.CudaIpcAddress("pdlab-none"),
+    descriptor.NixlAddress("agent", b"metadata", 4096, 0, "DRAM", True),
+    ("mlx5_0:1",),
+    "192.168.100.101",
+)
+
+
+@FUZZ
+@given(st.data())
+def test_a_descriptor_with_any_field_changed_is_one_or_trouble(draw: st.DataObject) -> None:
+    changed = msgspec.json.decode(WHOLE.encode())
+    at = changed
+    while isinstance(at[field := draw.draw(st.sampled_from(sorted(at)))], dict) and draw.draw(st.booleans()):
+        at = at[field]
+    at[field] = draw.draw(values)
+    with contextlib.suppress(Trouble):
+        found = descriptor.decode(msgspec.json.encode(changed))
+        assert 0 <= found.blocks <= 2**31 and set(found.ways) <= {"tcp", "shm", "cuda_ipc"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tcp": descriptor.Tcp("a\0b", 80)},
+        {"tcp": descriptor.Tcp("", 80)},
+        {"tcp": descriptor.Tcp("127.0.0.1", 70000)},
+        {"tcp": None, "host": "", "shm": descriptor.Shm("a" * 200, True)},
+        {"tcp": None, "host": "", "shm": descriptor.Shm("a\0b", True)},
+        {"blocks": 2**62},
+        {"blocks": -1},
+    ],
+)
+def test_a_transfer_with_a_descriptor_that_leads_nowhere_fails(wrong: dict[str, object]) -> None:
+    async def go() -> None:
+        async with endpoint(memory(16, seed=1), "auto") as own:
+            here = descriptor.decode(own.descriptor())
+            odd = msgspec.structs.replace(WHOLE, **{**wrong, "host": here.host if "host" in wrong else "elsewhere"})
+            for result in (
+                await own.pull(odd.encode(), "lease", [1], [1], deadline_s=60),
+                await own.push(odd.encode(), "ticket", [1], [1], deadline_s=60),
+            ):
+                assert result.status == "failed" and result.reason
+            assert await own.renew_at(odd.encode(), ["lease"], lease_s=1, deadline_s=60) is None
+
+    asyncio.run(go())
+
+
 @contextmanager
 def serving(**more: object) -> Iterator[Endpoint]:
     """An endpoint whose event loop runs in another thread, block 1 and 2 of it leased as "lease" and 3 and 4 expected as "ticket"."""
@@ -88,11 +143,11 @@ def serving(**more: object) -> Iterator[Endpoint]:
 
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(begin(), loop).result(60)
     try:
         yield made
     finally:
-        asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(made.close(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -109,7 +164,7 @@ def stranger(served: Endpoint, **more: object) -> Iterator[Connection]:
     """A connection by hand, introduced as it should be."""
     own = served._own  # it plays another one of the same geometry
     other = msgspec.structs.replace(own.descriptor, name="stranger", **more)  # type: ignore[arg-type]
-    found = Connection.connect(own.descriptor, Self(other, own.blocks, b"", None, False), local=False, deadline=time.monotonic() + 5)
+    found = Connection.connect(own.descriptor, Self(other, own.blocks, b"", None, False), way="tcp", deadline=time.monotonic() + 60)
     try:
         yield found
     finally:
@@ -209,7 +264,7 @@ def test_a_push_replaced_by_another_does_not_overwrite_it(served: Endpoint) -> N
             with pytest.raises(Trouble, match="deadline"):  # it waits for the first
                 second.receive(wire.Go)
             first.close()
-            second.deadline = time.monotonic() + 5
+            second.deadline = time.monotonic() + 60
             with contextlib.suppress(Trouble):
                 assert not second.receive(wire.Go).arrived
                 second.send(wire.Chunk(2, 2 * BLOCK_BYTES_F32, -1))
@@ -230,7 +285,7 @@ def source_that(answers: Callable[[Connection], None], own: Endpoint) -> tuple[b
     def serve() -> None:
         sock, _ = listener.accept()
         connection = Connection.accept(sock, Self(described, own._blocks, b"", None, False))
-        connection.deadline = time.monotonic() + 10
+        connection.deadline = time.monotonic() + 60
         try:
             connection.receive(wire.Read)
             answers(connection)
@@ -286,13 +341,13 @@ def test_late_bytes_of_a_pull_do_not_land() -> None:
 def test_a_source_that_trickles_still_meets_the_deadline() -> None:
     def trickle(connection: Connection) -> None:
         connection.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
-        for _ in range(100):
+        for _ in range(1000):
             connection.send_bytes(b"\x55")
             time.sleep(0.01)
 
     began = time.monotonic()
     result = pulled(memory(16, seed=1), trickle, deadline_s=0.3)
-    assert result.status == "failed" and result.seconds < 0.5 and time.monotonic() - began < 2
+    assert result.status == "failed" and result.seconds < 5 and time.monotonic() - began < 9
 
 
 def test_memory_that_could_shrink_or_is_too_small_is_not_mapped() -> None:

@@ -26,10 +26,10 @@ async def use(way: tuple[str, bool], rounds: int) -> None:
         for k in range(rounds):
             p.offer(f"{k}", [1, 2], tokens=8)
             p.offer(f"{k} short", [1, 2], tokens=8, lease_s=0.0)
-            pulls = [d.pull(p.descriptor(), f"{k}{suffix}", [1, 2], [3, 4], deadline_s=5) for suffix in ("", " short", " unknown")]
-            arriving, late = d.expect(f"{k}", [8, 9], deadline_s=5), d.expect(f"{k} late", [10], deadline_s=0.01)
-            pushes = [p.push(d.descriptor(), f"{k}{suffix}", [1, 2], [8, 9], deadline_s=5) for suffix in ("", " unknown")]
-            given_up = asyncio.ensure_future(d.pull(p.descriptor(), f"{k}", [1], [5], deadline_s=5, release=False))
+            pulls = [d.pull(p.descriptor(), f"{k}{suffix}", [1, 2], [3, 4], deadline_s=60) for suffix in ("", " short", " unknown")]
+            arriving, late = d.expect(f"{k}", [8, 9], deadline_s=60), d.expect(f"{k} late", [10], deadline_s=0.01)
+            pushes = [p.push(d.descriptor(), f"{k}{suffix}", [1, 2], [8, 9], deadline_s=60) for suffix in ("", " unknown")]
+            given_up = asyncio.ensure_future(d.pull(p.descriptor(), f"{k}", [1], [5], deadline_s=60, release=False))
             await asyncio.sleep(0)
             given_up.cancel()
             results = await asyncio.gather(*pulls, *pushes, arriving, late, given_up, return_exceptions=True)
@@ -45,7 +45,7 @@ def test_nothing_is_left(way: tuple[str, bool]) -> None:
     before = held()
     for _ in range(3):
         asyncio.run(use(way, 6))
-    for _ in range(50):
+    for _ in range(3000):
         after = held()
         if after[1:] == before[1:] and after[0] <= before[0]:
             return

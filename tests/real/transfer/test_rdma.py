@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
+from rich.console import Console
 
-from pdlab.real.transfer import rdma
+from pdlab.real.cluster.status import Row, View, nics, table
+from pdlab.real.transfer import nixl, rdma
+from pdlab.real.transfer.descriptor import Descriptor, decode
+from tests.real.registry.worlds import spec
+from tests.real.transfer import gpu
+from tests.real.transfer.peer import endpoint, memory
 
 GPU = "0000:1b:00.0"
+SWITCH = "pci0000:15/0000:15:01.0/0000:16:00.0"  # the GPU and mlx5_2 hang on it
 
 
 def nic(
@@ -43,14 +55,43 @@ def pci_device(sysfs: Path, path: str, numa: int) -> Path:
 
 @pytest.fixture
 def sysfs(tmp_path: Path) -> Path:
-    switch = "pci0000:15/0000:15:01.0/0000:16:00.0"  # the GPU and mlx5_2 hang on one PCIe switch
-    pci_device(tmp_path, f"{switch}/0000:17:01.0/{GPU}", 0)
+    pci_device(tmp_path, f"{SWITCH}/0000:17:01.0/{GPU}", 0)
     pci_device(tmp_path, "pci0000:97/0000:97:01.0/0000:9a:00.0", 1)
     nic(tmp_path, "mlx5_0", "pci0000:00/0000:00:03.0/0000:05:00.0", rate="100 Gb/sec (4X EDR)", link="Ethernet")
-    nic(tmp_path, "mlx5_1", f"{switch}/0000:17:00.0/0000:18:00.0", state="1: DOWN")
-    nic(tmp_path, "mlx5_2", f"{switch}/0000:17:02.0/0000:1c:00.0")
+    nic(tmp_path, "mlx5_1", f"{SWITCH}/0000:17:00.0/0000:18:00.0", state="1: DOWN")
+    nic(tmp_path, "mlx5_2", f"{SWITCH}/0000:17:02.0/0000:1c:00.0")
     nic(tmp_path, "mlx5_3", "pci0000:b7/0000:b7:01.0/0000:b8:00.0", numa=1)
     return tmp_path
+
+
+def test_nixl_starts_with_the_nics_near_the_gpu(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def agent(*_: object) -> None:
+        seen.append(os.environ.get("UCX_NET_DEVICES"))
+        raise RuntimeError("no such NIC")
+
+    monkeypatch.setattr(rdma, "SYSFS", sysfs)
+    monkeypatch.setattr(nixl, "api", lambda: SimpleNamespace(nixl_agent=agent, nixl_agent_config=lambda **_: None))
+
+    async def start(on_gpu: bool) -> None:
+        with pytest.raises(RuntimeError, match="no such NIC"):
+            await endpoint(memory(4, seed=1), "auto", on_gpu=on_gpu).start()
+
+    for on_gpu in (False, True) if gpu.fake() is not None else (False,):
+        monkeypatch.delenv("UCX_NET_DEVICES", raising=False)
+        asyncio.run(start(on_gpu))
+    assert seen == [None, "mlx5_2:1"][: len(seen)]
+
+
+def text(view: View) -> str:
+    written = StringIO()
+    Console(width=200, file=written).print(table(view, 100.0))
+    return written.getvalue()
+
+
+def nearest(pci: str, sysfs: Path) -> list[str]:
+    return [nic.name for nic in rdma.nearest(pci, sysfs)]
 
 
 def test_all_nics_with_their_ports(sysfs: Path) -> None:
@@ -65,22 +106,70 @@ def test_all_nics_with_their_ports(sysfs: Path) -> None:
 
 
 def test_the_nearest_is_on_the_same_switch_else_the_same_numa_node(sysfs: Path) -> None:
-    near = rdma.nearest(GPU, sysfs)
-    assert near is not None and near.name == "mlx5_2"  # mlx5_1 would be as near, and is down
-    far = rdma.nearest("0000:9A:00.0", sysfs)
-    assert far is not None and far.name == "mlx5_3"
-    unknown = rdma.nearest("0000:ff:00.0", sysfs)
-    assert unknown is not None and unknown.name == "mlx5_2"  # the fastest, then the first
+    assert nearest(GPU, sysfs) == ["mlx5_2"]  # mlx5_1 would be as near, and is down
+    assert nearest("0000:9A:00.0", sysfs) == ["mlx5_3"]
+    assert nearest("0000:ff:00.0", sysfs) == ["mlx5_2", "mlx5_3"]  # unknown: the fastest
+
+
+def test_two_on_the_same_switch_are_both_nearest(sysfs: Path) -> None:
+    nic(sysfs, "mlx5_4", f"{SWITCH}/0000:17:03.0/0000:1d:00.0")
+    nic(sysfs, "mlx5_5", f"{SWITCH}/0000:17:04.0/0000:1e:00.0", rate="100 Gb/sec (4X EDR)")
+    assert nearest(GPU, sysfs) == ["mlx5_2", "mlx5_4"]
+
+
+def test_ucx_is_told_the_nearest_unless_the_user_has_said(sysfs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pdlab")
+    environ: dict[str, str] = {}
+    nixl.use_nics([], environ)
+    assert not environ
+    nixl.use_nics(rdma.nearest("0000:ff:00.0", sysfs), environ)
+    assert environ == {"UCX_NET_DEVICES": "mlx5_2:1,mlx5_3:1"}
+    nixl.use_nics(rdma.nearest(GPU, sysfs), environ)
+    assert environ == {"UCX_NET_DEVICES": "mlx5_2:1,mlx5_3:1"}
+    assert caplog.messages == ["NIXL uses the RDMA NICs nearest to the GPU: UCX_NET_DEVICES=mlx5_2:1,mlx5_3:1"]
+
+
+def test_an_endpoint_tells_of_its_nics(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdma, "SYSFS", sysfs)
+
+    async def nics(on_gpu: bool) -> tuple[str, ...]:
+        async with endpoint(memory(4, seed=1), "tcp", on_gpu=on_gpu) as one:
+            return decode(one.descriptor()).nics
+
+    assert asyncio.run(nics(False)) == ("mlx5_0:1", "mlx5_2:1", "mlx5_3:1")
+    if gpu.fake() is not None:
+        assert asyncio.run(nics(True)) == ("mlx5_2:1",)
 
 
 def test_a_machine_without_any(tmp_path: Path) -> None:
-    assert rdma.nics(tmp_path) == [] and rdma.nearest(GPU, tmp_path) is None
+    assert rdma.nics(tmp_path) == [] and rdma.nearest(GPU, tmp_path) == []
     virtual = tmp_path / "class" / "infiniband" / "rxe0" / "ports" / "1"
     virtual.mkdir(parents=True)
     (virtual / "state").write_text("4: ACTIVE\n")
     assert rdma.nics(tmp_path) == [rdma.Nic("rxe0", 1, True, "unknown", 0.0, -1, ())]
     (tmp_path / "class" / "infiniband" / "odd").mkdir()
     assert [n.name for n in rdma.nics(tmp_path)] == ["rxe0"]
+
+
+def test_operators_see_nics_and_addresses_where_there_are_any(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdma, "SYSFS", sysfs)
+
+    async def told() -> Descriptor:
+        async with endpoint(memory(4, seed=1), "tcp") as one:
+            return decode(one.descriptor())
+
+    found = asyncio.run(told())
+    on_npu = msgspec.structs.replace(found, nics=(), npu_address="192.168.100.101")
+    none = msgspec.structs.replace(found, nics=())
+    rows = {name: Row(spec(name, descriptor=one.encode().decode()), "ready") for name, one in (("a", found), ("b", on_npu), ("c", none))}
+    assert {name: nics(row.spec) for name, row in rows.items()} == {
+        "a": ["mlx5_0:1", "mlx5_2:1", "mlx5_3:1"],
+        "b": ["192.168.100.101"],
+        "c": [],
+    }
+    shown = text(View(list(rows.values())))
+    assert "mlx5_0:1 mlx5_2:1 mlx5_3:1" in shown and "192.168.100.101" in shown and "NICs" in shown
+    assert "NICs" not in text(View([rows["c"], Row(spec("d"), "ready")]))
 
 
 def test_the_addresses_of_npus_come_from_hccn_conf(tmp_path: Path) -> None:
@@ -91,3 +180,7 @@ def test_the_addresses_of_npus_come_from_hccn_conf(tmp_path: Path) -> None:
         "address_1 = 192.168.101.101\naddress_2=not an address\n#address_3=192.168.103.101\nsend_arp_status_0=1\naddress_7=fe80::7\n"
     )
     assert rdma.npu_addresses(hccn) == {0: "192.168.100.101", 1: "192.168.101.101", 7: "fe80::7"}
+    assert rdma.npu_address(1, {}, hccn) == "192.168.101.101"
+    assert rdma.npu_address(0, {"ASCEND_RT_VISIBLE_DEVICES": "7,0"}, hccn) == "fe80::7"
+    for index, visible in ((2, ""), (2, "7,0"), (0, "none")):
+        assert rdma.npu_address(index, {"ASCEND_RT_VISIBLE_DEVICES": visible}, hccn) == ""

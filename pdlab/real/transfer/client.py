@@ -1,0 +1,218 @@
+"""What this endpoint asks of peers: each transfer is a Job in a thread, over the best way that is open."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from pdlab.real.transfer import descriptor as descriptors
+from pdlab.real.transfer import move, wire
+from pdlab.real.transfer.blocks import Ids, Layers
+from pdlab.real.transfer.connection import Connection, Self
+from pdlab.real.transfer.descriptor import Descriptor, Way, incompatible
+from pdlab.real.transfer.pool import Pool
+from pdlab.real.transfer.result import Result, Trouble
+
+Route = Literal["tcp", "shm", "cuda_ipc", "nixl"]
+ROUTES: tuple[Route, ...] = ("cuda_ipc", "shm", "nixl", "tcp")
+
+
+class Job:
+    """A transfer in a thread, or waiting for one. Whoever calls `abort` must still wait for its thread: only then is it over."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._lock = threading.Lock()
+        self._begun = self._aborted = False
+        self._connection: Connection | None = None
+
+    def begin(self) -> bool:
+        with self._lock:
+            self._begun = True
+            return not self._aborted
+
+    def drop(self) -> bool:
+        """True: it had not begun, and now will do nothing."""
+        with self._lock:
+            self._aborted = self._aborted or not self._begun
+            return not self._begun
+
+    def abort(self) -> None:
+        with self._lock:
+            self._aborted = True
+            if self._connection is not None:
+                self._connection.abort()
+
+    @contextmanager
+    def holding(self, connection: Connection, pool: Pool) -> Iterator[None]:
+        """The connection goes back to the pool if all went well, and is closed if not."""
+        with self._lock:
+            self._connection = connection
+        try:
+            self.check()
+            yield
+        except BaseException:
+            with self._lock:
+                self._connection = None
+            connection.close()
+            raise
+        with self._lock:
+            self._connection = None
+            aborted = self._aborted
+        if aborted:
+            connection.close()
+        else:
+            pool.give(connection)
+
+    def check(self) -> None:
+        if self._aborted:
+            raise Trouble("cancelled")
+        if time.monotonic() >= self.deadline:
+            raise Trouble("the deadline has passed")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        self.check()
+        yield
+
+
+class Client:
+    """Its methods block, in a thread each, and give a Result whatever happens. `transport`: that of the endpoint."""
+
+    def __init__(self, own: Self, transport: str) -> None:
+        self._own, self._blocks, self._transport = own, own.blocks, transport
+        self._pool = Pool(own)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def pull(self, job: Job, peer_descriptor: bytes, lease_id: str, source: Ids, target: Ids, layers: Layers, release: bool) -> Result:
+        began = time.monotonic()
+        route = ""
+        try:
+            route, connection = self._connect(job, peer_descriptor)
+            packed, transfer = wire.pack_ids(source), secrets.randbits(63)
+            finish = wire.Finish(lease_id, transfer, packed, *layers, release)
+            fetched = False
+            try:
+                with job.holding(connection, self._pool):
+                    wire.block_ids(packed, connection.peer.blocks)
+                    self._fetch(job, connection, route, lease_id, source, target, layers)
+                    if self._own.checksums:
+                        finish = wire.Finish(lease_id, transfer, packed, *layers, release, self._blocks.crc32(target, layers))
+                    connection.send(finish)
+                    fetched = True
+                    connection.receive(wire.Finished)
+            except Trouble as trouble:
+                if not trouble.broken or not fetched:
+                    raise
+                job.check()
+                again = self._pool.take(connection.peer, way=connection.way, deadline=job.deadline)
+                with job.holding(again, self._pool):
+                    again.send(finish)
+                    again.receive(wire.Finished)
+            return Result("done", len(target) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+        except Trouble as trouble:
+            return Result(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
+
+    def push(self, job: Job, peer_descriptor: bytes, ticket: str, source: Ids, target: Ids, layers: Layers) -> Result:
+        began = time.monotonic()
+        route = ""
+        try:
+            route, connection = self._connect(job, peer_descriptor)
+            with job.holding(connection, self._pool):
+                mapped = route == "cuda_ipc" or (route == "shm" and self._blocks.segment is not None)
+                how = "nixl" if route == "nixl" else "mapped" if mapped else "wire"
+                if how != "wire":
+                    self._blocks.settle()
+                connection.send(
+                    wire.Push(ticket, wire.pack_ids(source), wire.pack_ids(target), *layers, job.deadline - time.monotonic(), how)
+                )
+                if not connection.receive(wire.Go).arrived:
+                    if how == "wire":
+                        self._send(connection, source, layers, job)
+                    else:
+                        connection.receive(wire.Copied)
+                    job.check()
+                    connection.send(wire.Commit(self._blocks.crc32(source, layers) if self._own.checksums else None))
+                    connection.receive(wire.Finished)
+            return Result("done", len(source) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+        except Trouble as trouble:
+            return Result(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
+
+    def renew(self, job: Job, peer_descriptor: bytes, leases: list[str], lease_s: float, known: list[str]) -> Result:
+        """Adds those that hold to `known`."""
+        try:
+            _, connection = self._connect(job, peer_descriptor)
+            with job.holding(connection, self._pool):
+                connection.send(wire.Renew(leases, lease_s))
+                known += connection.receive(wire.Renewed).known
+            return Result("done")
+        except Trouble as trouble:
+            return Result("failed", reason=trouble.reason)
+
+    def _fetch(self, job: Job, connection: Connection, route: Route, lease_id: str, source: Ids, target: Ids, layers: Layers) -> None:
+        if not len(source):
+            return
+        if route == "nixl":
+            move.read_blocks(connection, source, target, layers, job.writing)
+        elif connection.mapped is not None:
+            move.copy_blocks(connection, source, target, layers, job.writing)
+        else:
+            connection.send(wire.Read(lease_id, wire.pack_ids(source), *layers, job.deadline - time.monotonic()))
+            move.receive_blocks(connection, target, layers, job.writing)
+
+    def _send(self, connection: Connection, source: Ids, layers: Layers, job: Job) -> None:
+        try:
+            move.send_blocks(connection, source, layers, job.check)
+        except Trouble as trouble:
+            if trouble.broken:  # because the peer refused and hung up?
+                connection.deadline = time.monotonic() + 0.05
+                with contextlib.suppress(TimeoutError):
+                    try:
+                        connection.receive(wire.Finished)
+                    except Trouble as told:
+                        if not told.broken:
+                            raise
+            raise
+
+    def _connect(self, job: Job, peer_descriptor: bytes) -> tuple[Route, Connection]:
+        peer = descriptors.decode(peer_descriptor)
+        refusal = incompatible(self._own.descriptor, peer)
+        if refusal is not None:
+            raise Trouble(refusal)
+        routes = self._routes(peer)
+        if not routes:
+            there = [route for route in ROUTES if getattr(peer, route) is not None]
+            where = "" if peer.host == self._own.descriptor.host else ", on another host"
+            raise Trouble(f"no way to {peer.name}: it offers {', '.join(there) or 'nothing'}{where}; this endpoint uses {self._transport}")
+        for route in routes:
+            job.check()
+            way: Way = "tcp" if route == "nixl" else route
+            try:
+                return route, self._pool.take(peer, way=way, deadline=job.deadline)
+            except Trouble as trouble:
+                if not trouble.broken or route == routes[-1]:
+                    raise
+        raise AssertionError("the last route raises or returns")
+
+    def _routes(self, peer: Descriptor) -> list[Route]:
+        """Those that may be open, the best first."""
+        own, gpu = self._own.descriptor, self._own.cuda_ipc
+        here = own.host == peer.host
+        nixl = (own.nixl, peer.nixl) if own.nixl is not None and peer.nixl is not None and peer.tcp is not None else ()
+        if self._transport == "nixl":
+            return ["nixl"] if nixl else []
+        alone = self._transport == "cuda_ipc"  # then trying again says why it does not work
+        open_ways: dict[Route, bool] = {
+            "cuda_ipc": here and gpu is not None and peer.cuda_ipc is not None and (alone or gpu.works_with(*peer.key)),
+            "shm": here and own.shm is not None and peer.shm is not None,
+            "nixl": bool(nixl) and all(end.rdma for end in nixl),
+            "tcp": own.tcp is not None and peer.tcp is not None,
+        }
+        return [route for route in ROUTES if open_ways[route]]
