@@ -40,9 +40,9 @@ class MigrateFrom(msgspec.Struct, frozen=True):
 
 
 class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The `pdlab` object within `kv_transfer_params`. `made`: output tokens that exist already, which the decode leg goes on from.
-    `events`: send this stream's events, too. `reserve`: take blocks, and wait for /pdlab/v1/continue. `descriptor` and `kv_tokens`: of the
-    KV that waits at the prefill instance; `blocks` that lie there."""
+    """The `pdlab` object within `kv_transfer_params`. `made`: output tokens that exist already, which the decode leg goes on from; without
+    KV to read they are computed with the prompt. `events`: send this stream's events, too. `reserve`: take blocks, and wait for
+    /pdlab/v1/continue. `descriptor` and `kv_tokens`: of the KV that waits at the prefill instance; `blocks` that lie there."""
 
     made: list[int] = []
     events: bool = False
@@ -109,7 +109,8 @@ class Continue(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """POST /pdlab/v1/release and /renew: what is leased as `lease` is not needed any more, or for `lease_s` more."""
+    """POST /pdlab/v1/release and /renew: what is leased as `lease` is not needed any more, or for `lease_s` more. A renewal is answered
+    404 `lease_unknown` where the lease has ended."""
 
     lease: str
     lease_s: float = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -125,7 +126,9 @@ class Generation:
         push = self.leg.push if isinstance(self.leg, Prefill) else None
         for id, prompt in zip(self.first_id, self.prompts, strict=True):
             hashes = chain(prompt, block)
-            self._begin(Submit(id, prompt, ask.sampling, hashes, ask.priority, stays, push, ask.ttft_slo_s, ask.tpot_slo_s))
+            self._begin(
+                Submit(id, prompt, ask.sampling, hashes, ask.priority, stays, push, ask.ttft_slo_s, ask.tpot_slo_s, time.monotonic())
+            )
         return self
 
     def _begin(self, submit: Submit) -> None:

@@ -16,6 +16,7 @@ from pdlab.real.wire import Extra, KvParams, PushTo
 
 PARAM = "kv_transfer_params"
 GRANULARITIES = ("request", "chunk", "layer")
+NOWHERE = Source(b"", "", [], 0)
 MOST_NAME, MOST_DESCRIPTOR, MOST_SECONDS = 1024, 1 << 18, 3600.0
 
 
@@ -28,7 +29,8 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Decode with KV that is read elsewhere. `made` tokens exist already. With `events` the stream tells when it is here."""
+    """Decode with KV that is read elsewhere, or computed here where nobody has it any more (NOWHERE). `made` tokens exist already. With
+    `events` the stream tells when it is here."""
 
     source: Source
     made: list[int]
@@ -95,9 +97,11 @@ def leg_of(params: KvParams | None, ready: Ready, exchanges: bool) -> Leg | None
         return Here(_name(params.remote_request_id, "remote_request_id"), extra.made, extra.events)
     if (source := source_of(params, ready)) is not None:
         return Pull(source, extra.made, deadline_s, extra.events)
-    if extra.made:
-        raise bad(f"{PARAM}.pdlab.made needs KV to go on from: remote_block_ids, remote_request_id and pdlab.descriptor", PARAM)
-    return None
+    if not extra.made:
+        return None
+    if params.remote_request_id or params.remote_block_ids or extra.descriptor:
+        raise bad(f"{PARAM}.pdlab.made needs all of remote_block_ids, remote_request_id and pdlab.descriptor, or none", PARAM)
+    return Pull(NOWHERE, extra.made, deadline_s, extra.events)
 
 
 def check_leg(leg: Leg, asked: Ask, stream: bool, prompts: int) -> None:

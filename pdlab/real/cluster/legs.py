@@ -39,23 +39,33 @@ class Legs:
     def dispatch(self, live: Live, prefill: Member, decode: Member | None) -> None:
         if decode is prefill:
             self._dispatched(live, prefill)
-            leg = self._leg(live, "alone", prefill)
-            self._run(live, leg, partial(self._read, live, leg))
+            self._alone(live, prefill)
         elif decode is None or not decode.can(RESERVE):
             self._prefill(live, prefill, then=decode)
-        else:
+        elif self.world.pairs.tries(prefill, decode):
             leg = self._leg(live, "reserve", decode)
-            params = KvParams(do_remote_prefill=True, pdlab=Extra(reserve=True, events=True))
+            params = KvParams(do_remote_prefill=True, pdlab=Extra(made=live.given, reserve=True, events=True))
             self._run(live, leg, partial(self._read, live, leg, params=params, prefill=prefill))
+        elif self._others(prefill, decode):
+            self.world.tell(Refused(live.request.id, live.attempt, decode.name))
+        else:
+            self._dispatched(live, prefill)
+            self._alone(live, prefill)
+            self.world.tell(Migrated(live.request.id, live.attempt, decode.name, prefill.name))
 
     def hand_off(self, live: Live, src: Member, dst: Member) -> None:
-        """Decode at `dst` from the KV that waits at `src`."""
+        """Decode at `dst` from the KV that waits at `src`; at `src` where it does not reach `dst`, nor anybody else."""
         answer, line = live.prefilled, live.line
         assert answer is not None
+        if dst is not src and not self.world.pairs.tries(src, dst):
+            if self._others(src, dst):
+                self.world.tell(Refused(live.request.id, live.attempt, dst.name))
+            else:
+                self._stay(live, src, dst)
+            return
         line.handoff_s = self.world.now()
-        if dst is src and not (dst.can(MADE) and live.single):
-            leg = self._leg(live, "alone", dst)
-            self._run(live, leg, partial(self._read, live, leg))
+        if dst is src and (live.given or not (dst.can(MADE) and live.single)):
+            self._alone(live, dst)
             self.world.release(live)
             return
         if dst is src and not live.made:
@@ -66,19 +76,62 @@ class Legs:
             self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
             return
         leg.next[0] = len(live.made)
-        extra = msgspec.structs.replace(answer.params.pdlab or Extra(), made=live.made, events=True)
+        extra = msgspec.structs.replace(answer.params.pdlab or Extra(), made=live.given + live.made, events=True)
         self._run(live, leg, partial(self._read, live, leg, params=msgspec.structs.replace(answer.params, pdlab=extra)))
 
     def migrate(self, live: Live, src: Member, dst: Member) -> None:
         source = live.legs.get("decode")
-        if source is None or source.member is not src or not live.single:
+        if source is None or source.member is not src or not live.single or self.world.pairs.doubtful(src, dst):
             self.world.tell(TransferFailed(live.request.id, live.attempt, src.name, dst.name, "the request cannot be moved now"))
             return
         leg = self._leg(live, "target", dst)
         extra = Extra(migrate=MigrateFrom(src.spec.url, source.name), events=True)
         self._run(live, leg, partial(self._read, live, leg, params=KvParams(do_remote_prefill=True, pdlab=extra)))
 
+    # ------------------------------------------------------------ instances that do not reach each other
+
+    def _others(self, src: Member, dst: Member) -> bool:
+        """Is there somebody else to decode, as far as is known?"""
+        world, known = self.world, self.world.router.by_name
+        ready = [m for m in world.members.values() if not m.gone and m.spec.role.decodes and m.name in known and known[m.name].ready]
+        return any(m is src or (m is not dst and not world.pairs.doubtful(src, m)) for m in ready)
+
+    def _stay(self, live: Live, src: Member, dst: Member) -> None:
+        """The router has it on its way from `src` to `dst`, and no KV goes there: it is decoded where it was computed."""
+        self.hand_off(live, src, src)
+        self.world.tell(Migrated(live.request.id, live.attempt, dst.name, src.name))
+        self.world.tell(Transferred(live.request.id, live.attempt, src.name))
+
+    def note_late(self, live: Live, leg: Leg) -> None:
+        """The leg is given up. Because its KV did not come in time?"""
+        line, limit_s = live.line, self.world.router.limits.transfer_timeout_s
+        src = self.world.members.get(line.prefill_instance or "")
+        waits = leg.kind in ("decode", "reserve") and not leg.landed and line.status is Stage.TRANSFER
+        if waits and src is not None and src is not leg.member and self.world.now() - line.handoff_s >= limit_s:
+            self.world.pairs.failed(src, leg.member, f"nothing came within {limit_s:g} s")
+
+    async def _cut(self, live: Live, leg: Leg, trouble: TransferTrouble) -> bool:
+        """KV did not come to a leg that waits for it. True: it is seen to. A lease that has ended says nothing of the way."""
+        src, dst, held = self.world.members.get(live.line.prefill_instance or ""), leg.member, live.held
+        if src is None or src is dst or src.gone or live.line.status is not Stage.TRANSFER:
+            return False
+        if held is not None and not await src.remote.renew(held.lease):
+            return leg.over
+        if leg.over:
+            return True
+        self.world.pairs.failed(src, dst, str(trouble))
+        if held is None or self._others(src, dst):
+            return False
+        live.drop(leg)
+        self._stay(live, src, dst)
+        return True
+
     # ------------------------------------------------------------ legs
+
+    def _alone(self, live: Live, member: Member) -> None:
+        leg = self._leg(live, "alone", member)
+        params = KvParams(do_remote_prefill=True, pdlab=Extra(made=live.given)) if live.given else None
+        self._run(live, leg, partial(self._read, live, leg, params=params))
 
     def _leg(self, live: Live, kind: str, member: Member) -> Leg:
         place = {"prefill": "prefill", "target": "target"}.get(kind, "decode")
@@ -110,6 +163,8 @@ class Legs:
     ) -> LegAsk:
         request = live.request
         tokens, own = live.ask()
+        if leg.kind == "prefill" and live.given:
+            tokens = tokens + live.given[:-1]  # the last one's KV is computed by who decodes
         return LegAsk(leg.name, request.id, live.attempt, tokens, sampling or own, request.priority, request.hashes, params, raw)
 
     def _dispatched(self, live: Live, prefill: Member) -> None:
@@ -128,7 +183,8 @@ class Legs:
     async def _prefilling(self, live: Live, leg: Leg, reserved: Leg | None, push: PushTo | None, then: Member | None) -> None:
         params = KvParams(do_remote_decode=True, pdlab=Extra(push=push) if push is not None else None)
         sampling = live.ask()[1]
-        if not live.single:  # its token is dropped, so it must not end the request
+        dropped = not live.single or bool(live.given)
+        if dropped:  # its token must not end the request
             sampling = msgspec.structs.replace(sampling, best_of=1, ignore_eos=True, stop_token_ids=())
         answer = await leg.member.remote.prefill(self._ask(live, leg, sampling, params))
         if leg.over:
@@ -138,7 +194,7 @@ class Legs:
         if push is None and answer.params is not None and answer.params.remote_request_id:
             live.held = Held(leg.member, answer.params.remote_request_id)
         stopped = answer.finish == "stop"
-        if live.single and (stopped or sampling.max_tokens == 1):
+        if not dropped and (stopped or sampling.max_tokens == 1):
             live.first(self.world.now(), "stop" if stopped else "length")
             self.world.finish(live, leg)
             return
@@ -165,7 +221,7 @@ class Legs:
 
     def _gives_first(self, live: Live, prefill: Member, decode: Member | None) -> bool:
         """Does the prefill instance's token go to the client? Only where whoever decodes can go on from it."""
-        if self.transfer.first_token != "prefill" or not live.single or not prefill.can(MADE):
+        if self.transfer.first_token != "prefill" or not live.single or live.given or not prefill.can(MADE):
             return False
         return decode.can(MADE) if decode is not None else self.world.all_go_on
 
@@ -174,7 +230,7 @@ class Legs:
         live.line.status = Stage.TRANSFER
         leg.next[0] = len(live.made)
         try:
-            await leg.member.remote.proceed(Continue(leg.name, live.made, pull))
+            await leg.member.remote.proceed(Continue(leg.name, live.given + live.made, pull))
         except Broken as broken:
             if not leg.over:
                 await self._trouble(live, leg, broken)
@@ -234,13 +290,16 @@ class Legs:
         now, request = self.world.now(), live.request
         if leg.kind == "target":
             live.line.transfer_bytes += news.bytes
-            leg.next[0] = leg.goes_on_from = news.made
+            leg.next[0] = leg.goes_on_from = news.made - len(live.given)
             source = live.legs["decode"]
-            if live.sent >= news.made:
+            if live.sent >= leg.goes_on_from:
                 self._commit(live, source, leg)
             elif source.moved:
                 raise Broken("its source kept tokens back")
             return
+        src = self.world.members.get(live.line.prefill_instance or "")
+        if src is not None and src is not leg.member:
+            self.world.pairs.came(src, leg.member)
         held, live.held = live.held, None  # it was read
         if held is not None and held.member is leg.member:
             live.line.decodes(now)  # the router knows
@@ -294,6 +353,8 @@ class Legs:
             live.drop(leg)
             self.world.tell(Refused(request_id, attempt, name))
         elif isinstance(trouble, (Full, TransferTrouble)) and waits:
+            if isinstance(trouble, TransferTrouble) and await self._cut(live, leg, trouble):
+                return
             live.drop(leg)
             self.world.tell(TransferFailed(request_id, attempt, live.line.prefill_instance or "", name, reason))
         else:

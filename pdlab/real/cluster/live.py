@@ -80,13 +80,17 @@ class Candidate:
 
 class Live:
     """With one candidate an attempt goes on where the lost one ended, at index `base`. Several are made anew, alike since they are drawn
-    from the same seed, and what their client has is left out."""
+    from the same seed, and what their client has is left out.
+
+    What the client has is part of the prompt from then on. Where the next draw or a penalty depends on what was made, it is `given` to the
+    legs that decode as the output it is, so that they go on exactly."""
 
     def __init__(self, request: Request, tokens: list[int], sampling: Sampling, deliver: Deliver, line: Timeline, gap: Gap) -> None:
         self.request, self.prompt, self.sampling, self.deliver, self.line, self.gap = request, tokens, sampling, deliver, line, gap
         self.candidates = [Candidate() for _ in range(sampling.best_of)]
         self.attempt = 0
         self.base = 0
+        self.given: list[int] = []
         self.legs: dict[str, Leg] = {}  # "prefill", "decode" (whoever makes its tokens, or shall), "target"
         self.named = 0  # legs so far
         self.held: Held | None = None
@@ -112,11 +116,18 @@ class Live:
         """Tokens of this attempt that count as prompt in the next one."""
         return len(self.candidates[0].tokens) - self.base if self.single else 0
 
-    def begin(self, attempt: int) -> None:
-        """A new attempt; the last one's legs are gone."""
+    @property
+    def looks_back(self) -> bool:
+        """Does the next token depend on which ones are output?"""
+        s = self.sampling
+        return bool(s.temperature > 0 or s.presence_penalty or s.frequency_penalty)
+
+    def begin(self, attempt: int, *, goes_on: bool) -> None:
+        """A new attempt; the last one's legs are gone. `goes_on`: every instance can go on from given tokens."""
         assert not self.legs, f"request {self.request.id}: attempt {attempt} begins beside {list(self.legs)}"
         self.attempt = attempt
         self.base = len(self.candidates[0].tokens) if self.single else 0
+        self.given = self.candidates[0].tokens[: self.base] if goes_on and self.looks_back else []
         self.held = self.prefilled = None
         self.made = []
         for c in self.candidates:
@@ -125,8 +136,8 @@ class Live:
             self.line.restart()
 
     def ask(self) -> tuple[list[int], Sampling]:
-        """This attempt's prompt, and what remains to be made."""
-        if not self.base:
+        """This attempt's prompt, and what remains to be made; what is `given` aside."""
+        if not self.base or self.given:
             return self.prompt, self.sampling
         sampling = msgspec.structs.replace(
             self.sampling,

@@ -14,8 +14,8 @@ from pdlab.types import InstanceSpec, Role
 @dataclass(frozen=True, slots=True)
 class LegAsk:
     """One leg of a request: `leg` is its X-Request-Id, unique for each attempt and instance. `tokens` is the prompt, output tokens of
-    earlier attempts included; `sampling.max_tokens` what remains to be made. `hashes` is the prompt's chain (a stand-in's engine needs it;
-    over HTTP the instance computes its own)."""
+    earlier attempts included, or these are `made` in `params`; `sampling.max_tokens` what remains to be made, with those. `hashes` is the
+    prompt's chain (a stand-in's engine needs it; over HTTP the instance computes its own)."""
 
     leg: str
     request_id: int

@@ -21,6 +21,7 @@ import msgspec
 from pdlab.log import EventLog
 from pdlab.real.cluster.legs import Legs
 from pdlab.real.cluster.live import Deliver, Leg, Live, Member
+from pdlab.real.cluster.pairs import Pairs
 from pdlab.real.cluster.remote import Broken, Remote
 from pdlab.real.cluster.timeline import Timelines
 from pdlab.real.engine.messages import Sampling
@@ -93,6 +94,7 @@ class World:
         self.all_go_on = True  # every instance can go on from a token that another has made
         self._now, self._unix = now, unix
         self._latest_s = 0.0
+        self.pairs = Pairs(self.now)
         self._rng = random.Random(seed)
         self._legs = Legs(self, transfer)
         self._requests = 0
@@ -279,7 +281,7 @@ class World:
         live = self.live.get(action.request_id)
         if live is None:
             return  # its end is about to be told
-        live.begin(action.attempt)
+        live.begin(action.attempt, goes_on=self.all_go_on)
         decode = None if action.decode is None else self.members[action.decode]
         self._legs.dispatch(live, self.members[action.instance], decode)
 
@@ -300,6 +302,7 @@ class World:
         live.prefilled = None
         for leg in list(live.legs.values()):
             if leg.member.name == action.instance:
+                self._legs.note_late(live, leg)
                 live.drop(leg)
                 leg.cancel()
         if live.held is not None and live.held.member.name == action.instance:
@@ -386,6 +389,7 @@ class World:
         if member.gone:
             return
         member.gone = True
+        self.pairs.forget(member)
         sent: dict[int, int] = {}
         for live in self.live.values():
             if member.name in (live.line.prefill_instance, live.line.decode_instance):

@@ -15,12 +15,14 @@ import msgspec
 
 from pdlab.real.engine.messages import (
     AnyFromEngine,
+    Ask,
     Broken,
     Cancel,
     Export,
     Exported,
     FromQueue,
     Full,
+    Holds,
     News,
     Proceed,
     Ready,
@@ -50,7 +52,7 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(AnyFromEngine)
         self._queues: dict[int, tuple[asyncio.Queue[FromQueue], set[int]]] = {}
-        self._calls: dict[int, asyncio.Future[Exported]] = {}
+        self._calls: dict[int, asyncio.Future[Exported | Holds | None]] = {}
         self._numbers = itertools.count(1)
         self._cache: dict[int, bool] = {}  # prefix hashes since the last report: stored, or evicted
         self._listening: asyncio.Task[None] | None = None
@@ -110,16 +112,13 @@ class EngineClient:
 
     async def export(self, id: int, stop: bool = False, resume: bool = False, lease_s: float = 30.0) -> Exported:
         """Of an engine that is down, or ends meanwhile: an answer with `error`."""
-        call = next(self._numbers)
-        if self.down is not None:
-            return Exported(call, self.down)
-        answer: asyncio.Future[Exported] = asyncio.get_running_loop().create_future()
-        self._calls[call] = answer
-        try:
-            self._send(Export(call, id, stop, resume, lease_s))
-            return await answer
-        finally:
-            del self._calls[call]
+        found = await self._call(Export(next(self._numbers), id, stop, resume, lease_s))
+        return found if isinstance(found, Exported) else Exported(0, self.down or "no answer")
+
+    async def leased(self, lease: str) -> bool:
+        """Does it hold, with all that was asked before? An engine that is down, or ends meanwhile, holds nothing."""
+        found = await self._call(Ask(next(self._numbers), lease))
+        return isinstance(found, Holds) and found.holds
 
     def report(self, name: str, incarnation: int) -> Report:
         """The load after the last step; `stored` and `evicted` since the last call, without what was stored and evicted again."""
@@ -167,6 +166,18 @@ class EngineClient:
             await asyncio.to_thread(self.process.wait)
             return None
 
+    async def _call(self, message: Export | Ask) -> Exported | Holds | None:
+        """Its answer; None of an engine that is down, or ends meanwhile."""
+        if self.down is not None:
+            return None
+        answer: asyncio.Future[Exported | Holds | None] = asyncio.get_running_loop().create_future()
+        self._calls[message.call] = answer
+        try:
+            self._send(message)
+            return await answer
+        finally:
+            del self._calls[message.call]
+
     def _begin(self, submit: Submit, message: ToEngine, arriving: asyncio.Queue[FromQueue]) -> None:
         if self.down is not None:
             for index in range(submit.sampling.best_of):
@@ -176,8 +187,8 @@ class EngineClient:
         self._send(message)
 
     async def _listen(self) -> None:
-        while isinstance(message := await self._receive(), Step | Exported):
-            if isinstance(message, Exported):
+        while isinstance(message := await self._receive(), Step | Exported | Holds):
+            if isinstance(message, Exported | Holds):
                 if (answer := self._calls.get(message.call)) is not None and not answer.done():
                     answer.set_result(message)
                 continue
@@ -228,9 +239,9 @@ class EngineClient:
             for index in sorted(open_candidates):
                 arriving.put_nowait(Tokens(id, index, 0, [], "error", error=reason))
         self._queues.clear()
-        for call, answer in self._calls.items():
+        for answer in self._calls.values():
             if not answer.done():
-                answer.set_result(Exported(call, reason))
+                answer.set_result(None)
 
 
 def load_report(step: Step, name: str, incarnation: int) -> Report:

@@ -133,7 +133,7 @@ class Engine:
             row.prompt = tuple(set(submit.tokens))
         output = s.max_tokens if submit.stays else max(s.max_tokens, 2)  # what is held has more to come, elsewhere
         seq = sched.Sequence(submit.id, index, len(submit.tokens), output, submit.hashes, submit.priority, stays=submit.stays)
-        candidate = Candidate(submit, index, list(submit.tokens), row, seq, now)
+        candidate = Candidate(submit, index, list(submit.tokens), row, seq, now if submit.sent_s is None else submit.sent_s)
         seq.owner = candidate
         return candidate
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pdlab.prefix import chain
 from pdlab.real.engine.engine import Candidate, Engine, Group
 from pdlab.real.engine.messages import Submit
 
@@ -105,6 +106,21 @@ class Exchange:
             self.engine.name_blocks(c)
             self.engine.scheduler.release(c.seq)
             c.seq.owner = None
+
+    # ------------------------------------------------------------ neither
+
+    def begin(self, submit: Submit, made: list[int], now: float) -> None:
+        """A request of one candidate that has lost the instances it was on, and its KV: it is computed here, and goes on after the tokens
+        `made` there, drawn as it would have gone on. Like an engine's `submit`."""
+        engine = self.engine
+        c = engine.candidate(submit, 0, now)
+        _made(c, made)
+        c.seq.prompt_tokens += len(made)
+        c.seq.output_tokens -= len(made)
+        if c.seq.hashes:
+            c.seq.hashes = chain(c.tokens, engine.runner.block_tokens)
+        engine.groups[submit.id] = Group({0: c})
+        engine.scheduler.submit(c.seq)
 
     # ------------------------------------------------------------ the destination
 

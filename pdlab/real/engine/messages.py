@@ -48,7 +48,8 @@ class Push(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """KV to read: of a sequence's first `kv_tokens` tokens, in a peer's `blocks`, leased as `lease`."""
+    """KV to read: of a sequence's first `kv_tokens` tokens, in a peer's `blocks`, leased as `lease`. No descriptor: nobody has any,
+    and it is computed here."""
 
     descriptor: bytes
     lease: str
@@ -58,7 +59,8 @@ class Source(msgspec.Struct, frozen=True):
 
 class Submit(ToEngine, frozen=True):
     """`hashes` is the chain of the prompt's full blocks (`pdlab.prefix.chain`). Unless it `stays`, its KV is leased after the first token
-    (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says."""
+    (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says. `sent_s`, on this machine's monotonic clock,
+    is when it began to wait; without it, when the engine looked, which is between two steps."""
 
     id: int
     tokens: list[int]
@@ -69,6 +71,7 @@ class Submit(ToEngine, frozen=True):
     push: Push | None = None
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    sent_s: float | None = None
 
 
 class Receive(ToEngine, frozen=True):
@@ -111,6 +114,13 @@ class Release(ToEngine, frozen=True):
 class Renew(ToEngine, frozen=True):
     lease: str
     lease_s: float = 30.0
+
+
+class Ask(ToEngine, frozen=True):
+    """Does a lease still hold? Answered by `Holds`, under `call`."""
+
+    call: int
+    lease: str
 
 
 class Export(ToEngine, frozen=True):
@@ -225,6 +235,13 @@ class Exported(FromEngine, frozen=True):
     made: list[int] = []
 
 
+class Holds(FromEngine, frozen=True):
+    """The answer to an Ask. False: the lease has ended, or never was."""
+
+    call: int
+    holds: bool
+
+
 News = Held | Reserved | Full | Staged | Landed  # of a request's KV
 
 
@@ -263,6 +280,6 @@ class Broken(FromEngine, frozen=True):
     usage: bool = False
 
 
-AnyToEngine = Submit | Receive | Proceed | Resume | Release | Renew | Export | Cancel | Stop
-AnyFromEngine = Ready | Step | Exported | Broken
+AnyToEngine = Submit | Receive | Proceed | Resume | Release | Renew | Ask | Export | Cancel | Stop
+AnyFromEngine = Ready | Step | Exported | Holds | Broken
 FromQueue = Tokens | Held | Reserved | Full | Staged | Landed  # what a request's queue brings

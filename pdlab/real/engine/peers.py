@@ -19,11 +19,13 @@ from pdlab.real.engine.background import Background
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.handoff import Exchange, Place
 from pdlab.real.engine.messages import (
+    Ask,
     Cancel,
     Export,
     Exported,
     Full,
     Held,
+    Holds,
     Landed,
     News,
     Proceed,
@@ -43,7 +45,7 @@ from pdlab.real.transfer.result import Result
 
 Post = Callable[[Callable[[], None]], None]
 RENEWALS = 6  # a lease is renewed that often in its time while it is read
-OPEN_S = 30.0  # to read a lease of another's, in all
+READ_S = 1.0  # for the word that all was read to arrive here
 
 
 @dataclass(slots=True, eq=False)
@@ -88,14 +90,14 @@ class Peers:
         self.lent: dict[str, Lent] = {}
         self.exports: dict[int, str] = {}  # running requests -> their lease
         self.first: dict[int, Tokens] = {}  # the token of what is held
-        self.told: list[News | Exported] = []
+        self.told: list[News | Exported | Holds] = []
         self.outputs: list[Tokens] = []
         self.received_bytes = self.failed = 0
         self.pushes = Pushes(engine, endpoint, background, post, self.pushed)
         engine.pusher = self.pushes
         self._leases = 0
 
-    def take(self, message: Receive | Resume | Proceed | Release | Renew | Export, now: float) -> None:
+    def take(self, message: Receive | Resume | Proceed | Release | Renew | Ask | Export, now: float) -> None:
         match message:
             case Receive():
                 self.receive(message, now)
@@ -107,6 +109,8 @@ class Peers:
                 self.release(message)
             case Renew():
                 self.endpoint.renew(message.lease, message.lease_s)
+            case Ask(call, lease):
+                self.told.append(Holds(call, self.endpoint.renew(lease, 0.0)))
             case Export():
                 self.told.append(self._export(message))
 
@@ -223,6 +227,10 @@ class Peers:
         if reason := self.engine.impossible(submit):
             self._refuse(submit, reason)
             return
+        if message.source is not None and not message.source.descriptor:
+            self.exchange.begin(submit, message.made, now)
+            self.told.append(Landed(submit.id, 0, 0.0, "", len(message.made)))
+            return
         place = self.exchange.receive(submit, list(message.made), now)
         if place is None:
             self.told.append(Full(submit.id, "no KV blocks are free, or max_seqs sequences run"))
@@ -269,22 +277,31 @@ class Peers:
         wanted, into = source.blocks[first:count], inbound.place.blocks[first:count]
 
         async def pull() -> Result:
-            renewing = asyncio.create_task(self._renewing(source))
+            left_s = max(0.01, inbound.deadline_s - time.monotonic())
             try:
-                left_s = max(0.01, inbound.deadline_s - time.monotonic())
-                return await self.endpoint.pull(source.descriptor, source.lease, wanted, into, deadline_s=left_s, release=True)
-            finally:
-                renewing.cancel()
+                async with asyncio.timeout(None) as while_leased:
+                    renewing = asyncio.create_task(self._renewing(source, while_leased))
+                    try:
+                        return await self.endpoint.pull(source.descriptor, source.lease, wanted, into, deadline_s=left_s, release=True)
+                    finally:
+                        renewing.cancel()
+            except TimeoutError:
+                return Result("expired", reason=f"lease {source.lease} has ended at its source")
 
         def done(result: Result | BaseException) -> None:
             self.post(lambda: self._was_read(inbound, result, tokens // block, tokens))
 
         inbound.work = self.background.start(pull, done)
 
-    async def _renewing(self, source: Source) -> None:
-        while True:
-            await asyncio.sleep(self.lease_s / RENEWALS)
-            await self.endpoint.renew_at(source.descriptor, [source.lease], lease_s=self.lease_s, deadline_s=self.lease_s / RENEWALS)
+    async def _renewing(self, source: Source, while_leased: asyncio.Timeout) -> None:
+        """Until the source says that the lease has ended: then the read ends, too, unless it was the read that ended it."""
+        period_s, leases = self.lease_s / RENEWALS, [source.lease]
+        known: list[str] | None = leases
+        while known is None or known:
+            await asyncio.sleep(period_s)
+            known = await self.endpoint.renew_at(source.descriptor, leases, lease_s=self.lease_s, deadline_s=period_s)
+        await asyncio.sleep(READ_S)
+        while_leased.reschedule(asyncio.get_running_loop().time())
 
     def _was_read(self, inbound: Inbound, result: Result | BaseException, full_blocks: int, tokens: int) -> None:
         inbound.work = None

@@ -24,11 +24,13 @@ import msgspec
 
 from pdlab.real.engine.messages import (
     AnyToEngine,
+    Ask,
     Broken,
     Cancel,
     Export,
     Exported,
     FromEngine,
+    Holds,
     Proceed,
     Ready,
     Receive,
@@ -219,7 +221,7 @@ class Serving:
                     self.engine.cancel(id, candidate)
             case Stop():
                 return False
-            case Receive() | Resume() | Proceed() | Release() | Renew() | Export():
+            case Receive() | Resume() | Proceed() | Release() | Renew() | Ask() | Export():
                 if self.peers is not None:
                     self.peers.take(message, time.monotonic())
                 else:
@@ -235,10 +237,12 @@ class Serving:
         """Since it was last told. Blocks of a read that was called off are free when it has ended, which no pass tells."""
         return len(self.engine.held) != self.leases or self.engine.scheduler.pool.used != self.used_blocks
 
-    def refuse(self, message: Receive | Resume | Proceed | Release | Renew | Export) -> None:
+    def refuse(self, message: Receive | Resume | Proceed | Release | Renew | Ask | Export) -> None:
         """There is nobody to exchange KV with."""
         if isinstance(message, Export):
             self.link.send(Exported(message.call, ALONE))
+        elif isinstance(message, Ask):
+            self.link.send(Holds(message.call, False))
         elif isinstance(message, Receive | Resume):
             submit = message.submit
             self.emit([Tokens(submit.id, i, 0, [], "error", error=ALONE) for i in range(submit.sampling.best_of)])
@@ -256,14 +260,14 @@ class Serving:
         told, peers.told = peers.told, []
         more, peers.outputs = peers.outputs, []
         for answer in told:
-            if isinstance(answer, Exported):
+            if isinstance(answer, Exported | Holds):
                 self.link.send(answer)
         load = self.engine.load([*outputs, *more], now)
         self.leases, self.used_blocks = load.leases, load.used_blocks
         self.link.send(
             msgspec.structs.replace(
                 load,
-                news=[one for one in told if not isinstance(one, Exported)],
+                news=[one for one in told if not isinstance(one, Exported | Holds)],
                 decode_step_s=self.decode_step_s,
                 transfer_bytes=peers.received_bytes,
                 failed_transfers=peers.failed,

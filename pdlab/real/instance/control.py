@@ -7,8 +7,8 @@ from fastapi import Request
 from starlette.responses import Response
 
 from pdlab.real.api.app import Route, as_json, read
-from pdlab.real.api.engine import Exchanging
 from pdlab.real.api.errors import ApiError, bad, loading
+from pdlab.real.api.exchange import Lender
 from pdlab.real.api.generate import Generation
 from pdlab.real.api.legs import PARAM, Reserve, bounded, check_made, seconds, source_of
 from pdlab.real.api.requests import check_tokens, parse
@@ -68,7 +68,10 @@ async def _release(service: Service, request: Request) -> Response:
 
 async def _renew(service: Service, request: Request) -> Response:
     body = parse(await read(request), Release)
-    _exchanging(service).renew(bounded(body.lease, "lease"), seconds(body.lease_s, "lease_s"))
+    engine, lease, lease_s = _exchanging(service), bounded(body.lease, "lease"), seconds(body.lease_s, "lease_s")
+    engine.renew(lease, lease_s)
+    if not await engine.leased(lease):
+        raise ApiError(404, f"lease {lease[:80]!r} has ended, or never was", param="lease", code="lease_unknown")
     return as_json({})
 
 
@@ -133,7 +136,7 @@ def _leg(service: Service, name: str) -> Generation:
     return found
 
 
-def _exchanging(service: Service) -> Exchanging:
+def _exchanging(service: Service) -> Lender:
     if service.engine.down is not None:
         raise ApiError(503, service.engine.down, code="engine_down")
     if service.exchange is None:

@@ -151,6 +151,7 @@ class StandIn:
         job = self.jobs.get(go.leg)
         if not self.is_alive or job is None or job.seq is None:
             raise Broken("there is no such leg")
+        assert not job.made or job.made == len(go.made)
         job.made = job.seq.made = len(go.made)
         job.told = True
         if go.kv_transfer_params is not None:
@@ -219,6 +220,7 @@ class StandIn:
         if self.refuses:
             raise Full("no room")
         assert ask.leg not in self.jobs, f"leg {ask.leg} twice"
+        self.rack.asked.append(ask)
         job = self.jobs[ask.leg] = Job(ask)
         job.submitted_s = self.loop.time()
         return job
@@ -251,8 +253,15 @@ class StandIn:
             job.inbox.put_nowait(StreamEvent("transferred", made=job.made))
             self.scheduler.stay(seq)
             self.kick()
+        elif job.made and not extra.reserve and params.remote_request_id is None:
+            job.seq = self._sequence(job)
+            job.seq.prompt_tokens += job.made
+            job.seq.output_tokens -= job.made
+            self.scheduler.submit(job.seq)
+            self.kick()
         else:
             job.seq = self._sequence(job, made=job.made)
+            job.seq.prompt_tokens += max(0, job.made - 1)
             if not self.scheduler.reserve(job.seq):
                 job.seq = None
                 raise Full("no room")
@@ -297,6 +306,9 @@ class StandIn:
             return
         assert job.seq is not None
         job.told = True
+        if (fails_s := self.rack.cuts.get((source.name, self.name))) is not None:
+            self.loop.call_later(fails_s, job.inbox.put_nowait, TransferTrouble(f"{source.name} does not answer"))
+            return
         wire = self.rack.wire
         ask_s = wire.network.path(source.name, self.name).latency_s
         job.source = source
@@ -311,6 +323,9 @@ class StandIn:
         target = self.rack.instances[to.descriptor]
         there = target.jobs.get(to.ticket)
         if there is None or there.seq is None or not target.is_alive:
+            self.scheduler.release(seq)
+            return
+        if (self.name, target.name) in self.rack.cuts:
             self.scheduler.release(seq)
             return
         self._lease(job.ask.leg, seq)
@@ -369,7 +384,7 @@ class StandIn:
         source.scheduler.release(old)
         source.kick()
         there.inbox.put_nowait(StreamEvent("moved"))
-        job.made = seq.made = old.made
+        job.made, seq.made = there.made, old.made
         self._landed(job)
 
     def runs(self, seq: Sequence) -> bool:
@@ -515,6 +530,8 @@ class Rack:
         kv = experiment.cost.kv_dtype
         self.bytes_per_token = max(model.kv_bytes_per_token(kv, p.placement.tp) for p in self.plans.values())
         self.instances: dict[str, StandIn] = {}
+        self.asked: list[LegAsk] = []
+        self.cuts: dict[tuple[str, str], float] = {}  # no KV goes from one to the other; seconds until a read says so
         for name, plan in self.plans.items():
             nic = (network.gbytes_per_s or 0.0) * 1e9
             self.wire.network.add(Endpoint(name=name, host=name, nic_bytes_per_s=nic, nics=plan.placement.nics))
@@ -618,12 +635,13 @@ class Run:
         if self.log is not None:
             self.log.close()
 
-    def submit(self, prompt_tokens: int, output_tokens: int, hashes: tuple[int, ...] = ()) -> Client:
+    def submit(self, prompt_tokens: int, output_tokens: int, hashes: tuple[int, ...] = (), **sampling: Any) -> Client:
         client = Client(prompt_tokens, output_tokens)
         following = len(self.clients)
         self.clients[following] = client
         tokens = [word(following, place) for place in range(prompt_tokens)]
-        client.id = self.world.submit(tokens, Sampling(max_tokens=output_tokens, temperature=0.0), client.take, hashes=hashes)
+        how = Sampling(**{"max_tokens": output_tokens, "temperature": 0.0, **sampling})
+        client.id = self.world.submit(tokens, how, client.take, hashes=hashes)
         assert client.id == following
         return client
 

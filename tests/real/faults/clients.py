@@ -24,8 +24,8 @@ def body(prompt: list[int], max_tokens: int, **more: Any) -> dict[str, Any]:
 class Client:
     """One request's stream. `error` is what the server said, `broken` that the connection did."""
 
-    def __init__(self, prompt: list[int], expected: Sequence[int]) -> None:
-        self.prompt, self.expected = prompt, list(expected)
+    def __init__(self, prompt: list[int], expected: Sequence[int], **more: Any) -> None:
+        self.prompt, self.expected, self.more = prompt, list(expected), more
         self.tokens: list[int] = []
         self.status = 0
         self.finish: str | None = None
@@ -65,7 +65,7 @@ class Client:
 
     async def _run(self, http: httpx.AsyncClient, url: str) -> None:
         try:
-            async with http.stream("POST", f"{url}/v1/completions", json=body(self.prompt, len(self.expected))) as answer:
+            async with http.stream("POST", f"{url}/v1/completions", json=body(self.prompt, len(self.expected), **self.more)) as answer:
                 self.status = answer.status_code
                 if self.status != 200:
                     self.error, self.done = json.loads(await answer.aread())["error"], True
@@ -100,13 +100,13 @@ class Load:
         self.http, self.urls = http, urls
         self.clients: list[Client] = []
 
-    def add(self, prompt: list[int], expected: Sequence[int]) -> Client:
+    def add(self, prompt: list[int], expected: Sequence[int], **more: Any) -> Client:
         url = self.urls[len(self.clients) % len(self.urls)]
-        self.clients.append(Client(prompt, expected).start(self.http, url))
+        self.clients.append(Client(prompt, expected, **more).start(self.http, url))
         return self.clients[-1]
 
-    def add_all(self, asked: Sequence[tuple[list[int], list[int]]]) -> list[Client]:
-        return [self.add(prompt, expected) for prompt, expected in asked]
+    def add_all(self, asked: Sequence[tuple[list[int], list[int]]], **more: Any) -> list[Client]:
+        return [self.add(prompt, expected, **more) for prompt, expected in asked]
 
     async def ended(self, within_s: float = 120.0) -> None:
         """Every one has ended by then."""
@@ -131,12 +131,12 @@ async def load(*urls: str) -> AsyncIterator[Load]:
                 await client.hang_up()
 
 
-async def expected(url: str, asked: Sequence[list[int]], tokens: int) -> list[list[int]]:
+async def expected(url: str, asked: Sequence[list[int]], tokens: int, **more: Any) -> list[list[int]]:
     """What a server makes of each prompt."""
     async with httpx.AsyncClient(timeout=TIMEOUT) as http:
 
         async def one(prompt: list[int]) -> list[int]:
-            answer = await http.post(f"{url}/v1/completions", json=body(prompt, tokens, stream=False))
+            answer = await http.post(f"{url}/v1/completions", json=body(prompt, tokens, stream=False, **more))
             assert answer.status_code == 200, answer.text
             found: list[int] = answer.json()["choices"][0]["token_ids"]
             assert len(found) == tokens

@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.real.faults.clients import Load, body, load
+from tests.real.faults.clients import Load, body, expected, load
 from tests.real.faults.cluster import AFAR, Cluster, cluster, free_ports, until
-from tests.real.faults.conftest import PROMPT_TOKENS, Asked
+from tests.real.faults.conftest import OUTPUT_TOKENS, Asked
 from tests.real.faults.links import Link, Links
 from tests.real.registry.worlds import Server
 
@@ -45,6 +46,10 @@ class World:
     def computed(self) -> float:
         """Prompt tokens, by the prefill instance."""
         return self.cluster.figures("p")["vllm:prompt_tokens_total"]
+
+    def made(self, name: str) -> float:
+        """Output tokens, by one of them."""
+        return self.cluster.figures(name)["vllm:generation_tokens_total"]
 
     async def transferring(self) -> None:
         """Wait until a prompt's KV is on its way."""
@@ -153,6 +158,25 @@ def test_decode_dies_while_it_decodes(world: World, asked: Asked) -> None:
     world.cluster.at_rest()
 
 
+@pytest.mark.parametrize("sampling", [{"seed": 11}, {"frequency_penalty": 1.0}], ids=["seeded", "penalised"])
+def test_decode_dies_and_what_is_drawn_or_penalised_goes_on_exactly(sampling: dict[str, Any], world: World, asked: Asked) -> None:
+    how = {"temperature": 1.0 if "seed" in sampling else 0.0, **sampling}
+    given = [prompt for prompt, _ in asked[:DECODE_SEQS]]
+    wanted = asyncio.run(expected(world.url, given, 200, **how))
+    assert all(tokens != greedy for tokens, (_, greedy) in zip(wanted, asked, strict=False))
+
+    async def play() -> None:
+        async with load(world.url) as clients:
+            made = clients.add_all(list(zip(given, wanted, strict=True)), **how)
+            await asyncio.gather(*(client.until(20) for client in made))
+            world.cluster.processes["d"].kill()
+            await clients.ended()
+            clients.check()
+
+    asyncio.run(play())
+    world.cluster.at_rest()
+
+
 def test_decode_loses_its_heartbeat_and_comes_back(world: World, asked: Asked) -> None:
     async def play() -> None:
         async with load(world.url) as clients:
@@ -212,19 +236,21 @@ def test_clients_that_leave_at_every_stage_leave_nothing_behind(world: World, as
     world.cluster.at_rest()
 
 
-def test_cut_apart_prefill_and_decode_try_again(world: World, asked: Asked) -> None:
-    """The router reaches both."""
+def test_cut_apart_from_decode_prefill_decodes_itself(world: World, asked: Asked) -> None:
+    """The router reaches both. Those that wait for their KV by then wait for as long as a transfer may take, the others do not."""
 
     async def play() -> None:
         async with load(world.url) as clients:
-            before = world.computed()
+            before, passed = world.made("p"), world.kv.passed
             world.kv.cut = True
             clients.add_all(asked[:4])
-            again = before + 5 * PROMPT_TOKENS
-            await asyncio.to_thread(until, lambda: world.computed() >= again, 90, lambda: "a prompt is computed again")
-            world.kv.cut = False
+            await clients.ended()
+            clients.add_all(asked[4:8])
             await clients.ended()
             clients.check()
+            assert world.made("p") - before >= 8 * (OUTPUT_TOKENS - 1)
+            assert world.kv.passed == passed
+            world.kv.cut = False
 
     asyncio.run(play())
     world.cluster.at_rest()

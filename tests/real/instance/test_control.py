@@ -24,7 +24,7 @@ from pdlab.real.wire import About
 from pdlab.types import InstanceSpec, Report, Role
 from tests.real.api.kv_stand_in import KvEngine
 from tests.real.api.stand_in import EchoEngine
-from tests.real.instance.world import instance
+from tests.real.instance.world import Lending, instance
 
 CONTROL = "/pdlab/v1"
 
@@ -62,9 +62,13 @@ def test_the_clusters_token_is_asked_for_and_stands_in_for_the_api_key(folder: P
 def test_leases_are_released_and_renewed(folder: Path) -> None:
     async def play() -> None:
         async with instance(folder, "p") as p:
-            assert (await p.ask(f"{CONTROL}/renew", lease="a", lease_s=12)).status_code == 200
-            assert (await p.ask(f"{CONTROL}/release", lease="a")).status_code == 200
-            assert p.engine.heard == [("renew", "a", 12.0), ("release", "a")]
+            await p.ask(prompt="abcd", max_tokens=1, kv_transfer_params={"do_remote_decode": True})
+            (lease,) = p.engine.shelf
+            assert (await p.ask(f"{CONTROL}/renew", lease=lease, lease_s=12)).status_code == 200
+            assert (await p.ask(f"{CONTROL}/release", lease=lease)).status_code == 200
+            assert p.engine.heard == [("renew", lease, 12.0), ("release", lease)]
+            ended = await p.ask(f"{CONTROL}/renew", lease=lease)
+            assert (ended.status_code, ended.json()["error"]["code"]) == (404, "lease_unknown")
             p.engine.down = "gone"
             answer = await p.ask(f"{CONTROL}/renew", lease="a")
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_down")
@@ -118,7 +122,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"kv_transfer_params": {"do_remote_prefill": True, "remote_block_ids": [-1]}},
         "kv_transfer_params.remote_block_ids must be block ids",
     ),
-    ({"kv_transfer_params": {"do_remote_prefill": True, "pdlab": {"made": [1]}}}, "kv_transfer_params.pdlab.made needs KV to go on from"),
+    (
+        {"kv_transfer_params": {"do_remote_prefill": True, "remote_request_id": "a", "pdlab": {"made": [1]}}},
+        "kv_transfer_params.pdlab.made needs all of remote_block_ids",
+    ),
     ({"kv_transfer_params": {"do_remote_prefill": True, "pdlab": {"made": [300]}}}, "kv_transfer_params.pdlab.made has token 300"),
     (
         {"kv_transfer_params": {"do_remote_prefill": True, "pdlab": {"reserve": True}}},
@@ -151,7 +158,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 def app_of(folder: Path, exchanges: bool = True) -> Any:
-    engine = KvEngine("fuzzed")
+    engine = Lending("fuzzed")
     service = Service(engine, Tokenizer.load(folder), "tiny", exchange=Exchange(engine, Migrations(engine)) if exchanges else None)
     app = create_app(service, ROUTES)
     app.state.member = Member(service, engine, None, spec_of(engine.ready, "fuzzed", Role.MIXED, "http://x", "here", "tiny"))
