@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pdlab.gaps import Gaps
 from pdlab.metrics import InstanceUse, LinkUse, summarise
@@ -15,6 +16,10 @@ from pdlab.result import Result
 from pdlab.types import Stage
 
 NAN = float("nan")
+
+# The same examples each time, however slow the machine; pytest --hypothesis-profile=default searches on.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def made_up_run(

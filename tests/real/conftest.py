@@ -11,6 +11,9 @@ import pytest
 from pdlab.real.engine.tokenizer import Tokenizer
 from tests.real import served
 
+for waiting in ("connect", "read", "write", "pool"):  # for calls that name no time-out: 5 s are few on a busy machine
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, waiting, 60.0)
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,11 +45,11 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as found:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as found:
+    with httpx.Client(base_url=url, timeout=120) as found:
         yield found

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -18,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tests.real.engine import tiny_models
 
 EOS, START, END = 256, 257, 258
+READY_S = 180.0
 TEMPLATE = (
     "{% for m in messages %}"
     "{% if m.role not in ['system', 'user', 'assistant', 'tool'] %}{{ raise_exception('no role ' + m.role) }}{% endif %}"
@@ -44,6 +46,17 @@ def make(folder: Path, family: str = "llama", **changes: object) -> Path:
 
 
 @contextmanager
+def still(pid: int) -> Iterator[None]:
+    """The process stands still meanwhile: what it runs can't end. In the end it goes on, if it is there."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
 def server(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """(its URL without /v1, the process). Killed at the end if it still runs."""
     command = [sys.executable, "-m", "pdlab", "serve", "--model", str(model), "--port", "0", "--threads", "1", *options]
@@ -59,7 +72,7 @@ def server(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[b
 
 def _url(process: subprocess.Popen[bytes]) -> str:
     assert process.stdout is not None
-    said, deadline_s = b"", time.monotonic() + 60
+    said, deadline_s = b"", time.monotonic() + READY_S
     while time.monotonic() < deadline_s:
         if select.select([process.stdout], [], [], 1)[0]:
             part = os.read(process.stdout.fileno(), 4096)
@@ -67,4 +80,4 @@ def _url(process: subprocess.Popen[bytes]) -> str:
             if found := re.search(rb"ready after .*: (http://\S+)/v1", said):
                 return found[1].decode()
             assert part, f"ended with {process.wait()}: {said.decode()}"
-    raise AssertionError(f"not ready after 60 s: {said.decode()}")
+    raise AssertionError(f"not ready after {READY_S} s: {said.decode()}")

@@ -1,4 +1,4 @@
-"""What a measured instance is known to do that others are not: engines of one machine slow each other, and KV is asked for between steps."""
+"""What measured instances do and others do not: engines of one machine slow each other, and KV is asked for between steps."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ def world(folder: Path) -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def client(world: World) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0, timeout=20) as found:
+    with openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def http(world: World) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=world.url, timeout=20) as found:
+    with httpx.Client(base_url=world.url, timeout=60) as found:
         yield found

@@ -1,8 +1,11 @@
-"""A process for the tests of `serve`: python -m tests.real.api.serve_stand_in FOLDER PORT DRAIN_S LOAD_S. Says `bound PORT`, `ready`."""
+"""A process for the tests of `serve`: python -m tests.real.api.serve_stand_in FOLDER PORT DRAIN_S WAITS.
+
+Says `bound PORT`, `ready`. Its engine stands still after a request's first token, until SIGUSR1; where WAITS is 1 it loads only then."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -11,17 +14,31 @@ from pdlab.real.api.serve import bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.types import UsageError
-from tests.real.api.stand_in import EchoEngine
+from tests.real.api.stand_in import EchoEngine, Sequence
 
 
-async def main(folder: Path, port: int, drain_s: float, load_s: float) -> int:
+class Held(EchoEngine):
+    """Until it is let go, a request gets its first token, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__(step_s=0.01)
+        self.let_go = asyncio.Event()
+
+    def _advance(self, one: Sequence) -> None:
+        if not one.made or self.let_go.is_set():
+            super()._advance(one)
+
+
+async def main(folder: Path, port: int, drain_s: float, waits: bool) -> int:
     sock = bind("127.0.0.1", port)
     print("bound", sock.getsockname()[1], flush=True)
-    app = create_app()
+    app, engine = create_app(), Held()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, engine.let_go.set)
 
     async def load() -> None:
-        await asyncio.sleep(load_s)
-        app.state.service = Service(EchoEngine(step_s=0.01), Tokenizer.load(folder), "tiny")
+        if waits:
+            await engine.let_go.wait()
+        app.state.service = Service(engine, Tokenizer.load(folder), "tiny")
         print("ready", flush=True)
 
     loading = asyncio.create_task(load())
@@ -33,7 +50,7 @@ async def main(folder: Path, port: int, drain_s: float, load_s: float) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))))
+        sys.exit(asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "1")))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

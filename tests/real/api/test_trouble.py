@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,18 @@ async def raw_request(url: str, fields: dict[str, Any]) -> tuple[asyncio.StreamR
     writer.write(head.encode() + payload)
     await writer.drain()
     return reader, writer
+
+
+def hang_up(world: World, fields: dict[str, Any], when: Callable[[], bool]) -> None:
+    """Ask, and do not wait for the answer."""
+
+    async def play() -> None:
+        _, writer = await raw_request(world.url, fields)
+        await asyncio.to_thread(until, when)
+        writer.close()
+        await writer.wait_closed()
+
+    asyncio.run(play())
 
 
 def first_of(answer: httpx.Response) -> Generator[str, None, None]:
@@ -66,8 +78,7 @@ def test_a_stream_whose_reader_hangs_up_is_cancelled(folder: Path) -> None:
 
 def test_a_whole_answer_nobody_waits_for_is_cancelled(folder: Path) -> None:
     with slow(folder) as world:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{world.url}/v1/completions", json=body(prompt=["ab", "cd"]), timeout=0.3)
+        hang_up(world, body(prompt=["ab", "cd"]), lambda: len(world.engine.live) == 2)
         until(world.at_rest)
         assert sorted(world.engine.cancelled) == [(1, -1), (2, -1)]
 
@@ -76,18 +87,24 @@ def test_hanging_up_while_waiting_in_the_queue(folder: Path) -> None:
     with slow(folder) as world:
         world.engine.paused = True
         for stream in (False, True):
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{world.url}/v1/completions", json=body(stream=stream), timeout=0.2)
+            hang_up(world, body(stream=stream), lambda: len(world.engine.live) == 1)
             until(world.at_rest)
+        assert world.engine.cancelled == [(1, -1), (2, -1)]
 
 
 def test_small_answers_do_not_wait_for_the_clients_ack(folder: Path) -> None:
     """Nagle's algorithm would cost 40 ms each: uvicorn writes head and body apart."""
-    with served(folder) as world, httpx.Client(base_url=world.url) as client:
-        started_s = time.monotonic()
+
+    def median_s(client: httpx.Client) -> float:
+        took_s = []
         for _ in range(20):
+            started_s = time.monotonic()
             assert client.post("/tokenize", json={"prompt": "x"}).status_code == 200
-        assert time.monotonic() - started_s < 0.5
+            took_s.append(time.monotonic() - started_s)
+        return sorted(took_s)[10]
+
+    with served(folder) as world, httpx.Client(base_url=world.url, timeout=60) as client:
+        assert any(median_s(client) < 0.025 for _ in range(20))  # on a busy machine not each time
 
 
 def test_hanging_up_in_the_middle_of_the_body(folder: Path) -> None:
@@ -106,7 +123,7 @@ def test_a_reader_that_stops_reading_holds_nobody_up(folder: Path) -> None:
 
         async def play() -> int:
             _, writer = await raw_request(world.url, body(stream=True, max_tokens=50_000))
-            async with httpx.AsyncClient(timeout=20) as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 answer = await client.post(f"{world.url}/v1/completions", json=body())
             await asyncio.sleep(0.3)
             writer.transport.abort()
@@ -148,13 +165,18 @@ def test_five_hundred_clients_half_of_which_hang_up(folder: Path) -> None:
 
 
 def test_beyond_the_bound_come_again_later(folder: Path) -> None:
-    async def flood(url: str, stream: bool) -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=20, limits=httpx.Limits(max_connections=60)) as client:
-            return await asyncio.gather(*(client.post(f"{url}/v1/completions", json=body(max_tokens=60, stream=stream)) for _ in range(60)))
+    async def flood(world: World, stream: bool) -> list[httpx.Response]:
+        asked = body(max_tokens=60, stream=stream)
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=60)) as client:
+            asking = asyncio.gather(*(client.post(f"{world.url}/v1/completions", json=asked) for _ in range(60)))
+            await asyncio.to_thread(until, lambda: world.service.metrics.refused["429"] == 56)
+            world.engine.paused = False
+            return await asking
 
     for stream in (False, True):
         with slow(folder, max_requests=4) as world:
-            answers = asyncio.run(flood(world.url, stream))
+            world.engine.paused = True
+            answers = asyncio.run(flood(world, stream))
             told = [a for a in answers if a.status_code == 429]
             assert {a.status_code for a in answers} == {200, 429}
             assert all(int(a.headers["retry-after"]) >= 1 for a in told)
@@ -197,6 +219,7 @@ def test_each_prompt_of_a_list_takes_a_place(folder: Path) -> None:
 def test_a_full_server_is_not_ready(folder: Path) -> None:
     with slow(folder, max_requests=1) as world, httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True)) as answer:
         lines = first_of(answer)
+        world.engine.paused = True
         ready = httpx.get(f"{world.url}/ready")
         assert ready.status_code == 503
         assert ready.json() == {"ready": False, "reasons": ["overloaded: 1 requests in flight, at most 1"]}
@@ -208,6 +231,7 @@ def test_draining_lets_old_requests_end_and_takes_no_new_ones(folder: Path) -> N
     with slow(folder) as world, httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True, max_tokens=100)) as answer:
         lines = answer.iter_lines()
         next(lines)
+        world.engine.paused = True
         world.service.drain()
         late = httpx.post(f"{world.url}/v1/completions", json=body())
         assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
@@ -215,6 +239,7 @@ def test_draining_lets_old_requests_end_and_takes_no_new_ones(folder: Path) -> N
         assert int(late.headers["retry-after"]) >= 1
         assert httpx.get(f"{world.url}/ready").json()["reasons"] == ["draining"]
         assert httpx.get(f"{world.url}/health").status_code == 200
+        world.engine.paused = False
         rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
@@ -225,6 +250,7 @@ def test_a_dead_engine_is_told_to_everybody(folder: Path) -> None:
         with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True)) as answer:
             lines = answer.iter_lines()
             next(lines)
+            world.engine.paused = True
             world.call(lambda: world.engine.die("the engine process has ended with status -9"))
             rest = [line for line in lines if line]
         assert "the engine process has ended with status -9" in rest[-2]
@@ -244,7 +270,7 @@ def test_an_engine_that_dies_before_the_first_token_is_a_503(folder: Path, strea
         world.engine.paused = True
 
         async def play() -> httpx.Response:
-            async with httpx.AsyncClient(timeout=20) as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 asked = asyncio.create_task(client.post(f"{world.url}/v1/completions", json=body(stream=stream)))
                 while not world.engine.live:
                     await asyncio.sleep(0.01)
@@ -260,13 +286,14 @@ def test_an_engine_that_dies_before_the_first_token_is_a_503(folder: Path, strea
 
 
 @contextmanager
-def process(folder: Path, *, drain_s: float = 30.0, load_s: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "tests.real.api.serve_stand_in", str(folder), "0", str(drain_s), str(load_s)]
+def process(folder: Path, *, drain_s: float = 300.0, waits: bool = False) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Its engine stands still until SIGUSR1; with `waits` it loads only then."""
+    command = [sys.executable, "-m", "tests.real.api.serve_stand_in", str(folder), "0", str(drain_s), str(int(waits))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as found:
         try:
             assert found.stdout is not None
             port = found.stdout.readline().split()[1]
-            if not load_s:
+            if not waits:
                 assert found.stdout.readline() == "ready\n"
             yield f"http://127.0.0.1:{port}", found
         finally:
@@ -278,8 +305,9 @@ def test_sigterm_finishes_what_runs_then_exits_0(folder: Path) -> None:
         lines = first_of(answer)
         server.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        server.send_signal(signal.SIGUSR1)
         assert [line for line in lines if line][-1] == "data: [DONE]"
-        said, complained = server.communicate(timeout=10)
+        said, complained = server.communicate(timeout=60)
         assert (server.returncode, said, complained) == (0, "left 0\n", "")
 
 
@@ -289,11 +317,9 @@ def test_what_does_not_end_in_time_is_cut_off(folder: Path) -> None:
         httpx.stream("POST", f"{url}/v1/completions", json=body(stream=True, max_tokens=490)) as answer,
     ):
         lines = first_of(answer)
-        started_s = time.monotonic()
         server.send_signal(signal.SIGINT)
-        said, _ = server.communicate(timeout=10)
+        said, _ = server.communicate(timeout=60)
         assert (server.returncode, said) == (0, "left 1\n")
-        assert time.monotonic() - started_s < 3
         lines.close()
 
 
@@ -302,24 +328,23 @@ def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
         lines = first_of(answer)
         server.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{url}/ready").status_code == 503)
-        started_s = time.monotonic()
         server.send_signal(signal.SIGTERM)
-        server.wait(10)
-        assert time.monotonic() - started_s < 2
+        server.wait(60)  # of the 300 that it would have waited
         lines.close()
 
 
 def test_while_loading_it_says_so(folder: Path) -> None:
-    with process(folder, load_s=1.0) as (url, server):
+    with process(folder, waits=True) as (url, server):
         until(lambda: httpx.get(f"{url}/ready").json() == {"ready": False, "reasons": ["loading"]})
         early = httpx.post(f"{url}/v1/completions", json=body(max_tokens=1))
         assert (early.status_code, early.json()["error"]["code"]) == (503, "loading")
         assert httpx.get(f"{url}/health").status_code == 503
         assert httpx.get(f"{url}/version").status_code == 200
+        server.send_signal(signal.SIGUSR1)
         until(lambda: httpx.get(f"{url}/ready").status_code == 200)
         assert httpx.post(f"{url}/v1/completions", json=body(max_tokens=1)).status_code == 200
         server.send_signal(signal.SIGTERM)
-        assert server.wait(10) == 0
+        assert server.wait(60) == 0
 
 
 def test_a_port_in_use_is_a_clear_mistake() -> None:

@@ -37,7 +37,7 @@ class World:
         self.loop.call_soon_threadsafe(what)
 
 
-def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, "it did not come to pass"
@@ -64,6 +64,6 @@ def served(folder: Path, *, engine: EchoEngine | None = None, **options: Any) ->
         yield World(f"http://127.0.0.1:{sock.getsockname()[1]}", app, service, engine, loops[0])
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         sock.close()
         assert not thread.is_alive()

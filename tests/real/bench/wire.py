@@ -90,7 +90,7 @@ class Wire:
             if part == CUT:
                 raise ConnectionResetError
             if part == HANG:
-                await asyncio.sleep(30)
+                await asyncio.sleep(300)
             writer.write(b"%x\r\n%b\r\n" % (len(part), part))
             await writer.drain()
             if reply.gap_s:
@@ -119,8 +119,8 @@ def wired(answer: Callable[[Body], Reply]) -> Iterator[Wire]:
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield wire
     finally:
         stop[0]()
-        thread.join(10)
+        thread.join(60)

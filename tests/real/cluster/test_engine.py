@@ -101,7 +101,7 @@ def served(folder: Path, test: Callable[[httpx.AsyncClient, World], Awaitable[No
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=10) as http:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", timeout=60) as http:
                 await test(http, made)
         finally:
             server.should_exit = True

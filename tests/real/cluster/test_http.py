@@ -32,7 +32,7 @@ def world(test: Test, **fake_options: Any) -> None:
         async with Fake(**fake_options) as fake:
             remote = HttpRemote(spec(fake.url, "vllm" if fake.vllm else "pdlab"), token="secret", api_key="key")
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await test(fake, remote)
             finally:
                 remote.close()

@@ -47,7 +47,7 @@ def world(test: Callable[[Fake, Vllm], Awaitable[None]], **options: Any) -> None
         async with Fake(vllm=True, **options) as fake:
             server = Vllm(fake.url, "key")
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await test(fake, server)
             finally:
                 server.close()

@@ -94,7 +94,7 @@ class Node:
         assert not self.peers.pushes.live
 
 
-def until(met: Callable[[], T | None], *nodes: Node, within_s: float = 20.0) -> T:
+def until(met: Callable[[], T | None], *nodes: Node, within_s: float = 120.0) -> T:
     """Let the nodes run until that is true; returns it."""
     deadline_s = time.monotonic() + within_s
     while not (found := met()):

@@ -236,3 +236,12 @@ def test_the_same_seed_gives_the_same_log_and_tokens(tiny: Tiny) -> None:
         tokens.append(d.tokens)
     assert logs[0] == logs[1]
     assert tokens[0] == tokens[1]
+
+
+def test_the_wait_for_a_step_under_way_counts_as_queueing(driver: Callable[..., Driver]) -> None:
+    engine = driver("llama").engine
+    told: list[float] = []
+    for id, sent_s in ((0, 5.0), (1, None)):  # looked at, at 7, which is when a step that took until then ended
+        engine.submit(Submit(id, [1, 2, 3], greedy(max_tokens=1), sent_s=sent_s), 7.0)
+        engine.step(8.0, lambda outputs: told.extend(output.queue_s for output in outputs), lambda: True)
+    assert told == [3.0, 1.0]

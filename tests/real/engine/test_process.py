@@ -36,7 +36,7 @@ async def started(folder: Path, **options: object) -> AsyncIterator[EngineClient
 async def collect(arriving: asyncio.Queue[Tokens]) -> tuple[list[int], str]:
     tokens: list[int] = []
     while True:
-        news = await asyncio.wait_for(arriving.get(), 30)
+        news = await asyncio.wait_for(arriving.get(), 120)
         assert news.start == len(tokens) or news.finish == "error"
         tokens += news.tokens
         if news.finish:
@@ -70,15 +70,23 @@ def test_requests_side_by_side_get_transformers_tokens_and_the_log_replays(tiny:
     assert not difference
 
 
-def test_a_cancelled_request_says_so_and_others_go_on(tiny: Tiny) -> None:
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose hundreds of tokens take longer than a test needs to break in on them."""
+    folder = tmp_path_factory.mktemp("slow")
+    tiny_models.make("llama", folder, **tiny_models.SLOW)
+    return folder
+
+
+def test_a_cancelled_request_says_so_and_others_go_on(slow: Path) -> None:
     async def main() -> None:
-        async with started(tiny("llama")[0]) as client:
+        async with started(slow) as client:
             long = client.submit(Submit(1, [1, 2], Sampling(max_tokens=400, temperature=0.0)))
             other = client.submit(Submit(2, [3, 4], GREEDY))
-            first = await asyncio.wait_for(long.get(), 30)
+            first = await asyncio.wait_for(long.get(), 120)
             assert first.tokens
             client.cancel(1)
-            while (news := await asyncio.wait_for(long.get(), 30)).finish is None:
+            while (news := await asyncio.wait_for(long.get(), 120)).finish is None:
                 pass
             assert news.finish == "abort"
             assert (await collect(other))[1] == "length"
@@ -88,21 +96,21 @@ def test_a_cancelled_request_says_so_and_others_go_on(tiny: Tiny) -> None:
     asyncio.run(main())
 
 
-def test_a_killed_engine_ends_every_request_with_the_reason(tiny: Tiny) -> None:
+def test_a_killed_engine_ends_every_request_with_the_reason(slow: Path) -> None:
     async def main() -> None:
-        async with started(tiny("llama")[0]) as client:
+        async with started(slow) as client:
             arriving = client.submit(Submit(1, [1, 2], Sampling(max_tokens=500, best_of=2)))
-            await asyncio.wait_for(arriving.get(), 30)
+            await asyncio.wait_for(arriving.get(), 120)
             os.kill(client.process.pid, signal.SIGKILL)
             ended: set[int] = set()
             while len(ended) < 2:
-                news = await asyncio.wait_for(arriving.get(), 30)
+                news = await asyncio.wait_for(arriving.get(), 120)
                 if news.finish:
                     assert news.finish == "error"
                     assert "has ended with status -9" in news.error
                     ended.add(news.candidate)
             assert client.down is not None
-            later = await asyncio.wait_for(client.submit(Submit(2, [1], GREEDY)).get(), 5)
+            later = await asyncio.wait_for(client.submit(Submit(2, [1], GREEDY)).get(), 60)
             assert later.finish == "error"
 
     asyncio.run(main())

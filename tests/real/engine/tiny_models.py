@@ -25,6 +25,11 @@ COMMON: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+SLOW: dict[str, Any] = {  # a decode step takes milliseconds: what runs for hundreds of tokens still runs when a test acts on it
+    "num_hidden_layers": 3,
+    "hidden_size": 512,
+    "intermediate_size": 4096,
+}
 ORIGINAL = {"original_max_position_embeddings": 64, "rope_theta": 10000.0}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),

@@ -15,11 +15,13 @@ import msgspec
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.messages import (
     AnyToEngine,
+    Ask,
     Export,
     Exported,
     FromEngine,
     FromQueue,
     Full,
+    Holds,
     Landed,
     Proceed,
     Receive,
@@ -99,6 +101,22 @@ def test_exports_are_answered_by_number_and_fail_with_the_engine() -> None:
             e.client.receive(Receive(Submit(5, [5], Sampling(best_of=2))), arriving)
             assert [(await arriving.get()).finish for _ in range(2)] == ["error", "error"]  # type: ignore[union-attr]
             e.client.release("lease")
+
+    asyncio.run(play())
+
+
+def test_an_engine_is_asked_whether_a_lease_holds_and_holds_none_when_it_has_ended() -> None:
+    async def play() -> None:
+        async with engine() as e:
+            asking = [asyncio.create_task(e.client.leased(lease)) for lease in ("a", "b", "c")]
+            heard = [await e.hears() for _ in asking]
+            assert heard[1] == Ask(heard[1].call, "b")
+            await e.says(Holds(heard[1].call, True))
+            await e.says(Holds(heard[0].call, False))
+            assert [await asking[at] for at in (0, 1)] == [False, True]
+            e.writer.close()
+            assert not await asking[2]
+            assert not await e.client.leased("d")
 
     asyncio.run(play())
 

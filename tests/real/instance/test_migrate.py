@@ -61,14 +61,17 @@ def test_a_request_moves_and_no_token_is_lost_or_told_twice(folder: Path) -> Non
 def test_what_was_made_during_a_long_copy_is_copied_in_a_second_stage(folder: Path) -> None:
     class Slow(KvEngine):
         def read(self, id: int, made: list[int], source: Any, last: bool) -> None:
-            """The first copy takes as long as 80 tokens."""
-            if self.heard and isinstance(self.heard[-1], Receive):
-                asyncio.get_running_loop().call_later(0.25, super().read, id, made, source, last)
-            else:
-                super().read(id, made, source, last)
+            """The first copy takes as long as 100 tokens of the source."""
+            if isinstance(self.heard[-1], Receive):
+                (one,) = a_engine.live.values()
+                if one.made < len(made) + 100:
+                    asyncio.get_running_loop().call_later(0.005, self.read, id, made, source, last)
+                    return
+            super().read(id, made, source, last)
+
+    a_engine = KvEngine("a", step_s=0.001, context=2048)
 
     async def play() -> None:
-        a_engine = KvEngine("a", step_s=0.001, context=2048)
         async with instance(folder, "a", engine=a_engine) as a, instance(folder, "b", engine=Slow("b", context=2048)) as b:
             asked = {**ASKED, "max_tokens": 2000}
             async with a.stream("r1", **asked) as old:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from pdlab.real.engine.client import EngineClient
+from pdlab.real.engine.messages import Exported
 from pdlab.real.engine.options import EngineOptions
 from tests.real import served
+from tests.real.engine import tiny_models
 from tests.real.instance.world import Instance, instance, tokens_of
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")
@@ -47,7 +50,7 @@ async def pair(folder: Path) -> AsyncIterator[tuple[Instance, Instance]]:
 
 async def at_rest(*instances: Instance) -> None:
     """No block is in use. Each look is a request, since an idle engine does not tell its load."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for one in instances:
             load = None
             while load is None or load.leases or load.used_blocks:
@@ -106,15 +109,28 @@ def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+def stand_still_until_asked_for_its_kv(engine: EngineClient) -> None:
+    """So that what it runs can't end before a destination has asked for it, however far this process, which is its server, lags behind."""
+    export = engine.export
+
+    async def asked(*args: Any, **options: Any) -> Exported:
+        engine.process.send_signal(signal.SIGCONT)
+        return await export(*args, **options)
+
+    engine.process.send_signal(signal.SIGSTOP)
+    engine.export = asked  # type: ignore[method-assign]
+
+
 def test_a_running_request_moves(tmp_path: Path) -> None:
     async def play() -> None:
-        folder = served.make(tmp_path, max_position_embeddings=4096, num_hidden_layers=6)
-        asked = {**ASKED, "max_tokens": 1500}
+        folder = served.make(tmp_path, **tiny_models.SLOW)
+        asked = {**ASKED, "max_tokens": 300}
         async with pair(folder) as (a, b):
             expected = (await b.ask(**asked)).json()["choices"][0]["token_ids"]
             move = {"do_remote_prefill": True, "pdlab": {"migrate": {"url": a.url, "leg": "r1"}, "events": True}}
             async with a.stream("r1", **asked) as old:
                 before = tokens_of([await old.next()])
+                stand_still_until_asked_for_its_kv(a.engine)
                 async with b.stream("r2", **asked, kv_transfer_params=move) as new:
                     made = (await new.event())["made"]
                     rest = await old.rest()

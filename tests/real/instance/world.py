@@ -29,6 +29,11 @@ from tests.real.api.kv_stand_in import KvEngine
 TOKEN = "of-the-cluster"
 
 
+class Lending(KvEngine):
+    async def leased(self, lease: str) -> bool:
+        return lease in self.shelf
+
+
 @dataclass
 class Instance:
     url: str
@@ -79,7 +84,7 @@ def tokens_of(chunks: list[Any]) -> list[int]:
     return [token for chunk in chunks for choice in chunk.get("choices", []) for token in choice["token_ids"]]
 
 
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.002)
@@ -90,7 +95,7 @@ async def instance(
     folder: Path, name: str, *, role: Role = Role.MIXED, registry: Registry | None = None, engine: Any = None, **options: Any
 ) -> AsyncIterator[Instance]:
     """`engine`: a KvEngine, or a real one's client."""
-    engine = engine or KvEngine(name)
+    engine = engine or Lending(name)
     migrations = Migrations(engine, TOKEN)
     service = Service(engine, Tokenizer.load(folder), "tiny", token=TOKEN, exchange=Exchange(engine, migrations))
     app = create_app(service, ROUTES)
@@ -102,7 +107,7 @@ async def instance(
         try:
             await until(lambda: server.started)
             await member.join()
-            async with httpx.AsyncClient(base_url=url, timeout=20, verify=False, headers={"X-PDLab-Token": TOKEN}) as http:
+            async with httpx.AsyncClient(base_url=url, timeout=300, verify=False, headers={"X-PDLab-Token": TOKEN}) as http:
                 yield Instance(url, app, service, engine, member, http)
         finally:
             await member.close()
