@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from pdlab.compare_notes import notes
 from pdlab.records import Column, latencies
 from pdlab.report.tables import SPREADS
 from pdlab.result import Result
 from pdlab.types import Stage, UsageError
 
 NAN = math.nan
+TELLING = 0.05  # of two means: the difference that makes one policy better than another
 POINTS = ("mean", "p50", "p90", "p99")
 RATES = (
     ("throughput, req/s", "throughput_rps"),
@@ -55,7 +57,9 @@ class Line:
 
     @property
     def error(self) -> float:
-        """(simulated - measured) / measured."""
+        """(simulated - measured) / measured; 0 where both are 0, nan where only what was measured is."""
+        if self.simulated == self.mean:
+            return 0.0
         return (self.simulated - self.mean) / self.mean if self.mean else NAN
 
     @property
@@ -128,8 +132,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Policies by one figure, the best first. A pair is decided where the measured means differ by more than both spreads; `agree` of the
-    `decided` pairs stand in the same order in the simulation."""
+    """Policies by one figure, the best first; those that are equal stand as one, "a = b". A pair is decided where the measured means differ
+    by more than both spreads, and by more than 5 %, within which a simulation may err; `agree` of the `decided` pairs stand in the same
+    order in the simulation."""
 
     label: str
     simulated: tuple[str, ...]
@@ -185,7 +190,7 @@ def _group(policy: str, simulated: Result, measured: Sequence[Result]) -> Group:
         tuple(lines),
         tuple(_instances(sim, runs)),
         tuple(_pairs(simulated, measured)),
-        tuple(_notes(simulated, measured)),
+        tuple(dict.fromkeys(notes(simulated, measured))),
     )
 
 
@@ -231,33 +236,6 @@ def _by_id(result: Result, key: str) -> dict[int, float]:
     return dict(zip(found["request_id"][held].astype(int).tolist(), values[held].tolist(), strict=True))
 
 
-def _notes(simulated: Result, measured: Sequence[Result]) -> Iterable[str]:
-    ours = _prompts(simulated)
-    for result in measured:
-        theirs = _prompts(result)
-        shared = ours.keys() & theirs.keys()
-        other = sum(ours[i] != theirs[i] for i in shared)
-        if other:
-            yield f"{other:,} of {len(shared):,} requests have other prompt lengths in {_place(result)}: not the same workload"
-        elif len(ours) != len(theirs):
-            yield f"{len(ours):,} requests were simulated, {len(theirs):,} measured in {_place(result)}"
-        if result.summary["partial"]:
-            yield f"{_place(result)} was stopped early"
-        if result.summary["run"].get("seed") != simulated.summary["run"].get("seed"):
-            yield f"{_place(result)} has another seed: requests are no pairs"
-    if simulated.summary["partial"]:
-        yield "the simulation was stopped early"
-
-
-def _prompts(result: Result) -> dict[int, float]:
-    found = result.records.columns()
-    return dict(zip(found["request_id"].astype(int).tolist(), found["prompt_tokens"].tolist(), strict=True))
-
-
-def _place(result: Result) -> str:
-    return f"the run at {result.summary['run'].get('url', 'an unknown address')}"
-
-
 def _rankings(groups: Sequence[Group]) -> Iterable[Ranking]:
     if len(groups) < 2:
         return
@@ -267,14 +245,17 @@ def _rankings(groups: Sequence[Group]) -> Iterable[Ranking]:
             continue
         agree = decided = 0
         for a, b in combinations(lines.values(), 2):
-            apart = max(_known(a.half_range), _known(b.half_range))
-            if abs(a.mean - b.mean) <= apart or a.mean == b.mean:
+            apart = max(_known(a.half_range), _known(b.half_range), TELLING * max(abs(a.mean), abs(b.mean)))
+            if abs(a.mean - b.mean) <= apart:
                 continue
             decided += 1
             agree += (a.simulated - b.simulated) * (a.mean - b.mean) > 0
 
         def order(value: Callable[[Line], float], lines: Mapping[str, Line] = lines, better: int = better) -> tuple[str, ...]:
-            return tuple(sorted(lines, key=lambda policy: -better * value(lines[policy])))
+            places: dict[float, list[str]] = {}
+            for policy in sorted(lines, key=lambda policy: -better * value(lines[policy])):
+                places.setdefault(value(lines[policy]), []).append(policy)
+            return tuple(" = ".join(place) for place in places.values())
 
         count = len(lines) * (len(lines) - 1) // 2
         yield Ranking(label, order(lambda line: line.simulated), order(lambda line: line.mean), agree, decided, count)

@@ -7,27 +7,34 @@ show, so drawing takes the same time for a thousand requests as for a million.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from pdlab.records import Column, Records, Samples, latencies
+from pdlab.records import Column, Records, Samples
+from pdlab.report.look import PALETTE, STYLE, Picture, completed, curve, limit_line, nothing, picture, share_axis, time_axis
 from pdlab.report.stages import stretches
 from pdlab.report.units import seconds
 from pdlab.types import Stage
 
-INK, GRID = "#4a5058", "#d5d9de"
-PALETTE = ("#2f7ed8", "#e0803a", "#3aa06b", "#8e62c7", "#d1517a", "#2aa5b0", "#a08a2c", "#6f7b8a")
-LIMIT = "#d43d3d"
+__all__ = [
+    "PALETTE",
+    "STAGE_COLOURS",
+    "STYLE",
+    "Picture",
+    "compared_distributions",
+    "distributions",
+    "load",
+    "overview",
+    "timeline",
+]
+
 STAGE_COLOURS = {
     "queued": "#c3c9d1",
     "prefill": "#e0803a",
@@ -36,46 +43,14 @@ STAGE_COLOURS = {
     "wait to decode": "#a9b8c9",
     "decode": "#2f7ed8",
 }
-STYLE: Any = {  # matplotlib types its keys as 300 literals
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "lines.linewidth": 1.5,
-    "svg.fonttype": "none",
-}
-_POINTS = 400  # of a curve
+_STRETCHES = 400  # of time, in a curve of load
 _LINES = 8  # instances drawn one by one; more are shown as their roles' means
-
-
-class Picture(Figure):
-    """A Figure that shows itself in a notebook, whether or not pyplot is in use."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
 
 
 def distributions(records: Records, slo: tuple[float | None, float | None]) -> Picture:
     """TTFT and TPOT of the completed requests: how often (above), how many within (below). `slo` is (ttft_s, tpot_s)."""
     with mpl.rc_context(STYLE):
-        figure = _picture(9.6, 4.6)
+        figure = picture(9.6, 4.6)
         _draw_distributions(figure, records, slo)
         return figure
 
@@ -83,7 +58,7 @@ def distributions(records: Records, slo: tuple[float | None, float | None]) -> P
 def load(samples: Samples, roles: Mapping[str, str] | None = None) -> Picture:
     """Waiting requests, running sequences and KV use over time. `roles` (by instance name) groups where there are many instances."""
     with mpl.rc_context(STYLE):
-        figure = _picture(9.6, 5.4)
+        figure = picture(9.6, 5.4)
         _draw_load(figure, samples, roles or {})
         return figure
 
@@ -91,7 +66,7 @@ def load(samples: Samples, roles: Mapping[str, str] | None = None) -> Picture:
 def timeline(records: Records, requests: int = 32) -> Picture:
     """`requests` consecutive arrivals from the middle of the run, each a bar from arrival to its last token."""
     with mpl.rc_context(STYLE):
-        figure = _picture(9.6, 1.4 + 0.16 * max(4, min(requests, len(records))))
+        figure = picture(9.6, 1.4 + 0.16 * max(4, min(requests, len(records))))
         _draw_timeline(figure, records, requests)
         return figure
 
@@ -99,7 +74,7 @@ def timeline(records: Records, requests: int = 32) -> Picture:
 def overview(records: Records, samples: Samples, slo: tuple[float | None, float | None], title: str = "") -> Picture:
     """All three in one."""
     with mpl.rc_context(STYLE):
-        figure = _picture(10, 15)
+        figure = picture(10, 15)
         if title:
             figure.suptitle(title, fontsize=12, fontweight="bold", x=0.02, ha="left")
         top, middle, bottom = cast("Sequence[SubFigure]", figure.subfigures(3, 1, height_ratios=(4.6, 5.2, 5.2), hspace=0.03))
@@ -112,40 +87,20 @@ def overview(records: Records, samples: Samples, slo: tuple[float | None, float 
 def compared_distributions(runs: Sequence[tuple[str, Records]], slo: tuple[float | None, float | None]) -> Picture:
     """The TTFT and TPOT of several runs, one curve a run."""
     with mpl.rc_context(STYLE):
-        figure = _picture(9.6, 3.4)
+        figure = picture(9.6, 3.4)
         left, right = figure.subplots(1, 2)
         for axes, key, name, limit in ((left, "ttft_s", "TTFT", slo[0]), (right, "tpot_s", "TPOT", slo[1])):
             for k, (label, records) in enumerate(runs):
-                values = _completed(records, key)
+                values = completed(records, key)
                 if values.size:
-                    x, y = _curve(values)
+                    x, y = curve(values)
                     axes.plot(x, y, color=PALETTE[k % len(PALETTE)], label=label, linestyle="-" if k < len(PALETTE) else "--")
             axes.set_title(f"{name}: share within")
-            _time_axis(axes)
-            _share_axis(axes)
-            _limit(axes, limit)
+            time_axis(axes)
+            share_axis(axes)
+            limit_line(axes, limit)
         left.legend(loc="lower right")
         return figure
-
-
-def _picture(width: float, height: float) -> Picture:
-    figure = Picture(figsize=(width, height), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _completed(records: Records, key: str) -> Column:
-    found = records.columns()
-    values = latencies(found)[key][found["status"] == Stage.DONE]
-    known: Column = values[~np.isnan(values)]
-    return known
-
-
-def _curve(values: Column) -> tuple[Column, Column]:
-    share = np.linspace(0, 1, min(_POINTS, max(values.size, 2)))
-    # The upper tail is what objectives are about: half of the points lie above p90.
-    share = np.unique(np.concatenate((share[::2], 0.9 + share / 10)))
-    return np.quantile(values, share), share
 
 
 def _draw_distributions(figure: Figure | SubFigure, records: Records, slo: tuple[float | None, float | None]) -> None:
@@ -153,10 +108,10 @@ def _draw_distributions(figure: Figure | SubFigure, records: Records, slo: tuple
     for column, (key, name, limit, colour) in enumerate((("ttft_s", "TTFT", slo[0], PALETTE[1]), ("tpot_s", "TPOT", slo[1], PALETTE[0]))):
         often, within = grid[0][column], grid[1][column]
         often.set_title(f"{name} of completed requests")
-        values = _completed(records, key)
+        values = completed(records, key)
         if not values.size:
-            _nothing(often)
-            _nothing(within)
+            nothing(often)
+            nothing(within)
             continue
         shown = np.maximum(values, 1e-6)
         # The objective stays in the picture; a stray outlier does not squeeze it.
@@ -166,7 +121,7 @@ def _draw_distributions(figure: Figure | SubFigure, records: Records, slo: tuple
         often.hist(shown, bins=list(np.geomspace(low, high, 61)), weights=np.full(shown.size, 1 / shown.size), color=colour, alpha=0.85)
         often.set_ylabel("share of requests")
         often.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        x, y = _curve(shown)
+        x, y = curve(shown)
         within.plot(x, y, color=colour)
         for q in (0.5, 0.9, 0.99):
             at = float(np.quantile(shown, q))
@@ -176,45 +131,10 @@ def _draw_distributions(figure: Figure | SubFigure, records: Records, slo: tuple
             within.annotate(f"p{q * 100:.0f} {seconds(at)}", (at, q), textcoords="offset points", fontsize=8, **place)
         within.set_ylabel("share within")
         within.set_xlim(low, high)
-        _time_axis(within)
-        _share_axis(within)
-        _limit(often, limit)
-        _limit(within, limit, words=False)
-
-
-def _limit(axes: Axes, limit: float | None, words: bool = True) -> None:
-    if limit is None or not math.isfinite(limit):
-        return
-    axes.axvline(limit, color=LIMIT, linestyle=(0, (4, 2)), linewidth=1.3)
-    if words:
-        axes.set_title(f"- - objective {seconds(limit)}", loc="right", color=LIMIT, fontsize=8, fontweight="normal")
-
-
-def _time_axis(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-    low, high = axes.get_xlim()
-    # Powers of ten alone are too few to read from, unless there are many.
-    decades = math.log10(high / max(low, 1e-12))
-    subs = (1, 2, 5) if decades < 1.8 else (1, 3) if decades < 3.3 else (1,)
-    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=subs, numticks=16))
-    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    axes.grid(visible=True, which="major")
-
-
-def _tick(x: float, _: int | None = None) -> str:
-    scale, unit = (1.0, "s") if x >= 0.9995 else (1e3, "ms") if x >= 0.9995e-3 else (1e6, "us")
-    return f"{x * scale:.4g} {unit}"
-
-
-def _share_axis(axes: Axes) -> None:
-    axes.set_ylim(0, 1.03)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
-def _nothing(axes: Axes) -> None:
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, "nothing to show", ha="center", va="center", transform=axes.transAxes)
+        time_axis(within)
+        share_axis(within)
+        limit_line(often, limit)
+        limit_line(within, limit, words=False)
 
 
 def _draw_load(figure: Figure | SubFigure, samples: Samples, roles: Mapping[str, str]) -> None:
@@ -222,7 +142,7 @@ def _draw_load(figure: Figure | SubFigure, samples: Samples, roles: Mapping[str,
     t, instance = samples.column("t_s"), samples.column("instance").astype(np.int64)
     if not t.size:
         for axes in rows:
-            _nothing(axes)
+            nothing(axes)
         return
     blocks = samples.column("kv_blocks")
     columns = (
@@ -231,7 +151,7 @@ def _draw_load(figure: Figure | SubFigure, samples: Samples, roles: Mapping[str,
         ("KV blocks in use", np.divide(samples.column("used_blocks"), blocks, out=np.zeros_like(t), where=blocks > 0)),
     )
     groups = _groups(samples, instance, roles)
-    edges = np.linspace(t.min(), t.max() + 1e-9, min(_POINTS, max(2, t.size // max(1, len(np.unique(instance))))) + 1)
+    edges = np.linspace(t.min(), t.max() + 1e-9, min(_STRETCHES, max(2, t.size // max(1, len(np.unique(instance))))) + 1)
     for axes, (title, values) in zip(rows, columns, strict=True):
         for k, (label, mine) in enumerate(groups):
             x, mean, low, high = _thinned(t[mine], values[mine], edges)
@@ -279,7 +199,7 @@ def _draw_timeline(figure: Figure | SubFigure, records: Records, requests: int) 
     start = max(0, (len(order) - requests) // 2)
     chosen = order[start : start + requests]
     if not chosen.size:
-        _nothing(axes)
+        nothing(axes)
         return
     for stretch in stretches(records):
         begin, end = stretch.start_s[chosen], stretch.end_s[chosen]

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from pdlab.compare import Comparison, compare
+from pdlab.compare_stored import Check, checks
 from pdlab.report import compare_cli
-from pdlab.report.compare import agreement, comparison_page, comparison_table, distributions, scatter, signed
+from pdlab.report.compare import agreement, checks_markdown, checks_table, comparison_page, comparison_table, ranking_table, signed
 from pdlab.result import Result
 from pdlab.types import UsageError
 from tests.measured import measured, simulated
@@ -25,11 +27,15 @@ def comparison(policies: dict[str, Result]) -> Comparison:
     return compare([*sims, *((name, measured(run, factor)) for name, run in sims for factor in (0.97, 1.05))])
 
 
-def printed(comparison: Comparison) -> str:
-    console = Console(width=140, record=True, file=None)
+def shown(what: RenderableType) -> str:
+    console = Console(width=140)
     with console.capture() as captured:
-        console.print(comparison_table(comparison))
+        console.print(what)
     return captured.get()
+
+
+def printed(comparison: Comparison) -> str:
+    return shown(comparison_table(comparison))
 
 
 def test_the_terminal_shows_errors_spreads_and_the_order_of_policies(comparison: Comparison) -> None:
@@ -58,15 +64,18 @@ def test_the_page_is_one_file_with_its_pictures(comparison: Comparison) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_pictures_can_be_drawn_of_runs_in_which_nothing_completed(policies: dict[str, Result], tmp_path: Path) -> None:
-    sim = policies["round_robin"]
-    empty = measured(sim, 1.0)
-    empty.records.rows = empty.records.rows[:0]
-    empty.summary["instances"] = []
-    (group,) = compare([("a", sim), ("b", empty)]).groups
-    assert not group.instances
-    for figure in (distributions(group), scatter(group)):
-        figure.savefig(tmp_path / "x.png")
+def test_every_figure_stands_beside_its_bar(comparison: Comparison) -> None:
+    said = shown(checks_table(list(checks("2p1d", comparison))))
+    assert "TPOT p99" in said and "±4.0 %" in said and "10 %" in said and "missed" not in said
+    assert "12 of 12 figures are within" in said
+    far = compare([("sim", comparison.groups[0].simulated), ("real", measured(comparison.groups[0].simulated, 2.0))])
+    said = shown(checks_table(list(checks("2p1d", far))))
+    assert said.count("missed") == 6 and "-50.0 %" in said and "0 of 6 figures" in said
+
+
+def test_the_ranking_can_be_shown_alone(comparison: Comparison) -> None:
+    said = shown(ranking_table(comparison))
+    assert "TTFT mean" in said and "round_robin" in said and "decode-0" not in said
 
 
 def test_errors_are_signed() -> None:
@@ -91,3 +100,13 @@ def test_the_commands_mistakes_are_told_in_a_line(tmp_path: Path) -> None:
         compare_cli.compare([tmp_path])
     with pytest.raises(UsageError, match="no result is saved there"):
         compare_cli.compare([tmp_path, tmp_path])
+
+
+def test_the_markdown_table_shows_each_error_with_its_spread_and_what_was_missed_in_bold() -> None:
+    good = Check("1p1d, 2 req/s", "least_loaded", "ttft_s.mean", 1.01, 1.0, 0.01, 0.02, 0.05, True)
+    bad = Check("1p1d, 2 req/s", "least_loaded", "e2e_s.p99", 1.5, 1.0, 0.5, math.nan, 0.1, False)
+    assert checks_markdown([good, bad]).splitlines() == [
+        "| run | policy | TTFT mean | E2E p99 |",
+        "| --- | --- | ---: | ---: |",
+        "| 1p1d, 2 req/s | least_loaded | +1.0% ±2.0% | **+50.0%** |",
+    ]

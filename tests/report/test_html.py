@@ -89,3 +89,24 @@ def test_comparison_marks_the_best(made_run: Made) -> None:
     assert "slow &amp; old" in page
     assert 'class="best"' in page
     assert "★" in page
+
+
+def test_what_the_client_cost_is_on_the_page_of_a_measured_run(made_run: Made) -> None:
+    result = made_run(20)
+    assert "The client that measured" not in page_of(result)
+    late = {"p50": 0.0002, "p99": 0.0031, "max": 0.0123}
+    result.summary["client"] = {
+        "send_late_s": late,
+        "read_late_s": dict.fromkeys(late),
+        "cpu_s": 1.25,
+        "cpu_share": 0.034,
+        "connections": 17,
+        "chunks": 2345,
+        "tokens_per_chunk": 1.0,
+    }
+    page = page_of(result)
+    read(page)
+    for words in ("The client that measured", "12.3 ms", "3.4 % of a core, 1.25 s in all", "<dd>17</dd>", "2,345 of 1 tokens each"):
+        assert words in page, words
+    result.summary["client"] |= {"chunks": 0, "tokens_per_chunk": None, "cpu_share": None}
+    assert "<dt>chunks</dt><dd>0</dd>" in page_of(result)

@@ -1,0 +1,84 @@
+"""A page of HTML and its parts: one file, nothing fetched; light or dark as the reader's system is.
+
+Figures are inline SVG whose ink and grid are taken from the page's own colours.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+import matplotlib as mpl
+
+from pdlab.report import look
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#22272e;--soft:#68707a;--line:#dde1e6;--page:#fff;--box:#f5f7f9;--good:#1d7d47;--bad:#c0352b}
+@media (prefers-color-scheme:dark){
+:root{--ink:#e2e6ea;--soft:#98a2ad;--line:#3a414a;--page:#15191e;--box:#1f252c;--good:#5fc78c;--bad:#f07a70}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1060px;padding:28px 20px 60px;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+h1{font-size:25px;margin:0}h2{font-size:17px;margin:34px 0 10px}
+p{margin:6px 0}.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:20px 0}
+.tile{background:var(--box);border-radius:8px;padding:10px 14px}
+.tile b{display:block;font-size:21px;line-height:1.3}.tile span{color:var(--soft);font-size:13px}
+.verdict{background:var(--box);border-left:4px solid var(--bad);border-radius:0 8px 8px 0;padding:10px 14px}
+.verdict.good{border-color:var(--good);color:inherit}
+.warning{border-left:4px solid #d29a22;background:var(--box);padding:8px 14px;margin:6px 0}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:4px 12px 4px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{font-weight:600;color:var(--soft);font-size:13px}th:first-child,td:first-child,.text{text-align:left}
+td.best{color:var(--good);font-weight:600}
+figure{margin:14px 0;overflow-x:auto}figure svg{width:100%;min-width:560px;height:auto;display:block}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:0}.scroll+dl{margin-top:12px}dt{font-weight:600}dd{margin:0}
+pre{background:var(--box);border-radius:8px;padding:14px;overflow-x:auto;font:13px/1.45 ui-monospace,monospace}
+summary{cursor:pointer;font-weight:600}
+"""
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """All of it, of parts that are HTML already."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escaped(title)} · pdlab</title>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, marks: Sequence[Sequence[bool]] | None = None) -> str:
+    """`text` columns are words, to the left; `marks` says which cells are the best."""
+
+    def cell(kind: str, column: int, words: str, best: bool = False) -> str:
+        names = " ".join(["text"] * (column < text) + ["best"] * best)
+        return f'<{kind} class="{names}">{escaped(words)}</{kind}>' if names else f"<{kind}>{escaped(words)}</{kind}>"
+
+    top = "".join(cell("th", k, words) for k, words in enumerate(head))
+    lines = []
+    for r, row in enumerate(rows):
+        cells = (cell("td", k, words, marks[r][k] if marks else False) for k, words in enumerate(row))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def definition_list(terms: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escaped(term)}</dt><dd>{escaped(meaning)}</dd>" for term, meaning in terms) + "</dl>"
+
+
+def svg(figure: look.Picture, name: str, label: str) -> str:
+    """The figure as inline SVG: ids of its own (several share a page), colours that follow the page, text as text."""
+    buffer = io.StringIO()
+    with mpl.rc_context({**look.STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
+    drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing).replace("xlink:href", "href")
+    drawing = drawing.replace(look.INK, "var(--ink)").replace(look.GRID, "var(--line)")
+    # Attributes do not know var(); only styles do.
+    drawing = re.sub(r'(?<![\w-])(fill|stroke)="(var\(--\w+\))"', r'style="\1:\2"', drawing)
+    return f'<figure role="img" aria-label="{escaped(label)}">{drawing}</figure>'
+
+
+def escaped(words: str) -> str:
+    return html.escape(str(words))
