@@ -7,7 +7,7 @@ WORKLOAD ?= constant
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve serve-pd validate validate-full test interop servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
+.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -56,8 +56,12 @@ bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 validate: .venv/real.stamp  ## simulate and serve the same experiments on this machine: do they agree?
 	.venv/bin/pdlab validate experiments/two_worlds.yaml
 
-validate-full: .venv/real.stamp  ## the whole table, about two hours
+validate-full: .venv/real.stamp  ## the whole table, about an hour
 	.venv/bin/pdlab validate experiments/two_worlds_full.yaml
+
+validate-vllm: .venv/real.stamp servers  ## the same with two vLLM servers as engines, a quarter of an hour [VLLM=python of its environment]
+	$(if $(VLLM),,experiments/interop_env.sh build/interop)
+	.venv/bin/pdlab validate experiments/two_worlds_vllm.yaml --vllm $(or $(VLLM),build/interop/venv/bin/python)
 
 bench-cluster: .venv/test.stamp  ## the router's own cost, before instances that answer at once
 	.venv/bin/python -m experiments.bench_cluster

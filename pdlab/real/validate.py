@@ -1,8 +1,9 @@
 """`pdlab validate`: the same experiments simulated and served on this machine, and whether the figures agree.
 
-The file names a base experiment, and the layouts, policies and rates that are tried with it. The engine is calibrated first, alone, with
-work that has nothing to do with the workload; then each cluster is started, measured `repeats` times at each rate, and stopped; then each
-is simulated with the profile. Nothing is fitted to what was measured of the clusters.
+The file names a base experiment, and the layouts, policies and rates that are tried with it. An engine is calibrated alone, with work that
+has nothing to do with the workload; then each cluster is started, measured at each rate, and stopped. That is done `repeats` times, with
+one more calibration at the end, since a shared machine is not equally fast at all times. Then each cluster is simulated with the pooled
+profile. Nothing is fitted to what was measured of the clusters.
 
 Engines are pinned to one core each, in the order of the file; the router and the client share what is left, or all where nothing is.
 """
@@ -10,6 +11,7 @@ Engines are pinned to one core each, in the order of the file; the router and th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import re
@@ -18,24 +20,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import yaml
 from pydantic import Field, ValidationError
 
-from pdlab.compare import Comparison, Group, compare
+from pdlab import compare_stored
+from pdlab.compare import Comparison, compare
+from pdlab.compare_stored import Check
+from pdlab.cost.profile import load_instance_profile, save_instance_profile
 from pdlab.mistakes import mistakes
 from pdlab.read_yaml import read_yaml
+from pdlab.real import processes
 from pdlab.real.bench.run import Target, measure
+from pdlab.real.calibrate.pool import pooled
 from pdlab.result import Result
 from pdlab.spec import Experiment, Spec
 from pdlab.types import UsageError
 
-BAR = {f"{key}.{point}": bound for key in ("ttft_s", "tpot_s", "e2e_s") for point, bound in (("mean", 0.05), ("p99", 0.10))}
 START_S, STOP_S = 180.0, 40.0
 Say = Callable[[str], None]
 
@@ -62,28 +68,13 @@ class TwoWorlds(Spec):
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One figure of one run against the bar."""
-
-    run: str
-    policy: str
-    key: str
-    simulated: float
-    measured: float
-    error: float
-    spread: float
-    bound: float
-
-    @property
-    def holds(self) -> bool:
-        """nan, where a figure is missing, does not."""
-        return abs(self.error) <= max(self.bound, 0.0 if self.spread != self.spread else self.spread)
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
+    """`front_end`: the share of all cores' time that HTTP, router and client took during the runs, from engines that had them to themselves
+    while they were calibrated."""
+
     comparisons: Mapping[str, Comparison]
     checks: list[Check]
+    front_end: float
     seconds: float
 
     @property
@@ -91,11 +82,24 @@ class Outcome:
         return all(r.agree == r.decided for c in self.comparisons.values() for r in c.rankings)
 
 
-def validate(file: Path, directory: Path, say: Say) -> Outcome:
-    """Everything the file asks for; results, profile and experiments are left in `directory`. Raises UsageError."""
+class Serving(Protocol):
+    """What runs the engines of this machine: it measures one alone, and starts the cluster of a plan, whose URL it yields."""
+
+    def calibrate(self, plan: Path, profile: Path, seconds: float) -> None: ...
+
+    def cluster(self, plan: Path) -> AbstractContextManager[str]: ...
+
+
+Start = Callable[[TwoWorlds, Sequence[Path], Say], AbstractContextManager[Serving]]
+
+
+def validate(file: Path, directory: Path, say: Say, start: Start | None = None) -> Outcome:
+    """Everything the file asks for, with pdlab's own engines where `start` gives no others; results, profile and experiments are left in
+    `directory`. Ctrl-C stops all. Raises UsageError."""
     began_s = time.monotonic()
     asked = TwoWorlds.load(file)
     base = {**asked.experiment, "base_dir": str((file.parent / str(asked.experiment.get("base_dir", ""))).resolve())}
+    base["workload"] = {**base.get("workload", {}), "rate": asked.rates[0]}  # of a file on its own; each run gives another
     directory.mkdir(parents=True, exist_ok=True)
     profile = (directory / "profile.json").resolve()
     plans = {
@@ -105,41 +109,57 @@ def validate(file: Path, directory: Path, say: Say) -> Outcome:
     }
     for (layout, name), plan in plans.items():
         Experiment.parse({**plan, "name": f"{layout}-{name}"}, str(file))  # mistakes show before anything is started
-    served = [*(("--load-format", asked.load_format) if asked.load_format else ()), "--threads"]
-    say("calibrating")
-    first = _write(directory / "calibrated.yaml", next(iter(plans.values())))
-    seconds = str(asked.calibrate_s)
-    _run("calibrate", str(first), *served, "1", "--seconds", seconds, "--clock", asked.clock, "--out", str(profile))
+    paths = {(layout, name): _write(directory / f"{layout}-{name}.yaml", plan) for (layout, name), plan in plans.items()}
     found: dict[str, list[tuple[str, Result]]] = {}
-    for (layout, name), plan in plans.items():
-        path = _write(directory / f"{layout}-{name}.yaml", plan)
-        say(f"{layout}, {name}: starting")
-        engines = sum(int(row.get("count", 1)) for row in asked.layouts[layout])
-        with _cluster(path, [*served, str(engines)]) as url:
-            for rate in asked.rates:
-                experiment = Experiment.load(path, [f"workload.rate={rate}"])
-                for repeat in range(asked.repeats):
-                    say(f"{layout}, {name}: {rate:g} req/s, run {repeat + 1} of {asked.repeats}")
-                    result = measure(experiment, Target(url, salt=1 + repeat + round(rate * 1000) * 64))
-                    result.save(where := directory / f"{layout}-{name}-{rate:g}-real-{repeat + 1}")
-                    found.setdefault(f"{layout}, {rate:g} req/s", []).append((str(where), Result.load(where)))
+    with (start or own_engines)(asked, list(paths.values()), say) as serving:
+        calibrations = [profile.with_stem(f"profile-{number + 1}") for number in range(asked.repeats + 1)]
+
+        def calibrate(number: int) -> None:
+            say(f"calibrating, {number + 1} of {len(calibrations)}")
+            serving.calibrate(next(iter(paths.values())), calibrations[number], asked.calibrate_s / len(calibrations))
+
+        for repeat in range(asked.repeats):
+            calibrate(repeat)
+            for number, ((layout, name), path) in enumerate(paths.items()):
+                say(f"run {repeat + 1} of {asked.repeats}: {layout}, {name}: starting")
+                with serving.cluster(path) as url:
+                    for rate in asked.rates:
+                        say(f"run {repeat + 1} of {asked.repeats}: {layout}, {name}: {rate:g} req/s")
+                        experiment = Experiment.load(path, [f"workload.rate={rate}"])
+                        before = processes.cpu_s(os.getpid())
+                        result = measure(experiment, Target(url, salt=1 + repeat + (round(rate * 1000) * 64 + number) * 64))
+                        if result.summary["partial"]:
+                            raise KeyboardInterrupt
+                        result.summary["run"] |= _host(before, processes.cpu_s(os.getpid()))
+                        result.save(where := directory / f"{layout}-{name}-{rate:g}-real-{repeat + 1}")
+                        found.setdefault(f"{layout}, {rate:g} req/s", []).append((str(where), Result.load(where)))
+        calibrate(asked.repeats)
+    save_instance_profile(pooled([load_instance_profile(path) for path in calibrations]), profile)
     for (layout, name), plan in plans.items():
         say(f"{layout}, {name}: simulating")
-        rows = [{**row, "hardware": str(profile)} for row in asked.layouts[layout]]
+        rows = [{**row, "hardware": str(profile), "host": "this machine"} for row in asked.layouts[layout]]
         path = _write(directory / f"{layout}-{name}-sim.yaml", _with(plan, cluster={**plan["cluster"], "instances": rows}))
         for rate in asked.rates:
             where = directory / f"{layout}-{name}-{rate:g}-sim"
             _run("sim", str(path), "--set", f"workload.rate={rate}", "--out", str(where), "--quiet")
             found[f"{layout}, {rate:g} req/s"].append((str(where), Result.load(where)))
     comparisons = {run: compare(results) for run, results in found.items()}
-    checks = [check for run, comparison in comparisons.items() for group in comparison.groups for check in _checks(run, group)]
-    return Outcome(comparisons, checks, time.monotonic() - began_s)
+    checks = [check for run, comparison in comparisons.items() for check in compare_stored.checks(run, comparison)]
+    told = [{name: None if value != value else value for name, value in asdict(check).items()} for check in checks]
+    (directory / "checks.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    measured = [result.summary for results in found.values() for _, result in results if "front_end_cpu_s" in result.summary["run"]]
+    available_s = sum(summary["duration_s"] * summary["run"]["cores"] for summary in measured)
+    front_end = sum(summary["run"]["front_end_cpu_s"] for summary in measured) / available_s
+    return Outcome(comparisons, checks, front_end, time.monotonic() - began_s)
 
 
-def _checks(run: str, group: Group) -> Iterator[Check]:
-    for key, bound in BAR.items():
-        line = group.line(key)
-        yield Check(run, group.policy, key, line.simulated, line.mean, line.error, line.spread, bound)
+def _host(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:
+    """What the machine spent on a run, for a result's summary["run"]."""
+    return {
+        "engines_cpu_s": after[0] - before[0],
+        "front_end_cpu_s": after[1] - before[1],  # HTTP, router and client
+        "cores": len(os.sched_getaffinity(0)),
+    }
 
 
 def _with(plan: Mapping[str, Any], **changes: object) -> dict[str, Any]:
@@ -157,7 +177,29 @@ def _run(*arguments: str) -> None:
         raise UsageError(f"pdlab {' '.join(arguments)} failed: {(ended.stderr or ended.stdout).strip()[-2000:]}")
 
 
-# ---------------------------------------------------------------- a cluster on this machine
+# ---------------------------------------------------------------- pdlab's own engines
+
+
+@contextmanager
+def own_engines(asked: TwoWorlds, plans: Sequence[Path], say: Say) -> Iterator[Serving]:
+    """Each cluster's are started, and ended, with it."""
+    yield _Own(asked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    asked: TwoWorlds
+
+    def calibrate(self, plan: Path, profile: Path, seconds: float) -> None:
+        timed = ("--seconds", str(seconds), "--clock", self.asked.clock)
+        _run("calibrate", str(plan), *self._options(1), *timed, "--out", str(profile))
+
+    def cluster(self, plan: Path) -> AbstractContextManager[str]:
+        return _cluster(plan, self._options(len(list(Experiment.load(plan).placements()))))
+
+    def _options(self, threads: int) -> list[str]:
+        named = ["--load-format", self.asked.load_format] if self.asked.load_format else []
+        return [*named, "--threads", str(threads)]
 
 
 @contextmanager
@@ -197,48 +239,8 @@ def _ready(process: subprocess.Popen[str], said: queue.SimpleQueue[str]) -> str:
             continue
         lines.append(line)
         if found := re.search(r"ready after .*: (http://\S+)/v1$", line.strip()):
-            _pin(process.pid)
+            processes.pin(process.pid)
             return found[1]
         if not line:
             break
     raise UsageError(f"the cluster did not start: {''.join(lines).strip()[-2000:] or f'not ready within {START_S:g} s'}")
-
-
-def _pin(parent: int) -> None:
-    """One core for each engine process below `parent`, by age; the others take what is left."""
-    cores = sorted(os.sched_getaffinity(0))
-    below = _descendants(parent)
-    engines = [pid for pid in below if b"pdlab.real.engine.process" in _command(pid)]
-    if len(engines) > len(cores):
-        return  # more engines than cores: whoever pinned them would decide who waits
-    for pid, core in zip(engines, cores, strict=False):
-        _affinity(pid, {core})
-    rest = set(cores[len(engines) :]) or set(cores)
-    for pid in [parent, *(pid for pid in below if pid not in engines)]:
-        _affinity(pid, rest)
-
-
-def _affinity(pid: int, cores: set[int]) -> None:
-    with contextlib.suppress(OSError):  # it has ended
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            os.sched_setaffinity(int(thread), cores)
-
-
-def _descendants(parent: int) -> list[int]:
-    """By process number, which is by age."""
-    parents = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[1])
-    found = {parent}
-    while more := {pid for pid, of in parents.items() if of in found} - found:
-        found |= more
-    return sorted(found - {parent})
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""

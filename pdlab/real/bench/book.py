@@ -71,13 +71,15 @@ class Book:
         return found
 
 
-def uses(records: Records, duration_s: float) -> list[InstanceUse]:
+def uses(records: Records, duration_s: float, *, first_by_prefill: bool = True) -> list[InstanceUse]:
     """What each instance did, as far as timelines tell: it was busy with prompts from a prompt's begin to its first token, with decoding
-    from there to its last, whatever else it did meanwhile. Its KV memory is not known."""
+    from there to its last, whatever else it did meanwhile. Its KV memory is not known. The first token is the prompt's work, not a
+    decode's; where it is not told `first_by_prefill`, it is sampled again after a transfer, by a decode."""
     found = records.columns()
     begun, first, finish = found["prefill_start_s"], found["first_token_s"], found["finish_s"]
     decoding = np.where(np.isnan(found["decode_start_s"]), first, found["decode_start_s"])
     prompts, outputs = found["prompt_tokens"] - found["cached_tokens"], found["output_tokens"]
+    decoded = outputs - (1 if first_by_prefill else found["prefill_instance"] == found["decode_instance"])
     uses = []
     for index, name in enumerate(records.instances):
         here, there = found["prefill_instance"] == index, found["decode_instance"] == index
@@ -98,7 +100,7 @@ def uses(records: Records, duration_s: float) -> list[InstanceUse]:
                 kv_use_peak=NAN,
                 requests=int((here | there).sum()),
                 prefill_tokens=int(prompts[here].sum()),
-                decode_tokens=int(outputs[there].sum()),
+                decode_tokens=int(decoded[there].sum()),
             )
         )
     return uses

@@ -146,7 +146,7 @@ def _result(
 ) -> Result:
     policy = load_policy.build(experiment.policy, experiment.base_dir)
     records = load.book.records
-    instances = uses(records, load.duration_s)
+    instances = uses(records, load.duration_s, first_by_prefill=experiment.transfer.first_token == "prefill")
     summary = summarise(
         records,
         load.gaps,

@@ -45,8 +45,9 @@ def calibrate(
     seconds: Annotated[float, typer.Option(min=1.0, help="For measuring steps.")] = 180.0,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the likeliest token, which costs least.")] = 0.0,
     clock: Annotated[str, typer.Option(help="wall; or cpu, of an engine of one thread on a machine that others use.")] = "wall",
-    transport: Annotated[str, typer.Option(help="Of KV transfers: auto, tcp, shm, nixl; none leaves them out.")] = "auto",
+    transport: Annotated[str, typer.Option(help="Of KV transfers: auto, tcp, shm, cuda_ipc, nixl; none leaves them out.")] = "auto",
     http: Annotated[bool, typer.Option(help="Measure what the server adds.")] = True,
+    beside: Annotated[bool, typer.Option(help="Measure what two engines on one machine cost each other.")] = True,
     seed: Annotated[int, typer.Option(help="Of the order and the prompts.")] = 0,
 ) -> None:
     """Measure an instance, and write a profile that an experiment can name as its hardware."""
@@ -62,7 +63,7 @@ def calibrate(
     except ImportError as error:
         raise UsageError(f"pdlab calibrate needs {error.name}: pip install 'pdlab[real]'") from None
 
-    plan = run.Plan(seconds, temperature, clock, "" if transport == "none" else transport, http, seed)
+    plan = run.Plan(seconds, temperature, clock, "" if transport == "none" else transport, http, beside, seed)
     console = Console()
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         say = _say(bar)
@@ -108,6 +109,11 @@ def show(profile: InstanceProfile, console: Console) -> None:
     console.print(table)
     over = profile.overheads
     console.print(f"besides: {over.request_s * 1e3:.2f} ms a request, {over.token_s * 1e6:.0f} us a token")
+    if (beside := profile.beside).matters:
+        console.print(
+            f"beside another engine: prefill x {beside.prefill_beside_prefill:.2f} (its prefill), {beside.prefill_beside_decode:.2f} "
+            f"(decode); decode x {beside.decode_beside_prefill:.2f}, {beside.decode_beside_decode:.2f}"
+        )
     if (moved := profile.transfer) is not None:
         console.print(
             f"transfers by {moved.transport}: {over.handoff_s * 1e3:.2f} ms + {moved.bytes_per_s / 1e9:.2f} GB/s "

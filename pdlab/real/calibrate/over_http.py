@@ -29,10 +29,13 @@ REPEATS = 9
 SEEN = ("prefill", "cached", "decode")
 
 
-def points(bounds: Bounds) -> list[Point]:
-    """What can be seen of the grid, each with room for the tokens that are asked for."""
+def points(bounds: Bounds, block_tokens: int = 1) -> list[Point]:
+    """What can be seen of the grid, each with room for the tokens that are asked for. Only whole blocks are found in a cache: what is
+    cached beyond them would be computed, and taken for what the cached ones cost."""
     found = [*knots(bounds), *held_out(bounds)]
-    return [p for p in found if p.kind in SEEN and bounds.holds(p, spare=2 * OUTPUT_TOKENS)]
+    whole = [p.model_copy(update={"cached": p.cached // block_tokens * block_tokens}) if p.cached else p for p in found]
+    kinds = {p: before.kind for p, before in zip(whole, found, strict=True)}
+    return [p for p, kind in kinds.items() if p.kind == kind and kind in SEEN and bounds.holds(p, spare=2 * OUTPUT_TOKENS)]
 
 
 async def request_s(server: Server, repeats: int = REPEATS) -> float:

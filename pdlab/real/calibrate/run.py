@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import aiohttp
 import torch
 
 from pdlab import __version__, cost
 from pdlab.cost.measured import MeasuredCost
-from pdlab.cost.profile import EngineShape, InstanceProfile, Machine, Measured, ModelShape, Overheads, Point, StepTimes, TransferFit
+from pdlab.cost.profile import Beside, EngineShape, InstanceProfile, Machine, Measured, ModelShape, Overheads, Point, StepTimes, TransferFit
 from pdlab.cost.shapes import Model
 from pdlab.kernels.cpu_build import build_all
-from pdlab.real.calibrate import grid, over_http, rounds, transfer
+from pdlab.real.calibrate import grid, neighbour, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.fit import errors, fit, warnings
 from pdlab.real.calibrate.machine import this_machine
-from pdlab.real.calibrate.stream import Server, model_of
+from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
 from pdlab.types import UsageError
@@ -35,13 +35,15 @@ LEAST_TOKENS = 96  # of prompt and output, that there is a grid at all
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to measure. `transport`: of KV transfers; empty: they are left out. `http`: are the front end's overheads measured?"""
+    """How to measure. `transport`: of KV transfers; empty: they are left out. `http`: are the front end's overheads measured? `beside`: is
+    what engines on one machine cost each other?"""
 
     seconds: float = 180.0
     temperature: float = 0.0
     clock: str = "wall"
     transport: str = "auto"
     http: bool = True
+    beside: bool = True
     seed: int = 0
 
 
@@ -69,7 +71,9 @@ def of_engine(options: EngineOptions, plan: Plan, say: Say) -> InstanceProfile:
     bench = Bench(loaded, temperature=plan.temperature, clock=CLOCKS[plan.clock], seed=plan.seed)
     bounds = bench.bounds
     shape, engine = _model_shape(loaded), _engine_shape(loaded, options, bounds, plan)
-    steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.9 * share))
+    steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.8 * share))
+    say("neighbours", 0.8)
+    beside = neighbour.measure(bench, options, seed=plan.seed) if plan.beside and _room_beside(options) else Beside()
     device = loaded.device
     del bench, loaded
     gc.collect()
@@ -96,15 +100,33 @@ def of_engine(options: EngineOptions, plan: Plan, say: Say) -> InstanceProfile:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "" if device.type == "cpu" else str(device)
     machine = this_machine(options.threads or (torch.get_num_threads() if device.type == "cpu" else 0), name)
     return _profile(
-        machine=machine, shape=shape, engine=engine, steps=steps, overheads=overheads, moved=moved, how="in process", warned=warned
+        machine=machine,
+        shape=shape,
+        engine=engine,
+        steps=steps,
+        overheads=overheads,
+        beside=beside,
+        moved=moved,
+        how="in process",
+        warned=warned,
     )
 
 
-def of_server(url: str, model_name: str, plan: Plan, say: Say, *, max_batch_tokens: int, max_seqs: int, max_tokens: int) -> InstanceProfile:
+def of_server(
+    url: str,
+    model_name: str,
+    plan: Plan,
+    say: Say,
+    *,
+    max_batch_tokens: int,
+    max_seqs: int,
+    max_tokens: int,
+    kv_dtype: str = "bf16",
+) -> InstanceProfile:
     """Measure a running server. `model_name` is the catalogue's name of what it serves, or a config.json; empty: the server's own word."""
     url = url.rstrip("/").removesuffix("/v1")
     with asyncio.Runner() as runner:
-        session = runner.run(_session())
+        session = runner.run(connect())
         try:
             served = runner.run(model_of(session, url))
             model = _named(model_name or served)
@@ -117,7 +139,7 @@ def of_server(url: str, model_name: str, plan: Plan, say: Say, *, max_batch_toke
             besides_s = runner.run(over_http.request_s(server))
             timed = rounds.measure(
                 lambda point: runner.run(over_http.seconds(server, point, besides_s)),
-                over_http.points(bounds),
+                over_http.points(bounds, block_tokens),
                 budget_s=plan.seconds,
                 seed=plan.seed,
                 progress=lambda share: say("steps", share),
@@ -134,7 +156,7 @@ def of_server(url: str, model_name: str, plan: Plan, say: Say, *, max_batch_toke
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         vocab=model.vocab,
-        kv_bytes_per_token=model.kv_bytes_per_token(),
+        kv_bytes_per_token=model.kv_bytes_per_token(kv_dtype),
     )
     engine = EngineShape(
         block_tokens=block_tokens,
@@ -147,7 +169,15 @@ def of_server(url: str, model_name: str, plan: Plan, say: Say, *, max_batch_toke
     steps = Steps(timed, made, [*said, *warnings(errors(made, timed))])
     overheads = Overheads(request_s=besides_s)
     return _profile(
-        machine=this_machine(), shape=shape, engine=engine, steps=steps, overheads=overheads, moved=None, how=url, warned=steps.warnings
+        machine=this_machine(),
+        shape=shape,
+        engine=engine,
+        steps=steps,
+        overheads=overheads,
+        beside=Beside(),
+        moved=None,
+        how=url,
+        warned=steps.warnings,
     )
 
 
@@ -185,6 +215,11 @@ def _steps(bench: Bench, bounds: grid.Bounds, plan: Plan, progress: Callable[[fl
     return Steps(timed, made, warned)
 
 
+def _room_beside(options: EngineOptions) -> bool:
+    """Accelerators are not shared, and engines that have all cores would only take turns."""
+    return options.device == "cpu" and 0 < 2 * options.threads <= len(os.sched_getaffinity(0))
+
+
 def _check(bounds: grid.Bounds) -> None:
     if min(bounds.max_tokens, bounds.kv_tokens, bounds.step_tokens) < LEAST_TOKENS or bounds.seqs < 2:
         raise UsageError(
@@ -193,13 +228,8 @@ def _check(bounds: grid.Bounds) -> None:
         )
 
 
-async def _session() -> aiohttp.ClientSession:
-    timeout = aiohttp.ClientTimeout(total=600)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20)
-
-
 async def _own_overheads(options: EngineOptions, shape: ModelShape, made: MeasuredCost, plan: Plan) -> Overheads:
-    async with over_http.served(serve_arguments(options)) as url, await _session() as session:
+    async with over_http.served(serve_arguments(options)) as url, await connect() as session:
         server = Server(session, url, await model_of(session, url), shape.vocab, temperature=plan.temperature, seed=plan.seed)
         return await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
 
@@ -260,6 +290,7 @@ def _profile(
     engine: EngineShape,
     steps: Steps,
     overheads: Overheads,
+    beside: Beside,
     moved: TransferFit | None,
     how: str,
     warned: Sequence[str],
@@ -274,6 +305,7 @@ def _profile(
         engine=engine,
         steps=steps.fit,
         overheads=overheads,
+        beside=beside,
         transfer=moved,
         errors=errors(steps.fit, steps.measured),
         warnings=tuple(warned),

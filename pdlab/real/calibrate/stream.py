@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
@@ -43,9 +44,10 @@ class Server:
     def prompt(self, tokens: int) -> list[int]:
         return [self.random.randrange(self.vocab) for _ in range(tokens)]
 
-    async def ask(self, prompt: Sequence[int], output_tokens: int) -> Heard:
-        """Raises UsageError when the server refuses, or sends no tokens."""
-        body = {
+    async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
+        """`kv`: where the prompt's KV waits, as another server's `prefill` has said. Raises UsageError when the server refuses, or sends no
+        tokens."""
+        body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(prompt),
             "max_tokens": output_tokens,
@@ -55,6 +57,8 @@ class Server:
             "stream": True,
             "return_token_ids": True,  # else a token that completes no character would not be heard of
         }
+        if kv is not None:
+            body["kv_transfer_params"] = kv
         stamps: list[float] = []
         sent_s = time.perf_counter()
         try:
@@ -70,6 +74,27 @@ class Server:
         if len(stamps) < min(2, output_tokens):
             raise UsageError(f"{self.url} has streamed {len(stamps)} tokens where {output_tokens} were asked for")
         return Heard(sent_s, tuple(stamps))
+
+    async def prefill(self, prompt: Sequence[int]) -> dict[str, Any]:
+        """Have a prompt computed, and its KV kept for another server: where it waits, in this one's words. Raises UsageError."""
+        body = {
+            "model": self.model,
+            "prompt": list(prompt),
+            "max_tokens": 1,
+            "ignore_eos": True,
+            "temperature": self.temperature,
+            "kv_transfer_params": {"do_remote_decode": True},
+        }
+        try:
+            async with self.session.post(f"{self.url}/v1/completions", json=body) as answer:
+                if answer.status != 200:
+                    raise UsageError(f"{self.url} answers {answer.status} to a prefill leg: {(await answer.text())[:200]}")
+                kv = (await answer.json()).get("kv_transfer_params")
+        except aiohttp.ClientError as error:
+            raise UsageError(f"{self.url}: {error}") from None
+        if not kv:
+            raise UsageError(f"{self.url} keeps no KV for another server: start it with a KV connector that does")
+        return dict(kv)
 
 
 def _tokens(event: bytes) -> int:
@@ -88,3 +113,9 @@ async def model_of(session: aiohttp.ClientSession, url: str) -> str:
         raise UsageError(f"--url {url}: {error}") from None
     except (ValueError, LookupError, TypeError):
         raise UsageError(f"--url {url}: /v1/models does not name a model") from None
+
+
+async def connect() -> aiohttp.ClientSession:
+    """As many connections as are asked for; close it."""
+    timeout = aiohttp.ClientTimeout(total=600)
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20)

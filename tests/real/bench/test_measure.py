@@ -110,19 +110,19 @@ def test_results_are_saved_and_loaded_like_a_simulations(tmp_path: Path) -> None
 
 
 def test_arrivals_keep_their_schedule(tmp_path: Path) -> None:
-    made = experiment({"requests": 40, "rate": 100})
+    made = experiment({"requests": 40, "rate": 20})
     due_s = build(made.workload, made.seed, Path()).arrival_s
-    with wired(lambda body: tokens(body, gap_s=0.005)) as wire:
+    with wired(lambda body: tokens(body, gap_s=0.05)) as wire:
         rows = measure(made, Target(wire.url)).requests.sort_values("request_id")
     late_s = rows.arrival_s.to_numpy() - due_s
-    assert late_s.min() >= 0.0 and late_s[-10:].min() < 0.05  # lateness does not add up
+    assert late_s.min() >= 0.0 and late_s[-10:].min() < 0.5  # lateness does not add up
     came_s = np.array([when for when, _ in wire.asked])
-    assert (came_s[-10:] - came_s[0] - due_s[-10:] + due_s[0]).min() < 0.05
+    assert (came_s[-10:] - came_s[0] - due_s[-10:] + due_s[0]).min() < 0.5
 
 
 def test_a_closed_loop_has_no_more_in_flight_than_its_concurrency() -> None:
     made = experiment({"rate": None, "requests": 10, "arrival": {"process": "closed", "concurrency": 3}})
-    with wired(lambda body: tokens(body, gap_s=0.001)) as wire:
+    with wired(lambda body: tokens(body, gap_s=0.03)) as wire:
         result = measure(made, Target(wire.url))
     assert result.summary["completed"] == 10 and wire.most_open == 3 and result.summary["client"]["connections"] <= 4
 
@@ -194,7 +194,7 @@ def test_timelines_fill_the_columns_on_the_clients_clock() -> None:
     assert (rows.transfer_bytes == 4096).all() and (rows.attempts == 2).all() and (rows.cached_tokens == 8).all()
     uses = {use["name"]: use for use in summary["instances"]}
     assert uses["prefill-0"]["role"] == "prefill" and uses["prefill-0"]["requests"] == 12
-    assert uses["decode-0"]["decode_tokens"] == 60 and 0 < uses["decode-0"]["busy_fraction"] <= 1
+    assert uses["decode-0"]["decode_tokens"] == 48 and 0 < uses["decode-0"]["busy_fraction"] <= 1
     assert uses["decode-0"]["kv_use_peak"] is None and summary["links"] == [] and summary["run"]["timelines"] == 12
 
 
@@ -246,7 +246,7 @@ def test_the_vocabulary_is_learnt_from_the_refusal() -> None:
         (Reply([event({"choices": [{"text": "x"}]}), CUT]), "failed", "the connection was lost"),
         (Reply([event({"choices": [{"text": "x"}]})]), "failed", "the answer ended early"),
         (Reply([event({"error": {"message": "engine died"}})]), "failed", "engine died"),
-        (Reply([event({"choices": [{"text": "x"}]}), HANG]), "expired", "no whole answer within 0.05 s"),
+        (Reply([event({"choices": [{"text": "x"}]}), HANG]), "expired", "no whole answer within 2 s"),
     ],
 )
 def test_what_goes_wrong_is_recorded_with_its_reason(reply: Reply, status: str, reason: str) -> None:
@@ -254,7 +254,7 @@ def test_what_goes_wrong_is_recorded_with_its_reason(reply: Reply, status: str, 
         return reply if len(body["prompt"]) == 24 and len(wire.asked) == 2 else tokens(body)
 
     with wired(answer) as wire:
-        limits = {"request_timeout_s": 0.05} if status == "expired" else {}
+        limits = {"request_timeout_s": 2.0} if status == "expired" else {}
         made = experiment({"requests": 3, "rate": 30}, limits=limits)
         result = measure(made, Target(wire.url))
     assert result.requests.status.value_counts()[status] == 1
@@ -266,7 +266,7 @@ def test_what_goes_wrong_is_recorded_with_its_reason(reply: Reply, status: str, 
 def test_ctrl_c_keeps_what_there_is_and_marks_it_partial() -> None:
     def answer(body: Body) -> Reply:
         if len(wire.asked) == 3:
-            threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
             return Reply([event({"choices": [{"text": "x"}]}), HANG])
         return tokens(body)
 

@@ -1,0 +1,47 @@
+"""Several calibrations of one instance as one: a shared machine is not equally fast at all times."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pdlab.cost.profile import Beside, InstanceProfile, Measured, Overheads, Point
+from pdlab.real.calibrate.fit import errors, fit, warnings
+from pdlab.types import UsageError
+
+Part = TypeVar("Part", Overheads, Beside)
+
+
+def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
+    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's. Raises UsageError where they are not of the same instance."""
+    first = profiles[0]
+    for other in profiles[1:]:
+        if (other.model, other.engine) != (first.model, first.engine):
+            raise UsageError(f"profiles of {first.name} and {other.name} are not of the same instance: only such can be pooled")
+    seconds: dict[Point, tuple[float, ...]] = {}
+    for measured in (m for profile in profiles for m in profile.points):
+        seconds[measured.point] = seconds.get(measured.point, ()) + measured.seconds
+    points = [Measured(point=point, seconds=found) for point, found in seconds.items()]
+    steps = fit(points)
+    judged = errors(steps, points)
+    said = [line for profile in profiles for line in profile.warnings if not line.startswith("the fit is poor")]
+    overheads = _medians(Overheads, [profile.overheads for profile in profiles])
+    moving = sorted((profile for profile in profiles if profile.transfer is not None), key=lambda profile: profile.overheads.handoff_s)
+    middle = moving[len(moving) // 2] if moving else first  # its set-up and its bytes/s belong together
+    return first.model_copy(
+        update={
+            "steps": steps,
+            "overheads": overheads.model_copy(update={"handoff_s": middle.overheads.handoff_s}),
+            "beside": _medians(Beside, [profile.beside for profile in profiles]),
+            "transfer": middle.transfer,
+            "errors": judged,
+            "warnings": tuple(dict.fromkeys([*said, *warnings(judged)])),
+            "points": tuple(points),
+        }
+    )
+
+
+def _medians(kind: type[Part], parts: Sequence[Part]) -> Part:
+    """Field by field."""
+    return kind(**{name: statistics.median(getattr(part, name) for part in parts) for name in kind.model_fields})

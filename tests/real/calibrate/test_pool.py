@@ -1,0 +1,52 @@
+"""Several calibrations of one instance as one."""
+
+from __future__ import annotations
+
+import pytest
+
+from pdlab.cost.profile import Beside, InstanceProfile, Measured, Overheads, Point, TransferFit
+from pdlab.real.calibrate import grid
+from pdlab.real.calibrate.fit import errors, fit
+from pdlab.real.calibrate.pool import pooled
+from pdlab.types import UsageError
+from tests.cost.test_measured import PROFILE
+
+BOUNDS = grid.Bounds(step_tokens=512, seqs=16, max_tokens=2048, kv_tokens=20000)
+
+
+def seconds(point: Point) -> float:
+    return 1e-3 + 1e-4 * point.tokens * point.prompts * (1 + point.cached / 5000) + 1e-3 * point.batch * (1 + point.context / 5000)
+
+
+def profile(factor: float, request_s: float) -> InstanceProfile:
+    points = [*grid.knots(BOUNDS), *grid.held_out(BOUNDS)]
+    measured = [Measured(point=point, seconds=(factor * seconds(point),)) for point in points]
+    steps = fit(measured)
+    changes = {
+        "steps": steps,
+        "points": tuple(measured),
+        "errors": errors(steps, measured),
+        "overheads": Overheads(request_s=request_s, handoff_s=1e-3 / factor),
+        "transfer": TransferFit(transport="shm", bytes_per_s=factor * 1e9),
+        "beside": Beside(decode_beside_decode=factor),
+        "warnings": (f"measured at {factor}", "the fit is poor for prompts"),
+    }
+    return PROFILE.model_copy(update=changes)
+
+
+def test_a_machine_that_was_faster_and_slower_is_taken_at_its_median() -> None:
+    made = pooled([profile(0.9, 0.001), profile(1.0, 0.002), profile(1.2, 0.009)])
+    middle = profile(1.0, 0.002)
+    assert made.steps == middle.steps
+    assert made.overheads == middle.overheads
+    assert made.transfer == middle.transfer
+    assert made.beside == middle.beside
+    assert all(len(m.seconds) == 3 for m in made.points)
+    assert made.warnings[:3] == ("measured at 0.9", "measured at 1.0", "measured at 1.2")
+    assert sum("the fit is poor for prompts" in line for line in made.warnings) <= 1  # of the pooled fit
+
+
+def test_only_profiles_of_one_instance_are_pooled() -> None:
+    other = PROFILE.model_copy(update={"engine": PROFILE.engine.model_copy(update={"max_seqs": 99})})
+    with pytest.raises(UsageError, match="are not of the same instance"):
+        pooled([PROFILE, other])
