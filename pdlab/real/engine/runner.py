@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pdlab.real.engine.fast import FastStep
 from pdlab.real.engine.model import Inputs, Model
+from pdlab.real.engine.pages import use_huge_pages
 from pdlab.real.transfer.shared import shared_kv
 
 
@@ -44,9 +45,12 @@ class Runner:
         self.fast = FastStep.of(model, self.caches)
 
     def warm_up(self) -> None:
-        """Run a pass of each kind, so that kernels are compiled, and memory is touched, before anybody waits. Block 0 is written to."""
+        """Run a pass of each kind, so that kernels are compiled, and memory is touched and well placed, before anybody waits. Block 0 is
+        written to."""
         for tokens in (min(2 * self.block_tokens, self.block_tokens * self.kv.shape[2]), 1):
             self.run([Piece([0] * tokens, 0, list(range(-(-tokens // self.block_tokens))), True)])
+        if self.kv.device.type == "cpu":
+            use_huge_pages()
 
     def run(self, pieces: Sequence[Piece], after_layer: Callable[[int], None] | None = None) -> Tensor:
         """Logits float32 [pieces that sample, vocab], in the order of the pieces. `after_layer` is called when a layer's KV is written (of
