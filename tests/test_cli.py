@@ -210,7 +210,7 @@ def test_figures_from_memory_are_marked(here: Path, capsys: pytest.CaptureFixtur
     [
         ("--role routr", "--role 'routr' is not one of prefill, decode, mixed, router, all; nearest is router"),
         ("--engine vlm", "--engine 'vlm' is not one of pdlab, vllm; nearest is vllm"),
-        ("--kv-transport ib", "--kv-transport 'ib' is not one of auto, shm, tcp, nixl"),
+        ("--kv-transport ib", "--kv-transport 'ib' is not one of auto, shm, tcp, cuda_ipc, nixl"),
         ("--upstream http://a:1", "--upstream is for --engine vllm: add it, or remove --upstream"),
         ("--engine vllm", "--engine vllm needs --upstream URL: where the vLLM server answers"),
         ("--engine vllm --upstream http://a:1", "--engine vllm needs --registry URL: the server at --upstream is registered there"),

@@ -8,7 +8,7 @@ stream.py      a streaming request over HTTP, token by token
 over_http.py   a running server's step times, and our own server's overheads
 transfer.py    KV between two processes of this host;  peer.py  the other of the two
 machine.py     what it was measured on
-neighbour.py   what engines on one machine cost each other
+neighbour.py   what servers on one machine cost each other
 pool.py        several profiles of one instance as one
 run.py         all of it, to a profile;  cli.py  the command
 """

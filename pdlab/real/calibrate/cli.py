@@ -47,7 +47,7 @@ def calibrate(
     clock: Annotated[str, typer.Option(help="wall; or cpu, of an engine of one thread on a machine that others use.")] = "wall",
     transport: Annotated[str, typer.Option(help="Of KV transfers: auto, tcp, shm, cuda_ipc, nixl; none leaves them out.")] = "auto",
     http: Annotated[bool, typer.Option(help="Measure what the server adds.")] = True,
-    beside: Annotated[bool, typer.Option(help="Measure what two engines on one machine cost each other.")] = True,
+    beside: Annotated[bool, typer.Option(help="With --http: what two servers on one machine cost each other.")] = True,
     seed: Annotated[int, typer.Option(help="Of the order and the prompts.")] = 0,
 ) -> None:
     """Measure an instance, and write a profile that an experiment can name as its hardware."""

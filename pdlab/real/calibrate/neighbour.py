@@ -1,85 +1,60 @@
-"""How much longer steps take while another engine of the same machine computes: engines of one CPU share its caches and its memory.
-
-The other engine is a process of its own, `python -m pdlab.real.calibrate.neighbour OPTIONS POINT`, which runs one kind of step for ever.
-It is stopped and let go on by turns, so that each ratio is of two measurements made one right after the other.
+"""How much longer the steps of one server take while another of the same machine computes: engines of one CPU share its caches and its
+memory, and where there are no more cores than engines, what serves them runs on the engines' cores. So both are seen through HTTP.
 """
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import msgspec
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 
 from pdlab.cost.profile import Beside, Point
-from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.grid import Bounds
-from pdlab.real.engine.load import load
-from pdlab.real.engine.options import EngineOptions
+from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
+from pdlab.real.calibrate.stream import Server
 from pdlab.types import UsageError
 
-REPEATS = 7
-SPARE = 16  # KV tokens that a decode makes besides
+RATIOS = 3  # of each kind of steps beside each other
+LEAST_S = 1e-6  # tokens that come together are no time apart
 
 
-def points(bounds: Bounds) -> tuple[Point, Point]:
-    """A usual prefill step, and a usual decode step."""
-    tokens = min(256, bounds.step_tokens, bounds.max_tokens - SPARE)
-    batch = min(4, bounds.seqs)
-    return Point(tokens=tokens), Point(batch=batch, context=max(SPARE, min(256, bounds.max_tokens // 2, bounds.kv_tokens // batch - SPARE)))
+async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = RATIOS) -> Beside:
+    """How many times as long steps of `one` take while `other` computes; each ratio is of two measurements one right after the other."""
+    longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
+    tokens, context = min(256, bounds.step_tokens, longest), min(128, longest // 2)
+    steps = {"prefill": Point(tokens=tokens), "decode": Point(batch=min(4, bounds.seqs), context=context)}
+    ratios: dict[str, list[float]] = {f"{own}_beside_{load}": [] for own in steps for load in steps}
+    for _ in range(repeats):
+        for load, point in steps.items():
+            alone_s = {own: max(LEAST_S, await seconds(one, p, besides_s)) for own, p in steps.items()}
+            async with _busy(other, point, bounds.max_tokens):
+                for own, p in steps.items():
+                    ratios[f"{own}_beside_{load}"].append(max(LEAST_S, await seconds(one, p, besides_s)) / alone_s[own])
+    return Beside(**{name: median(values) for name, values in ratios.items()})
 
 
-def measure(bench: Bench, options: EngineOptions, repeats: int = REPEATS, seed: int = 0) -> Beside:
-    """Against a second engine of the same options. Raises UsageError where that does not start."""
-    prefill, decode = points(bench.bounds)
-    rng = random.Random(seed)
-    found: dict[str, float] = {}
-    for other, busy_with in (("prefill", prefill), ("decode", decode)):
-        with _neighbour(options, busy_with) as process:
-            ratios: dict[str, list[float]] = {"prefill": [], "decode": []}
-            for _ in range(repeats):
-                for own, point in rng.sample([("prefill", prefill), ("decode", decode)], 2):
-                    process.send_signal(signal.SIGSTOP)
-                    alone_s = bench.seconds(point)
-                    process.send_signal(signal.SIGCONT)
-                    ratios[own].append(bench.seconds(point) / alone_s)
-        found |= {f"{own}_beside_{other}": statistics.median(values) for own, values in ratios.items()}
-    return Beside(**found)
-
-
-@contextmanager
-def _neighbour(options: EngineOptions, point: Point) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "pdlab.real.calibrate.neighbour", msgspec.json.encode(options).decode(), point.model_dump_json()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": str(options.threads or 1)})
-    assert process.stdout is not None
+@asynccontextmanager
+async def _busy(server: Server, point: Point, max_tokens: int) -> AsyncIterator[None]:
+    """It runs that kind of step meanwhile, without a pause: two prompts wait by turns, or as many as decode at once go on and on."""
+    if point.batch:
+        prompts = [server.prompt(point.context) for _ in range(point.batch)]
+        await asyncio.gather(*(server.ask(prompt, 1) for prompt in prompts))  # from here on they are in its prefix cache
+        tasks = [asyncio.create_task(_again(server, partial(list, prompt), max_tokens - point.context)) for prompt in prompts]
+    else:
+        tasks = [asyncio.create_task(_again(server, partial(server.prompt, point.tokens), 1)) for _ in range(2)]
     try:
-        if process.stdout.readline() != b"computing\n":
-            raise UsageError("the second engine, for measuring what engines on one machine cost each other, did not start")
-        yield process
+        await server.ask(server.prompt(1), 1)
+        yield
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, UsageError):
+                raise ended
+        await server.ask(server.prompt(1), 1)  # behind what was hung up on
 
 
-def _compute(options: EngineOptions, point: Point) -> None:
-    loaded = load(options)
-    loaded.engine.runner.warm_up()
-    bench = Bench(loaded)
-    bench.seconds(point)
-    print("computing", flush=True)
-    while os.getppid() != 1:
-        bench.seconds(point)
-
-
-if __name__ == "__main__":
-    try:
-        _compute(msgspec.json.decode(sys.argv[1], type=EngineOptions), Point.model_validate_json(sys.argv[2]))
-    except UsageError as error:
-        sys.exit(str(error))
+async def _again(server: Server, prompt: Callable[[], list[int]], output_tokens: int) -> None:
+    while True:
+        await server.ask(prompt(), output_tokens)

@@ -11,21 +11,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 
-from pdlab.cost.profile import Beside, InstanceProfile, Moved, Point, TransferFit
+from pdlab.cost.profile import InstanceProfile, Moved, TransferFit
 from pdlab.real.calibrate.grid import Bounds
-from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
+from pdlab.real.calibrate.neighbour import neighbours
+from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median
 from pdlab.real.calibrate.run import Plan, Say, of_server
 from pdlab.real.calibrate.stream import Server, connect, model_of
-from pdlab.types import UsageError
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 1.0)  # of the longest prompt whose KV is moved
-REPEATS, RATIOS, ROUTED = 5, 3, 15  # of a length, of each kind of steps beside each other, of a request through a router
+REPEATS, ROUTED = 5, 15  # of a length, of a request through a router
 LEAST_S = 1e-6  # tokens that come together are no time apart
 
 
@@ -134,47 +132,3 @@ async def _behind(router_url: str, alone: InstanceProfile, prefill_url: str, dec
     return alone.model_copy(
         update={"overheads": overheads.model_copy(update={"request_s": overheads.request_s + max(0.0, median(more_s[1:])) / 2})}
     )
-
-
-# ------------------------------------------------------------ neighbours
-
-
-async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = RATIOS) -> Beside:
-    """How many times as long steps of `one` take while `other` computes; each ratio is of two measurements one right after the other."""
-    longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
-    tokens, context = min(256, bounds.step_tokens, longest), min(128, longest // 2)
-    steps = {"prefill": Point(tokens=tokens), "decode": Point(batch=min(4, bounds.seqs), context=context)}
-    ratios: dict[str, list[float]] = {f"{own}_beside_{load}": [] for own in steps for load in steps}
-    for _ in range(repeats):
-        for load, point in steps.items():
-            alone_s = {own: max(LEAST_S, await seconds(one, p, besides_s)) for own, p in steps.items()}
-            async with _busy(other, point, bounds.max_tokens):
-                for own, p in steps.items():
-                    ratios[f"{own}_beside_{load}"].append(max(LEAST_S, await seconds(one, p, besides_s)) / alone_s[own])
-    return Beside(**{name: median(values) for name, values in ratios.items()})
-
-
-@asynccontextmanager
-async def _busy(server: Server, point: Point, max_tokens: int) -> AsyncIterator[None]:
-    """It runs that kind of step meanwhile, without a pause: two prompts wait by turns, or as many as decode at once go on and on."""
-    if point.batch:
-        prompts = [server.prompt(point.context) for _ in range(point.batch)]
-        await asyncio.gather(*(server.ask(prompt, 1) for prompt in prompts))  # from here on they are in its prefix cache
-        tasks = [asyncio.create_task(_again(server, partial(list, prompt), max_tokens - point.context)) for prompt in prompts]
-    else:
-        tasks = [asyncio.create_task(_again(server, partial(server.prompt, point.tokens), 1)) for _ in range(2)]
-    try:
-        await server.ask(server.prompt(1), 1)
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        for ended in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(ended, UsageError):
-                raise ended
-        await server.ask(server.prompt(1), 1)  # behind what was hung up on
-
-
-async def _again(server: Server, prompt: Callable[[], list[int]], output_tokens: int) -> None:
-    while True:
-        await server.ask(prompt(), output_tokens)

@@ -14,8 +14,8 @@ Part = TypeVar("Part", Overheads, Beside)
 
 
 def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
-    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's. Raises UsageError where they are not
-    of the same instance."""
+    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's. Raises UsageError where they are
+    not of the same instance."""
     first = profiles[0]
     for other in profiles[1:]:
         if (other.model, other.engine) != (first.model, first.engine):

@@ -17,10 +17,11 @@ from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.profile import Beside, EngineShape, InstanceProfile, Machine, Measured, ModelShape, Overheads, Point, StepTimes, TransferFit
 from pdlab.cost.shapes import Model
 from pdlab.kernels.cpu_build import build_all
-from pdlab.real.calibrate import grid, neighbour, over_http, rounds, transfer
+from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.fit import errors, fit, warnings
 from pdlab.real.calibrate.machine import this_machine
+from pdlab.real.calibrate.neighbour import neighbours
 from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
@@ -35,8 +36,8 @@ LEAST_TOKENS = 96  # of prompt and output, that there is a grid at all
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to measure. `transport`: of KV transfers; empty: they are left out. `http`: are the front end's overheads measured? `beside`: is
-    what engines on one machine cost each other?"""
+    """How to measure. `transport`: of KV transfers; empty: they are left out. `http`: are the front end's overheads measured? `beside`:
+    with it, is what servers on one machine cost each other?"""
 
     seconds: float = 180.0
     temperature: float = 0.0
@@ -71,16 +72,14 @@ def of_engine(options: EngineOptions, plan: Plan, say: Say) -> InstanceProfile:
     bench = Bench(loaded, temperature=plan.temperature, clock=CLOCKS[plan.clock], seed=plan.seed)
     bounds = bench.bounds
     shape, engine = _model_shape(loaded), _engine_shape(loaded, options, bounds, plan)
-    steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.8 * share))
-    say("neighbours", 0.8)
-    beside = neighbour.measure(bench, options, seed=plan.seed) if plan.beside and _room_beside(options) else Beside()
+    steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.7 * share))
     device = loaded.device
     del bench, loaded
     gc.collect()
-    overheads, moved, warned = Overheads(), None, list(steps.warnings)
+    overheads, beside, moved, warned = Overheads(), Beside(), None, list(steps.warnings)
     if plan.http:
-        say("HTTP", 0.9)
-        overheads = asyncio.run(_own_overheads(options, shape, MeasuredCost(steps.fit), plan))
+        say("HTTP", 0.7)
+        overheads, beside = asyncio.run(_served(options, shape, bounds, MeasuredCost(steps.fit), plan))
     if plan.transport:
         say("transfers", 0.95)
         kv = transfer.memory(
@@ -228,10 +227,23 @@ def _check(bounds: grid.Bounds) -> None:
         )
 
 
-async def _own_overheads(options: EngineOptions, shape: ModelShape, made: MeasuredCost, plan: Plan) -> Overheads:
-    async with over_http.served(serve_arguments(options)) as url, await connect() as session:
-        server = Server(session, url, await model_of(session, url), shape.vocab, temperature=plan.temperature, seed=plan.seed)
-        return await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
+async def _served(
+    options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan
+) -> tuple[Overheads, Beside]:
+    """What a server adds, and what two of them on this machine cost each other."""
+    arguments = serve_arguments(options)
+
+    async def at(url: str, seed: int) -> Server:
+        return Server(session, url, await model_of(session, url), shape.vocab, temperature=plan.temperature, seed=seed)
+
+    async with over_http.served(arguments) as url, await connect() as session:
+        server = await at(url, plan.seed)
+        overheads = await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
+        if not (plan.beside and _room_beside(options)):
+            return overheads, Beside()
+        async with over_http.served(arguments) as other_url:
+            other = await at(other_url, plan.seed + 1)
+            return overheads, await neighbours(server, other, bounds, overheads.request_s)
 
 
 def serve_arguments(options: EngineOptions) -> list[str]:

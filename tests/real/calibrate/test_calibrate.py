@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from pdlab import cost
 from pdlab.cost.profile import Point, load_instance_profile
-from pdlab.real.calibrate import grid, neighbour, run, transfer
+from pdlab.real.calibrate import grid, run, transfer
 from pdlab.real.calibrate.bench import PASSES, WARM, Bench
 from pdlab.real.calibrate.cli import calibrate
 from pdlab.real.engine.load import load
@@ -78,6 +79,9 @@ def test_a_profile_of_an_engine_can_be_simulated_with(app: typer.Typer, folder: 
     assert profile.machine.threads == 1
     assert profile.model.fingerprint
     assert 0 < profile.overheads.request_s < 1
+    if len(os.sched_getaffinity(0)) > 1:
+        assert profile.beside.matters
+        assert "beside another engine" in result.output
     assert {m.point.kind for m in profile.points if m.point.held_out} == {e.kind for e in profile.errors}
     tiny, chip = cost.model(str(folder)), cost.hardware(str(out))
     made = cost.build(cost.CostSpec(), tiny, chip)
@@ -139,17 +143,3 @@ def test_an_interrupted_calibration_writes_nothing(app: typer.Typer, folder: Pat
     monkeypatch.setattr(run.rounds, "measure", interrupted)
     CliRunner().invoke(app, ["--model", str(folder), "--out", str(tmp_path / "profile.json"), "--threads", "1", "--no-http"])
     assert not list(tmp_path.iterdir())
-
-
-def test_engines_of_one_machine_are_measured_against_each_other(bench: Bench, folder: Path) -> None:
-    options = EngineOptions(model=str(folder), threads=1, max_seqs=8, max_model_len=256, max_batch_tokens=128)
-    found = neighbour.measure(bench, options, repeats=1)
-    assert all(0.1 < value < 20 for value in found.model_dump().values())
-    assert found.matters
-    assert bench.engine.scheduler.idle
-
-
-def test_a_second_engine_that_does_not_start_is_said(bench: Bench, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match=r"the second engine, .* did not start"):
-        neighbour.measure(bench, EngineOptions(model=str(tmp_path / "gone"), threads=1), repeats=1)
-    assert "gone" in capfd.readouterr().err
