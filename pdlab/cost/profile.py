@@ -100,22 +100,22 @@ class Overheads(Part):
 
 
 class Beside(Part):
-    """How many times as long a step takes while another engine computes on the same machine: engines of one CPU share its caches and its
-    memory. A step with prompt tokens is a prefill."""
+    """Seconds that a step takes longer while another engine computes on the same machine: engines of one CPU share its memory, from which
+    every step reads all weights, however many tokens it has. A step with prompt tokens is a prefill."""
 
-    prefill_beside_prefill: float = Field(default=1.0, gt=0.0)
-    prefill_beside_decode: float = Field(default=1.0, gt=0.0)
-    decode_beside_prefill: float = Field(default=1.0, gt=0.0)
-    decode_beside_decode: float = Field(default=1.0, gt=0.0)
+    prefill_beside_prefill_s: float = Field(default=0.0, ge=0.0)
+    prefill_beside_decode_s: float = Field(default=0.0, ge=0.0)
+    decode_beside_prefill_s: float = Field(default=0.0, ge=0.0)
+    decode_beside_decode_s: float = Field(default=0.0, ge=0.0)
 
     @property
     def matters(self) -> bool:
-        return any(value != 1.0 for value in self.model_dump().values())
+        return any(self.model_dump().values())
 
-    def factor(self, prefill: bool, other_prefill: bool) -> float:
+    def added_s(self, prefill: bool, other_prefill: bool) -> float:
         if prefill:
-            return self.prefill_beside_prefill if other_prefill else self.prefill_beside_decode
-        return self.decode_beside_prefill if other_prefill else self.decode_beside_decode
+            return self.prefill_beside_prefill_s if other_prefill else self.prefill_beside_decode_s
+        return self.decode_beside_prefill_s if other_prefill else self.decode_beside_decode_s
 
 
 class Moved(Part):

@@ -133,7 +133,7 @@ class SimInstance:
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
             step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
             if self.neighbours is not None:
-                step_s *= self._slowed(prefill=True)
+                step_s += self._slowed_s(prefill=True)
             seconds = step_s
             self.k = 1
             self.step_s, self.slope_s = step_s, 0.0
@@ -148,7 +148,7 @@ class SimInstance:
             step_s = base_s + per_token_s * context
             slope_s = per_token_s * n
             if self.neighbours is not None:
-                step_s *= self._slowed(prefill=False)
+                step_s += self._slowed_s(prefill=False)
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
             self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:
@@ -156,15 +156,15 @@ class SimInstance:
         self.generation = generation = self.generation + 1
         After(self.env, seconds, self._done_callbacks, generation)
 
-    def _slowed(self, prefill: bool) -> float:
-        """How many times as long the step now begun takes, for those that compute beside it as it begins."""
+    def _slowed_s(self, prefill: bool) -> float:
+        """How much longer the step now begun takes, for those that compute beside it as it begins."""
         assert self.beside is not None
         assert self.neighbours is not None
-        factor = 1.0
+        added_s = 0.0
         for other in self.neighbours.values():
             if other is not self and other.batch is not None:
-                factor *= self.beside.factor(prefill, bool(other.batch.chunks))
-        return factor
+                added_s += self.beside.added_s(prefill, bool(other.batch.chunks))
+        return added_s
 
     def _line(self, n: int, context: int) -> tuple[float, float, float]:
         """`Cost.decode_line`, remembered where it never bends, neither after `context` nor before."""

@@ -15,8 +15,6 @@ from pdlab.types import Role
 from tests.cost.test_measured import PROFILE
 from tests.sim.small_world import Linear, small_world, workload
 
-ALONE = {"prefill_beside_prefill": 1.0, "prefill_beside_decode": 1.0, "decode_beside_prefill": 1.0, "decode_beside_decode": 1.0}
-
 
 def run(folder: Path, beside: Beside, hosts: tuple[str, ...]) -> Result:
     """As many mixed instances as hosts, each with one request of 100 tokens and 50 of output at the same time."""
@@ -38,18 +36,18 @@ def seconds(result: Result) -> tuple[float, float]:
 
 
 def test_engines_of_one_machine_slow_each_other(tmp_path: Path) -> None:
-    beside = Beside(**{**ALONE, "prefill_beside_prefill": 1.5, "decode_beside_decode": 1.25})
-    alone = seconds(run(tmp_path, beside, ("a",)))
-    apart = seconds(run(tmp_path, beside, ("a", "b")))
-    together = seconds(run(tmp_path, beside, ("a", "a")))
-    assert apart == pytest.approx(alone)
-    assert together == pytest.approx((1.5 * alone[0], 1.25 * alone[1]), rel=0.02)  # the second begins a moment after the first
+    prefills, decodes = Beside(prefill_beside_prefill_s=0.05), Beside(decode_beside_decode_s=0.01)
+    alone = seconds(run(tmp_path, prefills, ("a",)))
+    assert seconds(run(tmp_path, prefills, ("a", "b"))) == pytest.approx(alone)
+    assert seconds(run(tmp_path, prefills, ("a", "a"))) == pytest.approx((alone[0] + 0.05, alone[1]), rel=0.02)
+    assert seconds(run(tmp_path, decodes, ("a", "b"))) == pytest.approx(alone)
+    assert seconds(run(tmp_path, decodes, ("a", "a"))) == pytest.approx((alone[0], alone[1] + 49 * 0.01), rel=0.02)
 
 
 def test_each_further_engine_slows_them_again(tmp_path: Path) -> None:
-    beside = Beside(**{**ALONE, "decode_beside_decode": 1.1})
+    beside = Beside(decode_beside_decode_s=0.01)
     alone, three = seconds(run(tmp_path, beside, ("a",))), seconds(run(tmp_path, beside, ("a", "a", "a")))
-    assert three[1] == pytest.approx(1.21 * alone[1], rel=0.02)
+    assert three[1] == pytest.approx(alone[1] + 49 * 0.02, rel=0.02)
 
 
 def test_a_pull_begins_when_no_step_is_under_way() -> None:

@@ -111,8 +111,9 @@ def show(profile: InstanceProfile, console: Console) -> None:
     console.print(f"besides: {over.request_s * 1e3:.2f} ms a request, {over.token_s * 1e6:.0f} us a token")
     if (beside := profile.beside).matters:
         console.print(
-            f"beside another engine: prefill x {beside.prefill_beside_prefill:.2f} (its prefill), {beside.prefill_beside_decode:.2f} "
-            f"(decode); decode x {beside.decode_beside_prefill:.2f}, {beside.decode_beside_decode:.2f}"
+            f"beside another engine's prefill and decode, a prefill takes {beside.prefill_beside_prefill_s * 1e3:.1f} and "
+            f"{beside.prefill_beside_decode_s * 1e3:.1f} ms longer, a decode {beside.decode_beside_prefill_s * 1e3:.1f} and "
+            f"{beside.decode_beside_decode_s * 1e3:.1f}"
         )
     if (moved := profile.transfer) is not None:
         console.print(

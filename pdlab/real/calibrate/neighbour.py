@@ -15,23 +15,23 @@ from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
 from pdlab.real.calibrate.stream import Server
 from pdlab.types import UsageError
 
-RATIOS = 3  # of each kind of steps beside each other
-LEAST_S = 1e-6  # tokens that come together are no time apart
+REPEATS = 5  # of each kind of steps beside each other
+TOKENS = 64  # of a prompt: few, since what a neighbour costs is the same for a longer one, and would be lost in its time
 
 
-async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = RATIOS) -> Beside:
-    """How many times as long steps of `one` take while `other` computes; each ratio is of two measurements one right after the other."""
+async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = REPEATS) -> Beside:
+    """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other."""
     longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
-    tokens, context = min(256, bounds.step_tokens, longest), min(128, longest // 2)
+    tokens, context = min(TOKENS, bounds.step_tokens, longest), min(128, longest // 2)
     steps = {"prefill": Point(tokens=tokens), "decode": Point(batch=min(4, bounds.seqs), context=context)}
-    ratios: dict[str, list[float]] = {f"{own}_beside_{load}": [] for own in steps for load in steps}
+    more_s: dict[str, list[float]] = {f"{own}_beside_{load}_s": [] for own in steps for load in steps}
     for _ in range(repeats):
         for load, point in steps.items():
-            alone_s = {own: max(LEAST_S, await seconds(one, p, besides_s)) for own, p in steps.items()}
+            alone_s = {own: await seconds(one, p, besides_s) for own, p in steps.items()}
             async with _busy(other, point, bounds.max_tokens):
                 for own, p in steps.items():
-                    ratios[f"{own}_beside_{load}"].append(max(LEAST_S, await seconds(one, p, besides_s)) / alone_s[own])
-    return Beside(**{name: median(values) for name, values in ratios.items()})
+                    more_s[f"{own}_beside_{load}_s"].append(await seconds(one, p, besides_s) - alone_s[own])
+    return Beside(**{name: max(0.0, median(values)) for name, values in more_s.items()})
 
 
 @asynccontextmanager

@@ -28,7 +28,7 @@ def profile(factor: float, request_s: float) -> InstanceProfile:
         "errors": errors(steps, measured),
         "overheads": Overheads(request_s=request_s, handoff_s=1e-3 / factor),
         "transfer": TransferFit(transport="shm", bytes_per_s=factor * 1e9),
-        "beside": Beside(decode_beside_decode=factor),
+        "beside": Beside(decode_beside_decode_s=factor),
         "warnings": (f"measured at {factor}", "the fit is poor for prompts"),
     }
     return PROFILE.model_copy(update=changes)
