@@ -15,7 +15,7 @@ from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
 from pdlab.real.calibrate.stream import Server
 from pdlab.types import UsageError
 
-REPEATS = 5  # of each kind of steps beside each other
+REPEATS, PROMPTS = 5, 5  # of each kind of steps beside each other; of prompts each time, since one is heard of once
 TOKENS = 64  # of a prompt: few, since what a neighbour costs is the same for a longer one, and would be lost in its time
 
 
@@ -27,11 +27,15 @@ async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: floa
     more_s: dict[str, list[float]] = {f"{own}_beside_{load}_s": [] for own in steps for load in steps}
     for _ in range(repeats):
         for load, point in steps.items():
-            alone_s = {own: await seconds(one, p, besides_s) for own, p in steps.items()}
+            alone_s = {own: await _seconds(one, p, besides_s) for own, p in steps.items()}
             async with _busy(other, point, bounds.max_tokens):
                 for own, p in steps.items():
-                    more_s[f"{own}_beside_{load}_s"].append(await seconds(one, p, besides_s) - alone_s[own])
+                    more_s[f"{own}_beside_{load}_s"].append(await _seconds(one, p, besides_s) - alone_s[own])
     return Beside(**{name: max(0.0, median(values)) for name, values in more_s.items()})
+
+
+async def _seconds(server: Server, point: Point, besides_s: float) -> float:
+    return median([await seconds(server, point, besides_s) for _ in range(1 if point.batch else PROMPTS)])
 
 
 @asynccontextmanager
