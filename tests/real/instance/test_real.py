@@ -123,8 +123,8 @@ def stand_still_until_asked_for_its_kv(engine: EngineClient) -> None:
 
 def test_a_running_request_moves(tmp_path: Path) -> None:
     async def play() -> None:
-        folder = served.make(tmp_path, **tiny_models.SLOW)
-        asked = {**ASKED, "max_tokens": 300}
+        folder = served.make(tmp_path, **tiny_models.SLOW, max_position_embeddings=2048)
+        asked = {**ASKED, "max_tokens": 1200}
         async with pair(folder) as (a, b):
             expected = (await b.ask(**asked)).json()["choices"][0]["token_ids"]
             move = {"do_remote_prefill": True, "pdlab": {"migrate": {"url": a.url, "leg": "r1"}, "events": True}}
