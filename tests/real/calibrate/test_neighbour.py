@@ -1,0 +1,91 @@
+"""What engines that share a machine cost each other, against a machine whose times are known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pdlab.cost.profile import Beside
+from pdlab.real.calibrate.grid import Bounds
+from pdlab.real.calibrate.neighbour import neighbours
+from pdlab.real.calibrate.stream import Heard, Server
+from pdlab.types import UsageError
+from tests.real.cluster.virtual import VirtualLoop, run
+
+BOUNDS = Bounds(step_tokens=512, seqs=16, max_tokens=2048, kv_tokens=20000)
+REQUEST_S, PREFILL_S, DECODE_S = 0.003, 0.04, 0.01
+
+
+class Machine(Server):
+    """A server whose steps take longer by `beside` while its neighbour has a request in that phase."""
+
+    neighbour: Machine
+
+    def __init__(self, loop: VirtualLoop, beside: Beside) -> None:
+        super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
+        self.loop, self.beside = loop, beside
+        self.phases: list[str] = []
+        self.asked = 0
+
+    async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
+        self.asked += 1
+        sent_s = self.loop.time()
+        tokens_s: list[float] = []
+        await asyncio.sleep(REQUEST_S)
+        for _ in range(output_tokens):
+            phase = "decode" if tokens_s else "prefill"
+            self.phases.append(phase)
+            try:
+                await asyncio.sleep(self.step_s(phase))
+            finally:
+                self.phases.remove(phase)
+            tokens_s.append(self.loop.time())
+        return Heard(sent_s, tuple(tokens_s))
+
+    def step_s(self, phase: str) -> float:
+        other = [f"{phase}_beside_{its}_s" for its in set(self.neighbour.phases)]
+        slower_s = max((float(getattr(self.beside, name)) for name in other), default=0.0)
+        return (PREFILL_S if phase == "prefill" else DECODE_S) + slower_s
+
+
+def measured(beside: Beside) -> Beside:
+    async def play(loop: VirtualLoop) -> Beside:
+        one, other = Machine(loop, beside), Machine(loop, beside)
+        one.neighbour, other.neighbour = other, one
+        found = await neighbours(one, other, BOUNDS, REQUEST_S)
+        assert other.asked and not one.phases and not other.phases
+        return found
+
+    return run(play)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        Beside(),
+        Beside(prefill_beside_prefill_s=0.02, prefill_beside_decode_s=0.016, decode_beside_prefill_s=0.012, decode_beside_decode_s=0.005),
+    ],
+)
+def test_what_a_neighbour_costs_is_what_its_steps_add(beside: Beside) -> None:
+    found = measured(beside)
+    assert found.model_dump() == pytest.approx(beside.model_dump(), abs=1e-9)
+    assert found.matters == beside.matters
+
+
+def test_a_neighbour_that_fails_is_told() -> None:
+    class Failing(Machine):
+        async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
+            if self.asked == 3:
+                raise UsageError("http://here answers 503")
+            return await super().ask(prompt, output_tokens, kv)
+
+    async def play(loop: VirtualLoop) -> None:
+        one, other = Machine(loop, Beside()), Failing(loop, Beside())
+        one.neighbour, other.neighbour = other, one
+        with pytest.raises(UsageError, match="answers 503"):
+            await neighbours(one, other, BOUNDS, REQUEST_S)
+
+    run(play)
