@@ -209,11 +209,14 @@ class Scheduler:
         self.stirred = True
 
     def hold(self, seq: Sequence) -> None:
-        """Stop a running sequence and lease its KV, for the last stage of a migration. At a step boundary only."""
-        steps = self.step - seq.start_step
-        self._leave(seq)
-        seq.made += steps
-        seq.prompt_tokens = seq.computed
+        """Stop a sequence that decodes, or is about to, and lease its KV, for the last stage of a migration. At a step boundary only."""
+        if seq in self.landed:
+            self.landed.remove(seq)
+        else:
+            steps = self.step - seq.start_step
+            self._leave(seq)
+            seq.made += steps
+            seq.prompt_tokens = seq.computed
         self.held[seq] = None
 
     def extend(self, seq: Sequence, tokens: int) -> bool:
@@ -407,6 +410,10 @@ class Scheduler:
         if seq.order in self.running and self.running[seq.order] is seq:
             return seq.made + self.step - seq.start_step
         return seq.made
+
+    def movable(self, seq: Sequence) -> bool:
+        """Does it decode, or has it landed, to decode from the next step on?"""
+        return self.running.get(seq.order) is seq or seq in self.landed
 
     def kv_tokens(self, seq: Sequence) -> int:
         """KV tokens the sequence holds: its prompt, and all tokens made here but the last."""

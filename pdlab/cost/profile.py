@@ -91,10 +91,11 @@ class StepTimes(Part):
 
 
 class Overheads(Part):
-    """Seconds besides engine steps: of a request (front end to engine, engine to client), that telling each token adds to its step, and
-    until a transfer's first byte flows."""
+    """Seconds besides engine steps: of a request (front end to engine, engine to client), that a router adds to it, that telling each token
+    adds to its step, and until a transfer's first byte flows."""
 
     request_s: float = Field(default=0.0, ge=0.0)
+    router_s: float = Field(default=0.0, ge=0.0)
     token_s: float = Field(default=0.0, ge=0.0)
     handoff_s: float = Field(default=0.0, ge=0.0)
 
@@ -116,6 +117,19 @@ class Beside(Part):
         if prefill:
             return self.prefill_beside_prefill_s if other_prefill else self.prefill_beside_decode_s
         return self.decode_beside_prefill_s if other_prefill else self.decode_beside_decode_s
+
+
+class Front(Part):
+    """CPU seconds of what serves an engine (HTTP, router, client): of a request, of each step whose tokens are told, of each of these
+    tokens. They pass beside the engine where the machine has a core to spare, else on a core that an engine computes on."""
+
+    request_s: float = Field(default=0.0, ge=0.0)
+    step_s: float = Field(default=0.0, ge=0.0)
+    token_s: float = Field(default=0.0, ge=0.0)
+
+    @property
+    def matters(self) -> bool:
+        return any(self.model_dump().values())
 
 
 class Moved(Part):
@@ -190,6 +204,7 @@ class InstanceProfile(Part):
     steps: StepTimes
     overheads: Overheads = Overheads()
     beside: Beside = Beside()
+    front: Front = Front()
     transfer: TransferFit | None = None
     errors: tuple[FitError, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -16,8 +16,7 @@ def descendants(parent: int) -> list[int]:
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                parents[int(entry)] = int(_stat(int(entry))[1])
+            parents[int(entry)] = _parent(int(entry))
     found = {parent}
     while more := {pid for pid, of in parents.items() if of in found} - found:
         found |= more
@@ -25,22 +24,32 @@ def descendants(parent: int) -> list[int]:
 
 
 def engines(pids: Sequence[int]) -> list[int]:
-    """Those that are engines."""
-    return [pid for pid in pids if any(name in _command(pid) for name in ENGINES)]
+    """Those that are engines, by the age of what has started each: instances start in the order of the file, their engines as they come."""
+    found = [pid for pid in pids if any(name in _command(pid) for name in ENGINES)]
+    return sorted(found, key=lambda pid: (_parent(pid), pid))
 
 
-def pin(parent: int) -> None:
-    """One core for each engine process below `parent`, by age; the others take what is left, or all where nothing is."""
+def pin(parent: int) -> set[int]:
+    """One core for each engine process below `parent`, in their order; the others take what is left, and where nothing is the core of the
+    last engine: what they cost is then one engine's, and known. Returns these cores, where a client belongs, too."""
     cores = sorted(os.sched_getaffinity(0))
     below = descendants(parent)
     own = engines(below)
     if len(own) > len(cores):
-        return  # more engines than cores: whoever pinned them would decide who waits
+        return set(cores)  # more engines than cores: whoever pinned them would decide who waits
     for pid, core in zip(own, cores, strict=False):
-        _affinity(pid, {core})
-    rest = set(cores[len(own) :]) or set(cores)
+        run_on(pid, {core})
+    rest = set(cores[len(own) :] or cores[-1:])
     for pid in [parent, *(pid for pid in below if pid not in own)]:
-        _affinity(pid, rest)
+        run_on(pid, rest)
+    return rest
+
+
+def run_on(pid: int, cores: set[int]) -> None:
+    """All threads of a process."""
+    with contextlib.suppress(OSError):  # it has ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), cores)
 
 
 def cpu_s(parent: int) -> tuple[float, float]:
@@ -59,15 +68,16 @@ def _used_s(pid: int) -> float:
     return 0.0
 
 
+def _parent(pid: int) -> int:
+    """0 where it has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(_stat(pid)[1])
+    return 0
+
+
 def _stat(pid: int) -> list[str]:
     """From its state on: a name before it may hold spaces."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-
-
-def _affinity(pid: int, cores: set[int]) -> None:
-    with contextlib.suppress(OSError):  # it has ended
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            os.sched_setaffinity(int(thread), cores)
 
 
 def _command(pid: int) -> bytes:

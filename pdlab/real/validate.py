@@ -10,15 +10,10 @@ Engines are pinned to one core each, in the order of the file; the router and th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import queue
-import re
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -38,11 +33,11 @@ from pdlab.read_yaml import read_yaml
 from pdlab.real import processes
 from pdlab.real.bench.run import Target, measure
 from pdlab.real.calibrate.pool import pooled
+from pdlab.real.local_cluster import local_cluster
 from pdlab.result import Result
 from pdlab.spec import Experiment, Spec
 from pdlab.types import UsageError
 
-START_S, STOP_S = 180.0, 40.0
 Say = Callable[[str], None]
 
 
@@ -195,52 +190,8 @@ class _Own:
         _run("calibrate", str(plan), *self._options(1), *timed, "--out", str(profile))
 
     def cluster(self, plan: Path) -> AbstractContextManager[str]:
-        return _cluster(plan, self._options(len(list(Experiment.load(plan).placements()))))
+        return local_cluster(plan, self._options(len(list(Experiment.load(plan).placements()))))
 
     def _options(self, threads: int) -> list[str]:
         named = ["--load-format", self.asked.load_format] if self.asked.load_format else []
         return [*named, "--threads", str(threads)]
-
-
-@contextmanager
-def _cluster(file: Path, options: list[str]) -> Iterator[str]:
-    """`pdlab serve FILE --role all`, until it is left; yields its URL."""
-    command = [sys.executable, "-m", "pdlab", "serve", str(file), "--role", "all", "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said: queue.SimpleQueue[str] = queue.SimpleQueue()
-    reader = threading.Thread(target=_listen, args=(process, said), daemon=True)
-    reader.start()
-    try:
-        yield _ready(process, said)
-    finally:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S)
-        process.kill()
-        process.wait()
-        reader.join()
-
-
-def _listen(process: subprocess.Popen[str], said: queue.SimpleQueue[str]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        said.put(line)
-    process.stdout.close()
-    said.put("")
-
-
-def _ready(process: subprocess.Popen[str], said: queue.SimpleQueue[str]) -> str:
-    lines: list[str] = []
-    deadline_s = time.monotonic() + START_S
-    while time.monotonic() < deadline_s:
-        try:
-            line = said.get(timeout=1.0)
-        except queue.Empty:
-            continue
-        lines.append(line)
-        if found := re.search(r"ready after .*: (http://\S+)/v1$", line.strip()):
-            processes.pin(process.pid)
-            return found[1]
-        if not line:
-            break
-    raise UsageError(f"the cluster did not start: {''.join(lines).strip()[-2000:] or f'not ready within {START_S:g} s'}")

@@ -27,7 +27,8 @@ from pdlab.cost.profile import save_instance_profile
 from pdlab.real import processes
 from pdlab.real.calibrate.pair import behind, of_pair
 from pdlab.real.calibrate.run import Plan
-from pdlab.real.validate import STOP_S, Say, Serving, TwoWorlds
+from pdlab.real.local_cluster import STOP_S
+from pdlab.real.validate import Say, Serving, TwoWorlds
 from pdlab.spec import Experiment
 from pdlab.types import UsageError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import simpy
 
 from pdlab import __version__, batching, cost, load_policy
 from pdlab.control import head_of, router
-from pdlab.cost.profile import Beside, Overheads
+from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.kv import BlockPool
 from pdlab.log import EventLog
 from pdlab.metrics import summarise
@@ -22,6 +21,7 @@ from pdlab.records import InstanceUse
 from pdlab.result import Result
 from pdlab.scheduler import Scheduler
 from pdlab.sim import faults
+from pdlab.sim.host import Host
 from pdlab.sim.instance import SimInstance
 from pdlab.sim.link import Network
 from pdlab.sim.moves import TransferMode
@@ -47,8 +47,7 @@ class Plan:
     token_bytes: int
     block_bytes: int
     overheads: Overheads
-    beside: Beside
-    measured: bool  # by pdlab calibrate
+    profile: InstanceProfile | None  # as pdlab calibrate has measured it
     prefill_profile: tuple[tuple[int, float], ...]
     decode_profile: tuple[tuple[int, int, float], ...]
 
@@ -96,7 +95,6 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
         chip = cost.hardware(placement.hardware, experiment.base_dir)
         token_bytes = cost.kv_bytes_per_token(model, chip, kv, placement.tp)
         overheads = chip.profile.overheads if chip.profile is not None else cost.Overheads()
-        beside = chip.profile.beside if chip.profile is not None else cost.Beside()
         found.append(
             Plan(
                 placement=placement,
@@ -105,8 +103,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
                 token_bytes=token_bytes,
                 block_bytes=round(token_bytes * engine.block_tokens),
                 overheads=overheads,
-                beside=beside,
-                measured=chip.profile is not None,
+                profile=chip.profile,
                 prefill_profile=profiles[0],
                 decode_profile=profiles[1],
             )
@@ -136,10 +133,9 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
         bytes_per_token=max(m.token_bytes for m in sending),
         setup_s=max(m.overheads.handoff_s for m in members),
         ask_s=max(m.overheads.request_s for m in members),
-        between_steps=any(m.measured for m in members),
+        between_steps=any(m.profile is not None for m in members),
     )
-    hosts: dict[str, dict[str, SimInstance]] = {}
-    shared = {host for host, count in Counter(m.placement.host for m in members if m.beside.matters).items() if count > 1}
+    hosts = _hosts(members)
     fresh = _Newcomers(members, network, experiment)
     made = World(
         env,
@@ -151,7 +147,8 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
         report_delay_s=spec.reports.delay_s,
         switch_s=spec.role_switch_s,
         detect_s=spec.detect_s,
-        request_s=max(m.overheads.request_s for m in members),
+        request_s=max(m.overheads.request_s + m.overheads.router_s for m in members),
+        hosts=list(hosts.values()),
         log=log,
         spans=spans,
         start_instance=fresh.start if spec.autoscale.enabled else None,
@@ -167,13 +164,11 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
             max_seqs=engine.max_seqs,
             watermark=engine.watermark,
         )
-        host = plan.placement.host
-        if host not in shared or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
+        host = hosts.get(plan.placement.host)
+        if host is None or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
             return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon)
-        neighbours = hosts.setdefault(host, {})
-        one = neighbours[incarnation.name] = SimInstance(
-            env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=1, beside=plan.beside, neighbours=neighbours
-        )
+        one = SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=1, host=host)
+        host.add(one)
         return one
 
     fresh.world, fresh.make = made, make
@@ -181,6 +176,21 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
         fresh.add(plan, plan.placement.name, plan.placement.role)
     faults.plan(made, experiment.faults)
     return made
+
+
+def _hosts(members: Sequence[Plan]) -> dict[str, Host]:
+    """Machines whose instances slow each other, as their profiles say. What serves them takes their cores where all are on one machine, and
+    as many threads as it has cores."""
+    found = {}
+    for host in dict.fromkeys(m.placement.host for m in members):
+        own = [m.profile for m in members if m.placement.host == host and m.profile is not None]
+        if not own:
+            continue
+        beside, front, machine = own[0].beside, own[0].front, own[0].machine
+        crowded = len(own) == len(members) and sum(profile.machine.threads or 1 for profile in own) >= machine.cores
+        if (len(own) > 1 and beside.matters) or (crowded and front.matters):
+            found[host] = Host(beside, front if crowded and front.matters else None)
+    return found
 
 
 class _Newcomers:

@@ -8,19 +8,19 @@ stale is recognised by its generation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING, Any, Protocol
 
 import simpy
 
 from pdlab.cost.base import Cost
-from pdlab.cost.profile import Beside
 from pdlab.metrics import Gaps
 from pdlab.scheduler import NOTHING, Batch, Scheduler, Sequence
 from pdlab.types import InstanceSpec, Report, Role
 
 if TYPE_CHECKING:
+    from pdlab.sim.host import Host
     from pdlab.sim.job import Job
 
 NORMAL = simpy.events.NORMAL
@@ -76,11 +76,10 @@ class SimInstance:
         gaps: Gaps,
         *,
         horizon: int = 1 << 30,
-        beside: Beside | None = None,
-        neighbours: Mapping[str, SimInstance] | None = None,
+        host: Host | None = None,
     ) -> None:
         self.index = -1
-        self.beside, self.neighbours = beside, neighbours  # how engines of its machine slow each other, and who is there, itself included
+        self.host = host  # whose other instances slow this one; the horizon is 1 then
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
         self.env, self.owner, self.spec, self.scheduler, self.cost, self.gaps = env, owner, spec, scheduler, cost, gaps
         self.name = spec.name
@@ -132,8 +131,8 @@ class SimInstance:
         if batch.chunks:
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
             step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
-            if self.neighbours is not None:
-                step_s += self._slowed_s(prefill=True)
+            if self.host is not None:
+                step_s += self.host.longer_s(self, prefill=True)
             seconds = step_s
             self.k = 1
             self.step_s, self.slope_s = step_s, 0.0
@@ -147,8 +146,8 @@ class SimInstance:
                 k = min(k, max(1, ceil((until - context) / n)))
             step_s = base_s + per_token_s * context
             slope_s = per_token_s * n
-            if self.neighbours is not None:
-                step_s += self._slowed_s(prefill=False)
+            if self.host is not None:
+                step_s += self.host.longer_s(self, prefill=False)
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
             self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:
@@ -156,15 +155,11 @@ class SimInstance:
         self.generation = generation = self.generation + 1
         After(self.env, seconds, self._done_callbacks, generation)
 
-    def _slowed_s(self, prefill: bool) -> float:
-        """How much longer the step now begun takes, for those that compute beside it as it begins."""
-        assert self.beside is not None
-        assert self.neighbours is not None
-        added_s = 0.0
-        for other in self.neighbours.values():
-            if other is not self and other.batch is not None:
-                added_s += self.beside.added_s(prefill, bool(other.batch.chunks))
-        return added_s
+    def stretch(self, seconds: float) -> None:
+        """The single step under way takes longer."""
+        self.step_s += seconds
+        self.generation = generation = self.generation + 1
+        After(self.env, self.began_s + self.step_s - self.env.now, self._done_callbacks, generation)
 
     def _line(self, n: int, context: int) -> tuple[float, float, float]:
         """`Cost.decode_line`, remembered where it never bends, neither after `context` nor before."""
@@ -272,6 +267,8 @@ class SimInstance:
             self.peak_blocks = used
         prefilled, finished = scheduler.complete(batch, k, now)
         self.k = 1  # what comes in from here on waits for the end of this
+        if self.host is not None:
+            self.host.told(self, batch.decodes + len(prefilled))
         if batch.chunks:
             for _, tokens in batch.chunks:
                 self.prefill_tokens += tokens
@@ -306,6 +303,10 @@ class SimInstance:
     def runs(self, seq: Sequence | None) -> bool:
         """Is it decoding here now?"""
         return self.alive and seq is not None and self.scheduler.running.get(seq.order) is seq
+
+    def movable(self, seq: Sequence) -> bool:
+        """Does it decode here now, or will from the next step on?"""
+        return self.alive and self.scheduler.movable(seq)
 
     # ------------------------------------------------------------ what it says of itself
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import simpy
@@ -18,6 +18,7 @@ from pdlab.log import EventLog
 from pdlab.records import FIELDS, Records, Samples
 from pdlab.router import Router
 from pdlab.scheduler import Batch, Sequence
+from pdlab.sim.host import Host
 from pdlab.sim.instance import After, SimInstance
 from pdlab.sim.job import NAN, Job
 from pdlab.sim.lifecycle import Lifecycle
@@ -72,6 +73,7 @@ class World:
         switch_s: float = 1.0,
         detect_s: float = 0.5,
         request_s: float = 0.0,
+        hosts: Iterable[Host] = (),
         log: EventLog | None = None,
         spans: bool = False,
         start_instance: Callable[[Role], tuple[Callable[[], None], float]] | None = None,
@@ -81,6 +83,7 @@ class World:
         columns = (workload.priority, workload.ttft_slo_s, workload.tpot_slo_s, workload.n, workload.best_of)
         self._plain = all(column is None for column in columns)  # a request is its prompt, nothing else
         self.request_s = request_s  # that the front end takes, both ways
+        self.hosts = hosts  # where it runs
         self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
         self.log = log
         self.moves = Moves(self, network, transfer)
@@ -237,6 +240,8 @@ class World:
             self.tell(Arrived(request))
 
     def _received(self, event: simpy.Event) -> None:
+        for host in self.hosts:
+            host.received()
         self.tell(Arrived(event._value))
 
     def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.cost.profile import Beside, save_instance_profile
+from pdlab.cost.profile import Beside, Front, save_instance_profile
 from pdlab.result import Result
 from pdlab.sim.build import simulate
 from pdlab.sim.moves import TransferMode
@@ -16,12 +16,23 @@ from tests.cost.test_measured import PROFILE
 from tests.sim.small_world import Linear, small_world, workload
 
 
-def run(folder: Path, beside: Beside, hosts: tuple[str, ...]) -> Result:
-    """As many mixed instances as hosts, each with one request of 100 tokens and 50 of output at the same time."""
-    save_instance_profile(PROFILE.model_copy(update={"beside": beside}), folder / "profile.json")
+def run(folder: Path, beside: Beside, hosts: tuple[str, ...], front: Front | None = None, cores: int = 2, **work: object) -> Result:
+    """As many mixed instances as hosts, each with one request of 100 tokens and 50 of output at the same time. `cores` of the machine; each
+    engine has one."""
+    machine = PROFILE.machine.model_copy(update={"cores": cores, "threads": 1})
+    changes = {"beside": beside, "front": front or Front(), "machine": machine}
+    save_instance_profile(PROFILE.model_copy(update=changes), folder / "profile.json")
     plan = {
         "model": "smollm2-135m",
-        "workload": {"source": "synthetic", "requests": len(hosts), "prompt": 100, "output": 50, "arrival": "constant", "rate": 1e9},
+        "workload": {
+            "source": "synthetic",
+            "prompt": 100,
+            "output": 50,
+            "arrival": "constant",
+            "rate": 1e9,
+            "requests": len(hosts),
+            **work,
+        },
         "cluster": {"instances": [{"role": "mixed", "hardware": "profile.json", "host": host} for host in hosts]},
         "policy": "round_robin",
         "base_dir": str(folder),
@@ -48,6 +59,34 @@ def test_each_further_engine_slows_them_again(tmp_path: Path) -> None:
     beside = Beside(decode_beside_decode_s=0.01)
     alone, three = seconds(run(tmp_path, beside, ("a",))), seconds(run(tmp_path, beside, ("a", "a", "a")))
     assert three[1] == pytest.approx(alone[1] + 49 * 0.02, rel=0.02)
+
+
+def by_instance(result: Result) -> list[float]:
+    """Seconds from the first token to the last on each."""
+    rows = result.records.frame().sort_values("prefill_instance")
+    return list(rows.finish_s - rows.first_token_s)
+
+
+def test_the_front_end_takes_its_time_from_the_instance_on_whose_core_it_runs(tmp_path: Path) -> None:
+    front = Front(step_s=0.001, token_s=0.0005)
+    before = by_instance(run(tmp_path, Beside(), ("a", "a")))
+    first, last = by_instance(run(tmp_path, Beside(), ("a", "a"), front))
+    assert first == pytest.approx(before[0])
+    told = (last - before[1]) / 0.0015
+    assert 49 < told < 2 * 49 + 1, "its own tokens, and the other's while it computes"
+    assert by_instance(run(tmp_path, Beside(), ("a", "a"), front, cores=3)) == pytest.approx(before), "the third core has it"
+    assert by_instance(run(tmp_path, Beside(), ("a", "b"), front)) == pytest.approx(before), "two machines"
+    alone = by_instance(run(tmp_path, Beside(), ("a",), front, cores=1))
+    assert alone[0] == pytest.approx(before[0] + 49 * 0.0015, abs=0.0016)
+
+
+def test_a_request_that_arrives_takes_time_from_the_step_under_way_there(tmp_path: Path) -> None:
+    arriving = {"requests": 3, "rate": 10.0}  # the second is on the last instance from 0.1 s on, and decodes when the third comes
+    before = run(tmp_path, Beside(), ("a", "a"), **arriving).records.frame()
+    after = run(tmp_path, Beside(), ("a", "a"), Front(request_s=0.003), **arriving).records.frame()
+    decodes = (before.first_token_s[1], before.finish_s[1])
+    assert decodes[0] < before.arrival_s[2] < decodes[1]
+    assert list(after.finish_s - before.finish_s) == pytest.approx([0.0, 0.003, 0.0])
 
 
 def test_a_pull_begins_when_no_step_is_under_way() -> None:

@@ -93,7 +93,7 @@ def calibrate(
                 "threads": threads,
             }
             experiment = Experiment.load(file) if file is not None else None
-            profile = run.of_engine(engine_options(experiment, given), plan, say)
+            profile = run.of_engine(engine_options(experiment, given), plan, say, file)
     save_instance_profile(profile, out)
     show(profile, console)
     console.print(f"{escape(str(out))}: write hardware: {escape(out.name)} in an experiment beside it")
@@ -108,12 +108,18 @@ def show(profile: InstanceProfile, console: Console) -> None:
         table.add_row(e.kind, str(e.points), f"{e.mean:.1%}", f"{e.worst:.1%}")
     console.print(table)
     over = profile.overheads
-    console.print(f"besides: {over.request_s * 1e3:.2f} ms a request, {over.token_s * 1e6:.0f} us a token")
+    routed = f" ({over.router_s * 1e3:.2f} more through a router)" if over.router_s else ""
+    console.print(f"besides: {over.request_s * 1e3:.2f} ms a request{routed}, {over.token_s * 1e6:.0f} us a token")
     if (beside := profile.beside).matters:
         console.print(
             f"beside another engine's prefill and decode, a prefill takes {beside.prefill_beside_prefill_s * 1e3:.1f} and "
             f"{beside.prefill_beside_decode_s * 1e3:.1f} ms longer, a decode {beside.decode_beside_prefill_s * 1e3:.1f} and "
             f"{beside.decode_beside_decode_s * 1e3:.1f}"
+        )
+    if (front := profile.front).matters:
+        console.print(
+            f"what serves it computes {front.request_s * 1e3:.1f} ms a request, {front.step_s * 1e6:.0f} us a step and "
+            f"{front.token_s * 1e6:.0f} us a token of it"
         )
     if (moved := profile.transfer) is not None:
         console.print(

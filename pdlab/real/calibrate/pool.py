@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pdlab.cost.profile import Beside, InstanceProfile, Measured, Overheads, Point
+from pdlab.cost.profile import Beside, Front, InstanceProfile, Measured, Overheads, Point
 from pdlab.real.calibrate.fit import errors, fit, warnings
 from pdlab.types import UsageError
 
-Part = TypeVar("Part", Overheads, Beside)
+Part = TypeVar("Part", Overheads, Beside, Front)
 
 
 def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
@@ -35,6 +35,7 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
             "steps": steps,
             "overheads": overheads.model_copy(update={"handoff_s": middle.overheads.handoff_s}),
             "beside": _medians(Beside, [profile.beside for profile in profiles]),
+            "front": _medians(Front, [profile.front for profile in profiles]),
             "transfer": middle.transfer,
             "errors": judged,
             "warnings": tuple(dict.fromkeys([*said, *warnings(judged)])),

@@ -9,22 +9,39 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
+import msgspec
 import torch
 
 from pdlab import __version__, cost
 from pdlab.cost.measured import MeasuredCost
-from pdlab.cost.profile import Beside, EngineShape, InstanceProfile, Machine, Measured, ModelShape, Overheads, Point, StepTimes, TransferFit
+from pdlab.cost.profile import (
+    Beside,
+    EngineShape,
+    Front,
+    InstanceProfile,
+    Machine,
+    Measured,
+    ModelShape,
+    Overheads,
+    Point,
+    StepTimes,
+    TransferFit,
+)
 from pdlab.cost.shapes import Model
 from pdlab.kernels.cpu_build import build_all
 from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.fit import errors, fit, warnings
+from pdlab.real.calibrate.front import through
 from pdlab.real.calibrate.machine import this_machine
 from pdlab.real.calibrate.neighbour import neighbours
 from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.local_cluster import local_cluster
+from pdlab.spec import Experiment
 from pdlab.types import UsageError
 
 Say = Callable[[str, float], None]
@@ -57,9 +74,9 @@ class Steps:
     warnings: list[str]
 
 
-def of_engine(options: EngineOptions, plan: Plan, say: Say) -> InstanceProfile:
-    """Measure an engine in this process, then its server's overheads and transfers of its KV. `say(what, share done)`.
-    Raises UsageError."""
+def of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None = None) -> InstanceProfile:
+    """Measure an engine in this process, then its server's overheads and transfers of its KV, and what serves the cluster of the experiment
+    `file`, where this machine has room for it. `say(what, share done)`. Raises UsageError."""
     if plan.clock not in CLOCKS:
         raise UsageError(f"--clock {plan.clock} is not one of {', '.join(CLOCKS)}")
     if plan.clock == "cpu" and (options.device != "cpu" or options.threads != 1):
@@ -80,6 +97,11 @@ def of_engine(options: EngineOptions, plan: Plan, say: Say) -> InstanceProfile:
     if plan.http:
         say("HTTP", 0.7)
         overheads, beside = asyncio.run(_served(options, shape, bounds, MeasuredCost(steps.fit), plan))
+    front = Front()
+    if plan.http and plan.beside and file is not None:
+        say("cluster", 0.85)
+        router_s, front = _in_cluster(file, options, shape, bounds, overheads.request_s, plan)
+        overheads = overheads.model_copy(update={"router_s": router_s})
     if plan.transport:
         say("transfers", 0.95)
         kv = transfer.memory(
@@ -105,6 +127,7 @@ def of_engine(options: EngineOptions, plan: Plan, say: Say) -> InstanceProfile:
         steps=steps,
         overheads=overheads,
         beside=beside,
+        front=front,
         moved=moved,
         how="in process",
         warned=warned,
@@ -174,6 +197,7 @@ def of_server(
         steps=steps,
         overheads=overheads,
         beside=Beside(),
+        front=Front(),
         moved=None,
         how=url,
         warned=steps.warnings,
@@ -246,6 +270,19 @@ async def _served(
             return overheads, await neighbours(server, other, bounds, overheads.request_s)
 
 
+def _in_cluster(
+    file: Path, options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, direct_s: float, plan: Plan
+) -> tuple[float, Front]:
+    """What a router adds to a request, and the front end; nothing where the cluster's engines do not find a core each here."""
+    engines = len(list(Experiment.load(file).placements()))
+    if options.device != "cpu" or not 0 < engines * options.threads <= len(os.sched_getaffinity(0)):
+        return 0.0, Front()
+    whole = msgspec.structs.replace(options, threads=engines * options.threads)
+    with local_cluster(file, serve_arguments(whole)) as url:
+        measured = through(url, bounds, shape.vocab, direct_s, temperature=plan.temperature, seed=plan.seed + 2)
+        return asyncio.run(measured)
+
+
 def serve_arguments(options: EngineOptions) -> list[str]:
     """What `pdlab serve` takes to run the same engine."""
     found = ["--model", options.model, "--device", options.device, "--dtype", options.dtype, "--max-seqs", str(options.max_seqs)]
@@ -303,6 +340,7 @@ def _profile(
     steps: Steps,
     overheads: Overheads,
     beside: Beside,
+    front: Front,
     moved: TransferFit | None,
     how: str,
     warned: Sequence[str],
@@ -318,6 +356,7 @@ def _profile(
         steps=steps.fit,
         overheads=overheads,
         beside=beside,
+        front=front,
         transfer=moved,
         errors=errors(steps.fit, steps.measured),
         warnings=tuple(warned),

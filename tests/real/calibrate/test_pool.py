@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pdlab.cost.profile import Beside, InstanceProfile, Measured, Overheads, Point, TransferFit
+from pdlab.cost.profile import Beside, Front, InstanceProfile, Measured, Overheads, Point, TransferFit
 from pdlab.real.calibrate import grid
 from pdlab.real.calibrate.fit import errors, fit
 from pdlab.real.calibrate.pool import pooled
@@ -29,6 +29,7 @@ def profile(factor: float, request_s: float) -> InstanceProfile:
         "overheads": Overheads(request_s=request_s, handoff_s=1e-3 / factor),
         "transfer": TransferFit(transport="shm", bytes_per_s=factor * 1e9),
         "beside": Beside(decode_beside_decode_s=factor),
+        "front": Front(token_s=factor),
         "warnings": (f"measured at {factor}", "the fit is poor for prompts"),
     }
     return PROFILE.model_copy(update=changes)
@@ -41,6 +42,7 @@ def test_a_machine_that_was_faster_and_slower_is_taken_at_its_median() -> None:
     assert made.overheads == middle.overheads
     assert made.transfer == middle.transfer
     assert made.beside == middle.beside
+    assert made.front == middle.front
     assert all(len(m.seconds) == 3 for m in made.points)
     assert made.warnings[:3] == ("measured at 0.9", "measured at 1.0", "measured at 1.2")
     assert sum("the fit is poor for prompts" in line for line in made.warnings) <= 1  # of the pooled fit

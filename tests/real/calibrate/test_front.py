@@ -1,0 +1,59 @@
+"""What serves the engines, told from a machine whose processor times are known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pdlab.cost.profile import Front
+from pdlab.real.calibrate.front import front, solved
+from pdlab.real.calibrate.grid import Bounds
+from pdlab.real.calibrate.stream import Heard, Server
+from tests.real.cluster.virtual import VirtualLoop, run
+
+STEP_S = 0.01
+
+
+class Machine(Server):
+    """A cluster that decodes all it has in one step of 10 ms; what serves it computes as `front` says."""
+
+    def __init__(self, loop: VirtualLoop, front: Front) -> None:
+        super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
+        self.loop, self.front = loop, front
+        self.cpu_s = 0.0
+        self.steps: set[float] = set()
+
+    async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
+        self.cpu_s += self.front.request_s
+        sent_s = self.loop.time()
+        tokens_s = []
+        for _ in range(output_tokens):
+            await asyncio.sleep(STEP_S)
+            now = self.loop.time()
+            self.cpu_s += self.front.token_s + (0.0 if now in self.steps else self.front.step_s)
+            self.steps.add(now)
+            tokens_s.append(now)
+        return Heard(sent_s, tuple(tokens_s))
+
+
+@pytest.mark.parametrize("seqs", [2, 16])
+@pytest.mark.parametrize("known", [Front(), Front(request_s=0.008, step_s=0.0007, token_s=0.0002), Front(request_s=0.01)])
+def test_request_step_and_token_are_told_apart(known: Front, seqs: int) -> None:
+    async def play(loop: VirtualLoop) -> Front:
+        machine = Machine(loop, known)
+        return await front(machine, Bounds(step_tokens=512, seqs=seqs, max_tokens=2048, kv_tokens=20000), lambda: machine.cpu_s)
+
+    assert run(play).model_dump() == pytest.approx(known.model_dump(), abs=1e-9)
+
+
+def test_noise_makes_no_part_negative_nor_adds_to_what_one_request_costs() -> None:
+    fewer_together = solved(0.004, 0.1, 0.05, long=80, together=4)
+    assert fewer_together.token_s == 0.0
+    more_together = solved(0.004, 0.1, 9.0, long=80, together=4)
+    assert more_together.step_s == 0.0
+    for found in (fewer_together, more_together):
+        assert found.step_s + found.token_s == pytest.approx(0.096 / 78)
+    assert solved(0.1, 0.05, 0.2, long=80, together=4) == Front(request_s=0.1)
