@@ -173,6 +173,21 @@ def test_a_migrating_sequence_stops_and_goes_on_where_it_was() -> None:
     assert step(s)[1::2] == (19, [1])
 
 
+def test_a_sequence_that_has_landed_and_does_not_run_yet_can_be_moved() -> None:
+    s = scheduler()
+    seq = Sequence(1, 1, 40, 30)
+    s.submit(seq)
+    assert not s.movable(seq)
+    step(s)
+    assert not s.running and s.movable(seq)
+    s.hold(seq)
+    s.check()
+    assert not s.movable(seq)
+    assert (seq.made, s.kv_tokens(seq), s.next_batch(0.0)) == (1, 40, None)
+    s.stay(seq)
+    assert step(s)[1::2] == (29, [1])
+
+
 def test_advance_shows_what_single_steps_would() -> None:
     whole, single = scheduler(), scheduler()
     for s in (whole, single):

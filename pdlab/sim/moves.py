@@ -181,7 +181,7 @@ class Moves:
         if job is None or job.attempt != action.attempt:
             return
         src, seq, dst = job.d, job.active, self.world.instances[action.dst]
-        if src is None or seq is None or not src.runs(seq) or seq.pending or not dst.alive:
+        if src is None or seq is None or not src.movable(seq) or seq.pending or not dst.alive:
             self._failed(job, action.src, action.dst, "the request cannot be moved now")
             return
         src.sync()
@@ -213,7 +213,7 @@ class Moves:
         if last:
             self._commit(job, src, dst, seq, tseq)
             return
-        if not src.runs(seq):
+        if not src.movable(seq):
             self.call_off(job, "it was preempted")
             return
         src.sync()
@@ -231,11 +231,12 @@ class Moves:
         src, dst, seq = job.d, job.target, job.active
         if job.tseq is not tseq or job.done or src is None or dst is None or seq is None:
             return
-        if not src.runs(seq):
+        if not src.movable(seq):
             self.call_off(job, "it was preempted")
             return
+        if src.runs(seq):
+            job.last_token_s = src.emitted_s
         src.scheduler.hold(seq)
-        job.last_token_s = src.emitted_s
         job.stage = Stage.MIGRATING
         if self._extend(dst, tseq, seq.prompt_tokens):
             self._copy(job, seq.prompt_tokens, last=True)

@@ -51,9 +51,9 @@ class Exchange:
         return Lease(id, list(c.tokens), c.row.made, c.seq.computed, self.engine.scheduler.table(c.seq))
 
     def snapshot(self, id: int) -> tuple[Lease, int] | None:
-        """The full blocks of a running request, which do not change any more, and how often it was preempted; None where it does not run
-        (any more), or has several candidates. They are its own as long as it runs and is not preempted again."""
-        c = self._running(id)
+        """The full blocks of a running request (its prompt is computed), which do not change any more, and how often it was preempted; None
+        where it does not run (any more), or has several candidates. They are its own as long as it runs and is not preempted again."""
+        c = self._decoding(id)
         if c is None:
             return None
         block = self.engine.runner.block_tokens
@@ -62,7 +62,7 @@ class Exchange:
 
     def hold(self, id: int) -> Lease | None:
         """Stop a running request and lease its KV; None as for `snapshot`."""
-        c = self._running(id)
+        c = self._decoding(id)
         if c is None:
             return None
         self.engine.scheduler.hold(c.seq)
@@ -70,12 +70,12 @@ class Exchange:
         self.engine.held[id] = c
         return self.lease(id)
 
-    def _running(self, id: int) -> Candidate | None:
+    def _decoding(self, id: int) -> Candidate | None:
         group = self.engine.groups.get(id)
         if group is None or len(group.live) != 1 or group.waiting:
             return None
         (c,) = group.live.values()
-        return c if self.engine.scheduler.running.get(c.seq.order) is c.seq else None
+        return c if self.engine.scheduler.movable(c.seq) else None
 
     def resume(self, id: int) -> None:
         """What was held decodes here after all."""

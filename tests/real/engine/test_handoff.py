@@ -100,8 +100,12 @@ def test_prefill_here_decode_there(
     assert replay(log.getvalue().splitlines())[1] == ""
 
 
-@pytest.mark.parametrize("after", [1, 3, 7, 10])
-def test_a_migration_in_the_middle_changes_nothing(after: int, pair: Callable[..., tuple[Driver, Driver, Driver, io.BytesIO]]) -> None:
+@pytest.mark.parametrize(
+    ("after", "more"), [(1, 0), (1, 1), (3, 1), (7, 1), (10, 1)]
+)  # after the first it has landed, and does not run yet
+def test_a_migration_in_the_middle_changes_nothing(
+    after: int, more: int, pair: Callable[..., tuple[Driver, Driver, Driver, io.BytesIO]]
+) -> None:
     alone, first, second, log = pair()
     sampling = Sampling(max_tokens=14, seed=5)
     prompt = [random.Random(4).randrange(300) for _ in range(33)]
@@ -112,8 +116,12 @@ def test_a_migration_in_the_middle_changes_nothing(after: int, pair: Callable[..
     alone.run()
     while len(first.tokens.get((0, 0), [])) < after:
         first.step()
-    first.step()
+    for _ in range(more):
+        first.step()
     made = list(first.tokens[0, 0])
+    snapshot = Exchange(first.engine).snapshot(0)
+    assert snapshot is not None
+    assert snapshot[0].tokens == prompt + made
     lease = Exchange(first.engine).hold(0)
     assert lease is not None
     assert lease.tokens == prompt + made
