@@ -22,8 +22,9 @@ START_S, STOP_S = 180.0, 40.0
 
 
 @contextmanager
-def local_cluster(file: Path, options: Sequence[str]) -> Iterator[str]:
-    """`pdlab serve FILE --role all`, until it is left; yields its URL. This process, the client, stays on the router's cores meanwhile."""
+def local_cluster(file: Path, options: Sequence[str], threads: int = 1) -> Iterator[str]:
+    """`pdlab serve FILE --role all`, until it is left; yields its URL. Its engines have `threads` each, and as many cores of their own
+    where there are so many; this process, the client, stays on the router's meanwhile."""
     command = [sys.executable, "-m", "pdlab", "serve", str(file), "--role", "all", "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -32,7 +33,7 @@ def local_cluster(file: Path, options: Sequence[str]) -> Iterator[str]:
     everywhere = os.sched_getaffinity(0)
     try:
         url = _ready(process, said)
-        processes.run_on(os.getpid(), processes.pin(process.pid))
+        processes.run_on(os.getpid(), processes.pin(process.pid, threads))
         yield url
     finally:
         processes.run_on(os.getpid(), everywhere)

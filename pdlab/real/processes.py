@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 ENGINES = (b"pdlab.real.engine.process", b"VLLM::", b"vllm serve", b"vllm_serve.py")  # in their command lines
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_libc = ctypes.CDLL(None)
 
 
 def descendants(parent: int) -> list[int]:
@@ -29,17 +31,17 @@ def engines(pids: Sequence[int]) -> list[int]:
     return sorted(found, key=lambda pid: (_parent(pid), pid))
 
 
-def pin(parent: int) -> set[int]:
-    """One core for each engine process below `parent`, in their order; the others take what is left, and where nothing is the core of the
+def pin(parent: int, threads: int = 1) -> set[int]:
+    """So many cores for each engine process below `parent`, in their order; the others take what is left, and where nothing is those of the
     last engine: what they cost is then one engine's, and known. Returns these cores, where a client belongs, too."""
     cores = sorted(os.sched_getaffinity(0))
     below = descendants(parent)
     own = engines(below)
-    if len(own) > len(cores):
+    if len(own) * threads > len(cores):
         return set(cores)  # more engines than cores: whoever pinned them would decide who waits
-    for pid, core in zip(own, cores, strict=False):
-        run_on(pid, {core})
-    rest = set(cores[len(own) :] or cores[-1:])
+    for number, pid in enumerate(own):
+        run_on(pid, set(cores[number * threads :][:threads]))
+    rest = set(cores[len(own) * threads :] or cores[-threads:])
     for pid in [parent, *(pid for pid in below if pid not in own)]:
         run_on(pid, rest)
     return rest
@@ -61,10 +63,11 @@ def cpu_s(parent: int) -> tuple[float, float]:
 
 
 def _used_s(pid: int) -> float:
-    """0 where it has ended."""
-    with contextlib.suppress(OSError, IndexError):
-        user, system = _stat(pid)[11:13]
-        return (int(user) + int(system)) / TICKS_PER_S
+    """Of all its threads, those that have ended, too; 0 where it has ended."""
+    clock = ctypes.c_int()
+    if _libc.clock_getcpuclockid(pid, ctypes.byref(clock)) == 0:
+        with contextlib.suppress(OSError):
+            return time.clock_gettime(clock.value)
     return 0.0
 
 

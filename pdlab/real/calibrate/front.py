@@ -17,8 +17,8 @@ from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.over_http import median, request_s
 from pdlab.real.calibrate.stream import Server, connect, model_of
 
-SHORT_TOKENS, LONG_TOKENS = 2, 80  # of output
-SHORT_REQUESTS, PROMPT_TOKENS = 24, 16
+SHORT_TOKENS, LONG_TOKENS = 2, 64  # of output
+SHORT_REQUESTS, PROMPT_TOKENS = 12, 16
 REPEATS = 3
 
 
@@ -37,8 +37,7 @@ async def front(server: Server, bounds: Bounds, cpu_s: Callable[[], float], repe
     found = []
     for _ in range(repeats):
         short_s = await spent_s(SHORT_REQUESTS, SHORT_TOKENS, 1) / SHORT_REQUESTS
-        alone_s = await spent_s(2, long, 1) / 2
-        found.append((short_s, alone_s, await spent_s(2 * together, long, together) / 2))
+        found.append((short_s, await spent_s(1, long, 1), await spent_s(together, long, together)))
     return solved(*(median(list(column)) for column in zip(*found, strict=True)), long=long, together=together)
 
 

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from pdlab.cost.profile import (
 )
 from pdlab.cost.shapes import Model
 from pdlab.kernels.cpu_build import build_all
+from pdlab.real import processes
 from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.fit import errors, fit, warnings
@@ -267,7 +269,20 @@ async def _served(
             return overheads, Beside()
         async with over_http.served(arguments) as other_url:
             other = await at(other_url, plan.seed + 1)
-            return overheads, await neighbours(server, other, bounds, overheads.request_s)
+            with _served_beside(options.threads):
+                return overheads, await neighbours(server, other, bounds, overheads.request_s)
+
+
+@contextmanager
+def _served_beside(threads: int) -> Iterator[None]:
+    """The engine started first has its cores to itself, so that what is seen of it is its neighbour's doing; what serves both, and asks
+    them, runs where there is room, else beside the second."""
+    everywhere = os.sched_getaffinity(0)
+    try:
+        processes.run_on(os.getpid(), processes.pin(os.getpid(), threads))
+        yield
+    finally:
+        processes.run_on(os.getpid(), everywhere)
 
 
 def _in_cluster(
@@ -278,7 +293,7 @@ def _in_cluster(
     if options.device != "cpu" or not 0 < engines * options.threads <= len(os.sched_getaffinity(0)):
         return 0.0, Front()
     whole = msgspec.structs.replace(options, threads=engines * options.threads)
-    with local_cluster(file, serve_arguments(whole)) as url:
+    with local_cluster(file, serve_arguments(whole), options.threads) as url:
         measured = through(url, bounds, shape.vocab, direct_s, temperature=plan.temperature, seed=plan.seed + 2)
         return asyncio.run(measured)
 
