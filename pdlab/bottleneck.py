@@ -5,8 +5,10 @@ Two questions, asked in this order.
 *Where did the requests that missed lose their time?* When fewer than 90 % of the arrivals met their objectives, each miss votes for
 the stage that cost it most: a missed TTFT for waiting, prefill, or (where the first token comes from the decode instance) the
 transfer; a missed TPOT for the transfer, the wait for room, or the decode steps; one that never ended votes for the stage it stuck in.
-Waiting for prefill is blamed on prefill only if prefill was in fact busy: a prefill instance that idles while its queue grows
-is being held back by what comes after it. (A full decode instance refuses reservations, blocks stay leased, prefill stops.)
+Waiting for prefill is blamed on prefill only if prefill was in fact busy while something waited: a prefill instance that idles while
+its queue grows is being held back by what comes after it. (A full decode instance refuses reservations, blocks stay leased, prefill stops.)
+A decode instance is full when its blocks are used up, or when it decodes as many sequences as `engine.max_seqs` lets it. No report names
+that bound; it shows where requests wait, blocks are free, and the sequences stay at the most there ever were.
 
 *What is used up?* Otherwise, the most downstream resource that is saturated, for the same reason: everything before it can be busy or
 blocked on its account, nothing behind it can. Prefill compute is saturated from 90 % busy on, a link from 85 % of its bytes, decode
@@ -18,6 +20,7 @@ Use is taken over the window in which the resource had work offered, so that an 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +38,8 @@ PREFILL_BUSY = 0.7  # enough to blame a queue for prefill on prefill
 LINK_SATURATED = 0.85
 KV_FULL = 0.95  # of its blocks; the watermark keeps some free
 FULL_TIME = 0.2  # share of reports full and waiting that makes decode memory saturated
+SLOTS_FULL = 0.95  # of the most sequences that an instance ever decoded
+SLOTS_TIME = 0.5  # share of reports at that many that says a bound is met; what only fluctuates is seldom near its highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,25 @@ class _Use:
     kv_peak: float
     kv_at: InstanceUse | None
     preemptions: int
+    queueing: float  # of the time in which anything waited for prefill, the share that the busiest instance computed prefill; inf: never
+    slots: float  # share of a decode instance's reports that show it decode as many sequences as it ever did
+    slots_most: int
+    slots_at: InstanceUse | None
     decode: InstanceUse | None  # whose decode steps took the most time
     compute_bound: float
 
     @property
     def kv_saturated(self) -> bool:
         return self.full >= FULL_TIME
+
+    @property
+    def prefill_held_back(self) -> bool:
+        """Did prefill idle while its queue grew?"""
+        return self.queueing < PREFILL_BUSY
+
+    @property
+    def slots_saturated(self) -> bool:
+        return self.slots >= SLOTS_TIME
 
     @property
     def link_saturated(self) -> bool:
@@ -75,8 +93,8 @@ def find_bottleneck(
     slo: tuple[float, float],
     duration_s: float,
 ) -> dict[str, Any]:
-    """`resource` (prefill compute, decode memory, decode compute, link, none), `role`, `instance` (or the link's name), `evidence` in
-    one sentence, and `use`: how used each resource was, between 0 and 1.
+    """`resource` (prefill compute, decode memory, decode slots, decode compute, link, none), `role`, `instance` (or the link's name),
+    `evidence` in one sentence, and `use`: how used each resource was, between 0 and 1.
 
     `slo` is (ttft_s, tpot_s); `duration_s` the run's.
     """
@@ -99,10 +117,14 @@ def _measure(
     moving = _span(found["transfer_start_s"], found["transfer_end_s"], duration_s)
     link = {use: min(1.0, use.utilisation * duration_s / max(moving, 1e-9)) for use in links}
     decoders = [use for use in instances if Role(use.role).decodes]
+    waits_s = _covered_s(found["arrival_s"], np.where(np.isnan(found["prefill_start_s"]), duration_s, found["prefill_start_s"]))
     full = _full_fraction(samples, [use.name for use in instances])
+    slots = _slots_fraction(samples, [use.name for use in instances])
     prefill_at = max(prefill, key=lambda x: prefill[x], default=None)
     link_at = max(link, key=lambda x: link[x], default=None)
     kv_at = max(decoders, key=lambda x: (full.get(x.name, 0.0), x.kv_use_peak), default=None)
+    slots_at = max(decoders, key=lambda x: slots.get(x.name, (0.0, 0)), default=None)
+    slots_share, slots_most = slots.get(slots_at.name, (0.0, 0)) if slots_at else (0.0, 0)
     busy = sum(use.decode_busy_s for use in decoders)
     return _Use(
         prefill=prefill[prefill_at] if prefill_at else 0.0,
@@ -114,6 +136,10 @@ def _measure(
         kv_peak=kv_at.kv_use_peak if kv_at else 0.0,
         kv_at=kv_at,
         preemptions=sum(use.preemptions for use in decoders),
+        queueing=max(map(_prefill_s, prefill), default=0.0) / waits_s if waits_s else math.inf,
+        slots=slots_share,
+        slots_most=slots_most,
+        slots_at=slots_at,
         decode=max(decoders, key=lambda x: x.decode_busy_s, default=None),
         compute_bound=sum(use.decode_busy_s * use.compute_bound_fraction for use in decoders) / busy if busy else 0.0,
     )
@@ -129,6 +155,13 @@ def _span(starts: Column, ends: Column, otherwise: float) -> float:
     return max(0.0, min(otherwise, float(over.max() - begun.min()))) if begun.size and over.size else otherwise
 
 
+def _covered_s(starts: Column, ends: Column) -> float:
+    """How long at least one of these intervals lasted."""
+    order = np.argsort(starts)
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    return float(np.maximum(ends - np.fmax(starts, np.concatenate(([-math.inf], ends[:-1]))), 0.0).sum())
+
+
 def _full_fraction(samples: Samples, names: Sequence[str]) -> dict[str, float]:
     """For each instance, the share of its reports under load that show its blocks used up and sequences waiting."""
     instance = samples.column("instance")
@@ -137,6 +170,19 @@ def _full_fraction(samples: Samples, names: Sequence[str]) -> dict[str, float]:
     loaded = waiting + running > 0
     known = samples.instances or list(names)
     return {name: float(full[mine].mean()) for k, name in enumerate(known) if (mine := (instance == k) & loaded).any()}
+
+
+def _slots_fraction(samples: Samples, names: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """For each instance that decoded, the share of its reports under load at, or nearly at, the most sequences it ever decoded; and how
+    many these were."""
+    instance, running = samples.column("instance"), samples.column("running")
+    loaded = samples.column("waiting") + running > 0
+    found = {}
+    for k, name in enumerate(samples.instances or list(names)):
+        mine = running[(instance == k) & loaded]
+        if mine.size and (most := mine.max()):
+            found[name] = (float((mine >= SLOTS_FULL * most).mean()), int(most))
+    return found
 
 
 def _by_saturation(use: _Use) -> dict[str, Any] | None:
@@ -221,20 +267,36 @@ def _stage_costs(
 def _blame(stage: str, use: _Use) -> tuple[str, InstanceUse | LinkUse | None, str]:
     if stage == "in KV transfer":
         return "link", use.link_at, _link_words(use)
-    if stage == "waiting for room to decode" or (stage == "queued for prefill" and use.prefill < PREFILL_BUSY and use.kv_saturated):
-        return "decode memory", use.kv_at, _kv_words(use)
     if stage == "in decode":
+        return _blame_decode(use)
+    if stage == "waiting for room to decode":
+        return _slots(use) if use.slots_saturated and not use.kv_saturated else ("decode memory", use.kv_at, _kv_words(use))
+    if stage == "queued for prefill" and use.prefill_held_back:
         if use.kv_saturated:
             return "decode memory", use.kv_at, _kv_words(use)
-        if use.decode and use.decode.role == Role.MIXED and use.decode.prefill_busy_s > use.decode.decode_busy_s:
-            return "prefill compute", use.prefill_at, f"prefill takes the larger part of mixed instances' time; {_prefill_words(use)}"
-        bound = "arithmetic" if use.decode_resource == "decode compute" else "memory bandwidth"
-        share = use.compute_bound if bound == "arithmetic" else 1 - use.compute_bound
-        room = f"KV use peaked at {percent(use.kv_peak)}"
-        return use.decode_resource, use.decode, f"decode steps were bound by {bound} {percent(share)} of the time, {room}"
-    if stage == "queued for prefill" and use.prefill < PREFILL_BUSY and use.link_saturated:
-        return "link", use.link_at, _link_words(use)
+        if use.link_saturated:
+            return "link", use.link_at, _link_words(use)
+        if use.slots_saturated:
+            return _slots(use)
     return "prefill compute", use.prefill_at, _prefill_words(use)
+
+
+def _blame_decode(use: _Use) -> tuple[str, InstanceUse | None, str]:
+    if use.kv_saturated:
+        return "decode memory", use.kv_at, _kv_words(use)
+    if use.decode and use.decode.role == Role.MIXED and use.decode.prefill_busy_s > use.decode.decode_busy_s:
+        return "prefill compute", use.prefill_at, f"prefill takes the larger part of mixed instances' time; {_prefill_words(use)}"
+    bound = "arithmetic" if use.decode_resource == "decode compute" else "memory bandwidth"
+    share = use.compute_bound if bound == "arithmetic" else 1 - use.compute_bound
+    room = f"KV use peaked at {percent(use.kv_peak)}"
+    return use.decode_resource, use.decode, f"decode steps were bound by {bound} {percent(share)} of the time, {room}"
+
+
+def _slots(use: _Use) -> tuple[str, InstanceUse | None, str]:
+    name = use.slots_at.name if use.slots_at else "no instance"
+    most = f"{name} decoded {use.slots_most:,} sequences at most, and about that many in {percent(use.slots)} of its reports"
+    peak = use.slots_at.kv_use_peak if use.slots_at else 0.0
+    return "decode slots", use.slots_at, f"{most}, though its KV use peaked at {percent(peak)}: engine.max_seqs bounds it"
 
 
 def _prefill_words(use: _Use) -> str:

@@ -68,9 +68,9 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 @app.command()
 def sim(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Experiment files; several are compared.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Experiment files; several are compared.", show_default=False)],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the file.")] = None,
-    seed: Annotated[int | None, typer.Option(help="In place of the file's.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     requests: Annotated[int | None, typer.Option(help="Short for --set workload.requests=N.", show_default=False)] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME")] = None,
     trace_events: Annotated[bool, typer.Option("--trace-events", help="Keep the event log, and a Perfetto trace.")] = False,
@@ -423,7 +423,11 @@ def _replay_beside(log: Path, policy: str) -> None:
 
     from pdlab.shadow import beside
 
-    shadow, events, differences = beside(log, yaml.safe_load(policy))
+    try:
+        other = yaml.safe_load(policy)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--policy {policy}: {' '.join(str(error).split())}") from None
+    shadow, events, differences = beside(log, other)
     for departure in shadow.departures[:20]:
         whose = "" if departure.request_id is None else f" request {departure.request_id}"
         print(f"{departure.now:.6f} s  {departure.hook}{whose}: {departure.decided}, other: {departure.other}")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pdlab import Experiment, simulate
 from pdlab.bottleneck import find_bottleneck
 from pdlab.metrics import FIELDS, InstanceUse, LinkUse, Records, Samples
 from pdlab.types import Stage
@@ -62,6 +63,14 @@ def reports(full: float) -> Samples:
     samples = Samples(instances=NAMES)
     for t in range(100):
         samples.rows.extend((t, 1, 5, 0, 8, 0, 100, 100) if t < full * 100 else (t, 1, 0, 0, 8, 0, 50, 100))
+    return samples
+
+
+def steady(running: int) -> Samples:
+    """100 reports of the decode instance, which decodes as many all the time, and has blocks free."""
+    samples = Samples(instances=NAMES)
+    for t in range(100):
+        samples.rows.extend((t, 1, 0, 0, running, 0, 2, 100))
     return samples
 
 
@@ -124,6 +133,35 @@ def test_an_idle_prefill_queue_is_blamed_on_what_holds_it_back() -> None:
     assert find(waiting, uses(prefill=0.4, peak=1.0), full=0.7)["resource"] == "decode memory"
     assert find(waiting, uses(prefill=0.4), used=0.95)["resource"] == "link"
     assert find(waiting, uses(prefill=0.97, peak=1.0), full=0.7)["resource"] == "prefill compute"
+
+
+@pytest.mark.parametrize("stages", [{"queue": 4.0}, {"room": 2.0}])
+def test_decode_that_may_run_no_more_sequences_is_named_and_not_its_memory_or_prefill(stages: dict[str, float]) -> None:
+    found = find_bottleneck(
+        records_of(100, **stages), steady(8), uses(prefill=0.12, peak=0.02), [link(0.05)], slo=(1.0, 0.05), duration_s=100.0
+    )
+    assert (found["resource"], found["role"], found["instance"]) == ("decode slots", "decode", "decode-0")
+    assert "decoded 8 sequences at most" in found["evidence"]
+    assert "max_seqs" in found["evidence"]
+
+
+def test_a_queue_in_bursts_is_blamed_on_prefill_which_was_busy_throughout_it() -> None:
+    burst = records_of(20, queue=2.0).rows + records_of(80, queue=0.0).rows
+    slow = find_bottleneck(Records(burst, NAMES), steady(8), uses(prefill=0.2), [link(0.05)], slo=(1.0, 0.05), duration_s=100.0)
+    assert slow["resource"] == "prefill compute"
+    assert "queued for prefill" in slow["evidence"]
+
+
+def test_a_simulated_cluster_of_eight_slots() -> None:
+    few = {"role": "decode", "hardware": "h100-sxm", "engine": {"max_seqs": 8}}
+    experiment = {
+        "model": "llama-3.1-8b",
+        "workload": {"source": "synthetic", "requests": 150, "rate": 20, "prompt": 1000, "output": 100},
+        "cluster": {"instances": [{"role": "prefill", "hardware": "h100-sxm"}, few]},
+    }
+    for reserve in ("before_prefill", "after_prefill"):
+        found = simulate(Experiment.parse({**experiment, "transfer": {"reserve": reserve}})).summary["bottleneck"]
+        assert (found["resource"], found["instance"]) == ("decode slots", "decode-0"), found["evidence"]
 
 
 def test_slow_transfers_are_the_link_though_decoding_takes_longer() -> None:

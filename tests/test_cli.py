@@ -128,6 +128,23 @@ def test_a_log_that_was_tampered_with_does_not_replay(here: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["sim", QUICKSTART, "--seed", "-1"], "--seed"),
+        (["compare", "log", "log"], "'log' is a file"),
+        (["replay", "log", "--policy", "{a: ["], "error: --policy {a: [: "),
+    ],
+)
+def test_a_wrong_argument_is_named_without_a_traceback(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    (here / "log").write_text("\n")
+    run = Run(capsys, *arguments)
+    assert run.status == 2
+    assert said in " ".join(run.err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["--set", "modl=x"], "modl: unknown key; nearest is model"),
         (["--set", "policy=prefix_awre"], "did you mean prefix_aware?"),
         (["--set", "workload.rate=-1"], "workload.rate: must be above 0, not -1"),

@@ -38,7 +38,7 @@ ALLOWED = {
     "pdlab.log": ("pdlab.types", "pdlab.router"),
     "pdlab.cost": ("pdlab.types", "pdlab.cost"),
     "pdlab.workload.cli": ("pdlab.types", "pdlab.workload", "pdlab.report.units", "pdlab.mistakes", "pdlab.read_yaml"),
-    "pdlab.workload.figures": ("pdlab.workload", "pdlab.report.figures"),
+    "pdlab.workload.figures": ("pdlab.workload", "pdlab.report.look"),
     "pdlab.workload": ("pdlab.types", "pdlab.workload", "pdlab.report.units"),
 }
 

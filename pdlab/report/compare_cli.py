@@ -14,7 +14,9 @@ from pdlab.types import UsageError
 def compare(
     directories: Annotated[
         list[Path],
-        typer.Argument(metavar="SIM_DIR REAL_DIR", help="Results of pdlab sim and pdlab bench, in any order.", show_default=False),
+        typer.Argument(
+            file_okay=False, metavar="SIM_DIR REAL_DIR", help="Results of pdlab sim and pdlab bench, in any order.", show_default=False
+        ),
     ],
     out_file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The page.", show_default="compare.html")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,

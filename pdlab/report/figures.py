@@ -15,25 +15,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pdlab.records import Column, Records, Samples
 from pdlab.report.look import PALETTE, STYLE, Picture, completed, curve, limit_line, nothing, picture, share_axis, time_axis
 from pdlab.report.stages import stretches
 from pdlab.report.units import seconds
 from pdlab.types import Stage
-
-__all__ = [
-    "PALETTE",
-    "STAGE_COLOURS",
-    "STYLE",
-    "Picture",
-    "compared_distributions",
-    "distributions",
-    "load",
-    "overview",
-    "timeline",
-]
 
 STAGE_COLOURS = {
     "queued": "#c3c9d1",
@@ -159,8 +147,10 @@ def _draw_load(figure: Figure | SubFigure, samples: Samples, roles: Mapping[str,
             axes.plot(x, mean, color=colour, label=label, linewidth=1.2)
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(title)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     rows[2].set_ylim(0, 1.05)
+    rows[2].set_yticks((0, 0.5, 1))
     rows[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     rows[2].set_xlabel("time, s")
     rows[2].set_xlim(float(t.min()), float(max(t.max(), t.min() + 1e-9)))

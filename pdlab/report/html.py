@@ -1,8 +1,8 @@
-"""report.html: what a run says of itself as one page; several runs side by side; a few lines for notebooks."""
+"""report.html: what a run says of itself as one page; a few lines of it for notebooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -14,6 +14,7 @@ from pdlab.report.page import definition_list, escaped, page, svg, table
 from pdlab.report.units import number, percent, seconds, size
 
 Summary = Mapping[str, Any]
+_HASH_SHOWN = 12  # digits; summary.json has all
 CLIENT_POINTS = ("p50", "p99", "max")
 CLIENT_WORDS = {
     "sent late": "how long after its arrival was due the client sent a request; TTFT and E2E count from when it was sent",
@@ -56,30 +57,6 @@ def run_page(
     return page(name, body)
 
 
-def comparison_page(runs: Sequence[tuple[str, Summary, Records]]) -> str:
-    """Several runs side by side, the best of each row marked."""
-    first = runs[0][1]["slo"] if runs else {"ttft_s": None, "tpot_s": None}
-    lines = tables.compared([(name, summary) for name, summary, _ in runs])
-    rows = [[label, *(f"{words} ★" if best else words for words, best in cells)] for label, cells in lines]
-    marks = [[False, *(best for _, best in cells)] for _, cells in lines]
-    same = all(summary["slo"] == first for _, summary, _ in runs)
-    body = [
-        "<h1>Comparison</h1>",
-        f"<p class=soft>{len(runs)} runs; ★ is the best of its row</p>",
-        table(["", *(name for name, _, _ in runs)], rows, marks=marks),
-        svg(
-            figures.compared_distributions([(n, r) for n, _, r in runs], (first["ttft_s"], first["tpot_s"]) if same else (None, None)),
-            "compared",
-            "TTFT and TPOT distributions of all runs",
-        ),
-        "<h2>Bottlenecks</h2>",
-        *(f"<p><b>{escaped(name)}</b></p>{_verdict(summary)}" for name, summary, _ in runs),
-        "<h2>What the words mean</h2>",
-        definition_list(DEFINITIONS.items()),
-    ]
-    return page("comparison", body)
-
-
 def fragment(summary: Summary) -> str:
     """A run in a few lines, for notebooks, which bring their own style."""
     rows = "".join(
@@ -93,10 +70,11 @@ def fragment(summary: Summary) -> str:
 
 def _about(summary: Summary) -> str:
     run = summary["run"]
-    known = [
-        f"{key.replace('_', ' ')} {run[key]}" for key in ("world", "seed", "pdlab", "version", "policy_hash") if run.get(key) is not None
-    ]
-    return ", ".join([f"{summary['requests']:,} requests in {seconds(summary['duration_s'])}", *known])
+    known = [f"{key} {run[key]}" for key in ("world", "seed", "pdlab", "version") if run.get(key) is not None]
+    if (policy := run.get("policy_hash")) is not None:
+        known.append(f"policy hash {policy[:_HASH_SHOWN]}")
+    count = summary["requests"]
+    return ", ".join([f"{count:,} request{'s' if count != 1 else ''} in {seconds(summary['duration_s'])}", *known])
 
 
 def _partial(summary: Summary) -> list[str]:
@@ -121,7 +99,7 @@ def _tiles(summary: Summary) -> str:
 def _verdict(summary: Summary) -> str:
     found = summary["bottleneck"]
     tone = " good" if found["resource"] == "none" else ""
-    return f'<p class="verdict{tone}"><b>Bottleneck: {escaped(found["resource"])}.</b> {escaped(found["evidence"])}.</p>'
+    return f'<p class="verdict{tone}"><b>Bottleneck: {escaped(found["resource"])}</b><br>{escaped(found["evidence"])}</p>'
 
 
 def _latency_table(summary: Summary) -> str:

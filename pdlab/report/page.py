@@ -31,6 +31,7 @@ p{margin:6px 0}.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:4px 12px 4px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:600;color:var(--soft);font-size:13px}th:first-child,td:first-child,.text{text-align:left}
+td.text+td.text{white-space:normal}
 td.best{color:var(--good);font-weight:600}
 figure{margin:14px 0;overflow-x:auto}figure svg{width:100%;min-width:560px;height:auto;display:block}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:0}.scroll+dl{margin-top:12px}dt{font-weight:600}dd{margin:0}

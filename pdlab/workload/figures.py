@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from pdlab.report.figures import PALETTE, STYLE, Picture
+from pdlab.report.look import PALETTE, STYLE, Picture, nothing, picture
 from pdlab.workload.base import Workload
 from pdlab.workload.stats import correlation, opening_s, prefix, ranks
 
@@ -19,7 +19,7 @@ PROMPT, OUTPUT, CACHE = PALETTE[0], PALETTE[1], PALETTE[2]
 def overview(workload: Workload) -> Picture:
     """Four panels: arrivals over time, lengths, prompt against output, prefix reuse against cache size."""
     with mpl.rc_context(STYLE):
-        figure = Picture(figsize=(10.5, 6.4), layout="constrained")
+        figure = picture(10.5, 6.4)
         figure.suptitle(f"{workload.name}: {len(workload):,} requests", x=0.01, ha="left", fontsize=12, fontweight="bold")
         axes = figure.subplots(2, 2)
         _arrivals(axes[0, 0], workload)
@@ -34,7 +34,7 @@ def _arrivals(axes: Axes, workload: Workload) -> None:
     times_s = opening_s(workload)
     if not len(times_s) or times_s[-1] <= times_s[0]:
         said = f"closed loop: {workload.concurrency} at once" if workload.concurrency is not None else "all at the same time"
-        return _nothing(axes, said)
+        return nothing(axes, said)
     span_s = float(times_s[-1] - times_s[0])
     bins = max(1, min(_BINS, len(times_s) // 20))
     counts, edges = np.histogram(times_s, bins)
@@ -80,7 +80,7 @@ def _joint(axes: Axes, workload: Workload) -> None:
 def _prefix(axes: Axes, workload: Workload) -> None:
     axes.set_title("Prefix reuse: hits of full prompt units")
     if workload.hashes is None:
-        return _nothing(axes, "the requests share no prefixes")
+        return nothing(axes, "the requests share no prefixes")
     largest = max(10, len({unit for chain in workload.hashes for unit in chain}))
     capacities = np.unique(np.geomspace(max(10, largest / 1000), largest, 9).astype(int)).tolist()
     found = prefix(workload, capacities)
@@ -92,9 +92,3 @@ def _prefix(axes: Axes, workload: Workload) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if limit > 0.05 else 1))
     axes.legend(loc="lower right")
     return None
-
-
-def _nothing(axes: Axes, said: str) -> None:
-    axes.text(0.5, 0.5, said, ha="center", va="center", transform=axes.transAxes)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)

@@ -40,6 +40,15 @@ def test_load_shows_each_instance_or_each_role(made_run: Made) -> None:
     assert np.asarray(lines[0].get_ydata(), float).mean() == pytest.approx(4.5)
 
 
+def test_few_requests_are_counted_in_whole_numbers() -> None:
+    idle = Samples(instances=["mixed-0"])
+    for t in range(20):
+        idle.rows.extend((t, 0, 0, 0, 0, 0, 0, 10))
+    for axes in figures.load(idle).get_axes()[:2]:
+        assert axes.get_ylim() == (0, 1)
+        assert all(tick == round(tick) for tick in axes.get_yticks())
+
+
 def test_timeline_bars_are_the_requests_stages(made_run: Made) -> None:
     result = made_run(100)
     axes = figures.timeline(result.records, 10).get_axes()[0]

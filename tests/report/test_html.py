@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
-from pdlab.report.html import comparison_page, run_page
+from pdlab.report.html import run_page
 from pdlab.result import Result
 
 Made = Callable[..., Result]
@@ -82,15 +82,6 @@ def test_partial_runs_say_so(made_run: Made) -> None:
     assert "Stopped early: 4 requests" in page_of(result)
 
 
-def test_comparison_marks_the_best(made_run: Made) -> None:
-    slow, fast = made_run(100, prefill_rate=4000.0), made_run(100)
-    page = comparison_page([("slow & old", slow.summary, slow.records), ("fast", fast.summary, fast.records)])
-    read(page)
-    assert "slow &amp; old" in page
-    assert 'class="best"' in page
-    assert "★" in page
-
-
 def test_what_the_client_cost_is_on_the_page_of_a_measured_run(made_run: Made) -> None:
     result = made_run(20)
     assert "The client that measured" not in page_of(result)
@@ -110,3 +101,11 @@ def test_what_the_client_cost_is_on_the_page_of_a_measured_run(made_run: Made) -
         assert words in page, words
     result.summary["client"] |= {"chunks": 0, "tokens_per_chunk": None, "cpu_share": None}
     assert "<dt>chunks</dt><dd>0</dd>" in page_of(result)
+
+
+def test_the_head_of_a_page_counts_in_words_and_shortens_the_hash(made_run: Made) -> None:
+    result = made_run(1)
+    result.summary["run"]["policy_hash"] = "0123456789abcdef" * 4
+    page = page_of(result)
+    assert "1 request in " in page
+    assert "policy hash 0123456789ab<" in page
