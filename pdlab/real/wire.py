@@ -84,8 +84,8 @@ class KvParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class StreamEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """The `pdlab` object of a chunk of a decode leg's stream. `event` is "reserved" (with ticket, descriptor, block_ids, cached_tokens),
-    "transferred" (all KV is here: bytes, seconds, transport, and the `made` tokens that it goes on from), or "moved" (the last: the
-    request was migrated away)."""
+    "transferred" (all KV is here: bytes, the seconds they took, how long ago the last came, transport, and the `made` tokens that it goes
+    on from), or "moved" (the last: the request was migrated away)."""
 
     event: str
     ticket: str = ""
@@ -94,6 +94,7 @@ class StreamEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     cached_tokens: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    waited_s: float = 0.0
     transport: str = ""
     made: int = 0
     queue_s: float = 0.0

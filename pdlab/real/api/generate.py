@@ -267,8 +267,16 @@ class Generation:
         if isinstance(news, Landed):
             self._landed = True
             if self.leg is not None and not isinstance(self.leg, Prefill) and self.leg.events:
-                here = StreamEvent("transferred", bytes=news.bytes, seconds=news.seconds, transport=news.transport, made=news.made)
-                self.events.append(here)
+                self.events.append(
+                    StreamEvent(
+                        "transferred",
+                        bytes=news.bytes,
+                        seconds=news.seconds,
+                        waited_s=news.waited_s,
+                        transport=news.transport,
+                        made=news.made,
+                    )
+                )
 
     def _take(self, tokens: Tokens, now: float) -> Delta | None:
         if tokens is _GONE:

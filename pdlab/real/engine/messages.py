@@ -215,13 +215,15 @@ class Staged(msgspec.Struct, frozen=True, tag=True):
 
 
 class Landed(msgspec.Struct, frozen=True, tag=True):
-    """All KV is here; the request decodes from now on, after the `made` tokens it was given."""
+    """All KV is here; the request decodes from now on, after the `made` tokens it was given. Its bytes took `seconds`, and were all here
+    `waited_s` ago: what comes is looked at between two steps."""
 
     id: int
     bytes: int
     seconds: float
     transport: str
     made: int
+    waited_s: float = 0.0
 
 
 class Exported(FromEngine, frozen=True):

@@ -61,8 +61,9 @@ class Inbound:
     complete: bool = False
     landing: bool = False
     ended: bool = False  # called off; its blocks are freed when nothing writes there
-    began_s: float = field(default_factory=time.monotonic)
+    came_s: float = field(default_factory=time.monotonic)  # when the last of its bytes did
     bytes: int = 0
+    seconds: float = 0.0
     transport: str = ""
     work: Future[None] | None = None
     ticket: str = ""
@@ -289,6 +290,7 @@ class Peers:
                 return Result("expired", reason=f"lease {source.lease} has ended at its source")
 
         def done(result: Result | BaseException) -> None:
+            inbound.came_s = time.monotonic()
             self.post(lambda: self._was_read(inbound, result, tokens // block, tokens))
 
         inbound.work = self.background.start(pull, done)
@@ -323,6 +325,7 @@ class Peers:
 
     def _came(self, inbound: Inbound, result: Result) -> None:
         inbound.bytes += result.bytes
+        inbound.seconds += result.seconds
         inbound.transport = result.transport or inbound.transport
         self.received_bytes += result.bytes
 
@@ -339,6 +342,7 @@ class Peers:
             return await asyncio.shield(future)
 
         def done(result: Result | BaseException) -> None:
+            inbound.came_s = time.monotonic()
             self.post(lambda: self._was_pushed(inbound, result))
 
         inbound.work = self.background.start(expect, done)
@@ -370,7 +374,8 @@ class Peers:
         del self.inbound[inbound.id]
         made = self.exchange.expected[inbound.id].row.made
         self.exchange.arrived(inbound.id)
-        self.told.append(Landed(inbound.id, inbound.bytes, time.monotonic() - inbound.began_s, inbound.transport, made))
+        waited_s = time.monotonic() - inbound.came_s
+        self.told.append(Landed(inbound.id, inbound.bytes, inbound.seconds, inbound.transport, made, waited_s))
 
     def _late(self, inbound: Inbound, deadline_s: float) -> None:
         if self.inbound.get(inbound.id) is inbound and not inbound.ended:

@@ -122,7 +122,7 @@ class KvEngine(EchoEngine):
     def land(self, id: int, made: list[int], bytes: int) -> None:
         receive, arriving = self.inbound.pop(id)
         self.deadlines.pop(id).cancel()
-        arriving.put_nowait(Landed(id, bytes, 0.01, "shm", len(made)))
+        arriving.put_nowait(Landed(id, bytes, 0.01, "shm", len(made), waited_s=0.002))
         self.start(receive.submit, arriving, len(made))
 
     def fail(self, id: int, reason: str) -> None:

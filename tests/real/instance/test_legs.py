@@ -100,7 +100,7 @@ def test_a_decode_leg_goes_on_after_what_is_made_and_tells_of_the_transfer(folde
             params["pdlab"] |= {"made": PROMPT[:1], "events": True}
             async with d.stream(**DECODE, kv_transfer_params=params, stream_options={"include_usage": True}) as stream:
                 event = await stream.event()
-                assert event == {"event": "transferred", "bytes": 192, "seconds": 0.01, "transport": "shm", "made": 1}
+                assert event == {"event": "transferred", "bytes": 192, "seconds": 0.01, "waited_s": 0.002, "transport": "shm", "made": 1}
                 chunks = await stream.rest()
             assert tokens_of(chunks) == PROMPT[1:5]
             assert all(choice["text"] == "" for chunk in chunks for choice in chunk["choices"])
