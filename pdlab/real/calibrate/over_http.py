@@ -56,7 +56,7 @@ async def seconds(server: Server, point: Point, besides_s: float) -> float:
 
 
 async def _together(server: Server, point: Point) -> float:
-    """The median gap while all of them decode."""
+    """The gap while all of them decode."""
     length = max(1, point.context - OUTPUT_TOKENS)
     output = 2 * OUTPUT_TOKENS
     heard = await asyncio.gather(*(server.ask(server.prompt(length), output) for _ in range(point.batch)))
@@ -64,14 +64,15 @@ async def _together(server: Server, point: Point) -> float:
 
 
 def _gap_s(heard: list[Heard]) -> float:
-    """Between the last one's first token and the first one's last; where they are never all there, of all that there is."""
+    """Between the last one's first token and the first one's last, a mean each, since several tokens may come at once; where they are
+    hardly all there, of all that there is."""
     begin_s, end_s = max(h.tokens_s[0] for h in heard), min(h.tokens_s[-1] for h in heard)
-    gaps: list[float] = []
+    means = []
     for h in heard:
-        gaps += [b - a for a, b in zip(h.tokens_s, h.tokens_s[1:], strict=False) if begin_s <= a and b <= end_s and b > a]
-    if gaps:
-        return median(gaps)
-    return median([h.gap_s for h in heard])
+        inside = [at for at in h.tokens_s if begin_s <= at <= end_s]
+        if len(inside) > OUTPUT_TOKENS // 2:
+            means.append((inside[-1] - inside[0]) / (len(inside) - 1))
+    return median(means or [h.gap_s for h in heard])
 
 
 def median(values: list[float]) -> float:

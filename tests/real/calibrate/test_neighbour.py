@@ -28,6 +28,8 @@ class Machine(Server):
         super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
         self.loop, self.beside = loop, beside
         self.phases: list[str] = []
+        self.prefilling = asyncio.Lock()  # one prompt after the other
+        self.cached: set[tuple[int, ...]] = set()  # whose first token takes a decode's time
         self.asked = 0
 
     async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
@@ -36,14 +38,21 @@ class Machine(Server):
         tokens_s: list[float] = []
         await asyncio.sleep(REQUEST_S)
         for _ in range(output_tokens):
-            phase = "decode" if tokens_s else "prefill"
-            self.phases.append(phase)
-            try:
-                await asyncio.sleep(self.step_s(phase))
-            finally:
-                self.phases.remove(phase)
+            if tokens_s or tuple(prompt) in self.cached:
+                await self.step("decode")
+            else:
+                async with self.prefilling:
+                    await self.step("prefill")
+                    self.cached.add(tuple(prompt))
             tokens_s.append(self.loop.time())
         return Heard(sent_s, tuple(tokens_s))
+
+    async def step(self, phase: str) -> None:
+        self.phases.append(phase)
+        try:
+            await asyncio.sleep(self.step_s(phase))
+        finally:
+            self.phases.remove(phase)
 
     def step_s(self, phase: str) -> float:
         other = [f"{phase}_beside_{its}_s" for its in set(self.neighbour.phases)]
