@@ -15,8 +15,6 @@ from tests.real.cluster.fake_instance import Fake
 
 
 def test_kv_that_waits_too_long_counts_as_lost_before_its_lease_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "UNRENEWED_S", 0.05)
-
     async def play() -> None:
         async with Fake(vllm=True) as fake:
             remote = HttpRemote(InstanceSpec(name="p", role=Role.PREFILL, kv_blocks=9, url=fake.url, model="fake", engine="vllm"))
@@ -24,6 +22,7 @@ def test_kv_that_waits_too_long_counts_as_lost_before_its_lease_ends(monkeypatch
                 found = await remote.prefill(LegAsk("p", 1, 1, [5, 6, 7], Sampling(max_tokens=4)))
                 assert found.params is not None and found.params.remote_request_id
                 assert await remote.renew(found.params.remote_request_id)
+                monkeypatch.setattr(http, "UNRENEWED_S", 0.05)
                 await asyncio.sleep(0.06)
                 assert not await remote.renew(found.params.remote_request_id)
             finally:

@@ -47,7 +47,7 @@ async def request_s(server: Server, repeats: int = REPEATS) -> float:
 async def seconds(server: Server, point: Point, besides_s: float) -> float:
     """One repeat of a point, less `besides_s` where it is a prefill."""
     if point.kind == "decode":
-        return await _together(server, point)
+        return max(1e-6, await _together(server, point))  # of a tiny model all tokens may come at once
     prompt = server.prompt(point.cached + point.tokens)
     if point.cached:
         await server.ask(prompt[: point.cached], 2)

@@ -49,7 +49,7 @@ class Sequence:
 class EchoEngine:
     """Candidate c of a prompt says it again from its c-th token on, round and round; <eos> ends it, a bias of 100 makes it say that token.
     Each step gives every running sequence `per_step` tokens. At most `seqs` run; candidate c's tokens have log-probability
-    -(1 + 3 c mod 5) / 10."""
+    -(1 + 3 c mod 5) / 10. It stands still while `paused`; so does a sequence that has made `holds_at` tokens, till that is another."""
 
     def __init__(self, *, step_s: float = 0.0, per_step: int = 1, seqs: int = 10_000, context: int = CONTEXT) -> None:
         self.ready = Ready("stand-in", context, VOCAB, BLOCK, 10_000, "cpu", "float32")
@@ -62,6 +62,7 @@ class EchoEngine:
         self.seen: set[int] = set()
         self.computed = self.queries = self.hits = 0
         self.paused = False
+        self.holds_at = 0
         self._task: asyncio.Task[None] | None = None
 
     def submit(self, submit: Submit, arriving: asyncio.Queue[FromQueue] | None = None) -> asyncio.Queue[FromQueue]:
@@ -99,7 +100,8 @@ class EchoEngine:
         while self.live:
             if not self.paused:
                 for sequence in list(self.live.values())[: self.seqs]:
-                    self._advance(sequence)
+                    if not self.holds_at or sequence.made != self.holds_at:
+                        self._advance(sequence)
             running = min(len(self.live), self.seqs)
             self.load = Step(
                 [],

@@ -66,6 +66,7 @@ def slow(folder: Path, **options: Any) -> Iterator[World]:
 
 def test_a_stream_whose_reader_hangs_up_is_cancelled(folder: Path) -> None:
     with slow(folder) as world:
+        world.engine.holds_at = 3
         with openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0) as client:
             stream = client.completions.create(model="tiny", prompt="ab", max_tokens=400, n=3, stream=True)
             next(iter(stream))
@@ -78,6 +79,7 @@ def test_a_stream_whose_reader_hangs_up_is_cancelled(folder: Path) -> None:
 
 def test_a_whole_answer_nobody_waits_for_is_cancelled(folder: Path) -> None:
     with slow(folder) as world:
+        world.engine.holds_at = 3
         hang_up(world, body(prompt=["ab", "cd"]), lambda: len(world.engine.live) == 2)
         until(world.at_rest)
         assert sorted(world.engine.cancelled) == [(1, -1), (2, -1)]
@@ -90,21 +92,6 @@ def test_hanging_up_while_waiting_in_the_queue(folder: Path) -> None:
             hang_up(world, body(stream=stream), lambda: len(world.engine.live) == 1)
             until(world.at_rest)
         assert world.engine.cancelled == [(1, -1), (2, -1)]
-
-
-def test_small_answers_do_not_wait_for_the_clients_ack(folder: Path) -> None:
-    """Nagle's algorithm would cost 40 ms each: uvicorn writes head and body apart."""
-
-    def median_s(client: httpx.Client) -> float:
-        took_s = []
-        for _ in range(20):
-            started_s = time.monotonic()
-            assert client.post("/tokenize", json={"prompt": "x"}).status_code == 200
-            took_s.append(time.monotonic() - started_s)
-        return sorted(took_s)[10]
-
-    with served(folder) as world, httpx.Client(base_url=world.url, timeout=60) as client:
-        assert any(median_s(client) < 0.025 for _ in range(20))  # on a busy machine not each time
 
 
 def test_hanging_up_in_the_middle_of_the_body(folder: Path) -> None:
@@ -217,40 +204,42 @@ def test_each_prompt_of_a_list_takes_a_place(folder: Path) -> None:
 
 
 def test_a_full_server_is_not_ready(folder: Path) -> None:
-    with slow(folder, max_requests=1) as world, httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True)) as answer:
-        lines = first_of(answer)
-        world.engine.paused = True
-        ready = httpx.get(f"{world.url}/ready")
-        assert ready.status_code == 503
-        assert ready.json() == {"ready": False, "reasons": ["overloaded: 1 requests in flight, at most 1"]}
-        assert httpx.get(f"{world.url}/health").status_code == 200
-        lines.close()
+    with slow(folder, max_requests=1) as world:
+        world.engine.holds_at = 3
+        with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True)) as answer:
+            lines = first_of(answer)
+            ready = httpx.get(f"{world.url}/ready")
+            assert ready.status_code == 503
+            assert ready.json() == {"ready": False, "reasons": ["overloaded: 1 requests in flight, at most 1"]}
+            assert httpx.get(f"{world.url}/health").status_code == 200
+            lines.close()
 
 
 def test_draining_lets_old_requests_end_and_takes_no_new_ones(folder: Path) -> None:
-    with slow(folder) as world, httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True, max_tokens=100)) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        world.engine.paused = True
-        world.service.drain()
-        late = httpx.post(f"{world.url}/v1/completions", json=body())
-        assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
-        assert late.headers["connection"] == "close"
-        assert int(late.headers["retry-after"]) >= 1
-        assert httpx.get(f"{world.url}/ready").json()["reasons"] == ["draining"]
-        assert httpx.get(f"{world.url}/health").status_code == 200
-        world.engine.paused = False
-        rest = [line for line in lines if line]
+    with slow(folder) as world:
+        world.engine.holds_at = 3
+        with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True, max_tokens=100)) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            world.service.drain()
+            late = httpx.post(f"{world.url}/v1/completions", json=body())
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+            assert late.headers["connection"] == "close"
+            assert int(late.headers["retry-after"]) >= 1
+            assert httpx.get(f"{world.url}/ready").json()["reasons"] == ["draining"]
+            assert httpx.get(f"{world.url}/health").status_code == 200
+            world.engine.holds_at = 0
+            rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
 
 
 def test_a_dead_engine_is_told_to_everybody(folder: Path) -> None:
     with slow(folder) as world:
+        world.engine.holds_at = 3
         with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True)) as answer:
             lines = answer.iter_lines()
             next(lines)
-            world.engine.paused = True
             world.call(lambda: world.engine.die("the engine process has ended with status -9"))
             rest = [line for line in lines if line]
         assert "the engine process has ended with status -9" in rest[-2]

@@ -13,6 +13,7 @@ from typing import Any
 
 Body = dict[str, Any]
 CUT = b""  # in place of a part: hang up
+COMPLETIONS = "/v1/completions"
 HANG = b"hang"  # in place of a part: say nothing more
 
 
@@ -52,8 +53,9 @@ class Wire:
     url: str = ""
     asked: list[tuple[float, Body]] = field(default_factory=list)  # after the probe
     probes: list[Body] = field(default_factory=list)
-    open: int = 0
+    open: int = 0  # completions under way
     most_open: int = 0
+    hanging: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -61,12 +63,13 @@ class Wire:
                 lines = head.decode().split("\r\n")
                 size = next(int(line.split(":")[1]) for line in lines if line.lower().startswith("content-length"))
                 raw = await reader.readexactly(size)
-                self.open += 1
+                path = lines[0].split()[1]
+                self.open += path == COMPLETIONS
                 self.most_open = max(self.most_open, self.open)
                 try:
-                    await self._reply(lines[0].split()[1], json.loads(raw) if raw else {}, writer)
+                    await self._reply(path, json.loads(raw) if raw else {}, writer)
                 finally:
-                    self.open -= 1
+                    self.open -= path == COMPLETIONS
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -77,7 +80,7 @@ class Wire:
             reply = Reply([b'{"data": [{"id": "wired"}]}'])
         elif path == "/version":
             reply = Reply([b'{"version": "9.9"}'])
-        elif path == "/v1/completions":
+        elif path == COMPLETIONS:
             if len(body["prompt"]) == 2 and body["max_tokens"] == 1:
                 self.probes.append(body)
             else:
@@ -90,6 +93,7 @@ class Wire:
             if part == CUT:
                 raise ConnectionResetError
             if part == HANG:
+                self.hanging += 1
                 await asyncio.sleep(300)
             writer.write(b"%x\r\n%b\r\n" % (len(part), part))
             await writer.drain()

@@ -284,7 +284,7 @@ def test_kv_that_never_comes_ends_by_the_deadline(start: Callable[..., Node]) ->
     d = start("d")
     d.tell(Receive(submit(0, [1, 2, 3, 4, 5], GREEDY), last=False, deadline_s=0.1))
     until(lambda: d.finish(0), d)
-    assert re.search(r"after 0\.(1|09\d*) s", d.error(0))
+    assert re.search(r"after 0\.(1|0\d+) s", d.error(0))  # less than was given, by what had passed when the ticket was written
     until(lambda: not d.peers.inbound, d)
     d.tell(Proceed(0, [7]))  # too late, and harmless
     until(lambda: d.line.inbox.empty(), d)

@@ -92,6 +92,7 @@ def test_transfers_and_leases_are_told_under_vllms_names(folder: Path) -> None:
 def test_a_leg_that_is_not_here_is_unknown(folder: Path) -> None:
     async def play() -> None:
         async with instance(folder, "p", engine=KvEngine("p", step_s=0.005)) as p:
+            p.engine.holds_at = 3
             for path in ("continue", "export"):
                 answer = await p.ask(f"{CONTROL}/{path}", leg="r1")
                 assert (answer.status_code, answer.json()["error"]["code"]) == (404, "leg_unknown")

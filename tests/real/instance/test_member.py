@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,11 +25,15 @@ RUNNING = {"prompt": "abcd", "max_tokens": 400}
 
 
 class Book:
-    """What stands in a registry, and every report it took."""
+    """What stands in a registry, and every report it took. Its clock can be set forward."""
 
     def __init__(self) -> None:
-        self.store = MemoryStore()
-        self.registry = Registry(self.store)
+        self.ahead_s = 0.0
+        self.store = MemoryStore(self.clock)
+        self.registry = Registry(self.store, self.clock)
+
+    def clock(self) -> float:
+        return time.monotonic() + self.ahead_s
 
     def spec(self, name: str) -> Any:
         entry = self.store.entries.get(f"{INSTANCE}/{name}")
@@ -94,13 +99,14 @@ def test_what_the_registry_did_not_take_is_told_later_and_in_parts(folder: Path,
 def test_an_instance_that_the_registry_lost_drops_everything_and_joins_again(folder: Path) -> None:
     async def play() -> None:
         book = Book()
-        async with joined(folder, book, lease_s=2.0) as a:
+        async with joined(folder, book, lease_s=10.0) as a:
             a.engine.stored = (1, 2)
             await until(lambda: not a.engine.stored)
             async with a.stream(**RUNNING) as stream:
                 await stream.next()
                 a.engine.paused = True
                 book.store.stop()
+                book.ahead_s += 10.0
                 last = (await stream.rest())[-1]
             assert last["error"]["code"] == "lease_lost"
             assert a.at_rest()

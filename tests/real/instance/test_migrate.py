@@ -24,8 +24,11 @@ def move(src: Instance, leg: str = "r1", **more: Any) -> dict[str, Any]:
     return {"do_remote_prefill": True, "pdlab": {"migrate": {"url": src.url, "leg": leg}, "events": True, **more}}
 
 
-def slow(name: str, context: int = 1024) -> KvEngine:
-    return KvEngine(name, step_s=0.003, context=context)
+def slow(name: str, context: int = 1024, holds_at: int = 0) -> KvEngine:
+    """`holds_at`: it goes on decoding, and a request that is to move does not end before it has."""
+    engine = KvEngine(name, step_s=0.003, context=context)
+    engine.holds_at = holds_at
+    return engine
 
 
 async def some(stream: Stream, tokens: int) -> list[int]:
@@ -37,7 +40,7 @@ async def some(stream: Stream, tokens: int) -> list[int]:
 
 def test_a_request_moves_and_no_token_is_lost_or_told_twice(folder: Path) -> None:
     async def play() -> None:
-        async with instance(folder, "a", engine=slow("a")) as a, instance(folder, "b", engine=slow("b")) as b:
+        async with instance(folder, "a", engine=slow("a", holds_at=290)) as a, instance(folder, "b", engine=slow("b")) as b:
             async with a.stream("r1", **ASKED) as old:
                 before = await some(old, 10)
                 async with b.stream("r2", **ASKED, kv_transfer_params=move(a)) as new:
@@ -88,7 +91,7 @@ def test_what_was_made_during_a_long_copy_is_copied_in_a_second_stage(folder: Pa
 @pytest.mark.parametrize("trouble", ["full", "lost", "unknown", "nobody", "nonsense", "late"])
 def test_what_cannot_move_goes_on_where_it_is(folder: Path, trouble: str) -> None:
     async def play() -> None:
-        async with instance(folder, "a", engine=slow("a")) as a, instance(folder, "b") as b:
+        async with instance(folder, "a", engine=slow("a", holds_at=290)) as a, instance(folder, "b") as b:
             async with a.stream("r1", **ASKED) as old:
                 made = await some(old, 3)
                 params = move(a, **({"deadline_s": 0.02} if trouble == "late" else {}))
@@ -107,6 +110,7 @@ def test_what_cannot_move_goes_on_where_it_is(folder: Path, trouble: str) -> Non
                 answer = await b.ask(**ASKED, stream=True, kv_transfer_params=params)
                 code = answer.json()["error"]["code"]
                 assert (answer.status_code, code) == ((503, "kv_full") if trouble == "full" else (409, "kv_lost")), answer.text
+                a.engine.holds_at = 0
                 assert made + tokens_of(await old.rest()) == expected(300)
             await until(lambda: a.at_rest() and b.at_rest())
 
@@ -118,13 +122,14 @@ def test_what_cannot_move_goes_on_where_it_is(folder: Path, trouble: str) -> Non
 
 def test_a_migration_that_nobody_waits_for_is_called_off_while_it_stands_still(folder: Path) -> None:
     async def play() -> None:
-        async with instance(folder, "a", engine=slow("a")) as a, instance(folder, "b", engine=slow("b")) as b:
+        async with instance(folder, "a", engine=slow("a", holds_at=290)) as a, instance(folder, "b", engine=slow("b")) as b:
             async with a.stream("r1", **ASKED) as old:
                 made = await some(old, 3)
                 b.engine.proceed = lambda _: None  # type: ignore[method-assign]
                 asking = asyncio.create_task(b.ask(**ASKED, stream=True, kv_transfer_params=move(a)))
                 await until(lambda: bool(a.engine.moving))
                 asking.cancel()
+                a.engine.holds_at = 0
                 assert made + tokens_of(await old.rest()) == expected(300)
             await until(lambda: a.at_rest() and b.at_rest())
 

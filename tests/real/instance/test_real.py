@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.messages import Exported
 from pdlab.real.engine.options import EngineOptions

@@ -8,6 +8,7 @@ from itertools import count
 
 import pytest
 
+from pdlab.real.registry import lease
 from tests.real.registry.worlds import SERVERS, MemoryWorld, Server, World
 
 PACKAGES = {"etcd": "etcd3aio", "redis": "redis"}
@@ -55,13 +56,19 @@ def shared(new_server: Callable[[str], Server]) -> Callable[[str], Server]:
     return get
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim waits for a real server on a slow disk."""
+    monkeypatch.setattr(lease, "CALL_S", 60.0)
+
+
 @pytest.fixture(params=["memory", *SERVERS])
-def world(request: pytest.FixtureRequest, shared: Callable[[str], Server]) -> World:
+def world(request: pytest.FixtureRequest, shared: Callable[[str], Server], patient: None) -> World:
     return MemoryWorld() if request.param == "memory" else shared(request.param)
 
 
 @pytest.fixture(params=["memory", *SERVERS])
-def mortal(request: pytest.FixtureRequest, new_server: Callable[[str], Server]) -> Iterator[World]:
+def mortal(request: pytest.FixtureRequest, new_server: Callable[[str], Server], patient: None) -> Iterator[World]:
     """A world whose store the test may kill."""
     if request.param == "memory":
         yield MemoryWorld()
@@ -72,5 +79,5 @@ def mortal(request: pytest.FixtureRequest, new_server: Callable[[str], Server]) 
 
 
 @pytest.fixture(params=list(SERVERS))
-def server(request: pytest.FixtureRequest, shared: Callable[[str], Server]) -> Server:
+def server(request: pytest.FixtureRequest, shared: Callable[[str], Server], patient: None) -> Server:
     return shared(request.param)

@@ -11,7 +11,7 @@ from pdlab.types import InstanceSpec, Role
 
 
 async def main(url: str, what: str, name: str, lease_s: float) -> None:
-    registry = await open_registry(url)
+    registry = await open_registry(url, timeout_s=60.0)
     if what == "instance":
         held = await registry.register(InstanceSpec(name=name, role=Role.DECODE, kv_blocks=10), lease_s=lease_s)
         print(held.incarnation, flush=True)

@@ -81,7 +81,7 @@ class World:
         return asyncio.new_event_loop()
 
     async def connect(self) -> Registry:
-        return await open_registry(self.url)
+        return await open_registry(self.url, timeout_s=60.0)
 
     async def kill(self) -> None:
         raise NotImplementedError
@@ -153,16 +153,17 @@ class Server(World):
             self.process = subprocess.Popen(self.command(), cwd=self.folder, stdout=log, stderr=log)
 
     async def ready(self, within_s: float = 60.0) -> None:
-        end = time.monotonic() + within_s
+        end, patience_s = time.monotonic() + within_s, 1.0
         while True:
             try:
-                registry = await open_registry(self.url, timeout_s=1.0)
+                registry = await open_registry(self.url, timeout_s=patience_s)
             except UsageError:
                 if time.monotonic() > end:
                     raise
                 if self.process is not None and self.process.poll() is not None:  # its port was not free yet
                     self.start()
                 await asyncio.sleep(0.05)
+                patience_s *= 1.5
             else:
                 await registry.close()
                 return

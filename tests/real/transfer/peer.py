@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pdlab.real.transfer import wire
 from pdlab.real.transfer.endpoint import Endpoint
 from pdlab.real.transfer.result import Result
 from pdlab.real.transfer.shared import SEGMENT, shared_kv
@@ -146,6 +147,20 @@ class _Served:
     async def refuse(self, code: int) -> None:
         """Whatever GPU memory is opened here from now on; 0: no more."""
         gpu.refuse(code)
+
+    async def stand_still(self, after_chunks: int) -> None:
+        """From when it has sent so many chunks of blocks."""
+        frame = wire.frame
+
+        def stopping(message: wire.Message) -> bytes:
+            nonlocal after_chunks
+            if isinstance(message, wire.Chunk):
+                if not after_chunks:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                after_chunks -= 1
+            return frame(message)
+
+        wire.frame = stopping
 
     async def opened(self) -> int:
         return gpu.opened()

@@ -159,7 +159,7 @@ def test_many_at_once(peer: Peer, name: str, way: tuple[str, bool]) -> None:
                 waiting.append(own.pull(at, f"{name} {k}", blocks, blocks, deadline_s=60))
                 far = [count * each + block for block in reversed(blocks)]
                 waiting.append(own.expect(f"{name} {k}", far, deadline_s=60))
-                told = {"to": own_address, "ticket": f"{name} {k}", "source": blocks, "target": far, "layers": None, "deadline_s": 20}
+                told = {"to": own_address, "ticket": f"{name} {k}", "source": blocks, "target": far, "layers": None, "deadline_s": 60}
                 pushed.append(peer.tell("push", name=name, **told))
             results = await asyncio.gather(*waiting)
             assert {(result.status, result.reason) for result in results} == {("done", "")}
