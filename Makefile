@@ -18,7 +18,7 @@ serve: .venv/real.stamp  ## a server with the embedded model, on http://127.0.0.
 serve-pd: .venv/real.stamp  ## the same on a prefill and a decode instance, behind a router
 	.venv/bin/pdlab serve experiments/quickstart_live.yaml --role all $(SERVE)
 
-test: .venv/test.stamp servers  ## all tests
+test: .venv/test.stamp servers  ## the tests, but for the slow ones (pytest -m slow)
 	.venv/bin/python -m pytest -n 2
 
 servers:  # etcd and redis for the registry's tests, which skip, saying so, without

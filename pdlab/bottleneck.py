@@ -7,8 +7,8 @@ the stage that cost it most: a missed TTFT for waiting, prefill, or (where the f
 transfer; a missed TPOT for the transfer, the wait for room, or the decode steps; one that never ended votes for the stage it stuck in.
 Waiting for prefill is blamed on prefill only if prefill was in fact busy while something waited: a prefill instance that idles while
 its queue grows is being held back by what comes after it. (A full decode instance refuses reservations, blocks stay leased, prefill stops.)
-A decode instance is full when its blocks are used up, or when it decodes as many sequences as `engine.max_seqs` lets it. No report names
-that bound; it shows where requests wait, blocks are free, and the sequences stay at the most there ever were.
+A decode instance is full when its blocks are used up, or when it decodes as many sequences as `engine.max_seqs` lets it. A server does not
+tell that bound; it is inferred there where requests wait, blocks are free, and the sequences stay at the most there ever were.
 
 *What is used up?* Otherwise, the most downstream resource that is saturated, for the same reason: everything before it can be busy or
 blocked on its account, nothing behind it can. Prefill compute is saturated from 90 % busy on, a link from 85 % of its bytes, decode
@@ -38,8 +38,8 @@ PREFILL_BUSY = 0.7  # enough to blame a queue for prefill on prefill
 LINK_SATURATED = 0.85
 KV_FULL = 0.95  # of its blocks; the watermark keeps some free
 FULL_TIME = 0.2  # share of reports full and waiting that makes decode memory saturated
-SLOTS_FULL = 0.95  # of the most sequences that an instance ever decoded
-SLOTS_TIME = 0.5  # share of reports at that many that says a bound is met; what only fluctuates is seldom near its highest
+SLOTS_FULL = 0.95  # of engine.max_seqs; where that is not known, of the most sequences that an instance ever decoded
+SLOTS_TIME = 0.5  # share of reports at the most ever that says a bound is met; what only fluctuates is seldom near its highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class _Use:
     kv_at: InstanceUse | None
     preemptions: int
     queueing: float  # of the time in which anything waited for prefill, the share that the busiest instance computed prefill; inf: never
-    slots: float  # share of a decode instance's reports that show it decode as many sequences as it ever did
+    slots: float  # share of a decode instance's reports that show it decode as many sequences as it may, or as it ever did
     slots_most: int
     slots_at: InstanceUse | None
     decode: InstanceUse | None  # whose decode steps took the most time
@@ -73,7 +73,8 @@ class _Use:
 
     @property
     def slots_saturated(self) -> bool:
-        return self.slots >= SLOTS_TIME
+        exact = self.slots_at is not None and self.slots_at.max_seqs is not None
+        return self.slots >= (FULL_TIME if exact else SLOTS_TIME)
 
     @property
     def link_saturated(self) -> bool:
@@ -119,7 +120,7 @@ def _measure(
     decoders = [use for use in instances if Role(use.role).decodes]
     waits_s = _covered_s(found["arrival_s"], np.where(np.isnan(found["prefill_start_s"]), duration_s, found["prefill_start_s"]))
     full = _full_fraction(samples, [use.name for use in instances])
-    slots = _slots_fraction(samples, [use.name for use in instances])
+    slots = _slots_fraction(samples, instances)
     prefill_at = max(prefill, key=lambda x: prefill[x], default=None)
     link_at = max(link, key=lambda x: link[x], default=None)
     kv_at = max(decoders, key=lambda x: (full.get(x.name, 0.0), x.kv_use_peak), default=None)
@@ -172,16 +173,18 @@ def _full_fraction(samples: Samples, names: Sequence[str]) -> dict[str, float]:
     return {name: float(full[mine].mean()) for k, name in enumerate(known) if (mine := (instance == k) & loaded).any()}
 
 
-def _slots_fraction(samples: Samples, names: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """For each instance that decoded, the share of its reports under load at, or nearly at, the most sequences it ever decoded; and how
-    many these were."""
+def _slots_fraction(samples: Samples, instances: Sequence[InstanceUse]) -> dict[str, tuple[float, int]]:
+    """For each instance that decoded, the share of its reports under load at, or nearly at, the most sequences it may decode, where that is
+    not known ever decoded; and how many these are."""
     instance, running = samples.column("instance"), samples.column("running")
     loaded = samples.column("waiting") + running > 0
+    bounds = {use.name: use.max_seqs for use in instances}
     found = {}
-    for k, name in enumerate(samples.instances or list(names)):
+    for k, name in enumerate(samples.instances or list(bounds)):
         mine = running[(instance == k) & loaded]
-        if mine.size and (most := mine.max()):
-            found[name] = (float((mine >= SLOTS_FULL * most).mean()), int(most))
+        if mine.size and mine.any():
+            most = bounds.get(name) or int(mine.max())
+            found[name] = (float((mine >= SLOTS_FULL * most).mean()), most)
     return found
 
 
@@ -293,10 +296,14 @@ def _blame_decode(use: _Use) -> tuple[str, InstanceUse | None, str]:
 
 
 def _slots(use: _Use) -> tuple[str, InstanceUse | None, str]:
-    name = use.slots_at.name if use.slots_at else "no instance"
-    most = f"{name} decoded {use.slots_most:,} sequences at most, and about that many in {percent(use.slots)} of its reports"
-    peak = use.slots_at.kv_use_peak if use.slots_at else 0.0
-    return "decode slots", use.slots_at, f"{most}, though its KV use peaked at {percent(peak)}: engine.max_seqs bounds it"
+    where, share = use.slots_at, percent(use.slots)
+    assert where is not None, "slots are some instance's"
+    peak = f"though its KV use peaked at {percent(where.kv_use_peak)}"
+    if where.max_seqs is not None:
+        words = f"{where.name} decoded the {where.max_seqs:,} sequences that engine.max_seqs lets it, or nearly, in {share} of its reports"
+        return "decode slots", where, f"{words}, {peak}"
+    words = f"{where.name} decoded {use.slots_most:,} sequences at most, and about that many in {share} of its reports"
+    return "decode slots", where, f"{words}, {peak}: engine.max_seqs bounds it"
 
 
 def _prefill_words(use: _Use) -> str:

@@ -421,6 +421,7 @@ def replay(
 def _replay_beside(log: Path, policy: str) -> None:
     import yaml
 
+    from pdlab.report.units import percent
     from pdlab.shadow import beside
 
     try:
@@ -435,7 +436,7 @@ def _replay_beside(log: Path, policy: str) -> None:
         print(f"... and {len(shadow.departures) - 20:,} more")
     parted = Counter(departure.hook for departure in shadow.departures)
     for hook, asked in shadow.asked.items():
-        print(f"{hook}: asked {asked:,} times, {parted[hook]:,} answers differ ({parted[hook] / asked:.1%})")
+        print(f"{hook}: asked {asked:,} times, {parted[hook]:,} answers differ ({percent(parted[hook] / asked)})")
     print(f"{events:,} events replayed, {len(differences):,} differ")
     if differences:
         raise typer.Exit(1)

@@ -62,7 +62,7 @@ def read(path: Path) -> tuple[Head, Iterator[Entry]]:
         head = msgspec.json.decode(file.readline(), type=Head)
     except msgspec.DecodeError as error:
         file.close()
-        raise UsageError(f"{path}: line 1: not the head of an event log ({error})") from error
+        raise UsageError(f"{path}: line 1: not the head of an event log ({error}); give a whole file of --trace-events") from error
     return head, _entries(path, file)
 
 
@@ -73,7 +73,11 @@ def _entries(path: Path, file: BinaryIO) -> Iterator[Entry]:
             try:
                 yield decoder.decode(line)
             except msgspec.DecodeError as error:
-                raise UsageError(f"{path}: line {number}: {error}") from error
+                if line.endswith(b"\n"):
+                    raise UsageError(f"{path}: line {number}: {error}") from error
+                raise UsageError(
+                    f"{path}: line {number} is cut off, as when a run is killed while it writes; remove that line to replay those before it"
+                ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,11 @@ class Samples:
         k = SAMPLE_FIELDS.index(name)
         return np.array(self.rows[k :: len(SAMPLE_FIELDS)])
 
+    @property
+    def any_load(self) -> bool:
+        """Was there ever any? Some servers report none, whatever they do: a router's own engine is idle."""
+        return any(self.column(name).any() for name in ("waiting", "running", "used_blocks"))
+
     def frame(self, instances: Sequence[str] = ()) -> pd.DataFrame:
         """One row an instance and report: `SAMPLE_FIELDS` with names (its own, or `instances`), and kv_use between 0 and 1."""
         import pandas as pd
@@ -167,7 +172,8 @@ class Samples:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceUse:
     """What one instance did in a run. `busy_s` counts time once where a batch does both phases; `compute_bound_fraction` is the
-    share of its decode time in which arithmetic, not memory bandwidth, set the pace."""
+    share of its decode time in which arithmetic, not memory bandwidth, set the pace; `max_seqs` bounds the sequences that it decodes
+    together (None: not known)."""
 
     name: str
     role: str
@@ -185,6 +191,7 @@ class InstanceUse:
     compute_bound_fraction: float = 0.0
     hardware: str = ""
     accelerators: int = 1
+    max_seqs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

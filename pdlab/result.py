@@ -123,6 +123,9 @@ class Result:
             experiment = yaml.safe_load((directory / EXPERIMENT).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UsageError(f"{directory}: no result is saved there ({Path(error.filename).name} is missing)") from None
+        except NotADirectoryError:
+            file = next(path for path in (directory, *directory.parents) if path.is_file())
+            raise UsageError(f"{directory}: no result is saved there ({file} is a file); give the folder that --out named") from None
         except (KeyError, ValueError, AttributeError, pa.ArrowException, yaml.YAMLError) as error:
             raise UsageError(f"{directory}: its files are not a pdlab result ({error})") from None
         return cls(summary, records, gaps, samples, experiment)

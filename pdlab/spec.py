@@ -32,7 +32,8 @@ from pdlab.cost.catalogue import hardware, model
 from pdlab.mistakes import mistakes, nearest
 from pdlab.read_yaml import overridden, read_yaml
 from pdlab.types import Role, UsageError
-from pdlab.workload.spec import WorkloadSpec
+from pdlab.workload import builtin
+from pdlab.workload.spec import SYNTHETIC, WorkloadSpec
 
 
 def _no_bool(value: object) -> object:
@@ -69,6 +70,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(gt=0, le=1)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Hardware = Annotated[str, AfterValidator(_hardware)]
 Name = Annotated[str, AfterValidator(_file_name)]
 Batching = Annotated[str, AfterValidator(_batching)]
@@ -270,7 +272,7 @@ class Experiment(Spec):
 
     name: Name = "experiment"
     base_dir: Path = Path()
-    seed: int = 0
+    seed: Seed = 0
     model: str
     workload: WorkloadSpec
     cluster: ClusterSpec
@@ -348,7 +350,7 @@ class Experiment(Spec):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         placed = self.placements()
-        found = [*self._roles(placed), *self._fit(), *self._targets(placed)]
+        found = [*self._roles(placed), *self._fit(), *self._blocks(placed), *self._targets(placed)]
         if found:
             raise ValueError("\n".join(found))
         return self
@@ -376,8 +378,30 @@ class Experiment(Spec):
             except UsageError as error:
                 yield f"cluster.instances.{index}: {error}"
 
+    def _blocks(self, placed: Sequence[Placement]) -> Iterator[str]:
+        """What does not go with the workload's prefix hashes, so far as the file tells them; a trace's are known when it is read."""
+        source = self.workload.source
+        hash_tokens = self.workload.hash_tokens if source == SYNTHETIC else None
+        if source in builtin.NAMES:  # those that share no prefixes leave a server its own blocks
+            hash_tokens = builtin.figures(source).get("prefix", {}).get("hash_tokens")
+        if hash_tokens is not None:
+            for block_tokens in dict.fromkeys(p.engine.block_tokens for p in placed):
+                if mistake := indivisible(hash_tokens, block_tokens):
+                    yield mistake
+
     def _targets(self, placed: Sequence[Placement]) -> Iterator[str]:
         names = [p.name for p in placed]
         for index, fault in enumerate(self.faults):
             if fault.instance not in names:
                 yield f"faults.{index}.{fault.kind}: no instance is named {fault.instance!r}; there are {', '.join(names)}"
+
+
+def indivisible(hash_tokens: int, block_tokens: int) -> str | None:
+    """What is said where an instance's blocks do not divide the `hash_tokens` behind one of the workload's prefix hashes."""
+    if hash_tokens % block_tokens == 0:
+        return None
+    divisor = max(d for d in range(1, block_tokens + 1) if hash_tokens % d == 0)
+    return (
+        f"engine.block_tokens {block_tokens} does not divide the {hash_tokens} tokens behind one prefix hash of the workload; "
+        f"choose a divisor, such as {divisor}"
+    )

@@ -145,6 +145,26 @@ def test_decode_that_may_run_no_more_sequences_is_named_and_not_its_memory_or_pr
     assert "max_seqs" in found["evidence"]
 
 
+@pytest.mark.parametrize(("max_seqs", "resource"), [(8, "decode slots"), (256, "decode memory")])
+def test_a_bound_that_is_known_is_met_or_not(max_seqs: int, resource: str) -> None:
+    """Requests wait for room while 8 sequences decode all the time."""
+    instances = uses(prefill=0.12, peak=0.02, max_seqs=max_seqs)
+    found = find_bottleneck(records_of(100, room=2.0), steady(8), instances, [link(0.05)], slo=(1.0, 0.05), duration_s=100.0)
+    assert found["resource"] == resource
+    assert ("the 8 sequences that engine.max_seqs lets it" in found["evidence"]) == (max_seqs == 8)
+
+
+def test_a_known_bound_that_is_met_at_times_is_enough() -> None:
+    samples = Samples(instances=NAMES)
+    for t in range(100):
+        samples.rows.extend((t, 1, 0, 0, 8 if t % 3 == 0 else 5, 0, 2, 100))
+    given = {"slo": (1.0, 0.05), "duration_s": 100.0}
+    for max_seqs, resource in ((8, "decode slots"), (9, "decode memory"), (None, "decode memory")):
+        instances = uses(prefill=0.12, peak=0.02, max_seqs=max_seqs)
+        found = find_bottleneck(records_of(100, room=2.0), samples, instances, [link(0.05)], **given)  # type: ignore[arg-type]
+        assert found["resource"] == resource, max_seqs
+
+
 def test_a_queue_in_bursts_is_blamed_on_prefill_which_was_busy_throughout_it() -> None:
     burst = records_of(20, queue=2.0).rows + records_of(80, queue=0.0).rows
     slow = find_bottleneck(Records(burst, NAMES), steady(8), uses(prefill=0.2), [link(0.05)], slo=(1.0, 0.05), duration_s=100.0)
@@ -162,6 +182,7 @@ def test_a_simulated_cluster_of_eight_slots() -> None:
     for reserve in ("before_prefill", "after_prefill"):
         found = simulate(Experiment.parse({**experiment, "transfer": {"reserve": reserve}})).summary["bottleneck"]
         assert (found["resource"], found["instance"]) == ("decode slots", "decode-0"), found["evidence"]
+        assert "the 8 sequences that engine.max_seqs lets it" in found["evidence"]
 
 
 def test_slow_transfers_are_the_link_though_decoding_takes_longer() -> None:

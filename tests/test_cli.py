@@ -114,6 +114,34 @@ def test_traced_events_replay_without_a_difference(here: Path, capsys: pytest.Ca
     assert run.out.endswith("events replayed, 0 differ\n")
 
 
+def test_a_log_that_is_cut_off_says_where_and_what_to_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Run(capsys, "sim", QUICKSTART, "--requests", "5", "--trace-events", "-q", "--out", "traced")
+    log = here / "traced/events.jsonl"
+    whole = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(whole[:9]) + whole[9][:30])
+    run = Run(capsys, "replay", str(log))
+    assert run.status == 2
+    assert f"{log}: line 10 is cut off" in run.err
+    assert "remove that line" in run.err
+    log.write_bytes(b"".join(whole[:9]))
+    assert Run(capsys, "replay", str(log)).out == "8 events replayed, 0 differ\n"
+
+
+def test_how_often_another_policy_differs_is_said_as_shares_are_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Run(capsys, "sim", QUICKSTART, "--requests", "30", "--trace-events", "-q", "--out", "traced")
+    run = Run(capsys, "replay", "traced/events.jsonl", "--policy", "random")
+    said = [line for line in run.out.split("\n") if " answers differ " in line]
+    assert said
+    assert all(line.endswith(" %)") for line in said)
+
+
+def test_a_calibration_that_cannot_begin_says_why_and_nothing_else(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "calibrate", QUICKSTART)
+    assert run.status == 2
+    assert run.out == ""
+    assert run.err.startswith("error: model ")
+
+
 def test_a_log_that_was_tampered_with_does_not_replay(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run(capsys, "sim", QUICKSTART, "--requests", "30", "--trace-events", "-q", "--out", "traced")
     log = here / "traced/events.jsonl"
@@ -129,6 +157,7 @@ def test_a_log_that_was_tampered_with_does_not_replay(here: Path, capsys: pytest
     ("arguments", "said"),
     [
         (["sim", QUICKSTART, "--seed", "-1"], "--seed"),
+        (["bench", QUICKSTART, "--seed", "-1"], "--seed"),
         (["compare", "log", "log"], "'log' is a file"),
         (["replay", "log", "--policy", "{a: ["], "error: --policy {a: [: "),
     ],

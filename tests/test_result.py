@@ -71,6 +71,9 @@ def test_bad_directories_are_the_users_fault(made_run: Made, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="not a pdlab result"):
         Result.load(tmp_path)
     (tmp_path / "file").write_text("")
+    for below in ("file", "file/out", "file/deep/out"):
+        with pytest.raises(UsageError, match=r"no result is saved there \(.*/file is a file\)"):
+            Result.load(tmp_path / below)
     with pytest.raises(UsageError, match="--out"):
         made_run(5).save(tmp_path / "file" / "out")
     with pytest.raises(UsageError, match="--out"):

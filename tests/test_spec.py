@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from pdlab.sim import simulate
 from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
 
@@ -54,6 +55,8 @@ MISTAKES = [
     ("model", "llama-3.1-8x", "model: unknown model 'llama-3.1-8x': nearest are llama-3.1-8b,"),
     ("name", "a/b", "name: names the folder of the results, which cannot be 'a/b'"),
     ("seed", 1.5, "seed: must be a whole number, not 1.5"),
+    ("seed", -1, "seed: must be at least 0, not -1"),
+    ("seed", True, "seed: must be a number, not true"),
     ("cluster", 3, "cluster: must be a mapping, not 3"),
     ("cluster.instances", {"prefill": 2}, "cluster.instances: must be a list, not {'prefill': 2}"),
     ("cluster.instances.0.rol", "prefill", "cluster.instances.0.rol: unknown key; nearest is role"),
@@ -124,6 +127,30 @@ def test_a_model_that_does_not_fit_says_what_is_missing() -> None:
         assert line.startswith("cluster.instances.")
         assert "GB missing" in line
         assert "smallest tp that fits is 2" in line
+
+
+@pytest.mark.parametrize(
+    ("workload", "block_tokens", "said"),
+    [
+        ({"source": "synthetic", "requests": 5, "rate": 1, "prompt": 9, "output": 2}, 12, "block_tokens 12 does not divide the 16 tokens"),
+        ({"source": "mooncake-conversation"}, 48, "block_tokens 48 does not divide the 512 tokens"),
+    ],
+)
+def test_blocks_that_do_not_divide_the_prefix_hashes(workload: dict[str, Any], block_tokens: int, said: str) -> None:
+    for path in ("engine", "cluster.instances.1.engine"):
+        (line,) = lines({**changed(path, {"block_tokens": block_tokens}), "workload": workload})
+        assert line.startswith(f"engine.{said} behind one prefix hash of the workload; choose a divisor, such as ")
+        assert workload_hash(line) % int(line.rpartition(" ")[2]) == 0
+
+
+def workload_hash(line: str) -> int:
+    return int(line.partition(" divide the ")[2].partition(" ")[0])
+
+
+def test_what_the_file_does_not_tell_of_prefix_hashes_is_told_when_it_is_read() -> None:
+    wide = Experiment.parse(changed("engine", {"block_tokens": 128}))  # as a server may have them
+    with pytest.raises(UsageError, match=r"^engine\.block_tokens 128 does not divide the 16 tokens .* such as 16$"):
+        simulate(wide)
 
 
 def test_kv_blocks_given_by_hand_are_believed() -> None:

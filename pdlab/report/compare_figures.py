@@ -95,7 +95,7 @@ def _draw_errors(axes: Axes, checks: Sequence[Check], edge: float) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlim(-edge, edge)
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
 
@@ -112,7 +112,7 @@ def _draw_error(axes: Axes, row: int, check: Check, edge: float) -> None:
     axes.plot([at], [row], "o", color=colour, markersize=5)
     if at != check.error:
         place: dict[str, Any] = {"xytext": (-6, 0), "ha": "right"} if at > 0 else {"xytext": (6, 0), "ha": "left"}
-        axes.annotate(f"{check.error:+.0%}", (at, row), textcoords="offset points", va="center", fontsize=7, color=colour, **place)
+        axes.annotate(f"{check.error * 100:+.0f} %", (at, row), textcoords="offset points", va="center", fontsize=7, color=colour, **place)
 
 
 def policies(comparison: Comparison) -> Picture:

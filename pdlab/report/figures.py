@@ -60,15 +60,17 @@ def timeline(records: Records, requests: int = 32) -> Picture:
 
 
 def overview(records: Records, samples: Samples, slo: tuple[float | None, float | None], title: str = "") -> Picture:
-    """All three in one."""
+    """All three in one; without the load where none was told."""
     with mpl.rc_context(STYLE):
-        figure = picture(10, 15)
+        heights = (4.6, 5.2, 5.2) if samples.any_load else (4.6, 5.2)
+        figure = picture(10, sum(heights))
         if title:
             figure.suptitle(title, fontsize=12, fontweight="bold", x=0.02, ha="left")
-        top, middle, bottom = cast("Sequence[SubFigure]", figure.subfigures(3, 1, height_ratios=(4.6, 5.2, 5.2), hspace=0.03))
-        _draw_distributions(top, records, slo)
-        _draw_load(middle, samples, {})
-        _draw_timeline(bottom, records, 28)
+        parts = cast("Sequence[SubFigure]", figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.03))
+        _draw_distributions(parts[0], records, slo)
+        if samples.any_load:
+            _draw_load(parts[1], samples, {})
+        _draw_timeline(parts[-1], records, 28)
         return figure
 
 
@@ -108,7 +110,7 @@ def _draw_distributions(figure: Figure | SubFigure, records: Records, slo: tuple
             low, high = min(low, limit / 1.3), max(high, limit * 1.3)
         often.hist(shown, bins=list(np.geomspace(low, high, 61)), weights=np.full(shown.size, 1 / shown.size), color=colour, alpha=0.85)
         often.set_ylabel("share of requests")
-        often.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        often.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
         x, y = curve(shown)
         within.plot(x, y, color=colour)
         for q in (0.5, 0.9, 0.99):
@@ -151,7 +153,7 @@ def _draw_load(figure: Figure | SubFigure, samples: Samples, roles: Mapping[str,
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     rows[2].set_ylim(0, 1.05)
     rows[2].set_yticks((0, 0.5, 1))
-    rows[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    rows[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     rows[2].set_xlabel("time, s")
     rows[2].set_xlim(float(t.min()), float(max(t.max(), t.min() + 1e-9)))
     figure.legend(*rows[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(groups)))

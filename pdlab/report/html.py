@@ -45,8 +45,7 @@ def run_page(
         _instance_table(summary),
         *(("<h2>Links</h2>", _link_table(summary)) if summary["links"] else ()),
         *(("<h2>The client that measured</h2>", *_client(summary["client"])) if "client" in summary else ()),
-        "<h2>Load over time</h2>",
-        svg(figures.load(samples, roles), "load", "Waiting requests, running sequences and KV use over time"),
+        *(("<h2>Load over time</h2>", _load(samples, roles)) if samples.any_load else ()),
         "<h2>Requests through prefill, link and decode</h2>",
         svg(figures.timeline(records), "timeline", "Timeline of some requests"),
         "<h2>What the words mean</h2>",
@@ -79,6 +78,10 @@ def _about(summary: Summary) -> str:
 
 def _partial(summary: Summary) -> list[str]:
     return [f"Stopped early: {summary['unfinished']:,} requests had not ended and count as misses."] if summary["partial"] else []
+
+
+def _load(samples: Samples, roles: Mapping[str, str]) -> str:
+    return svg(figures.load(samples, roles), "load", "Waiting requests, running sequences and KV use over time")
 
 
 def _tiles(summary: Summary) -> str:

@@ -109,7 +109,7 @@ def tick(x: float, _: int | None = None) -> str:
 def share_axis(axes: Axes) -> None:
     """From nothing to all, up."""
     axes.set_ylim(0, 1.03)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
 
 
 def nothing(axes: Axes, words: str = "nothing to show") -> None:

@@ -28,7 +28,7 @@ from pdlab.sim.moves import TransferMode
 from pdlab.sim.topology import Endpoint
 from pdlab.sim.transport import TRANSPORTS
 from pdlab.sim.world import World
-from pdlab.spec import Experiment, Placement
+from pdlab.spec import Experiment, Placement, indivisible
 from pdlab.types import InstanceSpec, Role, UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
@@ -76,11 +76,8 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
     found = []
     for placement in experiment.placements():
         engine = placement.engine
-        if hash_tokens % engine.block_tokens:
-            raise UsageError(
-                f"engine.block_tokens {engine.block_tokens} does not divide the {hash_tokens} tokens behind one prefix hash of the "
-                f"workload; choose a divisor, such as {_divisor(hash_tokens, engine.block_tokens)}"
-            )
+        if mistake := indivisible(hash_tokens, engine.block_tokens):
+            raise UsageError(mistake)
         key = (placement.hardware, placement.tp, engine)
         if key not in known:
             chip = cost.hardware(placement.hardware, experiment.base_dir)
@@ -109,10 +106,6 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
             )
         )
     return found
-
-
-def _divisor(hash_tokens: int, block_tokens: int) -> int:
-    return max(d for d in range(1, block_tokens + 1) if hash_tokens % d == 0)
 
 
 def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = None, spans: bool = False, horizon: int = 1 << 30) -> World:
@@ -315,6 +308,7 @@ def _uses(made: World, experiment: Experiment, duration_s: float) -> list[Instan
                 compute_bound_fraction=sum(x.compute_bound_s for x in lives) / decode_s if decode_s else 0.0,
                 hardware=placement.hardware,
                 accelerators=placement.tp,
+                max_seqs=last.scheduler.max_seqs,
             )
         )
     return uses
@@ -322,7 +316,7 @@ def _uses(made: World, experiment: Experiment, duration_s: float) -> list[Instan
 
 def _warnings(made: World, workload: Workload) -> list[str]:
     said = list(workload.notes)
-    if workload.dropped:
+    if workload.dropped and not any("dropped" in note for note in workload.notes):  # which would say why, too
         said.append(f"{workload.dropped} rows of the workload were dropped")
     for name, instance in made.instances.items():
         beyond = getattr(instance.cost, "extrapolated", 0)

@@ -60,7 +60,7 @@ def _lengths(axes: Axes, workload: Workload) -> None:
         axes.step(values, share, where="post", color=colour, label=f"{name}: p50 {p50:,.0f}, p99 {p99:,.0f}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens:,.0f}"))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.set(xlabel="tokens", ylim=(0, 1.32), yticks=np.linspace(0, 1, 6))  # room above for the legend
     axes.legend(loc="upper left")
 
@@ -87,8 +87,8 @@ def _prefix(axes: Axes, workload: Workload) -> None:
     sizes = [int(size) * workload.hash_tokens for size in found["lru_hit_ratio"]]
     limit = found["unit_hit_ratio"]
     axes.plot(sizes, list(found["lru_hit_ratio"].values()), "o-", color=CACHE, markersize=3.5, label="LRU cache of that size")
-    axes.axhline(limit, color="black", linewidth=0.9, linestyle="--", label=f"without eviction: {limit:.1%}")
+    axes.axhline(limit, color="black", linewidth=0.9, linestyle="--", label=f"without eviction: {limit * 100:.1f} %")
     axes.set(xscale="log", xlabel="cache, tokens", ylim=(0, max(0.05, limit * 1.25)))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if limit > 0.05 else 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if limit > 0.05 else 1, symbol=" %"))
     axes.legend(loc="lower right")
     return None

@@ -40,7 +40,7 @@ def test_errors_beyond_the_picture_stand_at_its_edge_with_their_number(against: 
     (axes,) = errors([replace(against[0], error=3.0, holds=False), replace(against[1], error=math.nan, holds=False)]).get_axes()
     low, high = axes.get_xlim()
     assert -0.7 < low < high < 0.7
-    assert [text.get_text() for text in axes.texts] == ["least_loaded", "+300%", "missing"]
+    assert [text.get_text() for text in axes.texts] == ["least_loaded", "+300 %", "missing"]
     (dot,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
     assert low < float(np.asarray(dot.get_xdata())[0]) < high
 

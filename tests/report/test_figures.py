@@ -40,6 +40,22 @@ def test_load_shows_each_instance_or_each_role(made_run: Made) -> None:
     assert np.asarray(lines[0].get_ydata(), float).mean() == pytest.approx(4.5)
 
 
+def test_shares_on_an_axis_are_written_as_in_the_text(made_run: Made) -> None:
+    result = made_run(100)
+    axes = [figures.load(result.samples).get_axes()[2], *figures.distributions(result.records, result.slo).get_axes()]
+    written = {one.yaxis.get_major_formatter()(0.5) for one in axes}
+    assert written <= {"50 %", "50.0 %"}
+
+
+def test_without_any_load_its_picture_is_left_out(made_run: Made) -> None:
+    result = made_run(30)
+    told = len(figures.overview(result.records, result.samples, result.slo).get_axes())
+    idle = Samples(instances=["server"])
+    idle.rows.extend((1, 0, 0, 0, 0, 0, 0, 100))
+    for samples in (idle, Samples()):
+        assert len(figures.overview(result.records, samples, result.slo).get_axes()) == told - 3
+
+
 def test_few_requests_are_counted_in_whole_numbers() -> None:
     idle = Samples(instances=["mixed-0"])
     for t in range(20):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
+from pdlab.records import Samples
 from pdlab.report.html import run_page
 from pdlab.result import Result
 
@@ -61,6 +62,16 @@ def test_words_are_escaped_and_present(made_run: Made) -> None:
     assert "&lt;b&gt;&amp;" in page
     for words in ("Bottleneck:", "queue full", "network", "prefill-1", "SLO attainment", "seed: 1"):
         assert words in page
+
+
+def test_a_server_that_tells_no_load_has_no_picture_of_it(made_run: Made) -> None:
+    result = made_run(50)
+    assert "Load over time" in page_of(result)
+    result.samples = Samples(instances=["server"])
+    result.samples.rows.extend((1, 0, 0, 0, 0, 0, 0, 100))
+    page = page_of(result)
+    assert "Load over time" not in page
+    assert page.count("<svg") == 2
 
 
 def test_figures_take_the_pages_colours(made_run: Made) -> None:

@@ -73,8 +73,8 @@ class Book:
 
 def uses(records: Records, duration_s: float, *, first_by_prefill: bool = True) -> list[InstanceUse]:
     """What each instance did, as far as timelines tell: it was busy with prompts from a prompt's begin to its first token, with decoding
-    from there to its last, whatever else it did meanwhile. Its KV memory is not known. The first token is the prompt's work, not a
-    decode's; where it is not told `first_by_prefill`, it is sampled again after a transfer, by a decode."""
+    from there to its last, whatever else it did meanwhile. Its KV memory and max_seqs are not known. The first token is the prompt's work,
+    not a decode's; where it is not told `first_by_prefill`, it is sampled again after a transfer, by a decode."""
     found = records.columns()
     begun, first, finish = found["prefill_start_s"], found["first_token_s"], found["finish_s"]
     decoding = np.where(np.isnan(found["decode_start_s"]), first, found["decode_start_s"])

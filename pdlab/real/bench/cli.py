@@ -25,7 +25,7 @@ def bench(
     url: Annotated[str, typer.Option(help="Any server with OpenAI's /v1/completions that takes token ids.")] = "http://127.0.0.1:8000",
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-real")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the file.")] = None,
-    seed: Annotated[int | None, typer.Option(help="In place of the file's.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Short for --set workload.requests=N.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The name it is served under.", show_default="the server's first")] = None,
     vocab: Annotated[int | None, typer.Option(min=8, help="Token ids are below this.", show_default="30000, or what it says")] = None,

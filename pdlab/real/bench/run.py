@@ -194,7 +194,7 @@ def _warm(records: Records) -> bool:
 def _warnings(load: Load, server: Server) -> list[str]:
     workload = load.workload
     said = [*workload.notes, *server.notes]
-    if workload.dropped:
+    if workload.dropped and not any("dropped" in note for note in workload.notes):  # which would say why, too
         said.append(f"{workload.dropped} rows of the workload were dropped")
     if load.other_lengths:
         said.append(f"{load.other_lengths} answers had another length than was asked for")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
+from pdlab.report.units import percent
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def calibrate(
         raise UsageError(f"pdlab calibrate needs {error.name}: pip install 'pdlab[real]'") from None
 
     plan = run.Plan(seconds, temperature, clock, "" if transport == "none" else transport, http, beside, seed)
-    console = Console()
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    console, err = Console(), Console(stderr=True)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         say = _say(bar)
         if url is not None:
             if file is not None:
@@ -105,7 +107,7 @@ def show(profile: InstanceProfile, console: Console) -> None:
     for name in ("held out", "points", "mean error", "worst"):
         table.add_column(name, justify="left" if name == "held out" else "right")
     for e in profile.errors:
-        table.add_row(e.kind, str(e.points), f"{e.mean:.1%}", f"{e.worst:.1%}")
+        table.add_row(e.kind, str(e.points), percent(e.mean), percent(e.worst))
     console.print(table)
     over = profile.overheads
     routed = f" ({over.router_s * 1e3:.2f} more through a router)" if over.router_s else ""
@@ -124,7 +126,7 @@ def show(profile: InstanceProfile, console: Console) -> None:
     if (moved := profile.transfer) is not None:
         console.print(
             f"transfers by {moved.transport}: {over.handoff_s * 1e3:.2f} ms + {moved.bytes_per_s / 1e9:.2f} GB/s "
-            f"(mean error {moved.mean_error:.1%})"
+            f"(mean error {percent(moved.mean_error)})"
         )
     for line in profile.warnings:
         console.print(f"[yellow]warning:[/] {escape(line)}")
