@@ -44,7 +44,7 @@ def validate(
     out.print(checks_table(outcome.checks))
     missed = [check for check in outcome.checks if not check.holds]
     out.print(f"policies rank {'alike' if outcome.ranked_alike else 'differently'} wherever the measured runs decide", highlight=False)
-    out.print(f"HTTP, router and client took {outcome.front_end:.1%} of all cores, from the engines", highlight=False)
+    out.print(f"HTTP, router and client took {100 * outcome.front_end:.1f} % of all cores, from the engines", highlight=False)
     out.print(f"took {outcome.seconds / 60:.1f} min; {directory}: compare-*.html, table.md, profile.json, results", highlight=False)
     if missed or not outcome.ranked_alike:
         out.print("the two worlds do not agree", style="bold red")

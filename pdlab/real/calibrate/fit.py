@@ -66,7 +66,7 @@ def errors(steps: StepTimes, measured: Iterable[Measured]) -> tuple[FitError, ..
 
 def warnings(found: Iterable[FitError]) -> list[str]:
     return [
-        f"the fit is poor for {e.kind}: {e.mean:.1%} on average and {e.worst:.1%} at worst on what was held out"
+        f"the fit is poor for {e.kind}: {100 * e.mean:.1f} % on average and {100 * e.worst:.1f} % at worst on what was held out"
         for e in found
         if e.mean > POOR_MEAN or e.worst > POOR_WORST
     ]

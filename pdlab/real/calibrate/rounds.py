@@ -60,4 +60,5 @@ def drift(before: Sequence[Measured], after: Sequence[Measured]) -> str:
     worst = max((late.median_s / early.median_s - 1.0 for early, late in zip(before, after, strict=True)), key=abs, default=0.0)
     if abs(worst) <= DRIFT:
         return ""
-    return f"the machine drifted: the same steps took {abs(worst):.0%} {'longer' if worst > 0 else 'less'} at the end than at the beginning"
+    how = "longer" if worst > 0 else "less"
+    return f"the machine drifted: the same steps took {100 * abs(worst):.0f} % {how} at the end than at the beginning"

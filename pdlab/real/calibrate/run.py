@@ -232,7 +232,9 @@ def _steps(bench: Bench, bounds: grid.Bounds, plan: Plan, progress: Callable[[fl
     )
     share = (time.thread_time() - cpu_s) / (time.perf_counter() - wall_s)
     if bench.device.type == "cpu" and share < QUIET and plan.clock == "wall":
-        warned.append(f"other processes took {1 - share:.0%} of the time: measure on a quiet machine, or with --threads 1 --clock cpu")
+        warned.append(
+            f"other processes took {100 * (1 - share):.0f} % of the time: measure on a quiet machine, or with --threads 1 --clock cpu"
+        )
     made = fit(timed)
     warned += warnings(errors(made, timed))
     if moved := rounds.drift(before, some()):

@@ -58,7 +58,7 @@ def test_without_mixed_points_decodes_share_the_fixed_part():
 
 def test_a_poor_fit_is_warned_of():
     good, bad = (FitError(kind=kind, points=3, mean=mean, worst=0.1) for kind, mean in (("decode", 0.01), ("mixed", 0.2)))
-    assert fit.warnings([good, bad]) == ["the fit is poor for mixed: 20.0% on average and 10.0% at worst on what was held out"]
+    assert fit.warnings([good, bad]) == ["the fit is poor for mixed: 20.0 % on average and 10.0 % at worst on what was held out"]
 
 
 @settings(deadline=None, max_examples=50)
@@ -101,8 +101,8 @@ def test_every_point_comes_once_and_then_as_time_allows():
 
 def test_drift_is_told_with_its_sign():
     early, late, same = (Measured(point=Point(tokens=8), seconds=(s,)) for s in (0.1, 0.12, 0.102))
-    assert rounds.drift([early], [late]) == "the machine drifted: the same steps took 20% longer at the end than at the beginning"
-    assert rounds.drift([late], [early]).endswith("took 17% less at the end than at the beginning")
+    assert rounds.drift([early], [late]) == "the machine drifted: the same steps took 20 % longer at the end than at the beginning"
+    assert rounds.drift([late], [early]).endswith("took 17 % less at the end than at the beginning")
     assert rounds.drift([early], [same]) == ""
 
 
