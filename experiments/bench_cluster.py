@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -32,8 +32,9 @@ from pdlab import load_policy
 from pdlab.real.api.app import create_app
 from pdlab.real.api.serve import bind, serve
 from pdlab.real.api.service import Service
+from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.engine import ClusterEngine
-from pdlab.real.cluster.http import Connections, HttpRemote
+from pdlab.real.cluster.http import HttpRemote
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.wire import MADE, PULL
@@ -83,12 +84,12 @@ async def route(urls: list[str], policy: str) -> None:
         for role in [Role.DECODE if i == len(urls) - 1 else Role.PREFILL]
     ]
     for spec in specs:
-        world.join(spec)
+        world.instances.join(spec)
 
     async def report() -> None:
         while True:
             for spec in specs:
-                world.report(Report(spec.name, 0, time.time(), free_blocks=spec.kv_blocks))
+                world.instances.report(Report(spec.name, 0, time.time(), free_blocks=spec.kv_blocks))
             await asyncio.sleep(REPORT_S)
 
     reporting = asyncio.create_task(report())
@@ -114,19 +115,27 @@ def body(i: int, tokens: int) -> bytes:
     return json.dumps(asked).encode()
 
 
-async def stream(connections: Connections, i: int, tokens: int) -> AsyncIterator[bytes]:
+async def stream(connections: Connections, i: int, tokens: int, take: Callable[[bytes], None]) -> None:
+    """`take` gets what comes, as it comes."""
     connection = await connections.ask(b"POST", b"/v1/completions", body(i, tokens), f"bench-{i}")
     assert connection.status == 200, await connection.whole()
     tail = b""
-    while read := await connection.read():
+
+    def ended(read: bytes) -> bool:
+        nonlocal tail
         tail = (tail + read)[-20:]
-        yield read
+        take(read)
+        return False
+
+    await connection.follow(ended)
     assert b"[DONE]" in tail, tail
     connection.leave(True)
 
 
 async def counted(connections: Connections, i: int, tokens: int) -> int:
-    return sum([read.count(b'"text":') async for read in stream(connections, i, tokens)])
+    found: list[int] = []
+    await stream(connections, i, tokens, lambda read: found.append(read.count(b'"text":')))
+    return sum(found)
 
 
 async def requests(url: str, seconds: float, clients: int) -> tuple[int, float]:
@@ -164,11 +173,15 @@ async def latencies(url: str, instance: str, seconds: float, streams: int) -> li
 
     async def client(i: int) -> None:
         times, rest = arrivals.setdefault(key_of(prompt(i)), []), b""
-        async for read in stream(connections, i, each):
+
+        def take(read: bytes) -> None:
+            nonlocal rest
             now = time.monotonic()
             *lines, rest = (rest + read).split(b"\n")
             events = [decode(line[6:]) for line in lines if line.startswith(b"data: {")]
-            times += [now] * sum(len(choice.text) for event in events for choice in event.choices)
+            times.extend([now] * sum(len(choice.text) for event in events for choice in event.choices))
+
+        await stream(connections, i, each, take)
 
     await asyncio.gather(*(client(1_000_000 + i) for i in range(streams)))
     connections.close()
@@ -250,7 +263,7 @@ def main() -> None:
     parser.add_argument("--route", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.route:
-        uvloop.run(route(given.route.split(","), given.policy))
+        asyncio.run(route(given.route.split(","), given.policy))  # as pdlab serve does
         return
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:

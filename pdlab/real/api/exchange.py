@@ -12,14 +12,6 @@ from pdlab.real.api.legs import Move
 from pdlab.real.engine.messages import FromQueue, News, Submit
 
 
-class Lender(Exchanging, Protocol):
-    """An engine that can be asked about its leases."""
-
-    async def leased(self, lease: str) -> bool:
-        """Does it hold still, or again after a `renew`? An engine that is down holds nothing."""
-        ...
-
-
 class Mover(Protocol):
     async def bring(
         self, move: Move, submit: Submit, arriving: asyncio.Queue[FromQueue], news: asyncio.Queue[News], given: Callable[[list[int]], None]
@@ -34,7 +26,7 @@ class Mover(Protocol):
 class Exchange:
     """`host` and `port`: where peers are told to find this server; as their request reached it where not given."""
 
-    engine: Lender
+    engine: Exchanging
     mover: Mover
     host: str = ""
     port: int = 0

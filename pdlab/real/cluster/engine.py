@@ -60,8 +60,8 @@ class ClusterEngine:
     def _members_changed(self) -> None:
         """Sum up the instances, and what they reported last."""
         world = self.world
-        specs = [member.spec for member in world.members.values() if not member.gone]
-        reports = world.reports.values()
+        specs = [member.spec for member in world.instances.members.values() if not member.gone]
+        reports = world.instances.reports.values()
         most = [spec.kv_blocks * spec.block_tokens for spec in specs]
         self.ready = Ready(
             self.model,

@@ -1,33 +1,21 @@
-"""An instance over HTTP: docs/protocol.md from the router's side.
-
-The connections are asyncio protocols over httptools instead of a client library, since a request (both legs) costs the router
-0.1 ms of CPU so and 0.33 ms by aiohttp, half of what it may cost in all. What a peer sends is bounded: heads, lines of a stream, whole
-answers.
-"""
+"""An instance over HTTP: docs/protocol.md from the router's side."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Annotated, cast
-from urllib.parse import urlsplit
+from typing import Annotated
 
-import httptools
 import msgspec
 
-from pdlab.real.api.serve import keep_alive
-from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.cluster.connections import ALIVE_S, Connection, Connections
+from pdlab.real.cluster.remote import Broken, Fenced, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.wire import MOST_IDS, TOKEN_HEADER, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
-from pdlab.types import InstanceSpec, Role, UsageError
+from pdlab.real.wire import MOST_IDS, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
+from pdlab.types import InstanceSpec, Role
 
-CONNECT_S, CALL_S, ALIVE_S = 2.0, 5.0, 1.0
-MOST_HEAD_BYTES, MOST_LINE_BYTES, MOST_BODY_BYTES = 64 << 10, 16 << 20, 32 << 20
-MOST_HELD_BYTES = 1 << 20  # of an answer that nobody has read yet; the socket then waits
-MOST_IDLE = 512
-ENDING_S = 1.0  # from a stream's [DONE] to the end of its answer
+MOST_LINE_BYTES = 16 << 20  # of a stream
 # vLLM leases KV for 30 s, and only a decode server renews it; a later pull reads, without an error, what lies there by then. The world asks
 # every 10 s.
 UNRENEWED_S, FORGET_S = 15.0, 60.0
@@ -39,225 +27,6 @@ CLIENTS_FAULT = ("invalid_request_error", "BadRequestError")  # as error chunks 
 encode = msgspec.json.Encoder().encode
 
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
-
-
-class Connection(asyncio.Protocol):
-    """One exchange at a time. `heard`: something of the answer has come; `done`: all of it has."""
-
-    def __init__(self, pool: Connections) -> None:
-        self._pool = pool
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._ending: asyncio.TimerHandle | None = None
-        self._wrong = ""
-        self.status, self.heard, self.headed, self.done = 0, False, False, True
-        self._head_bytes, self._held_bytes, self._parts = 0, 0, list[bytes]()
-
-    @property
-    def open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
-        keep_alive(transport.get_extra_info("socket"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wrong = self._wrong or (str(exc) if exc else "closed by the instance")
-        self._pool.forget(self)
-        if self._ending is not None:
-            self._ending.cancel()
-        self._wake()
-
-    def data_received(self, data: bytes) -> None:
-        self.heard = True
-        if not self.headed:
-            self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"no HTTP: {error}")
-        if not self.headed and self._head_bytes > MOST_HEAD_BYTES:
-            self._fail("the head of the answer is too long")
-        if self._held_bytes > MOST_HELD_BYTES and self.open:
-            assert self._transport is not None
-            self._transport.pause_reading()
-        self._wake()
-
-    def on_message_begin(self) -> None:
-        if self.done:
-            self._fail("an answer that nobody asked for")
-
-    def on_headers_complete(self) -> None:
-        self.status, self.headed = self._parser.get_status_code(), True
-
-    def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
-        self._held_bytes += len(body)
-
-    def on_message_complete(self) -> None:
-        self.done = True
-        if not self._parser.should_keep_alive():
-            self._wrong = self._wrong or "closed by the instance"
-        if self._ending is not None:
-            self.leave(True)
-
-    def ask(self, request: bytes) -> None:
-        assert self._transport is not None
-        self.status, self.heard, self.headed, self.done = 0, False, False, False
-        self._head_bytes, self._held_bytes, self._parts = 0, 0, []
-        self._transport.write(request)
-
-    async def head(self) -> None:
-        """Wait for the status. Raises Broken."""
-        while not self.headed:
-            await self._news()
-
-    async def read(self) -> bytes:
-        """What has come of the body since; empty: that was all. Raises Broken."""
-        while not self._parts:
-            if self.done:
-                return b""
-            await self._news()
-        found = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        if self._held_bytes > MOST_HELD_BYTES and self.open:
-            assert self._transport is not None
-            self._transport.resume_reading()
-        self._parts, self._held_bytes = [], 0
-        return found
-
-    async def whole(self) -> bytes:
-        """The body. Raises Broken."""
-        found = bytearray()
-        while part := await self.read():
-            found += part
-            if len(found) > MOST_BODY_BYTES:
-                raise Broken("the answer is too long")
-        return bytes(found)
-
-    def leave(self, ended: bool) -> None:
-        """The exchange is over. `ended`: its last byte is here or must come at once, and the connection can serve another; else it is
-        closed."""
-        if self._ending is not None:
-            self._ending.cancel()
-            self._ending = None
-        if ended and self.done and not self._wrong and self.open:
-            self._pool.idle(self)
-        elif ended and not self.done and not self._wrong:
-            self._ending = asyncio.get_running_loop().call_later(ENDING_S, self.abort)
-        else:
-            self.abort()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _fail(self, why: str) -> None:
-        self._wrong = self._wrong or why
-        self.abort()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def _news(self) -> None:
-        if self._wrong:
-            raise Broken(self._wrong)
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-
-class Connections:
-    """Kept-alive connections to one instance. Raises UsageError where `url`, `token` or `api_key` cannot be used."""
-
-    def __init__(self, url: str, token: str = "", api_key: str = "") -> None:
-        try:
-            parts = urlsplit(url)
-            self._tls, host, port = parts.scheme == "https", parts.hostname, parts.port
-        except ValueError:
-            parts, host = urlsplit(""), None
-        if parts.scheme not in ("http", "https") or not host:
-            raise UsageError(f"an instance's url must be like http://host:8000, not {url!r}")
-        for name, value in (("token", token), ("API key", api_key)):
-            if not value.isascii() or not value.isprintable():
-                raise UsageError(f"the {name} must be printable ASCII to go into an HTTP header")
-        self.url, self._host, self._port = url, host, port or (443 if self._tls else 80)
-        self._prefix = parts.path.rstrip("/").encode()
-        head = f"Host: {parts.netloc.rpartition('@')[2]}\r\nContent-Type: application/json\r\n"
-        head += f"{TOKEN_HEADER}: {token}\r\n" if token else ""
-        head += f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        self._head = head.encode("ascii")
-        self._idle: dict[Connection, None] = {}
-        self._all: set[Connection] = set()
-
-    async def ask(self, method: bytes, path: bytes, body: bytes = b"", leg: str = "") -> Connection:
-        """Send, and wait for the status. One that was kept alive may turn out to have been closed meanwhile; then another is tried. Raises
-        Broken."""
-        named = b"X-Request-Id: %b\r\n" % leg.encode("ascii") if leg else b""
-        request = b"%b %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (method, self._prefix, path, self._head, named, len(body), body)
-        while True:
-            kept = self._kept()
-            connection = kept or await self._connect()
-            try:
-                connection.ask(request)
-                await connection.head()
-                return connection
-            except Broken:
-                connection.abort()
-                if kept is None or kept.heard:
-                    raise
-            except BaseException:
-                connection.abort()
-                raise
-
-    async def call(self, method: bytes, path: bytes, body: bytes = b"", within_s: float = CALL_S) -> tuple[int, bytes]:
-        """(status, body) of a small exchange. Raises Broken."""
-        try:
-            async with asyncio.timeout(within_s):
-                connection = await self.ask(method, path, body)
-                try:
-                    return connection.status, await connection.whole()
-                finally:
-                    connection.leave(connection.done)
-        except TimeoutError:
-            raise Broken(f"{self.url} did not answer within {within_s:g} s") from None
-
-    def close(self) -> None:
-        """All of them, at once; whatever is under way breaks."""
-        for connection in list(self._all):
-            connection.abort()
-
-    def idle(self, connection: Connection) -> None:
-        if len(self._idle) < MOST_IDLE:
-            self._idle[connection] = None
-        else:
-            connection.abort()
-
-    def forget(self, connection: Connection) -> None:
-        self._idle.pop(connection, None)
-        self._all.discard(connection)
-
-    def _kept(self) -> Connection | None:
-        while self._idle:
-            connection, _ = self._idle.popitem()
-            if connection.open:
-                return connection
-        return None
-
-    async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._tls or None)
-        except TimeoutError:
-            raise Broken(f"cannot connect to {self.url} within {CONNECT_S:g} s") from None
-        except OSError as error:
-            raise Broken(f"cannot connect to {self.url}: {error.strerror or error}") from None
-        self._all.add(connection)
-        return connection
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -491,21 +260,23 @@ class HttpRemote:
         finally:
             connection.leave(connection.done)
 
-    async def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+    async def decode(self, ask: LegAsk, hear: Hear) -> None:
         connection = await self._leg(ask, stream=True)
         stream = Stream(ask.sampling)
+
+        def read(part: bytes) -> bool:
+            for news in stream.feed(part):
+                hear(news)
+            if stream.failed is not None:
+                raise stream.failed
+            return stream.ended
+
         try:
             if connection.status != 200:
                 raise trouble(connection.status, _read_trouble(await connection.whole()).error)
-            while not stream.ended:
-                read = await connection.read()
-                found = stream.feed(read)
-                for news in found:
-                    yield news
-                if stream.failed is not None:
-                    raise stream.failed
-                if not read:
-                    raise Broken("the stream broke off")
+            await connection.follow(read)
+            if not stream.ended:
+                raise Broken("the stream broke off")
         finally:
             connection.leave(stream.ended or connection.done)
 

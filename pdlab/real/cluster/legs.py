@@ -11,14 +11,15 @@ A leg that has ended leaves `Live.legs` before its end is told, so that what the
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pdlab.real.cluster.live import Held, Leg, Live, Member
-from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegTokens, TransferTrouble, Unfit
+from pdlab.real.cluster.instances import Member
+from pdlab.real.cluster.live import Held, Leg, Live
+from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import LAYERS, MADE, PUSH, RESERVE, Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
 from pdlab.spec import TransferSpec
@@ -93,7 +94,9 @@ class Legs:
     def _others(self, src: Member, dst: Member) -> bool:
         """Is there somebody else to decode, as far as is known?"""
         world, known = self.world, self.world.router.by_name
-        ready = [m for m in world.members.values() if not m.gone and m.spec.role.decodes and m.name in known and known[m.name].ready]
+        ready = [
+            m for m in world.instances.members.values() if not m.gone and m.spec.role.decodes and m.name in known and known[m.name].ready
+        ]
         return any(m is src or (m is not dst and not world.pairs.doubtful(src, m)) for m in ready)
 
     def _stay(self, live: Live, src: Member, dst: Member) -> None:
@@ -105,14 +108,14 @@ class Legs:
     def note_late(self, live: Live, leg: Leg) -> None:
         """The leg is given up. Because its KV did not come in time?"""
         line, limit_s = live.line, self.world.router.limits.transfer_timeout_s
-        src = self.world.members.get(line.prefill_instance or "")
+        src = self.world.instances.members.get(line.prefill_instance or "")
         waits = leg.kind in ("decode", "reserve") and not leg.landed and line.status is Stage.TRANSFER
         if waits and src is not None and src is not leg.member and self.world.now() - line.handoff_s >= limit_s:
             self.world.pairs.failed(src, leg.member, f"nothing came within {limit_s:g} s")
 
     async def _cut(self, live: Live, leg: Leg, trouble: TransferTrouble) -> bool:
         """KV did not come to a leg that waits for it. True: it is seen to. A lease that has ended says nothing of the way."""
-        src, dst, held = self.world.members.get(live.line.prefill_instance or ""), leg.member, live.held
+        src, dst, held = self.world.instances.members.get(live.line.prefill_instance or ""), leg.member, live.held
         if src is None or src is dst or src.gone or live.line.status is not Stage.TRANSFER:
             return False
         if held is not None and not await src.remote.renew(held.lease):
@@ -223,7 +226,7 @@ class Legs:
         """Does the prefill instance's token go to the client? Only where whoever decodes can go on from it."""
         if self.transfer.first_token != "prefill" or not live.single or live.given or not prefill.can(MADE):
             return False
-        return decode.can(MADE) if decode is not None else self.world.all_go_on
+        return decode.can(MADE) if decode is not None else self.world.instances.all_go_on
 
     async def _proceed(self, live: Live, leg: Leg, pull: KvParams | None) -> None:
         live.line.handoff_s = self.world.now()
@@ -242,25 +245,22 @@ class Legs:
         self, live: Live, leg: Leg, *, params: KvParams | None = None, raw: bytes | None = None, prefill: Member | None = None
     ) -> None:
         """A decode leg to its end. `prefill`: whom to ask for the prompt when blocks are reserved."""
-        stream = leg.member.remote.decode(self._ask(live, leg, None, params, raw))
-        try:
-            async for news in stream:
-                if leg.over:
-                    continue  # let it end in order
-                if isinstance(news, LegTokens):
-                    self._tokens(live, leg, news)
-                elif news.event == "reserved" and prefill is not None and not leg.reserved:
-                    leg.reserved = True
-                    self._prefill(live, prefill, reserved=leg, push=self._push(prefill, news))
-                elif news.event == "transferred" and not leg.landed:
-                    self._landed(live, leg, news)
-                elif news.event == "moved":
-                    self._moved(live, leg)
-        finally:
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+        await leg.member.remote.decode(self._ask(live, leg, None, params, raw), partial(self._hear, live, leg, prefill))
         if not leg.over and not leg.moved and leg.ended < len(live.candidates):
             raise Broken("its stream ended early")
+
+    def _hear(self, live: Live, leg: Leg, prefill: Member | None, news: LegNews) -> None:
+        if leg.over:
+            return  # it may end in order
+        if isinstance(news, LegTokens):
+            self._tokens(live, leg, news)
+        elif news.event == "reserved" and prefill is not None and not leg.reserved:
+            leg.reserved = True
+            self._prefill(live, prefill, reserved=leg, push=self._push(prefill, news))
+        elif news.event == "transferred" and not leg.landed:
+            self._landed(live, leg, news)
+        elif news.event == "moved":
+            self._moved(live, leg)
 
     def _tokens(self, live: Live, leg: Leg, news: LegTokens) -> None:
         began = not leg.landed
@@ -297,14 +297,14 @@ class Legs:
             elif source.moved:
                 raise Broken("its source kept tokens back")
             return
-        src = self.world.members.get(live.line.prefill_instance or "")
+        src = self.world.instances.members.get(live.line.prefill_instance or "")
         if src is not None and src is not leg.member:
             self.world.pairs.came(src, leg.member)
         held, live.held = live.held, None  # it was read
         if held is not None and held.member is leg.member:
             live.line.decodes(now)  # the router knows
             return
-        live.line.transferred(now, news.seconds, news.bytes)
+        live.line.transferred(now, news.seconds, news.waited_s, news.bytes)
         self.world.tell(Transferred(request.id, live.attempt, leg.member.name))
 
     # ------------------------------------------------------------ migration
@@ -335,11 +335,11 @@ class Legs:
         reason = str(trouble) or type(trouble).__name__
         waits = leg.kind in ("decode", "reserve", "target") and not leg.landed
         if isinstance(trouble, Fenced):
-            self.world.gone(leg.member)
+            self.world.instances.gone(leg.member)
             return
         if isinstance(trouble, Broken) and not await leg.member.remote.alive():
             if not leg.over:
-                self.world.unreachable(leg.member)
+                self.world.instances.unreachable(leg.member)
             return
         if leg.over:
             return

@@ -10,32 +10,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pdlab.real.api.engine import Ended
-from pdlab.real.cluster.remote import LegTokens, Prefilled, Remote
+from pdlab.real.cluster.instances import Member
+from pdlab.real.cluster.remote import LegTokens, Prefilled
 from pdlab.real.cluster.timeline import Timeline
 from pdlab.real.engine.messages import Sampling, Tokens
-from pdlab.types import InstanceSpec, Request, Stage
+from pdlab.types import Request, Stage
 
 Gap = Callable[[float, int], None]
-
-
 Deliver = Callable[[Tokens], None]
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One incarnation of an instance. `gone`: nothing is asked of it any more. `left`: the registry says so."""
-
-    spec: InstanceSpec
-    remote: Remote
-    gone: bool = False
-    left: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    def can(self, what: str) -> bool:
-        return what in self.spec.capabilities
 
 
 @dataclass(slots=True, eq=False)

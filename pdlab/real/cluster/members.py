@@ -1,4 +1,4 @@
-"""Who takes part, on a router's side: what the registry shows, checked, is told to the world; and which router leads."""
+"""Who takes part, on a router's side: what the registry shows, checked, is told to the world's instances; and which router leads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from pdlab.real.cluster.http import Connections
+from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.remote import Broken
 from pdlab.real.registry import Registry
 from pdlab.real.registry.observer import WatchEvent
@@ -23,8 +23,8 @@ ASK_S = 1.0
 Say = Callable[[str], None]
 
 
-class World(Protocol):
-    """Of `pdlab.real.cluster.world.World`, what concerns members."""
+class Instances(Protocol):
+    """Of `pdlab.real.cluster.instances.Instances`, what the registry tells it."""
 
     def join(self, spec: InstanceSpec) -> None: ...
     def leave(self, name: str, incarnation: int) -> None: ...
@@ -137,7 +137,7 @@ async def protocol_of(spec: InstanceSpec, token: str = "") -> int:
 
 async def follow(
     registry: Registry,
-    world: World,
+    instances: Instances,
     members: Members,
     *,
     ask: Callable[[InstanceSpec], Awaitable[int]] = protocol_of,
@@ -153,21 +153,21 @@ async def follow(
                     protocol = await ask(event.spec)
             before = {name: (known.spec.role, known.state) for name, known in members.known.items()}
             for told in members.hear(event, protocol):
-                _tell(world, told)
+                _tell(instances, told)
             if say is not None:
                 _say(say, before, members)
 
 
-def _tell(world: World, event: WatchEvent) -> None:
+def _tell(instances: Instances, event: WatchEvent) -> None:
     match event:
         case Joined(spec):
-            world.join(spec)
+            instances.join(spec)
         case Left(name, incarnation):
-            world.leave(name, incarnation)
+            instances.leave(name, incarnation)
         case Report():
-            world.report(event)
+            instances.report(event)
         case _:
-            world.other(event)
+            instances.other(event)
 
 
 def _say(say: Say, before: Mapping[str, tuple[Role, str]], members: Members) -> None:
@@ -178,12 +178,12 @@ def _say(say: Say, before: Mapping[str, tuple[Role, str]], members: Members) -> 
             say(f"{name} is {known.state}: {known.spec.role}, {known.spec.url}")
 
 
-async def lead(registry: Registry, world: World, name: str, *, lease_s: float = 3.0) -> None:
+async def lead(registry: Registry, instances: Instances, name: str, *, lease_s: float = 3.0) -> None:
     """Campaign as `name` for the routers' leadership until cancelled, and tell the world when it is won and lost."""
-    world.other(Leads(False))
+    instances.other(Leads(False))
     leadership = await registry.elect(name, lease_s=lease_s)
     try:
         while True:
-            world.other(Leads(await leadership.changed()))
+            instances.other(Leads(await leadership.changed()))
     finally:
         await leadership.resign()

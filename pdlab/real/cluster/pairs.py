@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pdlab.real.cluster.live import Member
+from pdlab.real.cluster.instances import Member
 
 log = logging.getLogger(__name__)
 LEAST_S, MOST_S = 5.0, 60.0  # between two tries

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import Continue, KvParams, StreamEvent
@@ -43,8 +45,7 @@ class Prefilled:
     top: list[tuple[int, float]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LegTokens:
+class LegTokens(msgspec.Struct, frozen=True):
     """New tokens of one candidate of a leg, in order; `finish` "stop" or "length" ends it."""
 
     candidate: int
@@ -57,6 +58,7 @@ class LegTokens:
 
 
 LegNews = LegTokens | StreamEvent
+Hear = Callable[[LegNews], None]
 
 
 class Full(Exception):
@@ -80,7 +82,7 @@ class TransferTrouble(Exception):
 
 
 class Remote(Protocol):
-    """What the world asks of an instance. Cancelling the task that awaits a leg (or closing its iterator) makes the instance drop it."""
+    """What the world asks of an instance. Cancelling the task that awaits a leg makes the instance drop it."""
 
     spec: InstanceSpec
 
@@ -88,9 +90,10 @@ class Remote(Protocol):
         """Compute the prompt and one token, and lease the KV. Raises Full (its queue is closed), Unfit, Broken."""
         ...
 
-    def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+    async def decode(self, ask: LegAsk, hear: Hear) -> None:
         """A leg that makes tokens, to their end: alone (no params), from KV to be pulled, reserved for (`params.pdlab.reserve`), or
-        migrated here. Raises Full, Unfit, Broken, TransferTrouble."""
+        migrated here. `hear` is told its news as they come, also while the leg is being cancelled. Raises Full, Unfit, Broken,
+        TransferTrouble, and what `hear` raises."""
         ...
 
     async def proceed(self, go: Continue) -> None:

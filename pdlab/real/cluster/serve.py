@@ -75,8 +75,10 @@ class Brood:
             await asyncio.sleep(LOOK_S)
 
     async def scale(self, role: Role) -> None:
-        number = next(n for n in count() if f"{role}-{n}" not in self.children.names)
-        self.children.add(f"{role}-{number}", partial(self.command, f"{role}-{number}", role))
+        """One more, under a name that nobody has had."""
+        name = next(name for n in count() if (name := f"{role}-{n}") not in self.children.names)
+        self.children.say(f"starting {name}, which the policy asks for")
+        self.children.add(name, partial(self.command, name, role), needed=False)
 
 
 class ClusterService(Service):
@@ -141,14 +143,14 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s))
         jobs: list[asyncio.Future[Any]] = [
             serving,
-            asyncio.create_task(follow(registry, world, members, ask=partial(protocol_of, token=front.token), say=say)),
-            asyncio.create_task(lead(registry, world, front.name)),
+            asyncio.create_task(follow(registry, world.instances, members, ask=partial(protocol_of, token=front.token), say=say)),
+            asyncio.create_task(lead(registry, world.instances, front.name)),
         ]
-        world.open()
         try:
             if brood is not None:
                 jobs.append(brood.children.failed)
                 await _first_of(jobs, asyncio.create_task(brood.all_joined(members)))
+            world.open()  # no sooner: the policy would scale up for want of those that still start
             if not serving.done():
                 app.state.service = ClusterService(engine, front, members)
                 host = f"[{front.host}]" if ":" in front.host else front.host

@@ -78,7 +78,7 @@ def start(asked: Asked, say: Say) -> None:
     elif asked.role == "all":
         run_until_stopped(_all(asked, say))
     else:
-        run_until_stopped(run(_engine(asked), asked.serving, _place(asked), say=say))
+        run_until_stopped(run(engine_of(asked), asked.serving, _place(asked), say=say))
 
 
 def check(asked: Asked) -> None:
@@ -147,8 +147,8 @@ def _wildcard(host: str) -> bool:
 # ---------------------------------------------------------------- an instance
 
 
-def _engine(asked: Asked) -> EngineOptions:
-    options = engine_options(asked.experiment, asked.given, asked.instance_name)
+def engine_of(asked: Asked) -> EngineOptions:
+    options = engine_options(asked.experiment, asked.given, _placed_as(asked))
     if asked.alone:
         return options
     return msgspec.structs.replace(
@@ -160,6 +160,16 @@ def _engine(asked: Asked) -> EngineOptions:
         kv_advertise=asked.advertise,
         kv_token=asked.serving.token,
     )
+
+
+def _placed_as(asked: Asked) -> str:
+    """Which of the experiment's instances it is. One that was scaled up is like the first of its role, as simulated."""
+    if asked.experiment is None or not asked.registry.startswith(SCHEME):
+        return asked.instance_name
+    placed = asked.experiment.placements()
+    if any(one.name == asked.instance_name for one in placed):
+        return asked.instance_name
+    return next((one.name for one in placed if one.role == asked.role), placed[0].name)
 
 
 def _place(asked: Asked) -> Place | None:

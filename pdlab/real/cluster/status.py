@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pdlab.mistakes import nearest
-from pdlab.real.cluster.http import Connections
+from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.members import Known, Members
 from pdlab.real.cluster.remote import Broken
 from pdlab.real.registry import Registry, open_registry
@@ -126,11 +128,11 @@ def _leader(entries: dict[str, bytes]) -> str:
 # ---------------------------------------------------------------- showing it
 
 
-def table(view: View, unix_s: float) -> Table:
+def table(view: View, unix_s: float, *, urls: bool = True) -> Table:
     """A row for each instance; its `life` is its incarnation. Reports carry Unix time."""
     found = Table(box=None, pad_edge=False, header_style="bold", caption=_caption(view), caption_justify="left")
-    for column in ("instance", "role", "state", "life", "engine", "URL"):
-        found.add_column(column, no_wrap=column != "URL", overflow="fold")
+    for column in ("instance", "role", "state", "life", "engine", *(["URL"] if urls else [])):
+        found.add_column(column, no_wrap=True)
     for column in ("wait/run", "KV blocks", "reported"):
         found.add_column(column, justify="right", no_wrap=True)
     found.add_column("links", no_wrap=True)
@@ -144,7 +146,8 @@ def table(view: View, unix_s: float) -> Table:
             age_s = max(0.0, unix_s - report.taken_s)
             load = (f"{report.waiting:,}/{report.running:,}", f"{report.used_blocks:,}/{spec.kv_blocks:,}", f"{age_s:.1f} s ago")
         mark = "" if row.state == "ready" else "red" if row.state == "refused" else "yellow"
-        words = [spec.name, str(spec.role), row.state, str(spec.incarnation), spec.engine, spec.url, *load, " ".join(links(spec))]
+        words = [spec.name, str(spec.role), row.state, str(spec.incarnation), spec.engine]
+        words += [*([spec.url] if urls else []), *load, " ".join(links(spec))]
         if any(devices):
             words.append(" ".join(device))
         found.add_row(*(escape(word) for word in words), style=mark)
@@ -179,17 +182,38 @@ def _descriptor(spec: InstanceSpec) -> Descriptor | None:
 
 
 async def show(registry_url: str | None, router_url: str | None, token: str, console: Console, watch: bool) -> None:
-    """Print the table; with `watch` anew each second, until cancelled."""
+    """Print the table; with `watch` anew each second until cancelled, also while nobody answers any more."""
+    if not console.is_terminal:  # what reads a pipe has no width
+        console = Console(width=WIDE, file=console.file)
     async with source(registry_url, router_url, token) as views:
+        first = fitting(await views(), console)
         if not watch:
-            if not console.is_terminal:  # what reads a pipe has no width
-                console = Console(width=WIDE)
-            console.print(table(await views(), time.time()))
-            return
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                live.update(table(await views(), time.time()), refresh=True)
-                await asyncio.sleep(WATCH_S)
+            console.print(first)
+        elif not console.is_terminal:
+            await watching(views, console, first, console.print)
+        else:
+            with Live(console=console, auto_refresh=False) as live:
+                await watching(views, console, first, partial(live.update, refresh=True))
+
+
+async def watching(views: Source, console: Console, shown: Table, put: Callable[[RenderableType], None]) -> None:
+    """Put the table anew each second. Where nobody answers the last one stays, with the reason below it."""
+    put(shown)
+    while True:
+        await asyncio.sleep(WATCH_S)
+        try:
+            shown = fitting(await views(), console)
+            put(shown)
+        except UsageError as trouble:
+            put(Group(shown, Text(str(trouble), "red")))
+
+
+def fitting(view: View, console: Console) -> Table:
+    """The table, without its URLs where these do not fit."""
+    unix_s = time.time()
+    whole = table(view, unix_s)
+    fits = console.measure(whole, options=console.options.update_width(WIDE)).maximum <= console.width
+    return whole if fits else table(view, unix_s, urls=False)
 
 
 # ---------------------------------------------------------------- what an operator asks

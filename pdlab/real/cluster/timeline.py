@@ -64,10 +64,10 @@ class Timeline:
         if math.isnan(self.decode_start_s):
             self.decode_start_s = now
 
-    def transferred(self, now: float, seconds: float, size: int) -> None:
-        """All KV is at the decode instance; it took `seconds` (0: nobody says)."""
-        self.transfer_start_s = max(now - seconds, self.dispatched_s) if seconds > 0.0 else self.handoff_s
-        self.transfer_end_s = now
+    def transferred(self, now: float, seconds: float, waited_s: float, size: int) -> None:
+        """All KV is at the decode instance since `waited_s`; it took `seconds` (0: nobody says)."""
+        self.transfer_end_s = max(now - waited_s, self.dispatched_s)
+        self.transfer_start_s = max(self.transfer_end_s - seconds, self.dispatched_s) if seconds > 0.0 else self.handoff_s
         self.transfer_bytes += size
         self.decodes(now)
 

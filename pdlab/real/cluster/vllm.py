@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdlab.real.cluster.http import ALIVE_S, Connections
+from pdlab.real.cluster.connections import ALIVE_S, Connections
 from pdlab.real.cluster.remote import Broken
 from pdlab.real.wire import PULL
 from pdlab.types import InstanceSpec, Report, Role, UsageError

@@ -1,9 +1,9 @@
 """The live world: asyncio is the clock. It turns what instances and clients say into events for the router, and performs the actions it
 answers with.
 
-It translates, keeps each client's tokens in order and the books; it decides nothing. `Legs` asks instances on a request's behalf,
-`Live` is a request, `Timelines` the books. Events are told one after the other, in the order in which things happen: what arises while
-an event's actions are performed waits its turn.
+It translates, keeps each client's tokens in order and the books; it decides nothing. `Instances` are who takes part, `Legs` asks them on a
+request's behalf, `Live` is a request, `Timelines` the books. Events are told one after the other, in the order in which things happen:
+what arises while an event's actions are performed waits its turn.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from pdlab.log import EventLog
+from pdlab.real.cluster.instances import Instances, Start
 from pdlab.real.cluster.legs import Legs
-from pdlab.real.cluster.live import Deliver, Leg, Live, Member
+from pdlab.real.cluster.live import Deliver, Leg, Live
 from pdlab.real.cluster.pairs import Pairs
-from pdlab.real.cluster.remote import Broken, Remote
+from pdlab.real.cluster.remote import Remote
 from pdlab.real.cluster.timeline import Timelines
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.wire import MADE
 from pdlab.router import Router
 from pdlab.spec import TransferSpec
 from pdlab.types import (
@@ -46,7 +46,6 @@ from pdlab.types import (
     Migrate,
     Report,
     Request,
-    Role,
     Scale,
     Stage,
     Stop,
@@ -58,8 +57,6 @@ from pdlab.types import (
 )
 
 RENEW_S = 10.0
-CALL_BACK_S = 1.0
-SKEW_S = 5.0  # an instance's clock that is further off is not believed
 MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drained, Suspected, Tick})
 
 
@@ -78,21 +75,19 @@ class World:
         unix: Callable[[], float] = time.time,
         log: EventLog | None = None,
         seed: int = 0,
-        start: Callable[[Role], Awaitable[None]] | None = None,
+        start: Start | None = None,
         name: str = "",
     ) -> None:
         if router.autoscale is not None and start is None:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
-        self.router, self.connect, self.log, self.start = router, connect, log, start
+        self.router, self.log = router, log
         self.name = name or uuid.uuid4().hex[:8]
         self.lines = Timelines()
         self.live: dict[int, Live] = {}
-        self.members: dict[str, Member] = {}  # the present incarnation of each
-        self.reports: dict[str, Report] = {}  # their last
+        self.instances = Instances(self, connect, unix, start)
         self.down: str | None = None  # why nothing is served any more: a policy's mistake, or ours
         self.on_members: Callable[[], None] | None = None  # called when they may have changed
-        self.all_go_on = True  # every instance can go on from a token that another has made
-        self._now, self._unix = now, unix
+        self._now = now
         self._latest_s = 0.0
         self.pairs = Pairs(self.now)
         self._rng = random.Random(seed)
@@ -107,10 +102,10 @@ class World:
             Migrate: self._migrate,
             Abort: self._abort,
             End: self._end,
-            Switch: self._switch,
-            Stop: self._stop,
-            Evict: self._evict,
-            Scale: self._scale,
+            Switch: self.instances.switch,
+            Stop: self.instances.stop,
+            Evict: self.instances.evict,
+            Scale: self.instances.scale,
         }
 
     def open(self) -> None:
@@ -124,7 +119,7 @@ class World:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for member in self.members.values():
+        for member in self.instances.members.values():
             member.remote.close()
 
     def now(self) -> float:
@@ -176,7 +171,7 @@ class World:
         for live in self.live.values():
             assert all(not leg.over for leg in live.legs.values()), f"request {live.request.id} keeps a leg that is over"
             for place, leg in live.legs.items():
-                assert self.members.get(leg.member.name) is leg.member, (
+                assert self.instances.members.get(leg.member.name) is leg.member, (
                     f"request {live.request.id}: {place} on {leg.member.name}, which is gone"
                 )
 
@@ -281,19 +276,19 @@ class World:
         live = self.live.get(action.request_id)
         if live is None:
             return  # its end is about to be told
-        live.begin(action.attempt, goes_on=self.all_go_on)
-        decode = None if action.decode is None else self.members[action.decode]
-        self._legs.dispatch(live, self.members[action.instance], decode)
+        live.begin(action.attempt, goes_on=self.instances.all_go_on)
+        decode = None if action.decode is None else self.instances.members[action.decode]
+        self._legs.dispatch(live, self.instances.members[action.instance], decode)
 
     def _handoff(self, action: Handoff) -> None:
         live = self.live.get(action.request_id)
         if live is not None:
-            self._legs.hand_off(live, self.members[action.src], self.members[action.dst])
+            self._legs.hand_off(live, self.instances.members[action.src], self.instances.members[action.dst])
 
     def _migrate(self, action: Migrate) -> None:
         live = self.live.get(action.request_id)
         if live is not None and live.attempt == action.attempt:
-            self._legs.migrate(live, self.members[action.src], self.members[action.dst])
+            self._legs.migrate(live, self.instances.members[action.src], self.instances.members[action.dst])
 
     def _abort(self, action: Abort) -> None:
         live = self.live.get(action.request_id)
@@ -307,128 +302,6 @@ class World:
                 leg.cancel()
         if live.held is not None and live.held.member.name == action.instance:
             self.release(live)
-
-    def _switch(self, action: Switch) -> None:
-        self.spawn(self._switching(self.members[action.instance], action.role))
-
-    async def _switching(self, member: Member, role: Role) -> None:
-        try:
-            await member.remote.switch(role)
-        except Broken:
-            if await member.remote.alive():  # it stays what it was
-                self.tell(Switched(member.name, member.spec.incarnation, member.spec.role))
-            else:
-                self.unreachable(member)
-
-    def _stop(self, action: Stop) -> None:
-        self.spawn(self._stopping(self.members[action.instance]))
-
-    async def _stopping(self, member: Member) -> None:
-        try:
-            await member.remote.drain()
-        except Broken:
-            if not await member.remote.alive():
-                self.unreachable(member)
-
-    def _evict(self, action: Evict) -> None:
-        member = self.members[action.instance]
-        if member.spec.incarnation == action.incarnation:
-            self.unreachable(member)
-
-    def _scale(self, action: Scale) -> None:
-        assert self.start is not None, "scaling without autoscale"
-        for _ in range(action.count):
-            self.spawn(self._starting(self.start, action.role))
-
-    async def _starting(self, start: Callable[[Role], Awaitable[None]], role: Role) -> None:
-        await start(role)
-
-    # ------------------------------------------------------------ instances
-
-    def join(self, spec: InstanceSpec) -> None:
-        """An instance is there; or says something new of itself."""
-        known = self.members.get(spec.name)
-        if known is None or spec.incarnation > known.spec.incarnation:
-            if known is not None:
-                self.gone(known)
-            self.members[spec.name] = Member(spec, self.connect(spec))
-            self.lines.index(spec.name)
-            self._census()
-            self.tell(Joined(spec))
-            if spec.draining:
-                self.tell(Drained(spec.name, spec.incarnation))
-        elif spec.incarnation == known.spec.incarnation and not known.gone:
-            before, known.spec = known.spec, spec
-            self._census()
-            if spec.role is not before.role:
-                self.tell(Switched(spec.name, spec.incarnation, spec.role))
-            if spec.draining is not before.draining:
-                self.tell(Drained(spec.name, spec.incarnation, spec.draining))
-
-    def leave(self, name: str, incarnation: int) -> None:
-        """An incarnation is gone, by its own account or the registry's."""
-        member = self.members.get(name)
-        if member is not None and member.spec.incarnation == incarnation:
-            member.left = True
-            self.gone(member)
-
-    def unreachable(self, member: Member) -> None:
-        """It does not answer, and counts as gone. If it lives on in the registry, it is to come back as a new incarnation."""
-        if not member.gone:
-            self.gone(member)
-            self.spawn(self._calling_back(member))
-
-    async def _calling_back(self, member: Member) -> None:
-        while self.members[member.name] is member and not member.left:
-            if await member.remote.alive():
-                await member.remote.rejoin()
-            await asyncio.sleep(CALL_BACK_S)
-
-    def gone(self, member: Member) -> None:
-        """Nothing that this incarnation does counts any more."""
-        if member.gone:
-            return
-        member.gone = True
-        self.pairs.forget(member)
-        sent: dict[int, int] = {}
-        for live in self.live.values():
-            if member.name in (live.line.prefill_instance, live.line.decode_instance):
-                sent[live.request.id] = live.sent
-            for leg in [leg for leg in live.legs.values() if leg.member is member]:
-                live.drop(leg)
-                leg.cancel()
-            if live.held is not None and live.held.member is member:
-                live.held = None
-        member.remote.close()
-        self._census()
-        self.tell(Left(member.name, member.spec.incarnation, sent))
-
-    def report(self, report: Report) -> None:
-        """An instance's load; `taken_s` is Unix time."""
-        now, age_s = self.now(), self._unix() - report.taken_s
-        taken_s = min(now, now - age_s) if abs(age_s) <= SKEW_S else now
-        report = msgspec.structs.replace(report, taken_s=taken_s)
-        member = self.members.get(report.instance)
-        if member is not None and not member.gone and member.spec.incarnation == report.incarnation:
-            self.reports[report.instance] = report
-            self.lines.sample(now, report, member.spec.kv_blocks)
-        self.tell(report)
-
-    def other(self, event: AnyEvent) -> None:
-        """What else the registry says: Suspected, Switched, Drained, Leads."""
-        if isinstance(event, (Switched, Drained)):
-            member = self.members.get(event.instance)
-            if member is None or member.spec.incarnation != event.incarnation:
-                return
-            if isinstance(event, Switched):
-                member.spec = msgspec.structs.replace(member.spec, role=event.role)
-            else:
-                member.spec = msgspec.structs.replace(member.spec, draining=event.draining)
-        self.tell(event)
-
-    def _census(self) -> None:
-        self.all_go_on = all(member.can(MADE) for member in self.members.values() if not member.gone)
-        self.reports = {name: report for name, report in self.reports.items() if not self.members[name].gone}
 
     # ------------------------------------------------------------ time
 
@@ -450,7 +323,7 @@ class World:
         if held is None or await held.member.remote.renew(held.lease) or live.held is not held or "decode" in live.legs:
             return
         if not await held.member.remote.alive():
-            self.unreachable(held.member)
+            self.instances.unreachable(held.member)
         elif live.held is held and "decode" not in live.legs:
             live.held = None
             self.tell(Lost(live.request.id, attempt, held.member.name, f"{held.member.name}: the lease of its KV has ended", live.sent))

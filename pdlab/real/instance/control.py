@@ -7,8 +7,8 @@ from fastapi import Request
 from starlette.responses import Response
 
 from pdlab.real.api.app import Route, as_json, read
+from pdlab.real.api.engine import Exchanging
 from pdlab.real.api.errors import ApiError, bad, loading
-from pdlab.real.api.exchange import Lender
 from pdlab.real.api.generate import Generation
 from pdlab.real.api.legs import PARAM, Reserve, bounded, check_made, seconds, source_of
 from pdlab.real.api.requests import check_tokens, parse
@@ -136,7 +136,7 @@ def _leg(service: Service, name: str) -> Generation:
     return found
 
 
-def _exchanging(service: Service) -> Lender:
+def _exchanging(service: Service) -> Exchanging:
     if service.engine.down is not None:
         raise ApiError(503, service.engine.down, code="engine_down")
     if service.exchange is None:

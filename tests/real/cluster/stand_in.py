@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import simpy
 
 from pdlab import batching, cost, load_policy
 from pdlab.control import head_of, router
 from pdlab.kv import BlockPool
 from pdlab.log import EventLog
-from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, PushTo, StreamEvent
@@ -31,9 +33,17 @@ from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
 from pdlab.spec import Experiment
 from pdlab.types import InstanceSpec, Report, Role, Switched
-from tests.real.cluster.virtual import VirtualLoop
+from tests.real.cluster.virtual import VirtualLoop, run
 
 LEASE_S = 30.0
+TIMEOUT_S = 3.0  # of a transfer
+PULL: dict[str, Any] = {"timeout_s": TIMEOUT_S}
+RESERVE = {"mode": "pull", "reserve": "before_prefill", "timeout_s": TIMEOUT_S}
+PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill", "timeout_s": TIMEOUT_S}
+DECODE_FIRST = {"first_token": "decode", "timeout_s": TIMEOUT_S}
+TRANSFERS = pytest.mark.parametrize(
+    "transfer", [PULL, RESERVE, PUSH, DECODE_FIRST], ids=["pull", "reserved", "push", "decode samples first"]
+)
 
 
 def word(request_id: int, place: int) -> int:
@@ -132,7 +142,7 @@ class StandIn:
         finally:
             self._drop(job)
 
-    async def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+    async def decode(self, ask: LegAsk, hear: Hear) -> None:
         job = self._job(ask)
         try:
             self._begin(job)
@@ -141,7 +151,7 @@ class StandIn:
                 if isinstance(news, Exception):
                     raise news
                 assert not isinstance(news, Prefilled)
-                yield news
+                hear(news)
                 if news.finish is not None if isinstance(news, LegTokens) else news.event == "moved":
                     return
         finally:
@@ -487,11 +497,11 @@ class StandIn:
 
     def _switched(self, role: Role) -> None:
         self.role = role
-        self.rack.world.other(Switched(self.name, self.spec.incarnation, role))
+        self.rack.world.instances.other(Switched(self.name, self.spec.incarnation, role))
 
     def _leave(self) -> None:
         self.is_alive = False
-        self.rack.world.leave(self.name, self.spec.incarnation)
+        self.rack.world.instances.leave(self.name, self.spec.incarnation)
 
     def report(self) -> Report:
         s = self.scheduler
@@ -533,8 +543,20 @@ class Rack:
         self.asked: list[LegAsk] = []
         self.cuts: dict[tuple[str, str], float] = {}  # no KV goes from one to the other; seconds until a read says so
         for name, plan in self.plans.items():
-            nic = (network.gbytes_per_s or 0.0) * 1e9
-            self.wire.network.add(Endpoint(name=name, host=name, nic_bytes_per_s=nic, nics=plan.placement.nics))
+            self._wire(name, plan)
+
+    def _wire(self, name: str, plan: Plan) -> None:
+        nic = (self.experiment.cluster.network.gbytes_per_s or 0.0) * 1e9
+        self.wire.network.add(Endpoint(name=name, host=name, nic_bytes_per_s=nic, nics=plan.placement.nics))
+
+    async def start(self, role: Role) -> None:
+        """One more, like the first of that role; it joins after the experiment's `start_s`."""
+        like = next(plan for plan in self.plans.values() if plan.placement.role is role)
+        name = next(name for n in count() if (name := f"{role}-{n}") not in self.plans)
+        self.plans[name] = like
+        self._wire(name, like)
+        await asyncio.sleep(self.experiment.cluster.autoscale.start_s)
+        self.bring_up(name)
 
     def connect(self, spec: InstanceSpec) -> StandIn:
         return self.instances[spec.name]
@@ -549,7 +571,7 @@ class Rack:
             capabilities=capabilities,
         )
         self.instances[name] = StandIn(self, plan, spec)
-        self.world.join(spec)
+        self.world.instances.join(spec)
 
     async def reporting(self) -> None:
         due_s = self.loop.time()
@@ -558,7 +580,7 @@ class Rack:
             await asyncio.sleep(due_s - self.loop.time())
             for instance in list(self.instances.values()):
                 if instance.is_alive and not instance.silent:
-                    self.world.report(instance.report())
+                    self.world.instances.report(instance.report())
 
     def check(self) -> None:
         """Blocks are conserved."""
@@ -618,6 +640,7 @@ class Run:
             unix=loop.time,
             log=self.log,
             seed=experiment.seed,
+            start=self.rack.start if experiment.cluster.autoscale.enabled else None,
             name="test",
         )
 
@@ -681,3 +704,24 @@ def small(policy: str | dict[str, Any] = "least_loaded", *, prefill: int = 1, de
     for key, value in rest.items():
         mapping[key] = {**mapping[key], **value} if isinstance(mapping.get(key), dict) and isinstance(value, dict) else value
     return Experiment.parse(mapping)
+
+
+def cluster(
+    transfer: dict[str, Any], prefill: int = 1, decode: int = 1, policy: str | dict[str, Any] = "least_loaded", **rest: Any
+) -> Experiment:
+    """A small one whose requests end within a minute."""
+    return small(policy, prefill=prefill, decode=decode, transfer=transfer, limits={"request_timeout_s": 60.0}, **rest)
+
+
+def played(
+    experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | None = None, hash_tokens: int = 16
+) -> Run:
+    """`play(run)`, then rest."""
+
+    async def main(loop: VirtualLoop) -> Run:
+        async with Run(loop, experiment, hash_tokens, log_path) as made:
+            await play(made)
+            await made.rest()
+        return made
+
+    return run(main)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,19 +20,38 @@ import pytest
 from typer.testing import CliRunner
 
 from pdlab.cli import app
+from tests.real.served import still
+
+GROWS = """\
+from pdlab import Policy
+from pdlab.types import Role, Scale
+
+
+class Grows(Policy):
+    tick_s = 0.1
+
+    def dispatch(self, request, cluster):
+        return cluster.prefill[0] if len(cluster.decode) > 1 else None
+
+    def handoff(self, request, cluster):
+        return cluster.decode[-1]
+
+    def resize(self, cluster):
+        return [Scale(1 if cluster.live else -1, Role.DECODE)]
+"""
 
 
 class Cluster:
     """The process, and what it has said."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path, model: Path, policy: object, **more: object) -> None:
         experiment = {
             "model": str(model),
             "workload": {"source": "azure-conv-2023", "requests": 10, "rate": 1.0},
-            "cluster": {"instances": [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "hardware": "l4"}]},
+            "cluster": {"instances": [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "hardware": "l4"}], **more},
             "engine": {"block_tokens": 4, "kv_blocks": 300, "max_seqs": 8, "max_batch_tokens": 128},
             "transfer": {"mode": "push", "granularity": "layer"},
-            "policy": {"dispatch": "prefix_aware", "handoff": "least_kv"},
+            "policy": policy,
         }
         (folder / "tiny.yaml").write_text(json.dumps(experiment))
         self.log = folder / "events.jsonl"
@@ -58,8 +79,9 @@ class Cluster:
     def descendants(self) -> list[int]:
         return [pid for child in children(self.process.pid) for pid in (child, *children(child))]
 
-    def child(self, role: str) -> int:
-        return next(pid for pid in children(self.process.pid) if f"--role\0{role}\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
+    def child(self, name: str) -> int:
+        asked = f"--instance-name\0{name}\0".encode()
+        return next(pid for pid in children(self.process.pid) if asked in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def children(pid: int) -> list[int]:
@@ -82,7 +104,13 @@ def until(condition: Callable[[], bool], within_s: float = 120.0) -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path, model: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path, model)
+    with running(Cluster(tmp_path, model, {"dispatch": "prefix_aware", "handoff": "least_kv"})) as made:
+        yield made
+
+
+@contextmanager
+def running(made: Cluster) -> Iterator[Cluster]:
+    """Until it is ready; killed in the end."""
     try:
         made.url = made.hear(r"ready after .*: (http://\S+)/v1")
         yield made
@@ -94,7 +122,13 @@ def cluster(tmp_path: Path, model: Path) -> Iterator[Cluster]:
 
 
 def complete(cluster: Cluster, prompt: str) -> httpx.Response:
-    return httpx.post(f"{cluster.url}/v1/completions", json={"prompt": prompt, "max_tokens": 8, "ignore_eos": True})
+    asked = {"prompt": prompt, "max_tokens": 8, "ignore_eos": True}
+    return httpx.post(f"{cluster.url}/v1/completions", json=asked, headers={"X-PDLab-Timeline": "1"}, timeout=300)
+
+
+def replays(cluster: Cluster) -> None:
+    replayed = CliRunner().invoke(app, ["replay", str(cluster.log)])
+    assert replayed.exit_code == 0 and " 0 differ" in replayed.output, replayed.output
 
 
 def test_a_cluster_serves_heals_and_ends_whole(cluster: Cluster) -> None:
@@ -108,7 +142,7 @@ def test_a_cluster_serves_heals_and_ends_whole(cluster: Cluster) -> None:
     until(lambda: "no router leads" not in status())
     assert "prefill-0" in status() and "shm" in status()
 
-    os.kill(cluster.child("decode"), signal.SIGKILL)
+    os.kill(cluster.child("decode-0"), signal.SIGKILL)
     cluster.hear("decode-0 was killed by SIGKILL: starting it again")
     assert complete(cluster, "y" * 40).status_code == 200  # the other role serves meanwhile
     until(lambda: cluster.rows().get("decode-0", {}).get("incarnation") == 2)
@@ -118,8 +152,7 @@ def test_a_cluster_serves_heals_and_ends_whole(cluster: Cluster) -> None:
     cluster.process.send_signal(signal.SIGINT)
     assert cluster.process.wait(120) == 0
     until(lambda: all(ended(pid) for pid in everybody))
-    replayed = CliRunner().invoke(app, ["replay", str(cluster.log)])
-    assert replayed.exit_code == 0 and " 0 differ" in replayed.output, replayed.output
+    replays(cluster)
 
 
 def test_children_end_with_a_parent_that_is_killed(cluster: Cluster) -> None:
@@ -127,3 +160,27 @@ def test_children_end_with_a_parent_that_is_killed(cluster: Cluster) -> None:
     assert len(everybody) == 4
     cluster.process.kill()
     until(lambda: all(ended(pid) for pid in everybody))
+
+
+@pytest.mark.slow  # three engines start, one after two
+def test_an_instance_starts_when_the_policy_asks_serves_and_ends_when_it_is_to(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "grows.py").write_text(GROWS)
+    scaled = {"enabled": True, "min": 2, "max": 3}
+    with running(Cluster(tmp_path, model, "grows.py:Grows", autoscale=scaled)) as cluster, ThreadPoolExecutor() as pool:
+        first = cluster.descendants()
+        with still(children(cluster.child("prefill-0"))[0]):  # the request lives until then
+            asked = pool.submit(complete, cluster, "x" * 40)
+            cluster.hear("starting decode-1, which the policy asks for")
+            cluster.hear("decode-1 is ready: decode")
+            new = [pid for pid in cluster.descendants() if pid not in first]
+            assert len(new) == 2
+        answer = asked.result(120).json()
+        assert answer["usage"]["completion_tokens"] == 8
+        assert answer["pdlab"]["timeline"]["decode_instance"] == "decode-1"
+
+        cluster.hear("decode-1 has drained and ended")
+        until(lambda: all(ended(pid) for pid in new))
+        assert cluster.rows().keys() == {"prefill-0", "decode-0"} and sorted(cluster.descendants()) == sorted(first)
+        cluster.process.send_signal(signal.SIGINT)
+        assert cluster.process.wait(120) == 0
+        replays(cluster)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from pdlab.real.api.engine import Ended, Engine
 from pdlab.real.api.serve import bind
 from pdlab.real.api.service import Service
 from pdlab.real.cluster.engine import ClusterEngine
-from pdlab.real.cluster.remote import Broken, LegAsk, LegNews, LegTokens, Prefilled
+from pdlab.real.cluster.remote import Broken, Hear, LegAsk, LegTokens, Prefilled
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens
 from pdlab.real.engine.tokenizer import Tokenizer
@@ -42,19 +42,19 @@ class Alphabet:
         self.asks.append(ask)
         return Prefilled(ord("a"), "length", 2, 0.0, b"{}", PARAMS)
 
-    async def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+    async def decode(self, ask: LegAsk, hear: Hear) -> None:
         self.asks.append(ask)
         params = ask.params
         made = len(params.pdlab.made) if params is not None and params.pdlab is not None else 0
         if params is not None:
-            yield StreamEvent("transferred", made=made)
+            hear(StreamEvent("transferred", made=made))
         for candidate in range(ask.sampling.best_of):
             for k in range(made, ask.sampling.max_tokens):
                 await asyncio.sleep(0)
                 if self.broken:
                     raise Broken("reset")
                 finish = "length" if k == ask.sampling.max_tokens - 1 else None
-                yield LegTokens(candidate, [ord("a") + k % 26], finish)
+                hear(LegTokens(candidate, [ord("a") + k % 26], finish))
 
     async def proceed(self, go: Continue) -> None: ...
     async def release(self, lease: str) -> None: ...
@@ -91,8 +91,8 @@ def world() -> World:
 def served(folder: Path, test: Callable[[httpx.AsyncClient, World], Awaitable[None]]) -> None:
     async def main() -> None:
         made = world()
-        made.join(spec("p"))
-        made.join(spec("d"))
+        made.instances.join(spec("p"))
+        made.instances.join(spec("d"))
         made.open()
         tokenizer = Tokenizer.load(folder)
         engine: Engine = ClusterEngine(made, "tiny", tokenizer.vocab)
@@ -153,14 +153,14 @@ def test_candidates_are_told_apart(folder: Path) -> None:
 
 def test_a_cluster_without_instances_is_not_ready_and_says_so(folder: Path) -> None:
     async def test(http: httpx.AsyncClient, world: World) -> None:
-        world.leave("p", 0)
-        world.leave("d", 0)
+        world.instances.leave("p", 0)
+        world.instances.leave("d", 0)
         answer = await http.post("/v1/completions", json={"model": "tiny", "prompt": "hello"})
         assert answer.status_code == 503
         assert "no instance is ready" in answer.text
-        world.join(spec("d", 100))
+        world.instances.join(spec("d", 100))
         assert (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})).status_code == 503  # the old incarnation
-        world.join(InstanceSpec(name="d", role=Role.DECODE, kv_blocks=100, incarnation=1, capabilities=CAPABILITIES))
+        world.instances.join(InstanceSpec(name="d", role=Role.DECODE, kv_blocks=100, incarnation=1, capabilities=CAPABILITIES))
         assert (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x"})).status_code == 200
 
     served(folder, test)
@@ -179,14 +179,14 @@ def test_what_is_ready_and_how_loaded_it_is_sums_up_the_instances() -> None:
         made = world()
         engine = ClusterEngine(made, "tiny", 300, context_tokens=1000)
         assert engine.down == "no instance is ready"
-        made.join(spec("p", 100))
-        made.join(spec("d", 40))
+        made.instances.join(spec("p", 100))
+        made.instances.join(spec("d", 40))
         assert engine.down is None
         assert (engine.ready.max_tokens, engine.ready.kv_blocks, engine.ready.block_tokens) == (640, 140, 16)
         for name, waiting in (("p", 3), ("d", 4)):
-            made.report(Report(name, waiting=waiting, running=2, used_blocks=10, free_blocks=5))
+            made.instances.report(Report(name, waiting=waiting, running=2, used_blocks=10, free_blocks=5))
         assert (engine.load.waiting, engine.load.running, engine.load.used_blocks, engine.load.free_blocks) == (7, 4, 20, 10)
-        made.leave("d", 0)
+        made.instances.leave("d", 0)
         assert (engine.load.waiting, engine.ready.max_tokens) == (3, 1000)
         await made.close()
 
@@ -197,8 +197,8 @@ def test_slos_and_the_ids_of_whoever_asks_go_through() -> None:
     async def main() -> None:
         made = world()
         engine = ClusterEngine(made, "tiny", 300)
-        made.join(spec("p"))
-        made.join(spec("d"))
+        made.instances.join(spec("p"))
+        made.instances.join(spec("d"))
         queue = engine.submit(Submit(77, [1, 2, 3], Sampling(max_tokens=3), ttft_slo_s=0.5, tpot_slo_s=0.25))
         assert made.live[0].request.ttft_slo_s == 0.5
         assert made.live[0].request.tpot_slo_s == 0.25
@@ -226,9 +226,9 @@ def test_what_failed_says_at_which_stage_and_of_which_request() -> None:
         ended = await last(engine.submit(Submit(5, [1], Sampling())))
         assert isinstance(ended, Ended)
         assert (ended.id, ended.stage, ended.finish, ended.error) == (5, Stage.REJECTED, "error", "no instance is ready")
-        made.join(spec("p"))
-        made.join(spec("d"))
-        remote = made.members["d"].remote
+        made.instances.join(spec("p"))
+        made.instances.join(spec("d"))
+        remote = made.instances.members["d"].remote
         assert isinstance(remote, Alphabet)
         remote.broken = True
         ended = await last(engine.submit(Submit(6, [1], Sampling(max_tokens=40))))

@@ -3,15 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdlab.real.cluster import http
-from pdlab.real.cluster.http import Connections, HttpRemote, Stream
+from pdlab.real.cluster import connections, http
+from pdlab.real.cluster.connections import Connections
+from pdlab.real.cluster.http import HttpRemote, Stream
 from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import Continue, Extra, KvParams, StreamEvent
@@ -45,8 +46,10 @@ def ask(leg: str = "7-1-d", *, params: KvParams | None = None, raw_params: bytes
     return LegAsk(leg, 7, 1, [5, 6, 7], Sampling(**sampling), priority=3, params=params, raw_params=raw_params)
 
 
-async def everything(news: AsyncIterator[LegNews]) -> list[LegNews]:
-    return [one async for one in news]
+async def everything(remote: HttpRemote, asked: LegAsk) -> list[LegNews]:
+    found: list[LegNews] = []
+    await remote.decode(asked, found.append)
+    return found
 
 
 def tokens_of(news: list[LegNews], candidate: int = 0) -> list[int]:
@@ -82,7 +85,7 @@ def test_a_prefill_leg_asks_for_one_token_and_brings_the_params_word_for_word() 
             and found.params.pdlab == Extra(descriptor="fake", kv_tokens=3)
         )
         assert found.raw_params is not None
-        await everything(remote.decode(ask(raw_params=found.raw_params)))
+        await everything(remote, ask(raw_params=found.raw_params))
         assert fake.asked[-1][2]["kv_transfer_params"] == json.loads(found.raw_params)
 
     world(test)
@@ -98,7 +101,7 @@ def test_a_prompt_whose_first_token_ends_it_leaves_no_kv() -> None:
 def test_a_decode_leg_sends_its_whole_sampling_and_brings_events_and_tokens_to_the_end() -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
         params = KvParams(do_remote_prefill=True, pdlab=Extra(made=[97], events=True))
-        news = await everything(remote.decode(ask(params=params, max_tokens=30, min_tokens=2, stop_token_ids=(1, 2), temperature=1.0)))
+        news = await everything(remote, ask(params=params, max_tokens=30, min_tokens=2, stop_token_ids=(1, 2), temperature=1.0))
         assert news[0] == StreamEvent("transferred", bytes=4096, seconds=0.001, transport="tcp", made=1)
         assert tokens_of(news) == [97 + i % 26 for i in range(1, 30)]
         assert isinstance(news[-1], LegTokens) and news[-1].finish == "length"
@@ -112,14 +115,14 @@ def test_a_decode_leg_sends_its_whole_sampling_and_brings_events_and_tokens_to_t
 
 def test_tokens_that_came_together_go_out_together() -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        assert len(await everything(remote.decode(ask(max_tokens=200)))) <= 3
+        assert len(await everything(remote, ask(max_tokens=200))) <= 3
 
     world(test)
 
 
 def test_candidates_are_told_apart() -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        news = await everything(remote.decode(ask(max_tokens=4, best_of=3)))
+        news = await everything(remote, ask(max_tokens=4, best_of=3))
         assert all(tokens_of(news, candidate) == [97, 98, 99, 100] for candidate in range(3))
         assert sorted(one.candidate for one in news if isinstance(one, LegTokens) and one.finish) == [0, 1, 2]
         assert fake.asked[0][2]["n"] == 3
@@ -132,11 +135,11 @@ def test_logprobs_come_with_token_ids_and_without_the_sampled_token_where_it_is_
     async def test(fake: Fake, remote: HttpRemote) -> None:
         first = await remote.prefill(ask(logprobs=1))
         assert (first.logprob, first.top) == (-0.5, [(0, -0.25)])
-        news = await everything(remote.decode(ask(max_tokens=2, logprobs=2)))
+        news = await everything(remote, ask(max_tokens=2, logprobs=2))
         found = [one for one in news if isinstance(one, LegTokens)]
         assert [one.logprobs for one in found] == [[-0.5], [-0.5]]
         assert [one.top for one in found] == [[[(0, -0.25), (97, -0.5)]], [[(0, -0.25), (98, -0.5)]]]
-        alone = await everything(remote.decode(ask(max_tokens=1, logprobs=0)))
+        alone = await everything(remote, ask(max_tokens=1, logprobs=0))
         assert alone == [LegTokens(0, [97], "length", [-0.5])]
 
     world(test, vllm=vllm)
@@ -147,7 +150,7 @@ def test_a_vllm_server_is_spoken_to_in_its_own_terms() -> None:
         found = await remote.prefill(ask())
         assert found.params is not None and found.params.block_ids() == [1, 2, 3]
         fake.stop = 2
-        news = await everything(remote.decode(ask(raw_params=found.raw_params, max_tokens=3)))
+        news = await everything(remote, ask(raw_params=found.raw_params, max_tokens=3))
         assert tokens_of(news) == [97, 98, 2]
         assert isinstance(news[-1], LegTokens) and news[-1].finish == "stop"  # its token_ids hold the stop token, as ours do
         body = fake.asked[-1][2]
@@ -180,7 +183,7 @@ def test_a_refusal_is_told_by_its_status_and_code(status: int, code: str, kind: 
         with pytest.raises(kind, match="refused"):
             await remote.prefill(ask())
         with pytest.raises(kind, match="refused"):
-            await everything(remote.decode(ask()))
+            await everything(remote, ask())
         assert fake.opened == 1
 
     world(test, refuse=(status, code))
@@ -199,10 +202,10 @@ def test_a_refusal_is_told_by_its_status_and_code(status: int, code: str, kind: 
 )
 def test_an_error_within_a_stream_comes_after_the_tokens_before_it(code: str | int | None, type_: str, kind: type[Exception]) -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        news = remote.decode(ask())
-        assert tokens_of([await anext(news)]) == [11, 12]
+        news: list[LegNews] = []
         with pytest.raises(kind, match="so it is"):
-            await anext(news)
+            await remote.decode(ask(), news.append)
+        assert news == [LegTokens(0, [11, 12])]
 
     world(test, stream=[chunk([11]), chunk([12]), error_chunk(code, type_)])
 
@@ -225,7 +228,7 @@ def test_an_error_within_a_stream_comes_after_the_tokens_before_it(code: str | i
 def test_a_stream_that_is_not_brought_to_its_end_or_cannot_be_read_is_broken(stream: list[bytes], hang_up: bool) -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
         with pytest.raises(Broken):
-            await everything(remote.decode(ask()))
+            await everything(remote, ask())
 
     world(test, stream=stream, hang_up=hang_up)
 
@@ -241,44 +244,63 @@ def test_a_prefill_answer_that_is_none_is_broken(whole: bytes) -> None:
 
 def test_a_migrated_leg_ends_with_moved() -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        assert await everything(remote.decode(ask())) == [LegTokens(0, [11]), StreamEvent("moved")]
+        assert await everything(remote, ask()) == [LegTokens(0, [11]), StreamEvent("moved")]
 
     world(test, stream=[chunk([11]), b'data: {"choices": [], "pdlab": {"event": "moved"}}\n\n'])
 
 
-def test_cancelling_or_closing_a_leg_hangs_up_at_once() -> None:
+def test_cancelling_a_leg_hangs_up_at_once() -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        news = remote.decode(ask("closed", max_tokens=10_000))
-        assert tokens_of([await anext(news)])
-        await news.aclose()  # type: ignore[attr-defined]
-        task = asyncio.create_task(everything(remote.decode(ask("cancelled", max_tokens=10_000))))
+        task = asyncio.create_task(everything(remote, ask("cancelled", max_tokens=10_000)))
         while "cancelled" not in fake.legs:
             await asyncio.sleep(0.002)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         while fake.legs:
             await asyncio.sleep(0.002)
-        assert fake.dropped == ["closed", "cancelled"] and not fake.connections
+        assert fake.dropped == ["cancelled"] and not fake.connections
         fake.silent = True
-        task = asyncio.create_task(remote.prefill(ask("prefill")))  # type: ignore[arg-type]
+        prefill = asyncio.create_task(remote.prefill(ask("prefill")))
         while not fake.connections:
             await asyncio.sleep(0.002)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        prefill.cancel()
+        await asyncio.gather(prefill, return_exceptions=True)
         while fake.connections:
             await asyncio.sleep(0.002)
 
     world(test, interval_s=0.002)
 
 
+def test_what_is_raised_where_news_are_heard_ends_the_leg() -> None:
+    async def test(fake: Fake, remote: HttpRemote) -> None:
+        heard: list[LegNews] = []
+
+        def hear(news: LegNews) -> None:
+            heard.append(news)
+            if len(heard) == 3:
+                raise TransferTrouble("no more")
+
+        with pytest.raises(TransferTrouble, match="no more"):
+            await remote.decode(ask("left", max_tokens=10_000), hear)
+        while fake.legs:
+            await asyncio.sleep(0.002)
+        assert len(heard) == 3 and fake.dropped == ["left"]
+
+    world(test, interval_s=0.002)
+
+
 def test_a_leg_that_is_left_after_its_last_token_keeps_its_connection() -> None:
+    async def leg(remote: HttpRemote) -> None:
+        def hear(news: LegNews) -> None:
+            if isinstance(news, LegTokens) and news.finish:
+                task.cancel()
+
+        task = asyncio.create_task(remote.decode(ask(max_tokens=2), hear))
+        await asyncio.gather(task, return_exceptions=True)
+
     async def test(fake: Fake, remote: HttpRemote) -> None:
         for _ in range(5):
-            news = remote.decode(ask(max_tokens=2))
-            async for one in news:
-                if isinstance(one, LegTokens) and one.finish:
-                    break
-            await news.aclose()  # type: ignore[attr-defined]
+            await leg(remote)
         assert fake.opened == 1
 
     world(test)
@@ -288,7 +310,7 @@ def test_connections_are_kept_and_one_that_was_closed_meanwhile_is_replaced() ->
     async def test(fake: Fake, remote: HttpRemote) -> None:
         for _ in range(5):
             await remote.prefill(ask())
-            await everything(remote.decode(ask(max_tokens=3)))
+            await everything(remote, ask(max_tokens=3))
         assert fake.opened == 1
         [connection] = fake.connections
         connection.transport.abort()
@@ -310,7 +332,7 @@ def test_nobody_at_the_url_is_broken_and_a_release_does_not_mind() -> None:
             with pytest.raises(Broken, match="cannot connect"):
                 await remote.prefill(ask())
             with pytest.raises(Broken, match="cannot connect"):
-                await everything(remote.decode(ask()))
+                await everything(remote, ask())
             with pytest.raises(Broken):
                 await remote.drain()
             await remote.release("lease")
@@ -348,9 +370,8 @@ def test_the_small_calls_go_where_the_protocol_says() -> None:
 
 def test_a_small_call_does_not_wait_for_ever() -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        connections = Connections(fake.url)
         with pytest.raises(Broken, match=r"within 0\.02 s"):
-            await connections.call(b"GET", b"/health", within_s=0.02)
+            await Connections(fake.url).call(b"GET", b"/health", within_s=0.02)
         while fake.connections:
             await asyncio.sleep(0.002)
 
@@ -359,11 +380,11 @@ def test_a_small_call_does_not_wait_for_ever() -> None:
 
 def test_what_a_peer_sends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MOST_LINE_BYTES", 1000)
-    monkeypatch.setattr(http, "MOST_BODY_BYTES", 1000)
+    monkeypatch.setattr(connections, "MOST_BODY_BYTES", 1000)
 
     async def test(fake: Fake, remote: HttpRemote) -> None:
         with pytest.raises(Broken, match="line of the stream is too long"):
-            await everything(remote.decode(ask()))
+            await everything(remote, ask())
         with pytest.raises(Broken, match="answer is too long"):
             await remote.prefill(ask())
 
@@ -394,19 +415,6 @@ def test_a_peer_that_is_no_instance_is_broken(says: bytes, why: str) -> None:
             await asyncio.sleep(0.02)
 
     asyncio.run(test())
-
-
-def test_a_slow_reader_makes_the_instance_wait() -> None:
-    async def test(fake: Fake, remote: HttpRemote) -> None:
-        news = remote.decode(ask())
-        assert await anext(news) == LegTokens(0, [11])
-        await asyncio.sleep(0.05)
-        [connection] = fake.connections
-        assert connection.transport.get_write_buffer_size() > 10 << 20
-        assert tokens_of(await everything(news)) == [12]
-
-    padding = b": " + b"x" * (1 << 20) + b"\n\n"
-    world(test, stream=[chunk([11]), *[padding] * 40, chunk([12], "length")])
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://host:port"])

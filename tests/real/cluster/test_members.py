@@ -17,7 +17,7 @@ from tests.real.registry.worlds import MemoryWorld, spec
 
 
 class Told:
-    """What a World was told."""
+    """What a world's instances were told."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -133,7 +133,7 @@ def test_the_world_is_told_what_happens_in_the_registry() -> None:
     world.run(main)
     kinds = [type(event) for event in told.events]
     assert kinds == [Joined, Report, Joined, Left]
-    assert Switched not in kinds  # World.join has said so
+    assert Switched not in kinds  # join has said so
     assert told.events[2].spec.role is Role.MIXED
     assert said == [
         "p0 is ready: prefill, http://127.0.0.1/p0",

@@ -58,6 +58,37 @@ def test_the_table_shows_load_age_refusals_and_who_leads() -> None:
     assert "nobody is registered" in text(View()) and "no router leads" in text(View())
 
 
+def test_urls_are_left_out_where_the_terminal_is_too_narrow_for_them() -> None:
+    view = View([Row(spec("prefill-0"), "ready"), Row(spec("decode-0", role=Role.DECODE), "draining")])
+    for width, there in ((80, False), (120, True)):
+        written = StringIO()
+        console = Console(width=width, file=written)
+        console.print(status.fitting(view, console))
+        assert ("http://127.0.0.1/decode-0" in written.getvalue()) is there
+        assert "prefill-0" in written.getvalue() and "draining" in written.getvalue()
+
+
+def test_a_watch_goes_on_while_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "WATCH_S", 0.0)
+    written = StringIO()
+    console = Console(width=200, file=written)
+    answers: list[View | UsageError] = [UsageError("http://a:1 does not answer"), View([Row(spec("d0"), "ready")], "r2")]
+
+    async def views() -> View:
+        if not answers:
+            raise asyncio.CancelledError
+        if isinstance(answer := answers.pop(0), UsageError):
+            raise answer
+        return answer
+
+    first = status.fitting(View([Row(spec("p0"), "ready")], "r1"), console)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(status.watching(views, console, first, console.print))
+    before, during, after = written.getvalue().split("instance")[1:]
+    assert "p0" in before and "p0" in during and "http://a:1 does not answer" in during
+    assert "d0" in after and "r2 leads" in after and "does not answer" not in after
+
+
 def test_a_switch_waits_until_the_registry_says_so(folder: Path) -> None:
     async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
         assert await status.switch(views, "i0", Role.DECODE, TOKEN) == "i0 is decode"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from pdlab.cluster import Cluster, Instance
 from pdlab.policy import Policy
 from pdlab.real.api.engine import Ended
-from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, Unfit
+from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.real.wire import CAPABILITIES, Continue, KvParams, StreamEvent
@@ -46,9 +46,10 @@ class Scripted:
             raise self.answer
         return self.answer
 
-    def decode(self, ask: LegAsk) -> AsyncIterator[LegNews]:
+    async def decode(self, ask: LegAsk, hear: Hear) -> None:
         self.asks.append(ask)
-        return self.streams.pop(0)(ask)
+        async for news in self.streams.pop(0)(ask):
+            hear(news)
 
     async def proceed(self, go: Continue) -> None:
         self.calls.append(go)
@@ -77,6 +78,8 @@ class Scripted:
 
     async def drain(self) -> None:
         self.calls.append("drain")
+        if self.trouble is not None:
+            raise self.trouble
 
 
 def says(*news: LegNews | Exception, every_s: float = 0.1) -> Callable[[LegAsk], AsyncIterator[LegNews]]:
@@ -121,15 +124,21 @@ class Scene:
         self.loop = loop
         self.remotes: dict[str, Scripted] = {}
         made = Router(policy or Policy(), reserve_first=transfer.reserve_first, first_token=transfer.first_token, **router)
-        self.world = World(made, self._connect, transfer=transfer, now=loop.time, unix=lambda: 1e9 + loop.time(), seed=5, name="r")
+        self.started: list[Role] = []
         self.got: list[Tokens] = []
+        self.world = World(
+            made, self._connect, transfer=transfer, now=loop.time, unix=lambda: 1e9 + loop.time(), seed=5, start=self._start, name="r"
+        )
+
+    async def _start(self, role: Role) -> None:
+        self.started.append(role)
 
     def _connect(self, spec: InstanceSpec) -> Scripted:
         return self.remotes.setdefault(spec.name, Scripted(spec))
 
     def join(self, name: str, capabilities: Sequence[str] = CAPABILITIES, **rest: Any) -> Scripted:
         role = {"p": Role.PREFILL, "d": Role.DECODE, "e": Role.DECODE, "m": Role.MIXED}[name[0]]
-        self.world.join(InstanceSpec(name=name, role=role, kv_blocks=1000, url=name, capabilities=tuple(capabilities), **rest))
+        self.world.instances.join(InstanceSpec(name=name, role=role, kv_blocks=1000, url=name, capabilities=tuple(capabilities), **rest))
         return self.remotes[name]
 
     def submit(self, sampling: Sampling = GREEDY, prompt: int = 3) -> int:
@@ -496,7 +505,7 @@ def test_reports_are_stamped_with_the_routers_clock_and_a_clock_far_off_is_not_b
         await asyncio.sleep(10)
         seen = []
         for unix_s in (1e9 + 9.5, 1e9 + 12.0, 55.0):
-            s.world.report(Report("m", taken_s=unix_s))
+            s.world.instances.report(Report("m", taken_s=unix_s))
             seen.append(s.world.router.by_name["m"].report.taken_s)
         assert seen == [pytest.approx(9.5), 10.0, 10.0]
         return s
@@ -511,22 +520,30 @@ def test_what_an_instance_says_anew_of_itself_reaches_the_router() -> None:
         known = s.world.router.by_name["m"]
         s.join("m", draining=True)
         assert not known.ready
-        s.world.other(Drained("m", 0, False))
+        s.world.instances.other(Drained("m", 0, False))
         assert known.ready
-        s.world.join(msgspec.structs.replace(known.spec, role=Role.DECODE))
+        s.world.instances.join(msgspec.structs.replace(known.spec, role=Role.DECODE))
         assert known.role is Role.DECODE
-        s.world.other(Suspected("m", 0))
-        s.world.other(Leads(False))
+        s.world.instances.other(Suspected("m", 0))
+        s.world.instances.other(Leads(False))
         assert not s.world.router.leads
         s.join("m", incarnation=4)
         assert s.world.router.by_name["m"].spec.incarnation == 4
-        s.world.leave("m", 0)
+        s.world.instances.leave("m", 0)
         assert s.world.router.by_name["m"].ready
-        s.world.leave("m", 4)
+        s.world.instances.leave("m", 4)
         assert not s.world.router.by_name["m"].ready
         return s
 
     play(main)
+
+
+@dataclass
+class Shrinks(Policy):
+    tick_s: float | None = 1.0
+
+    def resize(self, cluster: Cluster) -> Sequence[tuple[Instance, Role] | Scale]:
+        return [Scale(-1, Role.DECODE)]
 
 
 @dataclass
@@ -540,19 +557,32 @@ class Resizes(Policy):
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_switch_that_is_not_taken_leaves_the_instance_as_it_was_or_finds_it_dead(alive: bool) -> None:
     async def main(loop: VirtualLoop) -> Scene:
-        s = Scene(loop, Resizes())
-        s.join("p")
-        s.join("d")
-        e = s.join("e")
-        e.trouble, e.is_alive = Broken("no answer"), alive
-        s.world.open()
-        await asyncio.sleep(1.5)
-        assert e.calls == [Role.PREFILL]
-        assert s.world.router.by_name["e"].ready is alive
+        s = await asked_in_vain(loop, Resizes(), alive)
         assert s.world.router.by_name["e"].role is Role.DECODE
         return s
 
-    play(main)
+    assert play(main).remotes["e"].calls == [Role.PREFILL]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_instance_that_does_not_take_its_stop_stays_or_is_found_dead(alive: bool) -> None:
+    async def main(loop: VirtualLoop) -> Scene:
+        return await asked_in_vain(loop, Shrinks(), alive, autoscale=(2, 3))
+
+    assert play(main).remotes["e"].calls == ["drain"]
+
+
+async def asked_in_vain(loop: VirtualLoop, policy: Policy, alive: bool, **more: Any) -> Scene:
+    """What the policy asks of e at the first tick does not reach it."""
+    s = Scene(loop, policy, **more)
+    s.join("p")
+    s.join("d")
+    e = s.join("e")
+    e.trouble, e.is_alive = Broken("no answer"), alive
+    s.world.open()
+    await asyncio.sleep(1.5)
+    assert s.world.router.by_name["e"].ready is alive
+    return s
 
 
 @dataclass
@@ -564,25 +594,15 @@ class Grows(Policy):
 
 
 def test_scaling_asks_for_as_many_as_may_be_started_and_needs_somebody_to_start_them() -> None:
-    started: list[Role] = []
-
-    async def start(role: Role) -> None:
-        started.append(role)
-
-    def world(loop: VirtualLoop, start: Callable[[Role], Awaitable[None]] | None) -> World:
-        router = Router(Grows(), autoscale=(1, 2))
-        return World(router, Scripted, transfer=TransferSpec(), now=loop.time, start=start)
-
-    async def main(loop: VirtualLoop) -> None:
+    async def main(loop: VirtualLoop) -> Scene:
         with pytest.raises(UsageError, match="autoscale"):
-            world(loop, None)
-        made = world(loop, start)
-        made.open()
+            World(Router(Grows(), autoscale=(1, 2)), Scripted, transfer=TransferSpec(), now=loop.time)
+        s = Scene(loop, Grows(), autoscale=(1, 2))
+        s.world.open()
         await asyncio.sleep(3.5)
-        await made.close()
+        return s
 
-    run(main)
-    assert started == [Role.DECODE, Role.DECODE]
+    assert play(main).started == [Role.DECODE, Role.DECODE]
 
 
 class Wrong(Policy):

@@ -14,8 +14,7 @@ from pdlab.sim.build import simulate
 from pdlab.spec import Experiment
 from pdlab.types import Action, Dispatch, Handoff, Report, Tick
 from pdlab.workload.spec import build
-from tests.real.cluster.stand_in import Run, small
-from tests.real.cluster.virtual import VirtualLoop, run
+from tests.real.cluster.stand_in import Run, played, small
 
 PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill"}
 SHAPES = {"1P1D": (1, 1, 0), "2P2D": (2, 2, 0), "mixed": (0, 0, 2), "1P1D1M": (1, 1, 1)}
@@ -24,24 +23,21 @@ SHAPES = {"1P1D": (1, 1, 0), "2P2D": (2, 2, 0), "mixed": (0, 0, 2), "1P1D1M": (1
 def live(experiment: Experiment, log_path: Path) -> Run:
     work = build(experiment.workload, experiment.seed, experiment.base_dir)
 
-    async def main(loop: VirtualLoop) -> Run:
-        made = Run(loop, experiment, work.hash_tokens, log_path)
-        async with made:
-            sizes = zip(work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
-            for i, (at_s, prompt, output) in enumerate(sizes):
-                hashes = () if work.hashes is None else work.hashes[i][: prompt // work.hash_tokens]
-                made.submit_at(at_s, prompt, output, hashes)
-            await made.until(lambda: len(made.clients) == len(work))
-            await made.rest()
-        assert all(client.done for client in made.clients.values())
-        return made
+    async def play(made: Run) -> None:
+        sizes = zip(work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
+        for i, (at_s, prompt, output) in enumerate(sizes):
+            hashes = () if work.hashes is None else work.hashes[i][: prompt // work.hash_tokens]
+            made.submit_at(at_s, prompt, output, hashes)
+        await made.until(lambda: len(made.clients) == len(work))
 
-    return run(main)
+    made = played(experiment, play, log_path, work.hash_tokens)
+    assert all(client.done for client in made.clients.values())
+    return made
 
 
-def decisions(log_path: Path) -> list[tuple[float, Action]]:
+def decisions(log_path: Path, kinds: tuple[type[Action], ...] = (Dispatch, Handoff)) -> list[tuple[float, Action]]:
     _, entries = read(log_path)
-    return [(entry.now, action) for entry in entries for action in entry.actions if isinstance(action, (Dispatch, Handoff))]
+    return [(entry.now, action) for entry in entries for action in entry.actions if isinstance(action, kinds)]
 
 
 def happenings(log_path: Path) -> list[Entry]:

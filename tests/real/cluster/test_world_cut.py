@@ -4,7 +4,6 @@ where they were prefilled; the way is tried again when it may be open."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,10 @@ import pytest
 
 from pdlab.control import router
 from pdlab.log import read, replay
-from pdlab.spec import Experiment
-from tests.real.cluster.stand_in import Client, Run, small
-from tests.real.cluster.virtual import VirtualLoop, run
+from tests.real.cluster.stand_in import PULL, TIMEOUT_S, TRANSFERS, Client, Run, cluster, played
 
-TIMEOUT_S = 3.0
-PULL: dict[str, Any] = {"timeout_s": TIMEOUT_S}
-RESERVE = {"mode": "pull", "reserve": "before_prefill", "timeout_s": TIMEOUT_S}
-PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill", "timeout_s": TIMEOUT_S}
-DECODE_FIRST = {"first_token": "decode", "timeout_s": TIMEOUT_S}
-TRANSFERS = pytest.mark.parametrize(
-    "transfer", [PULL, RESERVE, PUSH, DECODE_FIRST], ids=["pull", "reserved", "push", "decode samples first"]
-)
 NEVER_S = 1e6
 LINK = ("prefill-0", "decode-0")
-
-
-def played(experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | None = None) -> Run:
-    async def main(loop: VirtualLoop) -> Run:
-        async with Run(loop, experiment, log_path=log_path) as made:
-            await play(made)
-            await made.rest()
-        return made
-
-    return run(main)
-
-
-def cluster(transfer: dict[str, Any], prefill: int = 1, decode: int = 1, policy: Any = "least_loaded") -> Experiment:
-    return small(policy, prefill=prefill, decode=decode, transfer=transfer, limits={"request_timeout_s": 60.0})
 
 
 async def ended(made: Run, *clients: Client) -> None:

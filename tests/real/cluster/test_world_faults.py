@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -13,32 +12,15 @@ from hypothesis import strategies as st
 from pdlab.real.api.engine import Ended
 from pdlab.spec import Experiment
 from pdlab.types import Stage
-from tests.real.cluster.stand_in import Client, Run, small
-from tests.real.cluster.virtual import VirtualLoop, run
+from tests.real.cluster import stand_in
+from tests.real.cluster.stand_in import DECODE_FIRST, PULL, PUSH, TRANSFERS, Client, Run, played
 
-PULL: dict[str, Any] = {"timeout_s": 3.0}
-PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill", "timeout_s": 3.0}
-DECODE_FIRST = {"first_token": "decode", "timeout_s": 3.0}
-TRANSFERS = pytest.mark.parametrize("transfer", [PULL, PUSH, DECODE_FIRST], ids=["pull", "push", "decode samples first"])
 SLOW = {"network": {"gbytes_per_s": 1.0, "latency_us": 10}}  # a prompt of 2000 tokens takes 0.26 s
-LIMITS = {"request_timeout_s": 60.0}
 MOMENTS = [0.001, 0.02, 0.06, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.7]  # from before prefill until after the end
 
 
-def played(experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]]) -> Run:
-    """`play(run)`, then rest."""
-
-    async def main(loop: VirtualLoop) -> Run:
-        async with Run(loop, experiment) as made:
-            await play(made)
-            await made.rest()
-        return made
-
-    return run(main)
-
-
 def cluster(transfer: dict[str, Any], prefill: int = 2, decode: int = 2, **rest: Any) -> Experiment:
-    return small(prefill=prefill, decode=decode, transfer=transfer, cluster=SLOW, limits=LIMITS, **rest)
+    return stand_in.cluster(transfer, prefill, decode, cluster=SLOW, **rest)
 
 
 def stage(client: Client) -> Stage:
@@ -89,7 +71,7 @@ def test_broken_connections_cost_an_attempt_and_no_token(transfer: dict[str, Any
 
         made = played(cluster(transfer), play)
         assert made.clients[0].done, moment
-        assert not any(member.gone for member in made.world.members.values())
+        assert not any(member.gone for member in made.world.instances.members.values())
 
 
 @TRANSFERS
@@ -150,7 +132,7 @@ def test_without_instances_a_request_is_rejected_at_once() -> None:
     async def play(made: Run) -> None:
         for instance in made.rack.instances.values():
             instance.kill()
-            made.world.leave(instance.name, 0)
+            made.world.instances.leave(instance.name, 0)
         made.submit(10, 10)
         assert stage(made.clients[0]) is Stage.REJECTED
 
@@ -177,7 +159,7 @@ def test_an_instance_whose_reports_are_lost_is_fenced_and_its_requests_go_elsewh
         made.submit(1000, 20)
         await asyncio.sleep(30.0)
         made.submit(1000, 20)
-        assert made.world.members["decode-0"].gone
+        assert made.world.instances.members["decode-0"].gone
 
     made = played(cluster(PULL), play)
     assert all(c.done for c in made.clients.values())
@@ -247,7 +229,7 @@ def test_every_request_ends_under_any_mix_of_faults(
     policy: Any,
     blocks: int,
 ) -> None:
-    experiment = small(policy, prefill=2, decode=2, transfer=transfer, cluster=SLOW, limits=LIMITS, engine={"kv_blocks": blocks})
+    experiment = cluster(transfer, policy=policy, engine={"kv_blocks": blocks})
     names = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 
     def strike(made: Run, fault: str, which: int) -> None:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from pdlab.real.cluster.remote import LegAsk
-from pdlab.spec import Experiment
 from tests.real.cluster import test_world_migration
-from tests.real.cluster.stand_in import Client, Run, small, word
-from tests.real.cluster.virtual import VirtualLoop, run
+from tests.real.cluster.stand_in import DECODE_FIRST, PULL, TRANSFERS, Client, Run, cluster, played, small, word
 
-PULL: dict[str, Any] = {"timeout_s": 3.0}
-RESERVE = {"mode": "pull", "reserve": "before_prefill", "timeout_s": 3.0}
-PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill", "timeout_s": 3.0}
-DECODE_FIRST = {"first_token": "decode", "timeout_s": 3.0}
-TRANSFERS = pytest.mark.parametrize(
-    "transfer", [PULL, RESERVE, PUSH, DECODE_FIRST], ids=["pull", "reserved", "push", "decode samples first"]
-)
 PLAIN = {"temperature": 0.0}
 LOOKING_BACK = {
     "seeded": {"temperature": 1.0, "seed": 5},
@@ -29,20 +19,6 @@ LOOKING_BACK = {
 }
 SAMPLINGS = pytest.mark.parametrize("sampling", LOOKING_BACK.values(), ids=LOOKING_BACK)
 PROMPT, OUTPUT = 500, 60
-
-
-def played(experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]]) -> Run:
-    async def main(loop: VirtualLoop) -> Run:
-        async with Run(loop, experiment) as made:
-            await play(made)
-            await made.rest()
-        return made
-
-    return run(main)
-
-
-def cluster(transfer: dict[str, Any], prefill: int = 1, decode: int = 2, policy: Any = "least_loaded") -> Experiment:
-    return small(policy, prefill=prefill, decode=decode, transfer=transfer, limits={"request_timeout_s": 60.0})
 
 
 async def loses(made: Run, sampling: dict[str, Any], *names: str, after: int = 10) -> tuple[Client, list[int], list[LegAsk]]:
@@ -78,7 +54,7 @@ def test_a_greedy_request_has_what_was_sent_as_part_of_its_prompt(transfer: dict
             assert ask.tokens == prompt_of(client) + had
             assert ask.sampling.max_tokens == OUTPUT - len(had)
 
-    played(cluster(transfer), play)
+    played(cluster(transfer, decode=2), play)
 
 
 @SAMPLINGS
@@ -96,7 +72,7 @@ def test_one_whose_next_token_depends_on_the_last_ones_has_them_as_its_output(tr
         assert prefill.sampling.ignore_eos
         assert (decode.tokens, made_of(decode), decode.sampling.max_tokens) == (prompt_of(client), had, OUTPUT)
 
-    played(cluster(transfer), play)
+    played(cluster(transfer, decode=2), play)
 
 
 @SAMPLINGS
@@ -109,7 +85,7 @@ def test_with_one_role_left_it_is_computed_and_goes_on_in_one_place(transfer: di
         assert alone.params is not None
         assert alone.params.remote_request_id is None
 
-    played(cluster(transfer), play)
+    played(cluster(transfer, decode=2), play)
 
 
 @SAMPLINGS
@@ -144,7 +120,7 @@ def test_what_goes_on_may_be_migrated(sampling: dict[str, Any]) -> None:
             assert line["attempts"] == 2
             assert line["migrations"] > 2
 
-    made = played(cluster(PULL, policy=f"{test_world_migration.__file__}:Shuttle"), play)
+    made = played(cluster(PULL, decode=2, policy=f"{test_world_migration.__file__}:Shuttle"), play)
     assert all(client.done for client in made.clients.values())
 
 
@@ -157,16 +133,16 @@ def test_what_goes_on_stays_where_its_kv_does_not_reach_anybody(transfer: dict[s
         assert made.world.timeline(client.id)["decode_instance"] == "prefill-0"
         assert (asked[-1].tokens, made_of(asked[-1])) == (prompt_of(client), had)
 
-    played(cluster(transfer), play)
+    played(cluster(transfer, decode=2), play)
 
 
 def test_without_instances_that_can_go_on_from_given_tokens_they_are_part_of_the_prompt() -> None:
     async def play(made: Run) -> None:
         for name in list(made.rack.instances):
             made.rack.instances[name].kill()
-            made.world.leave(name, 0)
+            made.world.instances.leave(name, 0)
             made.rack.bring_up(name, ("pull",))
         client, had, asked = await loses(made, LOOKING_BACK["seeded"], "decode-0")
         assert [ask.tokens for ask in asked] == [prompt_of(client) + had] * 2
 
-    played(cluster(DECODE_FIRST), play)
+    played(cluster(DECODE_FIRST, decode=2), play)

@@ -12,8 +12,7 @@ import pytest
 from pdlab.cluster import Cluster, Instance
 from pdlab.policy import Policy
 from pdlab.types import Stage
-from tests.real.cluster.stand_in import Run, small
-from tests.real.cluster.virtual import VirtualLoop, run
+from tests.real.cluster.stand_in import Run, cluster, played
 
 
 @dataclass
@@ -28,23 +27,9 @@ class Shuttle(Policy):
         return [(live.request.id, decode[(decode.index(live.decode) + 1) % len(decode)]) for live in running if live.decode in decode]
 
 
-def played(play: Callable[[Run], Coroutine[Any, Any, None]], **rest: Any) -> Run:
-    experiment = small(
-        f"{__file__}:Shuttle",
-        prefill=1,
-        decode=2,
-        cluster={"network": {"gbytes_per_s": 5.0, "latency_us": 10}},
-        limits={"request_timeout_s": 60.0},
-        **rest,
-    )
-
-    async def main(loop: VirtualLoop) -> Run:
-        async with Run(loop, experiment) as made:
-            await play(made)
-            await made.rest()
-        return made
-
-    return run(main)
+def shuttled(play: Callable[[Run], Coroutine[Any, Any, None]]) -> Run:
+    network = {"network": {"gbytes_per_s": 5.0, "latency_us": 10}}
+    return played(cluster({}, decode=2, policy=f"{__file__}:Shuttle", cluster=network), play)
 
 
 def test_tokens_go_on_in_order_through_every_migration() -> None:
@@ -52,7 +37,7 @@ def test_tokens_go_on_in_order_through_every_migration() -> None:
         for i in range(4):
             made.submit(400 + 100 * i, 300)
 
-    made = played(play)
+    made = shuttled(play)
     assert all(c.done for c in made.clients.values())
     assert made.world.lines.records.column("migrations").min() >= 3
     assert made.world.lines.records.column("attempts").max() == 1
@@ -68,7 +53,7 @@ def test_the_death_of_either_end_at_any_moment_loses_nothing(victim: str) -> Non
             await asyncio.sleep(0.2 + k * 0.0083)
             made.rack.instances[victim].kill()
 
-        made = played(play)
+        made = shuttled(play)
         assert all(c.done for c in made.clients.values()), k
 
 
@@ -79,7 +64,7 @@ def test_a_destination_that_is_full_leaves_the_request_where_it_is() -> None:
         for name in ("decode-0", "decode-1"):
             made.rack.instances[name].refuses = True
 
-    made = played(play)
+    made = shuttled(play)
     assert made.clients[0].done
     assert made.world.timeline(0)["migrations"] == 0
 
@@ -93,5 +78,5 @@ def test_a_client_that_goes_during_a_migration_leaves_nothing_behind() -> None:
             await asyncio.sleep(0.19 + k * 0.0027)
             made.world.cancel(0)
 
-        made = played(play)
+        made = shuttled(play)
         assert made.clients[1].done, k

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,11 @@ import pytest
 from tests.real.faults.clients import expected
 from tests.real.faults.cluster import NAME, alone, make_model, prompts
 from tests.real.faults.links import Links
-from tests.real.registry.conftest import missing
-from tests.real.registry.worlds import SERVERS, Server
+from tests.real.registry import conftest as registry
 
 PROMPTS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 300, 200
 Asked = list[tuple[list[int], list[int]]]
+store = registry.new_server
 
 
 @pytest.fixture(scope="session")
@@ -38,23 +37,6 @@ def links() -> Iterator[Links]:
     found = Links()
     yield found
     found.close()
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
-    """Starts registry servers that may be stopped."""
-    with contextlib.ExitStack() as stack:
-
-        def start(kind: str) -> Server:
-            if reason := missing(kind):
-                pytest.skip(reason)
-            server = SERVERS[kind](tmp_path_factory.mktemp(kind))
-            stack.callback(server.stop)
-            server.start()
-            asyncio.run(server.ready())
-            return server
-
-        yield start
 
 
 @pytest.fixture(autouse=True)

@@ -102,7 +102,7 @@ async def world(
     made.open()
     try:
         for name, server in servers.items():
-            made.join(msgspec.structs.replace(server.member.spec, role=roles[name], incarnation=1))
+            made.instances.join(msgspec.structs.replace(server.member.spec, role=roles[name], incarnation=1))
         yield made
         made.check()
         assert not made.live
@@ -241,5 +241,5 @@ def test_the_log_of_two_hundred_requests_replays_to_identical_decisions(policy: 
 async def reports(world: World, servers: dict[str, Server]) -> None:
     while True:
         for name, server in servers.items():
-            world.report(server.engine.report(name, 1))
+            world.instances.report(server.engine.report(name, 1))
         await asyncio.sleep(0.05)

@@ -1,0 +1,173 @@
+"""Who takes part: instances join, change, leave, are found dead; and what the router asks of them besides the legs of requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pdlab.real.cluster.remote import Broken, Remote
+from pdlab.real.wire import MADE
+from pdlab.types import AnyEvent, Drained, Evict, InstanceSpec, Joined, Left, Report, Role, Scale, Stop, Switch, Switched
+
+if TYPE_CHECKING:
+    from pdlab.real.cluster.world import World
+
+CALL_BACK_S = 1.0
+SKEW_S = 5.0  # an instance's clock that is further off is not believed
+Start = Callable[[Role], Coroutine[Any, Any, None]]
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One incarnation of an instance. `gone`: nothing is asked of it any more. `left`: the registry says so."""
+
+    spec: InstanceSpec
+    remote: Remote
+    gone: bool = False
+    left: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def can(self, what: str) -> bool:
+        return what in self.spec.capabilities
+
+
+class Instances:
+    """`members` are the present incarnations, `reports` their last; `all_go_on`: each of them can go on from a token that another has
+    made. `connect` makes the Remote of one that has joined, `start` brings up one more of a role."""
+
+    def __init__(self, world: World, connect: Callable[[InstanceSpec], Remote], unix: Callable[[], float], start: Start | None) -> None:
+        self.world = world
+        self.members: dict[str, Member] = {}
+        self.reports: dict[str, Report] = {}
+        self.all_go_on = True
+        self._connect, self._unix, self._start = connect, unix, start
+
+    # ------------------------------------------------------------ what becomes of them
+
+    def join(self, spec: InstanceSpec) -> None:
+        """An instance is there; or says something new of itself."""
+        known = self.members.get(spec.name)
+        if known is None or spec.incarnation > known.spec.incarnation:
+            if known is not None:
+                self.gone(known)
+            self.members[spec.name] = Member(spec, self._connect(spec))
+            self.world.lines.index(spec.name)
+            self._census()
+            self.world.tell(Joined(spec))
+            if spec.draining:
+                self.world.tell(Drained(spec.name, spec.incarnation))
+        elif spec.incarnation == known.spec.incarnation and not known.gone:
+            before, known.spec = known.spec, spec
+            self._census()
+            if spec.role is not before.role:
+                self.world.tell(Switched(spec.name, spec.incarnation, spec.role))
+            if spec.draining is not before.draining:
+                self.world.tell(Drained(spec.name, spec.incarnation, spec.draining))
+
+    def leave(self, name: str, incarnation: int) -> None:
+        """An incarnation is gone, by its own account or the registry's."""
+        member = self.members.get(name)
+        if member is not None and member.spec.incarnation == incarnation:
+            member.left = True
+            self.gone(member)
+
+    def unreachable(self, member: Member) -> None:
+        """It does not answer, and counts as gone. If it lives on in the registry, it is to come back as a new incarnation."""
+        if not member.gone:
+            self.gone(member)
+            self.world.spawn(self._calling_back(member))
+
+    async def _calling_back(self, member: Member) -> None:
+        while self.members[member.name] is member and not member.left:
+            if await member.remote.alive():
+                await member.remote.rejoin()
+            await asyncio.sleep(CALL_BACK_S)
+
+    def gone(self, member: Member) -> None:
+        """Nothing that this incarnation does counts any more."""
+        if member.gone:
+            return
+        member.gone = True
+        self.world.pairs.forget(member)
+        sent: dict[int, int] = {}
+        for live in self.world.live.values():
+            if member.name in (live.line.prefill_instance, live.line.decode_instance):
+                sent[live.request.id] = live.sent
+            for leg in [leg for leg in live.legs.values() if leg.member is member]:
+                live.drop(leg)
+                leg.cancel()
+            if live.held is not None and live.held.member is member:
+                live.held = None
+        member.remote.close()
+        self._census()
+        self.world.tell(Left(member.name, member.spec.incarnation, sent))
+
+    def report(self, report: Report) -> None:
+        """An instance's load; `taken_s` is Unix time."""
+        now, age_s = self.world.now(), self._unix() - report.taken_s
+        taken_s = min(now, now - age_s) if abs(age_s) <= SKEW_S else now
+        report = msgspec.structs.replace(report, taken_s=taken_s)
+        member = self.members.get(report.instance)
+        if member is not None and not member.gone and member.spec.incarnation == report.incarnation:
+            self.reports[report.instance] = report
+            self.world.lines.sample(now, report, member.spec.kv_blocks)
+        self.world.tell(report)
+
+    def other(self, event: AnyEvent) -> None:
+        """What else the registry says: Suspected, Switched, Drained, Leads."""
+        if isinstance(event, (Switched, Drained)):
+            member = self.members.get(event.instance)
+            if member is None or member.spec.incarnation != event.incarnation:
+                return
+            if isinstance(event, Switched):
+                member.spec = msgspec.structs.replace(member.spec, role=event.role)
+            else:
+                member.spec = msgspec.structs.replace(member.spec, draining=event.draining)
+        self.world.tell(event)
+
+    def _census(self) -> None:
+        self.all_go_on = all(member.can(MADE) for member in self.members.values() if not member.gone)
+        self.reports = {name: report for name, report in self.reports.items() if not self.members[name].gone}
+
+    # ------------------------------------------------------------ what the router asks of them
+
+    def switch(self, action: Switch) -> None:
+        self.world.spawn(self._switching(self.members[action.instance], action.role))
+
+    async def _switching(self, member: Member, role: Role) -> None:
+        try:
+            await member.remote.switch(role)
+        except Broken:
+            if await member.remote.alive():  # it stays what it was
+                self.world.tell(Switched(member.name, member.spec.incarnation, member.spec.role))
+            else:
+                self.unreachable(member)
+
+    def stop(self, action: Stop) -> None:
+        self.world.spawn(self._stopping(self.members[action.instance]))
+
+    async def _stopping(self, member: Member) -> None:
+        try:
+            await member.remote.drain()
+        except Broken:
+            if await member.remote.alive():  # it stays, unless it has said that it drains
+                self.world.tell(Drained(member.name, member.spec.incarnation, member.spec.draining))
+            else:
+                self.unreachable(member)
+
+    def evict(self, action: Evict) -> None:
+        member = self.members[action.instance]
+        if member.spec.incarnation == action.incarnation:
+            self.unreachable(member)
+
+    def scale(self, action: Scale) -> None:
+        assert self._start is not None, "scaling without autoscale"
+        for _ in range(action.count):
+            self.world.spawn(self._start(action.role))
