@@ -5,16 +5,45 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ENGINES = (b"pdlab.real.engine.process", b"VLLM::", b"vllm serve", b"vllm_serve.py")  # in their command lines
+AWAKE = b"pdlab-keeps-a-core-awake"
+SPIN = """
+import os, sys
+parent, core = int(sys.argv[2]), int(sys.argv[3])
+os.sched_setaffinity(0, {core})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
 _libc = ctypes.CDLL(None)
 
 
+@contextmanager
+def awake() -> Iterator[None]:
+    """Every core computes meanwhile, at the lowest priority that there is, which takes nothing from anybody. Where cores are a virtual
+    machine's, those that sleep and wake are placed anew each time, two of them on one physical core for some seconds, and what engines then
+    cost each other is not what it is while they compute."""
+    command = [sys.executable, "-S", "-c", SPIN, AWAKE.decode(), str(os.getpid())]
+    spinning = [subprocess.Popen([*command, str(core)]) for core in sorted(os.sched_getaffinity(0))]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+        for process in spinning:
+            process.wait()
+
+
 def descendants(parent: int) -> list[int]:
-    """By process number, which is by age."""
+    """By process number, which is by age; without those that keep cores awake."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -22,7 +51,7 @@ def descendants(parent: int) -> list[int]:
     found = {parent}
     while more := {pid for pid, of in parents.items() if of in found} - found:
         found |= more
-    return sorted(found - {parent})
+    return sorted(pid for pid in found - {parent} if AWAKE not in _command(pid))
 
 
 def engines(pids: Sequence[int]) -> list[int]:

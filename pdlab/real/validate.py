@@ -5,7 +5,8 @@ has nothing to do with the workload; then each cluster is started, measured at e
 one more calibration at the end, since a shared machine is not equally fast at all times. Then each cluster is simulated with the pooled
 profile. Nothing is fitted to what was measured of the clusters.
 
-Engines are pinned to one core each, in the order of the file; the router and the client share what is left, or all where nothing is.
+Engines are pinned to one core each, in the order of the file; the router and the client share what is left, or where nothing is the core of
+the last. All cores are kept awake.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
         Experiment.parse({**plan, "name": f"{layout}-{name}"}, str(file))  # mistakes show before anything is started
     paths = {(layout, name): _write(directory / f"{layout}-{name}.yaml", plan) for (layout, name), plan in plans.items()}
     found: dict[str, list[tuple[str, Result]]] = {}
-    with (start or own_engines)(asked, list(paths.values()), say) as serving:
+    with processes.awake(), (start or own_engines)(asked, list(paths.values()), say) as serving:
         calibrations = [profile.with_stem(f"profile-{number + 1}") for number in range(asked.repeats + 1)]
 
         def calibrate(number: int) -> None:

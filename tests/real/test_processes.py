@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,19 @@ def test_what_engines_use_is_told_from_what_the_others_use(parent: int) -> None:
     engines_s, others_s = processes.cpu_s(parent)
     assert engines_s > 0.1
     assert others_s < engines_s
+
+
+def test_cores_are_kept_awake_by_what_counts_for_nobody() -> None:
+    def spinning() -> list[set[int]]:
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        own = [pid for pid in pids if processes._parent(pid) == os.getpid() and processes.AWAKE in processes._command(pid)]
+        return [os.sched_getaffinity(pid) for pid in own]
+
+    before = processes.descendants(os.getpid())
+    with processes.awake():
+        until = time.monotonic() + 60
+        while sorted(map(sorted, spinning())) != [[core] for core in sorted(os.sched_getaffinity(0))]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert processes.descendants(os.getpid()) == before
+    assert spinning() == []

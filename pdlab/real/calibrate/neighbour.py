@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from statistics import fmean
 
 from pdlab.cost.profile import Beside, Point
 from pdlab.real.calibrate.grid import Bounds
@@ -31,7 +32,7 @@ async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: floa
             async with _busy(other, point, bounds.max_tokens):
                 for own, p in steps.items():
                     more_s[f"{own}_beside_{load}_s"].append(await _seconds(one, p, besides_s) - alone_s[own])
-    return Beside(**{name: max(0.0, median(values)) for name, values in more_s.items()})
+    return Beside(**{name: max(0.0, fmean(values)) for name, values in more_s.items()})  # they come and go: the mean counts, not the usual
 
 
 async def _seconds(server: Server, point: Point, besides_s: float) -> float:

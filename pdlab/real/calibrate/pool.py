@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pdlab.cost.profile import Beside, Front, InstanceProfile, Measured, Overheads, Point
@@ -14,8 +14,8 @@ Part = TypeVar("Part", Overheads, Beside, Front)
 
 
 def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
-    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's. Raises UsageError where they are
-    not of the same instance."""
+    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's, and what neighbours cost is the
+    mean, since that comes and goes. Raises UsageError where they are not of the same instance."""
     first = profiles[0]
     for other in profiles[1:]:
         if (other.model, other.engine) != (first.model, first.engine):
@@ -27,15 +27,15 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
     steps = fit(points)
     judged = errors(steps, points)
     said = [line for profile in profiles for line in profile.warnings if not line.startswith("the fit is poor")]
-    overheads = _medians(Overheads, [profile.overheads for profile in profiles])
+    overheads = _each(Overheads, [profile.overheads for profile in profiles], statistics.median)
     moving = sorted((profile for profile in profiles if profile.transfer is not None), key=lambda profile: profile.overheads.handoff_s)
     middle = moving[len(moving) // 2] if moving else first  # its set-up and its bytes/s belong together
     return first.model_copy(
         update={
             "steps": steps,
             "overheads": overheads.model_copy(update={"handoff_s": middle.overheads.handoff_s}),
-            "beside": _medians(Beside, [profile.beside for profile in profiles]),
-            "front": _medians(Front, [profile.front for profile in profiles]),
+            "beside": _each(Beside, [profile.beside for profile in profiles], statistics.fmean),
+            "front": _each(Front, [profile.front for profile in profiles], statistics.median),
             "transfer": middle.transfer,
             "errors": judged,
             "warnings": tuple(dict.fromkeys([*said, *warnings(judged)])),
@@ -44,6 +44,6 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
     )
 
 
-def _medians(kind: type[Part], parts: Sequence[Part]) -> Part:
+def _each(kind: type[Part], parts: Sequence[Part], of: Callable[[list[float]], float]) -> Part:
     """Field by field."""
-    return kind(**{name: statistics.median(getattr(part, name) for part in parts) for name in kind.model_fields})
+    return kind(**{name: of([getattr(part, name) for part in parts]) for name in kind.model_fields})

@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +79,11 @@ class Steps:
 def of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None = None) -> InstanceProfile:
     """Measure an engine in this process, then its server's overheads and transfers of its KV, and what serves the cluster of the experiment
     `file`, where this machine has room for it. `say(what, share done)`. Raises UsageError."""
+    with processes.awake() if options.device == "cpu" else nullcontext():
+        return _of_engine(options, plan, say, file)
+
+
+def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None) -> InstanceProfile:
     if plan.clock not in CLOCKS:
         raise UsageError(f"--clock {plan.clock} is not one of {', '.join(CLOCKS)}")
     if plan.clock == "cpu" and (options.device != "cpu" or options.threads != 1):
