@@ -605,8 +605,9 @@ class Router:
                 self.starting += count
                 self._actions.append(Scale(count, want.role))
             return
+        staying = sum(x.state not in (InstanceState.GONE, InstanceState.DRAINING) for x in self.cluster.instances)
         leaving = [x for x in self.cluster.instances if x.ready and x.role is want.role][want.count :]
-        for instance in leaving[::-1][: max(0, size - least)]:
+        for instance in leaving[::-1][: max(0, staying - least)]:
             if self._role_survives(instance, None):
                 instance.state = InstanceState.DRAINING
                 self.cluster.refresh()

@@ -305,6 +305,9 @@ def test_scaling_keeps_to_its_bounds() -> None:
     assert r.handle(Tick(), 2.0) == [], "the fifth is on its way"
     r = router(Wish(Scale(-2, Role.DECODE)), autoscale=(3, 5))
     assert r.handle(Tick(), 1.0) == [Stop("d1")]
+    r = router(Wish(Scale(-1, Role.DECODE)), members=(*PD, ("d2", Role.DECODE)), autoscale=(4, 6))
+    assert r.handle(Tick(), 1.0) == [Stop("d2")]
+    assert r.handle(Tick(), 2.0) == [], "who drains is no longer one of the four"
     with pytest.raises(UsageError, match=r"asks for \+1 decode where cluster.autoscale is off"):
         router(Wish(Scale(1, Role.DECODE))).handle(Tick(), 1.0)
 

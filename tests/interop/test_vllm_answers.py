@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pdlab.real.cluster.http import HttpRemote
-from pdlab.real.cluster.remote import Broken, LegAsk, LegTokens, Prefilled, Unfit
+from pdlab.real.cluster.remote import Broken, LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.cluster.vllm import Vllm
 from pdlab.real.engine.messages import Sampling
 from pdlab.types import InstanceSpec, Report, Role, UsageError
@@ -48,13 +48,11 @@ def legs(pair: Pair, test: Callable[[HttpRemote, HttpRemote], Awaitable[None]]) 
 
 
 async def read(remote: HttpRemote, asked: LegAsk) -> tuple[list[int], str | None, list[float]]:
-    tokens, finish, logprobs = list[int](), None, list[float]()
-    async for news in remote.decode(asked):
-        assert isinstance(news, LegTokens) and finish is None
-        tokens += news.tokens
-        logprobs += news.logprobs or []
-        finish = news.finish
-    return tokens, finish, logprobs
+    heard: list[Any] = []
+    await remote.decode(asked, heard.append)
+    assert all(isinstance(news, LegTokens) for news in heard) and all(news.finish is None for news in heard[:-1])
+    tokens = [token for news in heard for token in news.tokens]
+    return tokens, heard[-1].finish, [logprob for news in heard for logprob in news.logprobs or []]
 
 
 async def both(p: HttpRemote, d: HttpRemote, tokens: list[int], **sampling: Any) -> tuple[Prefilled, list[int], str | None]:
@@ -130,9 +128,12 @@ def test_several_candidates_are_drawn_from_one_pull(pair: Pair) -> None:
         tokens = prompt(150, 4)
         first = await prefill.prefill(ask(tokens, "p"))
         found: dict[int, list[int]] = {0: [], 1: []}
-        async for news in decode.decode(ask(tokens, "d", first.raw_params, best_of=2, temperature=1.0, seed=7)):
+
+        def hear(news: LegNews) -> None:
             assert isinstance(news, LegTokens)
             found[news.candidate] += news.tokens
+
+        await decode.decode(ask(tokens, "d", first.raw_params, best_of=2, temperature=1.0, seed=7), hear)
         assert [len(made) for made in found.values()] == [8, 8] and found[0] != found[1]
 
     legs(pair, test)
@@ -168,12 +169,11 @@ def test_hanging_up_ends_the_leg_at_the_server_and_its_load_tells(pair: Pair) ->
         vllm = Vllm(pair[1].url)
         try:
             spec, _ = await vllm.probe("d", Role.DECODE)
-            stream = decode.decode(ask(prompt(300, 7), "d", max_tokens=3000))
-            await anext(stream)
+            leg = asyncio.create_task(decode.decode(ask(prompt(300, 7), "d", max_tokens=3000), lambda news: None))
             while (report := await vllm.report(spec, 0.0)).running != 1:
                 await asyncio.sleep(0.05)
             assert report.used_blocks >= 3 and report.free_blocks == spec.kv_blocks - report.used_blocks
-            await stream.aclose()
+            leg.cancel()
             while await vllm.report(spec, 0.0) != Report(
                 "d", spec.incarnation, 0.0, free_blocks=spec.kv_blocks, preempted=0, decode_step_s=vllm._decode_step_s
             ):
