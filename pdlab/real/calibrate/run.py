@@ -107,7 +107,8 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None) 
     front = Front()
     if plan.http and plan.beside and file is not None:
         say("cluster", 0.85)
-        router_s, front = _in_cluster(file, options, shape, bounds, overheads.request_s, plan)
+        direct_s = overheads.request_s + MeasuredCost(steps.fit).prefill_s([(1, 0)])
+        router_s, front = _in_cluster(file, options, shape, bounds, direct_s, plan)
         overheads = overheads.model_copy(update={"router_s": router_s})
     if plan.transport:
         say("transfers", 0.95)
