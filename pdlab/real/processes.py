@@ -28,11 +28,12 @@ _libc = ctypes.CDLL(None)
 
 @contextmanager
 def awake() -> Iterator[None]:
-    """Every core computes meanwhile, at the lowest priority that there is, which takes nothing from anybody. Where cores are a virtual
-    machine's, those that sleep and wake are placed anew each time, two of them on one physical core for some seconds, and what engines then
-    cost each other is not what it is while they compute."""
+    """Every core of a virtual machine computes meanwhile, at the lowest priority that there is. There, cores that sleep and wake are placed
+    anew each time, two of them on one physical core for some seconds, and what engines then cost each other is not what it is while they
+    compute. Elsewhere nothing is done: a core that is kept busy would slow its own sibling thread."""
     command = [sys.executable, "-S", "-c", SPIN, AWAKE.decode(), str(os.getpid())]
-    spinning = [subprocess.Popen([*command, str(core)]) for core in sorted(os.sched_getaffinity(0))]
+    cores = sorted(os.sched_getaffinity(0)) if wander() else []
+    spinning = [subprocess.Popen([*command, str(core)], start_new_session=True) for core in cores]  # Ctrl-C is not for them
     try:
         yield
     finally:
@@ -40,6 +41,14 @@ def awake() -> Iterator[None]:
             process.kill()
         for process in spinning:
             process.wait()
+
+
+def wander() -> bool:
+    """Are cores placed anew by a host that does not say where? So with a virtual machine that sees no sibling threads."""
+    with contextlib.suppress(OSError):
+        siblings = Path("/sys/devices/system/cpu/smt/active").read_text(encoding="utf-8").strip() == "1"
+        return not siblings and "hypervisor" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    return False
 
 
 def descendants(parent: int) -> list[int]:

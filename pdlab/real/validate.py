@@ -6,7 +6,7 @@ one more calibration at the end, since a shared machine is not equally fast at a
 profile. Nothing is fitted to what was measured of the clusters.
 
 Engines are pinned to one core each, in the order of the file; the router and the client share what is left, or where nothing is the core of
-the last. All cores are kept awake.
+the last. The cores of a virtual machine are kept awake.
 """
 
 from __future__ import annotations

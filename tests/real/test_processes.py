@@ -55,12 +55,16 @@ def test_what_engines_use_is_told_from_what_the_others_use(parent: int) -> None:
     assert others_s < engines_s
 
 
-def test_cores_are_kept_awake_by_what_counts_for_nobody() -> None:
+def test_cores_are_kept_awake_by_what_counts_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def spinning() -> list[set[int]]:
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
         own = [pid for pid in pids if processes._parent(pid) == os.getpid() and processes.AWAKE in processes._command(pid)]
         return [os.sched_getaffinity(pid) for pid in own]
 
+    monkeypatch.setattr(processes, "wander", lambda: False)
+    with processes.awake():
+        assert spinning() == []
+    monkeypatch.setattr(processes, "wander", lambda: True)
     before = processes.descendants(os.getpid())
     with processes.awake():
         until = time.monotonic() + 60
