@@ -92,20 +92,25 @@ class StepTimes(Part):
 
 class Overheads(Part):
     """Seconds besides engine steps: of a request (front end to engine, engine to client), that a router adds to it, that telling each token
-    adds to its step, and until a transfer's first byte flows."""
+    adds to its step, until a transfer's first byte flows, and of the first step with prompts of each size (tokens in all), for which an
+    engine's libraries make kernels."""
 
     request_s: float = Field(default=0.0, ge=0.0)
     router_s: float = Field(default=0.0, ge=0.0)
     token_s: float = Field(default=0.0, ge=0.0)
     handoff_s: float = Field(default=0.0, ge=0.0)
+    new_size_s: float = Field(default=0.0, ge=0.0)
 
 
 class Beside(Part):
     """Seconds that a step takes longer while another engine computes on the same machine: engines of one CPU share its memory, from which
-    every step reads all weights, however many tokens it has. A step with prompt tokens is a prefill."""
+    every step reads all weights, however many tokens it has; and what a prefill computes besides, for each of its tokens. A step with
+    prompt tokens is a prefill."""
 
     prefill_beside_prefill_s: float = Field(default=0.0, ge=0.0)
     prefill_beside_decode_s: float = Field(default=0.0, ge=0.0)
+    prefill_token_beside_prefill_s: float = Field(default=0.0, ge=0.0)
+    prefill_token_beside_decode_s: float = Field(default=0.0, ge=0.0)
     decode_beside_prefill_s: float = Field(default=0.0, ge=0.0)
     decode_beside_decode_s: float = Field(default=0.0, ge=0.0)
 
@@ -113,15 +118,19 @@ class Beside(Part):
     def matters(self) -> bool:
         return any(self.model_dump().values())
 
-    def added_s(self, prefill: bool, other_prefill: bool) -> float:
-        if prefill:
-            return self.prefill_beside_prefill_s if other_prefill else self.prefill_beside_decode_s
+    def added_s(self, prefill_tokens: int, other_prefill: bool) -> float:
+        """To a step with so many tokens where some are of prompts, or 0: to a decode."""
+        if prefill_tokens:
+            if other_prefill:
+                return self.prefill_beside_prefill_s + prefill_tokens * self.prefill_token_beside_prefill_s
+            return self.prefill_beside_decode_s + prefill_tokens * self.prefill_token_beside_decode_s
         return self.decode_beside_prefill_s if other_prefill else self.decode_beside_decode_s
 
 
 class Front(Part):
-    """CPU seconds of what serves an engine (HTTP, router, client): of a request, of each step whose tokens are told, of each of these
-    tokens. They pass beside the engine where the machine has a core to spare, else on a core that an engine computes on."""
+    """What serves an engine (HTTP, router, client) computes: seconds of a request, of each step whose tokens are told, of each of these
+    tokens. They pass beside the engine where the machine has a core to spare; else on a core that an engine computes on, whose steps take
+    so much longer: with the time that it takes to find caches filled by somebody else."""
 
     request_s: float = Field(default=0.0, ge=0.0)
     step_s: float = Field(default=0.0, ge=0.0)
@@ -179,6 +188,10 @@ class Measured(Part):
         ordered = sorted(self.seconds)
         half = len(ordered) // 2
         return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+    @property
+    def mean_s(self) -> float:
+        return sum(self.seconds) / len(self.seconds)
 
 
 class FitError(Part):

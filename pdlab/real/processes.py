@@ -30,10 +30,12 @@ _libc = ctypes.CDLL(None)
 def awake() -> Iterator[None]:
     """Every core of a virtual machine computes meanwhile, at the lowest priority that there is. There, cores that sleep and wake are placed
     anew each time, two of them on one physical core for some seconds, and what engines then cost each other is not what it is while they
-    compute. Elsewhere nothing is done: a core that is kept busy would slow its own sibling thread."""
+    compute. Elsewhere nothing is done: a core that is kept busy would slow its own sibling thread.
+
+    Whoever computes must be in this process's session: between sessions Linux shares a core evenly (autogroup)."""
     command = [sys.executable, "-S", "-c", SPIN, AWAKE.decode(), str(os.getpid())]
     cores = sorted(os.sched_getaffinity(0)) if wander() else []
-    spinning = [subprocess.Popen([*command, str(core)], start_new_session=True) for core in cores]  # Ctrl-C is not for them
+    spinning = [subprocess.Popen([*command, str(core)], process_group=0) for core in cores]  # Ctrl-C is not for them
     try:
         yield
     finally:
@@ -80,9 +82,15 @@ def pin(parent: int, threads: int = 1) -> set[int]:
     for number, pid in enumerate(own):
         run_on(pid, set(cores[number * threads :][:threads]))
     rest = set(cores[len(own) * threads :] or cores[-threads:])
-    for pid in [parent, *(pid for pid in below if pid not in own)]:
-        run_on(pid, rest)
+    serve_on(parent, rest)
     return rest
+
+
+def serve_on(parent: int, cores: set[int]) -> None:
+    """`parent` and all below it that is no engine."""
+    below = descendants(parent)
+    for pid in {parent, *below} - set(engines(below)):
+        run_on(pid, cores)
 
 
 def run_on(pid: int, cores: set[int]) -> None:

@@ -43,7 +43,8 @@ Say = Callable[[str], None]
 
 
 class TwoWorlds(Spec):
-    """`experiment` is as in any experiment file, but for `policy` and `workload.rate`; `layouts` replace its `cluster.instances`."""
+    """`experiment` is as in any experiment file, but for `policy` and `workload.rate`; `layouts` replace its `cluster.instances`.
+    `max_model_len` bounds a request's tokens, which spares calibrating contexts that do not come; 0: the model's own."""
 
     name: str = "two_worlds"
     experiment: dict[str, Any]
@@ -52,6 +53,7 @@ class TwoWorlds(Spec):
     rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
     repeats: Annotated[int, Field(ge=1)] = 2
     load_format: str = ""
+    max_model_len: Annotated[int, Field(ge=0)] = 0
     calibrate_s: Annotated[float, Field(ge=1)] = 60.0
     clock: str = "wall"
 
@@ -195,4 +197,6 @@ class _Own:
 
     def _options(self, threads: int) -> list[str]:
         named = ["--load-format", self.asked.load_format] if self.asked.load_format else []
+        if self.asked.max_model_len:
+            named += ["--max-model-len", str(self.asked.max_model_len)]
         return [*named, "--threads", str(threads)]

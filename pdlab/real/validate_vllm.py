@@ -102,7 +102,7 @@ class _Pair:
             log = stack.enter_context((self.folder / f"{plan.stem}.log").open("ab"))
 
             def start(*command: str) -> None:
-                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+                process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
                 stack.callback(_end, process, signal.SIGTERM)
 
             start("redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder))
@@ -148,14 +148,14 @@ def _environment(python: Path) -> dict[str, str]:
 
 
 class _Server:
-    """All its processes on `cores`, in a session of their own."""
+    """All its processes on `cores`, in a process group of their own."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path, cores: set[int]) -> None:
         port = free_port()
         self.url, self.log = f"http://127.0.0.1:{port}", log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [*command, "--port", str(port)], stdout=file, stderr=file, env=os.environ | environment, start_new_session=True
+                [*command, "--port", str(port)], stdout=file, stderr=file, env=os.environ | environment, process_group=0
             )
         self.cores = cores
         os.sched_setaffinity(self.process.pid, cores)

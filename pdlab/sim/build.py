@@ -157,10 +157,10 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
             max_seqs=engine.max_seqs,
             watermark=engine.watermark,
         )
-        host = hosts.get(plan.placement.host)
+        host, new_size_s = hosts.get(plan.placement.host), plan.overheads.new_size_s
         if host is None or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
-            return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon)
-        one = SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=1, host=host)
+            return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon, new_size_s=new_size_s)
+        one = SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=1, host=host, new_size_s=new_size_s)
         host.add(one)
         return one
 

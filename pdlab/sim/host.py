@@ -27,12 +27,12 @@ class Host:
             self.last = instance.name
         self.instances[instance.name] = instance
 
-    def longer_s(self, instance: SimInstance, prefill: bool) -> float:
-        """How much longer the step takes that `instance` begins now."""
+    def longer_s(self, instance: SimInstance, prefill_tokens: int) -> float:
+        """How much longer the step takes that `instance` begins now, of so many tokens where some are of prompts, or 0: a decode."""
         added_s = 0.0
         for other in self.instances.values():
             if other is not instance and other.batch is not None:
-                added_s += self.beside.added_s(prefill, bool(other.batch.chunks))
+                added_s += self.beside.added_s(prefill_tokens, bool(other.batch.chunks))
         if instance.name == self.last and self._owed[0] == instance.env.now:
             added_s += self._owed[1]
         return added_s

@@ -77,8 +77,11 @@ class SimInstance:
         *,
         horizon: int = 1 << 30,
         host: Host | None = None,
+        new_size_s: float = 0.0,
     ) -> None:
         self.index = -1
+        self.new_size_s = new_size_s  # that the first step with prompts of each size takes longer
+        self.sizes: set[int] = set()  # tokens of such steps so far
         self.host = host  # whose other instances slow this one; the horizon is 1 then
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
         self.env, self.owner, self.spec, self.scheduler, self.cost, self.gaps = env, owner, spec, scheduler, cost, gaps
@@ -131,8 +134,13 @@ class SimInstance:
         if batch.chunks:
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
             step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
-            if self.host is not None:
-                step_s += self.host.longer_s(self, prefill=True)
+            if self.new_size_s or self.host is not None:
+                size = n + sum([tokens for tokens, _ in chunks])
+                if size not in self.sizes:
+                    self.sizes.add(size)
+                    step_s += self.new_size_s
+                if self.host is not None:
+                    step_s += self.host.longer_s(self, size)
             seconds = step_s
             self.k = 1
             self.step_s, self.slope_s = step_s, 0.0
@@ -147,7 +155,7 @@ class SimInstance:
             step_s = base_s + per_token_s * context
             slope_s = per_token_s * n
             if self.host is not None:
-                step_s += self.host.longer_s(self, prefill=False)
+                step_s += self.host.longer_s(self, 0)
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
             self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:

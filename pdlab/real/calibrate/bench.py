@@ -12,7 +12,8 @@ import queue
 import random
 import time
 from collections.abc import Callable
-from itertools import count, pairwise
+from itertools import count
+from statistics import median
 from typing import cast
 
 import msgspec
@@ -53,6 +54,7 @@ class Bench:
         self.exchange = Exchange(self.engine)
         self.random = random.Random(seed)
         self.numbers = count(1)
+        self.first_longer_s: dict[int, float] = {}  # by tokens of a step with prompts, how much the first took longer than the second
         self.sampling = Sampling(max_tokens=WARM + PASSES + 8, ignore_eos=True, temperature=temperature)
         kv = self.engine.runner.kv
         for layer in kv:  # touched, and not all the same page of zeros
@@ -64,14 +66,27 @@ class Bench:
         return Bounds(scheduler.max_batch_tokens, scheduler.max_seqs, self.engine.max_tokens, scheduler.most_tokens)
 
     def seconds(self, point: Point) -> float:
-        """One repeat of a point."""
+        """One repeat of a point, of a size that was run before."""
+        size = point.tokens * point.prompts + point.batch
+        if point.tokens and size not in self.first_longer_s:
+            first_s, second_s = self._once(point), self._once(point)
+            self.first_longer_s[size] = first_s - second_s
+            return second_s
+        return self._once(point)
+
+    @property
+    def new_size_s(self) -> float:
+        """How much longer the first step of a size takes than those that follow, by those that were seen."""
+        return max(0.0, median(self.first_longer_s.values() or [0.0]))
+
+    def _once(self, point: Point) -> float:
         try:
             return self._decode(point) if not point.tokens else self._chunks(point)
         finally:
             self._clear()
 
     def _decode(self, point: Point) -> float:
-        """The median of a few steps, the middle one of which has the point's context."""
+        """The mean of a few steps, the middle one of which has the point's context."""
         self._run(point.batch, point.context - WARM - PASSES // 2)
         stamps: list[float] = []
 
@@ -82,8 +97,7 @@ class Bench:
 
         while len(stamps) < WARM + PASSES:
             self.engine.step(time.monotonic(), emit, lambda: len(stamps) >= WARM + PASSES - 1)
-        steps = sorted(after - before for before, after in pairwise(stamps[WARM - 1 :]))
-        return steps[len(steps) // 2]
+        return (stamps[-1] - stamps[WARM - 1]) / PASSES
 
     def _chunks(self, point: Point) -> float:
         """A step of the point's prompts, which all end in it, beside its decodes."""

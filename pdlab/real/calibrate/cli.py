@@ -114,10 +114,12 @@ def show(profile: InstanceProfile, console: Console) -> None:
     console.print(f"besides: {over.request_s * 1e3:.2f} ms a request{routed}, {over.token_s * 1e6:.0f} us a token")
     if (beside := profile.beside).matters:
         console.print(
-            f"beside another engine's prefill and decode, a prefill takes {beside.prefill_beside_prefill_s * 1e3:.1f} and "
-            f"{beside.prefill_beside_decode_s * 1e3:.1f} ms longer, a decode {beside.decode_beside_prefill_s * 1e3:.1f} and "
-            f"{beside.decode_beside_decode_s * 1e3:.1f}"
+            f"beside another engine's prefill and decode, a prefill of 100 tokens takes {beside.added_s(100, True) * 1e3:.1f} and "
+            f"{beside.added_s(100, False) * 1e3:.1f} ms longer, a decode {beside.added_s(0, True) * 1e3:.1f} and "
+            f"{beside.added_s(0, False) * 1e3:.1f}"
         )
+    if over.new_size_s:
+        console.print(f"the first step of a size takes {over.new_size_s * 1e3:.1f} ms longer")
     if (front := profile.front).matters:
         console.print(
             f"what serves it computes {front.request_s * 1e3:.1f} ms a request, {front.step_s * 1e6:.0f} us a step and "

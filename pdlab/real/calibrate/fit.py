@@ -15,6 +15,7 @@ from pdlab.cost.table import DecodeGrid, PrefillGrid
 
 POOR_MEAN, POOR_WORST = 0.05, 0.15
 KINDS = ("prefill", "cached", "prompts", "decode", "mixed")
+GROUPS = {"prefill": "prefill", "cached": "prefill", "prompts": "prefill", "decode": "decode", "mixed": "mixed"}
 LEAST_S = 1e-7
 
 
@@ -31,8 +32,13 @@ def monotone(values: Sequence[float]) -> list[float]:
 
 
 def fit(measured: Iterable[Measured]) -> StepTimes:
-    """Of the points that are not held out. Without mixed points these are taken to share what a decode of one costs anyway."""
-    times = {m.point: m.median_s for m in measured if not m.point.held_out}
+    """Of the points that are not held out. Without mixed points these are taken to share what a decode of one costs anyway.
+
+    A machine has bad moments, and means of latencies have them in them. A point's few repeats tell its usual time; how much longer the mean
+    is, all repeats of its kind tell together."""
+    measured = list(measured)
+    longer = _longer(measured)
+    times = {m.point: m.median_s * longer[GROUPS[m.point.kind]] for m in measured if not m.point.held_out}
     prefill, decode = _prefill(times), _decode(times)
     bare = StepTimes(prefill=prefill, decode=decode, added=_shared(decode))
     prompts = {p: s for p, s in times.items() if p.kind == "prompts"}
@@ -42,6 +48,16 @@ def fit(measured: Iterable[Measured]) -> StepTimes:
     if not mixed:
         return bare.model_copy(update={"additive": True})
     return bare.model_copy(update={"added": _added(mixed, MeasuredCost(bare))})
+
+
+def _longer(measured: Iterable[Measured]) -> dict[str, float]:
+    """By kind of step, the mean time over the usual one."""
+    sums: dict[str, list[float]] = {}
+    for m in measured:
+        of = sums.setdefault(GROUPS[m.point.kind], [0.0, 0.0])
+        of[0] += m.mean_s
+        of[1] += m.median_s
+    return {group: mean_s / usual_s for group, (mean_s, usual_s) in sums.items()}
 
 
 def predicted(steps: StepTimes, points: Iterable[Point]) -> list[float]:
@@ -54,9 +70,12 @@ def errors(steps: StepTimes, measured: Iterable[Measured]) -> tuple[FitError, ..
     """On the held-out points, by kind."""
     found: dict[str, list[float]] = {}
     cost = MeasuredCost(steps)
+    measured = list(measured)
+    longer = _longer(measured)
     for m in measured:
         if m.point.held_out:
-            found.setdefault(m.point.kind, []).append(abs(_predicted(cost, m.point) / m.median_s - 1.0))
+            usual_s = _predicted(cost, m.point) / longer[GROUPS[m.point.kind]]
+            found.setdefault(m.point.kind, []).append(abs(usual_s / m.median_s - 1.0))
     return tuple(
         FitError(kind=kind, points=len(found[kind]), mean=float(np.mean(found[kind])), worst=max(found[kind]))
         for kind in KINDS

@@ -7,14 +7,21 @@ from dataclasses import dataclass, replace
 
 from pdlab.cost.profile import Point
 
-TOKENS = (1, 2, 4, 8, 9, 16, 24, 32, 33, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-TOKENS_AFTER = (1, 16, 64, 256, 512)  # that a chunk after cached tokens is measured with: attention to those is linear in both
+TOKENS = (1, 2, 4, 8, 9, 16, 24, 32, 33, 48, 64, 96, 128, 192, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+TOKENS_AFTER = (1, 16, 32, 64, 128, 256, 512)  # that a chunk after cached tokens is measured with: attention to those is linear in both
 BATCHES = (1, 2, 3, 4, 6, 8, 9, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 CONTEXTS = (16, 128, 512, 1024, 2048, 4096, 8192, 16384)
 MIXED_TOKENS = (1, 16, 64, 256, 1024, 4096)
 MIXED_BATCHES = (1, 4, 8, 16, 32, 64, 128, 256)
-HELD_OUT_TOKENS = (6, 20, 48, 96, 200, 384, 640, 900, 1300)
-HELD_OUT_AFTER = ((40, 0.3), (150, 0.2), (150, 0.7), (400, 0.5))  # tokens, and the share of the longest context before them
+HELD_OUT_TOKENS = (6, 20, 40, 80, 110, 150, 220, 384, 640, 900, 1300)
+HELD_OUT_AFTER = (
+    (28, 0.1),
+    (80, 0.05),
+    (40, 0.3),
+    (150, 0.2),
+    (150, 0.7),
+    (400, 0.5),
+)  # tokens, and the share of the longest context before them
 HELD_OUT_PROMPTS = ((20, 3), (60, 4), (130, 2), (200, 3))
 HELD_OUT_DECODES = ((1, 300), (2, 700), (5, 90), (7, 400), (10, 200), (14, 60), (20, 300), (40, 100), (56, 200), (100, 60))
 HELD_OUT_MIXED = ((40, 2, 100), (30, 6, 300), (100, 3, 250), (150, 10, 120), (300, 5, 60), (200, 24, 100), (500, 12, 200))
@@ -47,7 +54,13 @@ def knots(bounds: Bounds) -> list[Point]:
     tokens = _upto(TOKENS, min(bounds.step_tokens, longest))
     contexts = _contexts(bounds)
     found = [Point(tokens=n) for n in tokens]
-    after = sorted({*contexts[1:-1], longest - TOKENS_AFTER[-1] if longest > 2 * TOKENS_AFTER[-1] else longest // 2})
+    after = sorted(
+        {
+            *(c for c in CONTEXTS[1:2] if c < longest - TOKENS_AFTER[0]),
+            *contexts[1:-1],
+            longest - TOKENS_AFTER[-1] if longest > 2 * TOKENS_AFTER[-1] else longest // 2,
+        }
+    )
     found += [Point(tokens=n, cached=c) for n in TOKENS_AFTER for c in after]
     found += [Point(batch=b, context=c) for b in _upto(BATCHES, bounds.seqs) for c in contexts]
     found += [Point(tokens=n, prompts=k) for n, k in ((16, 2), (64, 2), (64, 4), (256, 2))]

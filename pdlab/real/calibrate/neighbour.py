@@ -16,27 +16,36 @@ from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
 from pdlab.real.calibrate.stream import Server
 from pdlab.types import UsageError
 
-REPEATS, PROMPTS = 5, 5  # of each kind of steps beside each other; of prompts each time, since one is heard of once
-TOKENS = 64  # of a prompt: few, since what a neighbour costs is the same for a longer one, and would be lost in its time
+REPEATS, PROMPTS, LONG_PROMPTS = 4, 5, 3  # of each kind of steps beside each other; of prompts each time, since one is heard of once
+TOKENS, LONG_TOKENS = 48, 192  # of a prompt: a neighbour costs it something anyway, and something for each token
 
 
 async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = REPEATS) -> Beside:
     """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other."""
     longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
-    tokens, context = min(TOKENS, bounds.step_tokens, longest), min(128, longest // 2)
-    steps = {"prefill": Point(tokens=tokens), "decode": Point(batch=min(4, bounds.seqs), context=context)}
-    more_s: dict[str, list[float]] = {f"{own}_beside_{load}_s": [] for own in steps for load in steps}
+    few, many = (min(tokens, bounds.step_tokens, longest) for tokens in (TOKENS, LONG_TOKENS))
+    decode = Point(batch=min(4, bounds.seqs), context=min(128, longest // 2))
+    loads = {"prefill": Point(tokens=few), "decode": decode}
+    steps = [Point(tokens=few), Point(tokens=many), decode]
+    found: dict[str, float] = {}
+    more_s: dict[str, list[list[float]]] = {load: [] for load in loads}
     for _ in range(repeats):
-        for load, point in steps.items():
-            alone_s = {own: await _seconds(one, p, besides_s) for own, p in steps.items()}
+        for load, point in loads.items():
+            alone_s = [await _seconds(one, p, besides_s) for p in steps]
             async with _busy(other, point, bounds.max_tokens):
-                for own, p in steps.items():
-                    more_s[f"{own}_beside_{load}_s"].append(await _seconds(one, p, besides_s) - alone_s[own])
-    return Beside(**{name: max(0.0, fmean(values)) for name, values in more_s.items()})  # they come and go: the mean counts, not the usual
+                more_s[load].append([await _seconds(one, p, besides_s) - alone for p, alone in zip(steps, alone_s, strict=True)])
+    for load, rows in more_s.items():
+        few_s, many_s, decode_s = map(fmean, zip(*rows, strict=True))  # they come and go: the mean counts, not the usual
+        token_s = max(0.0, (many_s - few_s) / (many - few)) if many > few else 0.0
+        found[f"prefill_token_beside_{load}_s"] = token_s
+        found[f"prefill_beside_{load}_s"] = max(0.0, few_s - few * token_s)
+        found[f"decode_beside_{load}_s"] = max(0.0, decode_s)
+    return Beside(**found)
 
 
 async def _seconds(server: Server, point: Point, besides_s: float) -> float:
-    return median([await seconds(server, point, besides_s) for _ in range(1 if point.batch else PROMPTS)])
+    repeats = 1 if point.batch else LONG_PROMPTS if point.tokens > TOKENS else PROMPTS
+    return median([await seconds(server, point, besides_s) for _ in range(repeats)])
 
 
 @asynccontextmanager

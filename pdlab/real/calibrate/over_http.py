@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -60,10 +60,10 @@ async def _together(server: Server, point: Point) -> float:
     length = max(1, point.context - OUTPUT_TOKENS)
     output = 2 * OUTPUT_TOKENS
     heard = await asyncio.gather(*(server.ask(server.prompt(length), output) for _ in range(point.batch)))
-    return _gap_s(heard)
+    return gap_s(heard)
 
 
-def _gap_s(heard: list[Heard]) -> float:
+def gap_s(heard: Sequence[Heard]) -> float:
     """Between the last one's first token and the first one's last, a mean each, since several tokens may come at once; where they are
     hardly all there, of all that there is."""
     begin_s, end_s = max(h.tokens_s[0] for h in heard), min(h.tokens_s[-1] for h in heard)

@@ -14,8 +14,8 @@ Part = TypeVar("Part", Overheads, Beside, Front)
 
 
 def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
-    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's, and what neighbours cost is the
-    mean, since that comes and goes. Raises UsageError where they are not of the same instance."""
+    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's, and what neighbours and the front
+    end cost is the mean, since that comes and goes. Raises UsageError where they are not of the same instance."""
     first = profiles[0]
     for other in profiles[1:]:
         if (other.model, other.engine) != (first.model, first.engine):
@@ -35,7 +35,7 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
             "steps": steps,
             "overheads": overheads.model_copy(update={"handoff_s": middle.overheads.handoff_s}),
             "beside": _each(Beside, [profile.beside for profile in profiles], statistics.fmean),
-            "front": _each(Front, [profile.front for profile in profiles], statistics.median),
+            "front": _each(Front, [profile.front for profile in profiles], statistics.fmean),
             "transfer": middle.transfer,
             "errors": judged,
             "warnings": tuple(dict.fromkeys([*said, *warnings(judged)])),

@@ -36,7 +36,7 @@ from pdlab.real import processes
 from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.fit import errors, fit, warnings
-from pdlab.real.calibrate.front import through
+from pdlab.real.calibrate.front import crowding, through
 from pdlab.real.calibrate.machine import this_machine
 from pdlab.real.calibrate.neighbour import neighbours
 from pdlab.real.calibrate.stream import Server, connect, model_of
@@ -74,6 +74,7 @@ class Steps:
     measured: list[Measured]
     fit: StepTimes
     warnings: list[str]
+    new_size_s: float = 0.0
 
 
 def of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None = None) -> InstanceProfile:
@@ -100,15 +101,17 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None) 
     device = loaded.device
     del bench, loaded
     gc.collect()
-    overheads, beside, moved, warned = Overheads(), Beside(), None, list(steps.warnings)
+    overheads, beside, crowded, moved, warned = Overheads(), Beside(), 1.0, None, list(steps.warnings)
     if plan.http:
         say("HTTP", 0.7)
-        overheads, beside = asyncio.run(_served(options, shape, bounds, MeasuredCost(steps.fit), plan))
+        overheads, beside, crowded = asyncio.run(_served(options, shape, bounds, MeasuredCost(steps.fit), plan))
+    overheads = overheads.model_copy(update={"new_size_s": steps.new_size_s})
     front = Front()
     if plan.http and plan.beside and file is not None:
         say("cluster", 0.85)
         direct_s = overheads.request_s + MeasuredCost(steps.fit).prefill_s([(1, 0)])
         router_s, front = _in_cluster(file, options, shape, bounds, direct_s, plan)
+        front = Front(**{name: crowded * seconds for name, seconds in front.model_dump().items()})
         overheads = overheads.model_copy(update={"router_s": router_s})
     if plan.transport:
         say("transfers", 0.95)
@@ -245,7 +248,7 @@ def _steps(bench: Bench, bounds: grid.Bounds, plan: Plan, progress: Callable[[fl
     warned += warnings(errors(made, timed))
     if moved := rounds.drift(before, some()):
         warned.append(moved)
-    return Steps(timed, made, warned)
+    return Steps(timed, made, warned, bench.new_size_s)
 
 
 def _room_beside(options: EngineOptions) -> bool:
@@ -263,8 +266,9 @@ def _check(bounds: grid.Bounds) -> None:
 
 async def _served(
     options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan
-) -> tuple[Overheads, Beside]:
-    """What a server adds, and what two of them on this machine cost each other."""
+) -> tuple[Overheads, Beside, float]:
+    """What a server adds, what two of them on this machine cost each other, and what one second of a front end on an engine's core costs
+    the engine."""
     arguments = serve_arguments(options)
 
     async def at(url: str, seed: int) -> Server:
@@ -274,11 +278,20 @@ async def _served(
         server = await at(url, plan.seed)
         overheads = await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
         if not (plan.beside and _room_beside(options)):
-            return overheads, Beside()
+            return overheads, Beside(), 1.0
+        everywhere = sorted(os.sched_getaffinity(0))
+        own, elsewhere = set(everywhere[: options.threads]), set(everywhere[options.threads :])
+        with _served_beside(options.threads):
+            crowded = await crowding(
+                server,
+                bounds,
+                lambda: processes.cpu_s(os.getpid())[1],
+                lambda on: processes.serve_on(os.getpid(), own if on else elsewhere),
+            )
         async with over_http.served(arguments) as other_url:
             other = await at(other_url, plan.seed + 1)
             with _served_beside(options.threads):
-                return overheads, await neighbours(server, other, bounds, overheads.request_s)
+                return overheads, await neighbours(server, other, bounds, overheads.request_s), crowded
 
 
 @contextmanager

@@ -72,7 +72,7 @@ class Children:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 env=self.environment,
-                start_new_session=True,  # Ctrl-C is for the parent, which drains first
+                process_group=0,  # Ctrl-C is for the parent, which drains first
             )
         answering = asyncio.create_task(answer(self.store, ours))
         try:

@@ -88,7 +88,9 @@ def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
         options.watermark,
     )
     scheduler = Recorded(setup, decisions)
-    runner = Runner(model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens, shared=bool(options.kv_name))
+    runner = Runner(
+        model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens, shared=bool(options.kv_name), step_tokens=setup.max_batch_tokens
+    )
     engine = Engine(
         runner, scheduler, eos_ids=frozenset(options.eos_ids), max_tokens=min(context, scheduler.most_tokens), seed=options.seed
     )

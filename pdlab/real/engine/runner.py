@@ -13,8 +13,11 @@ from torch import Tensor
 
 from pdlab.real.engine.fast import FastStep
 from pdlab.real.engine.model import Inputs, Model
-from pdlab.real.engine.pages import use_huge_pages
+from pdlab.real.pages import keep_memory, use_huge_pages
 from pdlab.real.transfer.shared import shared_kv
+
+ROOM = 4  # times what a step's results take at once, since what else is kept lies between them
+MOST_ROOM_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,11 @@ class Piece:
 
 class Runner:
     """A model and its paged KV memory: `kv` [layers, 2, blocks, kv_heads, block_tokens, head_dim]; `shared` with other processes of this
-    host, where it is a CPU's."""
+    host, where it is a CPU's. `step_tokens`: at most so many in a step, for whose results room is kept."""
 
-    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int, shared: bool = False) -> None:
+    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int, shared: bool = False, step_tokens: int = 0) -> None:
         c = model.config
+        self.step_tokens = step_tokens
         self.model = model
         self.block_tokens = block_tokens
         shape = (c.layers, 2, kv_blocks, c.kv_heads, block_tokens, c.head_dim)
@@ -47,6 +51,11 @@ class Runner:
     def warm_up(self) -> None:
         """Run a pass of each kind, so that kernels are compiled, and memory is touched and well placed, before anybody waits. Block 0 is
         written to."""
+        if self.kv.device.type == "cpu":
+            keep_memory()
+            c = self.model.config
+            of_a_step = self.step_tokens * (3 * c.ffn + 6 * c.hidden) * self.model.dtype.itemsize
+            torch.ones(min(ROOM * of_a_step, MOST_ROOM_BYTES), dtype=torch.uint8)  # freed, and kept
         for tokens in (min(2 * self.block_tokens, self.block_tokens * self.kv.shape[2]), 1):
             self.run([Piece([0] * tokens, 0, list(range(-(-tokens // self.block_tokens))), True)])
         if self.kv.device.type == "cpu":

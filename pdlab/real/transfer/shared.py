@@ -4,8 +4,8 @@ last holder, so kill -9 leaves nothing in /dev/shm. It is sealed, so nobody can 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
-import mmap
 import os
 import stat
 import threading
@@ -13,9 +13,10 @@ import weakref
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from pdlab.real.pages import map_shared
 
 SEGMENT = "pdlab_segment"  # the attribute by which a tensor of `shared_kv` carries its Segment; views of it do not
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -32,19 +33,15 @@ class Segment:
             os.posix_fallocate(fd, 0, bytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # what peers get: they cannot map it for writing
-            self.memory = mmap.mmap(fd, bytes)
+            self.memory = map_shared(fd, bytes, writable=True)
         finally:
             os.close(fd)
-        self.address = _address(self.memory)
+        self.address = ctypes.addressof(self.memory)
         self.close = weakref.finalize(self, _close, self.fd)
 
 
 def _close(fd: int) -> None:
     os.close(fd)
-
-
-def _address(memory: mmap.mmap) -> int:
-    return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
 def shared_kv(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -65,13 +62,13 @@ class Mapping:
                 raise ValueError(f"the peer's shared memory has {found.st_size} bytes, not {bytes}")
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK == 0:
                 raise ValueError("the peer's shared memory could shrink while it is read")
-            self.memory = mmap.mmap(fd, bytes, prot=mmap.PROT_READ)
+            self.memory = map_shared(fd, bytes, writable=False)
         except OSError as error:
             raise ValueError(f"the peer's shared memory cannot be mapped: {error}") from error
         finally:
             os.close(fd)
         self.bytes = bytes
-        self.address = _address(self.memory)
+        self.address = ctypes.addressof(self.memory)
 
 
 class Mappings:

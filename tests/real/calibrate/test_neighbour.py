@@ -42,21 +42,20 @@ class Machine(Server):
                 await self.step("decode")
             else:
                 async with self.prefilling:
-                    await self.step("prefill")
+                    await self.step("prefill", len(prompt))
                     self.cached.add(tuple(prompt))
             tokens_s.append(self.loop.time())
         return Heard(sent_s, tuple(tokens_s))
 
-    async def step(self, phase: str) -> None:
+    async def step(self, phase: str, tokens: int = 0) -> None:
         self.phases.append(phase)
         try:
-            await asyncio.sleep(self.step_s(phase))
+            await asyncio.sleep(self.step_s(phase, tokens))
         finally:
             self.phases.remove(phase)
 
-    def step_s(self, phase: str) -> float:
-        other = [f"{phase}_beside_{its}_s" for its in set(self.neighbour.phases)]
-        slower_s = max((float(getattr(self.beside, name)) for name in other), default=0.0)
+    def step_s(self, phase: str, tokens: int) -> float:
+        slower_s = max((self.beside.added_s(tokens, its == "prefill") for its in self.neighbour.phases), default=0.0)
         return (PREFILL_S if phase == "prefill" else DECODE_S) + slower_s
 
 
@@ -76,6 +75,7 @@ def measured(beside: Beside) -> Beside:
     [
         Beside(),
         Beside(prefill_beside_prefill_s=0.02, prefill_beside_decode_s=0.016, decode_beside_prefill_s=0.012, decode_beside_decode_s=0.005),
+        Beside(prefill_beside_prefill_s=0.01, prefill_token_beside_prefill_s=0.0001, prefill_token_beside_decode_s=0.0002),
     ],
 )
 def test_what_a_neighbour_costs_is_what_its_steps_add(beside: Beside) -> None:

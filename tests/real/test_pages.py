@@ -12,7 +12,7 @@ PLAYED = """
 import hashlib, re
 from pathlib import Path
 import torch
-from pdlab.real.engine.pages import use_huge_pages
+from pdlab.real.pages import use_huge_pages
 
 def huge():
     return sum(int(kib) for kib in re.findall(r"AnonHugePages:\\s+(\\d+)", Path("/proc/self/smaps").read_text()))
