@@ -1,9 +1,9 @@
 """`pdlab validate`: the same experiments simulated and served on this machine, and whether the figures agree.
 
 The file names a base experiment, and the layouts, policies and rates that are tried with it. An engine is calibrated alone, with work that
-has nothing to do with the workload; then each cluster is started, measured at each rate, and stopped. That is done `repeats` times, with
-one more calibration at the end, since a shared machine is not equally fast at all times. Then each cluster is simulated with the pooled
-profile. Nothing is fitted to what was measured of the clusters.
+has nothing to do with the workload; then each cluster is started, warmed up, measured at each rate, and stopped. That is done `repeats`
+times, in another order, with one more calibration at the end, since a shared machine is not equally fast at all times. Then each cluster is
+simulated with the pooled profile. Nothing is fitted to what was measured of the clusters.
 
 Engines are pinned to one core each, in the order of the file; the router and the client share what is left, or where nothing is the core of
 the last. The cores of a virtual machine are kept awake.
@@ -11,6 +11,7 @@ the last. The cores of a virtual machine are kept awake.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -34,12 +35,16 @@ from pdlab.read_yaml import read_yaml
 from pdlab.real import processes
 from pdlab.real.bench.run import Target, measure
 from pdlab.real.calibrate.pool import pooled
+from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.local_cluster import local_cluster
 from pdlab.result import Result
 from pdlab.spec import Experiment, Spec
 from pdlab.types import UsageError
 
 Say = Callable[[str], None]
+Turned = TypeVar("Turned")
+WARM_TOKENS = 32  # of a prompt, and of its answer
+WARM_VOCAB = 100  # every model has so many
 
 
 class TwoWorlds(Spec):
@@ -55,6 +60,7 @@ class TwoWorlds(Spec):
     load_format: str = ""
     max_model_len: Annotated[int, Field(ge=0)] = 0
     calibrate_s: Annotated[float, Field(ge=1)] = 60.0
+    warm_up_s: Annotated[float, Field(ge=0)] = 5.0
     clock: str = "wall"
 
     @classmethod
@@ -108,7 +114,7 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
     for (layout, name), plan in plans.items():
         Experiment.parse({**plan, "name": f"{layout}-{name}"}, str(file))  # mistakes show before anything is started
     paths = {(layout, name): _write(directory / f"{layout}-{name}.yaml", plan) for (layout, name), plan in plans.items()}
-    found: dict[str, list[tuple[str, Result]]] = {}
+    found: dict[str, list[tuple[str, Result]]] = {f"{layout}, {rate:g} req/s": [] for layout in asked.layouts for rate in asked.rates}
     with processes.awake(), (start or own_engines)(asked, list(paths.values()), say) as serving:
         calibrations = [profile.with_stem(f"profile-{number + 1}") for number in range(asked.repeats + 1)]
 
@@ -118,10 +124,11 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
 
         for repeat in range(asked.repeats):
             calibrate(repeat)
-            for number, ((layout, name), path) in enumerate(paths.items()):
+            for number, ((layout, name), path) in turned(list(enumerate(paths.items())), repeat, asked.repeats):
                 say(f"run {repeat + 1} of {asked.repeats}: {layout}, {name}: starting")
                 with serving.cluster(path) as url:
-                    for rate in asked.rates:
+                    asyncio.run(warm_up(url, asked.warm_up_s))
+                    for rate in turned(asked.rates, repeat, asked.repeats):
                         say(f"run {repeat + 1} of {asked.repeats}: {layout}, {name}: {rate:g} req/s")
                         experiment = Experiment.load(path, [f"workload.rate={rate}"])
                         before = processes.cpu_s(os.getpid())
@@ -130,7 +137,7 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
                             raise KeyboardInterrupt
                         result.summary["run"] |= _host(before, processes.cpu_s(os.getpid()))
                         result.save(where := directory / f"{layout}-{name}-{rate:g}-real-{repeat + 1}")
-                        found.setdefault(f"{layout}, {rate:g} req/s", []).append((str(where), Result.load(where)))
+                        found[f"{layout}, {rate:g} req/s"].append((str(where), Result.load(where)))
         calibrate(asked.repeats)
     save_instance_profile(pooled([load_instance_profile(path) for path in calibrations]), profile)
     for (layout, name), plan in plans.items():
@@ -149,6 +156,26 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
     available_s = sum(summary["duration_s"] * summary["run"]["cores"] for summary in measured)
     front_end = sum(summary["run"]["front_end_cpu_s"] for summary in measured) / available_s
     return Outcome(comparisons, checks, front_end, time.monotonic() - began_s)
+
+
+def turned(one_after_another: Sequence[Turned], repeat: int, repeats: int) -> Sequence[Turned]:
+    """Each repeat begins elsewhere, so that what comes first, or after what, is not always the same policy's lot."""
+    begin = repeat * len(one_after_another) // repeats
+    return [*one_after_another[begin:], *one_after_another[:begin]]
+
+
+async def warm_up(url: str, seconds: float) -> None:
+    """Short requests for so long, two at a time. A cluster's first ones are slow: paths are walked for the first time, and memory that was
+    somebody else's is not yet where a virtual machine's host will put it."""
+    until_s = time.monotonic() + seconds
+
+    async def go_on() -> None:
+        while time.monotonic() < until_s:
+            await server.ask(server.prompt(WARM_TOKENS), WARM_TOKENS)
+
+    async with await connect() as session:
+        server = Server(session, url, await model_of(session, url), WARM_VOCAB, seed=1)
+        await asyncio.gather(go_on(), go_on())
 
 
 def _host(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:

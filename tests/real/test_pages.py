@@ -1,4 +1,4 @@
-"""Memory that is put on huge pages, by a process of its own: what is in it stays, and Linux tells that it has moved."""
+"""Memory that is put on huge pages, there before it is used, and kept: each by a process of its own, of which Linux tells."""
 
 from __future__ import annotations
 
@@ -35,3 +35,69 @@ def test_large_memory_moves_to_huge_pages_and_keeps_what_is_in_it() -> None:
     assert asked_mib >= 48
     if moved_mib < 16:
         pytest.skip(f"this kernel moved {moved_mib} MiB: none on demand (MADV_COLLAPSE came with Linux 6.1), or few pages are free")
+
+
+SHARED = """
+import gc, os, resource
+from pathlib import Path
+import torch
+from pdlab.real.pages import HUGE
+from pdlab.real.transfer.shared import SEGMENT, Mapping, shared_kv
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def mapped():
+    return Path("/proc/self/maps").read_text().count("pdlab-kv")
+
+kv = shared_kv((2, 2, 100, 4, 16, 64), torch.float32)
+segment = getattr(kv, SEGMENT)
+assert segment.address % HUGE == 0 and kv.data_ptr() == segment.address and not kv.any()
+before = faults()
+kv.fill_(1.5)
+print(faults() - before)
+peer = Mapping(os.dup(segment.fd), segment.bytes)
+before = faults()
+seen = b"".join(peer.memory[at] for at in range(0, peer.bytes, 4096))
+print(faults() - before)
+assert peer.address % HUGE == 0 and bytes(peer.memory[:8]) == bytes(segment.memory[:8]) != bytes(8)
+view = kv[0, 0]
+del kv, segment, peer
+gc.collect()
+assert mapped() == 1 and view[0, 0, 0, 0] == 1.5
+del view
+gc.collect()
+assert mapped() == 0
+"""
+
+KEPT = """
+import resource, sys
+import torch
+from pdlab.real.pages import keep_memory
+
+if sys.argv[1] == "keep":
+    keep_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    parts = [torch.ones(1 << 20) for _ in range(12)]
+    del parts
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def play(program: str, *arguments: str) -> list[int]:
+    played = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert played.returncode == 0, played.stderr
+    return [int(line) for line in played.stdout.split()]
+
+
+def test_shared_memory_is_there_before_it_is_used_and_goes_with_its_last_view() -> None:
+    pages = (2 * 2 * 100 * 4 * 16 * 64 * 4) // 4096
+    assert all(faults < pages / 8 for faults in play(SHARED))
+
+
+def test_what_is_freed_is_kept_for_the_next() -> None:
+    (taken,), (kept,) = play(KEPT, "let go"), play(KEPT, "keep")
+    if taken < 1000:
+        pytest.skip("this C library keeps it anyway")
+    assert kept < taken / 10

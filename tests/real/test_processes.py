@@ -55,11 +55,26 @@ def test_what_engines_use_is_told_from_what_the_others_use(parent: int) -> None:
     assert others_s < engines_s
 
 
+@pytest.mark.parametrize("parent", [ENGINE], indirect=True)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_what_serves_engines_can_be_put_elsewhere(parent: int) -> None:
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    processes.pin(parent)
+    before = [os.sched_getaffinity(pid) for pid in processes.descendants(parent)]
+    for core in (first, second):
+        processes.serve_on(parent, {core})
+        assert os.sched_getaffinity(parent) == {core}
+        assert [os.sched_getaffinity(pid) for pid in processes.descendants(parent)] == before
+
+
+def processes_of(parent: int) -> list[int]:
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if processes._parent(pid) == parent]
+
+
 def test_cores_are_kept_awake_by_what_counts_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def spinning() -> list[set[int]]:
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        own = [pid for pid in pids if processes._parent(pid) == os.getpid() and processes.AWAKE in processes._command(pid)]
-        return [os.sched_getaffinity(pid) for pid in own]
+        return [os.sched_getaffinity(pid) for pid in processes_of(os.getpid()) if processes.AWAKE in processes._command(pid)]
 
     monkeypatch.setattr(processes, "wander", lambda: False)
     with processes.awake():
@@ -72,4 +87,7 @@ def test_cores_are_kept_awake_by_what_counts_for_nobody(monkeypatch: pytest.Monk
             assert time.monotonic() < until
             time.sleep(0.01)
         assert processes.descendants(os.getpid()) == before
+        own = [pid for pid in processes_of(os.getpid()) if processes.AWAKE in processes._command(pid)]
+        assert {os.getsid(pid) for pid in own} == {os.getsid(0)}, "between sessions cores are shared evenly"
+        assert os.getpgid(0) not in {os.getpgid(pid) for pid in own}, "Ctrl-C is not for them"
     assert spinning() == []

@@ -8,7 +8,7 @@ import pytest
 
 from pdlab.cli import main
 from pdlab.read_yaml import read_yaml
-from pdlab.real.validate import TwoWorlds
+from pdlab.real.validate import TwoWorlds, turned
 from pdlab.types import UsageError
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -20,6 +20,14 @@ def test_the_files_that_ship_are_sound(name: str) -> None:
     assert asked.name == name
     assert len(asked.policies) >= 2
     assert asked.repeats >= 2
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 7])
+def test_each_repeat_begins_with_another(repeats: int) -> None:
+    orders = [tuple(turned(range(6), repeat, repeats)) for repeat in range(repeats)]
+    assert orders[0] == tuple(range(6))
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert len({order[0] for order in orders}) == min(repeats, 6)
 
 
 def test_mistakes_in_the_file_show_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,20 @@ from tests.cost.test_measured import PROFILE
 from tests.sim.small_world import Linear, small_world, workload
 
 
-def run(folder: Path, beside: Beside, hosts: tuple[str, ...], front: Front | None = None, cores: int = 2, **work: object) -> Result:
+def run(
+    folder: Path,
+    beside: Beside,
+    hosts: tuple[str, ...],
+    front: Front | None = None,
+    cores: int = 2,
+    new_size_s: float = 0.0,
+    **work: object,
+) -> Result:
     """As many mixed instances as hosts, each with one request of 100 tokens and 50 of output at the same time. `cores` of the machine; each
     engine has one."""
     machine = PROFILE.machine.model_copy(update={"cores": cores, "threads": 1})
-    changes = {"beside": beside, "front": front or Front(), "machine": machine}
+    overheads = PROFILE.overheads.model_copy(update={"new_size_s": new_size_s})
+    changes = {"beside": beside, "front": front or Front(), "machine": machine, "overheads": overheads}
     save_instance_profile(PROFILE.model_copy(update=changes), folder / "profile.json")
     plan = {
         "model": "smollm2-135m",
@@ -59,6 +68,20 @@ def test_each_further_engine_slows_them_again(tmp_path: Path) -> None:
     beside = Beside(decode_beside_decode_s=0.01)
     alone, three = seconds(run(tmp_path, beside, ("a",))), seconds(run(tmp_path, beside, ("a", "a", "a")))
     assert three[1] == pytest.approx(alone[1] + 49 * 0.02, rel=0.02)
+
+
+def test_a_longer_prefill_is_slowed_more(tmp_path: Path) -> None:
+    beside = Beside(prefill_beside_prefill_s=0.05, prefill_token_beside_prefill_s=0.001)
+    alone, two = seconds(run(tmp_path, beside, ("a",))), seconds(run(tmp_path, beside, ("a", "a")))
+    assert two[0] == pytest.approx(alone[0] + 0.05 + 100 * 0.001, rel=0.02)
+
+
+def test_the_first_step_of_each_size_takes_longer_on_each_instance(tmp_path: Path) -> None:
+    apart = {"requests": 5, "rate": 0.01}  # one after the other, by turns
+    before = run(tmp_path, Beside(), ("a", "b"), **apart).records.frame()
+    after = run(tmp_path, Beside(), ("a", "b"), new_size_s=0.25, **apart).records.frame()
+    assert list(after.first_token_s - before.first_token_s) == pytest.approx([0.25, 0.25, 0.0, 0.0, 0.0])
+    assert list(after.finish_s - before.finish_s) == pytest.approx([0.25, 0.25, 0.0, 0.0, 0.0]), "decodes alone have no new size"
 
 
 def by_instance(result: Result) -> list[float]:

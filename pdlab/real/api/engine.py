@@ -18,11 +18,15 @@ class Ended(Tokens, frozen=True):
 
 
 class Engine(Protocol):
-    """`load` is the last step's; `down` says why the engine has ended, or None."""
+    """`down` says why the engine has ended, or None."""
 
     ready: Ready
-    load: Step
     down: str | None
+
+    @property
+    def load(self) -> Step:
+        """The last step's."""
+        ...
 
     def submit(self, submit: Submit, arriving: asyncio.Queue[FromQueue] | None = None) -> asyncio.Queue[FromQueue]:
         """The tokens of all candidates arrive in the queue, each one's last with `finish` set; several requests may share a given queue.

@@ -19,7 +19,6 @@ class ClusterEngine:
     def __init__(self, world: World, model: str, vocab: int, *, context_tokens: int = 0) -> None:
         self.world, self.model, self.vocab, self.context_tokens = world, model, vocab, context_tokens
         self.ready: Ready
-        self.load = Step([])
         self.down: str | None = None
         self._requests: dict[int, int] = {}  # Submit.id -> the world's, and of the last that have ended
         self._members_changed()
@@ -58,10 +57,9 @@ class ClusterEngine:
         return self.world.timeline(self._requests.get(id, -1)) or None
 
     def _members_changed(self) -> None:
-        """Sum up the instances, and what they reported last."""
+        """Sum up the instances."""
         world = self.world
         specs = [member.spec for member in world.instances.members.values() if not member.gone]
-        reports = world.instances.reports.values()
         most = [spec.kv_blocks * spec.block_tokens for spec in specs]
         self.ready = Ready(
             self.model,
@@ -72,9 +70,15 @@ class ClusterEngine:
             "cluster",
             "",
         )
-        self.load = Step(
+        self.down = world.down or (None if world.router.cluster.ready else "no instance is ready")
+
+    @property
+    def load(self) -> Step:
+        """The sum of what the instances have reported last."""
+        reports = self.world.instances.reports.values()
+        return Step(
             [],
-            world.now(),
+            self.world.now(),
             sum(report.waiting for report in reports),
             sum(report.running for report in reports),
             sum(report.used_blocks for report in reports),
@@ -83,4 +87,3 @@ class ClusterEngine:
             context_tokens=sum(report.context_tokens for report in reports),
             free_blocks=sum(report.free_blocks for report in reports),
         )
-        self.down = world.down or (None if world.router.cluster.ready else "no instance is ready")

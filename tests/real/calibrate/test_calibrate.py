@@ -71,6 +71,23 @@ def test_steps_are_what_the_point_says_and_leave_nothing_behind(bench: Bench) ->
         scheduler.check()
 
 
+def test_the_first_step_of_a_size_is_told_from_those_that_follow(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = []
+
+    def once(point: Point) -> float:
+        run.append(point)
+        return 1.0 + (0.25 if run.count(point) == 1 and point.tokens else 0.0)
+
+    monkeypatch.setattr(bench, "_once", once)
+    assert bench.new_size_s == 0.0
+    same = Point(tokens=16, prompts=2), Point(tokens=30, batch=2, context=20)  # as 32 tokens
+    for point in (Point(tokens=32), *same, Point(tokens=7), Point(batch=4, context=16), Point(tokens=32)):
+        assert bench.seconds(point) == (1.25 if point in same else 1.0)
+    assert run.count(Point(tokens=32)) == 3
+    assert run.count(Point(batch=4, context=16)) == 1
+    assert bench.new_size_s == pytest.approx(0.25)
+
+
 def test_a_profile_of_an_engine_can_be_simulated_with(
     app: typer.Typer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

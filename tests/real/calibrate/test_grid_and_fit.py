@@ -49,6 +49,22 @@ def test_noise_of_a_few_percent_stays_that():
     assert max(e.mean for e in fit.errors(steps, measured(grid.held_out(BOUNDS)))) < 0.05
 
 
+def test_bad_moments_lengthen_all_steps_of_their_kind():
+    usual = measured(grid.knots(BOUNDS))
+    slowed = [
+        m.model_copy(update={"seconds": (*m.seconds, 7 * m.median_s)}) if m.point.kind == "decode" and m.point.batch == 4 else m
+        for m in usual
+    ]
+    decodes = [(m, s) for m, s in zip(usual, slowed, strict=True) if m.point.kind == "decode"]
+    longer = sum(s.mean_s for _, s in decodes) / sum(m.mean_s for m, _ in decodes)
+    before, after = fit.fit(usual), fit.fit(slowed)
+    assert longer > 1.05
+    for row, slow in zip(before.decode.seconds, after.decode.seconds, strict=True):
+        assert slow == pytest.approx([longer * seconds for seconds in row])
+    assert after.prefill == before.prefill
+    assert fit.errors(after, slowed) == pytest.approx(fit.errors(before, usual)), "which are of usual times"
+
+
 def test_without_mixed_points_decodes_share_the_fixed_part():
     steps = fit.fit(measured([p for p in grid.knots(BOUNDS) if p.kind in ("prefill", "cached", "decode")]))
     assert steps.additive
