@@ -1,36 +1,26 @@
-"""Memory whose pages are there before they are used, on huge ones where Linux gives them.
+"""An engine's own memory: on huge pages, and kept.
 
 A decode step on a CPU reads every weight once. In pages of 4 KiB each one needs its own look-up, through two tables on a virtual machine,
 and how long that takes depends on which pages the process happened to get: on one machine, steps of the same model took 22 to 31 ms from
 one engine to the next. In pages of 2 MiB all took 20 to 22. Linux gives them to who asks, unless it is told `never`.
 
-Shared memory gets them only where its mapping is aligned to them, and whoever maps it pays a fault for each page when he first touches it:
-so that is done before. And what one step has used for its intermediate results is kept for the next, or prefills spend 1 % of their time on
-taking pages from the kernel that the last one gave back.
+What one step has used for its intermediate results is kept for the next, or prefills spend 1 % of their time on taking pages from the
+kernel that the last one gave back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
-import os
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 HUGE = 2 << 20
 LEAST_BYTES = 4 * HUGE  # smaller regions are not worth a call
 WANT, NOW = 14, 25  # MADV_HUGEPAGE, for what is touched later; MADV_COLLAPSE (Linux 6.1), for what is there
-TO_READ, TO_WRITE = 22, 23  # MADV_POPULATE_*, Linux 5.14: the pages' faults are taken now
-MAP_FIXED = 0x10
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt
 KEPT_BYTES = (1 << 30, 32 << 20)  # an allocation of less comes from the heap; the first that the C library takes
-FAILED = ctypes.c_void_p(-1).value
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc = ctypes.CDLL(None)
 
 
 def use_huge_pages() -> int:
@@ -50,35 +40,6 @@ def keep_memory() -> None:
     with contextlib.suppress(AttributeError):  # not glibc
         any(_libc.mallopt(MMAP_THRESHOLD, bytes) for bytes in KEPT_BYTES)
         _libc.mallopt(TRIM_THRESHOLD, 0x7FFFFFFF)
-
-
-def map_shared(fd: int, bytes: int, *, writable: bool) -> ctypes.Array[ctypes.c_char]:
-    """The first `bytes` of a file in memory, which are there; unmapped when nobody uses the array, or a view of it, any more. Raises
-    OSError."""
-    room = bytes + HUGE
-    found = _mmap(None, room, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
-    address = -(-found // HUGE) * HUGE
-    rights = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    try:
-        _mmap(address, bytes, rights, mmap.MAP_SHARED | MAP_FIXED, fd)
-    except OSError:
-        _libc.munmap(found, room)
-        raise
-    memory = (ctypes.c_char * bytes).from_address(address)
-    weakref.finalize(memory, _libc.munmap, found, room).atexit = False  # who still reads then may go on
-    here = TO_WRITE if writable else TO_READ
-    _advise(address, bytes, here)
-    if writable and bytes >= LEAST_BYTES:
-        _advise(address, bytes // HUGE * HUGE, WANT, NOW)
-        _advise(address, bytes, here)
-    return memory
-
-
-def _mmap(address: int | None, bytes: int, rights: int, flags: int, fd: int) -> int:
-    found = _libc.mmap(address, bytes, rights, flags, fd, 0)
-    if found == FAILED:
-        raise OSError(error := ctypes.get_errno(), os.strerror(error))
-    return int(found)
 
 
 def _advise(address: int, bytes: int, *advice: int) -> None:

@@ -4,8 +4,9 @@ last holder, so kill -9 leaves nothing in /dev/shm. It is sealed, so nobody can 
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import fcntl
+import mmap
 import os
 import stat
 import threading
@@ -13,17 +14,18 @@ import weakref
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pdlab.real.pages import map_shared
-
 SEGMENT = "pdlab_segment"  # the attribute by which a tensor of `shared_kv` carries its Segment; views of it do not
+POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Segment:
-    """A sealed memfd of `bytes` bytes, mapped at `address`. Its memory is taken at once: a machine without room says so here (OSError).
+    """A sealed memfd of `bytes` bytes, mapped at `address`. Its memory is taken, and mapped, at once: a machine without room says so here
+    (OSError), and whoever writes to it first waits for no page.
     `close` gives it back once no tensor of it is left."""
 
     def __init__(self, name: str, bytes: int) -> None:
@@ -33,15 +35,21 @@ class Segment:
             os.posix_fallocate(fd, 0, bytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # what peers get: they cannot map it for writing
-            self.memory = map_shared(fd, bytes, writable=True)
+            self.memory = mmap.mmap(fd, bytes)
+            with contextlib.suppress(OSError):  # an older kernel; then each page costs a fault when it is first written to
+                self.memory.madvise(POPULATE_WRITE)
         finally:
             os.close(fd)
-        self.address = ctypes.addressof(self.memory)
+        self.address = _address(self.memory)
         self.close = weakref.finalize(self, _close, self.fd)
 
 
 def _close(fd: int) -> None:
     os.close(fd)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
 def shared_kv(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -62,13 +70,13 @@ class Mapping:
                 raise ValueError(f"the peer's shared memory has {found.st_size} bytes, not {bytes}")
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK == 0:
                 raise ValueError("the peer's shared memory could shrink while it is read")
-            self.memory = map_shared(fd, bytes, writable=False)
+            self.memory = mmap.mmap(fd, bytes, prot=mmap.PROT_READ)
         except OSError as error:
             raise ValueError(f"the peer's shared memory cannot be mapped: {error}") from error
         finally:
             os.close(fd)
         self.bytes = bytes
-        self.address = ctypes.addressof(self.memory)
+        self.address = _address(self.memory)
 
 
 class Mappings:
