@@ -17,7 +17,8 @@ from pdlab.real.pages import keep_memory, use_huge_pages
 from pdlab.real.transfer.shared import shared_kv
 
 ROOM = 4  # times what a step's results take at once, since what else is kept lies between them
-MOST_ROOM_BYTES = 512 << 20
+ROOM_TOKENS = 512  # a longer step makes its own room, once: what is touched here is time until an engine is ready
+MOST_ROOM_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Runner:
         if self.kv.device.type == "cpu":
             keep_memory()
             c = self.model.config
-            of_a_step = self.step_tokens * (3 * c.ffn + 6 * c.hidden) * self.model.dtype.itemsize
+            of_a_step = min(self.step_tokens, ROOM_TOKENS) * (3 * c.ffn + 6 * c.hidden) * self.model.dtype.itemsize
             torch.ones(min(ROOM * of_a_step, MOST_ROOM_BYTES), dtype=torch.uint8)  # freed, and kept
         for tokens in (min(2 * self.block_tokens, self.block_tokens * self.kv.shape[2]), 1):
             self.run([Piece([0] * tokens, 0, list(range(-(-tokens // self.block_tokens))), True)])
