@@ -1,4 +1,4 @@
-"""What goes wrong, and when: kills, slow and cut links, lost and late reports. Undone after `for_s`, where that is given."""
+"""What goes wrong, and when: kills, slow instances, slow and cut links, lost and late reports. Undone after `for_s`, where that is given."""
 
 from __future__ import annotations
 
@@ -32,5 +32,8 @@ def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callab
         return lambda: world.silent_until_s.__setitem__(name, until_s), None
     if fault.delay_reports is not None:
         return lambda: world.late_until_s.__setitem__(name, (until_s, fault.by_s or 0.0)), None
+    if fault.slow is not None:
+        longer = 1.0 / (fault.factor or 1.0)
+        return lambda: world.slow_down(name, longer), lambda: world.slow_down(name, 1.0)
     factor = fault.factor if fault.slow_link is not None and fault.factor is not None else 0.0
     return lambda: world.network.scale_bandwidth(name, factor), lambda: world.network.scale_bandwidth(name, 1.0)

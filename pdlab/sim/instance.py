@@ -56,6 +56,9 @@ class Owner(Protocol):
     def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
         """These sequences have just joined the running; their next token comes at `at_s`."""
 
+    def first_steps_later(self, joined: list[Sequence], foretold_s: float, at_s: float) -> None:
+        """That was foretold for `foretold_s`, and comes at `at_s`."""
+
     def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
 
     def finished(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
@@ -83,6 +86,7 @@ class SimInstance:
         self.new_size_s = new_size_s  # that the first step with prompts of each size takes longer
         self.sizes: set[int] = set()  # tokens of such steps so far
         self.host = host  # whose other instances slow this one; the horizon is 1 then
+        self.longer = 1.0  # by what all its steps are multiplied
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
         self.env, self.owner, self.spec, self.scheduler, self.cost, self.gaps = env, owner, spec, scheduler, cost, gaps
         self.name = spec.name
@@ -141,6 +145,7 @@ class SimInstance:
                     step_s += self.new_size_s
                 if self.host is not None:
                     step_s += self.host.longer_s(self, size)
+            step_s *= self.longer
             seconds = step_s
             self.k = 1
             self.step_s, self.slope_s = step_s, 0.0
@@ -156,6 +161,8 @@ class SimInstance:
             slope_s = per_token_s * n
             if self.host is not None:
                 step_s += self.host.longer_s(self, 0)
+            step_s *= self.longer
+            slope_s *= self.longer
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
             self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:
@@ -165,9 +172,23 @@ class SimInstance:
 
     def stretch(self, seconds: float) -> None:
         """The single step under way takes longer."""
+        foretold_s = self.began_s + self.step_s
         self.step_s += seconds
+        if self.scheduler.joined:
+            self.owner.first_steps_later(self.scheduler.joined, foretold_s, self.began_s + self.step_s)
         self.generation = generation = self.generation + 1
         After(self.env, self.began_s + self.step_s - self.env.now, self._done_callbacks, generation)
+
+    def slow_down(self, longer: float) -> None:
+        """Steps take `longer` times as long as the cost model says from now on, and so does what is left of the step under way."""
+        ratio, self.longer = longer / self.longer, longer
+        if self.batch is None:
+            return
+        self.sync()
+        if self.k > 1 and not self.cut:
+            self._cut()
+        if self.k == 1:
+            self.stretch((ratio - 1.0) * (self.began_s + self.step_s - self.env.now))
 
     def _line(self, n: int, context: int) -> tuple[float, float, float]:
         """`Cost.decode_line`, remembered where it never bends, neither after `context` nor before."""

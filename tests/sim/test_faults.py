@@ -13,7 +13,7 @@ from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
 from pdlab.spec import FaultSpec
 from pdlab.types import InstanceState, Role
-from tests.sim.small_world import small_world, workload
+from tests.sim.small_world import Linear, small_world, workload
 
 ONE_EACH = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
 
@@ -75,6 +75,37 @@ def test_a_slow_link_slows_transfers() -> None:
     slow = run({"at_s": 0.0, "slow_link": "decode-0", "factor": 0.1}).records.frame()
     assert slow[slow.decode_instance == "decode-0"].transfer_s.min() > 5 * normal
     assert slow[slow.decode_instance == "decode-1"].transfer_s.max() == pytest.approx(normal)
+
+
+@pytest.mark.parametrize("horizon", [1, 1 << 30])
+@pytest.mark.parametrize(
+    ("begin_s", "for_s", "later_s"),
+    [
+        (10.0, 1.0, 0.0),  # all is over by then
+        (0.05, 0.02, 0.01),  # in the middle of the prefill
+        (0.31, 0.2, 0.1),  # from the middle of a decode step on, over four of them
+        (0.31, None, 0.59 - 0.3),  # to the end, which would have come at 0.6 s
+    ],
+)
+def test_a_slow_instance_computes_at_its_share_of_speed(begin_s: float, for_s: float | None, later_s: float, horizon: int) -> None:
+    """A prefill of 0.1 s, and ten steps of 0.05 s."""
+    ends = []
+    for factor in (None, 0.5):
+        cost = Linear(a=0.1, b=0.0, c=0.05, d=0.0, e=0.0)
+        world = small_world(workload([0.0], 32, 11), members=(("m", Role.MIXED),), cost=cost, horizon=horizon)
+        if factor is not None:
+            faults.plan(world, [FaultSpec(at_s=begin_s, slow="m", factor=factor, for_s=for_s)])
+        world.run()
+        ends.append(world.records.frame().finish_s[0])
+    assert ends[0] == pytest.approx(0.6)
+    assert ends[1] - ends[0] == pytest.approx(later_s)
+
+
+def test_an_instance_that_comes_back_while_its_machine_is_slow_is_slow() -> None:
+    events = ({"at_s": 0.5, "kill": "decode-0", "restart_after_s": 1.0}, {"at_s": 0.2, "slow": "decode-0", "factor": 0.1})
+    frame = run(*events, requests=40, members=ONE_EACH).records.frame()
+    usual = run(events[0], requests=40, members=ONE_EACH).records.frame()
+    assert frame.tpot_s[39] > 5 * usual.tpot_s[39]
 
 
 def test_an_instance_whose_reports_are_lost_is_suspect_not_dead() -> None:

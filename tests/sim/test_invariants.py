@@ -58,14 +58,14 @@ def scenarios(draw: st.DrawFn) -> dict[str, object]:
     names = [name for name, _ in members]
     events = []
     for _ in range(draw(st.integers(0, 3))):
-        kind = draw(st.sampled_from(["kill", "kill", "slow_link", "cut_link", "lose_reports", "delay_reports"]))
+        kind = draw(st.sampled_from(["kill", "kill", "slow", "slow_link", "cut_link", "lose_reports", "delay_reports"]))
         fault: dict[str, object] = {"at_s": draw(st.floats(0.0, 4.0)), kind: draw(st.sampled_from(names))}
         if kind == "kill":
             fault["restart_after_s"] = draw(st.floats(0.1, 5.0))
         else:
             fault["for_s"] = draw(st.floats(0.1, 8.0))
-        if kind == "slow_link":
-            fault["factor"] = 0.01
+        if kind in ("slow", "slow_link"):
+            fault["factor"] = 0.3 if kind == "slow" else 0.01
         if kind == "delay_reports":
             fault["by_s"] = 2.0
         events.append(FaultSpec(**fault))

@@ -9,6 +9,7 @@ import pytest
 from pdlab.cost.profile import Beside, Front, save_instance_profile
 from pdlab.result import Result
 from pdlab.sim.build import simulate
+from pdlab.sim.instance import After
 from pdlab.sim.moves import TransferMode
 from pdlab.spec import Experiment
 from pdlab.types import Role
@@ -110,6 +111,23 @@ def test_a_request_that_arrives_takes_time_from_the_step_under_way_there(tmp_pat
     decodes = (before.first_token_s[1], before.finish_s[1])
     assert decodes[0] < before.arrival_s[2] < decodes[1]
     assert list(after.finish_s - before.finish_s) == pytest.approx([0.0, 0.003, 0.0])
+
+
+@pytest.mark.parametrize(("at_s", "first_s"), [(0.12, 0.003), (0.17, 0.0)])
+def test_a_first_token_comes_as_late_as_its_step_ends(at_s: float, first_s: float) -> None:
+    """Decode begins at 0.1 s, in steps of 0.05 s; one of them is made 3 ms longer at `at_s`."""
+    found = []
+    for longer_s in (0.0, 0.003):
+        cost = Linear(a=0.1, b=0.0, c=0.05, d=0.0, e=0.0)
+        transfer = TransferMode(first_token="decode")
+        world = small_world(
+            workload([0.0], 32, 5), members=(("p", Role.PREFILL), ("d", Role.DECODE)), cost=cost, horizon=1, transfer=transfer
+        )
+        After(world.env, at_s, [lambda _, seconds=longer_s, world=world: world.instances["d"].stretch(seconds)])
+        world.run()
+        found.append(world.records.frame().iloc[0])
+    assert found[1].first_token_s - found[0].first_token_s == pytest.approx(first_s)
+    assert found[1].finish_s - found[0].finish_s == pytest.approx(0.003)
 
 
 def test_a_pull_begins_when_no_step_is_under_way() -> None:
