@@ -52,8 +52,7 @@ class Line:
 
     @property
     def mean(self) -> float:
-        known = [value for value in self.measured if not math.isnan(value)]
-        return sum(known) / len(known) if known else NAN
+        return _mean(self.measured)
 
     @property
     def error(self) -> float:
@@ -116,10 +115,10 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """One policy: its simulation, its measured runs, and what comes of them."""
+    """One policy: its simulations, which mostly are one, its measured runs, and what comes of them."""
 
     policy: str
-    simulated: Result
+    simulated: tuple[Result, ...]
     measured: tuple[Result, ...]
     lines: tuple[Line, ...]
     instances: tuple[tuple[str, tuple[Line, ...]], ...]
@@ -151,8 +150,8 @@ class Comparison:
 
 
 def compare(results: Sequence[tuple[str, Result]]) -> Comparison:
-    """Of named results, simulated and measured in any order, grouped by the policy of their runs. Raises UsageError where a policy has only
-    one of both worlds, or several simulations."""
+    """Of named results, simulated and measured in any order, grouped by the policy of their runs; of several simulations (other seeds,
+    other faults) the mean counts. Raises UsageError where a policy has only one of both worlds."""
     by_policy: dict[str, dict[bool, list[tuple[str, Result]]]] = {}
     for name, result in results:
         sides = by_policy.setdefault(policy_of(result), {True: [], False: []})
@@ -164,9 +163,7 @@ def compare(results: Sequence[tuple[str, Result]]) -> Comparison:
             names = ", ".join(name for side in sides.values() for name, _ in side)
             command = "bench" if missing == "measured" else "sim"
             raise UsageError(f"{names}: {there} with policy {policy}, and no {missing} result has it; add one of pdlab {command}")
-        if len(sides[False]) > 1:
-            raise UsageError(f"{', '.join(name for name, _ in sides[False])}: several simulations with policy {policy}; give one of them")
-        groups.append(_group(policy, sides[False][0][1], [result for _, result in sides[True]]))
+        groups.append(_group(policy, *([result for _, result in sides[real]] for real in (False, True))))
     return Comparison(tuple(groups), tuple(_rankings(groups)))
 
 
@@ -179,54 +176,56 @@ def policy_of(result: Result) -> str:
     return str(policy)
 
 
-def _group(policy: str, simulated: Result, measured: Sequence[Result]) -> Group:
-    sim, runs = simulated.summary, [result.summary for result in measured]
-    lines = [_line(f"{label} {point}", f"{key}.{point}", sim, runs) for label, key in SPREADS for point in POINTS]
-    lines += [_line(label, key, sim, runs) for label, key in RATES]
+def _group(policy: str, simulated: Sequence[Result], measured: Sequence[Result]) -> Group:
+    sims, runs = [result.summary for result in simulated], [result.summary for result in measured]
+    lines = [_line(f"{label} {point}", f"{key}.{point}", sims, runs) for label, key in SPREADS for point in POINTS]
+    lines += [_line(label, key, sims, runs) for label, key in RATES]
     return Group(
         policy,
-        simulated,
+        tuple(simulated),
         tuple(measured),
         tuple(lines),
-        tuple(_instances(sim, runs)),
+        tuple(_instances(sims, runs)),
         tuple(_pairs(simulated, measured)),
         tuple(dict.fromkeys(notes(simulated, measured))),
     )
 
 
-def _line(label: str, key: str, simulated: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Line:
+def _line(label: str, key: str, simulated: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> Line:
     def read(summary: Mapping[str, Any]) -> float:
         value: Any = summary
         for part in key.split("."):
             value = value[part]
         return NAN if value is None else float(value)
 
-    return Line(label, key, read(simulated), tuple(read(summary) for summary in measured))
+    return Line(label, key, _mean([read(summary) for summary in simulated]), tuple(read(summary) for summary in measured))
 
 
-def _instances(simulated: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, tuple[Line, ...]]]:
+def _instances(simulated: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, tuple[Line, ...]]]:
     """Every instance that any run names, and what it did in any. A run that tells of none says nothing; else one it does not name did
     nothing."""
-    telling = [{use["name"]: use for use in summary["instances"]} for summary in (simulated, *measured)]
+    telling = [{use["name"]: use for use in summary["instances"]} for summary in (*simulated, *measured)]
+    sims = len(simulated)
     names = dict.fromkeys(name for uses in telling for name in uses)
-    if not any(telling[1:]):
+    if not any(telling[sims:]):
         return
     for name in names:
         lines = []
         for label, key in INSTANCE:
             values = [NAN if not uses else float(uses[name][key] or 0) if name in uses else 0.0 for uses in telling]
             if any(values):
-                lines.append(Line(label, key, values[0], tuple(values[1:])))
+                lines.append(Line(label, key, _mean(values[:sims]), tuple(values[sims:])))
         yield name, tuple(lines)
 
 
-def _pairs(simulated: Result, measured: Sequence[Result]) -> Iterable[Pairs]:
+def _pairs(simulated: Sequence[Result], measured: Sequence[Result]) -> Iterable[Pairs]:
+    def means(runs: Sequence[Mapping[int, float]], ids: Iterable[int]) -> Column:
+        return np.array([float(np.mean([run[i] for run in runs if i in run])) for i in ids])
+
     for label, key in PAIRED:
-        ours = _by_id(simulated, key)
-        theirs = [_by_id(result, key) for result in measured]
-        both = [i for i in ours if any(i in run for run in theirs)]
-        means = [float(np.mean([run[i] for run in theirs if i in run])) for i in both]
-        yield Pairs(label, key, np.array([ours[i] for i in both]), np.array(means))
+        ours, theirs = ([_by_id(result, key) for result in results] for results in (simulated, measured))
+        both = [i for i in dict.fromkeys(i for run in ours for i in run) if any(i in run for run in theirs)]
+        yield Pairs(label, key, means(ours, both), means(theirs, both))
 
 
 def _by_id(result: Result, key: str) -> dict[int, float]:
@@ -259,6 +258,12 @@ def _rankings(groups: Sequence[Group]) -> Iterable[Ranking]:
 
         count = len(lines) * (len(lines) - 1) // 2
         yield Ranking(label, order(lambda line: line.simulated), order(lambda line: line.mean), agree, decided, count)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are known."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else NAN
 
 
 def _known(value: float) -> float:

@@ -14,12 +14,16 @@ from pdlab.types import UsageError
 _SHOWN = 4  # keys in which two experiments differ; more are counted
 # Not the same in both worlds, or said elsewhere.
 _OWN = re.compile(
-    r"(name|base_dir|seed|policy|cost|cluster\.(network|reports|detect_s)|cluster\.instances\.\d+\.(hardware|host|nics))(\.|$)"
+    r"(name|base_dir|seed|policy|cost|faults|cluster\.(network|reports|detect_s)|cluster\.instances\.\d+\.(hardware|host|nics))(\.|$)"
 )
 
 
-def notes(simulated: Result, measured: Sequence[Result]) -> Iterator[str]:
+def notes(simulations: Sequence[Result], measured: Sequence[Result]) -> Iterator[str]:
     """One line each, of one policy's runs."""
+    simulated = simulations[0]
+    for another in simulations[1:]:
+        if differing := _differing(_simulated(simulated), _simulated(another)):
+            yield f"the simulations are of different experiments: {differing}"
     ours, planned, profiled = _prompts(simulated), _plain(simulated.experiment), _profiled_models(simulated)
     for result in measured:
         theirs = _prompts(result)
@@ -39,7 +43,7 @@ def notes(simulated: Result, measured: Sequence[Result]) -> Iterator[str]:
         for name in profiled if served else ():
             if not _alike(name, served):
                 yield f"{_place(result)} was of model {served}, the simulation's profile is of {name}"
-    if simulated.summary["partial"]:
+    if any(result.summary["partial"] for result in simulations):
         yield "the simulation was stopped early"
     servers = dict.fromkeys(_server(result) for result in measured)
     if len(servers) > 1:
@@ -64,6 +68,13 @@ def _plain(value: Any, path: str = "") -> dict[str, Any]:
     if parts is None:
         return {path: value}
     return {key: leaf for name, part in parts for key, leaf in _plain(part, f"{path}.{name}" if path else str(name)).items()}
+
+
+def _simulated(result: Result) -> dict[str, Any]:
+    """What simulations must share whose mean is taken: all but the seed and what goes wrong."""
+    rows = result.experiment.get("cluster", {}).get("instances", [])
+    named = {f"cluster.instances.{number}.hardware": row.get("hardware") for number, row in enumerate(rows)}
+    return _plain(result.experiment) | named
 
 
 def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

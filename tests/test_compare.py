@@ -40,7 +40,7 @@ def test_pairs_know_their_bias_their_size_and_their_order() -> None:
 def test_a_simulation_is_compared_with_all_its_repeats_whatever_their_order() -> None:
     sim = simulated()
     (group,) = compare([("b", measured(sim, 1.1)), ("a", sim), ("c", measured(sim, 1.3))]).groups
-    assert group.simulated is sim and len(group.measured) == 2 and not group.notes
+    assert group.simulated == (sim,) and len(group.measured) == 2 and not group.notes
     ttft = group.line("ttft_s.mean")
     assert ttft.error == pytest.approx(1 / 1.2 - 1) and ttft.spread == pytest.approx(0.1 / 1.2) and not ttft.inside
     assert group.line("itl_s.p99").error == 0.0 and group.line("itl_s.p99").inside
@@ -61,14 +61,27 @@ def test_policies_are_ranked_in_both_worlds_and_ties_decide_nothing() -> None:
     assert {r.label: r for r in tied.rankings}["TTFT mean"].decided == 0
 
 
-def test_a_world_that_is_missing_or_doubled_is_the_users_mistake() -> None:
+def test_of_several_simulations_the_mean_counts() -> None:
+    one, run = simulated(), measured(simulated(), 1.0)
+    (alone,) = compare([("a", one), ("c", run)]).groups
+    slower = simulated()
+    slower.summary["ttft_s"]["mean"] *= 3
+    (group,) = compare([("a", one), ("b", slower), ("c", run)]).groups
+    assert len(group.simulated) == 2 and not group.notes
+    assert group.line("ttft_s.mean").simulated == pytest.approx(2 * alone.line("ttft_s.mean").simulated)
+    assert group.line("ttft_s.p50") == alone.line("ttft_s.p50") and group.instances == alone.instances
+    assert all((a.simulated == b.simulated).all() for a, b in zip(group.pairs, alone.pairs, strict=True))
+    other = simulated()
+    other.experiment["engine"]["max_seqs"] = 3
+    assert "different experiments: engine.max_seqs 3" in compare([("a", one), ("b", other), ("c", run)]).groups[0].notes[0]
+
+
+def test_a_world_that_is_missing_is_the_users_mistake() -> None:
     sim = simulated()
     with pytest.raises(UsageError, match=r"a: simulated with policy least_loaded, and no measured result has it; .* pdlab bench"):
         compare([("a", sim)])
     with pytest.raises(UsageError, match=r"b: measured .* no simulated result has it; add one of pdlab sim"):
         compare([("b", measured(sim, 1.0))])
-    with pytest.raises(UsageError, match="several simulations"):
-        compare([("a", sim), ("b", sim), ("c", measured(sim, 1.0))])
 
 
 def test_policies_put_together_have_a_readable_name() -> None:

@@ -141,6 +141,18 @@ class Front(Part):
         return any(self.model_dump().values())
 
 
+class Unsteady(Part):
+    """A machine whose cores are now and then slower, since a host gives the other half of a physical core to another guest. There a short
+    loop that takes `loop_s` of CPU time undisturbed takes r times as long, and the engine's steps 1 + `share` (r - 1) times."""
+
+    loop_s: float = Field(default=0.0, ge=0.0)
+    share: float = Field(default=0.0, ge=0.0)
+
+    def longer(self, loop_s: float) -> float:
+        """By what a step is multiplied while the loop takes so long; 1 where nothing is known."""
+        return 1.0 + self.share * (loop_s / self.loop_s - 1.0) if self.loop_s else 1.0
+
+
 class Moved(Part):
     """One size of transfer: its bytes, and seconds of each."""
 
@@ -178,10 +190,11 @@ class Point(Part):
 
 
 class Measured(Part):
-    """A point, and the seconds of each repeat."""
+    """A point, and the seconds of each repeat; `loop_s`: what the loop of `Unsteady` took meanwhile, where that was looked at."""
 
     point: Point
     seconds: tuple[float, ...] = Field(min_length=1)
+    loop_s: tuple[float, ...] = ()
 
     @property
     def median_s(self) -> float:
@@ -218,10 +231,12 @@ class InstanceProfile(Part):
     overheads: Overheads = Overheads()
     beside: Beside = Beside()
     front: Front = Front()
+    unsteady: Unsteady = Unsteady()
     transfer: TransferFit | None = None
     errors: tuple[FitError, ...] = ()
     warnings: tuple[str, ...] = ()
     points: tuple[Measured, ...] = ()
+    references: tuple[Measured, ...] = ()  # some of which all calibrations have many repeats
 
     @field_validator("schema_version")
     @classmethod

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ENGINES = (b"pdlab.real.engine.process", b"VLLM::", b"vllm serve", b"vllm_serve.py")  # in their command lines
-AWAKE = b"pdlab-keeps-a-core-awake"
+BESIDE = b"pdlab-beside-the-engines"  # in the command lines of what keeps cores awake, or watches them
 SPIN = """
 import os, sys
 parent, core = int(sys.argv[2]), int(sys.argv[3])
@@ -33,7 +33,7 @@ def awake() -> Iterator[None]:
     compute. Elsewhere nothing is done: a core that is kept busy would slow its own sibling thread.
 
     Whoever computes must be in this process's session: between sessions Linux shares a core evenly (autogroup)."""
-    command = [sys.executable, "-S", "-c", SPIN, AWAKE.decode(), str(os.getpid())]
+    command = [sys.executable, "-S", "-c", SPIN, BESIDE.decode(), str(os.getpid())]
     cores = sorted(os.sched_getaffinity(0)) if wander() else []
     spinning = [subprocess.Popen([*command, str(core)], process_group=0) for core in cores]  # Ctrl-C is not for them
     try:
@@ -54,7 +54,7 @@ def wander() -> bool:
 
 
 def descendants(parent: int) -> list[int]:
-    """By process number, which is by age; without those that keep cores awake."""
+    """By process number, which is by age; without those that keep cores awake or watch them."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -62,7 +62,7 @@ def descendants(parent: int) -> list[int]:
     found = {parent}
     while more := {pid for pid, of in parents.items() if of in found} - found:
         found |= more
-    return sorted(pid for pid in found - {parent} if AWAKE not in _command(pid))
+    return sorted(pid for pid in found - {parent} if BESIDE not in _command(pid))
 
 
 def engines(pids: Sequence[int]) -> list[int]:

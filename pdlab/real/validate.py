@@ -5,6 +5,9 @@ has nothing to do with the workload; then each cluster is started, warmed up, me
 times, in another order, with one more calibration at the end, since a shared machine is not equally fast at all times. Then each cluster is
 simulated with the pooled profile. Nothing is fitted to what was measured of the clusters.
 
+A virtual machine's host may slow one of its cores or the other for seconds. A probe beside the engines sees that, and each run has a
+simulation of its own in which the same instances are as slow at the same times; and one more, in `undisturbed`, that knows nothing of it.
+
 Engines are pinned to one core each, in the order of the file; the router and the client share what is left, or where nothing is the core of
 the last. The cores of a virtual machine are kept awake.
 """
@@ -37,6 +40,8 @@ from pdlab.real.bench.run import Target, measure
 from pdlab.real.calibrate.pool import pooled
 from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.local_cluster import local_cluster
+from pdlab.real.pace import Pace, watched
+from pdlab.real.validate_host import BIN_S, faults, of_engines, seen
 from pdlab.result import Result
 from pdlab.spec import Experiment, Spec
 from pdlab.types import UsageError
@@ -73,11 +78,12 @@ class TwoWorlds(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`front_end`: the share of all cores' time that HTTP, router and client took during the runs, from engines that had them to themselves
-    while they were calibrated."""
+    """`undisturbed`: the same checks where the simulation does not know what the host did to the cores. `front_end`: the share of all
+    cores' time that HTTP, router and client took during the runs, from engines that had them to themselves while they were calibrated."""
 
     comparisons: Mapping[str, Comparison]
     checks: list[Check]
+    undisturbed: list[Check]
     front_end: float
     seconds: float
 
@@ -114,8 +120,13 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
     for (layout, name), plan in plans.items():
         Experiment.parse({**plan, "name": f"{layout}-{name}"}, str(file))  # mistakes show before anything is started
     paths = {(layout, name): _write(directory / f"{layout}-{name}.yaml", plan) for (layout, name), plan in plans.items()}
-    found: dict[str, list[tuple[str, Result]]] = {f"{layout}, {rate:g} req/s": [] for layout in asked.layouts for rate in asked.rates}
-    with processes.awake(), (start or own_engines)(asked, list(paths.values()), say) as serving:
+    runs: list[_Live] = []
+    cores = sorted(os.sched_getaffinity(0))  # all; later, this process has those that engines leave
+    with (
+        processes.awake(),
+        watched(cores) as pace,
+        (start or own_engines)(asked, list(paths.values()), say) as serving,
+    ):
         calibrations = [profile.with_stem(f"profile-{number + 1}") for number in range(asked.repeats + 1)]
 
         def calibrate(number: int) -> None:
@@ -130,32 +141,81 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
                     asyncio.run(warm_up(url, asked.warm_up_s))
                     for rate in turned(asked.rates, repeat, asked.repeats):
                         say(f"run {repeat + 1} of {asked.repeats}: {layout}, {name}: {rate:g} req/s")
-                        experiment = Experiment.load(path, [f"workload.rate={rate}"])
-                        before = processes.cpu_s(os.getpid())
-                        result = measure(experiment, Target(url, salt=1 + repeat + (round(rate * 1000) * 64 + number) * 64))
-                        if result.summary["partial"]:
-                            raise KeyboardInterrupt
-                        result.summary["run"] |= _host(before, processes.cpu_s(os.getpid()))
-                        result.save(where := directory / f"{layout}-{name}-{rate:g}-real-{repeat + 1}")
-                        found[f"{layout}, {rate:g} req/s"].append((str(where), Result.load(where)))
+                        target = Target(url, salt=1 + repeat + (round(rate * 1000) * 64 + number) * 64)
+                        where = directory / f"{layout}-{name}-{rate:g}-real-{repeat + 1}"
+                        runs.append(_measured(Experiment.load(path, [f"workload.rate={rate}"]), target, pace, where))
         calibrate(asked.repeats)
-    save_instance_profile(pooled([load_instance_profile(path) for path in calibrations]), profile)
+    made = pooled([load_instance_profile(path) for path in calibrations])
+    save_instance_profile(made, profile)
+    found: dict[str, list[tuple[str, Result]]] = {f"{layout}, {rate:g} req/s": [] for layout in asked.layouts for rate in asked.rates}
+    plain: dict[str, list[tuple[str, Result]]] = {run: [] for run in found}
     for (layout, name), plan in plans.items():
         say(f"{layout}, {name}: simulating")
         rows = [{**row, "hardware": str(profile), "host": "this machine"} for row in asked.layouts[layout]]
-        path = _write(directory / f"{layout}-{name}-sim.yaml", _with(plan, cluster={**plan["cluster"], "instances": rows}))
+        instances = [placement.name for placement in Experiment.load(paths[layout, name]).placements()]
         for rate in asked.rates:
-            where = directory / f"{layout}-{name}-{rate:g}-sim"
-            _run("sim", str(path), "--set", f"workload.rate={rate}", "--out", str(where), "--quiet")
-            found[f"{layout}, {rate:g} req/s"].append((str(where), Result.load(where)))
+            run, stem = f"{layout}, {rate:g} req/s", f"{layout}-{name}-{rate:g}"
+            workload = {**plan["workload"], "rate": rate}
+            told = _with(plan, workload=workload, cluster={**plan["cluster"], "instances": rows})
+            real = [own for own in runs if own.where.name.startswith(f"{stem}-real-")]
+            disturbed = [faults(own.loops, instances, made.unsteady) for own in real]
+            (directory / "undisturbed").mkdir(exist_ok=True)
+            alone = _simulated(told, directory / "undisturbed" / f"{stem}-sim")
+            found[run] += [own.named for own in real]
+            plain[run] += [*(own.named for own in real), alone]
+            if any(disturbed):
+                for own, slow in zip(real, disturbed, strict=True):
+                    found[run].append(_simulated(_with(told, faults=slow), Path(str(own.where).replace("-real-", "-sim-"))))
+            else:
+                found[run].append(_simulated(told, directory / f"{stem}-sim"))
     comparisons = {run: compare(results) for run, results in found.items()}
-    checks = [check for run, comparison in comparisons.items() for check in compare_stored.checks(run, comparison)]
-    told = [{name: None if value != value else value for name, value in asdict(check).items()} for check in checks]
-    (directory / "checks.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    measured = [result.summary for results in found.values() for _, result in results if "front_end_cpu_s" in result.summary["run"]]
+    checks = _checked(comparisons, directory / "checks.json")
+    undisturbed = _checked({run: compare(results) for run, results in plain.items()}, directory / "undisturbed" / "checks.json")
+    measured = [own.result.summary for own in runs]
     available_s = sum(summary["duration_s"] * summary["run"]["cores"] for summary in measured)
     front_end = sum(summary["run"]["front_end_cpu_s"] for summary in measured) / available_s
-    return Outcome(comparisons, checks, front_end, time.monotonic() - began_s)
+    return Outcome(comparisons, checks, undisturbed, front_end, time.monotonic() - began_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """One measured run. `loops`: of each engine's core, `pdlab.real.validate_host.seen`."""
+
+    where: Path
+    result: Result
+    loops: list[list[float]]
+
+    @property
+    def named(self) -> tuple[str, Result]:
+        return str(self.where), self.result
+
+
+def _measured(experiment: Experiment, target: Target, pace: Pace, where: Path) -> _Live:
+    """Measures a run, and keeps it in `where`. Raises KeyboardInterrupt where it was stopped."""
+    before = processes.cpu_s(os.getpid())
+    result = measure(experiment, target)
+    if result.summary["partial"]:
+        raise KeyboardInterrupt
+    result.summary["run"] |= _host(before, processes.cpu_s(os.getpid()))
+    result.save(where)
+    cores = of_engines(len(experiment.placements()), list(pace.files))
+    loops = seen(pace, cores, result.summary["run"]["zero_s"], result.summary["duration_s"])
+    (where / "cores.json").write_text(json.dumps({"bin_s": BIN_S, "loop_s": loops}) + "\n", encoding="utf-8")
+    return _Live(where, Result.load(where), loops)
+
+
+def _simulated(plan: Mapping[str, Any], where: Path) -> tuple[str, Result]:
+    path = _write(where.with_name(where.name + ".yaml"), plan)
+    _run("sim", str(path), "--out", str(where), "--quiet")
+    return str(where), Result.load(where)
+
+
+def _checked(comparisons: Mapping[str, Comparison], file: Path) -> list[Check]:
+    """Every figure against its bar, kept in `file`, too."""
+    checks = [check for run, comparison in comparisons.items() for check in compare_stored.checks(run, comparison)]
+    told = [{name: None if value != value else value for name, value in asdict(check).items()} for check in checks]
+    file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return checks
 
 
 def turned(one_after_another: Sequence[Turned], repeat: int, repeats: int) -> Sequence[Turned]:

@@ -197,8 +197,9 @@ def _wording(key: str) -> Callable[[float | None], str]:
 
 
 def _title(group: Group) -> str:
-    runs = len(group.measured)
-    return f"{group.policy}: one simulation, {runs} measured run{'s' if runs > 1 else ''}"
+    sims, runs = len(group.simulated), len(group.measured)
+    simulated = "one simulation" if sims == 1 else f"the mean of {sims} simulations"
+    return f"{group.policy}: {simulated}, {runs} measured run{'s' if runs > 1 else ''}"
 
 
 def _order(policies: Sequence[str]) -> str:

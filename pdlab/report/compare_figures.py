@@ -29,11 +29,16 @@ def distributions(group: Group) -> Picture:
     with mpl.rc_context(STYLE):
         figure = picture(9.6, 5.6)
         grid = figure.subplots(2, 2)
-        runs = [*((run, MEASURED, "measured") for run in group.measured), (group.simulated, SIMULATED, "simulated")]
+        runs = [
+            (run, *look)
+            for own, look in ((group.measured, (MEASURED, "measured")), (group.simulated, (SIMULATED, "simulated")))
+            for run in own
+        ]
+        several = {"measured": len(group.measured) > 1, "simulated": len(group.simulated) > 1}
         for axes, (name, key) in zip(grid.flat, (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", ""), ("E2E", "e2e_s")), strict=True):
             for run, colour, label in runs:
                 x, y = _gap_curve(run.gaps) if not key else _curve_of(completed(run.records, key))
-                many = label == "measured" and len(group.measured) > 1
+                many = several[label]
                 axes.plot(x, y, color=colour, label=label, linewidth=1.1 if many else 1.8, alpha=0.7 if many else 1.0)
             axes.set_title(f"{name}: share within")
             if axes.dataLim.width > 0:

@@ -1,4 +1,5 @@
-"""What goes wrong, and when: kills, slow instances, slow and cut links, lost and late reports. Undone after `for_s`, where that is given."""
+"""What goes wrong, and when: kills, slow instances, slow and cut links, lost and late reports. Undone after `for_s`, where that is
+given."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def processes_of(parent: int) -> list[int]:
 
 def test_cores_are_kept_awake_by_what_counts_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def spinning() -> list[set[int]]:
-        return [os.sched_getaffinity(pid) for pid in processes_of(os.getpid()) if processes.AWAKE in processes._command(pid)]
+        return [os.sched_getaffinity(pid) for pid in processes_of(os.getpid()) if processes.BESIDE in processes._command(pid)]
 
     monkeypatch.setattr(processes, "wander", lambda: False)
     with processes.awake():
@@ -87,7 +87,7 @@ def test_cores_are_kept_awake_by_what_counts_for_nobody(monkeypatch: pytest.Monk
             assert time.monotonic() < until
             time.sleep(0.01)
         assert processes.descendants(os.getpid()) == before
-        own = [pid for pid in processes_of(os.getpid()) if processes.AWAKE in processes._command(pid)]
+        own = [pid for pid in processes_of(os.getpid()) if processes.BESIDE in processes._command(pid)]
         assert {os.getsid(pid) for pid in own} == {os.getsid(0)}, "between sessions cores are shared evenly"
         assert os.getpgid(0) not in {os.getpgid(pid) for pid in own}, "Ctrl-C is not for them"
     assert spinning() == []

@@ -68,7 +68,7 @@ def test_every_figure_stands_beside_its_bar(comparison: Comparison) -> None:
     said = shown(checks_table(list(checks("2p1d", comparison))))
     assert "TPOT p99" in said and "±4.0 %" in said and "10 %" in said and "missed" not in said
     assert "12 of 12 figures are within" in said
-    far = compare([("sim", comparison.groups[0].simulated), ("real", measured(comparison.groups[0].simulated, 2.0))])
+    far = compare([("sim", comparison.groups[0].simulated[0]), ("real", measured(comparison.groups[0].simulated[0], 2.0))])
     said = shown(checks_table(list(checks("2p1d", far))))
     assert said.count("missed") == 6 and "-50.0 %" in said and "0 of 6 figures" in said
 

@@ -57,6 +57,11 @@ class Load:
         self._waiting = iter(range(0))
 
     @property
+    def zero_s(self) -> float:
+        """When the run began, by `time.perf_counter`."""
+        return self._zero_s
+
+    @property
     def now_s(self) -> float:
         """Seconds since the run began."""
         return time.perf_counter() - self._zero_s

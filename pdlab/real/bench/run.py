@@ -166,6 +166,7 @@ def _result(
             "model": server.model,
             "server_version": server.version,
             "timelines": load.book.timelines,
+            "zero_s": load.zero_s,  # of this machine's monotonic clock
         },
         partial=partial,
         warnings=[*_warnings(load, server), *overhead.warnings(cost)],

@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pdlab.cost.profile import Beside, Front, InstanceProfile, Measured, Overheads, Point
+from pdlab.cost.profile import Beside, Front, InstanceProfile, Overheads
+from pdlab.real.calibrate.calm import calmed, unsteadiness
 from pdlab.real.calibrate.fit import errors, fit, warnings
+from pdlab.real.calibrate.rounds import together
 from pdlab.types import UsageError
 
 Part = TypeVar("Part", Overheads, Beside, Front)
@@ -20,12 +22,12 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
     for other in profiles[1:]:
         if (other.model, other.engine) != (first.model, first.engine):
             raise UsageError(f"profiles of {first.name} and {other.name} are not of the same instance: only such can be pooled")
-    seconds: dict[Point, tuple[float, ...]] = {}
-    for measured in (m for profile in profiles for m in profile.points):
-        seconds[measured.point] = seconds.get(measured.point, ()) + measured.seconds
-    points = [Measured(point=point, seconds=found) for point, found in seconds.items()]
-    steps = fit(points)
-    judged = errors(steps, points)
+    points = together(profile.points for profile in profiles)
+    references = [m for profile in profiles for m in profile.references]
+    unsteady = unsteadiness([*points, *references])
+    calm = calmed(points, unsteady)
+    steps = fit(calm)
+    judged = errors(steps, calm)
     said = [line for profile in profiles for line in profile.warnings if not line.startswith("the fit is poor")]
     overheads = _each(Overheads, [profile.overheads for profile in profiles], statistics.median)
     moving = sorted((profile for profile in profiles if profile.transfer is not None), key=lambda profile: profile.overheads.handoff_s)
@@ -36,10 +38,12 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
             "overheads": overheads.model_copy(update={"handoff_s": middle.overheads.handoff_s}),
             "beside": _each(Beside, [profile.beside for profile in profiles], statistics.fmean),
             "front": _each(Front, [profile.front for profile in profiles], statistics.fmean),
+            "unsteady": unsteady,
             "transfer": middle.transfer,
             "errors": judged,
             "warnings": tuple(dict.fromkeys([*said, *warnings(judged)])),
             "points": tuple(points),
+            "references": tuple(references),
         }
     )
 

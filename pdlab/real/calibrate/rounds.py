@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pdlab.cost.profile import Measured, Point
 
@@ -13,6 +13,7 @@ LEAST = 3
 DRIFT = 0.05
 
 Seconds = Callable[[Point], float]
+Loops = Callable[[Sequence[tuple[float, float]]], tuple[float, ...]]
 Progress = Callable[[float], None]
 
 
@@ -24,13 +25,16 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda share: None,
     clock: Callable[[], float] = time.monotonic,
+    loops: Loops = lambda spans: (),
 ) -> list[Measured]:
     """Every point once, then over and over, until `budget_s` is spent or each has its repeats; a long one takes no more than its share
-    of the time, by `clock`, once it has `LEAST`. The first round is finished whatever it takes. `progress` hears the share that is done."""
+    of the time, by `clock`, once it has `LEAST`. The first round is finished whatever it takes. `progress` hears the share that is done,
+    and `loops` says what a short loop took in spans of monotonic time, if it was looked at."""
     rng = random.Random(seed)
+    spans: dict[Point, list[tuple[float, float]]] = {point: [] for point in points}
     found: dict[Point, list[float]] = {point: [] for point in points}
     spent = dict.fromkeys(points, 0.0)
-    began_s = clock()
+    start_s = clock()
     share_s = budget_s / max(1, len(points))
     first = True
     while True:
@@ -40,19 +44,31 @@ def measure(
         rng.shuffle(due)
         for number, point in enumerate(due):
             at_s = clock()
-            if not first and at_s - began_s > budget_s:
-                return _medians(found)
+            if not first and at_s - start_s > budget_s:
+                return _all(found, spans, loops)
+            began_s = time.monotonic()
             found[point].append(seconds(point))
+            spans[point].append((began_s, time.monotonic()))
             spent[point] += clock() - at_s
-            used = (clock() - began_s) / budget_s
+            used = (clock() - start_s) / budget_s
             progress(min(1.0, max(used, number / len(due)) if first else used))
         first = False
     progress(1.0)
-    return _medians(found)
+    return _all(found, spans, loops)
 
 
-def _medians(found: dict[Point, list[float]]) -> list[Measured]:
-    return [Measured(point=point, seconds=tuple(times)) for point, times in found.items()]
+def _all(found: dict[Point, list[float]], spans: dict[Point, list[tuple[float, float]]], loops: Loops) -> list[Measured]:
+    return [Measured(point=point, seconds=tuple(times), loop_s=loops(spans[point])) for point, times in found.items()]
+
+
+def together(times: Iterable[Sequence[Measured]]) -> list[Measured]:
+    """The repeats of each point, of all the times that it was measured."""
+    found: dict[Point, Measured] = {}
+    for own in (m for measured in times for m in measured):
+        known = found.get(own.point)
+        both = own if known is None else Measured(point=own.point, seconds=known.seconds + own.seconds, loop_s=known.loop_s + own.loop_s)
+        found[own.point] = both
+    return list(found.values())
 
 
 def drift(before: Sequence[Measured], after: Sequence[Measured]) -> str:

@@ -7,8 +7,8 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,12 +29,14 @@ from pdlab.cost.profile import (
     Point,
     StepTimes,
     TransferFit,
+    Unsteady,
 )
 from pdlab.cost.shapes import Model
 from pdlab.kernels.cpu_build import build_all
 from pdlab.real import processes
 from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
+from pdlab.real.calibrate.calm import calmed, unsteadiness
 from pdlab.real.calibrate.fit import errors, fit, warnings
 from pdlab.real.calibrate.front import crowding, through
 from pdlab.real.calibrate.machine import this_machine
@@ -43,12 +45,14 @@ from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.local_cluster import local_cluster
+from pdlab.real.pace import watched
 from pdlab.spec import Experiment
 from pdlab.types import UsageError
 
 Say = Callable[[str, float], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
-REFERENCES = (Point(tokens=64), Point(batch=1, context=64), Point(batch=4, context=64))
+FIRST = (Point(tokens=64), Point(batch=1, context=64), Point(batch=4, context=64))
+REFERENCES = (Point(tokens=256), Point(tokens=96), Point(batch=4, context=64))  # again and again: long ones see more of the machine
 QUIET = 0.9  # of the time that the engine's thread computes, on a machine of its own
 LEAST_TOKENS = 96  # of prompt and output, that there is a grid at all
 
@@ -75,16 +79,21 @@ class Steps:
     fit: StepTimes
     warnings: list[str]
     new_size_s: float = 0.0
+    references: Sequence[Measured] = ()
+    unsteady: Unsteady = field(default_factory=Unsteady)
 
 
 def of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None = None) -> InstanceProfile:
     """Measure an engine in this process, then its server's overheads and transfers of its KV, and what serves the cluster of the experiment
     `file`, where this machine has room for it. `say(what, share done)`. Raises UsageError."""
-    with processes.awake() if options.device == "cpu" else nullcontext():
-        return _of_engine(options, plan, say, file)
+    if options.device != "cpu":
+        return _of_engine(options, plan, say, file, lambda spans: ())
+    own = sorted(os.sched_getaffinity(0))[: options.threads or None]
+    with processes.awake(), watched(own) as pace:
+        return _of_engine(options, plan, say, file, lambda spans: pace.mean_s(own, spans))
 
 
-def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None) -> InstanceProfile:
+def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, loops: rounds.Loops) -> InstanceProfile:
     if plan.clock not in CLOCKS:
         raise UsageError(f"--clock {plan.clock} is not one of {', '.join(CLOCKS)}")
     if plan.clock == "cpu" and (options.device != "cpu" or options.threads != 1):
@@ -97,7 +106,8 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None) 
     bench = Bench(loaded, temperature=plan.temperature, clock=CLOCKS[plan.clock], seed=plan.seed)
     bounds = bench.bounds
     shape, engine = _model_shape(loaded), _engine_shape(loaded, options, bounds, plan)
-    steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.7 * share))
+    with _on_its_cores(options):
+        steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.7 * share), loops)
     device = loaded.device
     del bench, loaded
     gc.collect()
@@ -215,40 +225,44 @@ def of_server(
     )
 
 
-def _steps(bench: Bench, bounds: grid.Bounds, plan: Plan, progress: Callable[[float], None]) -> Steps:
+def _steps(bench: Bench, bounds: grid.Bounds, plan: Plan, progress: Callable[[float], None], loops: rounds.Loops) -> Steps:
     _check(bounds)
     warned = []
-    for point in REFERENCES:  # the first of a kind compiles, and touches memory
+    for point in FIRST:  # the first of a kind compiles, and touches memory
         bench.seconds(point)
-    step_s, token_s = bench.seconds(REFERENCES[1]), min(bench.seconds(REFERENCES[0]) for _ in range(2)) / REFERENCES[0].tokens
+    step_s, token_s = bench.seconds(FIRST[1]), min(bench.seconds(FIRST[0]) for _ in range(2)) / FIRST[0].tokens
     kept = grid.affordable(bounds, token_s, step_s, plan.seconds / (rounds.LEAST + 1))
     if kept.step_tokens < bounds.step_tokens:
         warned.append(f"steps of more than {kept.step_tokens} tokens were not measured, for want of time: give more --seconds")
     references = [p for p in REFERENCES if bounds.holds(p)]
 
     def some() -> list[Measured]:
-        return rounds.measure(bench.seconds, references, budget_s=plan.seconds / 20, seed=plan.seed, clock=bench.clock)
+        return rounds.measure(bench.seconds, references, budget_s=plan.seconds / 12, seed=plan.seed, clock=bench.clock, loops=loops)
 
     before = some()
     wall_s, cpu_s = time.perf_counter(), time.thread_time()
     timed = rounds.measure(
         bench.seconds,
         [*grid.knots(kept), *grid.held_out(kept)],
-        budget_s=0.9 * plan.seconds,
+        budget_s=plan.seconds * 10 / 12,
         seed=plan.seed,
         progress=progress,
         clock=bench.clock,
+        loops=loops,
     )
     share = (time.thread_time() - cpu_s) / (time.perf_counter() - wall_s)
     if bench.device.type == "cpu" and share < QUIET and plan.clock == "wall":
         warned.append(
             f"other processes took {100 * (1 - share):.0f} % of the time: measure on a quiet machine, or with --threads 1 --clock cpu"
         )
-    made = fit(timed)
-    warned += warnings(errors(made, timed))
-    if moved := rounds.drift(before, some()):
+    after = some()
+    unsteady = unsteadiness([*timed, *before, *after])
+    calm = calmed(timed, unsteady)
+    made = fit(calm)
+    warned += warnings(errors(made, calm))
+    if moved := rounds.drift(calmed(before, unsteady), calmed(after, unsteady)):
         warned.append(moved)
-    return Steps(timed, made, warned, bench.new_size_s)
+    return Steps(timed, made, warned, bench.new_size_s, [*before, *after], unsteady)
 
 
 def _room_beside(options: EngineOptions) -> bool:
@@ -292,6 +306,18 @@ async def _served(
             other = await at(other_url, plan.seed + 1)
             with _served_beside(options.threads):
                 return overheads, await neighbours(server, other, bounds, overheads.request_s), crowded
+
+
+@contextmanager
+def _on_its_cores(options: EngineOptions) -> Iterator[None]:
+    """The engine computes on the cores that are looked at."""
+    everywhere = os.sched_getaffinity(0)
+    try:
+        if options.device == "cpu":
+            processes.run_on(os.getpid(), set(sorted(everywhere)[: options.threads or None]))
+        yield
+    finally:
+        processes.run_on(os.getpid(), everywhere)
 
 
 @contextmanager
@@ -394,7 +420,9 @@ def _profile(
         beside=beside,
         front=front,
         transfer=moved,
-        errors=errors(steps.fit, steps.measured),
+        unsteady=steps.unsteady,
+        errors=errors(steps.fit, calmed(steps.measured, steps.unsteady)),
         warnings=tuple(warned),
         points=tuple(steps.measured),
+        references=tuple(steps.references),
     )

@@ -1,0 +1,41 @@
+"""What a virtual machine's host did to the cores during a run, and the same done to its simulation: an instance is slow while its core is.
+
+The probe that tells of the cores (`pdlab.real.pace`) knows nothing of engines and requests, and by how much steps take longer on a slower
+core is measured while calibrating. So nothing is fitted to what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from pdlab.cost.profile import Unsteady
+from pdlab.real.pace import Pace
+
+BIN_S = 0.25
+SPEEDS = 50  # that are told apart, from none to full
+
+
+def of_engines(engines: int, cores: Sequence[int]) -> Sequence[int]:
+    """The core of each, as `processes.pin` gives them out; none where there are more engines than cores."""
+    return cores[:engines] if engines <= len(cores) else []
+
+
+def seen(pace: Pace, cores: Sequence[int], began_s: float, seconds: float) -> list[list[float]]:
+    """For each core, the loop's mean CPU time in each `BIN_S` of a run. Empty where nothing was seen."""
+    spans = [(began_s + number * BIN_S, began_s + (number + 1) * BIN_S) for number in range(int(seconds / BIN_S) + 1)]
+    found = [list(pace.mean_s([core], spans)) for core in cores]
+    return found if all(found) else []
+
+
+def faults(loops: Sequence[Sequence[float]], instances: Sequence[str], unsteady: Unsteady) -> list[dict[str, Any]]:
+    """As an experiment's `faults`: when each instance computed at what share of its speed. `loops`: those of each one's core."""
+    found = []
+    for name, loop_s in zip(instances, loops, strict=False):
+        speeds = [round(SPEEDS / max(1.0, unsteady.longer(took_s))) for took_s in loop_s]
+        for speed, bins in groupby(range(len(speeds)), key=speeds.__getitem__):
+            held = list(bins)
+            if speed < SPEEDS:
+                found.append({"at_s": held[0] * BIN_S, "slow": name, "factor": speed / SPEEDS, "for_s": len(held) * BIN_S})
+    return found
