@@ -12,13 +12,14 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pdlab.cost.profile import Unsteady
 from pdlab.real.processes import BESIDE
 
 PERIOD_S = 0.01
@@ -63,6 +64,19 @@ class Pace:
         """(looks, 2): monotonic seconds, CPU seconds of the loop."""
         known = self.files[core].read_bytes()
         return np.frombuffer(known[: len(known) // LOOK.size * LOOK.size], dtype=np.float64).reshape(-1, 2)
+
+
+Longer = Callable[[float, float], float]  # in a span of monotonic seconds, by what something takes longer than undisturbed; 1 at least
+
+
+def longer_on(pace: Pace | None, cores: Sequence[int], unsteady: Unsteady) -> Longer:
+    """Of what goes with the loop as `unsteady` says, on `cores`. Always 1 where nobody looks, or nothing is known."""
+
+    def longer(began_s: float, ended_s: float) -> float:
+        looks = pace.mean_s(cores, [(began_s, ended_s)]) if pace is not None else ()
+        return max(1.0, unsteady.longer(looks[0])) if looks else 1.0
+
+    return longer
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -81,11 +82,7 @@ def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, ca
     assert "of 24 figures are within their bar" in said
     assert "of all cores, from the engines" in said
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made >= {
-        "profile.json",
-        "profile-2.json",
-        "compare-1.html",
-        "checks.json",
-        "2mixed-prefix_aware-2.5-sim",
-        "1p1d-round_robin-2.5-real-1",
-    }
+    assert made >= {"profile.json", "profile-2.json", "compare-1.html", "checks.json", "undisturbed", "1p1d-round_robin-2.5-real-1"}
+    assert made & {"2mixed-prefix_aware-2.5-sim", "2mixed-prefix_aware-2.5-sim-1"}
+    seen = json.loads((tmp_path / "out/1p1d-round_robin-2.5-real-1/cores.json").read_text())
+    assert len(seen["loop_s"]) == 2 and all(len(loops) > 4 for loops in seen["loop_s"])

@@ -5,6 +5,7 @@ memory, and where there are no more cores than engines, what serves them runs on
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,14 +15,18 @@ from pdlab.cost.profile import Beside, Point
 from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
 from pdlab.real.calibrate.stream import Server
+from pdlab.real.pace import Longer
 from pdlab.types import UsageError
 
 REPEATS, PROMPTS, LONG_PROMPTS = 4, 5, 3  # of each kind of steps beside each other; of prompts each time, since one is heard of once
 TOKENS, LONG_TOKENS = 48, 192  # of a prompt: a neighbour costs it something anyway, and something for each token
 
 
-async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = REPEATS) -> Beside:
-    """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other."""
+async def neighbours(
+    one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = REPEATS, longer: Longer = lambda began_s, ended_s: 1.0
+) -> Beside:
+    """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other.
+    `longer`: what the machine's host does to steps of `one`, which is left out."""
     longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
     few, many = (min(tokens, bounds.step_tokens, longest) for tokens in (TOKENS, LONG_TOKENS))
     decode = Point(batch=min(4, bounds.seqs), context=min(128, longest // 2))
@@ -31,9 +36,9 @@ async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: floa
     more_s: dict[str, list[list[float]]] = {load: [] for load in loads}
     for _ in range(repeats):
         for load, point in loads.items():
-            alone_s = [await _seconds(one, p, besides_s) for p in steps]
+            alone_s = [await _seconds(one, p, besides_s, longer) for p in steps]
             async with _busy(other, point, bounds.max_tokens):
-                more_s[load].append([await _seconds(one, p, besides_s) - alone for p, alone in zip(steps, alone_s, strict=True)])
+                more_s[load].append([await _seconds(one, p, besides_s, longer) - alone for p, alone in zip(steps, alone_s, strict=True)])
     for load, rows in more_s.items():
         few_s, many_s, decode_s = map(fmean, zip(*rows, strict=True))  # they come and go: the mean counts, not the usual
         token_s = max(0.0, (many_s - few_s) / (many - few)) if many > few else 0.0
@@ -43,9 +48,14 @@ async def neighbours(one: Server, other: Server, bounds: Bounds, besides_s: floa
     return Beside(**found)
 
 
-async def _seconds(server: Server, point: Point, besides_s: float) -> float:
+async def _seconds(server: Server, point: Point, besides_s: float, longer: Longer) -> float:
     repeats = 1 if point.batch else LONG_PROMPTS if point.tokens > TOKENS else PROMPTS
-    return median([await seconds(server, point, besides_s) for _ in range(repeats)])
+    found = []
+    for _ in range(repeats):
+        began_s = time.monotonic()
+        took_s = await seconds(server, point, besides_s)
+        found.append(took_s / longer(began_s, time.monotonic()))
+    return median(found)
 
 
 @asynccontextmanager

@@ -38,14 +38,14 @@ from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.calm import calmed, unsteadiness
 from pdlab.real.calibrate.fit import errors, fit, warnings
-from pdlab.real.calibrate.front import crowding, through
+from pdlab.real.calibrate.front import SHARE, crowding, through
 from pdlab.real.calibrate.machine import this_machine
 from pdlab.real.calibrate.neighbour import neighbours
 from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.local_cluster import local_cluster
-from pdlab.real.pace import watched
+from pdlab.real.pace import Longer, Pace, longer_on, watched
 from pdlab.spec import Experiment
 from pdlab.types import UsageError
 
@@ -87,13 +87,12 @@ def of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None = 
     """Measure an engine in this process, then its server's overheads and transfers of its KV, and what serves the cluster of the experiment
     `file`, where this machine has room for it. `say(what, share done)`. Raises UsageError."""
     if options.device != "cpu":
-        return _of_engine(options, plan, say, file, lambda spans: ())
-    own = sorted(os.sched_getaffinity(0))[: options.threads or None]
-    with processes.awake(), watched(own) as pace:
-        return _of_engine(options, plan, say, file, lambda spans: pace.mean_s(own, spans))
+        return _of_engine(options, plan, say, file, None)
+    with processes.awake(), watched(sorted(os.sched_getaffinity(0))) as pace:
+        return _of_engine(options, plan, say, file, pace)
 
 
-def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, loops: rounds.Loops) -> InstanceProfile:
+def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, pace: Pace | None) -> InstanceProfile:
     if plan.clock not in CLOCKS:
         raise UsageError(f"--clock {plan.clock} is not one of {', '.join(CLOCKS)}")
     if plan.clock == "cpu" and (options.device != "cpu" or options.threads != 1):
@@ -106,6 +105,12 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, 
     bench = Bench(loaded, temperature=plan.temperature, clock=CLOCKS[plan.clock], seed=plan.seed)
     bounds = bench.bounds
     shape, engine = _model_shape(loaded), _engine_shape(loaded, options, bounds, plan)
+    cores = list(pace.files) if pace is not None else []
+    own, last = cores[: options.threads or None], cores[-options.threads :]  # of an engine, and of what serves a cluster
+
+    def loops(spans: Sequence[tuple[float, float]]) -> tuple[float, ...]:
+        return pace.mean_s(own, spans) if pace is not None else ()
+
     with _on_its_cores(options):
         steps = _steps(bench, bounds, plan, lambda share: say("steps", 0.7 * share), loops)
     device = loaded.device
@@ -114,13 +119,16 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, 
     overheads, beside, crowded, moved, warned = Overheads(), Beside(), 1.0, None, list(steps.warnings)
     if plan.http:
         say("HTTP", 0.7)
-        overheads, beside, crowded = asyncio.run(_served(options, shape, bounds, MeasuredCost(steps.fit), plan))
+        overheads, beside, crowded = asyncio.run(
+            _served(options, shape, bounds, MeasuredCost(steps.fit), plan, longer_on(pace, own, steps.unsteady))
+        )
     overheads = overheads.model_copy(update={"new_size_s": steps.new_size_s})
     front = Front()
     if plan.http and plan.beside and file is not None:
         say("cluster", 0.85)
         direct_s = overheads.request_s + MeasuredCost(steps.fit).prefill_s([(1, 0)])
-        router_s, front = _in_cluster(file, options, shape, bounds, direct_s, plan)
+        served = longer_on(pace, last, steps.unsteady.model_copy(update={"share": SHARE}))
+        router_s, front = _in_cluster(file, options, shape, bounds, direct_s, plan, served)
         front = Front(**{name: crowded * seconds for name, seconds in front.model_dump().items()})
         overheads = overheads.model_copy(update={"router_s": router_s})
     if plan.transport:
@@ -279,7 +287,7 @@ def _check(bounds: grid.Bounds) -> None:
 
 
 async def _served(
-    options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan
+    options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan, longer: Longer
 ) -> tuple[Overheads, Beside, float]:
     """What a server adds, what two of them on this machine cost each other, and what one second of a front end on an engine's core costs
     the engine."""
@@ -305,7 +313,7 @@ async def _served(
         async with over_http.served(arguments) as other_url:
             other = await at(other_url, plan.seed + 1)
             with _served_beside(options.threads):
-                return overheads, await neighbours(server, other, bounds, overheads.request_s), crowded
+                return overheads, await neighbours(server, other, bounds, overheads.request_s, longer=longer), crowded
 
 
 @contextmanager
@@ -333,7 +341,7 @@ def _served_beside(threads: int) -> Iterator[None]:
 
 
 def _in_cluster(
-    file: Path, options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, direct_s: float, plan: Plan
+    file: Path, options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, direct_s: float, plan: Plan, longer: Longer
 ) -> tuple[float, Front]:
     """What a router adds to a request, and the front end; nothing where the cluster's engines do not find a core each here."""
     engines = len(list(Experiment.load(file).placements()))
@@ -341,7 +349,7 @@ def _in_cluster(
         return 0.0, Front()
     whole = msgspec.structs.replace(options, threads=engines * options.threads)
     with local_cluster(file, serve_arguments(whole), options.threads) as url:
-        measured = through(url, bounds, shape.vocab, direct_s, temperature=plan.temperature, seed=plan.seed + 2)
+        measured = through(url, bounds, shape.vocab, direct_s, temperature=plan.temperature, seed=plan.seed + 2, longer=longer)
         return asyncio.run(measured)
 
 
