@@ -48,6 +48,8 @@ from pdlab.types import UsageError
 
 Say = Callable[[str], None]
 Turned = TypeVar("Turned")
+PROFILES = "profile-[0-9]*.json"  # of the calibrations, one each
+CORES = "cores.json"  # of a run: what the probe saw
 WARM_TOKENS = 32  # of a prompt, and of its answer
 WARM_VOCAB = 100  # every model has so many
 
@@ -103,15 +105,15 @@ class Serving(Protocol):
 Start = Callable[[TwoWorlds, Sequence[Path], Say], AbstractContextManager[Serving]]
 
 
-def validate(file: Path, directory: Path, say: Say, start: Start | None = None) -> Outcome:
+def validate(file: Path, directory: Path, say: Say, start: Start | None = None, *, again: bool = False) -> Outcome:
     """Everything the file asks for, with pdlab's own engines where `start` gives no others; results, profile and experiments are left in
-    `directory`. Ctrl-C stops all. Raises UsageError."""
+    `directory`. `again`: with the profiles and the measured runs that are there already, nothing is started. Ctrl-C stops all. Raises
+    UsageError."""
     began_s = time.monotonic()
     asked = TwoWorlds.load(file)
     base = {**asked.experiment, "base_dir": str((file.parent / str(asked.experiment.get("base_dir", ""))).resolve())}
     base["workload"] = {**base.get("workload", {}), "rate": asked.rates[0]}  # of a file on its own; each run gives another
     directory.mkdir(parents=True, exist_ok=True)
-    profile = (directory / "profile.json").resolve()
     plans = {
         (layout, name): _with(base, cluster={**base.get("cluster", {}), "instances": instances}, policy=policy)
         for layout, instances in asked.layouts.items()
@@ -119,19 +121,26 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
     }
     for (layout, name), plan in plans.items():
         Experiment.parse({**plan, "name": f"{layout}-{name}"}, str(file))  # mistakes show before anything is started
-    paths = {(layout, name): _write(directory / f"{layout}-{name}.yaml", plan) for (layout, name), plan in plans.items()}
-    runs: list[_Live] = []
+    if not again:
+        _measure(asked, {key: _write(_plan(directory, *key), plan) for key, plan in plans.items()}, directory, say, start)
+    return _judged(asked, plans, directory, say, began_s)
+
+
+def _measure(asked: TwoWorlds, paths: Mapping[tuple[str, str], Path], directory: Path, say: Say, start: Start | None) -> None:
+    """Calibrations and runs, left in `directory`."""
+    for stale in directory.glob(PROFILES):
+        stale.unlink()
     cores = sorted(os.sched_getaffinity(0))  # all; later, this process has those that engines leave
     with (
         processes.awake(),
         watched(cores) as pace,
         (start or own_engines)(asked, list(paths.values()), say) as serving,
     ):
-        calibrations = [profile.with_stem(f"profile-{number + 1}") for number in range(asked.repeats + 1)]
 
         def calibrate(number: int) -> None:
-            say(f"calibrating, {number + 1} of {len(calibrations)}")
-            serving.calibrate(next(iter(paths.values())), calibrations[number], asked.calibrate_s / len(calibrations))
+            say(f"calibrating, {number + 1} of {asked.repeats + 1}")
+            profile = (directory / f"profile-{number + 1}.json").resolve()
+            serving.calibrate(next(iter(paths.values())), profile, asked.calibrate_s / (asked.repeats + 1))
 
         for repeat in range(asked.repeats):
             calibrate(repeat)
@@ -142,39 +151,55 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None) 
                     for rate in turned(asked.rates, repeat, asked.repeats):
                         say(f"run {repeat + 1} of {asked.repeats}: {layout}, {name}: {rate:g} req/s")
                         target = Target(url, salt=1 + repeat + (round(rate * 1000) * 64 + number) * 64)
-                        where = directory / f"{layout}-{name}-{rate:g}-real-{repeat + 1}"
-                        runs.append(_measured(Experiment.load(path, [f"workload.rate={rate}"]), target, pace, where))
+                        where = _real(directory, layout, name, rate, repeat)
+                        _measure_run(Experiment.load(path, [f"workload.rate={rate}"]), target, pace, where)
         calibrate(asked.repeats)
+
+
+def _judged(asked: TwoWorlds, plans: Mapping[tuple[str, str], Mapping[str, Any]], directory: Path, say: Say, began_s: float) -> Outcome:
+    """What is simulated with the pooled profile, against what was measured."""
+    calibrations = sorted(directory.glob(PROFILES))
+    if not calibrations:
+        raise UsageError(f"{directory}: no profile-1.json and no measured run is there: leave out --again")
     made = pooled([load_instance_profile(path) for path in calibrations])
+    profile = (directory / "profile.json").resolve()
     save_instance_profile(made, profile)
+    (directory / "undisturbed").mkdir(exist_ok=True)
     found: dict[str, list[tuple[str, Result]]] = {f"{layout}, {rate:g} req/s": [] for layout in asked.layouts for rate in asked.rates}
     plain: dict[str, list[tuple[str, Result]]] = {run: [] for run in found}
+    measured = []
     for (layout, name), plan in plans.items():
         say(f"{layout}, {name}: simulating")
         rows = [{**row, "hardware": str(profile), "host": "this machine"} for row in asked.layouts[layout]]
-        instances = [placement.name for placement in Experiment.load(paths[layout, name]).placements()]
+        instances = [placement.name for placement in Experiment.load(_plan(directory, layout, name)).placements()]
         for rate in asked.rates:
-            run, stem = f"{layout}, {rate:g} req/s", f"{layout}-{name}-{rate:g}"
-            workload = {**plan["workload"], "rate": rate}
-            told = _with(plan, workload=workload, cluster={**plan["cluster"], "instances": rows})
-            real = [own for own in runs if own.where.name.startswith(f"{stem}-real-")]
+            run, stem = f"{layout}, {rate:g} req/s", f"{layout}-{name}-{rate:g}-sim"
+            told = _with(plan, workload={**plan["workload"], "rate": rate}, cluster={**plan["cluster"], "instances": rows})
+            real = [_Live.load(_real(directory, layout, name, rate, repeat)) for repeat in range(asked.repeats)]
+            named = [own.named for own in real]
             disturbed = [faults(own.loops, instances, made.unsteady) for own in real]
-            (directory / "undisturbed").mkdir(exist_ok=True)
-            alone = _simulated(told, directory / "undisturbed" / f"{stem}-sim")
-            found[run] += [own.named for own in real]
-            plain[run] += [*(own.named for own in real), alone]
+            alone = _simulated(told, directory / "undisturbed" / stem)
             if any(disturbed):
-                for own, slow in zip(real, disturbed, strict=True):
-                    found[run].append(_simulated(_with(told, faults=slow), Path(str(own.where).replace("-real-", "-sim-"))))
+                simulated = [_simulated(_with(told, faults=slow), directory / f"{stem}-{k}") for k, slow in enumerate(disturbed, 1)]
             else:
-                found[run].append(_simulated(told, directory / f"{stem}-sim"))
+                simulated = [_simulated(told, directory / stem)]
+            found[run] += [*named, *simulated]
+            plain[run] += [*named, alone]
+            measured += [own.result.summary for own in real]
     comparisons = {run: compare(results) for run, results in found.items()}
     checks = _checked(comparisons, directory / "checks.json")
     undisturbed = _checked({run: compare(results) for run, results in plain.items()}, directory / "undisturbed" / "checks.json")
-    measured = [own.result.summary for own in runs]
     available_s = sum(summary["duration_s"] * summary["run"]["cores"] for summary in measured)
     front_end = sum(summary["run"]["front_end_cpu_s"] for summary in measured) / available_s
     return Outcome(comparisons, checks, undisturbed, front_end, time.monotonic() - began_s)
+
+
+def _plan(directory: Path, layout: str, policy: str) -> Path:
+    return directory / f"{layout}-{policy}.yaml"
+
+
+def _real(directory: Path, layout: str, policy: str, rate: float, repeat: int) -> Path:
+    return directory / f"{layout}-{policy}-{rate:g}-real-{repeat + 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +210,21 @@ class _Live:
     result: Result
     loops: list[list[float]]
 
+    @classmethod
+    def load(cls, where: Path) -> _Live:
+        """Raises UsageError where there is none."""
+        result = Result.load(where)
+        try:
+            return cls(where, result, json.loads((where / CORES).read_text(encoding="utf-8"))["loop_s"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"{where / CORES}: {error}; pdlab validate writes it, measure again") from None
+
     @property
     def named(self) -> tuple[str, Result]:
         return str(self.where), self.result
 
 
-def _measured(experiment: Experiment, target: Target, pace: Pace, where: Path) -> _Live:
+def _measure_run(experiment: Experiment, target: Target, pace: Pace, where: Path) -> None:
     """Measures a run, and keeps it in `where`. Raises KeyboardInterrupt where it was stopped."""
     before = processes.cpu_s(os.getpid())
     result = measure(experiment, target)
@@ -200,8 +234,7 @@ def _measured(experiment: Experiment, target: Target, pace: Pace, where: Path) -
     result.save(where)
     cores = of_engines(len(experiment.placements()), list(pace.files))
     loops = seen(pace, cores, result.summary["run"]["zero_s"], result.summary["duration_s"])
-    (where / "cores.json").write_text(json.dumps({"bin_s": BIN_S, "loop_s": loops}) + "\n", encoding="utf-8")
-    return _Live(where, Result.load(where), loops)
+    (where / CORES).write_text(json.dumps({"bin_s": BIN_S, "loop_s": loops}) + "\n", encoding="utf-8")
 
 
 def _simulated(plan: Mapping[str, Any], where: Path) -> tuple[str, Result]:

@@ -66,6 +66,13 @@ def test_what_vllm_cannot_be_is_said_before_anything_starts(
     assert wrong in capsys.readouterr().err
 
 
+def test_there_is_nothing_to_judge_again_before_it_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", str(EXPERIMENTS / "two_worlds.yaml"), "--out", str(tmp_path / "out"), "--again"])
+    assert ended.value.code == 2
+    assert "profile-1.json" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
@@ -85,4 +92,7 @@ def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, ca
     assert made >= {"profile.json", "profile-2.json", "compare-1.html", "checks.json", "undisturbed", "1p1d-round_robin-2.5-real-1"}
     assert made & {"2mixed-prefix_aware-2.5-sim", "2mixed-prefix_aware-2.5-sim-1"}
     seen = json.loads((tmp_path / "out/1p1d-round_robin-2.5-real-1/cores.json").read_text())
+    with pytest.raises(SystemExit):
+        main(["validate", str(file), "--out", str(tmp_path / "out"), "--again"])
+    assert capsys.readouterr().out.splitlines()[-8:-4] == said.splitlines()[-8:-4]
     assert len(seen["loop_s"]) == 2 and all(len(loops) > 4 for loops in seen["loop_s"])
