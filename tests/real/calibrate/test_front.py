@@ -54,6 +54,15 @@ def test_request_step_and_token_are_told_apart(known: Front, seqs: int) -> None:
     assert run(play).model_dump() == pytest.approx(known.model_dump(), abs=1e-9)
 
 
+def test_what_the_host_adds_to_its_time_is_left_out() -> None:
+    async def play(loop: VirtualLoop) -> Front:
+        machine = Machine(loop, Front(request_s=0.008, step_s=0.0008, token_s=0.0002))
+        bounds = Bounds(step_tokens=512, seqs=4, max_tokens=2048, kv_tokens=20000)
+        return await front(machine, bounds, lambda: machine.cpu_s, longer=lambda began_s, ended_s: 1.6)
+
+    assert run(play).model_dump() == pytest.approx({"request_s": 0.005, "step_s": 0.0005, "token_s": 0.000125})
+
+
 def test_noise_makes_no_part_negative_nor_adds_to_what_one_request_costs() -> None:
     fewer_together = solved(0.004, 0.1, 0.05, long=80, together=4)
     assert fewer_together.token_s == 0.0

@@ -31,6 +31,7 @@ class Machine(Server):
         self.prefilling = asyncio.Lock()  # one prompt after the other
         self.cached: set[tuple[int, ...]] = set()  # whose first token takes a decode's time
         self.asked = 0
+        self.slow = 1.0
 
     async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
         self.asked += 1
@@ -56,14 +57,17 @@ class Machine(Server):
 
     def step_s(self, phase: str, tokens: int) -> float:
         slower_s = max((self.beside.added_s(tokens, its == "prefill") for its in self.neighbour.phases), default=0.0)
-        return (PREFILL_S if phase == "prefill" else DECODE_S) + slower_s
+        return self.slow * ((PREFILL_S if phase == "prefill" else DECODE_S) + slower_s)
 
 
-def measured(beside: Beside) -> Beside:
+def measured(beside: Beside, slow: float = 1.0) -> Beside:
+    """`slow`: what the host multiplies all steps by."""
+
     async def play(loop: VirtualLoop) -> Beside:
         one, other = Machine(loop, beside), Machine(loop, beside)
+        one.slow = other.slow = slow
         one.neighbour, other.neighbour = other, one
-        found = await neighbours(one, other, BOUNDS, REQUEST_S)
+        found = await neighbours(one, other, BOUNDS, REQUEST_S, longer=lambda began_s, ended_s: slow)
         assert other.asked and not one.phases and not other.phases
         return found
 
@@ -78,8 +82,9 @@ def measured(beside: Beside) -> Beside:
         Beside(prefill_beside_prefill_s=0.01, prefill_token_beside_prefill_s=0.0001, prefill_token_beside_decode_s=0.0002),
     ],
 )
-def test_what_a_neighbour_costs_is_what_its_steps_add(beside: Beside) -> None:
-    found = measured(beside)
+@pytest.mark.parametrize("slow", [1.0, 1.4])
+def test_what_a_neighbour_costs_is_what_its_steps_add(beside: Beside, slow: float) -> None:
+    found = measured(beside, slow)
     assert found.model_dump() == pytest.approx(beside.model_dump(), abs=1e-9)
 
 
