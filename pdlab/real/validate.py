@@ -17,12 +17,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -178,6 +180,8 @@ def _judged(asked: TwoWorlds, plans: Mapping[tuple[str, str], Mapping[str, Any]]
             real = [_Live.load(_real(directory, layout, name, rate, repeat)) for repeat in range(asked.repeats)]
             named = [own.named for own in real]
             disturbed = [faults(own.loops, instances, made.unsteady) for own in real]
+            for stale in directory.glob(f"{escape(stem)}*/"):  # of another judgement, which may have had more of them, or fewer
+                shutil.rmtree(stale)
             alone = _simulated(told, directory / "undisturbed" / stem)
             if any(disturbed):
                 simulated = [_simulated(_with(told, faults=slow), directory / f"{stem}-{k}") for k, slow in enumerate(disturbed, 1)]
