@@ -8,6 +8,8 @@ read; only the router writes.
 from __future__ import annotations
 
 import random
+import re
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -51,6 +53,7 @@ class Instance:
         "heard_s",
         "index",
         "name",
+        "place",
         "prefill_predictor",
         "prefill_requests",
         "prefill_tokens",
@@ -63,11 +66,12 @@ class Instance:
         "unreported",
     )
 
-    def __init__(self, spec: InstanceSpec, index: int) -> None:
+    def __init__(self, spec: InstanceSpec, bit: int) -> None:
         self.spec = spec
         self.name = spec.name
-        self.index = index  # order of joining: the tie-break everywhere
-        self.bit = 1 << index  # its place in the prefix index
+        self.place = _place(spec.name)
+        self.index = -1  # among all instances, by name: the tie-break everywhere
+        self.bit = bit  # in the prefix index
         self.role = spec.role
         self.state = InstanceState.READY
         self.report = Report(spec.name, spec.incarnation, -1.0, free_blocks=spec.kv_blocks)
@@ -120,6 +124,11 @@ class Instance:
     def tpot_s(self, batch: int, context_tokens: int) -> float:
         """Predicted seconds of a decode step of `batch` sequences holding `context_tokens` in all; 0.0 without a profile."""
         return self.decode_predictor.seconds(batch, context_tokens)
+
+
+def _place(name: str) -> tuple[list[str | int], str]:
+    """decode-2 comes before decode-10."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", name))], name
 
 
 class PrefixIndex:
@@ -218,6 +227,21 @@ class Cluster:
         self.hash_tokens = hash_tokens
         self.ttft_slo_s = ttft_slo_s
         self.tpot_slo_s = tpot_slo_s
+
+    def admit(self, spec: InstanceSpec) -> Instance:
+        """A new instance, or another incarnation of a known one. They are kept in the order of their names: who comes up first is chance,
+        and may not decide where ties break."""
+        instances = self.instances
+        known = next((x for x in instances if x.name == spec.name), None)
+        made = Instance(spec, known.bit if known is not None else 1 << len(instances))
+        if known is not None:
+            made.index = known.index
+            instances[made.index] = made
+            return made
+        insort(instances, made, key=lambda x: x.place)
+        for index, instance in enumerate(instances):
+            instance.index = index
+        return made
 
     def refresh(self) -> None:
         """Rebuild the two candidate lists after an instance joined, left, or changed role or state. When nobody of a role is left, the

@@ -430,12 +430,7 @@ class Router:
                 return
             if known.state is not InstanceState.GONE:
                 self._drop(known, {}, f"{spec.name} restarted")
-        instance = Instance(spec, known.index if known is not None else len(self.cluster.instances))
-        self.by_name[spec.name] = instance
-        if known is not None:
-            self.cluster.instances[known.index] = instance
-        else:
-            self.cluster.instances.append(instance)
+        instance = self.by_name[spec.name] = self.cluster.admit(spec)
         instance.heard_s = self.cluster.now
         if known is None and self.starting:
             self.starting -= 1

@@ -198,7 +198,7 @@ class SloSpec(Spec):
 
 KINDS = {
     "kill": ("restart_after_s",),
-    "slow": ("factor", "for_s"),
+    "slow": ("factor", "decode_factor", "for_s"),
     "slow_link": ("factor", "for_s"),
     "cut_link": ("for_s",),
     "lose_reports": ("for_s",),
@@ -218,7 +218,8 @@ class FaultSpec(Spec):
     lose_reports: str | None = None
     delay_reports: str | None = None
     restart_after_s: Positive | None = None  # None: never
-    factor: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    factor: Annotated[Number, Field(gt=0, le=1)] | None = None
+    decode_factor: Annotated[Number, Field(gt=0, le=1)] | None = None
     by_s: Positive | None = None
     for_s: Positive | None = None  # None: to the end
 
@@ -237,7 +238,7 @@ class FaultSpec(Spec):
         if len(given) != 1:
             raise ValueError(f"a fault is one of {', '.join(KINDS)}, not {' and '.join(given) or 'none of them'}")
         takes = KINDS[given[0]]
-        for key in ("restart_after_s", "factor", "by_s", "for_s"):
+        for key in ("restart_after_s", "factor", "decode_factor", "by_s", "for_s"):
             if getattr(self, key) is not None and key not in takes:
                 raise ValueError(f"{given[0]} takes no {key}, only {' and '.join(takes)}")
         for key in ("factor", "by_s"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pdlab.cluster import Cluster, Instance
+from pdlab.cluster import Cluster
 from pdlab.compose import Composed
 from pdlab.policies.fastdeploy_splitwise import FastdeploySplitwise
 from pdlab.policies.freeness import Freeness
@@ -30,7 +30,7 @@ class Listener(Policy):
 def cluster() -> Cluster:
     made = Cluster(random.Random(0))
     for i, role in enumerate((Role.PREFILL, Role.PREFILL, Role.DECODE, Role.DECODE)):
-        made.instances.append(Instance(InstanceSpec(name=f"x{i}", role=role, kv_blocks=10), i))
+        made.admit(InstanceSpec(name=f"x{i}", role=role, kv_blocks=10))
     made.refresh()
     return made
 

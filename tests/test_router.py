@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from pdlab.cluster import Cluster, Instance
+from pdlab.load_policy import build
 from pdlab.policy import Policy, Reject
 from pdlab.router import Limits, Router
 from pdlab.types import (
@@ -175,7 +177,23 @@ def test_a_restart_takes_the_place_of_the_dead_and_loses_its_requests() -> None:
     r = router()
     arrive(r)
     assert r.handle(Joined(spec("p0", Role.PREFILL, 1)), 1.0)[-1] == Dispatch(0, 3, "p0")
-    assert [x.name for x in r.cluster.instances] == ["p0", "p1", "d0", "d1"]
+    assert [x.name for x in r.cluster.instances] == ["d0", "d1", "p0", "p1"]
+
+
+@pytest.mark.parametrize("policy", ["least_loaded", "round_robin", "prefix_aware", "xllm_slo_aware", "llumnix"])
+def test_who_came_up_first_decides_nothing(policy: str) -> None:
+    names = [f"{role}-{number}" for role in ("prefill", "decode", "mixed") for number in (0, 1, 2, 10)]
+    decided = []
+    for order in (names, names[::-1], sorted(names)):
+        r = router(build(policy, Path()), [(name, Role(name.partition("-")[0])) for name in order])
+        r.handle(Joined(spec("decode-2", Role.DECODE, 1)), 0.0)
+        assert len({x.bit for x in r.cluster.instances}) == len(names)
+        assert [x.index for x in r.cluster.instances] == list(range(len(names)))
+        assert [x.name for x in r.cluster.decode[:4]] == ["decode-0", "decode-1", "decode-2", "decode-10"]
+        said = [action for i in range(20) for action in arrive(r, i, 0.1 * i, hashes=(i % 3, 7))]
+        said += [action for i in range(0, 20, 2) for action in r.handle(PrefillDone(i, 1, r.cluster.live[i].prefill.name), 3.0 + i)]
+        decided.append(said)
+    assert decided[0] == decided[1] == decided[2]
 
 
 def test_a_cancelled_request_is_aborted_wherever_it_is() -> None:
@@ -223,7 +241,8 @@ class Wish(Policy):
         self.wishes = list(wishes)
 
     def migrate(self, cluster: Cluster) -> Sequence[tuple[int, Instance]]:
-        return [(i, cluster.instances[k]) for i, k in (w for w in self.wishes if isinstance(w, tuple) and isinstance(w[1], int))]
+        names = {x.name: x for x in cluster.instances}
+        return [(w[0], names[w[1]]) for w in self.wishes if isinstance(w, tuple) and not isinstance(w[1], Role)]
 
     def resize(self, cluster: Cluster) -> list[tuple[Instance, Role] | Scale]:
         names = {x.name: x for x in cluster.instances}
@@ -269,7 +288,7 @@ def test_a_role_that_an_operator_changed_is_followed() -> None:
     r = router()
     r.handle(Drained("p0", 0), 0.1)
     r.handle(Switched("p0", 0, Role.DECODE), 0.2)
-    assert [x.name for x in r.cluster.decode] == ["p0", "d0", "d1"]
+    assert [x.name for x in r.cluster.decode] == ["d0", "d1", "p0"]
     assert [x.name for x in r.cluster.prefill] == ["p1"]
 
 
@@ -278,7 +297,7 @@ def test_only_the_leader_of_several_routers_resizes() -> None:
         tick_s = 1.0
 
         def resize(self, cluster: Cluster) -> list[tuple[Instance, Role] | Scale]:
-            return [(cluster.instances[0], Role.DECODE)]
+            return [(cluster.prefill[0], Role.DECODE)]
 
     r = router(Flips())
     r.handle(Leads(False), 0.0)
@@ -288,7 +307,7 @@ def test_only_the_leader_of_several_routers_resizes() -> None:
 
 
 def test_migration_moves_the_books_when_it_is_done() -> None:
-    r = router(Wish((0, 3)))
+    r = router(Wish((0, "d1")))
     arrive(r)
     r.handle(PrefillDone(0, 1, "p0"), 0.2)
     r.handle(Transferred(0, 1, "d0"), 0.3)
@@ -319,7 +338,7 @@ def test_a_policy_that_misbehaves_is_named_with_the_request_and_the_time() -> No
 
     class Dead(Policy):
         def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
-            return cluster.instances[2]
+            return cluster.instances[0]
 
     with pytest.raises(UsageError, match=r"policy Raises.dispatch for request 7 at t=3.000000 s raised ZeroDivisionError: oops"):
         arrive(router(Raises()), 7, 3.0)

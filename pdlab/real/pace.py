@@ -66,17 +66,24 @@ class Pace:
         return np.frombuffer(known[: len(known) // LOOK.size * LOOK.size], dtype=np.float64).reshape(-1, 2)
 
 
-Longer = Callable[[float, float], float]  # in a span of monotonic seconds, by what something takes longer than undisturbed; 1 at least
+Slower = Callable[[float, float], float]  # in a span of monotonic seconds, by what the loop takes longer than undisturbed; 1 at least
+
+STEADY = Unsteady()
 
 
-def longer_on(pace: Pace | None, cores: Sequence[int], unsteady: Unsteady) -> Longer:
-    """Of what goes with the loop as `unsteady` says, on `cores`. Always 1 where nobody looks, or nothing is known."""
+def never(began_s: float, ended_s: float) -> float:
+    """A `Slower` where nobody looks."""
+    return 1.0
 
-    def longer(began_s: float, ended_s: float) -> float:
+
+def slower_on(pace: Pace | None, cores: Sequence[int], unsteady: Unsteady) -> Slower:
+    """The loop on `cores`, against what it takes undisturbed."""
+
+    def slower(began_s: float, ended_s: float) -> float:
         looks = pace.mean_s(cores, [(began_s, ended_s)]) if pace is not None else ()
-        return max(1.0, unsteady.longer(looks[0])) if looks else 1.0
+        return unsteady.slower(looks[0]) if looks else 1.0
 
-    return longer
+    return slower
 
 
 @contextmanager

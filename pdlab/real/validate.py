@@ -115,7 +115,8 @@ def validate(file: Path, directory: Path, say: Say, start: Start | None = None, 
     asked = TwoWorlds.load(file)
     base = {**asked.experiment, "base_dir": str((file.parent / str(asked.experiment.get("base_dir", ""))).resolve())}
     base["workload"] = {**base.get("workload", {}), "rate": asked.rates[0]}  # of a file on its own; each run gives another
-    directory.mkdir(parents=True, exist_ok=True)
+    if not again:
+        directory.mkdir(parents=True, exist_ok=True)
     plans = {
         (layout, name): _with(base, cluster={**base.get("cluster", {}), "instances": instances}, policy=policy)
         for layout, instances in asked.layouts.items()
@@ -166,30 +167,33 @@ def _judged(asked: TwoWorlds, plans: Mapping[tuple[str, str], Mapping[str, Any]]
     made = pooled([load_instance_profile(path) for path in calibrations])
     profile = (directory / "profile.json").resolve()
     save_instance_profile(made, profile)
-    (directory / "undisturbed").mkdir(exist_ok=True)
-    found: dict[str, list[tuple[str, Result]]] = {f"{layout}, {rate:g} req/s": [] for layout in asked.layouts for rate in asked.rates}
-    plain: dict[str, list[tuple[str, Result]]] = {run: [] for run in found}
-    measured = []
+    runs: dict[tuple[str, str, float], tuple[list[_Live], list[Path], Path]] = {}
+    asked_for: dict[Path, Mapping[str, Any]] = {}
     for (layout, name), plan in plans.items():
-        say(f"{layout}, {name}: simulating")
         rows = [{**row, "hardware": str(profile), "host": "this machine"} for row in asked.layouts[layout]]
         instances = [placement.name for placement in Experiment.load(_plan(directory, layout, name)).placements()]
         for rate in asked.rates:
-            run, stem = f"{layout}, {rate:g} req/s", f"{layout}-{name}-{rate:g}-sim"
+            stem = f"{layout}-{name}-{rate:g}-sim"
             told = _with(plan, workload={**plan["workload"], "rate": rate}, cluster={**plan["cluster"], "instances": rows})
             real = [_Live.load(_real(directory, layout, name, rate, repeat)) for repeat in range(asked.repeats)]
-            named = [own.named for own in real]
-            disturbed = [faults(own.loops, instances, made.unsteady) for own in real]
             for stale in directory.glob(f"{escape(stem)}*/"):  # of another judgement, which may have had more of them, or fewer
                 shutil.rmtree(stale)
-            alone = _simulated(told, directory / "undisturbed" / stem)
-            if any(disturbed):
-                simulated = [_simulated(_with(told, faults=slow), directory / f"{stem}-{k}") for k, slow in enumerate(disturbed, 1)]
-            else:
-                simulated = [_simulated(told, directory / stem)]
-            found[run] += [*named, *simulated]
-            plain[run] += [*named, alone]
-            measured += [own.result.summary for own in real]
+            disturbed = [faults(own.loops, instances, made.unsteady) for own in real]
+            each = {directory / f"{stem}-{k}": _with(told, faults=slow) for k, slow in enumerate(disturbed, 1)}
+            simulated = each if any(disturbed) else {directory / stem: told}
+            alone = directory / "undisturbed" / stem
+            runs[layout, name, rate] = real, list(simulated), alone
+            asked_for |= {**simulated, alone: told}
+    say(f"simulating, {len(asked_for)} times")
+    _simulate(asked_for)
+    found: dict[str, list[tuple[str, Result]]] = {f"{layout}, {rate:g} req/s": [] for layout in asked.layouts for rate in asked.rates}
+    plain: dict[str, list[tuple[str, Result]]] = {run: [] for run in found}
+    measured = []
+    for (layout, _, rate), (real, simulated_in, alone) in runs.items():
+        run, named = f"{layout}, {rate:g} req/s", [own.named for own in real]
+        found[run] += [*named, *map(_loaded, simulated_in)]
+        plain[run] += [*named, _loaded(alone)]
+        measured += [own.result.summary for own in real]
     comparisons = {run: compare(results) for run, results in found.items()}
     checks = _checked(comparisons, directory / "checks.json")
     undisturbed = _checked({run: compare(results) for run, results in plain.items()}, directory / "undisturbed" / "checks.json")
@@ -241,9 +245,16 @@ def _measure_run(experiment: Experiment, target: Target, pace: Pace, where: Path
     (where / CORES).write_text(json.dumps({"bin_s": BIN_S, "loop_s": loops}) + "\n", encoding="utf-8")
 
 
-def _simulated(plan: Mapping[str, Any], where: Path) -> tuple[str, Result]:
-    path = _write(where.with_name(where.name + ".yaml"), plan)
-    _run("sim", str(path), "--out", str(where), "--quiet")
+def _simulate(plans: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Each plan, into its folder."""
+    for parent in dict.fromkeys(where.parent for where in plans):
+        parent.mkdir(exist_ok=True)
+        own = {where: _with(plan, name=where.name) for where, plan in plans.items() if where.parent == parent}
+        files = [str(_write(where.with_name(where.name + ".yaml"), plan)) for where, plan in own.items()]
+        _run("sim", *files, "--out", str(parent if len(own) > 1 else next(iter(own))), "--quiet")
+
+
+def _loaded(where: Path) -> tuple[str, Result]:
     return str(where), Result.load(where)
 
 

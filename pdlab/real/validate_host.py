@@ -33,9 +33,11 @@ def faults(loops: Sequence[Sequence[float]], instances: Sequence[str], unsteady:
     """As an experiment's `faults`: when each instance computed at what share of its speed. `loops`: those of each one's core."""
     found = []
     for name, loop_s in zip(instances, loops, strict=False):
-        speeds = [round(SPEEDS / max(1.0, unsteady.longer(took_s))) for took_s in loop_s]
-        for speed, bins in groupby(range(len(speeds)), key=speeds.__getitem__):
+        slower = [unsteady.slower(took_s) for took_s in loop_s]
+        speeds = [tuple(round(SPEEDS / unsteady.longer(r, prefill=prefill)) for prefill in (True, False)) for r in slower]
+        for (prefill, decode), bins in groupby(range(len(speeds)), key=speeds.__getitem__):
             held = list(bins)
-            if speed < SPEEDS:
-                found.append({"at_s": held[0] * BIN_S, "slow": name, "factor": speed / SPEEDS, "for_s": len(held) * BIN_S})
+            if min(prefill, decode) < SPEEDS:
+                speed = {"factor": prefill / SPEEDS, "decode_factor": decode / SPEEDS}
+                found.append({"at_s": held[0] * BIN_S, "slow": name, **speed, "for_s": len(held) * BIN_S})
     return found

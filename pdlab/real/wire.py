@@ -83,9 +83,10 @@ class KvParams(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StreamEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The `pdlab` object of a chunk of a decode leg's stream. `event` is "reserved" (with ticket, descriptor, block_ids, cached_tokens),
-    "transferred" (all KV is here: bytes, the seconds they took, how long ago the last came, transport, and the `made` tokens that it goes
-    on from), or "moved" (the last: the request was migrated away)."""
+    """The `pdlab` object of a chunk of a stream. `event` is "reserved" (with ticket, descriptor, block_ids, cached_tokens), "transferred"
+    (all KV is here: bytes, the seconds they took, how long ago the last came, transport, and the `made` tokens that it goes on from),
+    "prefilled" (the prompt was computed here, `queue_s` after it came, but for its `cached_tokens`), or "moved" (the last: the request was
+    migrated away)."""
 
     event: str
     ticket: str = ""

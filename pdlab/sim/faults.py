@@ -35,6 +35,7 @@ def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callab
         return lambda: world.late_until_s.__setitem__(name, (until_s, fault.by_s or 0.0)), None
     if fault.slow is not None:
         longer = 1.0 / (fault.factor or 1.0)
-        return lambda: world.slow_down(name, longer), lambda: world.slow_down(name, 1.0)
+        decode_longer = 1.0 / fault.decode_factor if fault.decode_factor is not None else longer
+        return lambda: world.slow_down(name, longer, decode_longer), lambda: world.slow_down(name, 1.0, 1.0)
     factor = fault.factor if fault.slow_link is not None and fault.factor is not None else 0.0
     return lambda: world.network.scale_bandwidth(name, factor), lambda: world.network.scale_bandwidth(name, 1.0)

@@ -86,7 +86,7 @@ class SimInstance:
         self.new_size_s = new_size_s  # that the first step with prompts of each size takes longer
         self.sizes: set[int] = set()  # tokens of such steps so far
         self.host = host  # whose other instances slow this one; the horizon is 1 then
-        self.longer = 1.0  # by what all its steps are multiplied
+        self.longer = self.decode_longer = 1.0  # by what its steps are multiplied: those with prompts, and those that only decode
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
         self.env, self.owner, self.spec, self.scheduler, self.cost, self.gaps = env, owner, spec, scheduler, cost, gaps
         self.name = spec.name
@@ -161,8 +161,8 @@ class SimInstance:
             slope_s = per_token_s * n
             if self.host is not None:
                 step_s += self.host.longer_s(self, 0)
-            step_s *= self.longer
-            slope_s *= self.longer
+            step_s *= self.decode_longer
+            slope_s *= self.decode_longer
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
             self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:
@@ -179,11 +179,14 @@ class SimInstance:
         self.generation = generation = self.generation + 1
         After(self.env, self.began_s + self.step_s - self.env.now, self._done_callbacks, generation)
 
-    def slow_down(self, longer: float) -> None:
-        """Steps take `longer` times as long as the cost model says from now on, and so does what is left of the step under way."""
-        ratio, self.longer = longer / self.longer, longer
+    def slow_down(self, longer: float, decode_longer: float) -> None:
+        """Steps with prompts take `longer` times as long as the cost model says from now on, others `decode_longer` times, and so does what
+        is left of the step under way."""
+        before = (self.longer, self.decode_longer)
+        self.longer, self.decode_longer = longer, decode_longer
         if self.batch is None:
             return
+        ratio = longer / before[0] if self.batch.chunks else decode_longer / before[1]
         self.sync()
         if self.k > 1 and not self.cut:
             self._cut()

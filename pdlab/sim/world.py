@@ -103,7 +103,7 @@ class World:
         self.finish = env.event()
         self.silent_until_s: dict[str, float] = {}  # instances whose reports are lost
         self.late_until_s: dict[str, tuple[float, float]] = {}  # whose reports are late: until when, by how much
-        self.longer: dict[str, float] = {}  # instances that are slow, and by what their steps are multiplied
+        self.longer: dict[str, tuple[float, float]] = {}  # instances that are slow: SimInstance.longer and decode_longer
         self.on_progress: Callable[[float, int, int], None] | None = None
         self.on_event: Callable[[], None] | None = None  # tests assert the invariants here
         self._makers: dict[str, Maker] = {}
@@ -138,16 +138,16 @@ class World:
         instance = self._makers[spec.name](spec)
         instance.index = self.records.instances.index(spec.name)
         instance.spans = self.spans
-        instance.longer = self.longer.get(spec.name, 1.0)
+        instance.longer, instance.decode_longer = self.longer.get(spec.name, (1.0, 1.0))
         if spec.name in self.instances:
             self.lifecycle.retired.append(self.instances[spec.name])
         self.instances[spec.name] = instance
         self.tell(Joined(spec))
 
-    def slow_down(self, name: str, longer: float) -> None:
-        """From now on an instance, or a later incarnation of it, takes `longer` times as long for every step."""
-        self.longer[name] = longer
-        self.instances[name].slow_down(longer)
+    def slow_down(self, name: str, longer: float, decode_longer: float) -> None:
+        """`SimInstance.slow_down` of an instance, and of its later incarnations."""
+        self.longer[name] = longer, decode_longer
+        self.instances[name].slow_down(longer, decode_longer)
 
     def run(self) -> None:
         """Until every request has ended. KeyboardInterrupt passes through; `interrupt` then makes the records whole."""

@@ -29,7 +29,7 @@ class Small:
                 prefill_profile=PREFILL_PROFILE if profiled else (),
                 decode_profile=DECODE_PROFILE if profiled else (),
             )
-            self.cluster.instances.append(Instance(spec, i))
+            self.cluster.admit(spec)
         self.cluster.refresh()
 
     def __getitem__(self, i: int) -> Instance:

@@ -59,12 +59,12 @@ def test_a_run_is_seen_in_bins(tmp_path: Path) -> None:
 
 
 def test_an_instance_is_slow_while_its_core_is() -> None:
-    unsteady = Unsteady(loop_s=2e-5, share=0.5)
-    slow, calm = 4e-5, 2.01e-5  # twice as long: steps take 1.5 times as long
+    unsteady = Unsteady(loop_s=2e-5, prefill_share=0.25, decode_share=0.5)
+    slow, calm = 4e-5, 2.01e-5  # twice as long: prefills take 1.25 times as long, decodes 1.5 times
     found = faults([[calm, slow, slow, calm], [1e-5, 1e-5, 1e-5, 3e-5]], ["prefill-0", "decode-0"], unsteady)
     assert found == [
-        {"at_s": BIN_S, "slow": "prefill-0", "factor": 0.66, "for_s": 2 * BIN_S},
-        {"at_s": 3 * BIN_S, "slow": "decode-0", "factor": 0.8, "for_s": BIN_S},
+        {"at_s": BIN_S, "slow": "prefill-0", "factor": 0.8, "decode_factor": 0.66, "for_s": 2 * BIN_S},
+        {"at_s": 3 * BIN_S, "slow": "decode-0", "factor": 0.88, "decode_factor": 0.8, "for_s": BIN_S},
     ]
     assert faults([[slow]], ["prefill-0"], Unsteady()) == [], "nothing is known of how steps go with the loop"
     assert faults([], ["prefill-0"], unsteady) == []

@@ -17,7 +17,8 @@ class SwitchOnce(RoundRobin):
     tick_s = 0.5
 
     def resize(self, cluster: Cluster) -> Sequence[tuple[Instance, Role] | Scale]:
-        return [(cluster.instances[3], Role.PREFILL)] if 1.0 <= cluster.now < 1.4 and cluster.instances[3].ready else []
+        last = cluster.decode[-1]
+        return [(last, Role.PREFILL)] if 1.0 <= cluster.now < 1.4 and last.name == "decode-1" else []
 
 
 def test_a_switch_drains_then_costs_its_time_then_serves_the_other_role() -> None:

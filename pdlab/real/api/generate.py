@@ -13,7 +13,7 @@ from pdlab.prefix import chain
 from pdlab.real.api.engine import Ended, Engine
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.exchange import Exchange
-from pdlab.real.api.legs import Here, Leg, Move, Prefill, Pull, Reserve, kv_lost
+from pdlab.real.api.legs import Alone, Here, Leg, Move, Prefill, Pull, Reserve, kv_lost
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.engine.detokenize import Detokenizer, StopStrings
@@ -92,7 +92,7 @@ class Generation:
         exchange: Exchange | None = None,
     ) -> None:
         self.engine, self.metrics, self.ask = engine, metrics, ask
-        self.leg, self.exchange = leg, exchange
+        self.leg, self.exchange = None if isinstance(leg, Alone) else leg, exchange
         self.first_id = {id: number for number, id in enumerate(ids)}
         self.prompts = prompts
         self.best_of = ask.sampling.best_of
@@ -113,7 +113,8 @@ class Generation:
         self.delivered = False
         self.moved = False
         self.given = 0
-        self._landed = leg is None or isinstance(leg, Prefill)
+        self._landed = self.leg is None or isinstance(leg, Prefill)
+        self._tells = isinstance(leg, Alone)
         self._reserved = False
         self._trouble: ApiError | None = None
         self._news: asyncio.Queue[News] = asyncio.Queue()
@@ -350,6 +351,8 @@ class Generation:
             choice.cached_tokens, choice.queue_s, choice.first_s = tokens.cached_tokens, tokens.queue_s, now
             if tokens.candidate == 0:
                 self.metrics.first_token(now - self.started_s, tokens.queue_s)
+                if self._tells:
+                    self.events.append(StreamEvent("prefilled", cached_tokens=tokens.cached_tokens, queue_s=tokens.queue_s))
         else:
             self.metrics.token_gap((now - choice.last_s) / taken, taken)
         choice.last_s = now

@@ -21,6 +21,11 @@ MOST_NAME, MOST_DESCRIPTOR, MOST_SECONDS = 1024, 1 << 18, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
+class Alone:
+    """An ordinary request, whose stream tells how its prompt fared."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prefill:
     """Compute the prompt and one token; the KV is leased, or written to where `push` says."""
 
@@ -66,7 +71,7 @@ class Move:
     events: bool = True
 
 
-Leg = Prefill | Pull | Here | Reserve | Move
+Leg = Alone | Prefill | Pull | Here | Reserve | Move
 
 
 def leg_of(params: KvParams | None, ready: Ready, exchanges: bool) -> Leg | None:
@@ -83,7 +88,7 @@ def leg_of(params: KvParams | None, ready: Ready, exchanges: bool) -> Leg | None
     if params.do_remote_decode:
         return Prefill(None if extra.push is None else _push(extra.push))
     if not params.do_remote_prefill:
-        return None
+        return Alone() if extra.events else None
     deadline_s = _seconds(extra.deadline_s, "pdlab.deadline_s")
     check_tokens(extra.made, ready.vocab, f"{PARAM}.pdlab.made")
     if extra.migrate is not None:
@@ -109,6 +114,8 @@ def check_leg(leg: Leg, asked: Ask, stream: bool, prompts: int) -> None:
     candidates, most = asked.sampling.best_of, asked.sampling.max_tokens
     if prompts > 1:
         raise bad(f"{PARAM} goes with one prompt, not {prompts}", "prompt")
+    if isinstance(leg, Alone):
+        return
     if isinstance(leg, Prefill):
         if candidates > 1:
             raise bad(f"n and best_of must be 1 where {PARAM} has do_remote_decode, not {candidates}", "n")

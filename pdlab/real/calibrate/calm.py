@@ -1,8 +1,8 @@
 """What steps take on a core that nobody disturbs, from what they took on one that is disturbed now and then.
 
 Each repeat knows how long a short loop took on its core meanwhile (`pdlab.real.pace`). Where the loop takes r times as long as undisturbed,
-steps take 1 + share (r - 1) times as long. The share is the regression over the repeats of each point, about a value from elsewhere, which
-counts where calibration saw little of both.
+steps take 1 + share (r - 1) times as long, those with prompts by another share than those that only decode. The share is the regression
+over the repeats of each point, about a value from elsewhere, which counts where calibration saw little of both.
 """
 
 from __future__ import annotations
@@ -26,6 +26,20 @@ def unsteadiness(measured: Iterable[Measured]) -> Unsteady:
     if not watched:
         return Unsteady()
     calm_s = float(np.percentile([look for m in watched for look in m.loop_s], CALM))
+    prefill, decode = ([m for m in watched if _prefills(m) is kind] for kind in (True, False))
+    return Unsteady(loop_s=calm_s, prefill_share=_share(prefill, calm_s), decode_share=_share(decode, calm_s))
+
+
+def calmed(measured: Iterable[Measured], unsteady: Unsteady) -> list[Measured]:
+    """The same points with what each repeat would have taken undisturbed; as they are where nobody looked."""
+    return [m.model_copy(update={"seconds": _calm_s(m, unsteady)}) if m.loop_s else m for m in measured]
+
+
+def _prefills(measured: Measured) -> bool:
+    return measured.point.kind != "decode"
+
+
+def _share(watched: Sequence[Measured], calm_s: float) -> float:
     rows = [(np.array(m.seconds), np.maximum(np.array(m.loop_s) / calm_s - 1.0, 0.0)) for m in watched]
     share = SHARE
     for _ in range(5):  # since a point's undisturbed time depends on it
@@ -37,13 +51,12 @@ def unsteadiness(measured: Iterable[Measured]) -> Unsteady:
             up += float((of * apart * (longer - np.average(longer, weights=of))).sum())
             down += float((of * apart**2).sum())
         share = max(0.0, up / down)
-    return Unsteady(loop_s=calm_s, share=share)
+    return share
 
 
-def calmed(measured: Iterable[Measured], unsteady: Unsteady) -> list[Measured]:
-    """The same points with what each repeat would have taken undisturbed; as they are where nobody looked."""
-    return [m.model_copy(update={"seconds": _calm_s(m.seconds, m.loop_s, unsteady)}) if m.loop_s else m for m in measured]
-
-
-def _calm_s(seconds: Sequence[float], loop_s: Sequence[float], unsteady: Unsteady) -> tuple[float, ...]:
-    return tuple(took_s / max(1.0, unsteady.longer(look_s)) for took_s, look_s in zip(seconds, loop_s, strict=True))
+def _calm_s(measured: Measured, unsteady: Unsteady) -> tuple[float, ...]:
+    prefill = _prefills(measured)
+    return tuple(
+        took_s / unsteady.longer(unsteady.slower(look_s), prefill=prefill)
+        for took_s, look_s in zip(measured.seconds, measured.loop_s, strict=True)
+    )

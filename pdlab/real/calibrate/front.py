@@ -16,19 +16,19 @@ import time
 from collections.abc import Callable
 from statistics import fmean
 
-from pdlab.cost.profile import Front
+from pdlab.cost.profile import Front, Unsteady
 from pdlab.real import processes
 from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.over_http import gap_s, median
 from pdlab.real.calibrate.stream import Heard, Server, connect, model_of
-from pdlab.real.pace import Longer
+from pdlab.real.pace import STEADY, Slower, never
 
 SHORT_TOKENS, LONG_TOKENS = 2, 64  # of output
 SHORT_REQUESTS, PROMPT_TOKENS = 12, 16
 # By what share of a longer loop (pdlab.real.pace) a front end takes longer: 630 times 70 ms of asyncio and JSON on two cores of an AMD EPYC
 # that were disturbed a tenth of the time, 0.72 and 0.77.
 SHARE = 0.75
-CROWDED_TOKENS, CROWDED = 32, 5  # of output; repeats
+CROWDED_TOKENS, CROWDED = 32, 8  # of output; repeats
 REPEATS, ROUTED = 3, 15
 
 
@@ -37,10 +37,10 @@ async def front(
     bounds: Bounds,
     cpu_s: Callable[[], float],
     repeats: int = REPEATS,
-    longer: Longer = lambda began_s, ended_s: 1.0,
+    slower: Slower = never,
 ) -> Front:
-    """`cpu_s`: seconds that all but the engines have computed so far, and `longer` what the machine's host adds to that. Engines must have
-    nothing else to do. Raises UsageError."""
+    """`cpu_s`: seconds that all but the engines have computed so far; what the machine's host adds to that (`slower`, of their core) is
+    left out. Engines must have nothing else to do. Raises UsageError."""
     together = min(4, bounds.seqs)
     long = min(LONG_TOKENS, bounds.max_tokens - PROMPT_TOKENS)
 
@@ -48,7 +48,7 @@ async def front(
         at_s, began_s = time.monotonic(), cpu_s()
         for _ in range(0, requests, at_once):
             await asyncio.gather(*(server.ask(server.prompt(PROMPT_TOKENS), output_tokens) for _ in range(at_once)))
-        return (cpu_s() - began_s) / longer(at_s, time.monotonic())
+        return (cpu_s() - began_s) / (1.0 + SHARE * (slower(at_s, time.monotonic()) - 1.0))
 
     await spent_s(together, SHORT_TOKENS, together)  # connections are made, and paths walked
     found = []
@@ -68,10 +68,18 @@ def solved(short_s: float, alone_s: float, together_s: float, *, long: int, toge
 
 
 async def crowding(
-    server: Server, bounds: Bounds, cpu_s: Callable[[], float], crowd: Callable[[bool], None], repeats: int = CROWDED
+    server: Server,
+    bounds: Bounds,
+    cpu_s: Callable[[], float],
+    crowd: Callable[[bool], None],
+    *,
+    repeats: int = CROWDED,
+    slower: Slower = never,
+    unsteady: Unsteady = STEADY,
 ) -> float:
     """By how many seconds an engine's steps take longer for each second that what serves it computes on its core; 1 at least. `crowd` puts
-    it there (True), or elsewhere; `cpu_s` as for `front`. Raises UsageError."""
+    it there (True), or elsewhere; `cpu_s` as for `front`. What the machine's host does to the engine's core meanwhile (`slower`) is left
+    out. Raises UsageError."""
     long = min(CROWDED_TOKENS, bounds.max_tokens - PROMPT_TOKENS)
 
     async def asked(at_once: int, output_tokens: int) -> list[Heard]:
@@ -83,8 +91,11 @@ async def crowding(
         began_s = cpu_s()
         await asked(at_once, SHORT_TOKENS)
         short_s = cpu_s() - began_s
+        at_s = time.monotonic()
         heard = await asked(at_once, long)
-        return gap_s(heard), (cpu_s() - began_s - 2 * short_s) / (long - SHORT_TOKENS)
+        host = slower(at_s, time.monotonic())
+        served_s = (cpu_s() - began_s - 2 * short_s) / (long - SHORT_TOKENS)
+        return gap_s(heard) / unsteady.longer(host, prefill=False), served_s / (1.0 + SHARE * (host - 1.0))
 
     found = []
     for at_once in dict.fromkeys((1, min(4, bounds.seqs))):
@@ -107,12 +118,12 @@ async def through(
     *,
     temperature: float = 0.0,
     seed: int = 0,
-    longer: Longer = lambda began_s, ended_s: 1.0,
+    slower: Slower = never,
 ) -> tuple[float, Front]:
     """(what this router adds to the first token of a prompt of one token, which takes `direct_s` at an instance; the front end). All that
     serves runs below this process, which has no other engines. The gaps between tokens say nothing of it: the front end may be in them."""
     async with await connect() as http:
         server = Server(http, url, await model_of(http, url), vocab, temperature=temperature, seed=seed)
-        made = await front(server, bounds, lambda: processes.cpu_s(os.getpid())[1], longer=longer)
+        made = await front(server, bounds, lambda: processes.cpu_s(os.getpid())[1], slower=slower)
         heard = [await server.ask(server.prompt(1), 2) for _ in range(ROUTED)]
         return max(0.0, median([h.ttft_s for h in heard]) - direct_s), made

@@ -11,22 +11,40 @@ from contextlib import asynccontextmanager
 from functools import partial
 from statistics import fmean
 
-from pdlab.cost.profile import Beside, Point
+from pdlab.cost.profile import Beside, Point, Unsteady
 from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
 from pdlab.real.calibrate.stream import Server
-from pdlab.real.pace import Longer
+from pdlab.real.pace import STEADY, Slower, never
 from pdlab.types import UsageError
 
-REPEATS, PROMPTS, LONG_PROMPTS = 4, 5, 3  # of each kind of steps beside each other; of prompts each time, since one is heard of once
+REPEATS = 6  # of each kind of steps beside each other
+PROMPTS, LONG_PROMPTS, DECODES = 5, 3, 2  # each time: of a prompt one hears once, of decodes together many times
 TOKENS, LONG_TOKENS = 48, 192  # of a prompt: a neighbour costs it something anyway, and something for each token
 
 
 async def neighbours(
-    one: Server, other: Server, bounds: Bounds, besides_s: float, repeats: int = REPEATS, longer: Longer = lambda began_s, ended_s: 1.0
+    one: Server,
+    other: Server,
+    bounds: Bounds,
+    besides_s: float,
+    *,
+    repeats: int = REPEATS,
+    slower: Slower = never,
+    unsteady: Unsteady = STEADY,
 ) -> Beside:
-    """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other.
-    `longer`: what the machine's host does to steps of `one`, which is left out."""
+    """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other. What
+    the machine's host does to the core of `one` meanwhile (`slower`), and so to its steps, is left out."""
+
+    async def of(point: Point) -> float:
+        repeats = DECODES if point.batch else LONG_PROMPTS if point.tokens > TOKENS else PROMPTS
+        found = []
+        for _ in range(repeats):
+            began_s = time.monotonic()
+            took_s = await seconds(one, point, besides_s)
+            found.append(took_s / unsteady.longer(slower(began_s, time.monotonic()), prefill=not point.batch))
+        return fmean(found) if point.batch else median(found)
+
     longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
     few, many = (min(tokens, bounds.step_tokens, longest) for tokens in (TOKENS, LONG_TOKENS))
     decode = Point(batch=min(4, bounds.seqs), context=min(128, longest // 2))
@@ -36,26 +54,16 @@ async def neighbours(
     more_s: dict[str, list[list[float]]] = {load: [] for load in loads}
     for _ in range(repeats):
         for load, point in loads.items():
-            alone_s = [await _seconds(one, p, besides_s, longer) for p in steps]
+            alone_s = [await of(p) for p in steps]
             async with _busy(other, point, bounds.max_tokens):
-                more_s[load].append([await _seconds(one, p, besides_s, longer) - alone for p, alone in zip(steps, alone_s, strict=True)])
+                more_s[load].append([await of(p) - alone for p, alone in zip(steps, alone_s, strict=True)])
     for load, rows in more_s.items():
         few_s, many_s, decode_s = map(fmean, zip(*rows, strict=True))  # they come and go: the mean counts, not the usual
         token_s = max(0.0, (many_s - few_s) / (many - few)) if many > few else 0.0
         found[f"prefill_token_beside_{load}_s"] = token_s
-        found[f"prefill_beside_{load}_s"] = max(0.0, few_s - few * token_s)
+        found[f"prefill_beside_{load}_s"] = max(0.0, (few_s + many_s - (few + many) * token_s) / 2)  # through both, or level between them
         found[f"decode_beside_{load}_s"] = max(0.0, decode_s)
     return Beside(**found)
-
-
-async def _seconds(server: Server, point: Point, besides_s: float, longer: Longer) -> float:
-    repeats = 1 if point.batch else LONG_PROMPTS if point.tokens > TOKENS else PROMPTS
-    found = []
-    for _ in range(repeats):
-        began_s = time.monotonic()
-        took_s = await seconds(server, point, besides_s)
-        found.append(took_s / longer(began_s, time.monotonic()))
-    return median(found)
 
 
 @asynccontextmanager

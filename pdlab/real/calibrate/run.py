@@ -38,14 +38,14 @@ from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.calm import calmed, unsteadiness
 from pdlab.real.calibrate.fit import errors, fit, warnings
-from pdlab.real.calibrate.front import SHARE, crowding, through
+from pdlab.real.calibrate.front import crowding, through
 from pdlab.real.calibrate.machine import this_machine
 from pdlab.real.calibrate.neighbour import neighbours
 from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.local_cluster import local_cluster
-from pdlab.real.pace import Longer, Pace, longer_on, watched
+from pdlab.real.pace import Pace, Slower, slower_on, watched
 from pdlab.spec import Experiment
 from pdlab.types import UsageError
 
@@ -120,15 +120,14 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, 
     if plan.http:
         say("HTTP", 0.7)
         overheads, beside, crowded = asyncio.run(
-            _served(options, shape, bounds, MeasuredCost(steps.fit), plan, longer_on(pace, own, steps.unsteady))
+            _served(options, shape, bounds, MeasuredCost(steps.fit), plan, slower_on(pace, own, steps.unsteady), steps.unsteady)
         )
     overheads = overheads.model_copy(update={"new_size_s": steps.new_size_s})
     front = Front()
     if plan.http and plan.beside and file is not None:
         say("cluster", 0.85)
         direct_s = overheads.request_s + MeasuredCost(steps.fit).prefill_s([(1, 0)])
-        served = longer_on(pace, last, steps.unsteady.model_copy(update={"share": SHARE}))
-        router_s, front = _in_cluster(file, options, shape, bounds, direct_s, plan, served)
+        router_s, front = _in_cluster(file, options, shape, bounds, direct_s, plan, slower_on(pace, last, steps.unsteady))
         front = Front(**{name: crowded * seconds for name, seconds in front.model_dump().items()})
         overheads = overheads.model_copy(update={"router_s": router_s})
     if plan.transport:
@@ -287,7 +286,7 @@ def _check(bounds: grid.Bounds) -> None:
 
 
 async def _served(
-    options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan, longer: Longer
+    options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan, slower: Slower, unsteady: Unsteady
 ) -> tuple[Overheads, Beside, float]:
     """What a server adds, what two of them on this machine cost each other, and what one second of a front end on an engine's core costs
     the engine."""
@@ -309,11 +308,14 @@ async def _served(
                 bounds,
                 lambda: processes.cpu_s(os.getpid())[1],
                 lambda on: processes.serve_on(os.getpid(), own if on else elsewhere),
+                slower=slower,
+                unsteady=unsteady,
             )
         async with over_http.served(arguments) as other_url:
             other = await at(other_url, plan.seed + 1)
             with _served_beside(options.threads):
-                return overheads, await neighbours(server, other, bounds, overheads.request_s, longer=longer), crowded
+                beside = await neighbours(server, other, bounds, overheads.request_s, slower=slower, unsteady=unsteady)
+                return overheads, beside, crowded
 
 
 @contextmanager
@@ -341,7 +343,7 @@ def _served_beside(threads: int) -> Iterator[None]:
 
 
 def _in_cluster(
-    file: Path, options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, direct_s: float, plan: Plan, longer: Longer
+    file: Path, options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, direct_s: float, plan: Plan, slower: Slower
 ) -> tuple[float, Front]:
     """What a router adds to a request, and the front end; nothing where the cluster's engines do not find a core each here."""
     engines = len(list(Experiment.load(file).placements()))
@@ -349,7 +351,7 @@ def _in_cluster(
         return 0.0, Front()
     whole = msgspec.structs.replace(options, threads=engines * options.threads)
     with local_cluster(file, serve_arguments(whole), options.threads) as url:
-        measured = through(url, bounds, shape.vocab, direct_s, temperature=plan.temperature, seed=plan.seed + 2, longer=longer)
+        measured = through(url, bounds, shape.vocab, direct_s, temperature=plan.temperature, seed=plan.seed + 2, slower=slower)
         return asyncio.run(measured)
 
 

@@ -215,9 +215,9 @@ class Stream:
                 self._open = 0
             found.append(answer.pdlab)
         for choice in answer.choices:
-            self._tokens(choice, answer.cached_tokens(), found)
+            self._tokens(choice, found)
 
-    def _tokens(self, choice: Choice, cached_tokens: int, found: list[LegNews]) -> None:
+    def _tokens(self, choice: Choice, found: list[LegNews]) -> None:
         candidate, tokens, finish = choice.index, choice.token_ids or [], choice.finish_reason
         if finish is not None:
             self._open -= 1
@@ -225,13 +225,13 @@ class Stream:
             raise Broken(f"the stream has finish_reason {finish!r} for choice {candidate}")
         if choice.logprobs is not None:
             logprobs, top = scored(choice.logprobs, len(tokens), self._alternatives)
-            found.append(LegTokens(candidate, tokens, finish, logprobs, top, cached_tokens))
+            found.append(LegTokens(candidate, tokens, finish, logprobs, top))
             return
         last = found[-1] if found else None
         if isinstance(last, LegTokens) and last.candidate == candidate and last.finish is None and last.logprobs is None:
-            found[-1] = LegTokens(candidate, last.tokens + tokens, finish, cached_tokens=last.cached_tokens or cached_tokens)
+            found[-1] = LegTokens(candidate, last.tokens + tokens, finish)
         elif tokens or finish:
-            found.append(LegTokens(candidate, tokens, finish, cached_tokens=cached_tokens))
+            found.append(LegTokens(candidate, tokens, finish))
 
 
 class HttpRemote:

@@ -11,6 +11,7 @@ A leg that has ended leaves `Live.legs` before its end is told, so that what the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,9 @@ class Legs:
 
     def _alone(self, live: Live, member: Member) -> None:
         leg = self._leg(live, "alone", member)
-        params = KvParams(do_remote_prefill=True, pdlab=Extra(made=live.given)) if live.given else None
+        params = KvParams(pdlab=Extra(events=True)) if member.can(MADE) else None
+        if live.given:
+            params = KvParams(do_remote_prefill=True, pdlab=Extra(made=live.given))
         self._run(live, leg, partial(self._read, live, leg, params=params))
 
     def _leg(self, live: Live, kind: str, member: Member) -> Leg:
@@ -259,6 +262,8 @@ class Legs:
             self._prefill(live, prefill, reserved=leg, push=self._push(prefill, news))
         elif news.event == "transferred" and not leg.landed:
             self._landed(live, leg, news)
+        elif news.event == "prefilled" and leg.kind == "alone" and live.prefilled is None:
+            live.line.prefilled(news.queue_s, news.cached_tokens)
         elif news.event == "moved":
             self._moved(live, leg)
 
@@ -266,8 +271,8 @@ class Legs:
         began = not leg.landed
         if began and leg.kind == "alone":
             leg.landed = True
-            if live.prefilled is None:
-                live.line.prefilled(news.queue_s, news.cached_tokens)
+            if math.isnan(live.line.prefill_start_s):
+                live.line.prefilled(0.0, 0)  # nobody says
         elif began:
             self._landed(live, leg, StreamEvent("transferred"))  # an instance without events
             if leg.over:
@@ -282,7 +287,7 @@ class Legs:
         elif began and leg.kind == "alone":
             live.line.decodes(self.world.now())
             if live.prefilled is None:
-                self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, news.cached_tokens))
+                self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, live.line.cached_tokens))
 
     def _landed(self, live: Live, leg: Leg, news: StreamEvent) -> None:
         """The KV is where the leg decodes."""

@@ -53,8 +53,6 @@ class LegTokens(msgspec.Struct, frozen=True):
     finish: str | None = None
     logprobs: list[float] | None = None
     top: list[list[tuple[int, float]]] | None = None
-    cached_tokens: int = 0
-    queue_s: float = 0.0
 
 
 LegNews = LegTokens | StreamEvent

@@ -1,8 +1,8 @@
 """When what happened to each request, under the names and with the meaning of `pdlab.records`, so that a live run is judged like a
 simulated one.
 
-Two times are not seen from outside an instance: computation began `queue_s` after the dispatch, as the instance says; decoding is taken to
-begin when the KV is there (or, without a transfer, at the first token).
+Two times are not seen from outside an instance: computation began `queue_s` after the dispatch, if the instance says so; decoding is taken
+to begin when the KV is there (or, without a transfer, at the first token).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Timeline:
 
     def dispatched(self, now: float, prefill: str) -> None:
         """An attempt's prompt is sent."""
-        self.dispatched_s, self.prefill_instance = now, prefill
+        self.dispatched_s, self.prefill_start_s, self.prefill_instance, self.cached_tokens = now, NAN, prefill, 0
         self.attempts += 1
 
     def restart(self) -> None:

@@ -93,7 +93,7 @@ def test_a_profile_of_an_engine_can_be_simulated_with(
 ) -> None:
     told = Beside(prefill_beside_decode_s=0.002)
 
-    async def beside(one: Server, other: Server, *how: Any, longer: object) -> Beside:
+    async def beside(one: Server, other: Server, *how: Any, **host: object) -> Beside:
         """Measured; but of a tiny model it is noise (see test_neighbour.py), so that another result is told."""
         assert one.url != other.url
         assert all(math.isfinite(seconds) for seconds in (await neighbours(one, other, *how)).model_dump().values())

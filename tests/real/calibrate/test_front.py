@@ -8,36 +8,40 @@ from typing import Any
 
 import pytest
 
-from pdlab.cost.profile import Front
-from pdlab.real.calibrate.front import crowding, front, solved
+from pdlab.cost.profile import Front, Unsteady
+from pdlab.real.calibrate.front import SHARE, crowding, front, solved
 from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.stream import Heard, Server
 from tests.real.cluster.virtual import VirtualLoop, run
 
 STEP_S = 0.01
+KNOWN = Front(request_s=0.004, step_s=0.001, token_s=0.0002)
+UNSTEADY = Unsteady(loop_s=2e-5, prefill_share=0.2, decode_share=0.5)
 
 
 class Machine(Server):
     """A cluster that decodes all it has in one step of 10 ms; what serves it computes as `front` says."""
 
-    def __init__(self, loop: VirtualLoop, front: Front, crowded: float = 0.0) -> None:
+    def __init__(self, loop: VirtualLoop, front: Front, slower: float = 1.0) -> None:
         super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
         self.loop, self.front = loop, front
         self.cpu_s = 0.0
-        self.crowded = crowded  # by which a step takes longer, over what it is told in
+        self.crowded = 0.0  # by which a step takes longer, over what it is told in
+        self.longer = UNSTEADY.longer(slower, prefill=False)  # and what the machine's host makes of all steps, and of what serves
+        self.served = 1 + SHARE * (slower - 1)
         self.running = 0
         self.steps: set[float] = set()
 
     async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
-        self.cpu_s += self.front.request_s
+        self.cpu_s += self.served * self.front.request_s
         sent_s = self.loop.time()
         tokens_s = []
         self.running += 1
         await asyncio.sleep(STEP_S)  # whoever comes at the same time is there, too
         for _ in range(output_tokens):
-            await asyncio.sleep(STEP_S + self.crowded * (self.front.step_s + self.running * self.front.token_s))
+            await asyncio.sleep(self.longer * (STEP_S + self.crowded * (self.front.step_s + self.running * self.front.token_s)))
             now = self.loop.time()
-            self.cpu_s += self.front.token_s + (0.0 if now in self.steps else self.front.step_s)
+            self.cpu_s += self.served * (self.front.token_s + (0.0 if now in self.steps else self.front.step_s))
             self.steps.add(now)
             tokens_s.append(now)
         self.running -= 1
@@ -56,11 +60,11 @@ def test_request_step_and_token_are_told_apart(known: Front, seqs: int) -> None:
 
 def test_what_the_host_adds_to_its_time_is_left_out() -> None:
     async def play(loop: VirtualLoop) -> Front:
-        machine = Machine(loop, Front(request_s=0.008, step_s=0.0008, token_s=0.0002))
+        machine = Machine(loop, KNOWN, slower=1.8)
         bounds = Bounds(step_tokens=512, seqs=4, max_tokens=2048, kv_tokens=20000)
-        return await front(machine, bounds, lambda: machine.cpu_s, longer=lambda began_s, ended_s: 1.6)
+        return await front(machine, bounds, lambda: machine.cpu_s, slower=lambda began_s, ended_s: 1.8)
 
-    assert run(play).model_dump() == pytest.approx({"request_s": 0.005, "step_s": 0.0005, "token_s": 0.000125})
+    assert run(play).model_dump() == pytest.approx(KNOWN.model_dump())
 
 
 def test_noise_makes_no_part_negative_nor_adds_to_what_one_request_costs() -> None:
@@ -73,14 +77,17 @@ def test_noise_makes_no_part_negative_nor_adds_to_what_one_request_costs() -> No
     assert solved(0.1, 0.05, 0.2, long=80, together=4) == Front(request_s=0.1)
 
 
+@pytest.mark.parametrize("slower", [1.0, 1.8])
 @pytest.mark.parametrize(("crowded", "told"), [(1.0, 1.0), (1.75, 1.75), (0.2, 1.0)])
-def test_what_a_front_end_on_its_core_costs_an_engine_is_told(crowded: float, told: float) -> None:
+def test_what_a_front_end_on_its_core_costs_an_engine_is_told(crowded: float, told: float, slower: float) -> None:
+    bounds = Bounds(step_tokens=512, seqs=16, max_tokens=2048, kv_tokens=20000)
+
     async def play(loop: VirtualLoop) -> float:
-        machine = Machine(loop, Front(request_s=0.004, step_s=0.001, token_s=0.0002))
+        machine = Machine(loop, KNOWN, slower)
 
         def crowd(beside: bool) -> None:
             machine.crowded = crowded if beside else 0.0
 
-        return await crowding(machine, Bounds(step_tokens=512, seqs=16, max_tokens=2048, kv_tokens=20000), lambda: machine.cpu_s, crowd)
+        return await crowding(machine, bounds, lambda: machine.cpu_s, crowd, slower=lambda began_s, ended_s: slower, unsteady=UNSTEADY)
 
     assert run(play) == pytest.approx(told)

@@ -121,7 +121,9 @@ class Fake:
         tokens = [self.first + i % 26 for i in range(len(extra.get("made", [])), body["max_tokens"])]
         if self.stop is not None:
             tokens[-1] = self.stop
-        if extra.get("events"):
+        if extra.get("events") and not params.get("do_remote_prefill"):
+            on.parts([_event({"choices": [], "pdlab": {"event": "prefilled", "queue_s": 0.001, "cached_tokens": 1}})])
+        elif extra.get("events"):
             event = {"event": "transferred", "bytes": 4096, "seconds": 0.001, "transport": "tcp", "made": len(extra.get("made", []))}
             on.parts([_event({"choices": [], "pdlab": event})])
         leg = self.legs[name] = Leg(name, on, tokens, body.get("n", 1), key_of(body["prompt"]), body.get("detokenize") is not False)

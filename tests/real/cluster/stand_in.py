@@ -249,7 +249,7 @@ class StandIn:
 
     def _begin(self, job: Job) -> None:
         params = job.ask.params
-        if params is None:
+        if params is None or not params.do_remote_prefill:
             self._submit(job, stays=True)
             return
         extra = params.pdlab or Extra()
@@ -458,8 +458,10 @@ class StandIn:
     def _say(self, seq: Sequence, finish: str | None = None) -> None:
         job: Job = seq.owner
         if job.seq is seq:
-            queue_s = job.began_s - job.submitted_s if seq.stays and not math.isnan(job.began_s) else 0.0
-            job.inbox.put_nowait(LegTokens(0, [job.token()], finish, cached_tokens=seq.cached_tokens, queue_s=queue_s))
+            if seq.stays and not math.isnan(job.began_s):
+                job.inbox.put_nowait(StreamEvent("prefilled", cached_tokens=seq.cached_tokens, queue_s=job.began_s - job.submitted_s))
+                job.began_s = math.nan
+            job.inbox.put_nowait(LegTokens(0, [job.token()], finish))
 
     def _ended(self, seq: Sequence) -> None:
         job: Job = seq.owner

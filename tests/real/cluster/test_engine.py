@@ -47,7 +47,7 @@ class Alphabet:
         params = ask.params
         made = len(params.pdlab.made) if params is not None and params.pdlab is not None else 0
         if params is not None:
-            hear(StreamEvent("transferred", made=made))
+            hear(StreamEvent("transferred", made=made) if params.do_remote_prefill else StreamEvent("prefilled"))
         for candidate in range(ask.sampling.best_of):
             for k in range(made, ask.sampling.max_tokens):
                 await asyncio.sleep(0)

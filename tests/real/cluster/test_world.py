@@ -16,7 +16,7 @@ from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
-from pdlab.real.wire import CAPABILITIES, Continue, KvParams, StreamEvent
+from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, StreamEvent
 from pdlab.router import Router
 from pdlab.spec import TransferSpec
 from pdlab.types import Drained, Event, InstanceSpec, Leads, Left, Report, Role, Scale, Stage, Suspected, UsageError
@@ -187,6 +187,25 @@ def test_the_decode_leg_goes_on_from_the_prefill_legs_token() -> None:
     s = play(main)
     assert s.text() == [100, 101, 102, 103]
     assert s.finishes == ["length"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_instance_that_serves_alone_tells_when_it_began_and_what_was_cached_unless_it_is_no_pdlab(told: bool) -> None:
+    async def main(loop: VirtualLoop) -> Scene:
+        s = Scene(loop)
+        m = s.join("m", CAPABILITIES if told else ("pull",))
+        news = [StreamEvent("prefilled", cached_tokens=2, queue_s=0.05)] if told else []
+        m.streams.append(says(*news, tokens(101), tokens(102, finish="length")))
+        await asyncio.sleep(0.3)
+        s.submit()
+        await asyncio.sleep(1)
+        assert m.asks[0].params == (KvParams(pdlab=Extra(events=True)) if told else None)
+        line = s.world.timeline(0)
+        assert line["prefill_start_s"] == pytest.approx(0.35 if told else 0.3)
+        assert line["cached_tokens"] == (2 if told else 0)
+        return s
+
+    assert play(main).text() == [101, 102]
 
 
 def test_a_server_that_cannot_go_on_from_a_token_samples_the_first_itself_and_gets_the_parameters_word_for_word() -> None:

@@ -110,6 +110,23 @@ def test_a_decode_leg_goes_on_after_what_is_made_and_tells_of_the_transfer(folde
     asyncio.run(play())
 
 
+def test_who_serves_a_request_alone_tells_of_its_prompt_where_that_is_asked_for(folder: Path) -> None:
+    async def play() -> None:
+        async with instance(folder, "m") as m:
+            async with m.stream(**DECODE, kv_transfer_params={"pdlab": {"events": True}}) as stream:
+                assert (await stream.event())["event"] == "prefilled"
+                assert tokens_of(await stream.rest()) == PROMPT[:5]
+            async with m.stream(**DECODE) as stream:
+                chunks = await stream.rest()
+            assert tokens_of(chunks) == PROMPT[:5] and not any("pdlab" in chunk for chunk in chunks)
+            whole = await m.ask(**DECODE, kv_transfer_params={"pdlab": {"events": True}})
+            assert whole.json()["choices"][0]["token_ids"] == PROMPT[:5]
+            twice = await m.ask(**DECODE | {"prompt": [PROMPT, PROMPT]}, kv_transfer_params={"pdlab": {"events": True}})
+            assert twice.status_code == 400 and "one prompt" in twice.text
+
+    asyncio.run(play())
+
+
 def test_text_goes_on_where_the_made_tokens_left_a_character_unfinished(folder: Path) -> None:
     async def play() -> None:
         prompt = list("äbc".encode())

@@ -71,6 +71,10 @@ def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
         async with pair(folder) as (a, b):
             expected = (await b.ask(**ASKED)).json()["choices"][0]["token_ids"]
             assert len(expected) == 24
+            async with b.stream(**ASKED, kv_transfer_params={"pdlab": {"events": True}}) as stream:
+                told = await stream.event()
+                assert told["event"] == "prefilled" and told["cached_tokens"] > 0 and told["queue_s"] > 0.0
+                assert tokens_of(await stream.rest()) == expected
 
             first, params = await prefill(a)
             assert first == expected[:1]
