@@ -130,7 +130,7 @@ class Beside(Part):
 class Front(Part):
     """What serves an engine (HTTP, router, client) computes: seconds of a request, of each step whose tokens are told, of each of these
     tokens. They pass beside the engine where the machine has a core to spare; else on a core that an engine computes on, whose steps take
-    so much longer: with the time that it takes to find caches filled by somebody else."""
+    so much longer."""
 
     request_s: float = Field(default=0.0, ge=0.0)
     step_s: float = Field(default=0.0, ge=0.0)

@@ -5,6 +5,7 @@ memory, and where there are no more cores than engines, what serves them runs on
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from pdlab.real.calibrate.stream import Server
 from pdlab.real.pace import STEADY, Slower, never
 from pdlab.types import UsageError
 
-REPEATS = 6  # of each kind of steps beside each other
+REPEATS, LEAST = 6, 2  # of each kind of steps beside each other
 PROMPTS, LONG_PROMPTS, DECODES = 5, 3, 2  # each time: of a prompt one hears once, of decodes together many times
 TOKENS, LONG_TOKENS = 48, 192  # of a prompt: a neighbour costs it something anyway, and something for each token
 
@@ -29,12 +30,13 @@ async def neighbours(
     bounds: Bounds,
     besides_s: float,
     *,
-    repeats: int = REPEATS,
+    budget_s: float = math.inf,
     slower: Slower = never,
     unsteady: Unsteady = STEADY,
 ) -> Beside:
-    """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other. What
-    the machine's host does to the core of `one` meanwhile (`slower`), and so to its steps, is left out."""
+    """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other, again
+    and again until the budget is spent. What the machine's host does to the core of `one` meanwhile (`slower`), and so to its steps, is
+    left out."""
 
     async def of(point: Point) -> float:
         repeats = DECODES if point.batch else LONG_PROMPTS if point.tokens > TOKENS else PROMPTS
@@ -52,7 +54,10 @@ async def neighbours(
     steps = [Point(tokens=few), Point(tokens=many), decode]
     found: dict[str, float] = {}
     more_s: dict[str, list[list[float]]] = {load: [] for load in loads}
-    for _ in range(repeats):
+    until_s = time.monotonic() + budget_s
+    for number in range(REPEATS):
+        if number >= LEAST and time.monotonic() > until_s:
+            break
         for load, point in loads.items():
             alone_s = [await of(p) for p in steps]
             async with _busy(other, point, bounds.max_tokens):

@@ -38,7 +38,7 @@ from pdlab.real.calibrate import grid, over_http, rounds, transfer
 from pdlab.real.calibrate.bench import Bench
 from pdlab.real.calibrate.calm import calmed, unsteadiness
 from pdlab.real.calibrate.fit import errors, fit, warnings
-from pdlab.real.calibrate.front import crowding, through
+from pdlab.real.calibrate.front import through
 from pdlab.real.calibrate.machine import this_machine
 from pdlab.real.calibrate.neighbour import neighbours
 from pdlab.real.calibrate.stream import Server, connect, model_of
@@ -53,6 +53,7 @@ Say = Callable[[str, float], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 FIRST = (Point(tokens=64), Point(batch=1, context=64), Point(batch=4, context=64))
 REFERENCES = (Point(tokens=256), Point(tokens=96), Point(batch=4, context=64))  # again and again: long ones see more of the machine
+BESIDE = 1.5  # of the time that steps are given, for steps beside a neighbour's
 QUIET = 0.9  # of the time that the engine's thread computes, on a machine of its own
 LEAST_TOKENS = 96  # of prompt and output, that there is a grid at all
 
@@ -116,10 +117,10 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, 
     device = loaded.device
     del bench, loaded
     gc.collect()
-    overheads, beside, crowded, moved, warned = Overheads(), Beside(), 1.0, None, list(steps.warnings)
+    overheads, beside, moved, warned = Overheads(), Beside(), None, list(steps.warnings)
     if plan.http:
         say("HTTP", 0.7)
-        overheads, beside, crowded = asyncio.run(
+        overheads, beside = asyncio.run(
             _served(options, shape, bounds, MeasuredCost(steps.fit), plan, slower_on(pace, own, steps.unsteady), steps.unsteady)
         )
     overheads = overheads.model_copy(update={"new_size_s": steps.new_size_s})
@@ -128,7 +129,6 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, 
         say("cluster", 0.85)
         direct_s = overheads.request_s + MeasuredCost(steps.fit).prefill_s([(1, 0)])
         router_s, front = _in_cluster(file, options, shape, bounds, direct_s, plan, slower_on(pace, last, steps.unsteady))
-        front = Front(**{name: crowded * seconds for name, seconds in front.model_dump().items()})
         overheads = overheads.model_copy(update={"router_s": router_s})
     if plan.transport:
         say("transfers", 0.95)
@@ -287,9 +287,8 @@ def _check(bounds: grid.Bounds) -> None:
 
 async def _served(
     options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan, slower: Slower, unsteady: Unsteady
-) -> tuple[Overheads, Beside, float]:
-    """What a server adds, what two of them on this machine cost each other, and what one second of a front end on an engine's core costs
-    the engine."""
+) -> tuple[Overheads, Beside]:
+    """What a server adds, and what two of them on this machine cost each other."""
     arguments = serve_arguments(options)
 
     async def at(url: str, seed: int) -> Server:
@@ -299,23 +298,13 @@ async def _served(
         server = await at(url, plan.seed)
         overheads = await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
         if not (plan.beside and _room_beside(options)):
-            return overheads, Beside(), 1.0
-        everywhere = sorted(os.sched_getaffinity(0))
-        own, elsewhere = set(everywhere[: options.threads]), set(everywhere[options.threads :])
-        with _served_beside(options.threads):
-            crowded = await crowding(
-                server,
-                bounds,
-                lambda: processes.cpu_s(os.getpid())[1],
-                lambda on: processes.serve_on(os.getpid(), own if on else elsewhere),
-                slower=slower,
-                unsteady=unsteady,
-            )
+            return overheads, Beside()
         async with over_http.served(arguments) as other_url:
             other = await at(other_url, plan.seed + 1)
             with _served_beside(options.threads):
-                beside = await neighbours(server, other, bounds, overheads.request_s, slower=slower, unsteady=unsteady)
-                return overheads, beside, crowded
+                budget_s = BESIDE * plan.seconds
+                beside = await neighbours(server, other, bounds, overheads.request_s, budget_s=budget_s, slower=slower, unsteady=unsteady)
+                return overheads, beside
 
 
 @contextmanager

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from pdlab.cost.profile import Front, Unsteady
-from pdlab.real.calibrate.front import SHARE, crowding, front, solved
+from pdlab.cost.profile import Front
+from pdlab.real.calibrate.front import SHARE, front, solved
 from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.stream import Heard, Server
 from tests.real.cluster.virtual import VirtualLoop, run
 
 STEP_S = 0.01
 KNOWN = Front(request_s=0.004, step_s=0.001, token_s=0.0002)
-UNSTEADY = Unsteady(loop_s=2e-5, prefill_share=0.2, decode_share=0.5)
 
 
 class Machine(Server):
@@ -26,25 +25,20 @@ class Machine(Server):
         super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
         self.loop, self.front = loop, front
         self.cpu_s = 0.0
-        self.crowded = 0.0  # by which a step takes longer, over what it is told in
-        self.longer = UNSTEADY.longer(slower, prefill=False)  # and what the machine's host makes of all steps, and of what serves
-        self.served = 1 + SHARE * (slower - 1)
-        self.running = 0
+        self.served = 1 + SHARE * (slower - 1)  # what the machine's host makes of it
         self.steps: set[float] = set()
 
     async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
         self.cpu_s += self.served * self.front.request_s
         sent_s = self.loop.time()
         tokens_s = []
-        self.running += 1
         await asyncio.sleep(STEP_S)  # whoever comes at the same time is there, too
         for _ in range(output_tokens):
-            await asyncio.sleep(self.longer * (STEP_S + self.crowded * (self.front.step_s + self.running * self.front.token_s)))
+            await asyncio.sleep(STEP_S)
             now = self.loop.time()
             self.cpu_s += self.served * (self.front.token_s + (0.0 if now in self.steps else self.front.step_s))
             self.steps.add(now)
             tokens_s.append(now)
-        self.running -= 1
         return Heard(sent_s, tuple(tokens_s))
 
 
@@ -75,19 +69,3 @@ def test_noise_makes_no_part_negative_nor_adds_to_what_one_request_costs() -> No
     for found in (fewer_together, more_together):
         assert found.step_s + found.token_s == pytest.approx(0.096 / 78)
     assert solved(0.1, 0.05, 0.2, long=80, together=4) == Front(request_s=0.1)
-
-
-@pytest.mark.parametrize("slower", [1.0, 1.8])
-@pytest.mark.parametrize(("crowded", "told"), [(1.0, 1.0), (1.75, 1.75), (0.2, 1.0)])
-def test_what_a_front_end_on_its_core_costs_an_engine_is_told(crowded: float, told: float, slower: float) -> None:
-    bounds = Bounds(step_tokens=512, seqs=16, max_tokens=2048, kv_tokens=20000)
-
-    async def play(loop: VirtualLoop) -> float:
-        machine = Machine(loop, KNOWN, slower)
-
-        def crowd(beside: bool) -> None:
-            machine.crowded = crowded if beside else 0.0
-
-        return await crowding(machine, bounds, lambda: machine.cpu_s, crowd, slower=lambda began_s, ended_s: slower, unsteady=UNSTEADY)
-
-    assert run(play) == pytest.approx(told)
