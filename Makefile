@@ -56,7 +56,7 @@ bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 validate: .venv/real.stamp  ## simulate and serve the same experiments on this machine: do they agree?
 	.venv/bin/pdlab validate experiments/two_worlds.yaml
 
-validate-full: .venv/real.stamp  ## the whole table, about 50 minutes
+validate-full: .venv/real.stamp  ## the whole table, about an hour
 	.venv/bin/pdlab validate experiments/two_worlds_full.yaml
 
 validate-vllm: .venv/real.stamp servers  ## the same with two vLLM servers as engines, a quarter of an hour [VLLM=python of its environment]

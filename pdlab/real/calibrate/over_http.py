@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
@@ -129,6 +129,19 @@ async def served(options: list[str]) -> AsyncIterator[str]:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+@asynccontextmanager
+async def all_served(options: list[str], number: int) -> AsyncIterator[list[str]]:
+    """So many of them, started at the same time."""
+    async with AsyncExitStack() as stack:
+        starting = (stack.enter_async_context(served(options)) for _ in range(number))
+        urls = []
+        for started in await asyncio.gather(*starting, return_exceptions=True):  # all that are there are on the stack then
+            if isinstance(started, BaseException):
+                raise started
+            urls.append(started)
+        yield urls
 
 
 async def _drain(stream: asyncio.StreamReader) -> None:

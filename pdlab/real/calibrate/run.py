@@ -294,17 +294,18 @@ async def _served(
     async def at(url: str, seed: int) -> Server:
         return Server(session, url, await model_of(session, url), shape.vocab, temperature=plan.temperature, seed=seed)
 
-    async with over_http.served(arguments) as url, await connect() as session:
-        server = await at(url, plan.seed)
+    beside = plan.beside and _room_beside(options)
+    async with over_http.all_served(arguments, 2 if beside else 1) as urls, await connect() as session:
+        server = await at(urls[0], plan.seed)
         overheads = await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
-        if not (plan.beside and _room_beside(options)):
+        if not beside:
             return overheads, Beside()
-        async with over_http.served(arguments) as other_url:
-            other = await at(other_url, plan.seed + 1)
-            with _served_beside(options.threads):
-                budget_s = BESIDE * plan.seconds
-                beside = await neighbours(server, other, bounds, overheads.request_s, budget_s=budget_s, slower=slower, unsteady=unsteady)
-                return overheads, beside
+        other = await at(urls[1], plan.seed + 1)
+        budget_s = BESIDE * plan.seconds
+        with _served_beside(options.threads):
+            return overheads, await neighbours(
+                server, other, bounds, overheads.request_s, budget_s=budget_s, slower=slower, unsteady=unsteady
+            )
 
 
 @contextmanager

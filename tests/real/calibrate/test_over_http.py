@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pdlab.cost.profile import Point
 from pdlab.real.calibrate import over_http
 from pdlab.real.calibrate.stream import Heard, Server
+from pdlab.types import UsageError
 from tests.real.cluster.virtual import VirtualLoop, run
 
 
@@ -64,3 +66,35 @@ def test_what_noise_hides_costs_nothing() -> None:
     besides_s, seconds = measured(-0.004, Point(tokens=64))
     assert besides_s == 0.0
     assert seconds == pytest.approx(0.069)
+
+
+@pytest.mark.parametrize("fails", [None, 0, 1])
+def test_servers_start_together_and_where_one_does_not_none_is_left(monkeypatch: pytest.MonkeyPatch, fails: int | None) -> None:
+    starting: list[int] = []
+    running: set[int] = set()
+
+    @asynccontextmanager
+    async def served(options: list[str]) -> AsyncIterator[str]:
+        starting.append(number := len(starting))
+        await asyncio.sleep(1.0 + number)
+        if number == fails:
+            raise UsageError("the server did not start")
+        running.add(number)
+        try:
+            yield f"http://{number}"
+        finally:
+            running.remove(number)
+
+    monkeypatch.setattr(over_http, "served", served)
+
+    async def play(loop: VirtualLoop) -> None:
+        async with over_http.all_served(["--threads", "1"], 2) as urls:
+            assert urls == ["http://0", "http://1"] and loop.time() == pytest.approx(2.0)
+            assert running == {0, 1}
+
+    if fails is None:
+        run(play)
+    else:
+        with pytest.raises(UsageError, match="did not start"):
+            run(play)
+    assert starting == [0, 1] and not running
