@@ -101,6 +101,29 @@ def test_a_slow_instance_computes_at_its_share_of_speed(begin_s: float, for_s: f
     assert ends[1] - ends[0] == pytest.approx(later_s)
 
 
+@pytest.mark.parametrize("horizon", [1, 1 << 30])
+@pytest.mark.parametrize(
+    ("factor", "decode_factor", "begin_s", "later_s"),
+    [
+        (1.0, 0.5, 0.0, 0.5),
+        (0.5, 1.0, 0.0, 0.1),
+        (0.5, None, 0.0, 0.6),
+        (0.5, 1.0, 0.05, 0.05),
+        (0.5, 1.0, 0.31, 0.0),
+        (1.0, 0.5, 0.31, 0.29),
+    ],
+)
+def test_decodes_may_be_slowed_apart_from_prefills(
+    factor: float, decode_factor: float | None, begin_s: float, later_s: float, horizon: int
+) -> None:
+    """A prefill of 0.1 s, and ten steps of 0.05 s, as above."""
+    cost = Linear(a=0.1, b=0.0, c=0.05, d=0.0, e=0.0)
+    world = small_world(workload([0.0], 32, 11), members=(("m", Role.MIXED),), cost=cost, horizon=horizon)
+    faults.plan(world, [FaultSpec(at_s=begin_s, slow="m", factor=factor, decode_factor=decode_factor)])
+    world.run()
+    assert world.records.frame().finish_s[0] == pytest.approx(0.6 + later_s)
+
+
 def test_an_instance_that_comes_back_while_its_machine_is_slow_is_slow() -> None:
     events = ({"at_s": 0.5, "kill": "decode-0", "restart_after_s": 1.0}, {"at_s": 0.2, "slow": "decode-0", "factor": 0.1})
     frame = run(*events, requests=40, members=ONE_EACH).records.frame()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pdlab.cost.profile import Beside, Unsteady
 from pdlab.real.calibrate.grid import Bounds
-from pdlab.real.calibrate.neighbour import neighbours
+from pdlab.real.calibrate.neighbour import LEAST, REPEATS, neighbours
 from pdlab.real.calibrate.stream import Heard, Server
 from pdlab.types import UsageError
 from tests.real.cluster.virtual import VirtualLoop, run
@@ -88,6 +89,20 @@ def measured(beside: Beside, slower: float) -> Beside:
 def test_what_a_neighbour_costs_is_what_its_steps_add(beside: Beside, slower: float) -> None:
     found = measured(beside, slower)
     assert found.model_dump() == pytest.approx(beside.model_dump(), abs=1e-9)
+
+
+def test_a_small_budget_is_for_fewer_repeats_but_not_for_none() -> None:
+    async def play(loop: VirtualLoop) -> list[int]:
+        asked = []
+        for budget_s in (math.inf, 0.0):
+            one, other = Machine(loop, Beside()), Machine(loop, Beside())
+            one.neighbour, other.neighbour = other, one
+            await neighbours(one, other, BOUNDS, REQUEST_S, budget_s=budget_s)
+            asked.append(one.asked)
+        return asked
+
+    ample, least = run(play)
+    assert least == ample * LEAST // REPEATS > 0
 
 
 def test_a_neighbour_that_fails_is_told() -> None:
