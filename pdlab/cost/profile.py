@@ -296,7 +296,10 @@ def load_instance_profile(path: Path) -> InstanceProfile:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"hardware profile {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            what = "not known to this pdlab: measure again with pdlab calibrate"
+        raise UsageError(f"hardware profile {path}: {where}: {what}") from None
 
 
 def save_instance_profile(profile: InstanceProfile, path: Path) -> None:

@@ -73,9 +73,10 @@ class TwoWorlds(Spec):
     clock: str = "wall"
 
     @classmethod
-    def load(cls, path: Path) -> TwoWorlds:
+    def load(cls, path: Path, rates: Sequence[float] = ()) -> TwoWorlds:
+        """`rates` in place of those of the file, where there are any."""
         try:
-            return cls.model_validate({"name": path.stem, **read_yaml(path)})
+            return cls.model_validate({"name": path.stem, **read_yaml(path), **({"rates": rates} if rates else {})})
         except ValidationError as error:
             raise UsageError("\n".join(f"{path}: {line}" for line in mistakes(error, cls))) from None
 
@@ -107,12 +108,14 @@ class Serving(Protocol):
 Start = Callable[[TwoWorlds, Sequence[Path], Say], AbstractContextManager[Serving]]
 
 
-def validate(file: Path, directory: Path, say: Say, start: Start | None = None, *, again: bool = False) -> Outcome:
-    """Everything the file asks for, with pdlab's own engines where `start` gives no others; results, profile and experiments are left in
-    `directory`. `again`: with the profiles and the measured runs that are there already, nothing is started. Ctrl-C stops all. Raises
-    UsageError."""
+def validate(
+    file: Path, directory: Path, say: Say, start: Start | None = None, *, again: bool = False, rates: Sequence[float] = ()
+) -> Outcome:
+    """All the file asks for, at `rates` where there are any, with pdlab's own engines where `start` gives no others; results, profile
+    and experiments are left in `directory`. `again`: with the profiles and the measured runs that are there already, nothing is started.
+    Ctrl-C stops all. Raises UsageError."""
     began_s = time.monotonic()
-    asked = TwoWorlds.load(file)
+    asked = TwoWorlds.load(file, rates)
     base = {**asked.experiment, "base_dir": str((file.parent / str(asked.experiment.get("base_dir", ""))).resolve())}
     base["workload"] = {**base.get("workload", {}), "rate": asked.rates[0]}  # of a file on its own; each run gives another
     if not again:
@@ -238,7 +241,7 @@ def _measure_run(experiment: Experiment, target: Target, pace: Pace, where: Path
     result = measure(experiment, target)
     if result.summary["partial"]:
         raise KeyboardInterrupt
-    result.summary["run"] |= _host(before, processes.cpu_s(os.getpid()))
+    result.summary["run"] |= _host(before, processes.cpu_s(os.getpid()), len(pace.files))
     result.save(where)
     cores = of_engines(len(experiment.placements()), list(pace.files))
     loops = seen(pace, cores, result.summary["run"]["zero_s"], result.summary["duration_s"])
@@ -286,12 +289,12 @@ async def warm_up(url: str, seconds: float) -> None:
         await asyncio.gather(go_on(), go_on())
 
 
-def _host(before: tuple[float, float], after: tuple[float, float]) -> dict[str, float]:
-    """What the machine spent on a run, for a result's summary["run"]."""
+def _host(before: tuple[float, float], after: tuple[float, float], cores: int) -> dict[str, float]:
+    """What the machine spent on a run, for a result's summary["run"]. This process has not all of its cores."""
     return {
         "engines_cpu_s": after[0] - before[0],
         "front_end_cpu_s": after[1] - before[1],  # HTTP, router and client
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
     }
 
 

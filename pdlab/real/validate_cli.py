@@ -22,6 +22,12 @@ def validate(
         Path | None,
         typer.Option(metavar="PYTHON", help="Two vLLM servers are the engines, of that environment: docs/interop.md.", show_default=False),
     ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="REQ/S", help="In place of the file's rates, which suit another machine; may be repeated.", show_default=False
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Judge the runs that are there already; nothing is measured.")] = False,
 ) -> None:
     """The same experiments simulated and served on this machine: do the figures agree? Exit 1 where they do not."""
@@ -38,7 +44,7 @@ def validate(
         from pdlab.real.validate_vllm import vllm_pair
 
         start = partial(vllm_pair, vllm)
-    outcome = run(file, directory, lambda line: out.print(line, highlight=False, style="dim"), start, again=again)
+    outcome = run(file, directory, lambda line: out.print(line, highlight=False, style="dim"), start, again=again, rates=rate or ())
     for number, comparison in enumerate(outcome.comparisons.values(), 1):
         (directory / f"compare-{number}.html").write_text(comparison_page(comparison), encoding="utf-8")
     (directory / "table.md").write_text(checks_markdown(outcome.checks), encoding="utf-8")

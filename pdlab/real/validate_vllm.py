@@ -2,7 +2,8 @@
 
 PYTHON is that of an environment with vLLM for CPUs and NIXL; the model lies beside its folder (experiments/interop_env.sh makes both).
 The servers are as large as the experiment's `engine` says, have a core each, and stay up from calibration to the last run;
-every plan gets a registry (a redis), members and a router of its own.
+every plan gets a registry (a redis), members and a router of its own. These and the client share the cores that are left, or where none
+is, that of the decode server.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from pathlib import Path
 
 from pdlab.cost.profile import save_instance_profile
 from pdlab.real import processes
+from pdlab.real.calibrate.machine import this_machine
 from pdlab.real.calibrate.pair import behind, of_pair
 from pdlab.real.calibrate.run import Plan
 from pdlab.real.local_cluster import STOP_S
+from pdlab.real.pace import watched
 from pdlab.real.validate import Say, Serving, TwoWorlds
 from pdlab.spec import Experiment
 from pdlab.types import UsageError
@@ -46,8 +49,8 @@ def vllm_pair(python: Path, asked: TwoWorlds, plans: Sequence[Path], say: Say) -
     """Two servers that are ready, until they are left. Raises UsageError where they cannot be started."""
     experiments = [Experiment.load(plan) for plan in plans]
     for experiment in experiments:
-        if sorted(placed.role.value for placed in experiment.placements()) != sorted(ROLES):
-            raise UsageError(f"{experiment.name}: with --vllm a layout is one prefill and one decode instance")
+        if tuple(placed.role.value for placed in experiment.placements()) != ROLES:
+            raise UsageError(f"{experiment.name}: with --vllm a layout is one prefill instance, then one decode instance")
     python = python.absolute()
     model = python.parents[2] / "model"
     for path, what in ((python.parent / "vllm", "no vLLM beside that python"), (model / "config.json", f"no model in {model}")):
@@ -66,38 +69,55 @@ def vllm_pair(python: Path, asked: TwoWorlds, plans: Sequence[Path], say: Say) -
             stack.callback(servers[-1].stop)
         for server in servers:
             server.wait()
-        yield _Pair(folder, servers[0].url, servers[1].url, experiments[0])
+        beside = set(cores[len(ROLES) :] or cores[-1:])
+        yield _Pair(folder, servers[0].url, servers[1].url, experiments[0], cores[:1], beside)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Raises UsageError where anything does not start."""
+    """Raises UsageError where anything does not start. `cores`: of the first server; `beside`: of all that is no server."""
 
     folder: Path
     prefill_url: str
     decode_url: str
     experiment: Experiment
+    cores: Sequence[int]
+    beside: set[int]
 
     def calibrate(self, plan: Path, profile: Path, seconds: float) -> None:
-        engine = self.experiment.engine
+        engine, machine = self.experiment.engine, this_machine(1)
         how = Plan(seconds=seconds)
-        made = of_pair(
-            self.prefill_url,
-            self.decode_url,
-            self.experiment.model,
-            how,
-            lambda what, share: None,
-            max_batch_tokens=engine.max_batch_tokens,
-            max_seqs=engine.max_seqs,
-            max_tokens=MODEL_TOKENS,
-            kv_dtype=KV_DTYPE,
-        )
-        with self.cluster(plan) as router:
-            save_instance_profile(behind(router, made, self.prefill_url, self.decode_url, how), profile)
+        with watched(sorted(os.sched_getaffinity(0))) as pace, self._beside():
+            made = of_pair(
+                self.prefill_url,
+                self.decode_url,
+                self.experiment.model,
+                how,
+                lambda what, share: None,
+                max_batch_tokens=engine.max_batch_tokens,
+                max_seqs=engine.max_seqs,
+                max_tokens=MODEL_TOKENS,
+                kv_dtype=KV_DTYPE,
+                pace=pace,
+                cores=self.cores,
+            )
+            with self.cluster(plan) as router:
+                routed = behind(router, made, self.prefill_url, self.decode_url, how, pace=pace, cores=sorted(self.beside))
+        save_instance_profile(routed.model_copy(update={"machine": machine}), profile)
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """This process, and what it starts meanwhile, is kept off the servers' cores as far as can be."""
+        everywhere = os.sched_getaffinity(0)
+        processes.run_on(os.getpid(), self.beside)
+        try:
+            yield
+        finally:
+            processes.run_on(os.getpid(), everywhere)
 
     @contextmanager
     def cluster(self, plan: Path) -> Iterator[str]:
-        with ExitStack() as stack:
+        with self._beside(), ExitStack() as stack:
             port = free_port()
             log = stack.enter_context((self.folder / f"{plan.stem}.log").open("ab"))
 

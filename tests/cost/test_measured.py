@@ -138,7 +138,7 @@ def test_unknown_kv_memory_asks_for_blocks():
     [
         ({"schema_version": SCHEMA + 1}, "schema_version: this pdlab reads version 1, not 2"),
         ({"steps": None}, "steps: "),
-        ({"surprise": 1}, "surprise: Extra inputs"),
+        ({"unsteady": {"share": 0.3}}, "unsteady.share: not known to this pdlab: measure again with pdlab calibrate"),
     ],
 )
 def test_an_unreadable_profile_says_in_one_line_where(path, change, says):

@@ -48,9 +48,23 @@ def test_mistakes_in_the_file_show_before_anything_starts(tmp_path: Path, capsys
     assert "round_robin" in capsys.readouterr().err
 
 
+def test_rates_of_the_command_line_stand_in_place_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = EXPERIMENTS / "two_worlds.yaml"
+    assert TwoWorlds.load(file, [1.0, 4.5]).rates == [1.0, 4.5]
+    assert TwoWorlds.load(file).rates == [2.5]
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", str(file), "--out", str(tmp_path / "out"), "--rate", "0"])
+    assert ended.value.code == 2
+    assert "rates.0: must be above 0, not 0.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("layouts", "wrong"),
-    [({"two": [{"role": "mixed", "count": 2, "hardware": "l4"}]}, "one prefill and one decode"), ({}, "no vLLM beside")],
+    [
+        ({"two": [{"role": "mixed", "count": 2, "hardware": "l4"}]}, "one prefill instance, then one decode"),
+        ({"1d1p": [{"role": "decode", "hardware": "l4"}, {"role": "prefill", "hardware": "l4"}]}, "one prefill instance, then one decode"),
+        ({}, "no vLLM beside"),
+    ],
 )
 def test_what_vllm_cannot_be_is_said_before_anything_starts(
     layouts: dict[str, object], wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

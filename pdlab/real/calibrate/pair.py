@@ -4,11 +4,15 @@ much longer the steps of one take while the other computes.
 The decode leg of a hand-off, to a server with nothing else to do, has its first token after r + transfer + D(1), with r what a request
 costs besides steps: so the transfer is what is left of TTFT, over prompts of several lengths. The prefill leg is a request of one token,
 answered when its KV is put aside; what that takes besides the first token of any request counts as set-up, too.
+
+Where both run below this process, a probe of their cores says when the machine's host slowed them, and what their router and its members
+compute is seen, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -16,11 +20,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from pdlab.cost.profile import InstanceProfile, Moved, TransferFit
+from pdlab.real import processes
+from pdlab.real.calibrate.front import front
 from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.neighbour import neighbours
 from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median
 from pdlab.real.calibrate.run import BESIDE, Plan, Say, of_server
 from pdlab.real.calibrate.stream import Server, connect, model_of
+from pdlab.real.pace import Pace, Slower, slower_on
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 1.0)  # of the longest prompt whose KV is moved
 REPEATS, ROUTED = 5, 15  # of a length, of a request through a router
@@ -38,8 +45,11 @@ def of_pair(
     max_seqs: int,
     max_tokens: int,
     kv_dtype: str,
+    pace: Pace | None = None,
+    cores: Sequence[int] = (),
 ) -> InstanceProfile:
-    """`of_server` of the first while the second has nothing to do, and what is between them. Raises UsageError."""
+    """`of_server` of the first while the second has nothing to do, and what is between them. `pace` looks at `cores`, those of the first.
+    Raises UsageError."""
     alone = of_server(
         prefill_url,
         model_name,
@@ -49,11 +59,12 @@ def of_pair(
         max_seqs=max_seqs,
         max_tokens=max_tokens,
         kv_dtype=kv_dtype,
+        loops=lambda spans: pace.mean_s(cores, spans) if pace is not None else (),
     )
-    return asyncio.run(_between(alone, prefill_url, decode_url, plan, say))
+    return asyncio.run(_between(alone, prefill_url, decode_url, plan, say, slower_on(pace, cores, alone.unsteady)))
 
 
-async def _between(alone: InstanceProfile, prefill_url: str, decode_url: str, plan: Plan, say: Say) -> InstanceProfile:
+async def _between(alone: InstanceProfile, prefill_url: str, decode_url: str, plan: Plan, say: Say, slower: Slower) -> InstanceProfile:
     engine, besides_s = alone.engine, alone.overheads.request_s
     bounds = Bounds(engine.max_batch_tokens, engine.max_seqs, engine.max_tokens, engine.kv_blocks * engine.block_tokens)
     async with await connect() as http:
@@ -66,7 +77,9 @@ async def _between(alone: InstanceProfile, prefill_url: str, decode_url: str, pl
         lengths = [max(1, int(share * longest)) for share in SHARES]
         handoff_s, moved = await transfers(prefill, decode, lengths, besides_s, alone.model.kv_bytes_per_token, seed=plan.seed)
         say("neighbours", 0.8)
-        beside = await neighbours(prefill, decode, bounds, besides_s, budget_s=BESIDE * plan.seconds)
+        beside = await neighbours(
+            prefill, decode, bounds, besides_s, budget_s=BESIDE * plan.seconds, slower=slower, unsteady=alone.unsteady
+        )
     say("done", 1.0)
     overheads = alone.overheads.model_copy(update={"handoff_s": handoff_s})
     return alone.model_copy(update={"overheads": overheads, "transfer": moved, "beside": beside, "how": f"{prefill_url}, {decode_url}"})
@@ -111,12 +124,26 @@ def fitted(found: dict[int, list[float]], token_bytes: int) -> tuple[float, Tran
 # ------------------------------------------------------------ a router
 
 
-def behind(router_url: str, alone: InstanceProfile, prefill_url: str, decode_url: str, plan: Plan) -> InstanceProfile:
-    """With what a router before the two adds to a request, half of it to each leg."""
-    return asyncio.run(_behind(router_url, alone, prefill_url, decode_url, plan))
+def behind(
+    router_url: str,
+    alone: InstanceProfile,
+    prefill_url: str,
+    decode_url: str,
+    plan: Plan,
+    *,
+    pace: Pace | None = None,
+    cores: Sequence[int] = (),
+) -> InstanceProfile:
+    """With what a router before the two adds to a request, half of it to each leg; and, where `pace` looks at `cores`, on which all but the
+    two runs below this process, what that computes. Raises UsageError."""
+    watched_s = slower_on(pace, cores, alone.unsteady) if pace is not None else None
+    return asyncio.run(_behind(router_url, alone, prefill_url, decode_url, plan, watched_s))
 
 
-async def _behind(router_url: str, alone: InstanceProfile, prefill_url: str, decode_url: str, plan: Plan) -> InstanceProfile:
+async def _behind(
+    router_url: str, alone: InstanceProfile, prefill_url: str, decode_url: str, plan: Plan, slower: Slower | None
+) -> InstanceProfile:
+    engine, overheads, made = alone.engine, alone.overheads, alone.front
     async with await connect() as http:
         router, prefill, decode = [
             Server(http, url, await model_of(http, url), alone.model.vocab, temperature=plan.temperature, seed=plan.seed + 3 + number)
@@ -128,7 +155,8 @@ async def _behind(router_url: str, alone: InstanceProfile, prefill_url: str, dec
             told = await prefill.prefill(prompt)
             direct_s = time.perf_counter() - began_s + (await decode.ask(prompt, 2, told)).ttft_s
             more_s.append((await router.ask(router.prompt(1), 2)).ttft_s - direct_s)
-    overheads = alone.overheads
-    return alone.model_copy(
-        update={"overheads": overheads.model_copy(update={"request_s": overheads.request_s + max(0.0, median(more_s[1:])) / 2})}
-    )
+        if slower is not None:
+            bounds = Bounds(engine.max_batch_tokens, engine.max_seqs, engine.max_tokens, engine.kv_blocks * engine.block_tokens)
+            made = await front(router, bounds, lambda: processes.cpu_s(os.getpid())[1], slower=slower)
+    routed = overheads.model_copy(update={"request_s": overheads.request_s + max(0.0, median(more_s[1:])) / 2})
+    return alone.model_copy(update={"overheads": routed, "front": made})

@@ -172,8 +172,10 @@ def of_server(
     max_seqs: int,
     max_tokens: int,
     kv_dtype: str = "bf16",
+    loops: rounds.Loops = lambda spans: (),
 ) -> InstanceProfile:
-    """Measure a running server. `model_name` is the catalogue's name of what it serves, or a config.json; empty: the server's own word."""
+    """Measure a running server. `model_name` is the catalogue's name of what it serves, or a config.json; empty: the server's own word.
+    `loops` tells what the probe of its cores saw, where it runs on this machine (`rounds.measure`)."""
     url = url.rstrip("/").removesuffix("/v1")
     with asyncio.Runner() as runner:
         session = runner.run(connect())
@@ -193,10 +195,13 @@ def of_server(
                 budget_s=plan.seconds,
                 seed=plan.seed,
                 progress=lambda share: say("steps", share),
+                loops=loops,
             )
         finally:
             runner.run(session.close())
-    made = fit(timed)
+    unsteady = unsteadiness(timed)
+    calm = calmed(timed, unsteady)
+    made = fit(calm)
     said = ["several prompts of a step, and mixed steps, cannot be seen over HTTP: they are put together from single ones"]
     shape = ModelShape(
         name=model.name,
@@ -216,7 +221,7 @@ def of_server(
         max_tokens=most,
         temperature=plan.temperature,
     )
-    steps = Steps(timed, made, [*said, *warnings(errors(made, timed))])
+    steps = Steps(timed, made, [*said, *warnings(errors(made, calm))], unsteady=unsteady)
     overheads = Overheads(request_s=besides_s)
     return _profile(
         machine=this_machine(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pdlab.real.calibrate.over_http import points
 from pdlab.real.calibrate.pair import behind, fitted, of_pair
 from pdlab.real.calibrate.run import Plan
 from pdlab.real.calibrate.stream import Server, connect
+from pdlab.real.pace import watched
 from pdlab.types import UsageError
 from tests.real import served
 
@@ -45,7 +47,8 @@ def figures(url: str) -> dict[str, float]:
 
 def test_a_pair_is_measured_over_http_and_nothing_is_left_running(model: Path, urls: tuple[str, str]) -> None:
     said: list[str] = []
-    profile = of_pair(*urls, str(model / "config.json"), Plan(seconds=1.0), lambda what, share: said.append(what), **SIZES, kv_dtype="fp32")
+    config, how = str(model / "config.json"), Plan(seconds=1.0)
+    profile = of_pair(*urls, config, how, lambda what, share: said.append(what), **SIZES, kv_dtype="fp32")
     assert list(dict.fromkeys(said))[-3:] == ["transfers", "neighbours", "done"]
     assert profile.transfer is not None
     lengths = [m.bytes // profile.model.kv_bytes_per_token for m in profile.transfer.moved]
@@ -59,6 +62,18 @@ def test_a_pair_is_measured_over_http_and_nothing_is_left_running(model: Path, u
     assert figures(urls[1])["vllm:nixl_bytes_transferred_total"] > 0
     for url in urls:
         assert figures(url)["vllm:num_requests_running"] == figures(url)["vllm:num_requests_waiting"] == 0
+
+
+def test_where_a_probe_looks_at_their_cores_what_it_saw_and_what_serves_them_are_in_the_profile(model: Path, urls: tuple[str, str]) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    with watched(cores) as pace:
+        config, how = str(model / "config.json"), Plan(seconds=0.5)
+        profile = of_pair(*urls, config, how, lambda what, share: None, **SIZES, kv_dtype="fp32", pace=pace, cores=cores[:1])
+        routed = behind(urls[0], profile, *urls, Plan(), pace=pace, cores=cores[-1:])
+    assert profile.unsteady.loop_s > 0
+    assert all(len(measured.loop_s) == len(measured.seconds) for measured in profile.points)
+    assert not profile.front.matters
+    assert 0 < routed.front.request_s < 1
 
 
 def test_set_up_and_rate_of_transfers_are_told_apart_by_their_length() -> None:
