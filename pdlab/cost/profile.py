@@ -143,16 +143,19 @@ class Front(Part):
 
 class Unsteady(Part):
     """A machine whose cores are now and then slower, since a host gives the other half of a physical core to another guest. There a short
-    loop that takes `loop_s` of CPU time undisturbed takes r times as long, and the engine's steps 1 + share (r - 1) times: `prefill_share`
-    of those with prompts, `decode_share` of the others."""
+    loop takes r times the CPU time that it takes undisturbed, and the engine's steps 1 + share (r - 1) times: `prefill_share` of those with
+    prompts, `decode_share` of the others. Undisturbed the loop takes `prefill_loop_s` beside the former, `decode_loop_s` beside the latter:
+    some processors lower their clock for what these compute."""
 
-    loop_s: float = Field(default=0.0, ge=0.0)
+    prefill_loop_s: float = Field(default=0.0, ge=0.0)
+    decode_loop_s: float = Field(default=0.0, ge=0.0)
     prefill_share: float = Field(default=0.0, ge=0.0)
     decode_share: float = Field(default=0.0, ge=0.0)
 
-    def slower(self, loop_s: float) -> float:
-        """r while the loop takes so long; 1 at least, and where nothing is known."""
-        return max(1.0, loop_s / self.loop_s) if self.loop_s else 1.0
+    def slower(self, loop_s: float, *, prefill: bool) -> float:
+        """r while the loop takes so long beside steps of that kind; 1 at least, and where nothing is known."""
+        calm_s = self.prefill_loop_s if prefill else self.decode_loop_s
+        return max(1.0, loop_s / calm_s) if calm_s else 1.0
 
     def longer(self, slower: float, *, prefill: bool) -> float:
         """By what a step is multiplied where the loop takes `slower` times as long as undisturbed."""

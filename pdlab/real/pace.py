@@ -1,8 +1,9 @@
 """How fast each core is, from moment to moment. A virtual machine's cores are threads of somebody's processor: while another guest computes
 on the sibling thread, all that runs here takes a fifth to a third longer, and nothing in the guest says so, no steal and no load.
 
-A small process on each core looks a hundred times a second how much CPU time the same short loop takes. The loop needs no memory, so what
-the engines do beside it does not show, only the core itself does. That costs the core about 0.5 %.
+A small process on each core looks a hundred times a second how much CPU time the same short loop takes. The loop needs no memory, and has
+just run, so that the engine's data in the caches do not show, only the core itself does; and its variables are a function's, since what a
+dictionary takes differs by a tenth from one process to the next. That costs the core about 0.5 %.
 """
 
 from __future__ import annotations
@@ -27,17 +28,24 @@ LOOK = struct.Struct("=dd")  # monotonic seconds, CPU seconds of the loop
 LOOKS = """
 import os, struct, sys, time
 parent, core, period_s = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[5])
+clock_ns = time.thread_time_ns
+
+
+def look():
+    for _ in range(1000):
+        pass
+    clock_ns()
+    began_ns = clock_ns()
+    for _ in range(2000):
+        pass
+    return clock_ns() - began_ns
+
+
 os.sched_setaffinity(0, {core})
 with open(sys.argv[4], "wb", buffering=0) as file:
     while os.getppid() == parent:
         time.sleep(period_s)
-        for _ in range(200):
-            pass
-        began_ns = time.thread_time_ns()
-        for _ in range(1000):
-            pass
-        took_ns = time.thread_time_ns() - began_ns
-        file.write(struct.pack("=dd", time.monotonic(), took_ns * 1e-9))
+        file.write(struct.pack("=dd", time.monotonic(), look() * 1e-9))
 """
 
 
@@ -66,12 +74,13 @@ class Pace:
         return np.frombuffer(known[: len(known) // LOOK.size * LOOK.size], dtype=np.float64).reshape(-1, 2)
 
 
-Slower = Callable[[float, float], float]  # in a span of monotonic seconds, by what the loop takes longer than undisturbed; 1 at least
+# In a span of monotonic seconds, beside steps with prompts or not: by what the loop takes longer than undisturbed; 1 at least.
+Slower = Callable[[float, float, bool], float]
 
 STEADY = Unsteady()
 
 
-def never(began_s: float, ended_s: float) -> float:
+def never(began_s: float, ended_s: float, prefill: bool) -> float:
     """A `Slower` where nobody looks."""
     return 1.0
 
@@ -79,9 +88,9 @@ def never(began_s: float, ended_s: float) -> float:
 def slower_on(pace: Pace | None, cores: Sequence[int], unsteady: Unsteady) -> Slower:
     """The loop on `cores`, against what it takes undisturbed."""
 
-    def slower(began_s: float, ended_s: float) -> float:
+    def slower(began_s: float, ended_s: float, prefill: bool) -> float:
         looks = pace.mean_s(cores, [(began_s, ended_s)]) if pace is not None else ()
-        return unsteady.slower(looks[0]) if looks else 1.0
+        return unsteady.slower(looks[0], prefill=prefill) if looks else 1.0
 
     return slower
 

@@ -30,10 +30,11 @@ def seen(pace: Pace, cores: Sequence[int], began_s: float, seconds: float) -> li
 
 
 def faults(loops: Sequence[Sequence[float]], instances: Sequence[str], unsteady: Unsteady) -> list[dict[str, Any]]:
-    """As an experiment's `faults`: when each instance computed at what share of its speed. `loops`: those of each one's core."""
+    """As an experiment's `faults`: when each instance computed at what share of its speed. `loops`: those of each one's core. Which kind of
+    step ran is not known, so a core is slow where the loop takes longer than beside either of them."""
     found = []
     for name, loop_s in zip(instances, loops, strict=False):
-        slower = [unsteady.slower(took_s) for took_s in loop_s]
+        slower = [min(unsteady.slower(took_s, prefill=prefill) for prefill in (True, False)) for took_s in loop_s]
         speeds = [tuple(round(SPEEDS / unsteady.longer(r, prefill=prefill)) for prefill in (True, False)) for r in slower]
         for (prefill, decode), bins in groupby(range(len(speeds)), key=speeds.__getitem__):
             held = list(bins)

@@ -59,7 +59,7 @@ def test_a_run_is_seen_in_bins(tmp_path: Path) -> None:
 
 
 def test_an_instance_is_slow_while_its_core_is() -> None:
-    unsteady = Unsteady(loop_s=2e-5, prefill_share=0.25, decode_share=0.5)
+    unsteady = Unsteady(prefill_loop_s=2e-5, decode_loop_s=2e-5, prefill_share=0.25, decode_share=0.5)
     slow, calm = 4e-5, 2.01e-5  # twice as long: prefills take 1.25 times as long, decodes 1.5 times
     found = faults([[calm, slow, slow, calm], [1e-5, 1e-5, 1e-5, 3e-5]], ["prefill-0", "decode-0"], unsteady)
     assert found == [
@@ -68,6 +68,10 @@ def test_an_instance_is_slow_while_its_core_is() -> None:
     ]
     assert faults([[slow]], ["prefill-0"], Unsteady()) == [], "nothing is known of how steps go with the loop"
     assert faults([], ["prefill-0"], unsteady) == []
+    clocked = unsteady.model_copy(update={"decode_loop_s": 3.2e-5})
+    assert faults([[3.2e-5]], ["mixed-0"], clocked) == [], "the engine's own decodes make the loop so long"
+    (both,) = faults([[6.4e-5]], ["mixed-0"], clocked)
+    assert (both["factor"], both["decode_factor"]) == (0.8, 0.66)
 
 
 def test_engines_have_a_core_each_or_none_that_is_known() -> None:

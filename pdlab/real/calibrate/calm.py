@@ -25,9 +25,14 @@ def unsteadiness(measured: Iterable[Measured]) -> Unsteady:
     watched = [m for m in measured if len(m.loop_s) == len(m.seconds)]
     if not watched:
         return Unsteady()
-    calm_s = float(np.percentile([look for m in watched for look in m.loop_s], CALM))
     prefill, decode = ([m for m in watched if _prefills(m) is kind] for kind in (True, False))
-    return Unsteady(loop_s=calm_s, prefill_share=_share(prefill, calm_s), decode_share=_share(decode, calm_s))
+    prefill_s, decode_s = _calm_loop_s(prefill), _calm_loop_s(decode)
+    return Unsteady(
+        prefill_loop_s=prefill_s,
+        decode_loop_s=decode_s,
+        prefill_share=_share(prefill, prefill_s),
+        decode_share=_share(decode, decode_s),
+    )
 
 
 def calmed(measured: Iterable[Measured], unsteady: Unsteady) -> list[Measured]:
@@ -37,6 +42,11 @@ def calmed(measured: Iterable[Measured], unsteady: Unsteady) -> list[Measured]:
 
 def _prefills(measured: Measured) -> bool:
     return measured.point.kind != "decode"
+
+
+def _calm_loop_s(watched: Sequence[Measured]) -> float:
+    """Of the loop beside them, undisturbed; 0 where nobody looked."""
+    return float(np.percentile([look for m in watched for look in m.loop_s], CALM)) if watched else 0.0
 
 
 def _share(watched: Sequence[Measured], calm_s: float) -> float:
@@ -57,6 +67,6 @@ def _share(watched: Sequence[Measured], calm_s: float) -> float:
 def _calm_s(measured: Measured, unsteady: Unsteady) -> tuple[float, ...]:
     prefill = _prefills(measured)
     return tuple(
-        took_s / unsteady.longer(unsteady.slower(look_s), prefill=prefill)
+        took_s / unsteady.longer(unsteady.slower(look_s, prefill=prefill), prefill=prefill)
         for took_s, look_s in zip(measured.seconds, measured.loop_s, strict=True)
     )

@@ -46,7 +46,7 @@ async def front(
         at_s, began_s = time.monotonic(), cpu_s()
         for _ in range(0, requests, at_once):
             await asyncio.gather(*(server.ask(server.prompt(PROMPT_TOKENS), output_tokens) for _ in range(at_once)))
-        return (cpu_s() - began_s) / (1.0 + SHARE * (slower(at_s, time.monotonic()) - 1.0))
+        return (cpu_s() - began_s) / (1.0 + SHARE * (slower(at_s, time.monotonic(), False) - 1.0))
 
     await spent_s(together, SHORT_TOKENS, together)  # connections are made, and paths walked
     found = []

@@ -44,7 +44,8 @@ async def neighbours(
         for _ in range(repeats):
             began_s = time.monotonic()
             took_s = await seconds(one, point, besides_s)
-            found.append(took_s / unsteady.longer(slower(began_s, time.monotonic()), prefill=not point.batch))
+            prefill = not point.batch
+            found.append(took_s / unsteady.longer(slower(began_s, time.monotonic(), prefill), prefill=prefill))
         return fmean(found) if point.batch else median(found)
 
     longest = bounds.max_tokens - 2 * OUTPUT_TOKENS

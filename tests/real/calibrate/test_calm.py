@@ -11,7 +11,7 @@ from pdlab.cost.profile import Measured, Point, Unsteady
 from pdlab.real.calibrate.calm import SHARE, calmed, unsteadiness
 
 LOOP_S = 2.5e-5
-UNSTEADY = Unsteady(loop_s=LOOP_S, prefill_share=0.25, decode_share=0.5)
+UNSTEADY = Unsteady(prefill_loop_s=LOOP_S, decode_loop_s=2 * LOOP_S, prefill_share=0.25, decode_share=0.5)
 
 
 def prompt(number: int) -> Point:
@@ -34,7 +34,7 @@ def repeats(
 def test_the_share_is_found_and_what_steps_take_undisturbed(share: float) -> None:
     measured = repeats(share, 0.4)
     found = unsteadiness(measured)
-    assert found.loop_s == pytest.approx(LOOP_S)
+    assert (found.prefill_loop_s, found.decode_loop_s) == pytest.approx((LOOP_S, 0.0))
     assert found.prefill_share == pytest.approx(share, abs=0.04)
     assert found.decode_share == pytest.approx(SHARE)
     calm = [m.mean_s / (0.1 * m.point.tokens) for m in calmed(measured, found)]
@@ -45,10 +45,14 @@ def test_the_share_is_found_and_what_steps_take_undisturbed(share: float) -> Non
 
 
 def test_steps_with_prompts_and_those_that_only_decode_have_a_share_each() -> None:
-    decodes = repeats(0.5, 0.4, kind=lambda number: Point(batch=number, context=64))
+    decodes = [
+        m.model_copy(update={"loop_s": tuple(1.1 * took_s for took_s in m.loop_s)})  # a processor that lowers its clock for them
+        for m in repeats(0.5, 0.4, kind=lambda number: Point(batch=number, context=64))
+    ]
     mixed = repeats(0.2, 0.4, kind=lambda number: Point(tokens=8, batch=number, context=64), seed=2)
     found = unsteadiness([*repeats(0.2, 0.4), *mixed, *decodes])
     assert (found.prefill_share, found.decode_share) == pytest.approx((0.2, 0.5), abs=0.04)
+    assert (found.prefill_loop_s, found.decode_loop_s) == pytest.approx((LOOP_S, 1.1 * LOOP_S))
     for kind in (decodes, mixed):
         calm = [m.mean_s / (0.1 * m.point.batch) for m in calmed(kind, found)]
         assert sum(calm) / len(calm) == pytest.approx(1.0, abs=0.02)
@@ -65,9 +69,10 @@ def test_where_nobody_looked_nothing_is_known() -> None:
     plain = [Measured(point=Point(tokens=8), seconds=(1.0, 2.0))]
     assert unsteadiness(plain) == Unsteady()
     assert calmed(plain, UNSTEADY) == plain
-    assert Unsteady().slower(9.0) == 1.0
+    assert Unsteady().slower(9.0, prefill=True) == 1.0
 
 
 def test_steps_take_longer_by_a_share_of_what_the_loop_does_and_never_less_than_undisturbed() -> None:
-    assert [UNSTEADY.slower(loops * LOOP_S) for loops in (0.9, 1.0, 2.0)] == [1.0, 1.0, 2.0]
+    assert [UNSTEADY.slower(loops * LOOP_S, prefill=True) for loops in (0.9, 1.0, 2.0)] == [1.0, 1.0, 2.0]
+    assert [UNSTEADY.slower(loops * LOOP_S, prefill=False) for loops in (0.9, 1.0, 3.0)] == [1.0, 1.0, 1.5]
     assert [UNSTEADY.longer(2.0, prefill=prefill) for prefill in (True, False)] == [1.25, 1.5]

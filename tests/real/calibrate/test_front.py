@@ -56,7 +56,7 @@ def test_what_the_host_adds_to_its_time_is_left_out() -> None:
     async def play(loop: VirtualLoop) -> Front:
         machine = Machine(loop, KNOWN, slower=1.8)
         bounds = Bounds(step_tokens=512, seqs=4, max_tokens=2048, kv_tokens=20000)
-        return await front(machine, bounds, lambda: machine.cpu_s, slower=lambda began_s, ended_s: 1.8)
+        return await front(machine, bounds, lambda: machine.cpu_s, slower=lambda began_s, ended_s, prefill: 1.8)
 
     assert run(play).model_dump() == pytest.approx(KNOWN.model_dump())
 

@@ -18,7 +18,7 @@ from tests.real.cluster.virtual import VirtualLoop, run
 
 BOUNDS = Bounds(step_tokens=512, seqs=16, max_tokens=2048, kv_tokens=20000)
 REQUEST_S, PREFILL_S, DECODE_S = 0.003, 0.04, 0.01
-UNSTEADY = Unsteady(loop_s=2e-5, prefill_share=0.2, decode_share=0.5)
+UNSTEADY = Unsteady(prefill_loop_s=2e-5, decode_loop_s=2e-5, prefill_share=0.2, decode_share=0.5)
 
 
 class Machine(Server):
@@ -70,7 +70,7 @@ def measured(beside: Beside, slower: float) -> Beside:
         one, other = Machine(loop, beside), Machine(loop, beside)
         one.slower = other.slower = slower
         one.neighbour, other.neighbour = other, one
-        found = await neighbours(one, other, BOUNDS, REQUEST_S, slower=lambda began_s, ended_s: slower, unsteady=UNSTEADY)
+        found = await neighbours(one, other, BOUNDS, REQUEST_S, slower=lambda began_s, ended_s, prefill: slower, unsteady=UNSTEADY)
         assert other.asked and not one.phases and not other.phases
         return found
 

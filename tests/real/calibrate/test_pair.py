@@ -70,7 +70,7 @@ def test_where_a_probe_looks_at_their_cores_what_it_saw_and_what_serves_them_are
         config, how = str(model / "config.json"), Plan(seconds=0.5)
         profile = of_pair(*urls, config, how, lambda what, share: None, **SIZES, kv_dtype="fp32", pace=pace, cores=cores[:1])
         routed = behind(urls[0], profile, *urls, Plan(), pace=pace, cores=cores[-1:])
-    assert profile.unsteady.loop_s > 0
+    assert profile.unsteady.prefill_loop_s > 0 and profile.unsteady.decode_loop_s > 0
     assert all(len(measured.loop_s) == len(measured.seconds) for measured in profile.points)
     assert not profile.front.matters
     assert 0 < routed.front.request_s < 1
