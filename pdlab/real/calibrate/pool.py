@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pdlab.cost.profile import Beside, Front, InstanceProfile, Overheads
@@ -16,8 +16,8 @@ Part = TypeVar("Part", Overheads, Beside, Front)
 
 
 def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
-    """Fitted to all that any of them measured; overheads are their medians, transfers the middle one's, and what neighbours and the front
-    end cost is the mean, since that comes and goes. Raises UsageError where they are not of the same instance."""
+    """Fitted to all that any of them measured; transfers are the middle one's, and all else the median: whatever else computed during one
+    calibration shows in what neighbours cost there. Raises UsageError where they are not of the same instance."""
     first = profiles[0]
     for other in profiles[1:]:
         if (other.model, other.engine) != (first.model, first.engine):
@@ -29,15 +29,15 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
     steps = fit(calm)
     judged = errors(steps, calm)
     said = [line for profile in profiles for line in profile.warnings if not line.startswith("the fit is poor")]
-    overheads = _each(Overheads, [profile.overheads for profile in profiles], statistics.median)
+    overheads = _medians(Overheads, [profile.overheads for profile in profiles])
     moving = sorted((profile for profile in profiles if profile.transfer is not None), key=lambda profile: profile.overheads.handoff_s)
     middle = moving[len(moving) // 2] if moving else first  # its set-up and its bytes/s belong together
     return first.model_copy(
         update={
             "steps": steps,
             "overheads": overheads.model_copy(update={"handoff_s": middle.overheads.handoff_s}),
-            "beside": _each(Beside, [profile.beside for profile in profiles], statistics.fmean),
-            "front": _each(Front, [profile.front for profile in profiles], statistics.fmean),
+            "beside": _medians(Beside, [profile.beside for profile in profiles]),
+            "front": _medians(Front, [profile.front for profile in profiles]),
             "unsteady": unsteady,
             "transfer": middle.transfer,
             "errors": judged,
@@ -48,6 +48,6 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
     )
 
 
-def _each(kind: type[Part], parts: Sequence[Part], of: Callable[[list[float]], float]) -> Part:
+def _medians(kind: type[Part], parts: Sequence[Part]) -> Part:
     """Field by field."""
-    return kind(**{name: of([getattr(part, name) for part in parts]) for name in kind.model_fields})
+    return kind(**{name: statistics.median([getattr(part, name) for part in parts]) for name in kind.model_fields})
