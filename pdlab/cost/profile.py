@@ -80,13 +80,14 @@ class AddedGrid(Part):
 
 
 class StepTimes(Part):
-    """The fit. `prompt_s`: each further prompt that ends in the same step. `additive`: mixed steps and several prompts were not seen, but
-    are put together from what was."""
+    """The fit. `prompt_s`: each further prompt that ends in the same step. `unsampled_s`: what a step takes less in which none ends, and
+    nothing decodes. `additive`: mixed steps and several prompts were not seen, but are put together from what was."""
 
     prefill: PrefillGrid
     decode: DecodeGrid
     added: AddedGrid
     prompt_s: float = Field(default=0.0, ge=0.0)
+    unsampled_s: float = Field(default=0.0, ge=0.0)
     additive: bool = False
 
 
@@ -179,20 +180,24 @@ class TransferFit(Part):
 
 
 class Point(Part):
-    """One kind of step, measured. `tokens` new tokens of each of `prompts`, after `cached`; `batch` decodes of `context` KV tokens each."""
+    """One kind of step, measured. `tokens` new tokens of each of `prompts`, after `cached`, which end with them or do not; `batch` decodes
+    of `context` KV tokens each."""
 
     tokens: int = Field(default=0, ge=0)
     cached: int = Field(default=0, ge=0)
     prompts: int = Field(default=1, ge=0)
     batch: int = Field(default=0, ge=0)
     context: int = Field(default=0, ge=0)
+    ends: bool = True
     held_out: bool = False
 
     @property
     def kind(self) -> str:
-        """prefill, cached (a prefill after cached tokens), prompts (several in a step), decode, or mixed."""
+        """prefill, cached (a prefill after cached tokens), prompts (several in a step), unfinished, decode, or mixed."""
         if self.batch:
             return "mixed" if self.tokens else "decode"
+        if not self.ends:
+            return "unfinished"
         if self.prompts > 1:
             return "prompts"
         return "cached" if self.cached else "prefill"

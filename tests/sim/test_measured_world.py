@@ -24,13 +24,16 @@ def run(
     front: Front | None = None,
     cores: int = 2,
     new_size_s: float = 0.0,
+    unsampled_s: float = 0.0,
+    step_tokens: int = 2048,
     **work: object,
 ) -> Result:
     """As many mixed instances as hosts, each with one request of 100 tokens and 50 of output at the same time. `cores` of the machine; each
     engine has one."""
     machine = PROFILE.machine.model_copy(update={"cores": cores, "threads": 1})
     overheads = PROFILE.overheads.model_copy(update={"new_size_s": new_size_s})
-    changes = {"beside": beside, "front": front or Front(), "machine": machine, "overheads": overheads}
+    steps = PROFILE.steps.model_copy(update={"unsampled_s": unsampled_s})
+    changes = {"steps": steps, "beside": beside, "front": front or Front(), "machine": machine, "overheads": overheads}
     save_instance_profile(PROFILE.model_copy(update=changes), folder / "profile.json")
     plan = {
         "model": "smollm2-135m",
@@ -45,6 +48,7 @@ def run(
         },
         "cluster": {"instances": [{"role": "mixed", "hardware": "profile.json", "host": host} for host in hosts]},
         "policy": "round_robin",
+        "engine": {"max_batch_tokens": step_tokens},
         "base_dir": str(folder),
     }
     return simulate(Experiment.parse(plan, "test"))
@@ -83,6 +87,15 @@ def test_the_first_step_of_each_size_takes_longer_on_each_instance(tmp_path: Pat
     after = run(tmp_path, Beside(), ("a", "b"), new_size_s=0.25, **apart).records.frame()
     assert list(after.first_token_s - before.first_token_s) == pytest.approx([0.25, 0.25, 0.0, 0.0, 0.0])
     assert list(after.finish_s - before.finish_s) == pytest.approx([0.25, 0.25, 0.0, 0.0, 0.0]), "decodes alone have no new size"
+
+
+def test_a_step_in_which_no_prompt_ends_and_nothing_decodes_is_shorter(tmp_path: Path) -> None:
+    def more_s(prompt: int) -> float:
+        took_s = [seconds(run(tmp_path, Beside(), ("a",), unsampled_s=s, step_tokens=256, prompt=prompt, output=2))[0] for s in (0.01, 0.0)]
+        return took_s[1] - took_s[0]
+
+    assert more_s(256) == 0.0
+    assert more_s(600) == pytest.approx(2 * 0.01), "of three steps two end no prompt"
 
 
 def by_instance(result: Result) -> list[float]:

@@ -100,17 +100,25 @@ class Bench:
         return (stamps[-1] - stamps[WARM - 1]) / PASSES
 
     def _chunks(self, point: Point) -> float:
-        """A step of the point's prompts, which all end in it, beside its decodes."""
+        """A step of the point's prompts, which all end in it or none, beside its decodes."""
         if point.batch:
             self._run(point.batch, point.context - 1)
             self.engine.step(time.monotonic(), self.serving.emit, lambda: True)
+        left = 0 if point.ends else 1
         for _ in range(point.prompts):
-            self._place(point.tokens + point.cached, missing=point.tokens)
-        self._wait()
-        began_s = self.clock()
-        self.engine.step(time.monotonic(), self.serving.emit, lambda: True)
-        self._wait()
-        return self.clock() - began_s
+            self._place(point.tokens + point.cached + left, missing=point.tokens + left)
+        scheduler = self.engine.scheduler
+        most = scheduler.max_batch_tokens
+        if left:
+            scheduler.max_batch_tokens = point.tokens
+        try:
+            self._wait()
+            began_s = self.clock()
+            self.engine.step(time.monotonic(), self.serving.emit, lambda: True)
+            self._wait()
+            return self.clock() - began_s
+        finally:
+            scheduler.max_batch_tokens = most
 
     def _run(self, batch: int, context: int) -> None:
         """`batch` sequences that decode next with `context` tokens each."""

@@ -14,8 +14,8 @@ from pdlab.cost.profile import AddedGrid, FitError, Measured, Point, StepTimes
 from pdlab.cost.table import DecodeGrid, PrefillGrid
 
 POOR_MEAN, POOR_WORST = 0.05, 0.15
-KINDS = ("prefill", "cached", "prompts", "decode", "mixed")
-GROUPS = {"prefill": "prefill", "cached": "prefill", "prompts": "prefill", "decode": "decode", "mixed": "mixed"}
+KINDS = ("prefill", "cached", "prompts", "unfinished", "decode", "mixed")
+GROUPS = {kind: kind if kind in ("decode", "mixed") else "prefill" for kind in KINDS}
 LEAST_S = 1e-7
 
 
@@ -44,6 +44,9 @@ def fit(measured: Iterable[Measured]) -> StepTimes:
     prompts = {p: s for p, s in times.items() if p.kind == "prompts"}
     if prompts:
         bare = bare.model_copy(update={"prompt_s": _prompt_s(prompts, bare)})
+    unfinished = {p: s for p, s in times.items() if p.kind == "unfinished"}
+    if unfinished:
+        bare = bare.model_copy(update={"unsampled_s": _unsampled_s(unfinished, bare)})
     mixed = {p: s for p, s in times.items() if p.kind == "mixed"}
     if not mixed:
         return bare.model_copy(update={"additive": True})
@@ -94,7 +97,7 @@ def warnings(found: Iterable[FitError]) -> list[str]:
 def _predicted(cost: MeasuredCost, point: Point) -> float:
     chunks = [(point.tokens, point.cached)] * point.prompts
     if not point.batch:
-        return cost.prefill_s(chunks)
+        return max(LEAST_S, cost.prefill_s(chunks) - (0.0 if point.ends else cost.unsampled_s))
     context = point.batch * point.context
     return cost.mixed_s(chunks, point.batch, context) if point.tokens else cost.decode_s(point.batch, context)
 
@@ -160,6 +163,11 @@ def _shared(decode: DecodeGrid) -> AddedGrid:
 def _prompt_s(prompts: Mapping[Point, float], bare: StepTimes) -> float:
     cost = MeasuredCost(bare)
     return max(0.0, float(np.median([(s - _predicted(cost, p)) / (p.prompts - 1) for p, s in prompts.items()])))
+
+
+def _unsampled_s(unfinished: Mapping[Point, float], bare: StepTimes) -> float:
+    cost = MeasuredCost(bare)
+    return max(0.0, float(np.median([_predicted(cost, p) - s for p, s in unfinished.items()])))
 
 
 def _added(mixed: Mapping[Point, float], cost: MeasuredCost) -> AddedGrid:

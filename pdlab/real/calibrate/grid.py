@@ -11,6 +11,7 @@ TOKENS = (1, 2, 4, 8, 9, 16, 24, 32, 33, 48, 64, 96, 128, 192, 256, 512, 768, 10
 TOKENS_AFTER = (1, 16, 32, 64, 128, 256, 512)  # that a chunk after cached tokens is measured with: attention to those is linear in both
 BATCHES = (1, 2, 3, 4, 6, 8, 9, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 CONTEXTS = (16, 128, 512, 1024, 2048, 4096, 8192, 16384)
+UNFINISHED = (64, 256)  # tokens of a chunk that does not end its prompt: what it saves is the same with any number
 MIXED_TOKENS = (1, 16, 64, 256, 1024, 4096)
 MIXED_BATCHES = (1, 4, 8, 16, 32, 64, 128, 256)
 HELD_OUT_TOKENS = (6, 20, 40, 80, 110, 150, 220, 384, 640, 900, 1300)
@@ -23,6 +24,7 @@ HELD_OUT_AFTER = (
     (400, 0.5),
 )  # tokens, and the share of the longest context before them
 HELD_OUT_PROMPTS = ((20, 3), (60, 4), (130, 2), (200, 3))
+HELD_OUT_UNFINISHED = (110, 220)
 HELD_OUT_DECODES = ((1, 300), (2, 700), (5, 90), (7, 400), (10, 200), (14, 60), (20, 300), (40, 100), (56, 200), (100, 60))
 HELD_OUT_MIXED = ((40, 2, 100), (30, 6, 300), (100, 3, 250), (150, 10, 120), (300, 5, 60), (200, 24, 100), (500, 12, 200))
 
@@ -64,6 +66,7 @@ def knots(bounds: Bounds) -> list[Point]:
     found += [Point(tokens=n, cached=c) for n in TOKENS_AFTER for c in after]
     found += [Point(batch=b, context=c) for b in _upto(BATCHES, bounds.seqs) for c in contexts]
     found += [Point(tokens=n, prompts=k) for n, k in ((16, 2), (64, 2), (64, 4), (256, 2))]
+    found += [Point(tokens=n, cached=c, ends=False) for n in UNFINISHED for c in (0, *after[:1])]
     short = contexts[0]
     batches = _upto(MIXED_BATCHES, bounds.seqs - 1)
     found += [Point(tokens=n, batch=b, context=short) for n in MIXED_TOKENS for b in batches]
@@ -76,6 +79,7 @@ def held_out(bounds: Bounds) -> list[Point]:
     found = [Point(tokens=n) for n in HELD_OUT_TOKENS]
     found += [Point(tokens=n, cached=max(1, int(share * longest))) for n, share in HELD_OUT_AFTER]
     found += [Point(tokens=n, prompts=k) for n, k in HELD_OUT_PROMPTS]
+    found += [Point(tokens=n, ends=False) for n in HELD_OUT_UNFINISHED]
     found += [Point(batch=b, context=c) for b, c in HELD_OUT_DECODES]
     found += [Point(tokens=n, batch=b, context=c) for n, b, c in HELD_OUT_MIXED]
     kept = [point.model_copy(update={"held_out": True}) for point in found]

@@ -53,7 +53,7 @@ Say = Callable[[str, float], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 FIRST = (Point(tokens=64), Point(batch=1, context=64), Point(batch=4, context=64))
 REFERENCES = (Point(tokens=256), Point(tokens=96), Point(batch=4, context=64))  # again and again: long ones see more of the machine
-BESIDE = 1.5  # of the time that steps are given, for steps beside a neighbour's
+BESIDE = 0.5  # of the time that steps are given, for steps beside a neighbour's
 QUIET = 0.9  # of the time that the engine's thread computes, on a machine of its own
 LEAST_TOKENS = 96  # of prompt and output, that there is a grid at all
 

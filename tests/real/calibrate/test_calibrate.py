@@ -52,6 +52,7 @@ def test_steps_are_what_the_point_says_and_leave_nothing_behind(bench: Bench) ->
     class Watched(type(scheduler)):  # type: ignore[misc]
         def next_batch(self, now: float) -> object:
             batch = next_batch(now)
+            assert all((s.computed + t == s.prompt_tokens) is point.ends for s, t in batch.chunks)
             steps.append((sorted((t, s.computed) for s, t in batch.chunks), batch.decodes, batch.context_tokens))
             return batch
 
