@@ -138,7 +138,7 @@ class SimInstance:
         if batch.chunks:
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
             step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
-            if self.cost.unsampled_s and not n and all([seq.computed + tokens < seq.prompt_tokens for seq, tokens in batch.chunks]):
+            if self.cost.unsampled_s and not n and all(seq.computed + tokens < seq.prompt_tokens for seq, tokens in batch.chunks):
                 step_s = max(0.0, step_s - self.cost.unsampled_s)
             if self.new_size_s or self.host is not None:
                 size = n + sum([tokens for tokens, _ in chunks])
