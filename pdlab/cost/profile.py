@@ -7,6 +7,7 @@ costs the same, any other is refused. Only the simulator's part of it is read by
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -126,6 +127,18 @@ class Beside(Part):
                 return self.prefill_beside_prefill_s + prefill_tokens * self.prefill_token_beside_prefill_s
             return self.prefill_beside_decode_s + prefill_tokens * self.prefill_token_beside_decode_s
         return self.decode_beside_prefill_s if other_prefill else self.decode_beside_decode_s
+
+
+class BesideSeen(Part):
+    """How much longer, in seconds, steps of one engine took once while another was busy with `load` than just before: a prompt of
+    `few_tokens`, one of `many_tokens`, and a decode. By chance some take less."""
+
+    load: Literal["prefill", "decode"]
+    few_tokens: int = Field(ge=1)
+    many_tokens: int = Field(ge=1)
+    few_s: float
+    many_s: float
+    decode_s: float
 
 
 class Front(Part):
@@ -250,6 +263,7 @@ class InstanceProfile(Part):
     errors: tuple[FitError, ...] = ()
     warnings: tuple[str, ...] = ()
     points: tuple[Measured, ...] = ()
+    beside_seen: tuple[BesideSeen, ...] = ()
     references: tuple[Measured, ...] = ()  # some of which all calibrations have many repeats
 
     @field_validator("schema_version")

@@ -9,16 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 ENGINES = (b"pdlab.real.engine.process", b"VLLM::", b"vllm serve", b"vllm_serve.py")  # in their command lines
 BESIDE = b"pdlab-beside-the-engines"  # in the command lines of what keeps cores awake, or watches them
 SPIN = """
 import os, sys
-parent, core = int(sys.argv[2]), int(sys.argv[3])
+parent, core, policy = (int(word) for word in sys.argv[2:])
 os.sched_setaffinity(0, {core})
-os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setscheduler(0, policy, os.sched_param(0))
 while os.getppid() == parent:
     for _ in range(1_000_000):
         pass
@@ -33,9 +33,19 @@ def awake() -> Iterator[None]:
     compute. Elsewhere nothing is done: a core that is kept busy would slow its own sibling thread.
 
     Whoever computes must be in this process's session: between sessions Linux shares a core evenly (autogroup)."""
+    with _spinning(sorted(os.sched_getaffinity(0)) if wander() else [], os.SCHED_IDLE):
+        yield
+
+
+def computing(cores: Sequence[int]) -> AbstractContextManager[None]:
+    """Something computes on each of these meanwhile, at the usual priority, as an engine would."""
+    return _spinning(cores, os.SCHED_OTHER)
+
+
+@contextmanager
+def _spinning(cores: Sequence[int], policy: int) -> Iterator[None]:
     command = [sys.executable, "-S", "-c", SPIN, BESIDE.decode(), str(os.getpid())]
-    cores = sorted(os.sched_getaffinity(0)) if wander() else []
-    spinning = [subprocess.Popen([*command, str(core)], process_group=0) for core in cores]  # Ctrl-C is not for them
+    spinning = [subprocess.Popen([*command, str(core), str(policy)], process_group=0) for core in cores]  # Ctrl-C is not for them
     try:
         yield
     finally:

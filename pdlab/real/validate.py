@@ -53,6 +53,7 @@ Turned = TypeVar("Turned")
 PROFILES = "profile-[0-9]*.json"  # of the calibrations, one each
 CORES = "cores.json"  # of a run: what the probe saw
 WARM_TOKENS = 32  # of a prompt, and of its answer
+SPENT = 1  # requests of one token that `pdlab bench` makes of its own
 WARM_VOCAB = 100  # every model has so many
 
 
@@ -237,6 +238,9 @@ class _Live:
 
 def _measure_run(experiment: Experiment, target: Target, pace: Pace, where: Path) -> None:
     """Measures a run, and keeps it in `where`. Raises KeyboardInterrupt where it was stopped."""
+    placed = list(experiment.placements())
+    prefill = sorted(p.name for p in placed if p.role.prefills)
+    asyncio.run(take_turns(target.url, prefill, sorted(p.name for p in placed if p.role.decodes)))
     before = processes.cpu_s(os.getpid())
     result = measure(experiment, target)
     if result.summary["partial"]:
@@ -287,6 +291,21 @@ async def warm_up(url: str, seconds: float) -> None:
     async with await connect() as session:
         server = Server(session, url, await model_of(session, url), WARM_VOCAB, seed=1)
         await asyncio.gather(go_on(), go_on())
+
+
+async def take_turns(url: str, prefill: Sequence[str], decode: Sequence[str]) -> None:
+    """Ask until it is the first instance's turn, as it is when a simulation begins: a policy that takes turns goes on where the requests
+    before have left it, and the instance that serves beside an engine is not the same as the other. `pdlab bench` asks for one token before
+    its clock runs (`SPENT`). Policies that do not take turns are asked twice round in vain."""
+    async with await connect() as session:
+        server = Server(session, url, await model_of(session, url), WARM_VOCAB, seed=2)
+        for stage, names, last, tokens in (("decode_instance", decode, 0, 2), ("prefill_instance", prefill, SPENT, 1)):
+            if len(names) < 2:
+                continue
+            for _ in range(2 * len(names)):
+                told = await server.timeline(server.prompt(WARM_TOKENS), tokens)
+                if told.get(stage) == names[-1 - last % len(names)]:
+                    break
 
 
 def _host(before: tuple[float, float], after: tuple[float, float], cores: int) -> dict[str, float]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from pdlab.cli import main
 from pdlab.read_yaml import read_yaml
-from pdlab.real.validate import TwoWorlds, turned
+from pdlab.real.validate import SPENT, TwoWorlds, take_turns, turned
+from pdlab.result import Result
 from pdlab.types import UsageError
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -87,6 +91,48 @@ def test_there_is_nothing_to_judge_again_before_it_was_measured(tmp_path: Path, 
     assert "profile-1.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("before", range(6))
+@pytest.mark.parametrize(
+    ("prefill", "decode"), [(("a", "b"), ("a", "b")), (("a", "b", "c"), ("x", "y")), (("a",), ("x",)), (("a",), ("x", "y"))]
+)
+def test_a_run_begins_with_the_first_instance_whatever_was_asked_before(
+    before: int, prefill: tuple[str, ...], decode: tuple[str, ...]
+) -> None:
+    """Policies in turn, against a server that takes turns; only requests of more than a token reach a decode instance of another name."""
+    mixed = prefill == decode
+    turns = {"prefill": before, "decode": before // 2}
+
+    def answers(tokens: int) -> dict[str, str]:
+        told = {"prefill_instance": prefill[turns["prefill"] % len(prefill)]}
+        turns["prefill"] += 1
+        if mixed:
+            return {**told, "decode_instance": told["prefill_instance"]}
+        if tokens > 1:
+            told["decode_instance"] = decode[turns["decode"] % len(decode)]
+            turns["decode"] += 1
+        return told
+
+    async def complete(request: web.Request) -> web.Response:
+        assert request.headers["X-PDLab-Timeline"] == "1"
+        asked = await request.json()
+        return web.json_response({"choices": [], "pdlab": {"timeline": answers(asked["max_tokens"])}})
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def play() -> None:
+        app = web.Application()
+        app.add_routes([web.get("/v1/models", models), web.post("/v1/completions", complete)])
+        async with TestServer(app) as server:
+            await take_turns(str(server.make_url("")).rstrip("/"), prefill, decode)
+
+    asyncio.run(play())
+    for _ in range(SPENT):
+        answers(1)
+    first = answers(2)
+    assert (first["prefill_instance"], first["decode_instance"]) == (prefill[0], decode[0])
+
+
 @pytest.mark.slow
 def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
@@ -106,6 +152,8 @@ def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, ca
     assert made >= {"profile.json", "profile-2.json", "compare-1.html", "checks.json", "undisturbed", "1p1d-round_robin-2.5-real-1"}
     assert made & {"2mixed-prefix_aware-2.5-sim", "2mixed-prefix_aware-2.5-sim-1"}
     seen = json.loads((tmp_path / "out/1p1d-round_robin-2.5-real-1/cores.json").read_text())
+    first = Result.load(tmp_path / "out/2mixed-round_robin-2.5-real-1").records.frame().sort_values("arrival_s").iloc[0]
+    assert first.prefill_instance == "mixed-0", "as in the simulation"
     with pytest.raises(SystemExit):
         main(["validate", str(file), "--out", str(tmp_path / "out"), "--again"])
     assert capsys.readouterr().out.splitlines()[-8:-4] == said.splitlines()[-8:-4]

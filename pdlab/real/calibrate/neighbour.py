@@ -7,14 +7,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median
+from typing import Literal
 
-from pdlab.cost.profile import Beside, Point, Unsteady
+from pdlab.cost.profile import Beside, BesideSeen, Point, Unsteady
 from pdlab.real.calibrate.grid import Bounds
-from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median, seconds
+from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, seconds
 from pdlab.real.calibrate.stream import Server
 from pdlab.real.pace import STEADY, Slower, never
 from pdlab.types import UsageError
@@ -33,7 +34,7 @@ async def neighbours(
     budget_s: float = math.inf,
     slower: Slower = never,
     unsteady: Unsteady = STEADY,
-) -> Beside:
+) -> list[BesideSeen]:
     """How much longer steps of `one` take while `other` computes; each difference is of two measurements one right after the other, again
     and again until the budget is spent. What the machine's host does to the core of `one` meanwhile (`slower`), and so to its steps, is
     left out."""
@@ -51,10 +52,9 @@ async def neighbours(
     longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
     few, many = (min(tokens, bounds.step_tokens, longest) for tokens in (TOKENS, LONG_TOKENS))
     decode = Point(batch=min(4, bounds.seqs), context=min(128, longest // 2))
-    loads = {"prefill": Point(tokens=few), "decode": decode}
+    loads: dict[Literal["prefill", "decode"], Point] = {"prefill": Point(tokens=few), "decode": decode}
     steps = [Point(tokens=few), Point(tokens=many), decode]
-    found: dict[str, float] = {}
-    more_s: dict[str, list[list[float]]] = {load: [] for load in loads}
+    seen = []
     until_s = time.monotonic() + budget_s
     for number in range(REPEATS):
         if number >= LEAST and time.monotonic() > until_s:
@@ -62,9 +62,18 @@ async def neighbours(
         for load, point in loads.items():
             alone_s = [await of(p) for p in steps]
             async with _busy(other, point, bounds.max_tokens):
-                more_s[load].append([await of(p) - alone for p, alone in zip(steps, alone_s, strict=True)])
-    for load, rows in more_s.items():
-        few_s, many_s, decode_s = map(fmean, zip(*rows, strict=True))  # they come and go: the mean counts, not the usual
+                few_s, many_s, decode_s = [await of(p) - alone for p, alone in zip(steps, alone_s, strict=True)]
+            seen.append(BesideSeen(load=load, few_tokens=few, many_tokens=many, few_s=few_s, many_s=many_s, decode_s=decode_s))
+    return seen
+
+
+def beside(seen: Sequence[BesideSeen]) -> Beside:
+    """The median of what was seen, and only then none below nothing: of a small difference half are. Nothing where nothing was seen."""
+    found: dict[str, float] = {}
+    for load in dict.fromkeys(s.load for s in seen):
+        of = [s for s in seen if s.load == load]
+        few, many = of[0].few_tokens, of[0].many_tokens
+        few_s, many_s, decode_s = (median([getattr(s, name) for s in of]) for name in ("few_s", "many_s", "decode_s"))
         token_s = max(0.0, (many_s - few_s) / (many - few)) if many > few else 0.0
         found[f"prefill_token_beside_{load}_s"] = token_s
         found[f"prefill_beside_{load}_s"] = max(0.0, (few_s + many_s - (few + many) * token_s) / 2)  # through both, or level between them

@@ -23,7 +23,7 @@ from pdlab.cost.profile import InstanceProfile, Moved, TransferFit
 from pdlab.real import processes
 from pdlab.real.calibrate.front import front
 from pdlab.real.calibrate.grid import Bounds
-from pdlab.real.calibrate.neighbour import neighbours
+from pdlab.real.calibrate.neighbour import beside, neighbours
 from pdlab.real.calibrate.over_http import OUTPUT_TOKENS, median
 from pdlab.real.calibrate.run import BESIDE, Plan, Say, of_server
 from pdlab.real.calibrate.stream import Server, connect, model_of
@@ -77,12 +77,18 @@ async def _between(alone: InstanceProfile, prefill_url: str, decode_url: str, pl
         lengths = [max(1, int(share * longest)) for share in SHARES]
         handoff_s, moved = await transfers(prefill, decode, lengths, besides_s, alone.model.kv_bytes_per_token, seed=plan.seed)
         say("neighbours", 0.8)
-        beside = await neighbours(
-            prefill, decode, bounds, besides_s, budget_s=BESIDE * plan.seconds, slower=slower, unsteady=alone.unsteady
-        )
+        seen = await neighbours(prefill, decode, bounds, besides_s, budget_s=BESIDE * plan.seconds, slower=slower, unsteady=alone.unsteady)
     say("done", 1.0)
     overheads = alone.overheads.model_copy(update={"handoff_s": handoff_s})
-    return alone.model_copy(update={"overheads": overheads, "transfer": moved, "beside": beside, "how": f"{prefill_url}, {decode_url}"})
+    return alone.model_copy(
+        update={
+            "overheads": overheads,
+            "transfer": moved,
+            "beside": beside(seen),
+            "beside_seen": tuple(seen),
+            "how": f"{prefill_url}, {decode_url}",
+        }
+    )
 
 
 # ------------------------------------------------------------ transfers

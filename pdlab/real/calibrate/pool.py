@@ -9,6 +9,7 @@ from typing import TypeVar
 from pdlab.cost.profile import Beside, Front, InstanceProfile, Overheads
 from pdlab.real.calibrate.calm import calmed, unsteadiness
 from pdlab.real.calibrate.fit import errors, fit, warnings
+from pdlab.real.calibrate.neighbour import beside
 from pdlab.real.calibrate.rounds import together
 from pdlab.types import UsageError
 
@@ -23,6 +24,7 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
         if (other.model, other.engine) != (first.model, first.engine):
             raise UsageError(f"profiles of {first.name} and {other.name} are not of the same instance: only such can be pooled")
     points = together(profile.points for profile in profiles)
+    seen = [s for profile in profiles for s in profile.beside_seen]
     references = [m for profile in profiles for m in profile.references]
     unsteady = unsteadiness([*points, *references])
     calm = calmed(points, unsteady)
@@ -36,7 +38,8 @@ def pooled(profiles: Sequence[InstanceProfile]) -> InstanceProfile:
         update={
             "steps": steps,
             "overheads": overheads.model_copy(update={"handoff_s": middle.overheads.handoff_s}),
-            "beside": _medians(Beside, [profile.beside for profile in profiles]),
+            "beside": beside(seen) if seen else _medians(Beside, [profile.beside for profile in profiles]),
+            "beside_seen": tuple(seen),
             "front": _medians(Front, [profile.front for profile in profiles]),
             "unsteady": unsteady,
             "transfer": middle.transfer,

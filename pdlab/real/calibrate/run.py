@@ -18,7 +18,7 @@ import torch
 from pdlab import __version__, cost
 from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.profile import (
-    Beside,
+    BesideSeen,
     EngineShape,
     Front,
     InstanceProfile,
@@ -40,7 +40,7 @@ from pdlab.real.calibrate.calm import calmed, unsteadiness
 from pdlab.real.calibrate.fit import errors, fit, warnings
 from pdlab.real.calibrate.front import through
 from pdlab.real.calibrate.machine import this_machine
-from pdlab.real.calibrate.neighbour import neighbours
+from pdlab.real.calibrate.neighbour import beside, neighbours
 from pdlab.real.calibrate.stream import Server, connect, model_of
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
@@ -117,10 +117,10 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, 
     device = loaded.device
     del bench, loaded
     gc.collect()
-    overheads, beside, moved, warned = Overheads(), Beside(), None, list(steps.warnings)
+    overheads, seen, moved, warned = Overheads(), list[BesideSeen](), None, list(steps.warnings)
     if plan.http:
         say("HTTP", 0.7)
-        overheads, beside = asyncio.run(
+        overheads, seen = asyncio.run(
             _served(options, shape, bounds, MeasuredCost(steps.fit), plan, slower_on(pace, own, steps.unsteady), steps.unsteady)
         )
     overheads = overheads.model_copy(update={"new_size_s": steps.new_size_s})
@@ -154,7 +154,7 @@ def _of_engine(options: EngineOptions, plan: Plan, say: Say, file: Path | None, 
         engine=engine,
         steps=steps,
         overheads=overheads,
-        beside=beside,
+        seen=seen,
         front=front,
         moved=moved,
         how="in process",
@@ -229,7 +229,7 @@ def of_server(
         engine=engine,
         steps=steps,
         overheads=overheads,
-        beside=Beside(),
+        seen=(),
         front=Front(),
         moved=None,
         how=url,
@@ -292,19 +292,19 @@ def _check(bounds: grid.Bounds) -> None:
 
 async def _served(
     options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, made: MeasuredCost, plan: Plan, slower: Slower, unsteady: Unsteady
-) -> tuple[Overheads, Beside]:
+) -> tuple[Overheads, list[BesideSeen]]:
     """What a server adds, and what two of them on this machine cost each other."""
     arguments = serve_arguments(options)
 
     async def at(url: str, seed: int) -> Server:
         return Server(session, url, await model_of(session, url), shape.vocab, temperature=plan.temperature, seed=seed)
 
-    beside = plan.beside and _room_beside(options)
-    async with over_http.all_served(arguments, 2 if beside else 1) as urls, await connect() as session:
+    two = plan.beside and _room_beside(options)
+    async with over_http.all_served(arguments, 2 if two else 1) as urls, await connect() as session:
         server = await at(urls[0], plan.seed)
         overheads = await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
-        if not beside:
-            return overheads, Beside()
+        if not two:
+            return overheads, []
         other = await at(urls[1], plan.seed + 1)
         budget_s = BESIDE * plan.seconds
         with _served_beside(options.threads):
@@ -406,7 +406,7 @@ def _profile(
     engine: EngineShape,
     steps: Steps,
     overheads: Overheads,
-    beside: Beside,
+    seen: Sequence[BesideSeen],
     front: Front,
     moved: TransferFit | None,
     how: str,
@@ -422,7 +422,8 @@ def _profile(
         engine=engine,
         steps=steps.fit,
         overheads=overheads,
-        beside=beside,
+        beside=beside(seen),
+        beside_seen=tuple(seen),
         front=front,
         transfer=moved,
         unsteady=steps.unsteady,

@@ -75,6 +75,18 @@ class Server:
             raise UsageError(f"{self.url} has streamed {len(stamps)} tokens where {output_tokens} were asked for")
         return Heard(sent_s, tuple(stamps))
 
+    async def timeline(self, prompt: Sequence[int], output_tokens: int) -> dict[str, Any]:
+        """What the server tells of such a request: a router's `X-PDLab-Timeline`. Empty where it tells nothing. Raises UsageError."""
+        body = {"model": self.model, "prompt": list(prompt), "max_tokens": output_tokens, "ignore_eos": True}
+        try:
+            async with self.session.post(f"{self.url}/v1/completions", json=body, headers={"X-PDLab-Timeline": "1"}) as answer:
+                if answer.status != 200:
+                    raise UsageError(f"{self.url} answers {answer.status} to a completion: {(await answer.text())[:200]}")
+                told = (await answer.json()).get("pdlab") or {}
+        except aiohttp.ClientError as error:
+            raise UsageError(f"{self.url}: {error}") from None
+        return dict(told.get("timeline") or {})
+
     async def prefill(self, prompt: Sequence[int]) -> dict[str, Any]:
         """Have a prompt computed, and its KV kept for another server: where it waits, in this one's words. Raises UsageError."""
         body = {

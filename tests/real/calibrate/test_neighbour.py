@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pdlab.cost.profile import Beside, Unsteady
+from pdlab.cost.profile import Beside, BesideSeen, Unsteady
 from pdlab.real.calibrate.grid import Bounds
 from pdlab.real.calibrate.neighbour import LEAST, REPEATS, neighbours
+from pdlab.real.calibrate.neighbour import beside as beside_of
 from pdlab.real.calibrate.stream import Heard, Server
 from pdlab.types import UsageError
 from tests.real.cluster.virtual import VirtualLoop, run
@@ -72,7 +73,7 @@ def measured(beside: Beside, slower: float) -> Beside:
         one.neighbour, other.neighbour = other, one
         found = await neighbours(one, other, BOUNDS, REQUEST_S, slower=lambda began_s, ended_s, prefill: slower, unsteady=UNSTEADY)
         assert other.asked and not one.phases and not other.phases
-        return found
+        return beside_of(found)
 
     return run(play)
 
@@ -89,6 +90,16 @@ def measured(beside: Beside, slower: float) -> Beside:
 def test_what_a_neighbour_costs_is_what_its_steps_add(beside: Beside, slower: float) -> None:
     found = measured(beside, slower)
     assert found.model_dump() == pytest.approx(beside.model_dump(), abs=1e-9)
+
+
+def test_what_came_once_is_left_out_and_chance_does_not_add_up() -> None:
+    def seen(*more_s: float) -> list[BesideSeen]:
+        return [BesideSeen(load="decode", few_tokens=48, many_tokens=192, few_s=s, many_s=s, decode_s=s) for s in more_s]
+
+    assert beside_of([]) == Beside()
+    found = beside_of(seen(-0.002, 0.001, -0.001, 0.002, 0.0, 0.3))
+    assert found == Beside(prefill_beside_decode_s=0.0005, decode_beside_decode_s=0.0005)
+    assert beside_of(seen(-0.002, -0.001, 0.3)) == Beside()
 
 
 def test_a_small_budget_is_for_fewer_repeats_but_not_for_none() -> None:

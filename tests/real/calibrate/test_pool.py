@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pdlab.cost.profile import Beside, Front, InstanceProfile, Measured, Overheads, Point, TransferFit
+from pdlab.cost.profile import Beside, BesideSeen, Front, InstanceProfile, Measured, Overheads, Point, TransferFit
 from pdlab.real.calibrate import grid
 from pdlab.real.calibrate.fit import errors, fit
 from pdlab.real.calibrate.pool import pooled
@@ -48,6 +48,17 @@ def test_a_machine_that_was_faster_and_slower_is_taken_at_its_median_or_mean() -
     assert all(len(m.seconds) == 3 for m in made.points)
     assert made.warnings[:3] == ("measured at 0.9", "measured at 1.0", "measured at 1.2")
     assert sum("the fit is poor for prompts" in line for line in made.warnings) <= 1  # of the pooled fit
+
+
+def test_what_neighbours_cost_is_of_all_that_was_seen() -> None:
+    def told(*decode_s: float) -> InstanceProfile:
+        seen = tuple(BesideSeen(load="prefill", few_tokens=48, many_tokens=192, few_s=0.0, many_s=0.0, decode_s=s) for s in decode_s)
+        return PROFILE.model_copy(update={"points": profile(1.0, 0.0).points, "beside_seen": seen})
+
+    made = pooled([told(0.001, 0.002), told(-0.003, -0.004), told(0.0)])
+    assert made.beside == Beside()
+    assert len(made.beside_seen) == 5
+    assert pooled([told(0.001, 0.002), told(0.003)]).beside == Beside(decode_beside_prefill_s=0.002)
 
 
 def test_only_profiles_of_one_instance_are_pooled() -> None:
