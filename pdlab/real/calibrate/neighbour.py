@@ -68,7 +68,7 @@ async def neighbours(
 
 
 def beside(seen: Sequence[BesideSeen]) -> Beside:
-    """The median of what was seen. Only that is held above nothing: held one by one, chance would add up. Nothing where nothing was seen."""
+    """The median of what was seen, or nothing. Only that is held above nothing: one by one, chance would add up."""
     found: dict[str, float] = {}
     for load in dict.fromkeys(s.load for s in seen):
         of = [s for s in seen if s.load == load]
