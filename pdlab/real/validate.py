@@ -94,8 +94,10 @@ class Outcome:
     seconds: float
 
     @property
-    def ranked_alike(self) -> bool:
-        return all(r.agree == r.decided for c in self.comparisons.values() for r in c.rankings)
+    def ranked(self) -> tuple[int, int]:
+        """Pairs of policies, figure by figure: how many stand in the same order, of how many that the measured runs decide."""
+        rankings = [r for comparison in self.comparisons.values() for r in comparison.rankings]
+        return sum(r.agree for r in rankings), sum(r.decided for r in rankings)
 
 
 class Serving(Protocol):

@@ -55,10 +55,12 @@ def validate(
             f"{held} of {len(outcome.undisturbed)}, had the simulation not known when this machine's cores were slow", highlight=False
         )
     missed = [check for check in outcome.checks if not check.holds]
-    out.print(f"policies rank {'alike' if outcome.ranked_alike else 'differently'} wherever the measured runs decide", highlight=False)
+    agree, decided = outcome.ranked
+    ranks = f"policies rank alike in {agree} of {decided} pairs that the measured runs decide"
+    out.print(ranks if decided else "the measured runs decide no pair of policies", highlight=False)
     out.print(f"HTTP, router and client took {100 * outcome.front_end:.1f} % of all cores, from the engines", highlight=False)
     out.print(f"took {outcome.seconds / 60:.1f} min; {directory}: compare-*.html, table.md, profile.json, results", highlight=False)
-    if missed or not outcome.ranked_alike:
+    if missed or agree < decided:
         out.print("the two worlds do not agree", style="bold red")
         raise typer.Exit(1)
     out.print("the two worlds agree", style="bold green")

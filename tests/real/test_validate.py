@@ -11,8 +11,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from pdlab.cli import main
+from pdlab.compare import Comparison, Ranking
 from pdlab.read_yaml import read_yaml
-from pdlab.real.validate import SPENT, TwoWorlds, take_turns, turned
+from pdlab.real.validate import SPENT, Outcome, TwoWorlds, take_turns, turned
 from pdlab.result import Result
 from pdlab.types import UsageError
 
@@ -89,6 +90,32 @@ def test_there_is_nothing_to_judge_again_before_it_was_measured(tmp_path: Path, 
         main(["validate", str(EXPERIMENTS / "two_worlds.yaml"), "--out", str(tmp_path / "out"), "--again"])
     assert ended.value.code == 2
     assert "profile-1.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pairs", "line", "code"),
+    [
+        ([(3, 3), (2, 2)], "policies rank alike in 5 of 5 pairs that the measured runs decide", None),
+        ([(3, 3), (1, 2)], "policies rank alike in 4 of 5 pairs that the measured runs decide", 1),
+        ([(0, 0)], "the measured runs decide no pair of policies", None),
+    ],
+)
+def test_the_verdict_counts_the_pairs_of_policies(
+    pairs: list[tuple[int, int]],
+    line: str,
+    code: int | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rankings = tuple(Ranking("TTFT mean", (), (), agree, decided, 3) for agree, decided in pairs)
+    outcome = Outcome({"1p1d, 2 req/s": Comparison((), rankings)}, [], [], 0.03, 60.0)
+    monkeypatch.setattr("pdlab.real.validate.validate", lambda *args, **options: outcome)
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", str(EXPERIMENTS / "two_worlds.yaml"), "--out", str(tmp_path)])
+    assert (ended.value.code or None) == code
+    said = capsys.readouterr().out
+    assert line in said and ("do not agree" in said) == bool(code)
 
 
 @pytest.mark.parametrize("before", range(6))
