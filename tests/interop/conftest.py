@@ -33,7 +33,11 @@ def model(vllm_python: Path) -> Path:
 def pair(vllm_python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VllmServer, VllmServer]]:
     """(prefill, decode): two servers for all tests, whoever kills one starts it again."""
     logs = tmp_path_factory.mktemp("vllm")
-    servers = VllmServer(vllm_python, model, logs / "prefill.log"), VllmServer(vllm_python, model, logs / "decode.log")
+    cores = sorted(os.sched_getaffinity(0))
+    prefill, decode = (
+        VllmServer(vllm_python, model, logs / f"{role}.log", {core}) for role, core in (("prefill", cores[0]), ("decode", cores[-1]))
+    )
+    servers = prefill, decode
     try:
         for server in servers:
             server.start()

@@ -1,4 +1,8 @@
-"""Real vLLM servers, each a process of its own, as ../../docs/interop.md has them: CPU, one thread, float32, NIXL over UCX."""
+"""Real vLLM servers, each a process of its own, as ../../docs/interop.md has them: CPU, one thread, float32, NIXL over UCX.
+
+Each has a core, and its progress thread waits: else both compute on the last core, beside threads that never sleep, and a hand-off may last
+half a minute.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,11 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from pdlab.real import processes
+
 NAME = "smol"
 READY_S = 360.0
+SERVE = Path(__file__).parents[2] / "pdlab" / "real" / "vllm_serve.py"
 NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
 
 
@@ -25,10 +32,11 @@ def free_port() -> int:
 
 
 class VllmServer:
-    """Keeps its ports when it is started again. `python` is that of vLLM's environment."""
+    """Keeps its ports when it is started again. `python` is that of vLLM's environment, `cores` are where all its threads run once it
+    serves: its connector puts those that compute on the machine's last one."""
 
-    def __init__(self, python: Path, model: Path, log: Path) -> None:
-        self.python, self.model, self.log = python, model, log
+    def __init__(self, python: Path, model: Path, log: Path, cores: set[int]) -> None:
+        self.python, self.model, self.log, self.cores = python, model, log, cores
         self.port, self.side_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -45,7 +53,7 @@ class VllmServer:
             "UCX_TLS": "tcp,sm,self",
             "PATH": f"{self.python.parent}:{os.environ['PATH']}",
         }
-        command = ["nice", "-n", "10", str(self.python.parent / "vllm"), "serve", str(self.model), "--served-model-name", NAME]
+        command = ["nice", "-n", "10", str(self.python), str(SERVE), "serve", str(self.model), "--served-model-name", NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "4096", "--dtype", "float32", "--enforce-eager"]
         command += ["--kv-transfer-config", json.dumps(NIXL)]
         with self.log.open("ab") as log:
@@ -57,6 +65,8 @@ class VllmServer:
             assert self.process is not None and self.process.poll() is None, f"vLLM has ended: see {self.log}"
             assert time.monotonic() < until_s, f"vLLM is not ready after {READY_S:g} s: see {self.log}"
             time.sleep(0.5)
+        for pid in [self.process.pid, *processes.descendants(self.process.pid)] if self.process is not None else ():
+            processes.run_on(pid, self.cores)
 
     def healthy(self) -> bool:
         try:
