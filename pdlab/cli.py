@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pdlab import __version__
+from pdlab.extras import lacks
 from pdlab.real.bench.cli import bench
 from pdlab.real.calibrate.cli import calibrate
 from pdlab.real.validate_cli import validate
@@ -259,7 +260,7 @@ def serve(
         from pdlab.real.cluster.start import Asked, start
         from pdlab.real.serve import Serving
     except ImportError as error:
-        raise UsageError(f"pdlab serve needs {error.name}: pip install 'pdlab[real]'") from None
+        raise lacks("pdlab serve", error) from None
     given = {
         "model": model,
         "device": device,
@@ -364,7 +365,7 @@ def _operator() -> ModuleType:
     try:
         from pdlab.real.cluster import status as found
     except ImportError as error:
-        raise UsageError(f"this command needs {error.name}: pip install 'pdlab[real]'") from None
+        raise lacks("this command", error) from None
     return found
 
 

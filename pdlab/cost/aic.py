@@ -37,7 +37,7 @@ def make_profile(
     try:
         handle: Any = import_module("aiconfigurator_core.sdk.engine").EngineHandle
     except ImportError:
-        raise UsageError("aiconfigurator-core is not installed: pip install 'pdlab[aic]'") from None
+        raise UsageError("aiconfigurator-core is not installed: pip install aiconfigurator-core==0.12.0") from None
     try:
         engine: Any = handle.compile(model, system, backend, tp_size=tp, moe_tp_size=tp)
         prefill = [[engine.predict_prefill_latency(1, new + before, before) / 1e3 for before in cached] for new in tokens]

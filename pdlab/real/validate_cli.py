@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pdlab.types import UsageError
+from pdlab.extras import lacks
 
 WIDTH = 140  # of the table in a file
 
@@ -34,7 +34,7 @@ def validate(
     try:
         from pdlab.real.validate import validate as run
     except ImportError as error:
-        raise UsageError(f"pdlab validate needs {error.name}: pip install 'pdlab[real]'") from None
+        raise lacks("pdlab validate", error) from None
     from pdlab.report.compare import checks_markdown, checks_table, comparison_page
 
     directory = out_dir or Path("out") / file.stem

