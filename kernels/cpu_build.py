@@ -3,7 +3,8 @@
 The kernels have a plain C interface and include no torch header, so one call of the compiler takes seconds. The library lands in
 torch's extension cache under a name that hashes the sources, the compiler, its flags and this machine's CPU: another machine builds
 its own. It is linked against the OpenMP runtime torch has loaded, so that one pool of threads serves both. `PDLAB_KERNELS=reference`,
-or the lack of a compiler, leaves the references.
+or the lack of a compiler, leaves the references; `PDLAB_KERNELS=x86-64-v3` (any name that -march takes) builds for that CPU instead of this
+one, so that a machine with AVX-512 can try what one without runs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ HERE = Path(__file__).parent
 FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-fPIC",
     "-shared",
     "-fno-math-errno",
@@ -45,8 +45,8 @@ def library(name: str, source: Path) -> ctypes.CDLL | None:
     if os.environ.get("PDLAB_KERNELS") == "reference":
         log.warning("PDLAB_KERNELS=reference: %s runs in plain PyTorch", name)
         return None
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None or shutil.which(compiler) is None:
+    compiler = _compiler()
+    if compiler is None:
         log.warning("no C++ compiler (c++, g++ or $CXX): %s runs in plain PyTorch, slowly", name)
         return None
     try:
@@ -59,19 +59,43 @@ def library(name: str, source: Path) -> ctypes.CDLL | None:
 def build_all() -> None:
     """Compile every kernel that is not in the cache, side by side."""
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda source: library(source.parent.name, source), sorted(HERE.glob("*/cpu.cpp"))))
+        list(pool.map(lambda source: library(source.parent.name, source), _sources()))
 
 
-def _built(name: str, source: Path, compiler: str) -> Path:
+def unbuilt() -> list[str]:
+    """The kernels that `build_all` would compile now."""
+    compiler = None if os.environ.get("PDLAB_KERNELS") == "reference" else _compiler()
+    try:
+        return [] if compiler is None else [s.parent.name for s in _sources() if not _target(s.parent.name, s, compiler)[0].exists()]
+    except (OSError, subprocess.SubprocessError):  # a compiler that does not run compiles nothing
+        return []
+
+
+def _sources() -> list[Path]:
+    return sorted(HERE.glob("*/cpu.cpp"))
+
+
+def _compiler() -> str | None:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    return compiler if compiler is not None and shutil.which(compiler) is not None else None
+
+
+def _target(name: str, source: Path, compiler: str) -> tuple[Path, list[str], Path | None]:
+    """Where the library belongs, the command that compiles it, and the OpenMP runtime that it is linked against."""
     runtime = _openmp_of_torch()
-    command = [compiler, *FLAGS, "-fopenmp", f"-I{HERE}", str(source)]
+    command = [compiler, *FLAGS, f"-march={os.environ.get('PDLAB_KERNELS') or 'native'}", "-fopenmp", f"-I{HERE}", str(source)]
     key = hashlib.sha256()
     for text in (*command[1:-1], str(runtime), _cpu(), _version(compiler)):
         key.update(text.encode() + b"\0")
     for path in (source, *sorted(HERE.glob("*.h"))):
         key.update(path.read_bytes())
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "pdlab"
-    target = folder / f"{name}-{key.hexdigest()[:16]}.so"
+    return folder / f"{name}-{key.hexdigest()[:16]}.so", command, runtime
+
+
+def _built(name: str, source: Path, compiler: str) -> Path:
+    target, command, runtime = _target(name, source, compiler)
+    folder = target.parent
     if target.exists():
         return target
     try:

@@ -25,6 +25,7 @@ from pdlab.real.api.service import Service
 from pdlab.real.cluster.parent import SCHEME, ParentStore
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.gguf_file import default_model
+from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
@@ -37,6 +38,7 @@ from pdlab.types import Role, UsageError
 EMBEDDED = ("smollm2-135m", "smollm2-135m-instruct")
 Say = Callable[[str], None]
 LOOK_S = 0.1
+STILL_S = 10.0  # between two lines of a stage that lasts
 
 
 def engine_options(experiment: Experiment | None, given: Mapping[str, object], instance: str = "") -> EngineOptions:
@@ -146,10 +148,15 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
         text = tokenizer_of(options, how.tokenizer)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
         app = create_app(more=() if place is None else ROUTES)  # answers "loading" until it has a service
-        starting = asyncio.create_task(EngineClient.start(options))
+        check_cpu_kv(options)  # before a process loads the model for a minute only to say so
+        progress = Progress(started_s, place.name if place is not None else "")
+        progress.begin("starting the engine")
+        starting = asyncio.create_task(EngineClient.start(options, progress.begin))
         serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s))
         stack.push_async_callback(_ended, starting, serving)
-        await asyncio.wait((starting, serving), return_when=asyncio.FIRST_COMPLETED)
+        while not (starting.done() or serving.done()):
+            await asyncio.wait((starting, serving), timeout=STILL_S, return_when=asyncio.FIRST_COMPLETED)
+            progress.still()
         if not starting.done():
             raise KeyboardInterrupt
         engine = starting.result()
@@ -173,6 +180,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
             service.member = Member(service, engine, registry, spec, report_s=place.report_s, lease_s=place.lease_s, left=service.left)
             stack.push_async_callback(service.member.close)
             app.state.member = service.member
+            progress.begin("joining")
             await service.member.join()
         say(
             f"{model} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens, "
@@ -184,6 +192,27 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
             say(f"stopped with {left} requests unfinished")
         elif place is not None:
             await service.at_rest(how.drain_s)
+
+
+class Progress:
+    """Says on stderr what a start is doing, and every now and then that it still does."""
+
+    def __init__(self, started_s: float, name: str) -> None:
+        self.started_s, self.prefix, self.stage = started_s, f"{name}: " if name else "", ""
+        self.said_s = started_s
+
+    def begin(self, stage: str) -> None:
+        self.stage = stage
+        self._say(stage)
+
+    def still(self) -> None:
+        """For a loop that waits: a line, unless there was one lately."""
+        if time.monotonic() - self.said_s >= STILL_S:
+            self._say(f"still {self.stage}")
+
+    def _say(self, what: str) -> None:
+        self.said_s = time.monotonic()
+        print(f"{self.prefix}{what} ({self.said_s - self.started_s:.1f} s)", file=sys.stderr, flush=True)
 
 
 class MemberService(Service):

@@ -24,6 +24,7 @@ from pdlab.real.cluster.parent import SCHEME
 from pdlab.real.cluster.serve import Brood, Front, route
 from pdlab.real.cluster.vllm import Vllm
 from pdlab.real.engine import config, gguf_file
+from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.memory import MemoryStore
@@ -235,6 +236,7 @@ async def _all(asked: Asked, say: Say) -> None:
     assert asked.experiment is not None, "checked"
     front = _front(asked)
     first = {placed.name: placed.role for placed in asked.experiment.placements()}
+    check_cpu_kv(*(engine_options(asked.experiment, asked.given, name) for name in first))
     threads = max(1, int(str(asked.given.get("threads") or len(os.sched_getaffinity(0)))) // len(first))
     store = MemoryStore()
     environment = {"PDLAB_API_KEY": "", "PDLAB_INTERNAL_TOKEN": front.token}

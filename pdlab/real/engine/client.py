@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,6 +24,7 @@ from pdlab.real.engine.messages import (
     FromQueue,
     Full,
     Holds,
+    Loading,
     News,
     Proceed,
     Ready,
@@ -58,8 +60,9 @@ class EngineClient:
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, options: EngineOptions) -> EngineClient:
-        """Start the process and wait until its model is loaded. Raises UsageError where the engine finds a mistake of the user's."""
+    async def start(cls, options: EngineOptions, loading: Callable[[str], None] = lambda stage: None) -> EngineClient:
+        """Start the process and wait until its model is loaded; `loading` is told of each stage. Raises UsageError where the engine finds a
+        mistake of the user's."""
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
@@ -69,7 +72,8 @@ class EngineClient:
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)
         client = cls(process, reader, writer)
         try:
-            first = await client._receive()
+            while isinstance(first := await client._receive(), Loading):
+                loading(first.stage)
         except BaseException:
             await client.close()
             raise

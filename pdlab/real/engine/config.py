@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdlab.cost import model_names
 from pdlab.cost.catalogue import model as catalogue_model
+from pdlab.real.engine import gguf_file
+from pdlab.real.engine.options import EngineOptions
 from pdlab.types import UsageError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -57,6 +60,22 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+def of(options: EngineOptions) -> ModelConfig:
+    """The model that these options name: a folder, a .gguf, or for random weights a name of the catalogue. Raises UsageError."""
+    path = Path(options.model)
+    if path.suffix == ".gguf":
+        return parse(gguf_file.config(path), path.stem, str(path))
+    if options.load_format == "dummy" and not path.exists() and options.model in model_names():
+        return of_catalogue(options.model)
+    if not path.exists():
+        raise UsageError(
+            f"--model {path}: no such folder or file; give a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf"
+        )
+    if not path.is_dir():
+        raise UsageError(f"--model {path} is neither a folder nor a .gguf file")
+    return read(path)
 
 
 def read(folder: Path) -> ModelConfig:

@@ -7,6 +7,7 @@ weights are widened first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -27,6 +28,22 @@ from pdlab.types import UsageError
 
 FEW = 8  # rows that one pass of a kernel takes
 PIECES = 4  # passes over packed weights that cost less than widening them
+
+
+@cache
+def bfloat16_products() -> bool:
+    """Has this CPU products of bfloat16? AVX2 alone has none: oneDNN refuses to order such weights, and torch's own loops take four times
+    as long as float32."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's, of many rows; widened to float32 where the CPU has no bfloat16."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not bfloat16_products():
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    return F.linear(x, weight, bias)
 
 
 class Linear(Protocol):
@@ -53,9 +70,9 @@ class Dense:
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) <= FEW and x.device.type == "cpu":
-            product: Tensor = matvec(x, self.weight, self.bias)
-            return product
-        return F.linear(x, self.weight, self.bias)
+            few: Tensor = matvec(x, self.weight, self.bias)
+            return few
+        return product(x, self.weight, self.bias)
 
 
 class Packed(Dense):
@@ -70,8 +87,8 @@ class Packed(Dense):
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) <= 2:
             return super().__call__(x)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, "none", [], "")
-        return product
+        many: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, "none", [], "")
+        return many
 
 
 class Int8:
@@ -82,7 +99,7 @@ class Int8:
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) <= FEW * PIECES:
             return _in_pieces(x, lambda part: matvec_int8(part, self.weight, self.bias))
-        return F.linear(x, dequantize_int8(self.weight).to(self.dtype), self.bias)
+        return product(x, dequantize_int8(self.weight).to(self.dtype), self.bias)
 
 
 class Int4:
@@ -93,11 +110,11 @@ class Int4:
     def __call__(self, x: Tensor) -> Tensor:
         if len(x) <= FEW * PIECES:
             return _in_pieces(x, lambda part: matvec_int4(part, self.weight, self.bias))
-        return F.linear(x, dequantize_int4(self.weight).to(self.dtype), self.bias)
+        return product(x, dequantize_int4(self.weight).to(self.dtype), self.bias)
 
 
-def _in_pieces(x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-    return product(x) if len(x) <= FEW else torch.cat([product(part) for part in torch.split(x, FEW)])
+def _in_pieces(x: Tensor, few: Callable[[Tensor], Tensor]) -> Tensor:
+    return few(x) if len(x) <= FEW else torch.cat([few(part) for part in torch.split(x, FEW)])
 
 
 def dense(weight: Tensor, bias: Tensor | None) -> Linear:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from pdlab.cost import model_names
 from pdlab.decisions import Recorded, Setup
 from pdlab.real.engine import config as configs
 from pdlab.real.engine import gguf_file, weights
 from pdlab.real.engine.config import ModelConfig
 from pdlab.real.engine.engine import Engine
-from pdlab.real.engine.linear import maker
+from pdlab.real.engine.linear import bfloat16_products, maker
+from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks
 from pdlab.real.engine.model import Model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Runner
@@ -31,7 +30,6 @@ from pdlab.types import UsageError
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-GIB = 2**30
 ENDS = 1 << 16
 
 
@@ -71,15 +69,18 @@ def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
     if device.type == "cpu" and options.threads:
         torch.set_num_threads(options.threads)
     path = Path(options.model)
-    config, found, factors = _source(path, options)
+    config = configs.of(options)
+    found, factors = _source(path, config, options)
     dtype = _dtype(options.dtype, config, device)
     context = min(options.max_model_len or config.max_positions, config.max_positions)
     if options.max_model_len > config.max_positions:
         raise UsageError(f"--max-model-len {options.max_model_len} exceeds the model's {config.max_positions} positions")
+    if device.type == "cpu" and dtype == torch.bfloat16 and not bfloat16_products():
+        log.warning("this CPU cannot multiply bfloat16 (it has no AVX-512): prompts are computed in float32, at about its speed")
     make = maker(options.quantization, pack=_packs(config, device, dtype))
     model = Model(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors)
     setup = Setup(
-        _kv_blocks(options, config, device, dtype, context),
+        _kv_blocks(options, config, device, dtype),
         options.block_tokens,
         options.max_batch_tokens,
         options.max_seqs,
@@ -113,26 +114,15 @@ def _fingerprint(path: Path, config: ModelConfig, options: EngineOptions) -> str
     return found.hexdigest()[:16]
 
 
-def _source(path: Path, options: EngineOptions) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]], Tensor | None]:
+def _source(path: Path, config: ModelConfig, options: EngineOptions) -> tuple[Iterator[tuple[str, Tensor]], Tensor | None]:
+    """The weights by their Hugging Face names, and what divides the rotary frequencies."""
     if path.suffix == ".gguf":
-        plain = gguf_file.config(path)
-        config = configs.parse(plain, path.stem, str(path))
         factors = gguf_file.rope_factors(path)
         arrays = ((name, torch.from_numpy(array)) for name, array in gguf_file.tensors(path))
-        return config, arrays, None if factors is None else torch.from_numpy(factors)
-    if options.load_format == "dummy" and not path.exists() and options.model in model_names():
-        config = configs.of_catalogue(options.model)
-        return config, weights.at_random(config, options.seed), None
-    if not path.exists():
-        raise UsageError(
-            f"--model {path}: no such folder or file; give a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf"
-        )
-    if not path.is_dir():
-        raise UsageError(f"--model {path} is neither a folder nor a .gguf file")
-    config = configs.read(path)
+        return arrays, None if factors is None else torch.from_numpy(factors)
     if options.load_format == "dummy":
-        return config, weights.at_random(config, options.seed), None
-    return config, weights.from_folder(path, config), None
+        return weights.at_random(config, options.seed), None
+    return weights.from_folder(path, config), None
 
 
 def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -150,27 +140,25 @@ def _packs(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> boo
     """Is there a library that orders weights, and memory to keep them twice?"""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    if dtype == torch.bfloat16 and not bfloat16_products():
+        return False
     needed = 2 * dtype.itemsize * sum(math.prod(shape) for shape in weights.shapes(config).values())
-    return needed < 0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return needed < 0.7 * available_bytes()
 
 
-def _kv_blocks(options: EngineOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype, context: int) -> int:
-    """As asked for; else, on a CPU, room for four contexts but at most 1 GiB; on an accelerator, `hbm_utilization` less what is taken."""
+def _kv_blocks(options: EngineOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
+    """As asked for; else, on a CPU, what `cpu_kv_blocks` says; on an accelerator, `hbm_utilization` less what is taken."""
     block_bytes = config.kv_bytes_per_token(dtype.itemsize) * options.block_tokens
-    if options.kv_blocks:
+    if device.type == "cpu":
+        check_cpu_kv(options)
+        blocks = cpu_kv_blocks(options, config, dtype.itemsize)
+    elif options.kv_blocks:
         blocks = options.kv_blocks
     elif options.kv_gib:
         blocks = int(options.kv_gib * GIB / block_bytes)
-    elif device.type == "cpu":
-        blocks = min(int(GIB / block_bytes), 4 * -(-context // options.block_tokens))
     else:
         free, total = getattr(torch, device.type).mem_get_info(device)
         blocks = int((free - (1 - options.hbm_utilization) * total) / block_bytes)
-    if device.type == "cpu" and blocks * block_bytes > (available := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")):
-        raise UsageError(
-            f"KV memory of {blocks * block_bytes / GIB:.1f} GiB exceeds the {available / GIB:.1f} GiB that are free here: "
-            "give less with --kv-gib"
-        )
     if blocks < 2:
         raise UsageError(
             f"KV memory for {max(blocks, 0)} blocks of {block_bytes / 2**20:.1f} MiB is too small to serve anything: "

@@ -149,6 +149,12 @@ class FromEngine(msgspec.Struct, frozen=True, tag=True):
     """Sent by the engine."""
 
 
+class Loading(FromEngine, frozen=True):
+    """What the engine does before it is ready, for whoever waits."""
+
+    stage: str
+
+
 class Ready(FromEngine, frozen=True):
     """The model is loaded and the KV memory taken. `max_tokens` bounds prompt plus output of one sequence (context and KV memory)."""
 
@@ -283,5 +289,5 @@ class Broken(FromEngine, frozen=True):
 
 
 AnyToEngine = Submit | Receive | Proceed | Resume | Release | Renew | Ask | Export | Cancel | Stop
-AnyFromEngine = Ready | Step | Exported | Holds | Broken
+AnyFromEngine = Loading | Ready | Step | Exported | Holds | Broken
 FromQueue = Tokens | Held | Reserved | Full | Staged | Landed  # what a request's queue brings

@@ -31,6 +31,7 @@ from pdlab.real.engine.messages import (
     Exported,
     FromEngine,
     Holds,
+    Loading,
     Proceed,
     Ready,
     Receive,
@@ -113,11 +114,15 @@ def main() -> int:
 def run(link: Link, options: EngineOptions) -> None:
     """Load, say so, and serve until told to stop."""
     started_s = time.perf_counter()
-    from pdlab.kernels.cpu_build import build_all
+    link.send(Loading("loading torch"))
+    from pdlab.kernels.cpu_build import build_all, unbuilt
     from pdlab.real.engine.load import load
 
+    link.send(Loading("loading weights"))
     building = threading.Thread(target=build_all, name="kernels")  # while the weights are read
     if options.device == "cpu":
+        if missing := unbuilt():
+            link.send(Loading(f"loading weights; building kernels, once on this machine: {', '.join(missing)}"))
         building.start()
     decisions: IO[bytes] | None = open(options.decisions, "wb") if options.decisions else None  # noqa: SIM115 - closed below
     try:
@@ -125,6 +130,7 @@ def run(link: Link, options: EngineOptions) -> None:
         engine, config = loaded.engine, loaded.config
         if options.device == "cpu":
             building.join()
+        link.send(Loading("warming up"))
         engine.runner.warm_up()
         ready = Ready(
             config.name,

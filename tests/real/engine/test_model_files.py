@@ -139,9 +139,14 @@ def test_a_catalogue_name_is_enough_for_random_weights() -> None:
         load(EngineOptions(model="deepseek-v3", load_format="dummy"))
 
 
-def test_bfloat16_runs(tiny: Tiny) -> None:
+@pytest.mark.parametrize("quantization", ["", "wint8"])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 40])  # each kind of product: our kernels', packed, widened
+def test_bfloat16_runs(tiny: Tiny, tokens: int, quantization: str) -> None:
     folder = str(tiny("llama")[0])
-    exact, rough = (load(EngineOptions(model=folder, kv_blocks=50, dtype=dtype)).engine.runner for dtype in ("float32", "bfloat16"))
-    pieces = [Piece(list(range(40)), 0, list(range(5)), True)]
+    exact, rough = (
+        load(EngineOptions(model=folder, kv_blocks=50, dtype=dtype, quantization=quantization)).engine.runner
+        for dtype in ("float32", "bfloat16")
+    )
+    pieces = [Piece(list(range(tokens)), 0, list(range(5)), True)]
     expected = exact.run(pieces)
     assert (rough.run(pieces) - expected).norm() / expected.norm() < 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -41,6 +42,21 @@ async def collect(arriving: asyncio.Queue[Tokens]) -> tuple[list[int], str]:
         tokens += news.tokens
         if news.finish:
             return tokens, news.finish
+
+
+def test_whoever_waits_is_told_of_each_stage(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))  # no kernel is built yet
+
+    async def main() -> None:
+        options = EngineOptions(model=str(tiny("llama")[0]), block_tokens=4, kv_blocks=20, threads=1)
+        await (await EngineClient.start(options, stages.append)).close()
+
+    asyncio.run(main())
+    assert stages[:2] == ["loading torch", "loading weights"]
+    assert stages[-1] == "warming up"
+    if shutil.which("c++"):
+        assert "building kernels, once on this machine: decode, fused, kv_blocks, linear, paged_attention" in stages[2]
 
 
 GREEDY = Sampling(max_tokens=10, temperature=0.0)
