@@ -10,7 +10,7 @@ RUNTIME_BYTES = GIB  # context, kernels, CUDA graphs, collectives' buffers
 
 def activation_bytes(model: Model, tp: int, batch_tokens: int = 8192) -> int:
     """Bytes a rank keeps free for one step of `batch_tokens`: the widest feed-forward's two halves, four hidden states, in bf16."""
-    widest = max(model.ffn if model.layers > model.moe_layers else 0, model.experts_per_token * model.expert_ffn + model.shared_ffn)
+    widest = max(model.ffn, model.experts_per_token * model.expert_ffn + model.shared_ffn)
     return 2 * batch_tokens * (2 * widest // tp + 4 * model.hidden)
 
 
@@ -22,9 +22,11 @@ def kv_capacity_tokens(
     weight_dtype: str = "bf16",
     kv_dtype: str = "bf16",
     batch_tokens: int = 8192,
+    max_seqs: int = 0,
 ) -> int:
-    """KV tokens that an instance of `tp` accelerators holds: memory x utilization, less weights, runtime and one step's activations; of
-    measured hardware what it had.
+    """KV tokens that an instance of `tp` accelerators holds: memory x utilization, less weights, runtime, one step's activations, and the
+    states that `max_seqs` sequences have in recurrent layers; of measured hardware what it had. Windowed layers are counted as if they kept
+    all of a sequence.
 
     Raises UsageError when nothing is left, with the missing GB and the smallest tp that fits."""
     if not 0.0 < utilization <= 1.0:
@@ -33,11 +35,11 @@ def kv_capacity_tokens(
     if hardware.profile is not None:
         hardware.profile.check(model, tp)
         return hardware.profile.kv_tokens()
-    free = _free_bytes(model, hardware, tp, utilization, weight_dtype, batch_tokens)
+    free = _free_bytes(model, hardware, tp, utilization, weight_dtype, batch_tokens, max_seqs)
     tokens = int(free // model.kv_bytes_per_token_per_rank(kv_dtype, tp)) if free > 0 else 0
     if tokens < 1:
         fits = [n for n in (2, 4, 8, 16, 32, 64) if n > tp and model.heads % n == 0]
-        enough = next((n for n in fits if _free_bytes(model, hardware, n, utilization, weight_dtype, batch_tokens) > 0), None)
+        enough = next((n for n in fits if _free_bytes(model, hardware, n, utilization, weight_dtype, batch_tokens, max_seqs) > 0), None)
         remedy = f"the smallest tp that fits is {enough}" if enough else "no larger tp fits: use a smaller model or number format"
         missing = max(0.1, -free * tp / 1e9)
         raise UsageError(
@@ -61,7 +63,10 @@ def check_tp(model: Model, tp: int) -> None:
         )
 
 
-def _free_bytes(model: Model, hardware: Hardware, tp: int, utilization: float, weight_dtype: str, batch_tokens: int) -> float:
+def _free_bytes(
+    model: Model, hardware: Hardware, tp: int, utilization: float, weight_dtype: str, batch_tokens: int, max_seqs: int
+) -> float:
     """Of one rank."""
     weights = model.weights_bytes(weight_dtype) / tp
-    return hardware.hbm_bytes * utilization - weights - RUNTIME_BYTES - activation_bytes(model, tp, batch_tokens)
+    states = max_seqs * model.state_bytes / tp
+    return hardware.hbm_bytes * utilization - weights - states - RUNTIME_BYTES - activation_bytes(model, tp, batch_tokens)

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pdlab.cost.huggingface import read_config
+from pdlab.cost.huggingface import Understood, understand
+from pdlab.cost.layers import Latent, Layer, Mlp, Moe, Outer, Softmax, assemble
 from pdlab.cost.profile import load_instance_profile
+from pdlab.cost.quantization import published_as
 from pdlab.cost.shapes import GIB, Hardware, Model
 from pdlab.types import UsageError
 
-__all__ = ["Hardware", "Model", "hardware", "hardware_names", "model", "model_names"]
+__all__ = ["Hardware", "Model", "hardware", "hardware_names", "model", "model_names", "understood"]
+
+SIZES = (
+    "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_positions", "learned_positions",
+    "experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers",
+    "kv_lora_rank", "q_lora_rank", "nope_dim", "rope_dim", "v_dim", "window_tokens", "window_layers",
+)  # fmt: skip
 
 Entry = TypeVar("Entry", Hardware, Model)
 
@@ -36,10 +44,16 @@ def hardware(name: str, base_dir: Path | None = None) -> Hardware:
 def model(name: str, base_dir: Path | None = None) -> Model:
     """The catalogue's model of that name or alias; or a Hugging Face config.json's, where `name` is its path or its folder's (relative to
     `base_dir`). Raises UsageError naming the three nearest, or what the config lacks."""
+    return understood(name, base_dir).model
+
+
+def understood(name: str, base_dir: Path | None = None) -> Understood:
+    """As `model`, with what of a config was read, filled in and ignored."""
     path = (base_dir or Path()) / name
     if name.endswith(".json") or (path / "config.json").is_file():
-        return read_config(path / "config.json" if path.is_dir() else path)
-    return _find("model", name, _models())
+        return understand(path / "config.json" if path.is_dir() else path)
+    known = _find("model", name, _models())
+    return Understood(known, quantization="none" if known.weight_dtype == "bf16" else known.weight_dtype)
 
 
 def hardware_names() -> list[str]:
@@ -97,15 +111,51 @@ def _accelerators() -> dict[str, Hardware]:
 @cache
 def _models() -> dict[str, Model]:
     known: dict[str, Model] = {}
-    kinds = {f.name: f.type for f in fields(Model)}
     for row in _rows("models.csv"):
-        values: dict[str, Any] = {}
-        for key, text in row.items():
-            kind = kinds.get(key)
-            if kind is not None and text:
-                values[key] = int(text) if kind == "int" else text == "yes" if kind == "bool" else text
-        entry = Model(**values)
+        entry = _of_row(row)
         for alias in (entry.name, *row["aliases"].split()):
             assert alias not in known, f"model {alias} twice"
             known[alias] = entry
     return known
+
+
+def _of_row(row: dict[str, str]) -> Model:
+    """Windows are those of the first layers: which ones they are changes no figure."""
+    sizes = {key: int(text or 0) for key, text in row.items() if key in SIZES}
+    gated, mixer = row["gated"] != "no", _mixer(sizes)
+    windowed = replace(mixer, top_k=sizes["window_tokens"]) if isinstance(mixer, Latent) else replace(mixer, window=sizes["window_tokens"])
+    dense = Layer((mixer,), (Mlp(width=sizes["ffn"], gated=gated),))
+    layers = [dense] * sizes["layers"]
+    if sizes["experts"]:
+        moe = Moe(
+            experts=sizes["experts"],
+            per_token=sizes["experts_per_token"],
+            width=sizes["expert_ffn"],
+            shared=sizes["shared_ffn"],
+            gated=gated,
+        )
+        layers = layers[: sizes["dense_layers"]] + [Layer((mixer,), (moe,))] * (sizes["layers"] - sizes["dense_layers"])
+    layers = [Layer((windowed,), one.feed_forwards) if i < sizes["window_layers"] else one for i, one in enumerate(layers)]
+    return assemble(
+        name=row["name"],
+        hidden=sizes["hidden"],
+        layers=layers,
+        outer=Outer(vocab=sizes["vocab"], tied=row["tied"] == "yes", positions=sizes["learned_positions"]),
+        quantization=published_as(row["weight_dtype"] or "bf16"),
+        max_positions=sizes["max_positions"],
+        verified=row["verified"] == "yes",
+        source=row["source"],
+    )
+
+
+def _mixer(sizes: dict[str, int]) -> Latent | Softmax:
+    if sizes["kv_lora_rank"]:
+        return Latent(
+            heads=sizes["heads"],
+            latent=sizes["kv_lora_rank"],
+            q_rank=sizes["q_lora_rank"],
+            nope_dim=sizes["nope_dim"],
+            rope_dim=sizes["rope_dim"],
+            v_dim=sizes["v_dim"],
+        )
+    return Softmax(heads=sizes["heads"], kv_heads=sizes["kv_heads"], head_dim=sizes["head_dim"])

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from pdlab.types import UsageError
 
-# Four-bit formats carry their scales: one bf16 for 128 weights (wint4), one byte for 32 (mxfp4).
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "wint4": 0.515625, "mxfp4": 0.53125}
-EIGHT_BIT = frozenset({"fp8", "int8"})
+# Four-bit formats carry their scales: one bf16 for 128 weights (wint4), one byte for 32 (mxfp4) or 16 (nvfp4).
+BYTES = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "mxfp8": 1.03125,
+    "mxfp6": 0.78125,
+    "wint4": 0.515625,
+    "mxfp4": 0.53125,
+    "nvfp4": 0.5625,
+    "wint3": 0.390625,
+    "wint2": 0.265625,
+}
+EIGHT_BIT = frozenset({"fp8", "int8", "mxfp8"})
 
 
 def dtype_bytes(dtype: str) -> float:
@@ -19,3 +33,22 @@ def dtype_bytes(dtype: str) -> float:
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(BYTES)}"
         raise UsageError(f"unknown number format {dtype!r}: {hint}")
     return size
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How some weights are stored. `bytes_per_value` has their scales and zero points in it; `compute` is the format whose peak counts:
+    weights whose activations stay in 16 bits are widened to bf16 before they are multiplied."""
+
+    dtype: str
+    bytes_per_value: float
+    compute: str
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.bytes_per_value < 2.0
+
+
+def plain(dtype: str) -> Format:
+    """A format as its name alone has it. Raises UsageError on an unknown one."""
+    return Format(dtype, dtype_bytes(dtype), dtype)

@@ -1,22 +1,89 @@
-"""A Hugging Face config.json, read into a Model. One reader for all families: what they share has common names, and where names differ
-the first that is present counts."""
+"""A Hugging Face config.json, read into a Model, and what of it was understood.
+
+The `model_type` says which family's rules hold (`pdlab.cost.families`). Unknown ones are errors: of a family that nobody has described,
+neither the feed-forward's matrices nor which layers keep KV are known.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pdlab.cost import decoders, hybrids, special
+from pdlab.cost.config_keys import HEADS, HIDDEN, LAYERS, POSITIONS, Keys
+from pdlab.cost.decoders import Decoder
+from pdlab.cost.families import FAMILIES, REFUSED, Family
+from pdlab.cost.layers import assemble
+from pdlab.cost.quantization import Quantization
+from pdlab.cost.quantization_methods import Mistake, read_quantization
 from pdlab.cost.shapes import Model
+from pdlab.mistakes import nearest
 from pdlab.types import UsageError
 
-UNGATED = frozenset({"opt", "bloom", "gpt2", "gpt_neox", "gpt_bigcode", "falcon", "phi", "starcoder2"})
-TIED_BY_DEFAULT = frozenset({"opt", "bloom", "gpt2", "gpt_bigcode", "falcon", "gemma", "gemma2", "gemma3_text", "starcoder2"})
+TEXT = ("text_config", "llm_config", "language_config", "thinker_config", "text_model_config")
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+WIDTHS = {"float32": "fp32", "float": "fp32", "float16": "bf16", "half": "bf16", "bfloat16": "bf16", "auto": "bf16"}
+BUILDERS: dict[str, Callable[[Keys, Family], Decoder]] = {
+    function.__name__: function
+    for function in (
+        decoders.decoder, decoders.latent, special.chatglm, special.falcon, special.gpt_neo, special.mpt, special.dbrx, special.arctic,
+        special.hunyuan, special.gated_attention, special.gemma3n, special.gemma4, hybrids.gated_delta, hybrids.jamba, hybrids.bamba,
+        hybrids.falcon_h1, hybrids.granite_hybrid, hybrids.nemotron_h, hybrids.lightning, hybrids.kimi_linear, hybrids.short_conv,
+    )
+}  # fmt: skip
+SIXTEEN = "16 bits a weight (no dtype is stated)"
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """A model, and how it was read: `filled` class defaults, `ignored` keys, `remarks` in words."""
+
+    model: Model
+    model_type: str = ""
+    quantization: str = ""
+    filled: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def read_config(path: Path) -> Model:
-    """The model whose config.json lies at `path`. Raises UsageError when it can't be read or lacks a needed key."""
+    """The model whose config.json lies at `path`. Raises UsageError when it can't be read, or a key that decides a figure is missing or not
+    understood."""
+    return understand(path).model
+
+
+def understand(path: Path) -> Understood:
+    """As `read_config`, with how it was read."""
+    config = _load(path)
+    if not (config.get("quantization_config") or config.get("compression_config")) and path.name == "config.json":
+        beside = next((path.parent / name for name in QUANTIZATION_FILES if (path.parent / name).is_file()), None)
+        if beside is not None:
+            config = config | {"quantization_config": _load(beside)}
+    name = path.parent.name if path.name == "config.json" else path.stem
+    return parse(config, name or "model", str(path))
+
+
+def parse_config(config: Mapping[str, Any], name: str, source: str = "") -> Model:
+    """The Model a config describes; a multi-modal one's text part. Raises UsageError as `read_config`."""
+    return parse(config, name, source).model
+
+
+def parse(config: Mapping[str, Any], name: str, source: str = "") -> Understood:
+    where = f"model config {source or name}"
+    try:
+        return _parse(config, name, source, where)
+    except Mistake as error:
+        raise UsageError(f"{where}: {error}") from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UsageError(f"{where} has a value of the wrong kind: {error}") from None
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -25,120 +92,100 @@ def read_config(path: Path) -> Model:
         raise UsageError(f"model config {path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise UsageError(f"model config {path} is not a JSON object")
-    name = path.parent.name if path.name == "config.json" else path.stem
-    try:
-        return parse_config(config, name or "model", source=str(path))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"model config {path} has a value of the wrong kind: {error}") from None
+    return config
 
 
-def parse_config(config: dict[str, Any], name: str, source: str = "") -> Model:
-    """The Model a config describes; a multi-modal one's text part. Raises UsageError naming the missing key."""
-    text = config.get("text_config")
-    if isinstance(text, dict):
-        config = {"tie_word_embeddings": config.get("tie_word_embeddings"), "quantization_config": config.get("quantization_config")} | text
-
-    def first(*keys: str, default: int | None = None) -> int:
-        for key in keys:
-            value: Any = config.get(key)
-            if isinstance(value, list):
-                value = value[0] if value else None  # ERNIE's multi-modal configs list text experts first
-            if value is not None:
-                return int(value)
-        if default is None:
-            raise UsageError(f"model config {source or name} lacks {keys[0]!r}")
-        return default
-
-    kind = str(config.get("model_type", ""))
-    layers = first("num_hidden_layers", "n_layer", "num_layers")
-    hidden = first("hidden_size", "n_embd", "d_model")
-    heads = first("num_attention_heads", "n_head", "num_heads")
-    kv_heads = first("num_key_value_heads", "num_kv_heads", default=1 if config.get("multi_query") else heads)
-    if min(layers, hidden, heads, kv_heads) < 1:
-        raise UsageError(f"model config {source or name}: layers, hidden size and heads must be positive")
-    max_positions = first("max_position_embeddings", "n_positions", "seq_length", default=0)
-    kv_lora_rank = first("kv_lora_rank", default=0)
-    experts = first("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", default=0)
-    ffn, expert_ffn, shared_ffn = _widths(first, kind, hidden, experts, bool(config.get("use_moe_shared_expert", True)))
-    windows = _windowed_layers(config, kind, layers)
-    window_tokens = first("index_topk", "attention_chunk_size", "sliding_window", default=0)
-    return Model(
-        name=name.lower(),
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=first("head_dim", default=hidden // heads),
-        ffn=ffn,
-        vocab=first("vocab_size"),
-        gated=kind not in UNGATED,
-        tied=bool(config["tie_word_embeddings"]) if config.get("tie_word_embeddings") is not None else kind in TIED_BY_DEFAULT,
-        max_positions=max_positions,
-        learned_positions=max_positions + 2 if kind == "opt" else max_positions if kind in ("gpt2", "gpt_bigcode") else 0,
-        experts=experts,
-        experts_per_token=first("num_experts_per_tok", "num_experts_per_token", "moe_k", default=0) if experts else 0,
-        expert_ffn=expert_ffn,
-        shared_ffn=shared_ffn,
-        dense_layers=_dense_layers(config, layers) if experts else 0,
-        kv_lora_rank=kv_lora_rank,
-        q_lora_rank=first("q_lora_rank", default=0),
-        nope_dim=first("qk_nope_head_dim", default=0),
-        rope_dim=first("qk_rope_head_dim", default=0) if kv_lora_rank else 0,
-        v_dim=first("v_head_dim", default=0),
-        window_tokens=window_tokens if windows else 0,
-        window_layers=windows if window_tokens else 0,
-        weight_dtype=_weight_dtype(config),
+def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Understood:
+    text, nested = _text(config, where)
+    kind = _model_type(text, config, where, nested)
+    family = _family(kind, text, where)
+    keys = Keys(text, {**family.facts, **class_defaults().get(kind, {})}, where, nested=nested)
+    if keys.flag("is_encoder_decoder", otherwise=False):
+        raise UsageError(
+            f"{where}: model_type {kind!r} is an encoder-decoder, whose cross-attention's KV is not modelled: give a decoder's"
+        )
+    width = keys.get("torch_dtype", "dtype")
+    quantization = _quantization(keys, width, where)
+    keys.read.update(("quantization_config", "compression_config", "model_type", "architectures", "auto_map", "is_encoder_decoder"))
+    made = BUILDERS[family.build](keys, family)
+    positions = keys.whole(*POSITIONS, otherwise=0, least=0)
+    ignored = keys.ignored()
+    model = assemble(
+        name=name,
+        hidden=made.hidden,
+        layers=made.layers,
+        outer=made.outer,
+        quantization=quantization,
+        max_positions=positions,
         source=source,
     )
+    remarks = [*quantization.remarks, *(() if width else (SIXTEEN,))]
+    if nested:
+        remarks.append("of a model with more than text, only the text part is counted")
+    return Understood(model, kind, _in_words(quantization), keys.filled, tuple(ignored), tuple(remarks))
 
 
-def _widths(first: Any, kind: str, hidden: int, experts: int, shares: bool) -> tuple[int, int, int]:
-    """Feed-forward widths: dense, one expert's, all shared experts' together."""
-    dense: int = first("intermediate_size_mlp", "intermediate_size", "ffn_dim", "n_inner", default=4 * hidden)
-    if not experts:
-        return dense, 0, 0
-    expert: int = first("moe_intermediate_size", "intermediate_size")
-    count: int = first("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", default=1 if kind.startswith("llama4") else 0)
-    shared: int = first("shared_expert_intermediate_size", default=count * expert)
-    return dense, expert, shared if shares else 0
+def _text(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], bool]:
+    """The part that generates text, with what the whole says of all: ties, quantisation, dtype."""
+    for key in TEXT:
+        inner = config.get(key)
+        if isinstance(inner, Mapping) and inner:
+            above = {
+                k: config[k]
+                for k in ("tie_word_embeddings", "quantization_config", "compression_config", "torch_dtype", "dtype")
+                if config.get(k) is not None
+            }
+            deeper, _ = _text({**above, **{k: v for k, v in inner.items() if v is not None or k not in above}}, where)
+            return deeper, True
+    return config, False
 
 
-def _dense_layers(config: dict[str, Any], layers: int) -> int:
-    """How many layers have no experts: the first ones, every other one, or those listed."""
-    for key in ("first_k_dense_replace", "moe_layer_start_index"):
-        value = config.get(key)
-        if value is not None:
-            return int(value[0] if isinstance(value, list) else value)
-    for key in ("interleave_moe_layer_step", "decoder_sparse_step"):
-        if config.get(key):
-            return max(layers - layers // int(config[key]), len(config.get("mlp_only_layers") or ()))
-    return len(config.get("mlp_only_layers") or ())
+def _model_type(text: Mapping[str, Any], config: Mapping[str, Any], where: str, nested: bool) -> str:
+    kind = text.get("model_type")
+    if not kind and nested:
+        outside = str(config.get("model_type", "")).lower()
+        kind = f"{outside}_text" if f"{outside}_text" in FAMILIES else "llama" if outside.startswith(("llava", "vipllava")) else None
+    if not kind:
+        for key, value in text.items():  # something worse may be wrong with it
+            if key in LAYERS + HIDDEN + HEADS:
+                Keys(text, {}, where).check((key,), value)
+        raise UsageError(f"{where} lacks 'model_type': add it, as the model's class has it")
+    return str(kind).lower()
 
 
-def _windowed_layers(config: dict[str, Any], kind: str, layers: int) -> int:
-    """How many layers attend to a window (or chunk, or top-k) only."""
-    if config.get("index_topk"):
-        return layers
-    types: Sequence[str] = config.get("layer_types") or ()
-    if types:
-        return sum(t in ("sliding_attention", "chunked_attention") for t in types)
-    if config.get("attention_chunk_size"):
-        return layers - layers // 4  # Llama 4: every fourth layer attends to all
-    if not config.get("sliding_window") or config.get("use_sliding_window") is False:
-        return 0
-    if kind.startswith("qwen") and not config.get("use_sliding_window"):
-        return 0
-    return layers // 2 if kind == "gpt_oss" else layers
+def _family(kind: str, text: Mapping[str, Any], where: str) -> Family:
+    if kind in REFUSED:
+        raise UsageError(f"{where}: model_type {kind!r} {REFUSED[kind]}: give a decoder's config")
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise UsageError(
+            f"{where}: unknown model_type {kind!r}{nearest(kind, list(FAMILIES))}; where it has the same matrices and keys as a known one, "
+            "write that one's model_type"
+        )
+    return family
 
 
-def _weight_dtype(config: dict[str, Any]) -> str:
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, dict):
-        method = str(quantization.get("quant_method", ""))
-        bits = quantization.get("bits")
-        if method in ("fp8", "mxfp4"):
-            return method
-        if bits in (4, 8):
-            return "wint4" if bits == 4 else "int8"
-    dtype = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16")
-    return "fp32" if dtype == "float32" else "bf16"
+def _quantization(keys: Keys, width: object, where: str) -> Quantization:
+    dtype = str(width or "bfloat16").removeprefix("torch.")
+    if dtype not in WIDTHS:
+        raise UsageError(f"{where}: unknown dtype {dtype!r}{nearest(dtype, list(WIDTHS))}")
+    written = keys.get("quantization_config", "compression_config")
+    if written is not None and not isinstance(written, Mapping):
+        raise UsageError(f"{where} has a value of the wrong kind: quantization_config must be a mapping")
+    return read_quantization(written, WIDTHS[dtype])
+
+
+def _in_words(quantization: Quantization) -> str:
+    if quantization.method == "none":
+        return "none"
+    bits = 8 * quantization.default.bytes_per_value
+    computed = f", computed in {quantization.default.compute}" if quantization.default.is_quantised else ""
+    return f"{quantization.method}: {quantization.dtype}, {bits:.2f} bits a weight{computed}"
+
+
+@cache
+def class_defaults() -> dict[str, dict[str, Any]]:
+    """What transformers' classes fill in, by model_type."""
+    text = resources.files("pdlab.cost").joinpath("class_defaults.json").read_text(encoding="utf-8")
+    defaults: dict[str, dict[str, Any]] = json.loads(text)
+    return defaults

@@ -17,7 +17,8 @@ of DeepSeek-V3's size on H800 follow it within 13 % from 32 to 2048 tokens an ex
 All parts are of one rank: tp divides weights, heads and KV heads (of which each rank has at least one; MLA's compressed vector is on every
 rank). MLA prefills with expanded heads and decodes absorbed, in kv_lora_rank + rope_dim wide queries. Experts are sharded by tp as
 dense weights are; expert parallelism is not modelled. Windowed layers read at most a window of the batch's mean context, which makes
-decode a line with one bend; every other model's is straight. The fractions and overheads are `Coefficients`, fitted by
+decode a line with a bend for each width of window; every other model's is straight. Recurrent layers read and write a state of fixed size
+for each sequence. Weights count in the format each part is stored in. The fractions and overheads are `Coefficients`, fitted by
 `pdlab.cost.calibrate`.
 
 Sources: the roofline itself, Williams, Waterman and Patterson (2009); absorbed MLA, DeepSeek-V2 (2024); ring all-reduce volume,
@@ -36,8 +37,8 @@ from math import ceil, hypot, inf, log2
 
 from pdlab.cost.base import Cost
 from pdlab.cost.capacity import check_tp
-from pdlab.cost.dtypes import EIGHT_BIT, dtype_bytes
-from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.dtypes import EIGHT_BIT, Format, dtype_bytes
+from pdlab.cost.shapes import OUTER, Hardware, Model, Part
 from pdlab.types import UsageError
 
 
@@ -75,6 +76,22 @@ def coefficients(name: str) -> Coefficients:
     return known[name]
 
 
+def _flops_per_s(hardware: Hardware, k: Coefficients, stored: Format) -> float:
+    """What matrices of this format are multiplied with."""
+    eight_bit = stored.compute in EIGHT_BIT and hardware.fp8_flops > 0
+    return hardware.flops(stored.compute) * (k.compute_8bit if eight_bit else k.compute)
+
+
+def _replication(model: Model, tp: int) -> float:
+    """How often attention's weights are there over all ranks, where KV heads are fewer than ranks and each rank has one."""
+    more = sum(
+        a.kv_layers * model.hidden * (a.head_dim + a.v_dim) * a.kv_heads * (max(1.0, tp / a.kv_heads) - 1.0)
+        for a in model.attention
+        if not a.latent
+    )
+    return 1.0 + more / model.params(Part.ATTENTION) if more else 1.0
+
+
 class Roofline(Cost):
     """The roofline cost of `model` on `tp` x `hardware`. Raises UsageError when tp does not divide the heads."""
 
@@ -89,62 +106,67 @@ class Roofline(Cost):
     ) -> None:
         check_tp(model, tp)
         k = achieved if achieved is not None else coefficients(hardware.family)
-        eight_bit = weight_dtype in EIGHT_BIT and hardware.fp8_flops > 0
-        flops_per_s = hardware.flops(weight_dtype) * (k.compute_8bit if eight_bit else k.compute)
         bytes_per_s = hardware.hbm_bytes_per_s * k.memory
-        weight_bytes, head_bytes = dtype_bytes(weight_dtype), max(2.0, dtype_bytes(weight_dtype))
-
         self._fixed_s = k.step_s + model.layers * k.layer_s
         self._sequence_s = k.sequence_s
-        replicas = max(1.0, tp / model.kv_heads) if not model.kv_lora_rank else 1.0
-        kv_projections = 0 if model.kv_lora_rank else 2 * model.hidden * model.head_dim * model.kv_heads * model.layers
-        dense = (model.dense_params + kv_projections * (replicas - 1.0)) / tp
-        self._dense_read_s = dense * weight_bytes / bytes_per_s
-        self._head_read_s = model.head_params * head_bytes / tp / bytes_per_s
-        self._head_sequence_s = 2 * model.head_params / tp / (hardware.flops("bf16") * k.compute)
-        self._dense_token_s = 2 * dense / flops_per_s
-
-        self._experts = model.experts
-        self._expert_miss = 1.0 - model.experts_per_token / model.experts if model.experts else 1.0
-        expert = model.moe_layers * model.expert_params / tp
-        self._expert_read_s = model.experts * expert * weight_bytes / bytes_per_s
-        self._expert_token_s = 2 * model.experts_per_token * expert / flops_per_s
-
+        head = model.head_weights(weight_dtype)
+        self._head_read_s = head.bytes / tp / bytes_per_s
+        self._head_sequence_s = 2 * head.params / tp / (hardware.flops("bf16") * k.compute)
+        self._dense_read_s = self._dense_token_s = 0.0
+        self._experts: list[tuple[float, float, float]] = []  # (share of a layer's experts that a token does not meet, read_s, token_s)
+        for w in model.stored(weight_dtype):
+            if w.part in OUTER:
+                continue
+            flops_per_s = _flops_per_s(hardware, k, w.format)
+            params = w.params * _replication(model, tp) / tp if w.part is Part.ATTENTION else w.params / tp
+            read_s, token_s = params * w.format.bytes_per_value / bytes_per_s, 2 * params / flops_per_s
+            if w.experts:
+                met = w.experts_per_token / w.experts
+                self._experts.append((1.0 - met, read_s, met * token_s))
+            else:
+                self._dense_read_s += read_s
+                self._dense_token_s += token_s
         self._init_attention(model, hardware, tp, k, kv_dtype)
-        self._token_s = 0.0
+        self._init_recurrence(model, hardware, tp, k)
         if tp > 1:
             link = hardware.link_bytes_per_s(tp) * k.collective
-            self._fixed_s += 2 * model.layers * ceil(log2(tp)) * k.collective_latency_s
-            self._token_s = 2 * model.layers * 2 * (tp - 1) / tp * 2 * model.hidden / link
+            self._fixed_s += model.reductions * ceil(log2(tp)) * k.collective_latency_s
+            self._token_s += model.reductions * 2 * (tp - 1) / tp * 2 * model.hidden / link
         self._decode_base: dict[int, float] = {}
 
     def _init_attention(self, model: Model, hardware: Hardware, tp: int, k: Coefficients, kv_dtype: str) -> None:
-        """Seconds of one rank's attention: for each (query, key) pair of a prompt, and for each KV token read."""
-        heads = model.heads / tp
+        """Seconds of one rank's attention: for each (query, key) pair of a prompt, and for each KV token read. What layers with a window
+        take comes apart, for each width: (window, pair_s, read_s, context_s)."""
         flops_per_s = hardware.flops("bf16") * k.attention_compute
-        kv_bytes = model.kv_bytes_per_token_per_rank(kv_dtype, tp)
-        if model.kv_lora_rank:
-            pair_flops = 2 * heads * (model.nope_dim + model.rope_dim + model.v_dim)
-            decode_flops = 2 * heads * (2 * model.kv_lora_rank + model.rope_dim)
-        else:
-            pair_flops = decode_flops = 2 * heads * 2 * model.head_dim
-        read_s = kv_bytes / (hardware.hbm_bytes_per_s * k.attention_memory)
-        decode_s = max(read_s, model.layers * decode_flops / flops_per_s)
-        pair_s = model.layers * pair_flops / flops_per_s
-        windowed = model.window_layers / model.layers if model.window_tokens else 0.0
-        self._window = model.window_tokens if windowed else 0
-        self._pair_s, self._pair_window_s = pair_s * (1 - windowed), pair_s * windowed
-        self._read_s, self._read_window_s = read_s * (1 - windowed), read_s * windowed
-        self._context_s, self._context_window_s = decode_s * (1 - windowed), decode_s * windowed
+        bytes_per_s = hardware.hbm_bytes_per_s * k.attention_memory
+        by_window: dict[int, list[float]] = {0: [0.0, 0.0, 0.0]}
+        for a in model.attention:
+            heads = a.heads / tp
+            pair_flops = 2 * heads * (a.head_dim + a.v_dim)
+            decode_flops = 2 * heads * (2 * a.latent + a.rope_dim) if a.latent else pair_flops
+            read_s = a.layers * a.kv_values_per_rank(tp) * dtype_bytes(kv_dtype) / bytes_per_s
+            sums = by_window.setdefault(a.window_tokens, [0.0, 0.0, 0.0])
+            sums[0] += a.layers * pair_flops / flops_per_s
+            sums[1] += read_s
+            sums[2] += max(read_s, a.layers * decode_flops / flops_per_s)
+        self._pair_s, self._read_s, self._context_s = by_window.pop(0)
+        self._windows = [(window, *sums) for window, sums in sorted(by_window.items())]
+
+    def _init_recurrence(self, model: Model, hardware: Hardware, tp: int, k: Coefficients) -> None:
+        """Recurrent layers read and write a sequence's state once a step, and update it for each token."""
+        self._state_s = 2 * model.state_bytes / tp / (hardware.hbm_bytes_per_s * k.attention_memory)
+        flops = sum(r.layers * r.token_flops for r in model.recurrence) / tp
+        self._token_s = flops / (hardware.flops("bf16") * k.attention_compute)
+        self._sequence_s += self._state_s
 
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:
         tokens, attention_s = 0, 0.0
-        pair_s, read_s, window = self._pair_s, self._read_s, self._window
+        pair_s, read_s, windows = self._pair_s, self._read_s, self._windows
         for new, context in chunks:
             tokens += new
             by_flops, by_bytes = pair_s * new * (context + 0.5 * (new + 1)), read_s * context
             attention_s += by_flops if by_flops > by_bytes else by_bytes
-            if window:
+            if windows:
                 attention_s += self._window_prefill_s(new, context)
         return self._step_s(tokens, len(chunks), attention_s)
 
@@ -153,47 +175,48 @@ class Roofline(Cost):
         if base_s is None:
             base_s = self._decode_base[batch] = self._step_s(batch, batch, 0.0)
         slope, until = self._context_s, inf
-        if self._window:
-            bend = batch * self._window
+        for window, _, _, context_s in self._windows:
+            bend = batch * window
             if context_tokens < bend:
-                slope += self._context_window_s
-                until = bend
+                slope += context_s
+                until = min(until, bend)
             else:
-                base_s += bend * self._context_window_s
+                base_s += bend * context_s
         return base_s, slope, until
 
     def decode_is_compute_bound(self, batch: int) -> bool:
-        arithmetic_s = batch * (self._dense_token_s + self._expert_token_s)
-        read_s = self._dense_read_s
-        if self._experts:
-            read_s += self._expert_read_s * (1.0 - self._expert_miss**batch)
+        arithmetic_s, read_s = batch * self._dense_token_s, self._dense_read_s
+        for miss, expert_read_s, expert_token_s in self._experts:
+            arithmetic_s += batch * expert_token_s
+            read_s += expert_read_s * (1.0 - miss**batch)
         return arithmetic_s > read_s
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], batch: int, context_tokens: int) -> float:
         tokens, attention_s = batch, self._context_s * context_tokens
-        if self._window:
-            attention_s += self._context_window_s * min(context_tokens, batch * self._window)
-        pair_s, read_s, window = self._pair_s, self._read_s, self._window
+        for window, _, _, context_s in self._windows:
+            attention_s += context_s * min(context_tokens, batch * window)
+        pair_s, read_s, windows = self._pair_s, self._read_s, self._windows
         for new, context in chunks:
             tokens += new
             by_flops, by_bytes = pair_s * new * (context + 0.5 * (new + 1)), read_s * context
             attention_s += by_flops if by_flops > by_bytes else by_bytes
-            if window:
+            if windows:
                 attention_s += self._window_prefill_s(new, context)
         return self._step_s(tokens, len(chunks) + batch, attention_s)
 
     def _window_prefill_s(self, new: int, context: int) -> float:
         """Attention of a chunk in the windowed layers: each token sees at most a window of those before it."""
-        window = self._window
-        growing = min(new, max(0, window - context))
-        pairs = growing * (context + 0.5 * (growing + 1)) + (new - growing) * window
-        return max(self._pair_window_s * pairs, self._read_window_s * min(context, window))
+        attention_s = 0.0
+        for window, pair_s, read_s, _ in self._windows:
+            growing = min(new, max(0, window - context))
+            pairs = growing * (context + 0.5 * (growing + 1)) + (new - growing) * window
+            attention_s += max(pair_s * pairs, read_s * min(context, window))
+        return attention_s
 
     def _step_s(self, tokens: int, sequences: int, attention_s: float) -> float:
         linear_s = hypot(tokens * self._dense_token_s, self._dense_read_s)
         compute_s, read_s = sequences * self._head_sequence_s, self._head_read_s
         linear_s += compute_s if compute_s > read_s else read_s
-        if self._experts:
-            read_s = self._expert_read_s * (1.0 - self._expert_miss**tokens)
-            linear_s += hypot(tokens * self._expert_token_s, read_s)
+        for miss, read_s, token_s in self._experts:
+            linear_s += hypot(tokens * token_s, read_s * (1.0 - miss**tokens))
         return self._fixed_s + linear_s + attention_s + tokens * self._token_s + sequences * self._sequence_s
