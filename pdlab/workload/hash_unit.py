@@ -1,8 +1,8 @@
 """How many tokens a file's prefix ids stand for each, held against the lengths of its prompts.
 
 A prompt of L tokens has ceil(L / unit) ids, of which the last may be of a part, or floor(L / unit), whole ones only. Each row so leaves
-a range of units that it allows. Mooncake's 512 is taken while all rows allow it, else the one power of two that they leave, or the one
-number; a row that leaves none contradicts those before.
+a range of units that it allows. Mooncake's 512 is taken while all rows allow it, else the one power of two that they leave, first of
+those with parts; or the one number. A row that leaves none contradicts those before.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ class HashUnit:
         for allowed in (self._begun, self._whole):
             if USUAL in allowed:
                 return USUAL
-        powers = [1 << n for n in range(31) if any(1 << n in allowed for allowed in (self._begun, self._whole))]
-        if len(powers) == 1:
-            return powers[0]
+        for allowed in (self._begun, self._whole):
+            powers = [1 << n for n in range(31) if 1 << n in allowed]
+            if powers:
+                return powers[0] if len(powers) == 1 else None
         ranges = [allowed for allowed in (self._begun, self._whole) if allowed.least <= allowed.most]
         sole = {unit for allowed in ranges for unit in (allowed.least, allowed.most)}
         return sole.pop() if len(sole) == 1 else None

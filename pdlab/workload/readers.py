@@ -266,9 +266,11 @@ def _by_columns(
     if unit is not None and shares:
         fields["hash_tokens"] = unit.tokens
         fields["hashes"] = requests.hashes.cut((fields["prompt_tokens"] // unit.tokens).tolist())
-        if in_steps and unit.like_mooncake and unit.rows >= len(requests) and mooncake.in_steps(fields["arrival_s"]):
+        if in_steps and not turns and unit.like_mooncake and unit.rows >= len(requests) and mooncake.in_steps(fields["arrival_s"]):
             fields["arrival_s"] = mooncake.spread(fields["arrival_s"])
             notes.append(mooncake.NOTE)
+    for role in set(wanted.columns) & set(LABELS) - set(fields):
+        raise UsageError(f"{file.path}: columns.{role}: no row has {columns[role]}")
     reading = _reading(form.name if form else "table", columns, clock, delay_unit, fields)
     return _ended(by_arrival(fields), notes, limit) | {"reading": reading}
 

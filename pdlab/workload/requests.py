@@ -99,7 +99,8 @@ class Requests:
     ) -> bool:
         """Whether the row counts: it does not if it has no prompt or no output. `labels` has what the row says of optional columns."""
         after = int(labels.get("after", -1))
-        if not (self._last_s if self._ordered and after < 0 else 0.0) <= arrival_s < math.inf:
+        least_s = 0.0 if after >= 0 else self._last_s if self._ordered else -math.inf  # dates count from the first row's
+        if not least_s <= arrival_s < math.inf:
             raise self._bad_time(arrival_s, self._ordered and after < 0)
         if not (self._least <= prompt_tokens <= _INT32_MAX and self._least <= output_tokens <= _INT32_MAX):
             raise self._bad_length(prompt_tokens, output_tokens)
@@ -191,14 +192,14 @@ class Requests:
 
 
 def by_arrival(fields: dict[str, Any]) -> dict[str, Any]:
-    """The columns with the rows in order of arrival; a session's turns go with its first."""
+    """The columns with the rows in order of arrival, if they are not; a session's turns then go with its first."""
     starts_s, after = fields["arrival_s"], fields.get("after")
+    if np.all(np.diff(starts_s if after is None else starts_s[after < 0]) >= 0):
+        return fields
     if after is not None:
         starts_s = starts_s.copy()
         for row in np.flatnonzero(after >= 0).tolist():
             starts_s[row] = starts_s[after[row]]
-    if np.all(np.diff(starts_s) >= 0):
-        return fields
     order = np.argsort(starts_s, kind="stable")
     moved = {name: column[order] for name, column in fields.items() if isinstance(column, np.ndarray)}
     if after is not None:

@@ -238,13 +238,14 @@ def json_rows(file: TextFile, objects: Iterator[dict[str, Any]], layout: Layout)
         values.entry = entry
         delay = values.number("delay_s") if layout.turns else None
         time = values.get("arrival_s") if "arrival_s" in layout.columns else 0.0
+        session = values.get("session_id") if turns else None
         yield Row(
-            None if time is None and delay is not None else values.time(time),
+            None if time is None and (delay is not None or session is not None) else values.time(time),
             values.tokens("prompt_tokens"),
             values.tokens("output_tokens"),
             values.ids() if shares else (),
             {role: value for role in labels if (value := values.label(role)) is not None} if labels else _NO_LABELS,
-            values.get("session_id") if turns else None,
+            session,
             None if delay is None else delay / layout.delay_per_s,
             values.whole("hash_tokens") if units else None,
         )

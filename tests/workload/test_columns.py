@@ -38,7 +38,9 @@ def rows(workload: Workload) -> list[tuple[float, int, int]]:
 TWO = [(0.0, 100, 20), (1.5, 200, 30)]
 
 
-@pytest.mark.parametrize("arrival", ["ts", "timestamp", "Time", "arrival", "arrival_time", "arrived_at", "start_time", "Request Time", "created"])
+@pytest.mark.parametrize(
+    "arrival", ["ts", "timestamp", "Time", "arrival", "arrival_time", "arrived_at", "start_time", "Request Time", "created"]
+)
 @pytest.mark.parametrize(
     ("prompt", "output"),
     [
@@ -187,7 +189,13 @@ def test_columns_that_are_not_there_and_words_that_are_no_columns(read: Read) ->
         read(text, columns={"prompt_tokens": "in"})
     with pytest.raises(UsageError, match=r"column rank: is missing"):
         read(text, columns={"priority": "rank"})
-    for words, said in (("ts", "must be ROLE=NAME"), ("arrival=ts", "no column is that; nearest is arrival_s"), ("n=", "must be ROLE=NAME")):
+    with pytest.raises(UsageError, match=r"columns\.priority: no row has rank"):
+        read('{"ts": 0, "input_tokens": 1, "output_tokens": 1}', "my.jsonl", columns={"priority": "rank"})
+    for words, said in (
+        ("ts", "must be ROLE=NAME"),
+        ("arrival=ts", "no column is that; nearest is arrival_s"),
+        ("n=", "must be ROLE=NAME"),
+    ):
         with pytest.raises(UsageError, match=said):
             CliRunner().invoke(app, ["stats", "my.csv", "--columns", words], catch_exceptions=False)
     with pytest.raises(UsageError, match="hash_tokens 16: the file has no ids"):

@@ -82,7 +82,7 @@ def test_what_is_no_time_or_not_of_the_first_ones_kind(times: list[str], wanted:
 
 
 ZONES = st.integers(-14 * 4, 14 * 4).map(lambda quarters: timezone(timedelta(minutes=15 * quarters)))
-DATES = st.datetimes(datetime(1999, 1, 1), datetime(2099, 1, 1))  # noqa: DTZ001
+DATES = st.datetimes(datetime(1999, 1, 1), datetime(2099, 1, 1))
 
 
 @given(st.lists(st.tuples(DATES, ZONES, st.sampled_from("T ")), min_size=2, max_size=6))
