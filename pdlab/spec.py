@@ -33,7 +33,7 @@ from pdlab.mistakes import mistakes, nearest
 from pdlab.read_yaml import overridden, read_yaml
 from pdlab.types import Role, UsageError
 from pdlab.workload import builtin
-from pdlab.workload.spec import SYNTHETIC, WorkloadSpec
+from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC, WorkloadSpec
 
 
 def _no_bool(value: object) -> object:
@@ -385,7 +385,7 @@ class Experiment(Spec):
     def _blocks(self, placed: Sequence[Placement]) -> Iterator[str]:
         """What does not go with the workload's prefix hashes, so far as the file tells them; a trace's are known when it is read."""
         source = self.workload.source
-        hash_tokens = self.workload.hash_tokens if source == SYNTHETIC else None
+        hash_tokens = (self.workload.hash_tokens or HASH_TOKENS) if source == SYNTHETIC else None
         if source in builtin.NAMES:  # those that share no prefixes leave a server its own blocks
             hash_tokens = builtin.figures(source).get("prefix", {}).get("hash_tokens")
         if hash_tokens is not None:

@@ -30,6 +30,8 @@ def summary_table(summary: Summary, title: str = "") -> RenderableType:
     parts += [Text(""), bottleneck_line(summary)]
     if summary["reasons"]:
         parts.append(Text.assemble(("not served  ", "bold"), "; ".join(f"{n:,} x {reason}" for reason, n in summary["reasons"].items())))
+    if reading := summary["run"].get("workload"):
+        parts.append(Text.assemble(("trace read as  ", "bold"), reading))
     parts += [Text.assemble(("warning  ", "bold yellow"), line) for line in summary["warnings"]]
     parts += [Text(""), _definitions()]
     heading = title + (" (partial: stopped early)" if summary["partial"] else "")

@@ -268,6 +268,7 @@ def simulate(
             "seed": experiment.seed,
             "policy": experiment.policy,
             "policy_hash": policy_hash,
+            "workload": workload.reading,
             "cpu_s": cpu_s,
             "requests_per_cpu_s": made.ended / cpu_s if cpu_s else 0.0,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -32,6 +32,7 @@ class Workload:
     priority, ttft_slo_s, tpot_slo_s (nan: the experiment's), n, best_of: [n] or None
     after          [n] index of the request that must end first, -1 none; after[i] < i
     concurrency    closed loop: that many at once, and arrival_s is not looked at
+    reading        how the file it comes from was understood, in one line
     """
 
     name: str
@@ -49,6 +50,7 @@ class Workload:
     concurrency: int | None = None
     dropped: int = 0
     notes: tuple[str, ...] = ()
+    reading: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.arrival_s)

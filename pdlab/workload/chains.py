@@ -31,16 +31,18 @@ class Chains(Sequence[tuple[int, ...]]):
 
     def append(self, chain: Sequence[int]) -> None:
         """Add a chain."""
+        if not chain:
+            self._ends.append(len(self._first))
+            return
         try:
             ids = np.array(chain, np.int64)
         except OverflowError:
             self.append_runs((wide, 1) for wide in chain)
             return
-        if len(ids):
-            before, after = ids[:-1], ids[1:]
-            starts = np.concatenate(([0], np.flatnonzero((after - 1 != before) | (after < before)) + 1))
-            self._first.extend(ids[starts].tolist())
-            self._length.extend(np.diff(starts, append=len(ids)).tolist())
+        before, after = ids[:-1], ids[1:]
+        starts = np.concatenate(([0], np.flatnonzero((after - 1 != before) | (after < before)) + 1))
+        self._first.extend(ids[starts].tolist())
+        self._length.extend(np.diff(starts, append=len(ids)).tolist())
         self._ends.append(len(self._first))
 
     def append_runs(self, runs: Iterable[tuple[int, int]]) -> None:
@@ -64,6 +66,19 @@ class Chains(Sequence[tuple[int, ...]]):
         for row in rows:
             taken.append_runs(self.runs(row))
         return taken
+
+    def cut(self, lengths: Iterable[int]) -> Chains:
+        """The beginnings of all chains, none longer than its one of `lengths`."""
+        shorter = Chains()
+        for row, left in enumerate(lengths):
+            runs = []
+            for first, length in self.runs(row):
+                if left <= 0:
+                    break
+                runs.append((first, min(length, left)))
+                left -= length
+            shorter.append_runs(runs)
+        return shorter
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -22,10 +22,12 @@ from pdlab.report.units import MISSING, number, percent
 from pdlab.types import UsageError
 from pdlab.workload import builtin
 from pdlab.workload.base import Workload
-from pdlab.workload.readers import load
+from pdlab.workload.columns import Wanted, parse_columns
+from pdlab.workload.readers import FORMATS, load
 from pdlab.workload.spec import WorkloadSpec, build
 from pdlab.workload.stats import stats as figures_of
 from pdlab.workload.text import Progress as Report
+from pdlab.workload.times import PER_S
 from pdlab.workload.writer import check_writable, write
 
 app = typer.Typer(
@@ -36,7 +38,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Format = Annotated[str, typer.Option("--format", help="azure, burstgpt, mooncake, bailian, generic; auto looks at the first line.")]
+Format = Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}; auto looks at the first line.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns", metavar="ROLE=NAME,...", help="What a file's columns are: arrival_s=ts,prompt_tokens=in.", show_default=False
+    ),
+]
+TimeUnit = Annotated[str | None, typer.Option("--time-unit", metavar="UNIT", help="Of its times: s, ms, us, ns.", show_default=False)]
+HashTokens = Annotated[int | None, typer.Option("--hash-tokens", min=1, help="Tokens behind an id of a prefix.", show_default=False)]
 Requests = Annotated[int | None, typer.Option("--requests", min=1, help="Only so many, from the beginning.", show_default=False)]
 Rate = Annotated[float | None, typer.Option("--rate", help="Stretch the times to so many requests/s.", show_default=False)]
 _PLOTS = (".png", ".svg", ".pdf")
@@ -47,18 +57,23 @@ def stats(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A trace file, or a built-in's name.", show_default=False)],
     requests: Requests = None,
     format: Format = "auto",
+    columns: Columns = None,
+    time_unit: TimeUnit = None,
+    hash_tokens: HashTokens = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: .png, .svg or .pdf.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
     """Rate, burstiness, lengths and prefix reuse of a workload."""
     if plot is not None and plot.suffix not in _PLOTS:
         raise UsageError(f"--plot {plot}: the suffix says what to draw: {', '.join(_PLOTS)}")
-    workload = _found(source, format, requests)
+    workload = _found(source, format, requests, _wanted(columns, time_unit, hash_tokens))
     figures = figures_of(workload)
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
         Console().print(_table(figures))
+        if workload.reading:
+            print(f"read as {workload.reading}")
     if plot is not None:
         _draw(workload, plot)
 
@@ -68,12 +83,15 @@ def convert(
     trace: Annotated[Path, typer.Argument(metavar="IN", help="A trace file.", show_default=False)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=".csv or .jsonl, and .gz or .zst after it.", show_default=False)],
     format: Format = "auto",
+    columns: Columns = None,
+    time_unit: TimeUnit = None,
+    hash_tokens: HashTokens = None,
     requests: Requests = None,
     rate: Rate = None,
 ) -> None:
     """Write a trace in pdlab's own format."""
     check_writable(out)
-    workload = _loaded(trace, format, requests)
+    workload = _loaded(trace, format, requests, _wanted(columns, time_unit, hash_tokens))
     if rate is not None:
         workload = _rescaled(workload, rate)
     _keep(workload, out)
@@ -100,18 +118,26 @@ def synth(
     _keep(build(_checked(mapping), seed, base_dir), out)
 
 
-def _found(source: str, format: str, requests: int | None) -> Workload:
+def _wanted(columns: list[str] | None, time_unit: str | None, hash_tokens: int | None) -> Wanted:
+    if time_unit is not None and time_unit not in PER_S:
+        raise UsageError(f"--time-unit {time_unit}: must be one of {', '.join(PER_S)}")
+    return Wanted(parse_columns(columns or ()), time_unit, hash_tokens)
+
+
+def _found(source: str, format: str, requests: int | None, wanted: Wanted) -> Workload:
     """A file's, or a built-in's by name."""
     if source in builtin.NAMES and not Path(source).exists():
+        if wanted != Wanted():
+            raise UsageError(f"--columns, --time-unit, --hash-tokens are of a trace file, which {source} is not")
         return build(_checked({"source": source, "requests": requests}), 0, Path())
     if not Path(source).exists() and not Path(source).suffix:
         raise UsageError(builtin.unknown(source))
-    return _loaded(Path(source), format, requests)
+    return _loaded(Path(source), format, requests, wanted)
 
 
-def _loaded(path: Path, format: str, requests: int | None) -> Workload:
+def _loaded(path: Path, format: str, requests: int | None, wanted: Wanted) -> Workload:
     with _progress(path.name) as progress:
-        return load(path, format=format, requests=requests, progress=progress)
+        return load(path, format=format, requests=requests, wanted=wanted, progress=progress)
 
 
 def _rescaled(workload: Workload, rate: float) -> Workload:
@@ -153,7 +179,7 @@ def _keep(workload: Workload, out: Path) -> None:
     write(workload, out)
     rate = f" at {number(workload.rate_rps)} requests/s" if workload.rate_rps > 0 else ""
     print(f"{out}: {len(workload):,} requests{rate}")
-    for note in workload.notes:
+    for note in (*([f"read as {workload.reading}"] if workload.reading else ()), *workload.notes):
         print(f"  {note}")
 
 

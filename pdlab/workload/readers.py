@@ -1,42 +1,51 @@
-"""Traces as published, and pdlab's own format: one function a format, chosen by name or by a file's first line.
+"""Traces as published, as tools export them, as anybody writes them, and in pdlab's own format: a file becomes a Workload.
 
     azure      CSV    TIMESTAMP, ContextTokens, GeneratedTokens                       (Azure LLM inference traces, 2023 and 2024)
     burstgpt   CSV    Timestamp, Model, Request tokens, Response tokens, ...          (BurstGPT)
-    mooncake   JSONL  timestamp (ms), input_length, output_length, hash_ids           (Mooncake, FAST'25; units of 512 tokens)
+    vidur      CSV    arrived_at, num_prefill_tokens, num_decode_tokens               (Vidur)
+    splitwise  CSV    ..., arrival_timestamp, batch_size, prompt_size, token_size     (splitwise-sim)
+    mooncake   JSONL  timestamp (ms), input_length, output_length, hash_ids, and session_id, delay (ms) of later turns (Mooncake; AIPerf)
     bailian    JSONL  chat_id, ..., timestamp (s), input_length, output_length, ...   (Alibaba Bailian; units of 16 tokens)
-    generic    both   arrival_s, prompt_tokens, output_tokens, and any of priority, ttft_slo_s, tpot_slo_s, n, best_of, after, hash_ids
+    aiperf     JSONL  profile_export.jsonl, what AIPerf has measured of each request
+    guidellm   JSON   benchmarks.json, what GuideLLM has measured
+    vllm       text   the log of a vLLM server that logs its requests
+    generic    both   arrival_s, prompt_tokens, output_tokens, and more: see `generic`
+    table      both   any other, by the names that everybody uses, or as the user says: see `columns`
 
-Published times are kept, counted from the first request. Rows without a prompt or an output (failures) are dropped and counted; in the
-generic format they are mistakes. What `writer.write` writes, `load` gives back identically.
+`auto` tells which by what the file begins with. Times count from the first request, but for the generic format's. Rows without a prompt
+or an output (failures) are dropped and counted; in the generic format they are mistakes. What `writer.write` writes, `load` gives back.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from pdlab.types import UsageError
+from pdlab.workload import generic, guidellm, mooncake, vllm_log
 from pdlab.workload.base import Workload
-from pdlab.workload.chains import Chains
-from pdlab.workload.generic import REQUIRED, is_head, read_csv, read_jsonl
-from pdlab.workload.rows import Lengths, Table, objects, whole
+from pdlab.workload.columns import FORMS, LABELS, REQUIRED, Form, Wanted, form_of, known_columns
+from pdlab.workload.hash_unit import HashUnit
+from pdlab.workload.requests import OPTIONAL, Requests, by_arrival
+from pdlab.workload.rows import Layout, Row, Table, collect, delimiter, json_document, json_lines, json_rows, missing
 from pdlab.workload.text import COMPRESSED, Progress, TextFile
+from pdlab.workload.times import PER_S, Clock, named_unit
 
-FORMATS = ("azure", "burstgpt", "mooncake", "bailian", "generic")
+FORMATS = (*FORMS, "vllm", "generic", "table")
+_COLUMNS = frozenset({"arrival_s", "prompt_tokens", "output_tokens", "hashes", *OPTIONAL})
+_LONG_GAP_S = 100.0  # seconds between requests that may be milliseconds
 
-_MOONCAKE_UNIT, _BAILIAN_UNIT = 512, 16  # tokens
-_MOONCAKE_STEP_S, _MOONCAKE_JITTER_S = 3.0, 0.01
 
-
-def load(path: Path, *, format: str = "auto", requests: int | None = None, progress: Progress | None = None) -> Workload:
-    """The workload in a trace file; plain, gzip or zstd.
+def load(
+    path: Path, *, format: str = "auto", requests: int | None = None, wanted: Wanted | None = None, progress: Progress | None = None
+) -> Workload:
+    """The workload in a trace file; plain, gzip or zstd. `wanted`: what the user says of it.
 
     `requests` stops reading there, however long the file is; where the file has fewer, a note says so. `progress` is called with
     (bytes read, bytes of the file) as it goes.
@@ -50,25 +59,18 @@ def load(path: Path, *, format: str = "auto", requests: int | None = None, progr
     with TextFile(path, progress) as file:
         lines = iter(file)
         comments, first = _head(file, lines)
-        read = _reader(file, first, format)
-        fields: dict[str, Any] = read(file, lines, first, comments, requests)
-        found = len(fields["arrival_s"])
-        notes = tuple(fields.get("notes", ()))
-        if not found:
-            dropped = fields.get("dropped", 0)
-            why = f"all {dropped} rows have no prompt or no output" if dropped else "it ends after the header"
-            raise UsageError(f"{path}: no requests in it; {why}")
-    if requests is not None and found < requests:
-        notes = (*notes, f"{requests} requests were asked for, {path.name} has {found}")
-    fields |= {"notes": notes, "arrival_s": np.array(fields["arrival_s"], np.float64)}
-    fields |= {name: np.array(fields[name], np.int32) for name in ("prompt_tokens", "output_tokens")}
+        fields = _fields(file, lines, first, comments, format, requests, wanted or Wanted())
+    count = len(fields["arrival_s"])
+    if not count:
+        dropped = fields.get("dropped", 0)
+        why = f"all {dropped} rows have no prompt or no output" if dropped else "it ends after the header"
+        raise UsageError(f"{path}: no requests in it; {why}")
+    if requests is not None and count < requests:
+        fields["notes"] = (*fields.get("notes", ()), f"{requests} requests were asked for, {path.name} has {count}")
     try:
         return Workload(**{"name": _stem(path), **fields})
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-
-
-Reader = Callable[[TextFile, Iterator[str], str, Sequence[str], int | None], dict[str, Any]]
 
 
 def _head(file: TextFile, lines: Iterator[str]) -> tuple[list[str], str]:
@@ -82,43 +84,6 @@ def _head(file: TextFile, lines: Iterator[str]) -> tuple[list[str], str]:
     raise UsageError(f"{file.path}: empty; a trace has a header line (CSV) or one JSON object a line (JSONL)")
 
 
-def _reader(file: TextFile, first: str, format: str) -> Reader:
-    """By name; else by the names in the first line."""
-    is_json = first.lstrip().startswith(("{", "["))
-    if format == "auto":
-        format = _format_of(file, first, is_json)
-    elif is_json != (format in ("mooncake", "bailian")) and format != "generic":
-        raise file.wrong(f"this is {'JSON' if is_json else 'not JSON'}, which the format {format} {'is not' if is_json else 'is'}")
-    if format == "generic":
-        return _generic_jsonl if is_json else _generic_csv
-    return {"azure": _azure, "burstgpt": _burstgpt, "mooncake": _mooncake, "bailian": _bailian}[format]
-
-
-def _format_of(file: TextFile, first: str, is_json: bool) -> str:
-    if is_json:
-        try:
-            found = json.loads(first)
-        except ValueError as error:
-            position = error.pos + 1 if isinstance(error, json.JSONDecodeError) else None
-            raise file.wrong(f"not JSON: {getattr(error, 'msg', error)}", position) from None
-        if not isinstance(found, dict):
-            raise file.wrong("not a JSON object; a JSONL trace has one on every line")
-        names = list(found)
-        formats = {"bailian": _BAILIAN, "mooncake": _MOONCAKE, "generic": REQUIRED}
-    else:
-        names = [name.strip() for name in first.strip().split(",")]
-        formats = {"azure": _AZURE, "burstgpt": _BURSTGPT, "generic": REQUIRED}
-    lower = {name.lower() for name in names}
-    if is_json and is_head(first):
-        return "generic"
-    shared = {format: sum(name.lower() in lower for name in wanted) / len(wanted) for format, wanted in formats.items()}
-    best = max(shared, key=lambda format: shared[format])
-    if shared[best] > 0.5:
-        return best
-    known = "; ".join(f"{format}: {', '.join(wanted)}" for format, wanted in formats.items())
-    raise file.wrong(f"no known format has the columns {', '.join(names)[:120]} ({known})")
-
-
 def _stem(path: Path) -> str:
     name = path.name
     for suffix in COMPRESSED:
@@ -126,137 +91,214 @@ def _stem(path: Path) -> str:
     return name.rpartition(".")[0] or name
 
 
-# ---------------------------------------------------------------- one format a function
+def _fields(
+    file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], format: str, limit: int | None, wanted: Wanted
+) -> dict[str, Any]:
+    """The Workload's fields."""
+    is_json = first.lstrip().startswith(("{", "["))
+    if format in FORMS and is_json != FORMS[format].json:
+        raise file.wrong(f"this is {'JSON' if is_json else 'not JSON'}, which the format {format} {'is not' if is_json else 'is'}")
+    if format == "vllm" or (format == "auto" and not is_json and vllm_log.begins(first)):
+        return vllm_log.read(file, chain((first,), lines), limit, wanted)
+    if not is_json:
+        return _of_csv(file, lines, first, comments, format, limit, wanted)
+    if _is_document(first):
+        value = json_document(file, lines, first)
+        if isinstance(value, list) and not (value and isinstance(value[0], dict)):
+            raise file.wrong("not a JSON object; a JSONL trace has one on every line")
+        file.counted, file.line = "request", 0
+        entries = guidellm.requests(file, value) if isinstance(value, dict) else _listed(file, value)
+        form = FORMS["guidellm"] if isinstance(value, dict) else None
+        return _of_json(file, entries, form, "guidellm" if form else format, limit, wanted)
+    if _is_generic(format, lambda: generic.is_head(first) or _own(list(next(json_lines(file, iter(()), first)))), wanted):
+        return generic.read_jsonl(file, lines, first, comments, limit, wanted.hash_tokens)
+    return _of_json(file, json_lines(file, lines, first), FORMS.get(format), format, limit, wanted)
 
-_AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-_BURSTGPT = ("Timestamp", "Request tokens", "Response tokens")
-_MOONCAKE = ("timestamp", "input_length", "output_length")
-_BAILIAN = ("chat_id", *_MOONCAKE)
+
+def _is_generic(format: str, own: Callable[[], bool], wanted: Wanted) -> bool:
+    """pdlab's own format; what the user says of the columns makes a file anybody's."""
+    return format == "generic" or (format == "auto" and not wanted.columns and wanted.time_unit is None and own())
 
 
-def _azure(file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], requests: int | None) -> dict[str, Any]:
+def _own(names: Sequence[str]) -> bool:
+    return {name.lower() for name in names} >= set(REQUIRED)
+
+
+# ---------------------------------------------------------------- CSV and JSON by their columns
+
+
+def _of_csv(
+    file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], format: str, limit: int | None, wanted: Wanted
+) -> dict[str, Any]:
+    names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter(first)))]
+    if _is_generic(format, lambda: _own(names), wanted):
+        return generic.read_csv(file, lines, first, comments, limit, wanted.hash_tokens)
+    form = FORMS.get(format) or (form_of(names, json=False) if format == "auto" else None)
+    if form is None and format == "auto" and not wanted.columns and not _some_known(names):
+        header = file.line
+        if log := vllm_log.ahead(lines):
+            return vllm_log.read(file, chain(log, lines), limit, wanted)
+        file.line = header
+    columns = _columns(file, names, names, form, wanted)
+    if "delay_s" not in columns:
+        columns.pop("session_id", None)  # turns with times of their own
     table = Table(file, lines, first)
-    time, prompt, output = table.find(*_AZURE)
-    lengths = Lengths(file, _AZURE, requests)
-    clock_s = _Clock()
-    for row in table.rows():
+    return _by_columns(file, form, columns, limit, wanted, table.rows, names=table.columns)
+
+
+def _some_known(names: Sequence[str]) -> bool:
+    try:
+        return bool(known_columns(names))
+    except UsageError:
+        return True
+
+
+def _of_json(
+    file: TextFile, entries: Iterator[dict[str, Any]], form: Form | None, format: str, limit: int | None, wanted: Wanted
+) -> dict[str, Any]:
+    entry = next(entries, None)
+    if entry is None:
+        raise UsageError(f"{file.path}: no requests in it")
+    names, paths = list(entry), list(_paths(entry))
+    form = form or (form_of(names, json=True) if format == "auto" else None)
+    columns = _columns(file, names, paths, form, wanted)
+    if form is None and "session_id" in columns:
+        columns.setdefault("delay_s", "delay")  # the first turn has none
+    return _by_columns(file, form, columns, limit, wanted, lambda layout: json_rows(file, chain((entry,), entries), layout), names=names)
+
+
+def _is_document(first: str) -> bool:
+    """Whether a file that begins like that is one JSON value, and not one on each line."""
+    if first.lstrip().startswith("["):
+        return True
+    try:
+        value = msgspec.json.decode(first)
+    except msgspec.DecodeError as error:
+        return "truncated" in str(error) and first.count('"') <= 2
+    return isinstance(value, dict) and guidellm.KEY in value
+
+
+def _listed(file: TextFile, value: Any) -> Iterator[dict[str, Any]]:
+    for entry in value:
+        file.line += 1
+        if not isinstance(entry, dict):
+            raise file.wrong("not a JSON object")
+        yield entry
+
+
+def _paths(entry: dict[str, Any], within: str = "", depth: int = 4) -> Iterator[str]:
+    for key, value in entry.items():
+        if isinstance(value, dict) and depth:
+            yield from _paths(value, f"{within}{key}.", depth - 1)
+        else:
+            yield within + key
+
+
+def _columns(file: TextFile, names: Sequence[str], paths: Sequence[str], form: Form | None, wanted: Wanted) -> dict[str, str]:
+    """Role to name. `names` are those of the first row, `paths` of all that is inside them."""
+    if form is not None:
+        columns = dict(form.columns)
+    else:
         try:
-            lengths.add(clock_s(row[time]), int(row[prompt]), int(row[output]))
-        except ValueError:
-            raise table.refused(row, {time: clock_s, prompt: whole, output: whole}) from None
-        if lengths.full:
-            break
-    return _published(lengths)
+            columns = known_columns(names, wanted.columns)
+            columns = known_columns(paths, {**columns, **wanted.columns}) | columns
+        except UsageError as error:
+            raise file.wrong(str(error)) from None
+    lower = {name.lower(): name for name in (*paths, *names)}
+    for role, name in wanted.columns.items():
+        if name.lower() not in lower and role in REQUIRED:
+            raise missing(file, name, paths)
+        columns[role] = lower.get(name.lower(), name)
+    for role in REQUIRED:
+        if role in wanted.replaced and columns.get(role, "").lower() not in lower:
+            columns.pop(role, None)
+        elif role not in columns:
+            raise _unknown(file, role, columns, paths)
+    return columns
 
 
-def _burstgpt(file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], requests: int | None) -> dict[str, Any]:
-    table = Table(file, lines, first)
-    time, prompt, output = table.find(*_BURSTGPT)
-    lengths = Lengths(file, _BURSTGPT, requests)
-    for row in table.rows():
-        try:
-            lengths.add(float(row[time]), whole(row[prompt]), whole(row[output]))
-        except (ValueError, OverflowError):
-            raise table.refused(row, {time: float, prompt: whole, output: whole}) from None
-        if lengths.full:
-            break
-    return _published(lengths)
+def _unknown(file: TextFile, role: str, columns: dict[str, str], names: Sequence[str]) -> UsageError:
+    if not set(columns) & set(REQUIRED):
+        if all(_is_number(name) for name in names):
+            return file.wrong(f"no header; a line such as {','.join(REQUIRED)} says what the columns are")
+        return file.wrong(
+            f"no known format has the columns {', '.join(names)[:120]}; "
+            f"say which is what with columns: {{{', '.join(f'{role}: NAME' for role in REQUIRED)}}}"
+        )
+    instead = {"arrival_s": "workload.arrival and rate draw times", "prompt_tokens": "workload.prompt draws them"}
+    remedy = f"columns: {{{role}: NAME}} says which it is, or {instead.get(role, 'workload.output draws them')}"
+    return UsageError(f"{missing(file, role, names)}; {remedy}")
 
 
-class _MooncakeRow(msgspec.Struct):
-    timestamp: float
-    input_length: int
-    output_length: int
-    hash_ids: tuple[int, ...] = ()
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
-def _mooncake(file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], requests: int | None) -> dict[str, Any]:
-    """Times in steps of 3 s are spread within the step; reading goes on to the end of the step in which `requests` are reached, so that
-    a part of a trace is the head of the whole. The last id of a prompt is of a partial unit, unless its length is a multiple."""
-    lengths = Lengths(file, _MOONCAKE, None)
-    hashes = Chains()
-    for row in objects(file, lines, first, _MooncakeRow):
-        arrival_s = row.timestamp / 1e3
-        if (
-            requests is not None
-            and len(hashes) >= requests
-            and round(arrival_s / _MOONCAKE_STEP_S) > round(lengths.arrival_s[-1] / _MOONCAKE_STEP_S)
-        ):
-            break
-        if lengths.add(arrival_s, row.input_length, row.output_length):
-            hashes.append(row.hash_ids[: row.input_length // _MOONCAKE_UNIT])
-    times_s = np.array(lengths.arrival_s)
-    steps = np.round(times_s / _MOONCAKE_STEP_S)
-    if np.all(np.abs(times_s - steps * _MOONCAKE_STEP_S) <= _MOONCAKE_JITTER_S):
-        times_s = _spread(steps) * _MOONCAKE_STEP_S
-    fields = _published(lengths) | {"arrival_s": times_s - times_s[:1], "hashes": hashes}
-    columns = ("arrival_s", "prompt_tokens", "output_tokens", "hashes")
-    return fields | {name: fields[name][:requests] for name in columns} | {"hash_tokens": _MOONCAKE_UNIT}
+Rows = Callable[[Layout], Iterator[Row]]
 
 
-class _BailianRow(msgspec.Struct):
-    chat_id: int | str
-    timestamp: float
-    input_length: int
-    output_length: int
-    hash_ids: tuple[int, ...] = ()
+def _by_columns(
+    file: TextFile, form: Form | None, columns: dict[str, str], limit: int | None, wanted: Wanted, rows: Rows, *, names: Sequence[str]
+) -> dict[str, Any]:
+    """The Workload's fields, of rows that say what `columns` says."""
+    times = form.time_unit if form else "s"
+    unit_s = wanted.time_unit or named_unit(columns.get("arrival_s", ""))[1]
+    clock = Clock(unit_s, times)
+    delay_unit = named_unit(columns.get("delay_s", ""))[1] or unit_s or times
+    layout = Layout(columns, clock, PER_S[delay_unit], failures=form is not None and form.failures)
+    shuffled = form is not None and form.shuffled
+    in_steps = form is FORMS["mooncake"] and wanted.hash_tokens in (None, 512)
+    unit = None
+    if "hash_ids" in columns:
+        stated = wanted.hash_tokens or (form.hash_tokens if form else None)
+        unit = HashUnit(file, columns["hash_ids"], stated, fewer=wanted.hash_tokens is None)
+    turns = "session_id" in columns and columns["session_id"] in names
+    requests = Requests(file, columns, None if shuffled else limit, ordered=not (shuffled or turns), steps=in_steps, unit=unit)
+    collect(rows(layout), requests, layout, file)
+    shares = unit is not None and unit.rows > 0
+    if wanted.hash_tokens is not None and not shares:
+        raise UsageError(f"{file.path}: hash_tokens {wanted.hash_tokens}: the file has no ids of prefixes, which it would be about")
+    fields, notes = requests.fields(shares=shares), []
+    if unit is not None and shares:
+        fields["hash_tokens"] = unit.tokens
+        fields["hashes"] = requests.hashes.cut((fields["prompt_tokens"] // unit.tokens).tolist())
+        if in_steps and not turns and unit.like_mooncake and unit.rows >= len(requests) and mooncake.in_steps(fields["arrival_s"]):
+            fields["arrival_s"] = mooncake.spread(fields["arrival_s"])
+            notes.append(mooncake.NOTE)
+    for role in set(wanted.columns) & set(LABELS) - set(fields):
+        raise UsageError(f"{file.path}: columns.{role}: no row has {columns[role]}")
+    reading = _reading(form.name if form else "table", columns, clock, delay_unit, fields)
+    return _ended(by_arrival(fields), notes, limit) | {"reading": reading}
 
 
-def _bailian(file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], requests: int | None) -> dict[str, Any]:
-    """Turns of a chat keep their own times: what `parent_chat_id` says is in them already, and in the shared `hash_ids`."""
-    lengths = Lengths(file, _MOONCAKE, requests)
-    hashes = Chains()
-    for row in objects(file, lines, first, _BailianRow):
-        if lengths.add(row.timestamp, row.input_length, row.output_length):
-            hashes.append(row.hash_ids[: row.input_length // _BAILIAN_UNIT])
-        if lengths.full:
-            break
-    return _published(lengths) | {"hashes": hashes, "hash_tokens": _BAILIAN_UNIT}
+def _ended(fields: dict[str, Any], notes: list[str], limit: int | None) -> dict[str, Any]:
+    """The first `limit` requests, times from the first on, and a note of what was dropped."""
+    dropped, kept = fields["dropped"], len(fields["arrival_s"])
+    if dropped:
+        notes.append(f"{dropped} of {dropped + kept} rows dropped: no prompt or no output")
+    fields = {name: value[:limit] if name in _COLUMNS else value for name, value in fields.items()}
+    arrival_s, after = fields["arrival_s"], fields.get("after")
+    first_s = arrival_s[0] if kept else 0.0
+    fields["arrival_s"] = arrival_s - first_s if after is None else np.where(after < 0, arrival_s - first_s, arrival_s)
+    return fields | {"notes": tuple(notes)}
 
 
-def _generic_csv(file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], requests: int | None) -> dict[str, Any]:
-    return read_csv(file, Table(file, lines, first), comments, requests)
-
-
-def _generic_jsonl(file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], requests: int | None) -> dict[str, Any]:
-    return read_jsonl(file, lines, first, comments, requests)
-
-
-def _published(lengths: Lengths) -> dict[str, Any]:
-    """Times from the first request on, and a note of what was dropped."""
-    arrival_s = np.array(lengths.arrival_s)
-    dropped = lengths.dropped
-    return {
-        "arrival_s": arrival_s - arrival_s[:1],
-        "prompt_tokens": lengths.prompt_tokens,
-        "output_tokens": lengths.output_tokens,
-        "dropped": dropped,
-        "notes": (f"{dropped} of {dropped + len(arrival_s)} rows dropped: no prompt or no output",) if dropped else (),
-    }
-
-
-def _spread(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Requests of one step at places drawn uniformly within it, in the order of the file: what a Poisson process looks like once the
-    number in each step is known. The draws are the same for every reading, and a file's head gets those of the whole."""
-    _, counts = np.unique(steps, return_counts=True)
-    rng = np.random.default_rng(0)
-    spread: NDArray[np.float64] = steps + np.concatenate([np.zeros(0), *(np.sort(rng.random(count)) for count in counts)])
-    return spread
-
-
-class _Clock:
-    """a time such as 2023-11-16 18:15:46.6805900"""
-
-    def __init__(self) -> None:
-        self._minutes: dict[str, float] = {}
-
-    def __call__(self, text: str) -> float:
-        """Seconds since 1970 UTC. Only the minute is parsed as a date, once: a year of rows has half a million minutes."""
-        minute = self._minutes.get(text[:16])
-        if minute is None:
-            minute = datetime.fromisoformat(f"{text[:16]}:00+00:00").timestamp()
-            self._minutes[text[:16]] = minute
-        seconds, _, zone = text[16:].partition("+")
-        if seconds[:1] not in ("", ":") or zone.strip(":0"):
-            raise ValueError(text)
-        return minute + float(seconds[1:] or 0)
+def _reading(name: str, columns: dict[str, str], clock: Clock, delay_unit: str, fields: dict[str, Any]) -> str:
+    """What was understood, in one line."""
+    said = [f"{role} {columns[role]}" for role in REQUIRED[1:] if role in columns]
+    if "arrival_s" in columns:
+        times_s = fields["arrival_s"]
+        gap_s = (times_s[-1] - times_s[0]) / len(times_s) if len(times_s) else 0.0
+        guess = name == "table" and clock.said == "s" and gap_s > _LONG_GAP_S and not named_unit(columns["arrival_s"])[1]
+        hint = "; time_unit: ms if they are milliseconds" if guess and not np.any(times_s % 1) else ""
+        said.insert(0, f"arrival_s {columns['arrival_s']} ({clock.said}{hint})")
+    if fields.get("hashes") is not None:
+        said.append(f"{columns['hash_ids']} of {fields['hash_tokens']} tokens each")
+    if "after" in fields:
+        said.append(f"{columns['delay_s']} ({delay_unit}) after the answer before, by {columns['session_id']}")
+    said += [f"{role} {name}" for role, name in columns.items() if role in LABELS]
+    return f"{name}: {', '.join(said)}"

@@ -2,6 +2,7 @@
 
     workload: {source: azure-conv-2023, requests: 2000, rate: 8.0}
     workload: {source: traces/mine.jsonl.zst, format: mooncake, requests: 5000}
+    workload: {source: my.csv, columns: {arrival_s: timestamp, prompt_tokens: input_tokens, output_tokens: answer}}
     workload: {source: synthetic, requests: 1000, rate: 30, prompt: 1024, output: 128, arrival: {process: gamma, cv: 2}}
 
 A trace keeps its own times unless `rate` stretches them; built-ins are drawn anew from figures fitted to the traces they are named after.
@@ -15,16 +16,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pdlab.types import UsageError
 from pdlab.workload import arrivals, builtin, lengths, objectives, readers
 from pdlab.workload.base import Workload
 from pdlab.workload.chains import Chains
+from pdlab.workload.columns import Wanted, wrong_roles
 from pdlab.workload.sessions import Sessions, unroll
+from pdlab.workload.text import COMPRESSED
+from pdlab.workload.times import Unit
 
 SYNTHETIC = "synthetic"
+HASH_TOKENS = 16  # of synthetic prompts
+_SUFFIXES = (".csv", ".json", ".jsonl", ".tsv", ".txt", ".log", *COMPRESSED)
 _MOST_REQUESTS = 100_000_000
 
 
@@ -37,15 +42,21 @@ Requests = Annotated[int, Field(ge=1, le=_MOST_REQUESTS)]
 Candidates = Annotated[int, Field(ge=1, le=1024)]
 
 
+Format = Literal["auto", "azure", "burstgpt", "vidur", "splitwise", "bailian", "mooncake", "guidellm", "aiperf", "vllm", "generic", "table"]
+
+
 class WorkloadSpec(BaseModel):
     """`rate` is in requests/s. `prompt` and `output` replace the source's lengths, and new prompts share nothing. Where both `requests` and
     `duration_s` are given, whichever comes first ends the workload. Prompts over `max_prompt_tokens` are dropped and counted, outputs over
-    `max_output_tokens` cut."""
+    `max_output_tokens` cut. `columns` (role to the file's name) and `time_unit` are of a trace file that does not say them itself;
+    `hash_tokens` behind an id of a prefix, of a file whose ids are of another unit than it seems, or of synthetic prompts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    format: Literal["auto", "azure", "mooncake", "burstgpt", "bailian", "generic"] = "auto"
+    format: Format = "auto"
+    columns: Annotated[dict[str, str], Field(min_length=1)] | None = None
+    time_unit: Unit | None = None
     requests: Requests | None = None
     duration_s: Positive | None = None
     rate: Positive | None = None
@@ -55,7 +66,7 @@ class WorkloadSpec(BaseModel):
     max_prompt_tokens: lengths.Tokens | None = None
     max_output_tokens: lengths.Tokens | None = None
     sessions: Sessions | None = None
-    hash_tokens: lengths.Tokens = 16
+    hash_tokens: lengths.Tokens | None = None
     priorities: objectives.Priorities | None = None
     ttft_slo_s: objectives.Objective = None
     tpot_slo_s: objectives.Objective = None
@@ -76,6 +87,14 @@ class WorkloadSpec(BaseModel):
     def _wrong_source(self) -> str | None:
         if self.source not in (SYNTHETIC, *builtin.NAMES) and not _is_path(self.source):
             return builtin.unknown(self.source)
+        if self.columns is not None and (mistake := wrong_roles(self.columns)):
+            return f"columns.{mistake}"
+        if not _is_path(self.source):
+            for key in ("columns", "time_unit", *(("hash_tokens",) if self.source != SYNTHETIC else ())):
+                if getattr(self, key) is not None:
+                    return f"{key} is of a trace file, which {self.source} is not"
+            if self.format != "auto":
+                return f"format is of a trace file, which {self.source} is not"
         if self.source != SYNTHETIC:
             return "sessions are for source synthetic: a trace brings its own" if self.sessions is not None else None
         if self.prompt is None or self.output is None:
@@ -108,9 +127,17 @@ class WorkloadSpec(BaseModel):
                 return f"{key} names priority {', '.join(map(str, strange))}, which priorities does not"
         return None
 
+    @property
+    def wanted(self) -> Wanted:
+        """What is said of a trace file, and what need not be in it."""
+        replaced = {"arrival_s": self.arrival, "prompt_tokens": self.prompt, "output_tokens": self.output}
+        return Wanted(
+            self.columns or {}, self.time_unit, self.hash_tokens, frozenset(role for role, by in replaced.items() if by is not None)
+        )
+
 
 def _is_path(source: str) -> bool:
-    return any(part in source for part in (".csv", ".json", "/"))
+    return any(part in source for part in (".csv", ".json", "/")) or source.endswith(_SUFFIXES)
 
 
 def build(spec: WorkloadSpec, seed: int, base_dir: Path) -> Workload:
@@ -123,7 +150,7 @@ def build(spec: WorkloadSpec, seed: int, base_dir: Path) -> Workload:
         rate, own = spec.rate or builtin.rate_rps(spec.source), builtin.requests(spec.source)
         made = _enough(spec, rate, own, lambda count: _drawn_like(spec, count, np.random.default_rng(seed)))
     else:
-        made = readers.load(base_dir / spec.source, format=spec.format, requests=spec.requests)
+        made = readers.load(base_dir / spec.source, format=spec.format, requests=spec.requests, wanted=spec.wanted)
         made = _changed(spec, made, np.random.default_rng(seed))
         made = _until(spec, made)
     labels = np.random.default_rng([seed, 1])  # of their own, so that a priority more moves no arrival
@@ -157,16 +184,16 @@ def _until(spec: WorkloadSpec, made: Workload) -> Workload:
 def _synthetic(spec: WorkloadSpec, count: int, rng: np.random.Generator) -> Workload:
     assert spec.prompt is not None
     assert spec.output is not None
-    arrival, rate = spec.arrival or arrivals.Arrival(), spec.rate or 1.0
+    arrival, rate, hash_tokens = spec.arrival or arrivals.Arrival(), spec.rate or 1.0, spec.hash_tokens or HASH_TOKENS
     prompts, outputs = lengths.draw(spec.prompt, rng.random(count)), lengths.draw(spec.output, rng.random(count))
     if spec.sessions is None:
         times_s = arrivals.draw(arrival, rate, count, rng)
-        return Workload(SYNTHETIC, times_s, prompts, outputs, hash_tokens=spec.hash_tokens, concurrency=arrival.concurrency)
+        return Workload(SYNTHETIC, times_s, prompts, outputs, hash_tokens=hash_tokens, concurrency=arrival.concurrency)
     if spec.max_output_tokens is not None:  # before later turns' prompts hold them
         outputs = np.minimum(outputs, np.int32(spec.max_output_tokens))
     starts_s = arrivals.draw(arrival.slower(spec.sessions.mean_turns), rate / spec.sessions.mean_turns, count, rng)
-    times_s, prompts, outputs, after, hashes = unroll(spec.sessions, starts_s, prompts, outputs, spec.hash_tokens, rng)
-    return Workload(SYNTHETIC, times_s, prompts, outputs, hashes, spec.hash_tokens, after=after)
+    times_s, prompts, outputs, after, hashes = unroll(spec.sessions, starts_s, prompts, outputs, hash_tokens, rng)
+    return Workload(SYNTHETIC, times_s, prompts, outputs, hashes, hash_tokens, after=after)
 
 
 def _drawn_like(spec: WorkloadSpec, count: int, rng: np.random.Generator) -> Workload:
@@ -185,10 +212,22 @@ def _changed(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> Wo
         rate = spec.rate or made.rate_rps
         if not spec.closed and not rate > 0:
             raise UsageError(f"workload.arrival needs workload.rate: {spec.source} has no times, and so no rate of its own")
-        times_s = arrivals.draw(spec.arrival, rate, count, rng)
-        changes |= {"arrival_s": times_s, "concurrency": spec.arrival.concurrency, "after": None}
+        changes |= _arriving(spec.arrival, rate, made, rng)
     made = dataclasses.replace(made, **changes)
     return made.rescaled(spec.rate) if spec.rate is not None and spec.arrival is None else made
+
+
+def _arriving(arrival: arrivals.Arrival, rate: float, made: Workload, rng: np.random.Generator) -> dict[str, Any]:
+    """Arrivals drawn anew: of all requests, or where sessions are open loop, of their first turns."""
+    if made.after is None or arrival.concurrency is not None:
+        notes = made.notes if made.after is None else (*made.notes, "closed loop over all requests: sessions' delays are not kept")
+        times_s = arrivals.draw(arrival, rate, len(made), rng)
+        return {"arrival_s": times_s, "concurrency": arrival.concurrency, "after": None, "notes": notes}
+    starts = made.after < 0
+    mean_turns = len(made) / int(starts.sum())
+    times_s = made.arrival_s.copy()
+    times_s[starts] = arrivals.draw(arrival.slower(mean_turns), rate / mean_turns, int(starts.sum()), rng)
+    return {"arrival_s": times_s}
 
 
 def _labelled(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> Workload:
@@ -214,7 +253,7 @@ def _clipped(spec: WorkloadSpec, made: Workload) -> Workload:
     shortened = spec.source != SYNTHETIC and (spec.max_output_tokens is not None or spec.output is not None)
     if made.hashes is not None and shortened:
         context_units = (made.prompt_tokens.astype(np.int64) + made.output_tokens) // made.hash_tokens
-        made = dataclasses.replace(made, hashes=_ended(made.hashes, context_units))
+        made = dataclasses.replace(made, hashes=Chains(made.hashes).cut(context_units.tolist()))
     if spec.max_prompt_tokens is None or made.prompt_tokens.max() <= spec.max_prompt_tokens:
         return made
     drop = made.prompt_tokens > spec.max_prompt_tokens
@@ -222,7 +261,3 @@ def _clipped(spec: WorkloadSpec, made: Workload) -> Workload:
         shortest = made.prompt_tokens.min()
         raise UsageError(f"workload.max_prompt_tokens {spec.max_prompt_tokens} leaves no request; the shortest prompt has {shortest}")
     return made.without(drop, f"prompts over {spec.max_prompt_tokens} tokens")
-
-
-def _ended(hashes: Any, units: NDArray[np.int64]) -> Chains:
-    return Chains(chain[:most] for chain, most in zip(hashes, units.tolist(), strict=True))

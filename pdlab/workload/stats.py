@@ -31,6 +31,7 @@ def stats(workload: Workload, capacities_units: Sequence[int] = CAPACITIES_UNITS
         "name": workload.name,
         "requests": len(workload),
         "dropped": workload.dropped,
+        "reading": workload.reading,
         "notes": list(workload.notes),
         "concurrency": workload.concurrency,
         "sessions": None if workload.after is None else int((workload.after < 0).sum()),

@@ -36,6 +36,7 @@ class TextFile:
     def __init__(self, path: Path, progress: Progress | None = None) -> None:
         self.path = path
         self.line = 0
+        self.counted = "line"  # what `line` counts; of a file that is one JSON value, its entries
         try:
             self._raw = path.open("rb")
         except OSError as error:
@@ -68,7 +69,7 @@ class TextFile:
 
     def wrong(self, what: str, column: str | int | None = None) -> UsageError:
         """A mistake in the last line read. `column` is a name, or a position from 1 where there are no names."""
-        place = f"line {self.line}" if column is None else f"line {self.line}, column {column}"
+        place = f"{self.counted} {self.line}" + ("" if column is None else f", column {column}")
         return UsageError(f"{self.path}: {place}: {what}")
 
 

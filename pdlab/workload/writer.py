@@ -12,7 +12,8 @@ from typing import Any
 
 from pdlab.types import UsageError
 from pdlab.workload.base import Workload
-from pdlab.workload.generic import OPTIONAL, REQUIRED
+from pdlab.workload.columns import REQUIRED
+from pdlab.workload.requests import OPTIONAL
 from pdlab.workload.text import COMPRESSED, new_text_file
 
 _FORMS = (".csv", ".jsonl")

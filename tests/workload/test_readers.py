@@ -55,23 +55,55 @@ def test_only_full_units_of_a_mooncake_prompt_count(made: Callable[..., Path]) -
     assert workload.arrival_s.tolist() == pytest.approx([0, 27.482, 30.535]), "these times are in no steps, and stay"
 
 
-def test_mooncake_arrivals_are_spread_inside_their_steps_alike_each_time(made: Callable[..., Path]) -> None:
-    stamps = [0] * 40 + [3000] * 30 + [5999] * 50
-    path = made(
-        jsonl(*({"timestamp": t, "input_length": 600, "output_length": 9, "hash_ids": [i]} for i, t in enumerate(stamps))), "m.jsonl"
+def published(steps: int = 60, *, every_ms: int = 3000, length: int = 600, ids: int = 2, per_step: tuple[int, ...] = (14, 9, 21)) -> str:
+    """Rows as Mooncake publishes them: so many in each step of 3 s, some written down a millisecond early."""
+    stamps = [max(0, step * every_ms - step % 2) for step in range(steps) for _ in range(per_step[step % len(per_step)])]
+    return jsonl(
+        *(
+            {"timestamp": t, "input_length": length, "output_length": 9, "hash_ids": [*range(ids * i, ids * (i + 1))]}
+            for i, t in enumerate(stamps)
+        )
     )
+
+
+def test_the_arrivals_of_mooncakes_own_traces_are_spread_inside_their_steps_alike_each_time(made: Callable[..., Path]) -> None:
+    path = made(published(), "m.jsonl")
     workload = load(path)
     times = workload.arrival_s
     assert times[0] == 0
     assert np.all(np.diff(times) > 0)
-    # The origin is the first request's unknown place in its step: one that puts all three groups inside their steps has to exist.
-    earliest = max(0, 3 - times[40], 6 - times[70])
-    latest = min(3 - times[39], 6 - times[69], 9 - times[119])
+    assert "arrivals are spread within the steps" in workload.notes[0]
+    # The origin is the first request's unknown place in its step: one that puts the groups inside their steps has to exist.
+    earliest = max(0, 3 - times[14], 6 - times[23])
+    latest = min(3 - times[13], 6 - times[22], 9 - times[43])
     assert earliest <= latest
     assert np.array_equal(times, load(path).arrival_s)
     head = load(path, requests=50)
     assert len(head) == 50
     assert np.array_equal(head.arrival_s, times[:50])
+    assert list(head.hashes or ()) == list(workload.hashes or ())[:50]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        published(1, per_step=(800,)),  # one burst
+        published(60, every_ms=30_000),  # a burst every 30 s
+        published(60, per_step=(10,)),  # as many every time
+        published(600, per_step=(1,)),  # one every 3 s
+        published(20),  # too few to tell
+        published(ids=1),  # whole units only
+        published().replace('"timestamp": 6000,', '"timestamp": 6100,'),
+        published().replace('"hash_ids": [0, 1]', '"hash_ids": null'),
+        published().replace('"timestamp": 0', '"session_id": "a", "timestamp": 0'),
+    ],
+    ids=["burst", "bursts", "regular", "single", "few", "other ids", "off the steps", "no ids", "sessions"],
+)
+def test_other_files_of_mooncakes_form_keep_their_times(made: Callable[..., Path], text: str) -> None:
+    stamps = np.array([json.loads(line)["timestamp"] for line in text.splitlines()]) / 1e3
+    workload = load(made(text, "mine.jsonl"))
+    assert np.array_equal(workload.arrival_s, stamps - stamps[0])
+    assert not workload.notes
 
 
 def test_burstgpt_rows_without_a_response_are_dropped_and_counted(made: Callable[..., Path]) -> None:

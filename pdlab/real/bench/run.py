@@ -162,6 +162,7 @@ def _result(
             "salt": salt,
             "policy": experiment.policy,
             "policy_hash": load_policy.source_hash(policy),
+            "workload": load.workload.reading,
             "url": server.url,
             "model": server.model,
             "server_version": server.version,

@@ -24,7 +24,7 @@ from pdlab.sim import simulate
 from pdlab.spec import Experiment
 from pdlab.types import UsageError
 from pdlab.workload.base import Workload
-from pdlab.workload.spec import build
+from pdlab.workload.spec import WorkloadSpec, build
 from tests.real.api.stand_in import EchoEngine, byte_tokenizer
 from tests.real.api.world import served
 from tests.real.bench.wire import CUT, HANG, Body, Reply, Wire, event, refusal, tokens, wired
@@ -157,6 +157,24 @@ def test_turns_follow_the_answer_they_wait_for_and_repeat_it() -> None:
     whole = (18 + 6) // 4 * 4
     assert second[:whole] == [*first, *[7] * 6][:whole]
     assert first[:8] == second[:8]
+
+
+def test_a_traces_turns_come_their_delay_after_the_answer_before(tmp_path: Path) -> None:
+    lines = [
+        '{"session_id": "a", "timestamp": 0, "input_length": 8, "output_length": 5, "hash_ids": [1, 2]}',
+        '{"session_id": "a", "delay": 40, "input_length": 12, "output_length": 5, "hash_ids": [1, 2, 3]}',
+        '{"session_id": "a", "delay": 20, "input_length": 16, "output_length": 5, "hash_ids": [1, 2, 3, 4]}',
+    ]
+    (tmp_path / "turns.jsonl").write_text("\n".join(lines))
+    made = experiment().model_copy(update={"base_dir": tmp_path, "workload": WorkloadSpec(source="turns.jsonl", hash_tokens=4)})
+    with wired(lambda body: tokens(body, gap_s=0.001)) as wire:
+        result = measure(made, Target(wire.url))
+    rows = result.requests.set_index("request_id")
+    assert rows.arrival_s[1] >= rows.finish_s[0] + 0.04
+    assert rows.arrival_s[2] >= rows.finish_s[1] + 0.02
+    first, second, third = (body["prompt"] for body in bodies(wire))
+    assert second[:8] == first and third[:12] == second
+    assert result.summary["run"]["workload"].endswith("delay (ms) after the answer before, by session_id")
 
 
 def test_candidates_priorities_and_objectives_are_sent() -> None:
