@@ -17,6 +17,8 @@ from math import inf
 from pdlab.predict import DecodePredictor, PrefillPredictor
 from pdlab.types import InstanceSpec, InstanceState, Report, Request, Role, Stage
 
+UNKNOWN_BLOCKS = 1 << 40  # of an instance that does not tell how many it has
+
 
 class Running:
     """A live request as the router keeps it: who serves it, and since when."""
@@ -52,6 +54,7 @@ class Instance:
         "full",
         "heard_s",
         "index",
+        "most_tokens",
         "name",
         "place",
         "prefill_predictor",
@@ -73,6 +76,7 @@ class Instance:
         self.index = -1  # among all instances, by name: the tie-break everywhere
         self.bit = bit  # in the prefix index
         self.role = spec.role
+        self.most_tokens = spec.most_tokens  # prompt and output of one request that it can ever serve
         self.state = InstanceState.READY
         self.report = Report(spec.name, spec.incarnation, -1.0, free_blocks=spec.kv_blocks)
         self.prefill_requests = 0  # dispatched, prompt not yet computed
@@ -99,8 +103,8 @@ class Instance:
 
     @property
     def kv_tokens(self) -> int:
-        """KV capacity in tokens."""
-        return self.spec.kv_blocks * self.spec.block_tokens
+        """KV capacity in tokens; where it is not known, more than anybody uses."""
+        return (self.spec.kv_blocks or UNKNOWN_BLOCKS) * self.spec.block_tokens
 
     @property
     def used_tokens(self) -> int:
@@ -192,10 +196,50 @@ class Links:
         return self.latency_s + size_bytes / slowest if slowest else 0.0
 
 
+class Capacity:
+    """Who can hold what, so that nobody is asked to hold what it never can. `tokens` is the router's: by request id, what each live request
+    may grow to, prompt and output. Policies may ask who can hold a request, and are not shown how long it is."""
+
+    __slots__ = ("_tokens",)
+
+    def __init__(self, tokens: dict[int, int]) -> None:
+        self._tokens = tokens
+
+    def can_decode(self, live: Running, instance: Instance) -> bool:
+        """Whoever decodes it holds all of it in the end."""
+        return self._tokens.get(live.request.id, 0) <= instance.most_tokens
+
+    def can_prefill(self, live: Running, instance: Instance) -> bool:
+        """One of role prefill holds its prompt, what its client has already included; any other keeps what it has prefilled."""
+        if instance.role is Role.PREFILL:
+            return live.request.prompt_tokens + live.sent_tokens < instance.most_tokens
+        return self.can_decode(live, instance)
+
+    def shortfall(self, live: Running, instances: Sequence[Instance]) -> str:
+        """Why none of `instances` (at least one) can hold it, in numbers: those of the one that could hold the most."""
+        prompt, tokens = live.request.prompt_tokens, self._tokens[live.request.id]
+        most = max(x.most_tokens for x in instances)
+        too_long = prompt >= most
+        largest = [x for x in instances if x.most_tokens == most]
+        x = next((x for x in largest if (x.role.prefills if too_long else x.role.decodes)), largest[0])
+        what = f"its prompt of {prompt:,} tokens" if too_long else f"with {prompt:,} tokens of prompt and {tokens - prompt:,} of output it"
+        if most < x.spec.kv_most_tokens:
+            return f"{what} exceeds the context of {x.spec.context_tokens:,} tokens that {x.name} has"
+        total = x.spec.kv_blocks
+        blocks = -(-(prompt if too_long else tokens - 1) // x.spec.block_tokens)
+        if blocks > total:
+            return f"{what} needs {blocks:,} KV blocks, more than the {total:,} that {x.name} has"
+        most = total - x.spec.spare_blocks
+        return (
+            f"{what} needs {blocks:,} KV blocks, more than the {most:,} of {total:,} that {x.name} lets one request have (engine.watermark)"
+        )
+
+
 class Cluster:
-    """What every hook is given."""
+    """What every hook is given. Asked about one request, `instances`, `prefill` and `decode` leave out whoever can never hold it."""
 
     __slots__ = (
+        "capacity",
         "decode",
         "degraded",
         "hash_tokens",
@@ -207,12 +251,20 @@ class Cluster:
         "prefill",
         "ready",
         "rng",
+        "smallest_tokens",
         "tpot_slo_s",
         "ttft_slo_s",
     )
 
     def __init__(
-        self, rng: random.Random, *, hash_tokens: int = 16, ttft_slo_s: float = 1.0, tpot_slo_s: float = 0.05, links: Links | None = None
+        self,
+        rng: random.Random,
+        *,
+        hash_tokens: int = 16,
+        ttft_slo_s: float = 1.0,
+        tpot_slo_s: float = 0.05,
+        links: Links | None = None,
+        capacity: Capacity | None = None,
     ) -> None:
         self.now = 0.0
         self.rng = rng
@@ -220,8 +272,10 @@ class Cluster:
         self.prefill: list[Instance] = []  # that may be given prompts (role prefill or mixed, ready), by index
         self.decode: list[Instance] = []  # that may be given sequences to decode (ready, and not full), by index
         self.ready = False  # is there any ready instance
+        self.smallest_tokens = inf  # prompt and output of one request that each ready instance can serve
         self.degraded = False  # nobody of role decode or mixed is left: prefill instances decode
         self.live: dict[int, Running] = {}  # every request that has not ended
+        self.capacity = capacity or Capacity({})
         self.index = PrefixIndex()
         self.links = links or Links()
         self.hash_tokens = hash_tokens
@@ -248,10 +302,22 @@ class Cluster:
         others serve both phases."""
         ready = [x for x in self.instances if x.ready]
         self.ready = bool(ready)
+        self.smallest_tokens = min([x.most_tokens for x in ready], default=inf)
         self.prefill = [x for x in ready if x.role is not Role.DECODE] or ready
         decode = [x for x in ready if x.role is not Role.PREFILL]
         self.degraded = not decode
         self.decode = [x for x in decode or ready if not x.full]
+
+    def able(self, live: Running) -> tuple[list[Instance], list[Instance], list[Instance], bool]:
+        """`instances`, `prefill`, `decode` and `degraded`, as if there were nobody but those who can ever hold this request."""
+        capacity, ready = self.capacity, [x for x in self.instances if x.ready]
+        holders = [x for x in ready if capacity.can_decode(live, x)]
+        decode = [x for x in holders if x.role is not Role.PREFILL]
+        if not decode:
+            return [x for x in self.instances if capacity.can_decode(live, x)], holders, [x for x in holders if not x.full], True
+        prefill = [x for x in ready if x.role is not Role.DECODE and capacity.can_prefill(live, x)]
+        known = [x for x in self.instances if capacity.can_decode(live, x) or capacity.can_prefill(live, x)]
+        return known, prefill or decode, [x for x in decode if not x.full], False
 
     def cached_tokens(self, request: Request) -> dict[Instance, int]:
         """Prompt tokens each instance is believed to hold, contiguous from the first; instances that hold none are left out.

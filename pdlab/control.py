@@ -24,6 +24,7 @@ def router(experiment: Experiment, *, hash_tokens: int, policy: Policy | None = 
             lease_s=max(limits.lease_s, 3 * reports.period_s + reports.delay_s),
             probe_s=limits.probe_s,
             suspect_s=limits.suspect_s,
+            grace_s=limits.grace_s,
         ),
         hash_tokens=hash_tokens,
         ttft_slo_s=experiment.slo.ttft_s,

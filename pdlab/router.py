@@ -8,6 +8,9 @@ each request is, its attempts and its deadlines. An attempt is bound to incarnat
 Requests that cannot be placed now wait in two queues, in order of arrival: for a prefill instance, and for a decode instance. Their
 heads are asked for again after every event that could have made room. An instance that dies is fenced by its incarnation; what it
 served is dispatched anew, with the tokens its clients already have as part of the prompt.
+
+Whoever can never hold a request (its KV blocks, its model's context) is left out of the view before the policy is asked for it. Where
+nobody can, now or when those come back that are expected to, the request is refused, with the numbers.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
+from math import inf
 
-from pdlab.cluster import Cluster, Instance, Links, Running
+from pdlab.cluster import Capacity, Cluster, Instance, Links, Running
 from pdlab.policy import Policy, Reject
 from pdlab.types import (
     Abort,
@@ -56,6 +60,7 @@ from pdlab.types import (
     UsageError,
 )
 
+COMING = frozenset(set(InstanceState) - {InstanceState.DRAINING, InstanceState.GONE})  # at work, or expected to be
 QUEUED_P, LEASED, TRANSFER, DECODE = Stage.QUEUED_P, Stage.LEASED, Stage.TRANSFER, Stage.DECODE  # enum look-ups cost
 READY, PREFILL_ROLE = InstanceState.READY, Role.PREFILL
 
@@ -70,6 +75,7 @@ class Limits:
     lease_s: float = 3.0  # an instance unheard for that long, and two probes of 1 s, is suspect
     probe_s: float = 2.0
     suspect_s: float = 15.0  # and is fenced when suspect for that long
+    grace_s: float = 0.0  # that requests wait for an instance when the last that could serve them has left
 
 
 class Router:
@@ -97,9 +103,19 @@ class Router:
         self.pairs = policy.pairs or reserve_first
         self.autoscale = autoscale
         self.starting = 0  # asked for by Scale, and not yet joined
+        self.left_s = -inf  # when an instance last left
         self.first_token = first_token
         self.tick_s = min(1.0, policy.tick_s) if policy.tick_s else 1.0
-        self.cluster = Cluster(random.Random(seed), hash_tokens=hash_tokens, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s, links=links)
+        self._tokens: dict[int, int] = {}  # of each live request: prompt, and the most output it may have
+        self._narrowed = False  # the policy's view, to who can hold the request in question
+        self.cluster = Cluster(
+            random.Random(seed),
+            hash_tokens=hash_tokens,
+            ttft_slo_s=ttft_slo_s,
+            tpot_slo_s=tpot_slo_s,
+            links=links,
+            capacity=Capacity(self._tokens),
+        )
         self.by_name: dict[str, Instance] = {}
         self.queue: deque[Running] = deque()  # no prefill instance yet
         self.handoffs: deque[Running] = deque()  # prompt computed, no decode instance yet
@@ -136,7 +152,7 @@ class Router:
         self._actions = actions
         self._handlers[event.__class__](event)
         if self._observes:
-            self.policy.observe(event, self.cluster)
+            self.policy.observe(Arrived(event.request) if isinstance(event, Arrived) else event, self.cluster)
         return actions
 
     # ------------------------------------------------------------ requests
@@ -145,8 +161,11 @@ class Router:
         request, cluster = event.request, self.cluster
         live = Running(request, cluster.now + self.limits.request_timeout_s)
         cluster.live[request.id] = live
+        tokens = self._tokens[request.id] = request.prompt_tokens + event.max_tokens
         if not cluster.ready:
             self._end(live, Stage.REJECTED, "no instance is ready")
+        elif tokens > cluster.smallest_tokens and self._hopeless(live):
+            return
         elif self.queue:
             self._enqueue(self.queue, live)
         elif not self._dispatch(live):
@@ -161,10 +180,12 @@ class Router:
         queue.insert(i, live)
 
     def _dispatch(self, live: Running) -> bool:
-        """Ask for a place; False when there is none now."""
+        """Ask for a place; False when there is none now. True, too, when it is refused."""
         cluster, request = self.cluster, live.request
+        if self._tokens[request.id] > cluster.smallest_tokens and not self._narrowed:
+            return self._among_able(live, self._dispatch)
         if not cluster.prefill:
-            return False
+            return not self._narrowed and self._hopeless(live)
         try:
             choice = self.policy.dispatch(request, cluster)
         except Exception as error:
@@ -178,6 +199,8 @@ class Router:
             raise self._blame("dispatch", request.id, f"returned {choice!r}, not an instance, None or Reject")
         if choice.state is not READY and not choice.ready:
             raise self._blame("dispatch", request.id, f"returned {choice.name}, which is {choice.state}")
+        if self._narrowed and choice not in cluster.instances:  # it did not go by what it was shown
+            choice = min(cluster.prefill, key=lambda x: (x.prefill_tokens, x.index))
         decode: Instance | None = None
         if choice.role is not PREFILL_ROLE or cluster.degraded:
             decode = choice
@@ -203,6 +226,36 @@ class Router:
         self._actions.append(Dispatch(request.id, live.attempt, choice.name, name, live.sent_tokens))
         return True
 
+    def _among_able(self, live: Running, ask: Callable[[Running], bool]) -> bool:
+        """`ask` in a view that leaves out those who can never hold this request."""
+        if self._hopeless(live):
+            return True
+        cluster = self.cluster
+        whole = cluster.instances, cluster.prefill, cluster.decode, cluster.degraded
+        cluster.instances, cluster.prefill, cluster.decode, cluster.degraded = cluster.able(live)
+        self._narrowed = True
+        try:
+            return ask(live)
+        finally:
+            self._narrowed = False
+            cluster.instances, cluster.prefill, cluster.decode, cluster.degraded = whole
+
+    def _hopeless(self, live: Running) -> bool:
+        """End a request that nobody can serve, nor anybody who is expected; False where somebody may."""
+        cluster = self.cluster
+        coming = [x for x in cluster.instances if x.state in COMING]
+        if self.starting or any(cluster.capacity.can_decode(live, x) for x in coming):
+            return False
+        unfit = bool(coming) and not any(cluster.capacity.can_decode(live, x) for x in cluster.instances)
+        if not unfit and cluster.now < self.left_s + self.limits.grace_s:
+            return False
+        reason = "no instance is ready" if not coming else cluster.capacity.shortfall(live, coming)
+        if coming and not unfit:
+            reason = f"no instance that can hold it is ready: {reason}"
+        self._abort(live)
+        self._end(live, Stage.FAILED if unfit or live.sent_tokens else Stage.REJECTED, reason, unfit=unfit)
+        return True
+
     def _choose_decode(self, live: Running) -> Instance | None:
         cluster, request = self.cluster, live.request
         candidates = cluster.decode
@@ -222,6 +275,8 @@ class Router:
             raise self._blame("handoff", request.id, f"returned {choice!r}, not an instance or None")
         if choice.state is not READY and not choice.ready and choice is not live.prefill:
             raise self._blame("handoff", request.id, f"returned {choice.name}, which is {choice.state}")
+        if self._narrowed and not cluster.capacity.can_decode(live, choice):  # it did not go by what it was shown
+            return min(cluster.decode, key=lambda x: (x.decode_tokens, x.index))
         return choice
 
     def _assign_decode(self, live: Running, decode: Instance) -> None:
@@ -276,9 +331,12 @@ class Router:
             self._retry()
 
     def _handoff(self, live: Running) -> bool:
+        """Ask who decodes it; False when there is nobody now. True, too, when it is given up."""
+        if self._tokens[live.request.id] > self.cluster.smallest_tokens and not self._narrowed:
+            return self._among_able(live, self._handoff)
         decode = self._choose_decode(live)
         if decode is None:
-            return False
+            return not (self._narrowed or self.cluster.ready) and self._hopeless(live)
         self._assign_decode(live, decode)
         assert live.prefill is not None
         self._actions.append(Handoff(live.request.id, live.attempt, live.prefill.name, decode.name))
@@ -351,6 +409,7 @@ class Router:
             self._unassign_prefill(live)
         self._unassign_decode(live)
         del self.cluster.live[event.request_id]
+        del self._tokens[event.request_id]
         if self.queue or self.handoffs:
             self._retry()
 
@@ -415,10 +474,11 @@ class Router:
         live.avoid = live.decode
         self._lose(live, reason)
 
-    def _end(self, live: Running, stage: Stage, reason: str) -> None:
+    def _end(self, live: Running, stage: Stage, reason: str, unfit: bool = False) -> None:
         live.stage = stage
         del self.cluster.live[live.request.id]
-        self._actions.append(End(live.request.id, stage, reason))
+        del self._tokens[live.request.id]
+        self._actions.append(End(live.request.id, stage, reason, unfit))
 
     # ------------------------------------------------------------ instances
 
@@ -445,6 +505,7 @@ class Router:
 
     def _drop(self, instance: Instance, sent: dict[int, int], reason: str) -> None:
         instance.state = InstanceState.GONE
+        self.left_s = self.cluster.now
         self.cluster.refresh()
         self.cluster.index.drop(instance.bit)
         for live in list(self.cluster.live.values()):
@@ -568,7 +629,7 @@ class Router:
                 continue
             if not target.ready:
                 raise self._blame("migrate", request_id, f"returned {target.name}, which is {target.state}")
-            if target is not live.decode:
+            if target is not live.decode and self.cluster.capacity.can_decode(live, target):
                 live.migrating = target
                 self._actions.append(Migrate(request_id, live.attempt, live.decode.name, target.name))
 

@@ -125,7 +125,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_seqs = max_seqs
         self.spare_blocks = int(watermark * pool.total)
-        self.most_tokens = (pool.total - self.spare_blocks) * pool.block_tokens  # of one sequence
+        self.most_tokens = (pool.total - self.spare_blocks) * pool.block_tokens + 1  # of one sequence: the last one's KV is never written
         self.waiting: deque[Sequence] = deque()  # no blocks yet; by priority, then order
         self.prefilling: list[Sequence] = []  # blocks taken, prompt partly computed
         self.running: dict[int, Sequence] = {}  # decoding, by order of submission
@@ -167,7 +167,7 @@ class Scheduler:
             waiting.append(seq)
 
     def fits(self, tokens: int) -> bool:
-        """Could a sequence of that many tokens ever be held here?"""
+        """Could a sequence of that many tokens, prompt and output, ever be served here?"""
         return tokens <= self.most_tokens
 
     def reserve(self, seq: Sequence) -> bool:

@@ -91,6 +91,7 @@ class EngineSpec(Spec):
     watermark: Annotated[NotNegative, Field(lt=1)] = 0.01
     kv_blocks: Count | None = None  # None: what the memory holds beside the weights
     hbm_utilization: Fraction = 0.9
+    max_model_len: Count | None = None  # tokens of prompt and output together; None: the model's positions
 
 
 class InstancesSpec(Spec):
@@ -255,6 +256,7 @@ class LimitsSpec(Spec):
     lease_s: Positive = 3.0
     probe_s: NotNegative = 2.0
     suspect_s: NotNegative = 15.0
+    grace_s: NotNegative = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +375,9 @@ class Experiment(Spec):
         weight_dtype, kv_dtype = self.cost.weights(served), self.cost.kv_dtype
         for index, row in enumerate(self.cluster.instances):
             engine = self._engine(row)
+            if engine.max_model_len is not None and 0 < served.max_positions < engine.max_model_len:
+                where = "engine" if row.engine is None or row.engine.max_model_len is None else f"cluster.instances.{index}.engine"
+                yield f"{where}.max_model_len: {engine.max_model_len} exceeds the {served.max_positions} positions of {self.model}"
             try:
                 chip = hardware(row.hardware, self.base_dir)
                 if chip.profile is not None:

@@ -8,6 +8,7 @@ log needs no hand-written codec). Times are seconds on the world's clock, sizes 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from math import inf
 
 import msgspec
 
@@ -102,6 +103,19 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()  # of pdlab.real.wire.CAPABILITIES
     descriptor: str = ""  # of its KV memory, for peers
     draining: bool = False  # nothing new, please
+    context_tokens: int = 0  # of prompt and output together, at most, as its model and `engine.max_model_len` have it; 0: not known
+    spare_blocks: int = 0  # that admitting a prompt leaves free: no single request gets these
+
+    @property
+    def kv_most_tokens(self) -> float:
+        """Prompt and output of one request that its KV memory can hold; infinite where `kv_blocks` is 0, which is not known. The last
+        token's KV is never written."""
+        return (self.kv_blocks - self.spare_blocks) * self.block_tokens + 1 if self.kv_blocks else inf
+
+    @property
+    def most_tokens(self) -> float:
+        """Prompt and output of one request that it can ever serve."""
+        return min(self.kv_most_tokens, self.context_tokens or inf)
 
 
 # ---------------------------------------------------------------- events
@@ -112,7 +126,10 @@ class Event(msgspec.Struct, frozen=True, tag=True):
 
 
 class Arrived(Event, frozen=True):
+    """`max_tokens` bounds its output; for the router's account of what instances can hold, and not shown to policies."""
+
     request: Request
+    max_tokens: int = 1
 
 
 class Cancelled(Event, frozen=True):
@@ -302,11 +319,12 @@ class Abort(Action, frozen=True):
 
 
 class End(Action, frozen=True):
-    """The request is over without success: `stage` is ABORTED, EXPIRED, REJECTED or FAILED."""
+    """The request is over without success: `stage` is ABORTED, EXPIRED, REJECTED or FAILED. `unfit`: the request itself is at fault."""
 
     request_id: int
     stage: Stage
     reason: str
+    unfit: bool = False
 
 
 class Switch(Action, frozen=True):

@@ -76,7 +76,7 @@ class Freeness(Policy):
         if self.priority_tokens is not None:
             has_high = any(r.request.priority >= self.high_priority for r in x.decoding.values())
             if has_high is (request is None or request.priority < self.high_priority):
-                free -= max(0.0, x.spec.kv_blocks - self.priority_tokens / x.spec.block_tokens)
+                free -= max(0.0, x.kv_tokens / x.spec.block_tokens - self.priority_tokens / x.spec.block_tokens)
         return free, requests
 
     # ------------------------------------------------------------ migration
@@ -99,13 +99,13 @@ class Freeness(Policy):
         moves: list[tuple[int, Instance]] = []
         for x in known:
             for live in self._in_order(x, cluster) if self.must_leave(x) else ():
-                target = next((d for d in destinations if d is not x and self._fits(live, room[d][0], cluster)), None)
+                target = next((d for d in destinations if d is not x and self._fits(live, d, room[d][0], cluster)), None)
                 if target is not None:
                     destinations.remove(target)
                     moves.append((live.request.id, target))
         sources = self._sources(known, room, preempted, {r.decode for r in moving})
         for x, target in zip(sources, destinations, strict=False):
-            chosen = next((r for r in self._in_order(x, cluster) if self._fits(r, room[target][0], cluster)), None)
+            chosen = next((r for r in self._in_order(x, cluster) if self._fits(r, target, room[target][0], cluster)), None)
             if chosen is not None and self._accepts(chosen, room[x], room[target], cluster):
                 self._sent_s[x] = cluster.now
                 moves.append((chosen.request.id, target))
@@ -142,9 +142,9 @@ class Freeness(Policy):
         sign = 1 if self.request_order == "SR" else -1
         return sorted(movable, key=lambda r: (r.request.priority, sign * cluster.context_tokens(r), r.request.id))
 
-    def _fits(self, live: Running, free_blocks: float, cluster: Cluster) -> bool:
+    def _fits(self, live: Running, target: Instance, free_blocks: float, cluster: Cluster) -> bool:
         assert live.decode is not None, f"request {live.request.id} decodes somewhere"
-        return cluster.context_tokens(live) < free_blocks * live.decode.spec.block_tokens
+        return cluster.context_tokens(live) < free_blocks * live.decode.spec.block_tokens and cluster.capacity.can_decode(live, target)
 
     def _accepts(self, live: Running, source: tuple[float, int], target: tuple[float, int], cluster: Cluster) -> bool:
         """The pairing's test of one move, given (free blocks, requests) at both ends."""

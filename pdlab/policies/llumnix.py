@@ -43,4 +43,5 @@ class Llumnix(Freeness):
 
 def blocks_ratio(x: Instance) -> float:
     """Of an instance's KV blocks, the part used, waited for, or sent there since its report."""
-    return (x.report.used_blocks + x.report.waiting_blocks + x.since_prefill_tokens / x.spec.block_tokens) / x.spec.kv_blocks
+    tokens = (x.report.used_blocks + x.report.waiting_blocks) * x.spec.block_tokens + x.since_prefill_tokens
+    return tokens / x.kv_tokens

@@ -56,6 +56,7 @@ def engine_options(experiment: Experiment | None, given: Mapping[str, object], i
             "watermark": engine.watermark,
             "hbm_utilization": engine.hbm_utilization,
             "kv_blocks": engine.kv_blocks or 0,
+            "max_model_len": engine.max_model_len or 0,
             "seed": experiment.seed,
         }
     found |= {key: value for key, value in given.items() if value is not None}

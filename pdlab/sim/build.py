@@ -44,6 +44,7 @@ class Plan:
     placement: Placement
     cost: cost.Cost
     kv_blocks: int
+    context_tokens: int  # of prompt and output, at most; 0: not known
     token_bytes: int
     block_bytes: int
     overheads: Overheads
@@ -57,6 +58,7 @@ class Plan:
             name=name,
             role=role,
             kv_blocks=self.kv_blocks,
+            context_tokens=self.context_tokens,
             block_tokens=engine.block_tokens,
             block_bytes=self.block_bytes,
             host=self.placement.host,
@@ -97,6 +99,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
                 placement=placement,
                 cost=model_cost,
                 kv_blocks=blocks,
+                context_tokens=engine.max_model_len or model.max_positions,
                 token_bytes=token_bytes,
                 block_bytes=round(token_bytes * engine.block_tokens),
                 overheads=overheads,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import simpy
 
 from pdlab.cost.base import Cost
@@ -88,7 +89,8 @@ class SimInstance:
         self.host = host  # whose other instances slow this one; the horizon is 1 then
         self.longer = self.decode_longer = 1.0  # by what its steps are multiplied: those with prompts, and those that only decode
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
-        self.env, self.owner, self.spec, self.scheduler, self.cost, self.gaps = env, owner, spec, scheduler, cost, gaps
+        self.env, self.owner, self.scheduler, self.cost, self.gaps = env, owner, scheduler, cost, gaps
+        self.spec = msgspec.structs.replace(spec, spare_blocks=scheduler.spare_blocks)
         self.name = spec.name
         self.role: Role = spec.role
         self.batch: Batch | None = None

@@ -187,7 +187,7 @@ class Moves:
         src.sync()
         tokens = src.scheduler.kv_tokens(seq)
         tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
-        if not dst.scheduler.fits(job.request.prompt_tokens + job.output_tokens) or not dst.reserve(tseq):
+        if not dst.reserve(tseq):
             self.world.tell(Refused(job.request.id, job.attempt, dst.name))
             return
         dst.jobs[job] = None

@@ -31,7 +31,6 @@ from pdlab.types import (
     Dispatch,
     End,
     Evict,
-    Failed,
     Finished,
     Handoff,
     InstanceSpec,
@@ -142,7 +141,7 @@ class World:
         if spec.name in self.instances:
             self.lifecycle.retired.append(self.instances[spec.name])
         self.instances[spec.name] = instance
-        self.tell(Joined(spec))
+        self.tell(Joined(instance.spec))
 
     def slow_down(self, name: str, longer: float, decode_longer: float) -> None:
         """`SimInstance.slow_down` of an instance, and of its later incarnations."""
@@ -241,15 +240,17 @@ class World:
                 units = prompt // w.hash_tokens
                 context = tuple(-1 - (i << 20) - u for u in range(units))
         self.jobs[i] = Job(i, request, output, context)
+        if not self.first_token_from_prefill:
+            output += 1  # the decode instance takes its first step with the prompt's KV whole, so that it comes to hold one token more
         if self.request_s:
-            After(self.env, self.request_s, [self._received], request)
+            After(self.env, self.request_s, [self._received], Arrived(request, output))
         else:
-            self.tell(Arrived(request))
+            self.tell(Arrived(request, output))
 
     def _received(self, event: simpy.Event) -> None:
         for host in self.hosts:
             host.received()
-        self.tell(Arrived(event._value))
+        self.tell(event._value)
 
     def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:
         w = self.workload
@@ -279,13 +280,6 @@ class World:
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
         stays = action.decode == action.instance
         p.jobs[job] = None
-        most = prompt + output if stays else prompt + 1
-        if not p.scheduler.fits(most):
-            self._unfit(job, p, most)
-            return
-        if request.best_of > 1 and not (self.instances[action.decode] if action.decode else p).scheduler.pool.prefix_cache:
-            self._fail(job, p, f"best_of {request.best_of} needs the prefix cache on the decode instance (engine.prefix_cache: true)")
-            return
         seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, stays)
         if stays:
             job.d = p
@@ -304,9 +298,6 @@ class World:
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
         """Take the prompt's blocks on the decode instance; tells the router where there is no room."""
         made = 1 if self.first_token_from_prefill else 0
-        if not d.scheduler.fits(prompt + output):
-            self._unfit(job, d, prompt + output)
-            return False
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
         seq.best_of = request.best_of
@@ -320,13 +311,6 @@ class World:
         d.requests += 1
         return True
 
-    def _unfit(self, job: Job, instance: SimInstance, tokens: int) -> None:
-        pool = instance.scheduler.pool
-        self._fail(job, instance, f"needs {pool.blocks(tokens)} KV blocks, more than the {pool.total} that {instance.name} has")
-
-    def _fail(self, job: Job, instance: SimInstance, reason: str) -> None:
-        self.tell(Failed(job.request.id, job.attempt, instance.name, reason))
-
     def _handoff(self, action: Handoff) -> None:
         job = self.jobs[action.request_id]
         p, seq = job.p, job.pseq
@@ -334,9 +318,6 @@ class World:
             return
         if action.dst == action.src:
             job.d = p
-            if not p.scheduler.fits(job.request.prompt_tokens + job.output_tokens):
-                self._unfit(job, p, job.request.prompt_tokens + job.output_tokens)
-                return
             p.scheduler.stay(seq)
             p.kick()
             return

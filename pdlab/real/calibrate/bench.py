@@ -63,7 +63,7 @@ class Bench:
     @property
     def bounds(self) -> Bounds:
         scheduler = self.engine.scheduler
-        return Bounds(scheduler.max_batch_tokens, scheduler.max_seqs, self.engine.max_tokens, scheduler.most_tokens)
+        return Bounds(scheduler.max_batch_tokens, scheduler.max_seqs, self.engine.max_tokens, scheduler.most_tokens - 1)
 
     def seconds(self, point: Point) -> float:
         """One repeat of a point, of a size that was run before."""

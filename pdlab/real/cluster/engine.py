@@ -11,10 +11,13 @@ from pdlab.real.cluster.timeline import KEPT
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Ready, Step, Submit, Tokens
 
+MOST_TOKENS = 2**31 - 1  # where nothing bounds a request
+
 
 class ClusterEngine:
     """`model` is the name that is served, `vocab` its tokenizer's size, `context_tokens` the model's own bound on prompt plus output (0:
-    none known); what the instances' KV memory holds bounds them too. One for a World."""
+    none known), for instances that do not tell theirs. A request that some instance can hold is let in: the router sees to it that it goes
+    there. One for a World."""
 
     def __init__(self, world: World, model: str, vocab: int, *, context_tokens: int = 0) -> None:
         self.world, self.model, self.vocab, self.context_tokens = world, model, vocab, context_tokens
@@ -60,10 +63,10 @@ class ClusterEngine:
         """Sum up the instances."""
         world = self.world
         specs = [member.spec for member in world.instances.members.values() if not member.gone]
-        most = [spec.kv_blocks * spec.block_tokens for spec in specs]
+        most = [min(spec.kv_most_tokens, spec.context_tokens or self.context_tokens or MOST_TOKENS) for spec in specs]
         self.ready = Ready(
             self.model,
-            min([*most, self.context_tokens] if self.context_tokens else most or [0]),
+            int(max(most, default=0)),
             self.vocab,
             world.router.cluster.hash_tokens,
             sum(spec.kv_blocks for spec in specs),

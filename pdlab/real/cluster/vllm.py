@@ -104,6 +104,7 @@ class Vllm:
             engine="vllm",
             model=chosen.id,
             capabilities=(PULL,),
+            context_tokens=max(0, chosen.max_model_len or 0),
         )
         return spec, chosen.max_model_len or 0
 

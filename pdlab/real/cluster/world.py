@@ -212,7 +212,7 @@ class World:
         if self.down is not None:
             self._over(live, Stage.FAILED, self.down)
         else:
-            self.tell(Arrived(request))
+            self.tell(Arrived(request, sampling.max_tokens))
         return request_id
 
     def cancel(self, request_id: int, candidate: int = -1) -> None:
@@ -250,6 +250,7 @@ class World:
     def _end(self, action: End) -> None:
         live = self.live.get(action.request_id)
         if live is not None:
+            live.unfit = live.unfit or action.unfit
             self._over(live, action.stage, action.reason)
 
     def _over(self, live: Live, stage: Stage, reason: str) -> None:

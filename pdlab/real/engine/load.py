@@ -40,6 +40,7 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str  # equal for two engines that compute the same KV
+    context_tokens: int  # of prompt and output, at most
 
 
 def device_of(name: str) -> torch.device:
@@ -95,7 +96,7 @@ def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
     engine = Engine(
         runner, scheduler, eos_ids=frozenset(options.eos_ids), max_tokens=min(context, scheduler.most_tokens), seed=options.seed
     )
-    return Loaded(config, engine, device, dtype, _fingerprint(path, config, options))
+    return Loaded(config, engine, device, dtype, _fingerprint(path, config, options), context)
 
 
 def _fingerprint(path: Path, config: ModelConfig, options: EngineOptions) -> str:

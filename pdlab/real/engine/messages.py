@@ -156,7 +156,8 @@ class Loading(FromEngine, frozen=True):
 
 
 class Ready(FromEngine, frozen=True):
-    """The model is loaded and the KV memory taken. `max_tokens` bounds prompt plus output of one sequence (context and KV memory)."""
+    """The model is loaded and the KV memory taken. `max_tokens` bounds prompt plus output of one sequence: the model's `context_tokens` (0:
+    not told), and KV memory without the `spare_blocks` that no single request gets."""
 
     model: str
     max_tokens: int
@@ -169,6 +170,8 @@ class Ready(FromEngine, frozen=True):
     block_bytes: int = 0
     descriptor: bytes = b""  # of the KV memory, for peers; empty: this engine does not exchange KV
     engine_id: str = ""
+    context_tokens: int = 0
+    spare_blocks: int = 0
 
 
 class Tokens(FromEngine, frozen=True):

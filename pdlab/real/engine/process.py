@@ -141,6 +141,8 @@ def run(link: Link, options: EngineOptions) -> None:
             str(loaded.device),
             str(loaded.dtype).removeprefix("torch."),
             block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
+            context_tokens=loaded.context_tokens,
+            spare_blocks=engine.scheduler.spare_blocks,
         )
         with _peers(options, loaded, link) as peers:
             if peers is not None:

@@ -54,6 +54,8 @@ def spec_of(
         model=model,
         capabilities=CAPABILITIES if ready.descriptor else (),
         descriptor=ready.descriptor.decode(),
+        context_tokens=ready.context_tokens or ready.max_tokens,
+        spare_blocks=ready.spare_blocks,
     )
 
 

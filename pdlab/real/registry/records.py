@@ -52,6 +52,8 @@ def read_instance(name: str, value: bytes) -> InstanceRecord:
     counts = (
         spec.kv_blocks,
         spec.block_bytes,
+        spec.context_tokens,
+        spec.spare_blocks,
         *(n for row in spec.prefill_profile for n in row),
         *(n for row in spec.decode_profile for n in row),
     )
@@ -67,6 +69,8 @@ def read_instance(name: str, value: bytes) -> InstanceRecord:
         raise Garbage("a size is negative")
     if max(*counts, spec.block_tokens, spec.max_seqs, spec.max_batch_tokens) >= INT64:
         raise Garbage("a size is out of range")
+    if spec.kv_blocks and spec.spare_blocks >= spec.kv_blocks:
+        raise Garbage("it keeps all its KV blocks free")
     if spec.url and not spec.url.startswith(("http://", "https://")):
         raise Garbage("its URL is neither http nor https")
     return record

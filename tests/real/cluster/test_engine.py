@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 import uvicorn
 
@@ -166,6 +167,21 @@ def test_a_cluster_without_instances_is_not_ready_and_says_so(folder: Path) -> N
     served(folder, test)
 
 
+def test_the_router_s_refusal_for_want_of_room_is_the_request_s_own_fault() -> None:
+    async def main() -> None:
+        made = world()
+        engine = ClusterEngine(made, "tiny", 300)
+        made.instances.join(spec("d0", 10))
+        ended = await last(engine.submit(Submit(5, [1] * 600, Sampling(max_tokens=8))))
+        assert isinstance(ended, Ended)
+        assert (ended.stage, ended.unfit) == (Stage.FAILED, True)
+        assert ended.error == "its prompt of 600 tokens needs 38 KV blocks, more than the 10 that d0 has"
+        await made.close()
+        made.check()
+
+    asyncio.run(main())
+
+
 async def last(queue: asyncio.Queue[FromQueue]) -> Tokens:
     while True:
         tokens = await queue.get()
@@ -182,7 +198,7 @@ def test_what_is_ready_and_how_loaded_it_is_sums_up_the_instances() -> None:
         made.instances.join(spec("p", 100))
         made.instances.join(spec("d", 40))
         assert engine.down is None
-        assert (engine.ready.max_tokens, engine.ready.kv_blocks, engine.ready.block_tokens) == (640, 140, 16)
+        assert (engine.ready.max_tokens, engine.ready.kv_blocks, engine.ready.block_tokens) == (1000, 140, 16)
         for name, waiting in (("p", 3), ("d", 4)):
             made.instances.report(Report(name, waiting=waiting, running=2, used_blocks=10, free_blocks=5))
         assert (engine.load.waiting, engine.load.running, engine.load.used_blocks, engine.load.free_blocks) == (7, 4, 20, 10)
@@ -191,6 +207,57 @@ def test_what_is_ready_and_how_loaded_it_is_sums_up_the_instances() -> None:
         await made.close()
 
     asyncio.run(main())
+
+
+def test_what_the_largest_instance_holds_bounds_a_request() -> None:
+    async def main() -> None:
+        made = world()
+        engine = ClusterEngine(made, "tiny", 300, context_tokens=2000)
+        made.instances.join(spec("p", 100))
+        made.instances.join(spec("d", 40))
+        assert engine.ready.max_tokens == 1601, "the last token's KV is never written"
+        made.instances.leave("p", 0)
+        assert engine.ready.max_tokens == 641
+        made.instances.join(msgspec.structs.replace(spec("d2", 0), context_tokens=1800))
+        assert engine.ready.max_tokens == 1800, "one that does not tell its blocks"
+        made.instances.join(msgspec.structs.replace(spec("d3", 0)))
+        assert engine.ready.max_tokens == 2000, "nor its context: the model's own"
+        await made.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_goes_to_the_instance_that_can_hold_it_and_is_the_client_s_mistake_where_none_can(folder: Path) -> None:
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        for name, blocks in (("d0", 10), ("d1", 100)):
+            world.instances.join(spec(name, blocks))
+        world.instances.leave("d", 0)
+        body = {"model": "tiny", "prompt": "x" * 600, "max_tokens": 8}
+        for _ in range(4):
+            answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
+            assert answer["usage"]["completion_tokens"] == 8
+        remotes = {name: member.remote for name, member in world.instances.members.items()}
+        assert len(remotes["d1"].asks) == 4 and not remotes["d0"].asks  # type: ignore[attr-defined]
+        world.instances.leave("p", 0)
+        world.instances.leave("d1", 0)
+        answer = await http.post("/v1/completions", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+    served(folder, test)
+
+
+def test_where_only_one_that_drains_could_hold_it_that_is_a_503_with_the_numbers(folder: Path) -> None:
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        world.instances.leave("d", 0)
+        world.instances.leave("p", 0)
+        world.instances.join(spec("d0", 10))
+        world.instances.join(msgspec.structs.replace(spec("d1", 100), draining=True))
+        answer = await http.post("/v1/completions", json={"model": "tiny", "prompt": "x" * 600, "max_tokens": 8})
+        assert answer.status_code == 503, "one that could is draining: it may take work again"
+        assert "needs 38 KV blocks, more than the 10 that d0 has" in answer.json()["error"]["message"]
+
+    served(folder, test)
 
 
 def test_slos_and_the_ids_of_whoever_asks_go_through() -> None:

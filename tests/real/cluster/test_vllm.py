@@ -61,7 +61,7 @@ def test_a_probe_tells_the_model_and_its_kv_memory() -> None:
         spec, context_tokens = await server.probe("vllm-0", Role.PREFILL)
         assert (spec.model, spec.engine, spec.url, spec.role) == ("fake", "vllm", fake.url, Role.PREFILL)
         assert (spec.kv_blocks, spec.block_tokens, spec.prefix_cache, spec.capabilities) == (50, 128, True, ("pull",))
-        assert context_tokens == 4096
+        assert context_tokens == spec.context_tokens == 4096
         assert await server.healthy()
         assert all(headers["authorization"] == "Bearer key" for _, headers, _ in fake.asked)
         with pytest.raises(UsageError, match="serves fake, not 'other'"):

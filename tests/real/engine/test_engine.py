@@ -129,9 +129,9 @@ def test_what_can_never_run_is_refused_with_a_reason(submit: Submit, says: str, 
 
 def test_memory_too_small_for_the_context_bounds_the_request(driver: Callable[..., Driver]) -> None:
     d = driver("llama", kv_blocks=20)
-    assert d.engine.max_tokens == 80
-    d.submit(0, [1] * 70, greedy(max_tokens=11))
-    d.submit(1, [1] * 70, greedy(max_tokens=10))
+    assert d.engine.max_tokens == 81, "the last token's KV is never written"
+    d.submit(0, [1] * 70, greedy(max_tokens=12))
+    d.submit(1, [1] * 70, greedy(max_tokens=11))
     d.run()
     assert d.finish == {(0, 0): "error", (1, 0): "length"}
 
