@@ -35,7 +35,8 @@ __all__ = ["DEFINITIONS", "FIELDS", "SAMPLE_FIELDS", "Gaps", "InstanceUse", "Lin
 
 DEFINITIONS: dict[str, str] = {
     "TTFT": "arrival to first token at the client, completed requests",
-    "TPOT": "(last - first token) / (output tokens - 1), completed requests with 2 or more",
+    "TPOT": "(last - first token) / (output tokens - 1), completed requests with 2 or more; "
+    "where several come in a chunk, the first chunk's count in place of 1",
     "ITL": "gap between consecutive tokens of a sequence, all gaps pooled",
     "E2E": "arrival to last token, completed requests",
     "transfer": "first to last byte of the KV cache from prefill to decode",

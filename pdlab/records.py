@@ -64,12 +64,20 @@ _COUNTS = ("prompt_tokens", "cached_tokens", "output_tokens", "transfer_bytes", 
 
 class Records:
     """One row a request, in the order they ended. `rows` is flat: the figures of `FIELDS`, request after request; nan is a time that
-    never came, an instance never chosen, no reason."""
+    never came, an instance never chosen, no reason. `first_tokens`: how many tokens came together at `first_token_s`, a figure
+    a request; empty: one each, as wherever a token comes when it is made."""
 
-    __slots__ = ("instances", "reasons", "rows")
+    __slots__ = ("first_tokens", "instances", "reasons", "rows")
 
-    def __init__(self, rows: array[float] | None = None, instances: Sequence[str] = (), reasons: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        rows: array[float] | None = None,
+        instances: Sequence[str] = (),
+        reasons: Sequence[str] = (),
+        first_tokens: array[float] | None = None,
+    ) -> None:
         self.rows: array[float] = array("d") if rows is None else rows
+        self.first_tokens: array[float] = array("d") if first_tokens is None else first_tokens
         self.instances: list[str] = list(instances)
         self.reasons: list[str] = list(reasons)
 
@@ -83,7 +91,10 @@ class Records:
     def columns(self, part: slice = slice(None)) -> dict[str, Column]:
         """Every column as a view into `rows`, which cannot grow while one is held."""
         table = np.frombuffer(self.rows, np.float64).reshape(-1, len(FIELDS)) if self.rows else np.empty((0, len(FIELDS)))
-        return {name: table[part, k] for k, name in enumerate(FIELDS)}
+        found = {name: table[part, k] for k, name in enumerate(FIELDS)}
+        if self.first_tokens:
+            found["first_tokens"] = np.frombuffer(self.first_tokens, np.float64)[part]
+        return found
 
     def frame(self, slo: tuple[float, float] = (math.inf, math.inf), part: slice = slice(None)) -> pd.DataFrame:
         """One row a request: `FIELDS` with names in place of indices, and ttft_s, tpot_s, e2e_s, transfer_s, queue_s, good.
@@ -100,7 +111,7 @@ class Records:
         found["status"] = pd.Categorical.from_codes(found["status"].astype(np.int8), categories=pd.Index(stages, dtype="str"))
         for name, names in (("prefill_instance", self.instances), ("decode_instance", self.instances), ("reason", self.reasons)):
             found[name] = pd.Categorical.from_codes(name_codes(found[name], len(names)), categories=pd.Index(names, dtype="str"))
-        for name in _COUNTS:
+        for name in (*_COUNTS, *(["first_tokens"] if self.first_tokens else [])):
             found[name] = np.nan_to_num(found[name]).astype(np.int64)
         return pd.DataFrame({**found, **derived, "good": met_both(columns, derived, slo)}, copy=False)
 
@@ -121,7 +132,8 @@ class Records:
                 table[:, k] = frame[name].to_numpy()
         rows = array("d")
         rows.frombytes(table.tobytes())
-        return cls(rows, instances, reasons)
+        first_tokens = array("d", frame["first_tokens"]) if "first_tokens" in frame else None
+        return cls(rows, instances, reasons, first_tokens)
 
 
 class Samples:
@@ -209,7 +221,8 @@ class LinkUse:
 
 def latencies(found: Mapping[str, Column]) -> dict[str, Column]:
     tokens = found["output_tokens"] / np.maximum(found["n"], 1)
-    several = np.where(tokens >= 2, tokens - 1, np.nan)
+    later = tokens - found.get("first_tokens", np.ones(1))
+    several = np.where(later >= 1, later, np.nan)
     return {
         "ttft_s": found["first_token_s"] - found["arrival_s"],
         "tpot_s": (found["finish_s"] - found["first_token_s"]) / several,

@@ -86,7 +86,7 @@ def test_the_decode_server_answers_as_if_it_had_computed_the_prompt(servers: Ser
     p, d = servers
     body = {"model": "tiny", "temperature": 0, "ignore_eos": True, **asks}
     alone = p.post(path, json=body).json()
-    named, computed, moved = headers(), figure(d, "vllm:prompt_tokens_total"), figure(d, "vllm:nixl_bytes_transferred_total")
+    named, computed, moved = headers(), figure(d, "vllm:prompt_tokens_total"), figure(d, "vllm:nixl_bytes_transferred_sum")
     params = prefill(p, path, body, named)["kv_transfer_params"]
     assert params["do_remote_prefill"] is True and params["do_remote_decode"] is False and params.keys() >= NEEDED
     whole = d.post(path, json={**body, "kv_transfer_params": params}, headers=named)
@@ -97,7 +97,7 @@ def test_the_decode_server_answers_as_if_it_had_computed_the_prompt(servers: Ser
     streamed = chunks(d, path, {**body, "stream": True, "kv_transfer_params": params}, named)
     assert "".join(text_of(one) for one in streamed) == text_of(alone)
     assert not any("pdlab" in one for one in streamed), "who speaks vLLM's dialect gets nothing else"
-    assert figure(d, "vllm:nixl_bytes_transferred_total") > moved
+    assert figure(d, "vllm:nixl_bytes_transferred_sum") > moved
     assert figure(d, "vllm:prompt_tokens_total") <= computed + 2, "but for each one's last token it was all computed elsewhere"
 
 

@@ -17,6 +17,7 @@ from pdlab import __version__
 from pdlab.real.api.answer import Answer
 from pdlab.real.api.chat import Message, chat_job, chat_tokens
 from pdlab.real.api.completions import completion_job
+from pdlab.real.api.engine import Routing
 from pdlab.real.api.errors import ApiError, bad, encode, loading
 from pdlab.real.api.requests import check_tokens, parse
 from pdlab.real.api.service import Job, Service
@@ -149,6 +150,13 @@ async def _metrics(service: Service, request: Request) -> Response:
     return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+async def _targets(service: Service, request: Request) -> Response:
+    """For Prometheus' http_sd_configs: a router's instances."""
+    if not isinstance(service.engine, Routing):
+        raise ApiError(404, "only a router has targets; scrape this server's own /metrics")
+    return as_json(service.engine.targets())
+
+
 def _ready(service: Service | None) -> Response:
     reasons = ["loading"] if service is None else service.not_ready()
     return as_json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
@@ -167,6 +175,7 @@ ROUTES: tuple[Route, ...] = (
     ("POST", "/detokenize", _detokenize),
     ("GET", "/health", _health),
     ("GET", "/metrics", _metrics),
+    ("GET", "/metrics/targets", _targets),
 )
 
 

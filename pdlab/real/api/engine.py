@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
+
+from prometheus_client.core import Metric
 
 from pdlab.real.engine.messages import Exported, FromQueue, Proceed, Ready, Receive, Resume, Step, Submit, Tokens
 from pdlab.types import Report, Stage
@@ -65,3 +68,14 @@ class Timed(Protocol):
     """An engine that can tell a request's stages afterwards."""
 
     def timeline(self, id: int) -> dict[str, Any] | None: ...
+
+
+@runtime_checkable
+class Routing(Protocol):
+    """An engine that is a router: it tells of its own work, and of its instances."""
+
+    def families(self) -> Iterable[Metric]: ...
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Where Prometheus finds the instances."""
+        ...

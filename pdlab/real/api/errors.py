@@ -11,10 +11,19 @@ encode = msgspec.json.Encoder().encode
 
 
 class ApiError(Exception):
-    """An answer that is an error. `param` names the field at fault; `retry_after_s` asks the client to come again."""
+    """An answer that is an error. `param` names the field at fault; `retry_after_s` asks the client to come again; `cause` tells a router
+    why KV did not come."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str = "", retry_after_s: int = 0
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = "",
+        retry_after_s: int = 0,
+        cause: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -23,9 +32,11 @@ class ApiError(Exception):
         self.code = code
         self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
         self.retry_after_s = retry_after_s
+        self.cause = cause
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error | ({"cause": self.cause} if self.cause else {})}
 
     def response(self) -> Response:
         headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}

@@ -17,7 +17,21 @@ from pdlab.real.api.legs import Alone, Here, Leg, Move, Prefill, Pull, Reserve, 
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.engine.detokenize import Detokenizer, StopStrings
-from pdlab.real.engine.messages import FromQueue, Full, Held, Landed, News, Proceed, Receive, Reserved, Resume, Source, Submit, Tokens
+from pdlab.real.engine.messages import (
+    FromQueue,
+    Full,
+    Held,
+    Landed,
+    Missed,
+    News,
+    Proceed,
+    Receive,
+    Reserved,
+    Resume,
+    Source,
+    Submit,
+    Tokens,
+)
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.wire import StreamEvent
 from pdlab.types import Stage
@@ -116,6 +130,7 @@ class Generation:
         self._landed = self.leg is None or isinstance(leg, Prefill)
         self._tells = isinstance(leg, Alone)
         self._reserved = False
+        self._cause = "failed"  # why KV does not come
         self._trouble: ApiError | None = None
         self._news: asyncio.Queue[News] = asyncio.Queue()
         self._moving: asyncio.Task[None] | None = None
@@ -259,14 +274,18 @@ class Generation:
             raise ApiError(503, f"no room to reserve: {news.reason}", code="kv_full", retry_after_s=1)
         if isinstance(news, Held):
             self.held = news
-        elif self._moving is not None:
+        elif self._moving is not None and not isinstance(news, Missed):
             self._news.put_nowait(news)
         elif isinstance(news, Reserved) and isinstance(self.leg, Reserve):
             self._reserved = True
             own = self.engine.ready.descriptor.decode()
             self.events.append(StreamEvent("reserved", news.ticket, own, news.blocks, news.cached_tokens))
+        if isinstance(news, Missed):
+            self._cause = news.cause
         if isinstance(news, Landed):
             self._landed = True
+            if news.transport:  # else it was here
+                self.metrics.transferred(news.bytes, news.seconds)
             if self.leg is not None and not isinstance(self.leg, Prefill) and self.leg.events:
                 self.events.append(
                     StreamEvent(
@@ -281,6 +300,8 @@ class Generation:
 
     def _take(self, tokens: Tokens, now: float) -> Delta | None:
         if tokens is _GONE:
+            if self._trouble is not None and self._trouble.cause:
+                self.metrics.transfer_failed(self._trouble.cause)
             raise self._trouble or Gone
         choice = self.choices[self.first_id[tokens.id] * self.best_of + tokens.candidate]
         if choice.finish is not None:
@@ -290,7 +311,8 @@ class Generation:
             if isinstance(tokens, Ended):
                 raise _failure(tokens)
             if not self._landed and self.engine.down is None:
-                raise kv_lost(tokens.error)
+                self.metrics.transfer_failed(self._cause)
+                raise kv_lost(tokens.error, self._cause)
             raise ApiError(500 if self.engine.down is None else 503, tokens.error or "the engine has failed", code="engine_failed")
         assert tokens.start == choice.made, f"tokens from {tokens.start} after {choice.made}"
         before = choice.made
@@ -364,6 +386,8 @@ class Generation:
         if all(one.finish is not None for one in self._of(number)):
             first = self._of(number)[0]
             self.metrics.ended(finish)
+            made = [one.made - self.given for one in self._of(number)]
+            self.metrics.asked(len(self.prompts[number]), made, self.ask.sampling.max_tokens)
             self.metrics.completed(
                 now - self.started_s, first.first_s - self.started_s, first.queue_s, now - first.first_s, first.made - self.given
             )

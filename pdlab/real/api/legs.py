@@ -170,8 +170,8 @@ def handed_on(held: Held, ready: Ready, host: str, port: int) -> dict[str, Any]:
     }
 
 
-def kv_lost(why: str) -> ApiError:
-    return ApiError(409, f"the KV did not come: {why}", code="kv_lost")
+def kv_lost(why: str, cause: str = "failed") -> ApiError:
+    return ApiError(409, f"the KV did not come: {why}", code="kv_lost", cause=cause)
 
 
 def descriptor(text: str, field: str, param: str = PARAM) -> bytes:

@@ -33,6 +33,7 @@ class Book:
         first_token_s: float,
         finish_s: float,
         output_tokens: int,
+        first_tokens: int = 1,
         cached_tokens: int = 0,
         reason: str | None = None,
         timeline: Mapping[str, Any] | None = None,
@@ -59,6 +60,7 @@ class Book:
             "reason": NAN if reason is None else _index(self._reasons, reason, self.records.reasons),
         }
         self.records.rows.extend([float(row[name]) for name in FIELDS])
+        self.records.first_tokens.append(first_tokens)
 
     def _told(self, timeline: Mapping[str, Any], arrival_s: float) -> dict[str, float]:
         shift_s = arrival_s - _number(timeline.get("arrival_s"), 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,10 @@ def bench(
     if result.summary["partial"]:
         err.print("interrupted: this result is partial, and marked so")
         raise typer.Exit(130)
+    if not result.summary["completed"]:
+        why = "; ".join(f"{reason} ({times})" for reason, times in list(result.summary["reasons"].items())[:3])
+        print(f"error: none of {result.summary['requests']} requests completed: {why or 'nothing was sent'}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _check_writable(directory: Path) -> None:

@@ -184,6 +184,7 @@ class Load:
             first_token_s=stream.first_s - self._zero_s,
             finish_s=stream.last_s - self._zero_s if done else now_s if stage.ended else NAN,
             output_tokens=tokens,
+            first_tokens=stream.first_tokens,
             cached_tokens=stream.cached_tokens,
             reason=reason,
             timeline=stream.timeline,
@@ -240,6 +241,6 @@ def _judged(stream: Stream, sequences: int) -> tuple[Stage, str | None]:
         return Stage.FAILED, f"status {stream.status}: {said(stream.content)}"
     if stream.error is not None:
         return Stage.FAILED, stream.error
-    if not stream.counted or len(stream.finished) < sequences:
+    if not stream.counted or (len(stream.finished) < sequences and not stream.done):
         return Stage.FAILED, "the answer ended early"
     return Stage.DONE, None

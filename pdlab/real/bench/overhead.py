@@ -59,7 +59,11 @@ def warnings(client: dict[str, Any]) -> list[str]:
     if (client["cpu_share"] or 0.0) > 0.8:
         said.append(f"the client used {client['cpu_share'] * 100:.0f} % of a core: latencies are partly its own")
     if (client["tokens_per_chunk"] or 0.0) > 1.05:
-        said.append(f"the server sent {client['tokens_per_chunk']:.1f} tokens a chunk: ITL is the gap between chunks, not tokens")
+        said.append(
+            f"the server sent {client['tokens_per_chunk']:.1f} tokens a chunk: ITL is the gap between chunks, not tokens; "
+            "TPOT is the time from the first chunk to the last over the tokens after the first chunk, as usage or token ids count them "
+            "(vllm bench counts all but one, and reads less)"
+        )
     return said
 
 

@@ -37,26 +37,40 @@ class Chunk(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
+BOM = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder(Chunk).decode
 
 
 class Stream(Exchange):
     """Times are on the client's clock. `on_gap(seconds)` is called between chunks of one sequence; a chunk is counted once, however many
-    tokens it has. `keep`: remember when each came."""
+    tokens it has. A chunk without token ids and without text is no token: some servers send one before the prompt is computed. `keep`:
+    remember when each came. Lines are read as the standard of server-sent events has them; an event need not end with an empty line."""
 
     def __init__(self, on_gap: Callable[[float], None], keep: bool = False) -> None:
         super().__init__()
         self._on_gap = on_gap
         self._last: dict[int, float] = {}
-        self._rest = b""
-        self.first_s = self.last_s = float("nan")
-        self.counted = self.chunks = 0
+        self._rest = self._pending = b""
+        self._cr = False  # what has come so far ends with a carriage return, whose line feed may follow
+        self._first = Choice()
+        self._first_usage: Usage | None = None
+        self._characters = 0  # of the sequence that began
+        self._blank_s: tuple[float, float] | None = None  # of the first and the last chunk that brought a sequence nothing
+        self._first_s = self._last_s = float("nan")
+        self._counted = 0
+        self.chunks = 0
         self.usage: Usage | None = None
         self.timeline: dict[str, Any] | None = None
         self.error: str | None = None
         self.finished: set[int] = set()
+        self.done = False  # [DONE] has come
         self.output: list[int] = []  # ids of the first sequence
         self.times: list[tuple[float, int, int]] | None = [] if keep else None  # of every chunk: when, of which sequence, how many tokens
+
+    @property
+    def counted(self) -> int:
+        """Tokens of all sequences, as they came."""
+        return self._counted or self._unseen
 
     @property
     def tokens(self) -> int:
@@ -65,29 +79,81 @@ class Stream(Exchange):
         return self.counted if told is None else told
 
     @property
+    def first_s(self) -> float:
+        return self._blank_s[0] if self._unseen and self._blank_s is not None else self._first_s
+
+    @property
+    def last_s(self) -> float:
+        return self._blank_s[1] if self._unseen and self._blank_s is not None else self._last_s
+
+    @property
+    def first_tokens(self) -> int:
+        """That came with the first chunk: by their ids, or by a usage that came along. Else its share of its sequence's text is its share
+        of the tokens, unless chunks are about as many as tokens."""
+        first, told = self._first, self._first_usage
+        if first.token_ids is not None:
+            return len(first.token_ids)
+        if told is not None and told.completion_tokens:
+            return told.completion_tokens
+        if self.tokens < 1.05 * self.chunks or not first.text:
+            return 1
+        return max(1, round(self.tokens / max(len(self._last), 1) * len(first.text) / self._characters))
+
+    @property
     def cached_tokens(self) -> int:
         details = self.usage.prompt_tokens_details if self.usage is not None else None
         return (details.cached_tokens or 0) if details is not None else 0
+
+    @property
+    def _unseen(self) -> int:
+        """Tokens by the server's count, where none of them had a text: special ones alone."""
+        return (self.usage.completion_tokens or 0) if self.usage is not None and not self._counted else 0
 
     def body(self, part: bytes, now: float) -> None:
         if self.status != 200:
             self.content += part
             return
+        if self._cr and part.startswith(b"\n"):
+            part, self._cr = part[1:], False
+        if b"\r" in part:
+            self._cr = part.endswith(b"\r")
+            part = part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        elif part:
+            self._cr = False
         *lines, self._rest = (self._rest + part).split(b"\n")
         for line in lines:
-            if line.startswith(b"data:") and not line.startswith(b"data: [DONE]"):
-                self._event(line[5:], now)
+            if line.startswith(b"data:"):
+                self._line(line[5:].strip(), now)
+            elif not line and self._pending:
+                self._pending = b""
+                self.error = self.error or "an event is not a completion's"
+            elif line.startswith(BOM + b"data:"):
+                self._line(line[8:].strip(), now)
 
-    def _event(self, text: bytes, now: float) -> None:
+    def _line(self, text: bytes, now: float) -> None:
+        """A line of an event's data. Together with those before it, it is the event as soon as it can be read."""
+        if not text:
+            return
+        if text == b"[DONE]":
+            self.done = True
+            return
+        text = self._pending + b"\n" + text if self._pending else text
         try:
             chunk = _decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self.error = self.error or "an event is not a completion's"
+            self._pending = text
             return
+        self._pending = b""
+        self._event(chunk, text, now)
+
+    def _event(self, chunk: Chunk, text: bytes, now: float) -> None:
+        began = not self._last
         for choice in chunk.choices:
             self._choice(choice, now)
         if chunk.usage is not None:
             self.usage = chunk.usage
+            if began and self._last:
+                self._first_usage = chunk.usage
         if chunk.pdlab is not None and chunk.pdlab.timeline is not None:
             self.timeline = chunk.pdlab.timeline
         if bytes(chunk.error) not in (b"", b"null"):
@@ -95,20 +161,23 @@ class Stream(Exchange):
 
     def _choice(self, choice: Choice, now: float) -> None:
         index, ids = choice.index, choice.token_ids
-        tokens = len(ids) if ids is not None else int(bool(choice.text) or choice.finish_reason is None)
+        tokens = len(ids) if ids is not None else int(bool(choice.text))
         if choice.finish_reason is not None:
             self.finished.add(index)
         if not tokens:
+            self._blank_s = (now if self._blank_s is None else self._blank_s[0], now)
             return
         if ids is not None and index == 0:
             self.output += ids
         if index in self._last:
             self._on_gap(now - self._last[index])
         elif not self._last:
-            self.first_s = now
-        self._last[index] = self.last_s = now
-        self.counted += tokens
+            self._first_s, self._first = now, choice
+        self._last[index] = self._last_s = now
+        self._counted += tokens
         self.chunks += 1
+        if index == self._first.index:
+            self._characters += len(choice.text or "")
         if self.times is not None:
             self.times.append((now, index, tokens))
 

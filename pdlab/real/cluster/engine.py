@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from prometheus_client.core import Metric
 
+from pdlab.real.cluster import metrics
 from pdlab.real.cluster.timeline import KEPT
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Ready, Step, Submit, Tokens
@@ -58,6 +61,14 @@ class ClusterEngine:
     def timeline(self, id: int) -> dict[str, Any] | None:
         """`World.timeline` of a request; None where it ended long ago."""
         return self.world.timeline(self._requests.get(id, -1)) or None
+
+    def families(self) -> Iterable[Metric]:
+        """What the router counts, and its instances' gauges."""
+        return metrics.families(self.world, self.model)
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Where Prometheus finds the instances."""
+        return metrics.targets(self.world)
 
     def _members_changed(self) -> None:
         """Sum up the instances."""

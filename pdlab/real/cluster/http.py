@@ -22,6 +22,7 @@ UNRENEWED_S, FORGET_S = 15.0, 60.0
 
 TROUBLES = (Full, Unfit, Broken, TransferTrouble)
 FINISHES = (None, "stop", "length")
+CAUSES = ("expired", "deadline", "incomplete", "failed")
 CLIENTS_FAULT = ("invalid_request_error", "BadRequestError")  # as error chunks name it: pdlab, vLLM
 
 encode = msgspec.json.Encoder().encode
@@ -75,6 +76,7 @@ class Trouble(msgspec.Struct, frozen=True):
     message: str = ""
     type: str | None = None
     code: str | int | None = None
+    cause: str | None = None  # of KV that did not come
 
 
 class Cached(msgspec.Struct, frozen=True):
@@ -110,7 +112,8 @@ def trouble(status: int, error: Trouble | None) -> Exception:
     if code == "kv_full" or status == 429:
         return Full(message)
     if code == "kv_lost" or status == 409:
-        return TransferTrouble(message)
+        cause = error.cause if error is not None else None
+        return TransferTrouble(message, cause=cause if cause in CAUSES else "failed")
     if code == "lease_lost":
         return Fenced(message)
     if status in (400, 413, 422) or (status == 200 and error is not None and error.type in CLIENTS_FAULT):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pdlab.real.cluster.metrics import HANDOFF
 from pdlab.real.cluster.remote import Broken, Remote
 from pdlab.real.wire import MADE
-from pdlab.types import AnyEvent, Drained, Evict, InstanceSpec, Joined, Left, Report, Role, Scale, Stop, Switch, Switched
+from pdlab.types import AnyEvent, Drained, Evict, InstanceSpec, Joined, Left, Report, Role, Scale, Stage, Stop, Switch, Switched
 
 if TYPE_CHECKING:
     from pdlab.real.cluster.world import World
@@ -100,6 +101,8 @@ class Instances:
         for live in self.world.live.values():
             if member.name in (live.line.prefill_instance, live.line.decode_instance):
                 sent[live.request.id] = live.sent
+                if live.line.status is Stage.TRANSFER:
+                    self.world.tally.transfer_failed(HANDOFF, "instance_gone")
             for leg in [leg for leg in live.legs.values() if leg.member is member]:
                 live.drop(leg)
                 leg.cancel()

@@ -20,6 +20,7 @@ import msgspec
 
 from pdlab.real.cluster.instances import Member
 from pdlab.real.cluster.live import Held, Leg, Live
+from pdlab.real.cluster.metrics import HANDOFF, MIGRATION
 from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import LAYERS, MADE, PUSH, RESERVE, Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
@@ -113,6 +114,7 @@ class Legs:
         waits = leg.kind in ("decode", "reserve") and not leg.landed and line.status is Stage.TRANSFER
         if waits and src is not None and src is not leg.member and self.world.now() - line.handoff_s >= limit_s:
             self.world.pairs.failed(src, leg.member, f"nothing came within {limit_s:g} s")
+            self.world.tally.transfer_failed(HANDOFF, "deadline")
 
     async def _cut(self, live: Live, leg: Leg, trouble: TransferTrouble) -> bool:
         """KV did not come to a leg that waits for it. True: it is seen to. A lease that has ended says nothing of the way."""
@@ -196,7 +198,7 @@ class Legs:
         if leg.over:
             return
         live.prefilled = answer
-        live.line.prefilled(answer.queue_s, answer.cached_tokens)
+        self._prefilled(live, answer.queue_s, answer.cached_tokens)
         if push is None and answer.params is not None and answer.params.remote_request_id:
             live.held = Held(leg.member, answer.params.remote_request_id)
         stopped = answer.finish == "stop"
@@ -217,6 +219,10 @@ class Legs:
             await self._proceed(live, reserved, answer.params if push is None else None)
         elif then is not None:
             self.hand_off(live, leg.member, then)
+
+    def _prefilled(self, live: Live, queue_s: float, cached_tokens: int) -> None:
+        live.line.prefilled(queue_s, cached_tokens)
+        self.world.tally.prefilled(live.request.prompt_tokens, cached_tokens)
 
     def _push(self, prefill: Member, to: StreamEvent) -> PushTo | None:
         """Where `prefill` is to write; None: the KV is pulled."""
@@ -263,7 +269,7 @@ class Legs:
         elif news.event == "transferred" and not leg.landed:
             self._landed(live, leg, news)
         elif news.event == "prefilled" and leg.kind == "alone" and live.prefilled is None:
-            live.line.prefilled(news.queue_s, news.cached_tokens)
+            self._prefilled(live, news.queue_s, news.cached_tokens)
         elif news.event == "moved":
             self._moved(live, leg)
 
@@ -272,7 +278,7 @@ class Legs:
         if began and leg.kind == "alone":
             leg.landed = True
             if math.isnan(live.line.prefill_start_s):
-                live.line.prefilled(0.0, 0)  # nobody says
+                self._prefilled(live, 0.0, 0)  # nobody says
         elif began:
             self._landed(live, leg, StreamEvent("transferred"))  # an instance without events
             if leg.over:
@@ -295,6 +301,7 @@ class Legs:
         now, request = self.world.now(), live.request
         if leg.kind == "target":
             live.line.transfer_bytes += news.bytes
+            self.world.tally.transferred(MIGRATION, news.bytes, news.seconds)
             leg.next[0] = leg.goes_on_from = news.made - len(live.given)
             source = live.legs["decode"]
             if live.sent >= leg.goes_on_from:
@@ -310,6 +317,7 @@ class Legs:
             live.line.decodes(now)  # the router knows
             return
         live.line.transferred(now, news.seconds, news.waited_s, news.bytes)
+        self.world.tally.transferred(HANDOFF, news.bytes, live.line.transfer_end_s - live.line.transfer_start_s)
         self.world.tell(Transferred(request.id, live.attempt, leg.member.name))
 
     # ------------------------------------------------------------ migration
@@ -328,6 +336,7 @@ class Legs:
         live.legs["decode"] = live.legs.pop("target")
         target.kind = "decode"
         live.line.migrations += 1
+        self.world.tally.migrations += 1
         live.line.decode_instance = target.member.name
         self.world.tell(Migrated(live.request.id, live.attempt, source.member.name, target.member.name))
         if live.finished and not target.over:
@@ -348,6 +357,8 @@ class Legs:
             return
         if leg.over:
             return
+        if waits and isinstance(trouble, TransferTrouble):
+            self.world.tally.transfer_failed(MIGRATION if leg.kind == "target" else HANDOFF, trouble.cause)
         if leg.kind == "target":
             self._target_trouble(live, leg, trouble, reason)
         elif isinstance(trouble, Unfit):
@@ -358,6 +369,8 @@ class Legs:
             live.drop(leg)
             self.world.tell(Refused(request_id, attempt, name))
         elif isinstance(trouble, (Full, TransferTrouble)) and waits:
+            if isinstance(trouble, Full):
+                self.world.tally.transfer_failed(HANDOFF, "full")
             if isinstance(trouble, TransferTrouble) and await self._cut(live, leg, trouble):
                 return
             live.drop(leg)

@@ -76,7 +76,11 @@ class Fenced(Broken):
 
 
 class TransferTrouble(Exception):
-    """The KV did not come to the decode instance; both instances live."""
+    """The KV did not come to the decode instance; both instances live. `cause` is a word of `http.CAUSES`."""
+
+    def __init__(self, message: str = "", *, cause: str = "failed") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Remote(Protocol):

@@ -22,6 +22,7 @@ from pdlab.log import EventLog
 from pdlab.real.cluster.instances import Instances, Start
 from pdlab.real.cluster.legs import Legs
 from pdlab.real.cluster.live import Deliver, Leg, Live
+from pdlab.real.cluster.metrics import Tally
 from pdlab.real.cluster.pairs import Pairs
 from pdlab.real.cluster.remote import Remote
 from pdlab.real.cluster.timeline import Timelines
@@ -82,7 +83,7 @@ class World:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
         self.router, self.log = router, log
         self.name = name or uuid.uuid4().hex[:8]
-        self.lines = Timelines()
+        self.lines, self.tally = Timelines(), Tally()
         self.live: dict[int, Live] = {}
         self.instances = Instances(self, connect, unix, start)
         self.down: str | None = None  # why nothing is served any more: a policy's mistake, or ours
@@ -148,9 +149,11 @@ class World:
 
     def _tell(self, event: AnyEvent, now: float) -> None:
         actions = self.router.handle(event, now)
+        self.tally.heard(event)
         if self.log is not None:
             self.log.write(now, event, actions)
         for action in actions:
+            self.tally.acted(action)
             self._perform[action.__class__](action)
         if self.on_members is not None and event.__class__ in MEMBER_EVENTS:
             self.on_members()
@@ -245,6 +248,7 @@ class World:
         self._strip(live)
         self.live.pop(live.request.id, None)
         self.lines.end(live.line, self.now(), Stage.DONE, None, live.delivered)
+        self.tally.ends["done"] += 1
         self.tell(Finished(live.request.id, live.attempt, instance, max(len(c.tokens) for c in live.candidates)))
 
     def _end(self, action: End) -> None:
@@ -257,6 +261,7 @@ class World:
         self._strip(live)
         self.live.pop(live.request.id, None)
         self.lines.end(live.line, self.now(), stage, reason, live.delivered)
+        self.tally.ends[stage.name.lower()] += 1
         live.end(stage, reason)
 
     def _strip(self, live: Live) -> None:

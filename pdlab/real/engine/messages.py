@@ -235,6 +235,14 @@ class Landed(msgspec.Struct, frozen=True, tag=True):
     waited_s: float = 0.0
 
 
+class Missed(msgspec.Struct, frozen=True, tag=True):
+    """The KV of a Receive or Proceed does not come; the outputs that follow say it in words. `cause`: "expired" (the lease or ticket was
+    over), "deadline", "incomplete" (some was not there), "failed" (the connection, or what the peer did)."""
+
+    id: int
+    cause: str
+
+
 class Exported(FromEngine, frozen=True):
     """The answer to an Export. `error`: it does not run here (any more); else as in `Held`, and the tokens `made`."""
 
@@ -253,7 +261,7 @@ class Holds(FromEngine, frozen=True):
     holds: bool
 
 
-News = Held | Reserved | Full | Staged | Landed  # of a request's KV
+News = Held | Reserved | Full | Staged | Landed | Missed  # of a request's KV
 
 
 class Step(FromEngine, frozen=True):
@@ -282,6 +290,7 @@ class Step(FromEngine, frozen=True):
     leases: int = 0  # held for peers
     transfer_bytes: int = 0  # received, since start
     failed_transfers: int = 0
+    expired_leases: int = 0  # of prompts that nobody read, since start
 
 
 class Broken(FromEngine, frozen=True):
@@ -293,4 +302,4 @@ class Broken(FromEngine, frozen=True):
 
 AnyToEngine = Submit | Receive | Proceed | Resume | Release | Renew | Ask | Export | Cancel | Stop
 AnyFromEngine = Loading | Ready | Step | Exported | Holds | Broken
-FromQueue = Tokens | Held | Reserved | Full | Staged | Landed  # what a request's queue brings
+FromQueue = Tokens | Held | Reserved | Full | Staged | Landed | Missed  # what a request's queue brings

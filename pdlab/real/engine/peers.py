@@ -27,6 +27,7 @@ from pdlab.real.engine.messages import (
     Held,
     Holds,
     Landed,
+    Missed,
     News,
     Proceed,
     Receive,
@@ -93,7 +94,7 @@ class Peers:
         self.first: dict[int, Tokens] = {}  # the token of what is held
         self.told: list[News | Exported | Holds] = []
         self.outputs: list[Tokens] = []
-        self.received_bytes = self.failed = 0
+        self.received_bytes = self.failed = self.expired = 0
         self.pushes = Pushes(engine, endpoint, background, post, self.pushed)
         engine.pusher = self.pushes
         self._leases = 0
@@ -147,12 +148,13 @@ class Peers:
 
     def lease_ended(self, lease: str, blocks: list[int], how: str) -> None:
         """The endpoint says so, in its own thread."""
-        self.post(lambda: self._ended(lease, read=how == "read"))
+        self.post(lambda: self._ended(lease, read=how == "read", expired=how == "expired"))
 
-    def _ended(self, lease: str, *, read: bool) -> None:
+    def _ended(self, lease: str, *, read: bool, expired: bool = False) -> None:
         lent = self.lent.pop(lease, None)
         if lent is None:
             return
+        self.expired += expired and lent.kind == "held"
         if lent.kind == "running":
             if self.exports.get(lent.id) == lease:
                 del self.exports[lent.id]
@@ -314,14 +316,14 @@ class Peers:
             self._came(inbound, result)
             missing = inbound.place.kv_tokens - tokens - (0 if self.exchange.expected[inbound.id].row.made else 1)
             if inbound.last and missing > 0:
-                self._call_off(inbound, f"the KV of {missing} tokens is not there")
+                self._call_off(inbound, f"the KV of {missing} tokens is not there", "incomplete")
             elif not inbound.last:
                 self.told.append(Staged(inbound.id))
             else:
                 inbound.complete = True
                 self._maybe_land(inbound)
         else:
-            self._call_off(inbound, result.reason if isinstance(result, Result) else f"{type(result).__name__}: {result}")
+            self._failed(inbound, result)
 
     def _came(self, inbound: Inbound, result: Result) -> None:
         inbound.bytes += result.bytes
@@ -365,7 +367,7 @@ class Peers:
             inbound.complete = True
             self._maybe_land(inbound)
         else:
-            self._call_off(inbound, result.reason if isinstance(result, Result) else f"{type(result).__name__}: {result}")
+            self._failed(inbound, result)
 
     def _maybe_land(self, inbound: Inbound) -> None:
         if not (inbound.last and inbound.complete):
@@ -379,14 +381,21 @@ class Peers:
 
     def _late(self, inbound: Inbound, deadline_s: float) -> None:
         if self.inbound.get(inbound.id) is inbound and not inbound.ended:
-            self._call_off(inbound, f"not all KV was here after {deadline_s:g} s")
+            self._call_off(inbound, f"not all KV was here after {deadline_s:g} s", "deadline")
 
-    def _call_off(self, inbound: Inbound, reason: str, *, full: bool = False) -> None:
+    def _failed(self, inbound: Inbound, result: Result | BaseException) -> None:
+        if isinstance(result, Result):
+            self._call_off(inbound, result.reason, "expired" if result.status == "expired" else "failed")
+        else:
+            self._call_off(inbound, f"{type(result).__name__}: {result}")
+
+    def _call_off(self, inbound: Inbound, reason: str, cause: str = "failed", *, full: bool = False) -> None:
         """It will not come; whoever waits is told at once."""
         self.failed += not full
         if full:
             self.told.append(Full(inbound.id, reason))
         else:
+            self.told.append(Missed(inbound.id, cause))
             for index in self.engine.groups[inbound.id].live:
                 self.outputs.append(Tokens(inbound.id, index, 0, [], "error", error=reason))
         self._drop(inbound)

@@ -279,6 +279,7 @@ class Serving:
                 decode_step_s=self.decode_step_s,
                 transfer_bytes=peers.received_bytes,
                 failed_transfers=peers.failed,
+                expired_leases=peers.expired,
             )
         )
 

@@ -84,6 +84,7 @@ class Member:
         self._changing: asyncio.Task[None] | None = None
         self._giving_up: asyncio.Task[None] | None = None
         self._wanted = spec.role
+        service.metrics.place = lambda: (self.spec.name, str(self.spec.role))
 
     async def join(self) -> None:
         """Raises UsageError where the registry is away, the name is taken, or the KV here does not fit that of the model's others."""

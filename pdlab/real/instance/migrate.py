@@ -48,7 +48,7 @@ class Migrations:
         except BaseException as error:
             self._call_off(move)
             if isinstance(error, TimeoutError):
-                raise kv_lost(f"the migration took more than {move.deadline_s:g} s") from None
+                raise kv_lost(f"the migration took more than {move.deadline_s:g} s", "deadline") from None
             raise
 
     async def close(self) -> None:

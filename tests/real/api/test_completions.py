@@ -281,7 +281,15 @@ def test_metrics_carry_vllms_names_and_count(folder: Any) -> None:
         "request_prefill_time_seconds": 2,
         "request_decode_time_seconds": 2,
         "request_inference_time_seconds": 2,
+        "request_prompt_tokens": 2,
+        "request_generation_tokens": 2,
+        "request_max_num_generation_tokens": 2,
+        "request_params_n": 2,
+        "request_params_max_tokens": 2,
     }.items():
         assert value(f"vllm:{name}_count") == count, name
         assert value(f"vllm:{name}_bucket", 'le="+Inf"') == count
     assert value("vllm:request_queue_time_seconds_sum") == 0.5
+    assert value("vllm:request_prompt_tokens_sum") == 36 and value("vllm:request_generation_tokens_sum") == 8
+    assert value("vllm:request_prompt_tokens_bucket", 'le="10.0"') == 0 and value("vllm:request_prompt_tokens_bucket", 'le="20.0"') == 2
+    assert value("vllm:request_params_max_tokens_sum") == 8

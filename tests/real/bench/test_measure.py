@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from rich.console import Console
 
@@ -344,6 +345,32 @@ def test_an_address_without_a_server_is_said_in_a_line(url: str, message: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_the_last_event_of_all_is_an_end_where_no_finish_is_told() -> None:
+    with wired(lambda body: Reply([event({"choices": [{"text": "x"}]})] * body["max_tokens"] + [b"data:[DONE]\n\n"])) as wire:
+        assert measure(experiment(), Target(wire.url)).summary["completed"] == 12
+
+
+def test_with_several_tokens_a_chunk_tpot_is_per_token_after_the_first_chunk_and_it_is_said(tmp_path: Path) -> None:
+    def four_a_chunk(body: Body) -> Reply:
+        count = body["max_tokens"]
+        sizes = [min(4, count - k) for k in range(0, count, 4)]
+        ends = ["length" if k + 1 == len(sizes) else None for k in range(len(sizes))]
+        parts = [event({"choices": [{"text": "x" * size, "finish_reason": end}]}) for size, end in zip(sizes, ends, strict=True)]
+        return Reply([*parts, event({"choices": [], "usage": {"completion_tokens": count}})], gap_s=0.02)
+
+    with wired(four_a_chunk) as wire:
+        result = measure(experiment({"requests": 4, "output": 12}), Target(wire.url))
+    rows = result.requests
+    assert (rows.output_tokens == 12).all() and (rows.first_tokens == 4).all()
+    assert np.allclose(rows.tpot_s, (rows.finish_s - rows.first_token_s) / 8)
+    assert result.summary["tpot_s"]["mean"] == pytest.approx(rows.tpot_s.mean())
+    (line,) = [line for line in result.summary["warnings"] if "tokens a chunk" in line]
+    assert "TPOT" in line and "usage" in line
+    result.save(tmp_path / "out")
+    again = Result.load(tmp_path / "out").requests
+    assert np.allclose(again.tpot_s, rows.tpot_s)
+
+
 # ------------------------------------------------------------ the command
 
 
@@ -358,6 +385,21 @@ def test_the_command_writes_its_files_and_states_the_clients_cost(
     said = capsys.readouterr().out
     assert "of a core; sent" in said and "5 of 5" in said
     assert Result.load(tmp_path / "out").summary["requests"] == 5
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command_fails_where_nothing_was_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    def answer(body: Body) -> Reply:
+        return tokens(body) if len(body["prompt"]) == 2 else refusal(500, "broken here")
+
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(experiment().resolved()))
+    with wired(answer) as wire, pytest.raises(typer.Exit) as ended:
+        cli.bench(file, url=wire.url, out_dir=tmp_path / "out", requests=5, as_json=as_json)
+    said = capsys.readouterr()
+    assert ended.value.exit_code == 1 and "none of 5 requests completed: status 500: broken here (5)" in " ".join(said.err.split())
+    assert Result.load(tmp_path / "out").summary["failed"] == 5  # the files are there all the same
+    assert not as_json or json.loads(said.out)["completed"] == 0
 
 
 def test_the_commands_workload_can_be_given() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from pdlab.real.bench.stream import Stream, said
@@ -54,12 +55,90 @@ def test_each_sequence_has_gaps_of_its_own() -> None:
     assert stream.times == [(1.0, 0, 1), (1.5, 1, 1), (2.0, 0, 1), (3.0, 1, 1)]
 
 
-def test_without_ids_or_usage_a_chunk_is_a_token_and_an_empty_last_one_none() -> None:
+def test_without_ids_or_usage_a_chunk_with_text_is_a_token() -> None:
     def feed(stream: Stream) -> None:
-        stream.body(b'data: {"choices":[{"text":""}]}\n\ndata: {"choices":[{"text":"","finish_reason":"stop"}]}\n\n', 1.0)
+        stream.body(b'data: {"choices":[{"text":"a"}]}\n\ndata: {"choices":[{"text":"","finish_reason":"stop"}]}\n\n', 1.0)
 
     stream, _ = fed(feed)
     assert stream.tokens == 1 and stream.finished == {0} and stream.cached_tokens == 0
+
+
+def text(words: str | None, finish: str | None = None) -> bytes:
+    return msgspec.json.encode({"choices": [{"text": words, "finish_reason": finish}]})
+
+
+ALIKE = [text("a"), text("b"), text("c", "stop"), b"[DONE]"]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"data: %b\n\n",
+        b"data:%b\n\n",
+        b"data:  %b \n\n",
+        b"data:%b\r\n\r\n",
+        b"data: %b\r\r",
+        b": keep-alive\n\ndata:%b\n\n",
+        b"event: completion\nid: 7\nretry: 10\ndata: %b\n\n",
+        b"data\n\ndata:\n\ndata:%b\n\n",
+        b"data: %b\n",  # no empty line between: not as the standard has it, and common
+    ],
+)
+@pytest.mark.parametrize("size", [1, 5, 10_000])
+def test_events_are_read_in_every_form_that_the_standard_allows(form: bytes, size: int) -> None:
+    whole = b"\xef\xbb\xbf" + b"".join(form % one for one in ALIKE)
+
+    def feed(stream: Stream) -> None:
+        for at in range(0, len(whole), size):
+            stream.body(whole[at : at + size], float(at))
+
+    stream, gaps = fed(feed)
+    assert (stream.tokens, stream.finished, stream.error, stream.done) == (3, {0}, None, True) and len(gaps) == 2
+
+
+def test_an_event_may_be_spread_over_several_lines_of_data() -> None:
+    lines = b'data: {"choices":\r\ndata:  [{"text": "a",\r\n: in between\r\ndata: "finish_reason": "stop"}]}\r\n\r\n'
+    stream, _ = fed(lambda s: s.body(lines, 2.0))
+    assert (stream.tokens, stream.finished, stream.error, stream.first_s) == (1, {0}, None, 2.0)
+
+
+@pytest.mark.parametrize("blank", [text(""), text(None), b'{"choices":[{"index":0,"text":"","token_ids":[]}]}', b'{"choices":[]}'])
+def test_a_chunk_without_text_or_tokens_is_no_token_wherever_it_comes(blank: bytes) -> None:
+    def feed(stream: Stream) -> None:
+        for now, event in enumerate((blank, blank, text("a"), blank, text("b"), text("", "length"))):
+            stream.body(b"data: %b\n\n" % event, float(now))
+
+    stream, gaps = fed(feed)
+    assert (stream.first_s, stream.last_s, stream.tokens, gaps) == (2.0, 4.0, 2, [2.0])
+
+
+def test_tokens_that_have_no_text_at_all_are_counted_by_usage_and_timed_by_their_chunks() -> None:
+    def feed(stream: Stream) -> None:
+        for now in (1.0, 2.0, 3.0):
+            stream.body(b"data: %b\n\n" % text("", "length" if now == 3.0 else None), now)
+        stream.body(b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\ndata: [DONE]\n\n', 3.0)
+
+    stream, _ = fed(feed)
+    assert (stream.tokens, stream.counted, stream.first_s, stream.last_s) == (3, 3, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "first"),
+    [
+        ([b'{"choices":[{"text":"abcd","token_ids":[1,2,3,4]}]}', text("efgh"), text("ij", "length")], 4),
+        ([text("abcd"), text("efgh"), text("ij", "length")], 4),  # by the length of texts
+        ([text("abcdefghij"), text("", "length")], 10),
+        ([b'{"choices":[{"text":"abcd"}],"usage":{"completion_tokens":3}}', text("efghij", "length")], 3),
+        ([text("x")] * 9 + [text("yyyyyyy", "length")], 1),  # a token a chunk
+    ],
+)
+def test_how_many_tokens_came_with_the_first_chunk_is_known_or_estimated(chunks: list[bytes], first: int) -> None:
+    def feed(stream: Stream) -> None:
+        for now, chunk in enumerate([*chunks, b'{"choices":[],"usage":{"completion_tokens":10}}']):
+            stream.body(b"data: %b\n\n" % chunk, float(now))
+
+    stream, _ = fed(feed)
+    assert (stream.tokens, stream.first_tokens) == (10, first)
 
 
 def test_an_error_event_is_kept_and_nonsense_is_one() -> None:

@@ -59,7 +59,7 @@ def test_a_pair_is_measured_over_http_and_nothing_is_left_running(model: Path, u
     before_s, after_s = profile.overheads.request_s, routed.overheads.request_s
     assert after_s >= before_s
     assert routed.model_copy(update={"overheads": profile.overheads}) == profile
-    assert figures(urls[1])["vllm:nixl_bytes_transferred_total"] > 0
+    assert figures(urls[1])["vllm:nixl_bytes_transferred_sum"] > 0
     for url in urls:
         assert figures(url)["vllm:num_requests_running"] == figures(url)["vllm:num_requests_waiting"] == 0
 

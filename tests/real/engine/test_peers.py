@@ -21,6 +21,7 @@ from pdlab.real.engine.messages import (
     Full,
     Held,
     Landed,
+    Missed,
     Proceed,
     Push,
     Receive,
@@ -277,6 +278,7 @@ def test_an_unread_lease_ends_by_its_time_and_a_late_reader_is_told(start: Calla
     d.tell(Receive(submit(0, prompt, GREEDY), [], source(p, lease)))
     until(lambda: d.finish(0), p, d)
     assert "has ended: expired" in d.error(0)
+    assert (d.news(Missed, 0), d.peers.failed, d.peers.expired, p.peers.expired) == ([Missed(0, "expired")], 1, 0, 1)
     d.at_rest()
 
 
@@ -285,6 +287,7 @@ def test_kv_that_never_comes_ends_by_the_deadline(start: Callable[..., Node]) ->
     d.tell(Receive(submit(0, [1, 2, 3, 4, 5], GREEDY), last=False, deadline_s=0.1))
     until(lambda: d.finish(0), d)
     assert re.search(r"after 0\.(1|0\d+) s", d.error(0))  # less than was given, by what had passed when the ticket was written
+    assert d.news(Missed, 0) == [Missed(0, "deadline")]
     until(lambda: not d.peers.inbound, d)
     d.tell(Proceed(0, [7]))  # too late, and harmless
     until(lambda: d.line.inbox.empty(), d)

@@ -81,9 +81,9 @@ def test_transfers_and_leases_are_told_under_vllms_names(folder: Path) -> None:
         async with instance(folder, "p") as p:
             await p.ask(prompt="abcd", max_tokens=1, kv_transfer_params={"do_remote_decode": True})
             told = (await p.http.get("/metrics")).text
-            labels = '{engine="0",model_name="tiny"}'
+            labels = '{engine="0",instance="p",model_name="tiny",role="mixed"}'
             assert f"pdlab:leases{labels} 1.0" in told
-            assert f"vllm:nixl_bytes_transferred_total{labels} 0.0" in told
+            assert f"vllm:nixl_bytes_transferred_sum{labels} 0.0" in told
             assert f"vllm:nixl_num_failed_transfers_total{labels} 0.0" in told
 
     asyncio.run(play())

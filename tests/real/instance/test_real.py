@@ -108,7 +108,12 @@ def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
             await a.ask("/pdlab/v1/release", lease=params["remote_request_id"])
             await at_rest(a)
             lost = await b.ask(**ASKED, kv_transfer_params=params)
-            assert (lost.status_code, lost.json()["error"]["code"]) == (409, "kv_lost")
+            error = lost.json()["error"]
+            assert (lost.status_code, error["code"], error["cause"]) == (409, "kv_lost", "expired")
+            (line,) = [
+                line for line in (await b.http.get("/metrics")).text.splitlines() if line.startswith("pdlab:transfer_failures_total{")
+            ]
+            assert 'cause="expired"' in line and line.endswith(" 1.0")
 
     asyncio.run(play())
 
