@@ -5,7 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol, runtime_checkable
 
-from pdlab.real.engine.messages import Exported, FromQueue, Proceed, Ready, Receive, Resume, Step, Submit, Tokens
+from pdlab.real.engine.messages import (
+    Exported,
+    FromQueue,
+    Proceed,
+    Ready,
+    Receive,
+    Resume,
+    Step,
+    StructuredOutputs,
+    Submit,
+    Tokens,
+    Vocabulary,
+)
 from pdlab.types import Report, Stage
 
 
@@ -65,3 +77,20 @@ class Timed(Protocol):
     """An engine that can tell a request's stages afterwards."""
 
     def timeline(self, id: int) -> dict[str, Any] | None: ...
+
+
+@runtime_checkable
+class Compiling(Protocol):
+    """An engine that is to know a grammar before a request that needs it."""
+
+    async def compile(self, structured: StructuredOutputs, vocabulary: Vocabulary) -> str:
+        """Why there is no such grammar, in one line, or ""."""
+        ...
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """Do only engines that are not pdlab's stand behind it?"""
+
+    @property
+    def foreign(self) -> bool: ...

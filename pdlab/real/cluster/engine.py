@@ -56,6 +56,12 @@ class ClusterEngine:
         """`World.timeline` of a request; None where it ended long ago."""
         return self.world.timeline(self._requests.get(id, -1)) or None
 
+    @property
+    def foreign(self) -> bool:
+        """Only vLLM servers take part."""
+        members = [member for member in self.world.instances.members.values() if not member.gone]
+        return bool(members) and all(member.spec.engine == "vllm" for member in members)
+
     def _members_changed(self) -> None:
         """Sum up the instances."""
         world = self.world
