@@ -11,6 +11,7 @@ from pdlab.real.api.generate import Choice, Delta, Logprob
 from pdlab.real.api.legs import Prefill, check_leg, leg_of
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, choices, parse
 from pdlab.real.api.service import Job, Service
+from pdlab.real.api.structured import structured_field
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.types import UsageError
 
@@ -46,7 +47,6 @@ class ChatRequest(Common, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -90,8 +90,6 @@ async def chat_job(service: Service, raw: bytes) -> Job:
     service.check_model(body.model)
     n, best_of = choices(body, None)
     logprobs = _wanted(body)
-    if body.response_format is not None and body.response_format.get("type") != "text":
-        raise bad(f"response_format {body.response_format.get('type')!r} is not supported, only text", "response_format")
     if body.tool_choice not in (None, "none", "auto"):
         raise bad("tool_choice can only be none or auto: calls are not forced", "tool_choice")
     options = {**(body.chat_template_kwargs or {})}
@@ -111,6 +109,7 @@ async def chat_job(service: Service, raw: bytes) -> Job:
         raise bad(f"{param} must be at least 1, not {given}", param)
     max_tokens = service.room(len(prompt), given, param, "messages")
     asked = ask(body, max_tokens=max_tokens, best_of=best_of, logprobs=logprobs, vocab=service.engine.ready.vocab, continues=False)
+    await service.vet(asked.sampling.structured, structured_field(body))
     if leg is not None:
         check_leg(leg, asked, bool(body.stream), 1)
     shape = Chats(service.tokenizer, logprobs, bool(body.return_tokens_as_token_ids))

@@ -11,6 +11,7 @@ from pdlab.real.api.generate import Choice, Delta, Logprob
 from pdlab.real.api.legs import Prefill, check_leg, leg_of
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, check_tokens, choices, parse
 from pdlab.real.api.service import Job, Service
+from pdlab.real.api.structured import structured_field
 from pdlab.real.engine.tokenizer import Tokenizer
 
 
@@ -99,6 +100,7 @@ async def completion_job(service: Service, raw: bytes) -> Job:
     max_tokens = (1 if isinstance(leg, Prefill) else 16) if body.max_tokens is None else body.max_tokens
     wanted = 0 if best_of > n and logprobs is None else logprobs
     asked = ask(body, max_tokens=max_tokens, best_of=best_of, logprobs=wanted, vocab=service.engine.ready.vocab, continues=True)
+    await service.vet(asked.sampling.structured, structured_field(body))
     prompts = []
     for prompt in given:
         prompts.append(await _tokens(service, prompt))

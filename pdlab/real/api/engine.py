@@ -8,7 +8,19 @@ from typing import Any, Protocol, runtime_checkable
 
 from prometheus_client.core import Metric
 
-from pdlab.real.engine.messages import Exported, FromQueue, Proceed, Ready, Receive, Resume, Step, Submit, Tokens
+from pdlab.real.engine.messages import (
+    Exported,
+    FromQueue,
+    Proceed,
+    Ready,
+    Receive,
+    Resume,
+    Step,
+    StructuredOutputs,
+    Submit,
+    Tokens,
+    Vocabulary,
+)
 from pdlab.types import Report, Stage
 
 
@@ -79,3 +91,20 @@ class Routing(Protocol):
     def targets(self) -> list[dict[str, Any]]:
         """Where Prometheus finds the instances."""
         ...
+
+
+@runtime_checkable
+class Compiling(Protocol):
+    """An engine that is to know a grammar before a request that needs it."""
+
+    async def compile(self, structured: StructuredOutputs, vocabulary: Vocabulary) -> str:
+        """Why there is no such grammar, in one line, or ""."""
+        ...
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """Do only engines that are not pdlab's stand behind it?"""
+
+    @property
+    def foreign(self) -> bool: ...

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from pdlab.real.api.errors import bad
+from pdlab.real.api.structured import StructuredAsk, structured_of
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import KvParams
 
@@ -49,6 +50,13 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     detokenize: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredAsk | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
     ttft_slo_ms: float | None = None
     tpot_slo_ms: float | None = None
 
@@ -110,6 +118,7 @@ def ask(body: Common, *, max_tokens: int, best_of: int, logprobs: int | None, vo
         seed=None if body.seed is None else _whole("seed", body.seed, -(2**63), 2**63 - 1),
         logprobs=logprobs,
         best_of=best_of,
+        structured=structured_of(body),
     )
     return Ask(
         sampling,

@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pdlab.real.api.engine import Engine
+from pdlab.real.api.engine import Compiling, Engine, Foreign
 from pdlab.real.api.errors import ApiError, bad, draining, fenced
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.generate import Choice, Delta, Generation
 from pdlab.real.api.legs import Leg
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
+from pdlab.real.api.structured import GrammarCheck
+from pdlab.real.engine.messages import StructuredOutputs
 from pdlab.real.engine.tokenizer import Tokenizer
 
 LONG_TEXT = 16_384  # characters
@@ -77,6 +79,7 @@ class Service:
         self.legs: dict[str, Generation] = {}
         self.running: set[Generation] = set()
         self.metrics = Metrics(model, engine)
+        self.grammars = GrammarCheck(tokenizer)
         self.in_flight = 0
         self.draining = False
         self.closed = ""  # why its cluster sends nothing new here
@@ -170,6 +173,20 @@ class Service:
                 "context_length_exceeded",
             )
         return max_tokens
+
+    async def vet(self, structured: StructuredOutputs | None, field: str) -> None:
+        """Try the grammar, and have the engine compile it. Raises ApiError with the reason why there is no such grammar. What vLLM servers
+        alone will see they check themselves."""
+        engine = self.engine
+        if structured is None or (isinstance(engine, Foreign) and engine.foreign):
+            return
+        reason = await self.grammars.reason(structured)
+        if not reason and isinstance(engine, Compiling):
+            reason = await engine.compile(structured, await self.grammars.vocabulary())
+        if engine.down is not None:
+            raise ApiError(503, engine.down, code="engine_down")
+        if reason:
+            raise bad(f"{field}: {reason}", field)
 
     async def encode(self, text: str, special: bool = True) -> list[int]:
         """A long text is tokenized in a thread, as a batch of one: for a single text `tokenizers` keeps the GIL, which would hold up

@@ -70,6 +70,12 @@ class ClusterEngine:
         """Where Prometheus finds the instances."""
         return metrics.targets(self.world)
 
+    @property
+    def foreign(self) -> bool:
+        """Only vLLM servers take part."""
+        members = [member for member in self.world.instances.members.values() if not member.gone]
+        return bool(members) and all(member.spec.engine == "vllm" for member in members)
+
     def _members_changed(self) -> None:
         """Sum up the instances."""
         world = self.world

@@ -19,6 +19,8 @@ from pdlab.real.engine.messages import (
     Ask,
     Broken,
     Cancel,
+    Compile,
+    Compiled,
     Export,
     Exported,
     FromQueue,
@@ -34,12 +36,16 @@ from pdlab.real.engine.messages import (
     Resume,
     Step,
     Stop,
+    StructuredOutputs,
     Submit,
     ToEngine,
     Tokens,
+    Vocabulary,
 )
 from pdlab.real.engine.options import EngineOptions
 from pdlab.types import Report, UsageError
+
+Answered = Exported | Holds | Compiled
 
 
 class EngineClient:
@@ -54,10 +60,11 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(AnyFromEngine)
         self._queues: dict[int, tuple[asyncio.Queue[FromQueue], set[int]]] = {}
-        self._calls: dict[int, asyncio.Future[Exported | Holds | None]] = {}
+        self._calls: dict[int, asyncio.Future[Answered | None]] = {}
         self._numbers = itertools.count(1)
         self._cache: dict[int, bool] = {}  # prefix hashes since the last report: stored, or evicted
         self._listening: asyncio.Task[None] | None = None
+        self._vocabulary: Vocabulary | None = None  # as told
 
     @classmethod
     async def start(cls, options: EngineOptions, loading: Callable[[str], None] = lambda stage: None) -> EngineClient:
@@ -124,6 +131,14 @@ class EngineClient:
         found = await self._call(Ask(next(self._numbers), lease))
         return isinstance(found, Holds) and found.holds
 
+    async def compile(self, structured: StructuredOutputs, vocabulary: Vocabulary) -> str:
+        """Have a grammar ready for requests that follow: "" or why there is none, in one line. The vocabulary is told once."""
+        if self.down is None and self._vocabulary is not vocabulary:
+            self._vocabulary = vocabulary
+            self._send(vocabulary)
+        found = await self._call(Compile(next(self._numbers), structured))
+        return found.reason if isinstance(found, Compiled) else self.down or "no answer"
+
     def report(self, name: str, incarnation: int) -> Report:
         """The load after the last step; `stored` and `evicted` since the last call, without what was stored and evicted again."""
         cache, self._cache = self._cache, {}
@@ -170,11 +185,11 @@ class EngineClient:
             await asyncio.to_thread(self.process.wait)
             return None
 
-    async def _call(self, message: Export | Ask) -> Exported | Holds | None:
+    async def _call(self, message: Export | Ask | Compile) -> Answered | None:
         """Its answer; None of an engine that is down, or ends meanwhile."""
         if self.down is not None:
             return None
-        answer: asyncio.Future[Exported | Holds | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answered | None] = asyncio.get_running_loop().create_future()
         self._calls[message.call] = answer
         try:
             self._send(message)
@@ -191,8 +206,8 @@ class EngineClient:
         self._send(message)
 
     async def _listen(self) -> None:
-        while isinstance(message := await self._receive(), Step | Exported | Holds):
-            if isinstance(message, Exported | Holds):
+        while isinstance(message := await self._receive(), Step | Exported | Holds | Compiled):
+            if isinstance(message, Exported | Holds | Compiled):
                 if (answer := self._calls.get(message.call)) is not None and not answer.done():
                     answer.set_result(message)
                 continue

@@ -16,6 +16,7 @@ from typing import Protocol
 import pdlab.scheduler as sched
 from pdlab.decisions import Recorded
 from pdlab.prefix import chain
+from pdlab.real.engine.grammar import GrammarError, Grammars
 from pdlab.real.engine.messages import Step, Submit, Tokens
 from pdlab.real.engine.runner import Piece, Runner
 from pdlab.real.engine.sampler import Row, Sampled, sample
@@ -79,6 +80,7 @@ class Engine:
         self.held: dict[int, Candidate] = {}  # prefilled here, KV leased to whoever decodes them
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
         self.pusher: Pusher | None = None
+        self.grammars: Grammars | None = None  # when the vocabulary is known
         self.only_decoded = False  # in the last pass
         self.prompt_tokens = self.prefix_queries = self.prefix_hits = 0
 
@@ -122,6 +124,19 @@ class Engine:
         wrong = next((t for t in (*submit.tokens, *s.stop_token_ids, *s.logit_bias) if not 0 <= t < vocab), None)
         if wrong is not None:
             return f"token {wrong} is not in the vocabulary of {vocab}"
+        return self.unreadable(submit)
+
+    def unreadable(self, submit: Submit) -> str:
+        """Why its grammar cannot be followed here, or ""."""
+        structured = submit.sampling.structured
+        if structured is None:
+            return ""
+        if self.grammars is None:
+            return "structured outputs need the vocabulary, which this engine was not told"
+        try:
+            self.grammars.ensure(structured)
+        except GrammarError as error:
+            return f"structured_outputs: {error}"
         return ""
 
     def candidate(self, submit: Submit, index: int, now: float) -> Candidate:
@@ -131,6 +146,8 @@ class Engine:
         row = Row(s, random.Random(f"{seed}/{index}"), stop_ids)
         if s.repetition_penalty != 1.0:
             row.prompt = tuple(set(submit.tokens))
+        if s.structured is not None and self.grammars is not None:
+            row.grammar = self.grammars.matcher(s.structured)
         output = s.max_tokens if submit.stays else max(s.max_tokens, 2)  # what is held has more to come, elsewhere
         seq = sched.Sequence(submit.id, index, len(submit.tokens), output, submit.hashes, submit.priority, stays=submit.stays)
         candidate = Candidate(submit, index, list(submit.tokens), row, seq, now if submit.sent_s is None else submit.sent_s)
@@ -223,7 +240,7 @@ class Engine:
         for c, output in ended:
             if output.finish == "held":
                 self.held[c.id] = c
-            elif output.finish == "stop" and c.seq.made < c.seq.output_tokens:
+            elif output.finish in ("stop", "error") and c.seq.made < c.seq.output_tokens:
                 scheduler.remove(c.seq)
             self._end(c)
         emit(outputs)
@@ -253,11 +270,13 @@ class Engine:
     def _take(self, c: Candidate, sampled: Sampled) -> Tokens:
         """Book a token, and say so."""
         token = sampled.token
-        start = c.row.made
+        start, grammar = c.row.made, c.row.grammar
+        if grammar is not None and grammar.error:
+            return Tokens(c.id, c.index, start, [], "error", error=grammar.error)
         c.tokens.append(token)
         c.row.count(token)
         finish = None
-        if token in c.row.stop_ids:
+        if token in c.row.stop_ids or (grammar is not None and grammar.ended):
             finish = "stop"
         elif not c.submit.stays:
             finish = "held"

@@ -9,6 +9,21 @@ from __future__ import annotations
 import msgspec
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an output must be: vLLM's `structured_outputs`. One of the first six is set; `json` is a schema's text, `structural_tag` JSON
+    with `structures` and `triggers`."""
+
+    json: str | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None  # Lark, or GBNF
+    json_object: bool = False
+    structural_tag: str | None = None
+    whitespace_pattern: str | None = None  # between the parts of JSON
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+
+
 class Sampling(msgspec.Struct, frozen=True):
     """How tokens are drawn. Temperature 0 takes the likeliest. `logprobs` is the number of alternatives wanted beside each sampled
     token's own log-probability; None: no log-probabilities at all. Log-probabilities are those of the model's softmax before temperature
@@ -29,10 +44,26 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int | None = None
     logprobs: int | None = None
     best_of: int = 1
+    structured: StructuredOutputs | None = None
 
 
 class ToEngine(msgspec.Struct, frozen=True, tag=True):
     """Sent to the engine."""
+
+
+class Vocabulary(ToEngine, frozen=True):
+    """The bytes of each token, for structured outputs. `special_ids` are no text."""
+
+    tokens: list[bytes]
+    special_ids: list[int]
+    eos_ids: tuple[int, ...]
+
+
+class Compile(ToEngine, frozen=True):
+    """Have the grammar ready for requests that follow; the Vocabulary has come before. Answered by `Compiled`, under `call`."""
+
+    call: int
+    structured: StructuredOutputs
 
 
 class Push(msgspec.Struct, frozen=True):
@@ -254,6 +285,13 @@ class Exported(FromEngine, frozen=True):
     made: list[int] = []
 
 
+class Compiled(FromEngine, frozen=True):
+    """The answer to a Compile: "" or, in one line, why there is no such grammar."""
+
+    call: int
+    reason: str
+
+
 class Holds(FromEngine, frozen=True):
     """The answer to an Ask. False: the lease has ended, or never was."""
 
@@ -300,6 +338,6 @@ class Broken(FromEngine, frozen=True):
     usage: bool = False
 
 
-AnyToEngine = Submit | Receive | Proceed | Resume | Release | Renew | Ask | Export | Cancel | Stop
-AnyFromEngine = Loading | Ready | Step | Exported | Holds | Broken
+AnyToEngine = Submit | Vocabulary | Compile | Receive | Proceed | Resume | Release | Renew | Ask | Export | Cancel | Stop
+AnyFromEngine = Loading | Ready | Step | Exported | Holds | Compiled | Broken
 FromQueue = Tokens | Held | Reserved | Full | Staged | Landed | Missed  # what a request's queue brings

@@ -208,6 +208,9 @@ class Peers:
     def resume(self, message: Resume, now: float) -> None:
         lent = self.lent.get(message.lease)
         submit = message.submit
+        if reason := self.engine.unreadable(submit):
+            self._refuse(submit, reason)
+            return
         if lent is None or lent.kind != "held" or not self.endpoint.release(message.lease):
             self._refuse(submit, f"lease {message.lease} has ended")
             return

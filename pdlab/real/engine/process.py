@@ -27,6 +27,8 @@ from pdlab.real.engine.messages import (
     Ask,
     Broken,
     Cancel,
+    Compile,
+    Compiled,
     Export,
     Exported,
     FromEngine,
@@ -39,18 +41,24 @@ from pdlab.real.engine.messages import (
     Renew,
     Resume,
     Stop,
+    StructuredOutputs,
     Submit,
     Tokens,
+    Vocabulary,
 )
 from pdlab.real.engine.options import EngineOptions
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
+    from llguidance import LLMatcher
+
     from pdlab.real.engine.engine import Engine
+    from pdlab.real.engine.grammar import Grammars
     from pdlab.real.engine.load import Loaded
     from pdlab.real.engine.peers import Peers
 
 ALONE = "this engine exchanges no KV"
+COMPILER_STACK_BYTES = 64 << 20  # many times what a grammar was let through with
 
 
 class Link:
@@ -196,11 +204,66 @@ def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[Peers
         background.close()
 
 
+class Compiler:
+    """Compiles grammars in a thread of its own, so that no step waits for one; the engine's thread keeps what comes of it."""
+
+    def __init__(self, link: Link, engine: Engine) -> None:
+        self.link, self.engine = link, engine
+        self.work: queue.SimpleQueue[Vocabulary | Compile] = queue.SimpleQueue()
+        self.grammars: Grammars | None = None
+        self.trouble = "the engine was not told its vocabulary"
+        self.thread: threading.Thread | None = None
+
+    def start(self, vocabulary: Vocabulary) -> None:
+        if self.thread is None:
+            before = threading.stack_size(COMPILER_STACK_BYTES)
+            self.thread = threading.Thread(target=self._run, name="grammars", daemon=True)
+            self.thread.start()
+            threading.stack_size(before)
+        self.work.put(vocabulary)
+
+    def compile(self, call: int, structured: StructuredOutputs) -> None:
+        if self.thread is None:
+            self.link.send(Compiled(call, self.trouble))
+        else:
+            self.work.put(Compile(call, structured))
+
+    def _run(self) -> None:
+        from pdlab.real.engine.grammar import Grammars
+
+        while True:
+            work = self.work.get()
+            try:
+                if isinstance(work, Vocabulary):
+                    self.grammars = Grammars(work)
+                elif self.grammars is None:
+                    self._answer(work.call, self.trouble)
+                else:
+                    self._keep(work, self.grammars, self.grammars.compile(work.structured))
+            except Exception as error:  # whoever asked waits for an answer
+                if isinstance(work, Vocabulary):
+                    self.trouble = str(error)
+                else:
+                    self._answer(work.call, str(error))
+
+    def _answer(self, call: int, reason: str) -> None:
+        self.link.inbox.put(lambda: self.link.send(Compiled(call, reason)))
+
+    def _keep(self, work: Compile, grammars: Grammars, compiled: LLMatcher) -> None:
+        def keep() -> None:
+            self.engine.grammars = grammars
+            grammars.keep(work.structured, compiled)
+            self.link.send(Compiled(work.call, ""))
+
+        self.link.inbox.put(keep)
+
+
 class Serving:
     """The engine's loop: what has come is taken in between two passes; where nothing can run, it sleeps until something comes."""
 
     def __init__(self, link: Link, engine: Engine, peers: Peers | None) -> None:
         self.link, self.engine, self.peers = link, engine, peers
+        self.compiler = Compiler(link, engine)
         self.mark_s = self.decode_step_s = 0.0
         self.leases = self.used_blocks = 0  # as last told
 
@@ -227,6 +290,10 @@ class Serving:
             case Cancel(id, candidate):
                 if self.peers is None or not self.peers.cancel(message):
                     self.engine.cancel(id, candidate)
+            case Vocabulary():
+                self.compiler.start(message)
+            case Compile(call, structured):
+                self.compiler.compile(call, structured)
             case Stop():
                 return False
             case Receive() | Resume() | Proceed() | Release() | Renew() | Ask() | Export():

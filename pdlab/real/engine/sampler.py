@@ -1,7 +1,7 @@
 """From logits to tokens. Greedy rows take one argmax together; the rest is vectorised over the batch, with a draw of its own for each row.
 
 A row's draw is one uniform number from the generator of its own sequence, and the token is where the cumulative distribution passes it, so
-that what else is in the batch does not matter. Order as in vLLM: bias and bans, penalties, temperature, then min-p, top-k, top-p.
+that what else is in the batch does not matter. Order as in vLLM: bias, bans, penalties, grammar, temperature, then min-p, top-k, top-p.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pdlab.real.engine.grammar import Matcher
 from pdlab.real.engine.messages import Sampling
 
 
@@ -27,12 +29,13 @@ class Row:
     made: int = 0
     output: dict[int, int] = field(default_factory=dict)
     prompt: tuple[int, ...] = ()
+    grammar: Matcher | None = None
 
     @property
     def plain(self) -> bool:
         """Does nothing alter its logits?"""
         s = self.sampling
-        return not (s.logit_bias or self.penalised or (self.made < s.min_tokens and self.stop_ids))
+        return not (s.logit_bias or self.penalised or self.grammar or (self.made < s.min_tokens and self.stop_ids))
 
     @property
     def penalised(self) -> bool:
@@ -43,6 +46,8 @@ class Row:
         self.made += 1
         if self.penalised:
             self.output[token] = self.output.get(token, 0) + 1
+        if self.grammar is not None:
+            self.grammar.count(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,11 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     raw = logits[wanted].log_softmax(-1) if wanted else None
     altered = [i for i, row in enumerate(rows) if not row.plain]
     if altered:
-        logits = logits.clone()
+        computed, logits = logits, logits.clone()
         for i in altered:
             _alter(logits[i], rows[i])
+        if constrained := [i for i in altered if rows[i].grammar is not None]:
+            logits[constrained] = _allowed(logits[constrained], computed[constrained], [rows[i] for i in constrained])
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if len(drawn) == len(rows):
         tokens: list[int] = _draw(logits, rows)
@@ -88,6 +95,20 @@ def _with_logprobs(raw: Tensor, token: int, count: int) -> Sampled:
     return Sampled(token, raw[token].item(), list(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
+def _allowed(logits: Tensor, computed: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Without what the rows' grammars do not allow next. Where bans leave nothing of what one allows (the end before `min_tokens`), it is
+    taken from the logits as they were `computed`. Both float32 [rows, vocab]."""
+    words = np.zeros((len(rows), -(-logits.shape[1] // 32)), np.int32)
+    for row, bits in zip(rows, words, strict=True):
+        assert row.grammar is not None
+        row.grammar.fill(bits)
+    allowed = np.unpackbits(words.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+    forbidden = torch.from_numpy(allowed == 0).to(logits.device)
+    left = logits.masked_fill(forbidden, -torch.inf)
+    nothing = left.amax(-1, keepdim=True) == -torch.inf
+    return torch.where(nothing, computed.masked_fill(forbidden, -torch.inf), left)
+
+
 def _alter(logits: Tensor, row: Row) -> None:
     s = row.sampling
     if s.logit_bias:
@@ -95,6 +116,8 @@ def _alter(logits: Tensor, row: Row) -> None:
         logits[ids] += torch.tensor(list(s.logit_bias.values()), device=logits.device)
     if row.made < s.min_tokens and row.stop_ids:
         logits[list(row.stop_ids)] = -torch.inf
+    if row.grammar is not None and s.ignore_eos:
+        logits[list(row.grammar.eos_ids)] = -torch.inf
     if s.repetition_penalty != 1.0:
         ids = torch.tensor(sorted({*row.prompt, *row.output}), device=logits.device)
         if len(ids):

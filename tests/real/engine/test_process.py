@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from pdlab.decisions import replay
 from pdlab.real.engine.client import EngineClient
-from pdlab.real.engine.messages import Sampling, Submit, Tokens
+from pdlab.real.engine.messages import Sampling, StructuredOutputs, Submit, Tokens, Vocabulary
 from pdlab.real.engine.options import EngineOptions
 from pdlab.types import UsageError
+from tests.real import served
 from tests.real.engine import tiny_models
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
@@ -157,3 +158,37 @@ def test_what_cannot_be_is_one_line(options: dict[str, object], says: str, tiny:
 def test_a_mistake_is_told_by_the_process_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--model .*/nowhere: no such folder or file"):
         asyncio.run(EngineClient.start(EngineOptions(model=str(tmp_path / "nowhere"))))
+
+
+def test_grammars_are_compiled_beside_the_steps(tmp_path: Path) -> None:
+    folder = served.make(tmp_path)
+    vocabulary = Vocabulary([bytes([byte]) for byte in range(256)] + [b"<eos>", b"<start>", b"<end>"], [256, 257, 258], (served.EOS,))
+    yes = StructuredOutputs(choice=("yes",))
+
+    async def main() -> None:
+        async with started(folder, eos_ids=(served.EOS,)) as client:
+            early = client.submit(Submit(0, [1, 2, 3], Sampling(max_tokens=5, structured=yes)))
+            assert "the vocabulary" in (await asyncio.wait_for(early.get(), 120)).error
+            reasons = await asyncio.gather(
+                client.compile(yes, vocabulary),
+                client.compile(StructuredOutputs(regex="("), vocabulary),
+                client.compile(StructuredOutputs(json="true"), vocabulary),
+            )
+            assert reasons[0] == reasons[2] == ""
+            assert "unclosed group" in reasons[1]
+            tokens, finish = await collect(client.submit(Submit(1, [1, 2, 3], Sampling(max_tokens=5, structured=yes))))
+            assert (bytes(tokens[:-1]), finish) == (b"yes", "stop")
+        assert await client.compile(yes, vocabulary) == "the engine was stopped"
+
+    asyncio.run(main())
+
+
+def test_a_vocabulary_without_an_end_is_told(tmp_path: Path) -> None:
+    folder = served.make(tmp_path)
+
+    async def main() -> None:
+        async with started(folder) as client:
+            endless = Vocabulary([bytes([byte]) for byte in range(256)], [], ())
+            assert "no end-of-sequence token" in await client.compile(StructuredOutputs(regex="a"), endless)
+
+    asyncio.run(main())
