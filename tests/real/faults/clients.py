@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 
+from pdlab.real.wire import TIMELINE_HEADER
 from tests.real.faults.cluster import NAME
 
 TIMEOUT = httpx.Timeout(130.0)
@@ -22,7 +25,8 @@ def body(prompt: list[int], max_tokens: int, **more: Any) -> dict[str, Any]:
 
 
 class Client:
-    """One request's stream. `error` is what the server said, `broken` that the connection did."""
+    """One request's stream. `error` is what the server said, `broken` that the connection did. Its times are `time.monotonic`'s; nan: not
+    yet. `timeline` is the router's own account of it, where that told one."""
 
     def __init__(self, prompt: list[int], expected: Sequence[int], **more: Any) -> None:
         self.prompt, self.expected, self.more = prompt, list(expected), more
@@ -33,9 +37,12 @@ class Client:
         self.broken = False
         self.done = False  # [DONE], or a whole answer that is an error
         self.task: asyncio.Task[None] | None = None
+        self.asked_s = self.first_s = self.ended_s = math.nan
+        self.timeline: dict[str, Any] = {}
         self._news = asyncio.Condition()
 
     def start(self, http: httpx.AsyncClient, url: str) -> Client:
+        self.asked_s = time.monotonic()
         self.task = asyncio.create_task(self._run(http, url))
         return self
 
@@ -65,7 +72,8 @@ class Client:
 
     async def _run(self, http: httpx.AsyncClient, url: str) -> None:
         try:
-            async with http.stream("POST", f"{url}/v1/completions", json=body(self.prompt, len(self.expected), **self.more)) as answer:
+            asked = body(self.prompt, len(self.expected), **self.more)
+            async with http.stream("POST", f"{url}/v1/completions", json=asked, headers={TIMELINE_HEADER: "1"}) as answer:
                 self.status = answer.status_code
                 if self.status != 200:
                     self.error, self.done = json.loads(await answer.aread())["error"], True
@@ -76,6 +84,7 @@ class Client:
         except httpx.TransportError:
             self.broken = True
         finally:
+            self.ended_s = time.monotonic()
             async with self._news:
                 self._news.notify_all()
 
@@ -86,8 +95,11 @@ class Client:
             return
         chunk = json.loads(line.removeprefix("data: "))
         self.error = chunk.get("error") or self.error
+        self.timeline = (chunk.get("pdlab") or {}).get("timeline") or self.timeline
         for choice in chunk.get("choices", []):
             self.tokens += choice.get("token_ids") or []
+            if self.tokens and math.isnan(self.first_s):
+                self.first_s = time.monotonic()
             self.finish = choice["finish_reason"] or self.finish
         async with self._news:
             self._news.notify_all()
