@@ -37,6 +37,11 @@ class Composed(Policy):
         self.tick_s = min(ticks, default=None)
         self.pairs = self.members["dispatch"].pairs or self.members["handoff"].pairs
 
+    @property
+    def rests(self) -> bool:  # type: ignore[override]
+        asked = [m for m in (self.members["resize"],) if type(m).resize is not Policy.resize]
+        return all(m.rests for m in (*asked, *self.observers))
+
     def __repr__(self) -> str:
         return f"Composed({', '.join(f'{hook}={member!r}' for hook, member in self.members.items())})"
 

@@ -34,6 +34,7 @@ class Policy:
 
     tick_s: float | None = None  # how often migrate and resize are asked; None is never
     pairs: bool = False  # choose the decode instance at dispatch time; it reserves blocks before prefill starts
+    rests: bool = False  # of one with resize or observe: with no request about, ticks and reports alone change nothing it does or remembers
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
         """Who prefills it. None keeps it queued; the router asks again when something has changed. The instance with the fewest queued

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from math import inf
+from math import ceil, inf
 
 from pdlab.cluster import Capacity, Cluster, Instance, Links, Running
 from pdlab.policy import Policy, Reject
@@ -122,6 +122,7 @@ class Router:
         self.transfers: deque[tuple[float, int]] = deque()
         self.policy_due_s = 0.0
         self.leads = True  # of several routers, this one resizes
+        self._minds_rest = self._acts_without_requests(policy)
         self._observes = type(policy).observe is not Policy.observe or getattr(policy, "observers", False)
         self._actions: list[Action] = []
         self._handlers: dict[type, Callable[..., None]] = {
@@ -144,6 +145,30 @@ class Router:
             Suspected: self._suspected,
             Tick: self._tick,
         }
+
+    @staticmethod
+    def _acts_without_requests(policy: Policy) -> bool:
+        """May the policy act or learn on a cluster at rest? Without requests there is nothing to place or to move."""
+        observes = type(policy).observe is not Policy.observe or bool(getattr(policy, "observers", False))
+        resizes = policy.tick_s is not None and getattr(policy.resize, "__func__", None) is not Policy.resize
+        return observes or resizes
+
+    @property
+    def rests(self) -> bool:
+        """Would ticks, and reports of no load, change nothing until something else happens? A world need not tell them then."""
+        policy_rests = self.policy.rests or not self._minds_rest
+        return policy_rests and not self.cluster.live and all(x.state in (READY, InstanceState.GONE) for x in self.cluster.instances)
+
+    @property
+    def policy_ticks(self) -> int:
+        """Every so many ticks the policy is asked for migrations and sizes; 1 where it never is."""
+        return ceil((self.policy.tick_s or self.tick_s) / self.tick_s - 1e-9)
+
+    def rested(self, *, reports_s: float = 0.0, ticks_s: float = 0.0) -> None:
+        """So many seconds of reports, or of ticks, are left out, as nothing was to be said."""
+        for instance in self.cluster.instances:
+            instance.heard_s += reports_s
+        self.policy_due_s += ticks_s
 
     def handle(self, event: AnyEvent, now: float) -> list[Action]:
         """Take in what happened at `now`; returns what to do about it, in order. `now` never goes back."""
@@ -519,7 +544,7 @@ class Router:
         if instance is None or instance.spec.incarnation != event.incarnation or instance.state is InstanceState.GONE:
             return
         instance.report = event
-        instance.heard_s = self.cluster.now
+        instance.heard_s = max(instance.heard_s, self.cluster.now)  # it may have been left out for a while: see `rested`
         unreported, taken_s = instance.unreported, event.taken_s
         while unreported and unreported[0][0] <= taken_s:
             _, prefill, decode = unreported.popleft()

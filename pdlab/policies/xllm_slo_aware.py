@@ -57,6 +57,7 @@ class PrefillBook:
 class XllmSloAware(Policy):
     tick_s: float | None = 0.5
     pairs: bool = True
+    rests = True
     min_flip_interval_s: float = 10.0
     switch_cost_s: float = 1.0
     as_found: bool = False
@@ -162,6 +163,7 @@ class XllmSloAware(Policy):
         self._books = {x: book for x, book in self._books.items() if book.shares_s}
         mixed = [x for x in ready if x.role is Role.MIXED]
         prefill = [x for x in ready if x.role is Role.PREFILL]
+        self.rests = bool(prefill or mixed)  # else a flip may be a matter of time
         decode = [x for x in ready if x.role is Role.DECODE]
         if mixed:
             if len(ready) < 2:

@@ -174,7 +174,8 @@ def _groups(samples: Samples, instance: np.ndarray[Any, np.dtype[np.int64]], rol
 
 
 def _thinned(t: Column, values: Column, edges: Column) -> tuple[Column, Column, Column, Column]:
-    """(time, mean, min, max) of the values in each stretch of time that has any."""
+    """(time, mean, min, max) of the values in each stretch of time from the first that has any; one without goes on with the value before,
+    since nothing is reported while nothing happens."""
     place = np.clip(np.searchsorted(edges, t, side="right") - 1, 0, len(edges) - 2)
     count = np.bincount(place, minlength=len(edges) - 1)
     held = count > 0
@@ -182,7 +183,12 @@ def _thinned(t: Column, values: Column, edges: Column) -> tuple[Column, Column, 
     low, high = np.full(len(edges) - 1, np.inf), np.full(len(edges) - 1, -np.inf)
     np.minimum.at(low, place, values)
     np.maximum.at(high, place, values)
-    return ((edges[:-1] + edges[1:]) / 2)[held], total[held] / count[held], low[held], high[held]
+    last = np.full(len(edges) - 1, -1)
+    last[place] = np.arange(len(values))  # of equal places the last one stays
+    before = values[np.maximum.accumulate(last)]
+    mean, low, high = (np.where(held, one, before) for one in (total / np.maximum(count, 1), low, high))
+    some = np.maximum.accumulate(held)
+    return ((edges[:-1] + edges[1:]) / 2)[some], mean[some], low[some], high[some]
 
 
 def _draw_timeline(figure: Figure | SubFigure, records: Records, requests: int) -> None:

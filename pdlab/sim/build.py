@@ -303,7 +303,7 @@ def _uses(made: World, experiment: Experiment, duration_s: float) -> list[Instan
                 decode_busy_s=decode_s,
                 up_s=sum(x.lived_s for x in lives),
                 kv_blocks=total,
-                kv_use_mean=float(own.mean()) if own.size else 0.0,
+                kv_use_mean=float(own.sum() / (own.size + sum(x.reports_at_rest for x in lives))) if own.size else 0.0,
                 kv_use_peak=max(x.peak_blocks for x in lives) / total,
                 requests=sum(x.requests for x in lives),
                 prefill_tokens=sum(x.prefill_tokens for x in lives),

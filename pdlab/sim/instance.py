@@ -115,6 +115,7 @@ class SimInstance:
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
         self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.switches = 0
+        self.reports_at_rest = 0  # that were not made, as there was no load
 
     # ------------------------------------------------------------ the loop
 
@@ -343,6 +344,11 @@ class SimInstance:
     def movable(self, seq: Sequence) -> bool:
         """Does it decode here now, or will from the next step on?"""
         return self.alive and self.scheduler.movable(seq)
+
+    @property
+    def rests(self) -> bool:
+        """Does it neither do nor hold anything?"""
+        return self.batch is None and not self.draining and not self.scheduler.pool.used and not self.scheduler.waiting
 
     # ------------------------------------------------------------ what it says of itself
 

@@ -110,6 +110,11 @@ class World:
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
         self._next_closed = 0
         self._arrival_callbacks: list[Callable[[Any], None]] = [self._arrival]
+        self._report_callbacks: list[Callable[[Any], None]] = [self._report]
+        self._tick_callbacks: list[Callable[[Any], None]] = [self._tick]
+        self._late_callbacks: list[Callable[[Any], None]] = [self._deliver_late]
+        self._stirred_s = 0.0  # when something was last seen to happen
+        self._seen = (0, 0, 0)  # by then: requests ended, instances retired, and there
         self._arrivals: Iterator[tuple[int, float, int, int]] = iter(())
         self._perform: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -164,8 +169,8 @@ class World:
         else:
             self._arrivals = self._open_arrivals()
             self._await_next()
-        After(self.env, self.report_period_s, [self._report])
-        After(self.env, self.router.tick_s, [self._tick])
+        After(self.env, self.report_period_s, self._report_callbacks)
+        After(self.env, self.router.tick_s, self._tick_callbacks)
         if self.ended < self.requests:
             self.env.run(until=self.finish)
         self._settle()
@@ -541,7 +546,31 @@ class World:
             self._deliver(instance, report)
         if self.on_progress is not None:
             self.on_progress(now, self.ended, self.requests)
-        After(self.env, self.report_period_s, [self._report])
+        periods = self._at_rest(now, self.report_period_s)
+        if periods > 1:
+            self.router.rested(reports_s=(periods - 1) * self.report_period_s)
+            for instance in self.instances.values():
+                if instance.alive:
+                    instance.reports_at_rest += periods - 1
+        After(self.env, periods * self.report_period_s, self._report_callbacks)
+
+    def _at_rest(self, now: float, period_s: float, step: int = 1) -> int:
+        """In how many periods, 1 plus a multiple of `step`, there is something to say again. While nobody does or holds anything, and
+        nothing has changed for a while, that is shortly before the next thing happens."""
+        settled_s = 2.0 * max(self.report_period_s + self.report_delay_s, self.router.policy_ticks * self.router.tick_s)
+        seen = self.ended, len(self.lifecycle.retired), len(self.instances)
+        if self.jobs or seen != self._seen or not self.router.rests or not self._all_rest(now):
+            self._seen, self._stirred_s = seen, now
+        if now - self._stirred_s < settled_s:
+            return 1
+        own = (self._report_callbacks, self._tick_callbacks, self._late_callbacks)
+        next_s = min((entry[0] for entry in self.env._queue if not any(entry[3].callbacks is mine for mine in own)), default=now)
+        return 1 + max(0, int((next_s - settled_s - now) / (step * period_s)) - 1) * step
+
+    def _all_rest(self, now: float) -> bool:
+        alive = [x for x in self.instances.values() if x.alive]
+        silent = any(self.silent_until_s.get(x.name, now) > now or self.late_until_s.get(x.name, (now, 0.0))[0] > now for x in alive)
+        return not silent and all(x.rests for x in alive)
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
         now, delay_s = self.env.now, self.report_delay_s
@@ -550,7 +579,7 @@ class World:
         if self.late_until_s and now < self.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
             delay_s += self.late_until_s[instance.name][1]
         if delay_s > 0.0:
-            After(self.env, delay_s, [self._deliver_late], report)
+            After(self.env, delay_s, self._late_callbacks, report)
         else:
             self.tell(report)
 
@@ -559,4 +588,8 @@ class World:
 
     def _tick(self, event: simpy.Event) -> None:
         self.tell(Tick())
-        After(self.env, self.router.tick_s, [self._tick])
+        tick_s, step = self.router.tick_s, self.router.policy_ticks
+        ticks = self._at_rest(self.env.now, tick_s, step)
+        if ticks > 1:
+            self.router.rested(ticks_s=(ticks - 1) * tick_s)
+        After(self.env, ticks * tick_s, self._tick_callbacks)

@@ -90,3 +90,13 @@ def test_one_request_can_be_drawn(made_run: Made) -> None:
     result = made_run(1)
     result.plot().savefig("/dev/null", format="png")
     figures.compared_distributions([("a", result.records), ("b", Records())], result.slo).savefig("/dev/null", format="png")
+
+
+def test_the_load_stays_what_it_was_while_nothing_is_reported() -> None:
+    samples = Samples(instances=["mixed-0"])
+    for t, running in ((0.0, 4), (1.0, 4), (2.0, 0), (999.0, 0), (1000.0, 6)):
+        samples.rows.extend((t, 0, 0, 0, running, 10 * running, running, 100))
+    assert len(samples) == 5
+    curve = figures.load(samples).get_axes()[1].get_lines()[0]
+    x, y = np.asarray(curve.get_xdata(), float), np.asarray(curve.get_ydata(), float)
+    assert len(x) > 3 and (y[(x > 250) & (x < 750)] == 0).all()
