@@ -8,7 +8,7 @@ always written, so a missing one is a mistake there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -33,10 +33,11 @@ STATED = frozenset(
     }
 )  # fmt: skip
 
-# What an unread key must not look like: heads, widths, experts, layers, windows, states.
+# What an unread key must not look like: a count of heads, experts or layers, a width, a window, a state.
 DECIDES = re.compile(
-    r"(^|_)(kv|gqa|mqa|heads?|experts?|moe|mlp|ffn?|feed|layers?|blocks?|hidden|intermediate|inner|window|chunk|sliding|ssm|mamba|conv|"
-    r"state|rank|lora|vocab|embd|embed(ding)?s?|dim|d|n|width|group|groups|topk|shared|tie|tied|width|widths|quantization|attn|attention)(_|$)"
+    r"(^|_)(kv|gqa|mqa|heads?|experts?|moe|mlp|ffn|feed_forward|layers?|hidden_size|hidden_dim|intermediate|window|chunk|sliding|ssm|mamba|"
+    r"conv|state|rank|lora|vocab|embedding_dim|embedding_size|dim|width|query_groups?|block_types?|block_configs?|attn_type|layer_type|"
+    r"multi_query|topk|top_k)(_|$)"
 )
 # Keys that look so, and decide none of our figures: what is computed with the same weights, training, vision, prediction heads.
 HARMLESS = re.compile(
@@ -156,11 +157,18 @@ class Keys:
             raise self.wrong(f" has a value of the wrong kind: {name} must be a mapping")
         return Keys(inner, self.defaults.get(name) or {}, f"{self.where}: {name}", nested=self.nested)
 
-    def ignored(self) -> list[str]:
-        """Keys that nobody asked for. Raises UsageError on one that looks as if it decided a figure."""
+    def ignored(self, unused: Collection[str] = ()) -> list[str]:
+        """Keys that nobody asked for. Raises UsageError on one that looks as if it decided a figure, and is not known to be `unused`."""
         unread = [k for k, v in self.config.items() if k not in self.read and v not in (None, [], {}, "")]
         for key in unread:
-            if key in NEVER or HARMLESS.search(key) or not isinstance(self.config[key], int | list | Mapping) or self.config[key] is False:
+            value = self.config[key]
+            if (
+                key in NEVER
+                or key in unused
+                or HARMLESS.search(key)
+                or isinstance(value, bool)
+                or not isinstance(value, int | list | Mapping)
+            ):
                 continue
             if DECIDES.search(key):
                 near = get_close_matches(key, sorted(self.read), n=1, cutoff=0.5)

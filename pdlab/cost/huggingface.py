@@ -109,7 +109,7 @@ def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Und
     keys.read.update(("quantization_config", "compression_config", "model_type", "architectures", "auto_map", "is_encoder_decoder"))
     made = BUILDERS[family.build](keys, family)
     positions = keys.whole(*POSITIONS, otherwise=0, least=0)
-    ignored = keys.ignored()
+    ignored = keys.ignored(family.unused)
     model = assemble(
         name=name,
         hidden=made.hidden,
