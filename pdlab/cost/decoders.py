@@ -41,7 +41,7 @@ def outer(keys: Keys, family: Family) -> Outer:
     positions = 0
     if family.learned_positions >= 0:
         positions = keys.whole(*POSITIONS) + family.learned_positions
-    tied = keys.flag("tie_word_embeddings", otherwise=family.tied)
+    tied = keys.flag("tie_word_embeddings", otherwise=family.tied or None)
     vocab = keys.whole("padded_vocab_size", otherwise=0) or keys.whole("vocab_size")
     keys.read.add("vocab_size")
     return Outer(vocab=vocab, tied=tied, positions=positions, embedding_dim=keys.whole("word_embed_proj_dim", otherwise=0))
