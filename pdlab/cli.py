@@ -26,6 +26,7 @@ from pdlab.real.bench.cli import bench
 from pdlab.real.calibrate.cli import calibrate
 from pdlab.real.validate_cli import validate
 from pdlab.report.compare_cli import compare
+from pdlab.report.models_cli import app as models
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:
@@ -467,19 +468,7 @@ def policies() -> None:
     out.print(table)
 
 
-@app.command()
-def models() -> None:
-    """The models known by name. Unverified figures were recalled, not read from a primary source."""
-    from pdlab.cost import model, model_names
-
-    table = _plain("model", "parameters", "layers", "KV per token", "formats", "", right=(1, 2, 3))
-    for name in model_names():
-        m = model(name)
-        kv = m.kv_bytes_per_token() / 1024
-        table.add_row(
-            name, f"{m.total_params / 1e9:.1f} B", str(m.layers), f"{kv:,.0f} KiB", m.weight_dtype, "" if m.verified else "unverified"
-        )
-    out.print(table)
+app.add_typer(models, name="models")
 
 
 @app.command()

@@ -383,7 +383,9 @@ class Experiment(Spec):
                 if chip.profile is not None:
                     chip.profile.check(served, row.tp)
                 if engine.kv_blocks is None:
-                    kv_capacity_tokens(served, chip, row.tp, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens)
+                    kv_capacity_tokens(
+                        served, chip, row.tp, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens, engine.max_seqs
+                    )
             except UsageError as error:
                 yield f"cluster.instances.{index}: {error}"
 

@@ -245,6 +245,36 @@ def test_what_is_known_by_name_is_listed(here: Path, capsys: pytest.CaptureFixtu
     assert there in run.out
 
 
+LLAMA_FP8 = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False, "max_position_embeddings": 131072, "rope_theta": 5e5,
+    "quantization_config": {"quant_method": "fp8", "modules_to_not_convert": ["lm_head"]},
+}  # fmt: skip
+
+
+def test_what_was_understood_of_a_config_is_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine").mkdir()
+    (here / "mine/config.json").write_text(json.dumps(LLAMA_FP8))
+    shown = Run(capsys, "models", "show", "mine")
+    assert shown.status == 0
+    for words in ("8.03 B, 8.03 B active", "9.08 GB", "mlp: 5.64 B, 5.64 GB in fp8", "head: 0.53 B, 1.05 GB in bf16", "128 KiB a token",
+                  "131,072 tokens", "32 heads, 8 of KV", "rope_theta"):  # fmt: skip
+        assert words in shown.out, words
+    figures = json.loads(Run(capsys, "models", "show", "mine/config.json", "--json").out)
+    assert figures["parameters"] == 8_029_995_008  # without norms
+    assert figures["weights_bytes"] == sum(part["bytes"] for part in figures["weights"])
+    assert (figures["kv_bytes_per_token"], figures["context_tokens"]) == (131072, 131072)
+
+
+def test_a_model_known_by_name_is_shown_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "models", "show", "deepseek-v3")
+    assert run.status == 0
+    assert "MLA: 128 heads" in run.out and "8 of 256" in run.out
+    assert Run(capsys, "models", "show", "deepseek-v33").status == 2
+    wrong = Run(capsys, "models", "show", "nowhere/config.json")
+    assert (wrong.status, wrong.err) == (2, "error: model config nowhere/config.json: No such file or directory\n")
+
+
 def test_figures_from_memory_are_marked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {line.split()[0]: line for line in Run(capsys, "hardware").out.splitlines()}
     assert rows["a10"].rstrip().endswith("unverified")

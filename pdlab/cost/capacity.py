@@ -42,9 +42,11 @@ def kv_capacity_tokens(
         enough = next((n for n in fits if _free_bytes(model, hardware, n, utilization, weight_dtype, batch_tokens, max_seqs) > 0), None)
         remedy = f"the smallest tp that fits is {enough}" if enough else "no larger tp fits: use a smaller model or number format"
         missing = max(0.1, -free * tp / 1e9)
+        states = max_seqs * model.state_bytes / 1e9
+        beside = f", {states:.1f} GB of {max_seqs} sequences' states" if states else ""
         raise UsageError(
             f"{model.name} in {weight_dtype} does not fit {tp} x {hardware.name}: {missing:.1f} GB missing "
-            f"({model.weights_bytes(weight_dtype) / 1e9:.1f} GB of weights); {remedy}"
+            f"({model.weights_bytes(weight_dtype) / 1e9:.1f} GB of weights{beside}); {remedy}"
         )
     return tokens
 

@@ -8,7 +8,7 @@ always written, so a missing one is a mistake there.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -28,15 +28,16 @@ STATED = frozenset(
         "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size", "n_embd",
         "n_layer", "n_head", "d_model", "n_layers", "n_heads", "num_layers", "num_heads", "ffn_dim", "moe_intermediate_size",
         "num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_experts_per_tok", "moe_topk", "moe_k", "head_dim",
-        "kv_lora_rank", "sliding_window", "shared_expert_intermediate_size", "shared_intermediate_size", "num_kv_heads",
+        "kv_lora_rank", "sliding_window", "shared_expert_intermediate_size", "shared_intermediate_size", "num_kv_heads", "expansion_ratio",
         "max_position_embeddings", "n_positions", "max_seq_len",
     }
 )  # fmt: skip
 
-# What an unread key must not look like: heads, widths, experts, layers, windows, states.
+# What an unread key must not look like: a count of heads, experts or layers, a width, a window, a state.
 DECIDES = re.compile(
-    r"(^|_)(kv|gqa|mqa|heads?|experts?|moe|mlp|ffn?|feed|layers?|blocks?|hidden|intermediate|inner|window|chunk|sliding|ssm|mamba|conv|"
-    r"state|rank|lora|vocab|embd|embed(ding)?s?|dim|d|n|width|group|groups|topk|shared|tie|tied|width|widths|quantization|attn|attention)(_|$)"
+    r"(^|_)(kv|gqa|mqa|heads?|experts?|moe|mlp|ffn|feed_forward|layers?|hidden_size|hidden_dim|intermediate|window|chunk|sliding|ssm|mamba|"
+    r"conv|state|rank|lora|vocab|embedding_dim|embedding_size|dim|width|query_groups?|block_types?|block_configs?|attn_type|layer_type|"
+    r"multi_query|topk|top_k)(_|$)"
 )
 # Keys that look so, and decide none of our figures: what is computed with the same weights, training, vision, prediction heads.
 HARMLESS = re.compile(
@@ -52,6 +53,7 @@ HARMLESS = re.compile(
     r"sink|thinker|talker|encoder|emb_fraction|embedding_fraction|lambda|deepstack|qkv_bias|ignore|block_size|overlap|allow_neg|"
     r"^attn_config$|^ffn_config$|full_attn_idxs|init$|multiple_of"
 )
+TIES = re.compile(r"^(un)?tied?_|_tied?_emb")
 NEVER = frozenset(
     {
         "n_ctx", "cross_attention_hidden_size", "head_dim", "qk_head_dim", "num_key_value_heads", "intermediate_size", "max_window_layers",
@@ -156,14 +158,18 @@ class Keys:
             raise self.wrong(f" has a value of the wrong kind: {name} must be a mapping")
         return Keys(inner, self.defaults.get(name) or {}, f"{self.where}: {name}", nested=self.nested)
 
-    def ignored(self) -> list[str]:
-        """Keys that nobody asked for. Raises UsageError on one that looks as if it decided a figure."""
+    def ignored(self, unused: Collection[str] = ()) -> list[str]:
+        """Keys that nobody asked for. Raises UsageError on one that looks as if it decided a figure, and is not known to be `unused`."""
         unread = [k for k, v in self.config.items() if k not in self.read and v not in (None, [], {}, "")]
         for key in unread:
-            if key in NEVER or HARMLESS.search(key) or not isinstance(self.config[key], int | list | Mapping) or self.config[key] is False:
-                continue
-            if DECIDES.search(key):
+            if key not in NEVER and key not in unused and _seems_to_decide(key, self.config[key]):
                 near = get_close_matches(key, sorted(self.read), n=1, cutoff=0.5)
                 meant = f", or spell it {near[0]!r} if that is meant" if near else ""
                 raise self.wrong(f" has {key!r}, which looks as if it decided a figure and is not known here: remove it{meant}")
         return sorted(unread)
+
+
+def _seems_to_decide(key: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return bool(TIES.search(key))
+    return isinstance(value, int | list | Mapping) and bool(DECIDES.search(key)) and not HARMLESS.search(key)

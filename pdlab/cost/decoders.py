@@ -26,6 +26,8 @@ def decoder(keys: Keys, family: Family) -> Decoder:
     """Softmax attention and a feed-forward in each layer."""
     layers, hidden = keys.whole(*LAYERS), keys.whole(*HIDDEN)
     like = attention(keys, hidden, family)
+    if not all(keys.get("attn_type_list") or ()):  # MiniMax's: 0 is linear attention
+        raise keys.wrong(f": attn_type_list has layers of linear attention, which model_type {keys.config.get('model_type')!r} has not")
     mixers = [replace(like, window=window) for window in windows(keys, family, layers)]
     return Decoder(hidden, stack(mixers, feed_forwards(keys, family, layers, hidden)), outer(keys, family))
 
@@ -39,7 +41,7 @@ def outer(keys: Keys, family: Family) -> Outer:
     positions = 0
     if family.learned_positions >= 0:
         positions = keys.whole(*POSITIONS) + family.learned_positions
-    tied = keys.flag("tie_word_embeddings", otherwise=family.tied)
+    tied = keys.flag("tie_word_embeddings", otherwise=family.tied or None)
     vocab = keys.whole("padded_vocab_size", otherwise=0) or keys.whole("vocab_size")
     keys.read.add("vocab_size")
     return Outer(vocab=vocab, tied=tied, positions=positions, embedding_dim=keys.whole("word_embed_proj_dim", otherwise=0))
@@ -98,12 +100,9 @@ def dense_widths(keys: Keys, family: Family, layers: int, hidden: int) -> list[i
 
 def moe_of(keys: Keys, experts: Experts, layers: int, gated: bool) -> list[Moe]:
     """Of each layer, if it has experts; lists of a number for each layer are allowed, as Hunyuan's are."""
-    multimodal = any(isinstance(keys.config.get(name), list) and len(keys.config[name]) == 2 for name in experts.count)
 
-    def each(names: tuple[str, ...], least: int = 1) -> list[int]:
-        if multimodal:
-            return [text_first(keys, names[0])] * layers
-        return keys.each(layers, *names, least=least)
+    def each(names: tuple[str, ...]) -> list[int]:
+        return [text_first(keys, names[0])] * layers if experts.layers == "ernie" else keys.each(layers, *names)
 
     counts, per_token, widths = each(experts.count), each(experts.per_token), each(experts.width)
     shared = [experts.shared_count * width for width in widths]

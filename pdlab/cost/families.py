@@ -43,6 +43,7 @@ class Family:
     mlp_halved: bool = False  # the key counts gate and up together
     learned_positions: int = -1  # rows beyond the context; -1: none
     build: str = "decoder"
+    unused: tuple[str, ...] = ()  # keys of its configs that look as if they decided a figure, and do not
     facts: Mapping[str, Any] = field(default_factory=dict)  # class defaults of models whose code is not in transformers
 
 
@@ -102,7 +103,7 @@ FAMILIES: dict[str, Family] = {
     "mpt": Family(gated=False, tied=True, build="mpt"),
     # Experts
     **dict.fromkeys(("mixtral", "phimoe"), Family(experts=MIXTRAL, windows="all")),
-    "minimax_m2": Family(experts=MIXTRAL),
+    "minimax_m2": Family(experts=MIXTRAL, unused=("mlp_intermediate_size", "shared_intermediate_size")),
     "granitemoe": Family(experts=MIXTRAL),
     "granitemoeshared": Family(
         experts=Experts(count=("num_local_experts",), width=("intermediate_size",), shared_width=("shared_intermediate_size",))
@@ -159,6 +160,7 @@ FAMILIES: dict[str, Family] = {
             ),
             build="hunyuan",
             facts={"num_shared_expert": 1},
+            unused=("org_vocab_size",),
         ),
     ),
     **dict.fromkeys(

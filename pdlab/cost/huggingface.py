@@ -25,6 +25,7 @@ from pdlab.cost.shapes import Model
 from pdlab.mistakes import nearest
 from pdlab.types import UsageError
 
+DTYPE = ("torch_dtype", "dtype")
 TEXT = ("text_config", "llm_config", "language_config", "thinker_config", "text_model_config")
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 WIDTHS = {"float32": "fp32", "float": "fp32", "float16": "bf16", "half": "bf16", "bfloat16": "bf16", "auto": "bf16"}
@@ -95,37 +96,43 @@ def _load(path: Path) -> dict[str, Any]:
     return config
 
 
-def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Understood:
-    text, nested = _text(config, where)
-    kind = _model_type(text, config, where, nested)
-    family = _family(kind, text, where)
-    keys = Keys(text, {**family.facts, **class_defaults().get(kind, {})}, where, nested=nested)
+def read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: bool = False) -> tuple[Decoder, Keys]:
+    """The layers of a config of this model_type, and which of its keys were read. `where` begins each message. Raises UsageError."""
+    family = _family(kind, where)
+    keys = Keys(config, {**family.facts, **class_defaults().get(kind, {})}, where, nested=nested)
     if keys.flag("is_encoder_decoder", otherwise=False):
         raise UsageError(
             f"{where}: model_type {kind!r} is an encoder-decoder, whose cross-attention's KV is not modelled: give a decoder's"
         )
-    width = keys.get("torch_dtype", "dtype")
+    keys.read.update(("quantization_config", "compression_config", "model_type", "architectures", "auto_map", *POSITIONS, *DTYPE))
+    read = BUILDERS[family.build](keys, family)
+    keys.ignored(family.unused)
+    return read, keys
+
+
+def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Understood:
+    text, nested = _text(config)
+    kind = _model_type(text, config, where, nested)
+    read, keys = read_layers(text, kind, where, nested=nested)
+    width = keys.get(*DTYPE)
     quantization = _quantization(keys, width, where)
-    keys.read.update(("quantization_config", "compression_config", "model_type", "architectures", "auto_map", "is_encoder_decoder"))
-    made = BUILDERS[family.build](keys, family)
-    positions = keys.whole(*POSITIONS, otherwise=0, least=0)
-    ignored = keys.ignored()
     model = assemble(
         name=name,
-        hidden=made.hidden,
-        layers=made.layers,
-        outer=made.outer,
+        hidden=read.hidden,
+        layers=read.layers,
+        outer=read.outer,
         quantization=quantization,
-        max_positions=positions,
+        max_positions=keys.whole(*POSITIONS, otherwise=0, least=0),
         source=source,
     )
     remarks = [*quantization.remarks, *(() if width else (SIXTEEN,))]
     if nested:
         remarks.append("of a model with more than text, only the text part is counted")
-    return Understood(model, kind, _in_words(quantization), keys.filled, tuple(ignored), tuple(remarks))
+    ignored = tuple(keys.ignored(FAMILIES[kind].unused))
+    return Understood(model, kind, _in_words(quantization), keys.filled, ignored, tuple(remarks))
 
 
-def _text(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], bool]:
+def _text(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     """The part that generates text, with what the whole says of all: ties, quantisation, dtype."""
     for key in TEXT:
         inner = config.get(key)
@@ -135,7 +142,7 @@ def _text(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], boo
                 for k in ("tie_word_embeddings", "quantization_config", "compression_config", "torch_dtype", "dtype")
                 if config.get(k) is not None
             }
-            deeper, _ = _text({**above, **{k: v for k, v in inner.items() if v is not None or k not in above}}, where)
+            deeper, _ = _text({**above, **{k: v for k, v in inner.items() if v is not None or k not in above}})
             return deeper, True
     return config, False
 
@@ -153,7 +160,7 @@ def _model_type(text: Mapping[str, Any], config: Mapping[str, Any], where: str, 
     return str(kind).lower()
 
 
-def _family(kind: str, text: Mapping[str, Any], where: str) -> Family:
+def _family(kind: str, where: str) -> Family:
     if kind in REFUSED:
         raise UsageError(f"{where}: model_type {kind!r} {REFUSED[kind]}: give a decoder's config")
     family = FAMILIES.get(kind)

@@ -80,6 +80,8 @@ def with_experts(keys: Keys, experts: Experts, layers: int) -> list[bool]:
     """Which layers have experts."""
     if experts.optional:
         count = keys.get(*experts.count)
+        if count is None and not any(keys.states(name) for name in experts.count):
+            raise keys.lacks(experts.count[0])
         if count is None or (isinstance(count, int) and count <= (1 if experts.layers == "period" else 0)):
             keys.read.update((*experts.per_token, *experts.width[:1], "first_k_dense_replace", "moe_layer_freq", *experts.shared))
             return [False] * layers

@@ -42,9 +42,12 @@ def names_of(module: str) -> list[str]:
     if not module.startswith("layers."):
         return [f"{prefix}{module}" for prefix in OUTER_PREFIXES]
     _, index, rest = module.split(".", 2)
-    others = [rest.replace(ours, theirs, 1) for ours, named in ALIASES if rest.startswith(ours) for theirs in named]
-    if rest != "mlp.gate":
-        others = [other for other in others if not other.startswith("mlp.router")]
+    others = [
+        rest.replace(ours, theirs, 1)
+        for ours, named in ALIASES
+        if rest == ours or (ours.endswith(".") and rest.startswith(ours))
+        for theirs in named
+    ]
     return [f"{prefix}layers.{index}.{name}" for name in (rest, *others) for prefix in PREFIXES]
 
 

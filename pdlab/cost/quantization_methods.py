@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pdlab.cost.dtypes import Format, plain
@@ -144,13 +145,14 @@ def _named_float(bits: int, nv: bool = False, only: frozenset[Part] | None = Non
     return read
 
 
+ALWAYS_ZEROS = ("gptq", "gptqmodel", "auto-gptq", "auto-round", "autoround", "metal", "sinq")  # symmetric or not, they are stored
+
+
 def _grouped(config: Config, wide: Format, method: str) -> Quantization:
     """GPTQ, AWQ, auto-round and others with bits and group_size, and other bits for some modules."""
     bits, group = _whole(config, "bits", "w_bit", "nbits", "num_bits"), _group(config)
     kind = str(config.get("data_type") or "int").lower()
-    zeros = method in ("gptq", "gptqmodel", "auto-round", "metal", "sinq") or bool(
-        config.get("zero_point", config.get("zero_points", True))
-    )
+    zeros = method in ALWAYS_ZEROS or bool(config.get("zero_point", config.get("zero_points", "awq" in method)))
     stored = _of_kind(kind, bits, group, zeros, _activations(config))
     rules = [*_left(config), *_dynamic(config, bits, group, zeros), *_extra(config, bits, group, zeros, kind)]
     return Quantization(method, stored, wide, tuple(rules), head=config.get("lm_head") is True or config.get("quant_lm_head") is True)
@@ -312,7 +314,8 @@ def _modelopt(config: Config, wide: Format, method: str) -> Quantization:
         if config.get("kv_cache_quant_algo") or config.get("kv_cache_scheme"):
             return Quantization(method, wide, wide, remarks=_kv(config))
         if config.get("config_groups"):
-            return _compressed_tensors({k: v for k, v in config.items() if k != "format"}, wide, method)
+            return replace(_compressed_tensors({k: v for k, v in config.items() if k != "format"}, wide, method), head=False)
+        raise Mistake("quantization_config of modelopt lacks 'quant_algo'")
     stored = _algorithm(algorithm, config)
     return Quantization(method, stored, wide, _left(config), remarks=_kv(config))
 

@@ -86,7 +86,9 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
             model_cost = cost.build(experiment.cost, model, chip, placement.tp, experiment.base_dir)
             blocks = engine.kv_blocks
             if blocks is None:
-                tokens = cost.kv_capacity_tokens(model, chip, placement.tp, engine.hbm_utilization, weights, kv, engine.max_batch_tokens)
+                tokens = cost.kv_capacity_tokens(
+                    model, chip, placement.tp, engine.hbm_utilization, weights, kv, engine.max_batch_tokens, engine.max_seqs
+                )
                 blocks = tokens // engine.block_tokens
             profiles = cost.profiles(model_cost, engine.max_batch_tokens, engine.max_seqs, blocks * engine.block_tokens)
             known[key] = (model_cost, blocks, profiles)
@@ -127,6 +129,7 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
         first_token=experiment.transfer.first_token,
         layers=model.layers,
         bytes_per_token=max(m.token_bytes for m in sending),
+        state_bytes=model.state_bytes,
         setup_s=max(m.overheads.handoff_s for m in members),
         ask_s=max(m.overheads.request_s for m in members),
         between_steps=any(m.profile is not None for m in members),

@@ -44,6 +44,7 @@ class TransferMode:
     first_token: str = "prefill"
     layers: int = 32
     bytes_per_token: float = 131072.0
+    state_bytes: float = 0.0  # of a sequence's recurrent layers, whatever its length
     setup_s: float = 0.0  # of each transfer, besides the path's
     ask_s: float = 0.0  # until the decode instance has heard that it shall pull
     between_steps: bool = False  # it begins to, when no step is under way
@@ -142,7 +143,7 @@ class Moves:
         assert job.p is not None and job.d is not None
         if not job.d.alive:
             return  # nobody knows yet; the router hears of it as Left
-        size = tokens * self.mode.bytes_per_token
+        size = tokens * self.mode.bytes_per_token + self.mode.state_bytes
         job.transfer_bytes += size
         job.transfer_start_s = self.world.env.now
         job.streaming = streaming
@@ -198,7 +199,7 @@ class Moves:
     def _copy(self, job: Job, tokens: int, *, last: bool) -> None:
         """Copy what has come since the last stage, up to `tokens` in all."""
         assert job.d is not None and job.target is not None
-        size = max(0, tokens - job.copied_tokens) * self.mode.bytes_per_token
+        size = max(0, tokens - job.copied_tokens) * self.mode.bytes_per_token + (self.mode.state_bytes if last else 0.0)
         job.copied_tokens = max(tokens, job.copied_tokens)
         job.stages += 1
         job.transfer_bytes += size

@@ -22,7 +22,8 @@ DEEPSEEK = H | MLA | {k: ROUTED[k] for k in ROUTED if "expert" in k or "group" i
 GPT = {"vocab_size": 3000, "n_embd": 512, "n_layer": 5, "n_head": 8, "n_positions": 700}
 MAMBA = {"mamba_n_heads": 16, "mamba_d_head": 64, "mamba_n_groups": 2, "mamba_d_state": 32, "mamba_d_conv": 4, "mamba_expand": 2}
 DELTA = {
-    "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 48, "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4
+    "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 48, "linear_value_head_dim": 64,
+    "linear_conv_kernel_dim": 4,
 }  # fmt: skip
 
 CASES = {
@@ -41,7 +42,9 @@ CASES = {
         "num_hidden_layers": 10, "intermediate_size": [1024] * 10, "num_kv_shared_layers": 4, "hidden_size_per_layer_input": 64,
         "vocab_size_per_layer_input": 2000, "laurel_rank": 16, "activation_sparsity_pattern": [0.0] * 10,
     },
-    "gemma4_text": DIM | {"num_hidden_layers": 12, "num_kv_shared_layers": 5, "hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": 2000},
+    "gemma4_text": DIM | {
+        "num_hidden_layers": 12, "num_kv_shared_layers": 5, "hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": 2000
+    },
     "cohere": KV,
     "cohere2": DIM,
     "olmo": KV,
@@ -133,7 +136,10 @@ CASES = {
         "ssm_state_size": 32, "n_routed_experts": 8, "moe_intermediate_size": 300, "moe_shared_expert_intermediate_size": 400,
     },
     "minimax": MIXTRAL | {"head_dim": 96, "layer_types": ["linear_attention", "full_attention"] * 3},
-    "kimi_linear": H | MLA | {"moe_intermediate_size": 160, "num_experts": 16, "num_experts_per_token": 4, "num_shared_experts": 1, "q_lora_rank": None, "pad_token_id": 0},
+    "kimi_linear": H | MLA | {
+        "moe_intermediate_size": 160, "num_experts": 16, "num_experts_per_token": 4, "num_shared_experts": 1, "q_lora_rank": None,
+        "pad_token_id": 0,
+    },
     "lfm2": KV | {"layer_types": ["conv", "conv", "full_attention"] * 2, "block_multiple_of": 64},
 }  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""What the engine must know of a model: a Hugging Face config.json of the Llama, Qwen2, Qwen3 or Mistral family, checked."""
+"""What the engine must know of a model: a Hugging Face config.json of the Llama, Qwen2, Qwen3 or Mistral family, checked.
+
+Shapes and windows are read as the simulator reads them (`pdlab.cost.huggingface`); norms, rotary positions and biases are the engine's.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 
 from pdlab.cost import model_names
 from pdlab.cost.catalogue import model as catalogue_model
+from pdlab.cost.huggingface import read_layers
+from pdlab.cost.layers import Softmax
 from pdlab.real.engine import gguf_file
 from pdlab.real.engine.options import EngineOptions
 from pdlab.types import UsageError
@@ -96,7 +101,7 @@ def of_catalogue(name: str) -> ModelConfig:
     """A model known by its shape only, for random weights; what the catalogue does not say is as Llama has it. Raises UsageError on experts
     and latent attention."""
     shape = catalogue_model(name)
-    if shape.experts or shape.kv_lora_rank or not shape.gated:
+    if shape.experts or shape.kv_lora_rank or shape.recurrence or not shape.gated:
         raise UsageError(f"model {name}: only dense models of the families {', '.join(FAMILIES)} run here")
     family = next((f for f in FAMILIES if name.startswith(f)), "llama")
     return ModelConfig(
@@ -138,10 +143,11 @@ def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
             raise UsageError(f"model file {source}: {key} must be a positive number, not {value!r}")
         return value
 
-    hidden, heads = int(number("hidden_size")), int(number("num_attention_heads"))
-    kv_heads = int(number("num_key_value_heads", heads))
-    layers = int(number("num_hidden_layers"))
-    head_dim = int(number("head_dim", hidden // heads))
+    for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"):
+        number(key)
+    read, _ = read_layers(config, family, f"model file {source}")
+    mixers = [mixer for layer in read.layers for mixer in layer.mixers if isinstance(mixer, Softmax)]
+    heads, kv_heads, head_dim = mixers[0].heads, mixers[0].kv_heads, mixers[0].head_dim
     if heads % kv_heads:
         raise UsageError(f"model file {source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     if head_dim % 2:
@@ -154,44 +160,29 @@ def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
             f"model file {source}: weights quantised with {config['quantization_config'].get('quant_method', '?')} are not supported; "
             "load the original weights, with --quantization wint8 or wint4"
         )
-    max_positions = int(number("max_position_embeddings", 2048))
+    max_positions = int(number("max_position_embeddings"))
     attention_bias = bool(config.get("attention_bias", family == "qwen2"))
     return ModelConfig(
         name=name,
         family=family,
-        layers=layers,
-        hidden=hidden,
+        layers=len(read.layers),
+        hidden=read.hidden,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         ffn=int(number("intermediate_size")),
-        vocab=int(number("vocab_size")),
+        vocab=read.outer.vocab,
         max_positions=max_positions,
         norm_eps=float(number("rms_norm_eps", 1e-6)),
         rope=_rope(config, max_positions, source),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=read.outer.tied,
         qkv_bias=True if family == "qwen2" else attention_bias,
         out_bias=attention_bias and family in ("llama", "qwen3"),
         mlp_bias=bool(config.get("mlp_bias", False)),
         qk_norm=family == "qwen3",
-        windows=_windows(config, family, layers),
+        windows=tuple(mixer.window for mixer in mixers),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
     )
-
-
-def _windows(config: Mapping[str, Any], family: str, layers: int) -> tuple[int, ...]:
-    window = int(config.get("sliding_window") or 0)
-    types = config.get("layer_types")
-    if not window or family == "llama":
-        return (0,) * layers
-    if types:
-        return tuple(window if kind == "sliding_attention" else 0 for kind in types[:layers])
-    if family == "mistral":
-        return (window,) * layers
-    if not config.get("use_sliding_window"):
-        return (0,) * layers
-    first = int(config.get("max_window_layers", layers))
-    return tuple(window if layer >= first else 0 for layer in range(layers))
 
 
 def _rope(config: Mapping[str, Any], max_positions: int, source: str) -> RopeConfig:
