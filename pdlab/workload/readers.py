@@ -30,7 +30,7 @@ import numpy as np
 from pdlab.types import UsageError
 from pdlab.workload import generic, guidellm, mooncake, vllm_log
 from pdlab.workload.base import Workload
-from pdlab.workload.columns import FORMS, LABELS, REQUIRED, Form, Wanted, form_of, known_columns
+from pdlab.workload.columns import FORMS, LABELS, REQUIRED, TURNS, Form, Wanted, form_of, known_columns
 from pdlab.workload.hash_unit import HashUnit
 from pdlab.workload.requests import OPTIONAL, Requests, by_arrival
 from pdlab.workload.rows import Layout, Row, Table, collect, delimiter, json_document, json_lines, json_rows, missing
@@ -140,9 +140,10 @@ def _of_csv(
             return vllm_log.read(file, chain(log, lines), limit, wanted)
         file.line = header
     columns = _columns(file, names, names, form, wanted)
-    if "delay_s" not in columns:
-        columns.pop("session_id", None)  # turns with times of their own
     table = Table(file, lines, first)
+    lower = {name.lower() for name in names}
+    columns = {role: name for role, name in columns.items() if role in (*REQUIRED, *wanted.columns) or name.lower() in lower}
+    _pair(file, columns, wanted)
     return _by_columns(file, form, columns, limit, wanted, table.rows, names=table.columns)
 
 
@@ -164,6 +165,7 @@ def _of_json(
     columns = _columns(file, names, paths, form, wanted)
     if form is None and "session_id" in columns:
         columns.setdefault("delay_s", "delay")  # the first turn has none
+    _pair(file, columns, wanted)
     return _by_columns(file, form, columns, limit, wanted, lambda layout: json_rows(file, chain((entry,), entries), layout), names=names)
 
 
@@ -215,6 +217,15 @@ def _columns(file: TextFile, names: Sequence[str], paths: Sequence[str], form: F
         elif role not in columns:
             raise _unknown(file, role, columns, paths)
     return columns
+
+
+def _pair(file: TextFile, columns: dict[str, str], wanted: Wanted) -> None:
+    """Sessions without delays are of turns with times of their own, and delays without sessions of something else."""
+    if len(alone := set(TURNS) & set(columns)) == 1:
+        role = alone.pop()
+        if role in wanted.columns:
+            raise UsageError(f"{file.path}: columns.{role}: {' and '.join(TURNS)} go together; there is only one of them")
+        del columns[role]
 
 
 def _unknown(file: TextFile, role: str, columns: dict[str, str], names: Sequence[str]) -> UsageError:

@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from pdlab.types import UsageError
 from pdlab.workload.columns import Wanted
 from pdlab.workload.requests import Requests, by_arrival
@@ -89,7 +91,9 @@ def read(file: TextFile, lines: Iterator[str], limit: int | None, wanted: Wanted
 
 def _told(fields: dict[str, Any], logged: Sequence[_Logged], limit: int | None) -> dict[str, Any]:
     """The first `limit` requests, times from the first on, and what is to be known of the rest."""
-    dropped, notes = fields["dropped"], ["times in the log are whole seconds: requests of one second come at once"]
+    dropped, notes = fields["dropped"], []
+    if not np.any(fields["arrival_s"] % 1):
+        notes.append("times in the log are whole seconds: requests of one second come at once")
     if dropped:
         notes.append(f"{dropped} of {len(logged)} requests dropped: the log does not say how long their prompt or output was")
     lengths = [len(one.prompt) for one in logged if one.prompt]
@@ -104,7 +108,7 @@ def _told(fields: dict[str, Any], logged: Sequence[_Logged], limit: int | None) 
 
 def _reading(by_limit: bool, unit: int) -> str:
     output = "max_tokens, the limit" if by_limit else "output_token_ids, or max_tokens with ignore_eos"
-    return f"vllm: arrival_s in whole seconds, prompt_tokens prompt_token_ids, output_tokens {output}, prefixes of {unit} tokens each"
+    return f"vllm: arrival_s the lines' times, prompt_tokens prompt_token_ids, output_tokens {output}, prefixes of {unit} tokens each"
 
 
 def _logged(lines: Iterator[str]) -> dict[str, _Logged]:
