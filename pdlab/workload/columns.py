@@ -18,8 +18,9 @@ from pdlab.workload.times import Unit, named_unit
 REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 LABELS = ("priority", "ttft_slo_s", "tpot_slo_s", "n", "best_of")
 TURNS = ("session_id", "delay_s")
-ROLES = (*REQUIRED, "hash_ids", *TURNS, *LABELS)
-"""What a column can be; `after` and `hash_tokens` are of pdlab's own format."""
+ROLES = (*REQUIRED, "gap_s", "hash_ids", *TURNS, *LABELS)
+"""What a column can be; `gap_s`, the time since the row above, takes arrival_s' place; `after` and `hash_tokens` are of pdlab's own
+format."""
 
 # What is known by itself. Of several columns, those of an earlier row are meant; two of one row are for the user to choose from.
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -34,8 +35,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
         "inputtokens numprefilltokens numprompttokens numinputtokens contexttokens prefilltokens requesttokens prompttokencount "
         "inputtokencount tokensprompt tokensin nprompttokens ninputtokens promptntokens inputntokens prompttoken inputtoken querytokens "
         "requestnumprefilltokens numtokensprompt numtokensinput",
-        "promptlen promptlength inputlen inputlength prefilllen prefilllength promptsize prefillsize inputsize inputsequencelength isl "
-        "inputseqlen promptseqlen prompttokenslen",
+        "promptlen promptlength inputlen inputlength prefilllen prefilllength promptsize promptsizes prefillsize inputsize "
+        "inputsequencelength isl inputseqlen promptseqlen prompttokenslen",
     ),
     "output_tokens": (
         "outputtokens",
@@ -44,8 +45,10 @@ _ALIASES: dict[str, tuple[str, ...]] = {
         "generatedtokencount candidatestokencount tokenscompletion tokensout noutputtokens ncompletiontokens ngeneratedtokens "
         "outputtoken completiontoken gentokens requestnumdecodetokens numtokensoutput",
         "outputlen outputlength completionlen completionlength responselen responselength decodelen decodelength generationlen "
-        "generationlength generatedlen generatedlength genlen outputsize decodesize tokensize outputsequencelength osl outputseqlen",
+        "generationlength generatedlen generatedlength genlen outputsize decodesize tokensize tokensizes outputsequencelength "
+        "osl outputseqlen",
     ),
+    "gap_s": ("interarrivaltime interarrivaldelay interarrival interarrivals requestinterarrivaldelay",),
     "hash_ids": ("hashids blockhashes blockids prefixhashes",),
     "session_id": ("sessionid session conversationid",),
     "delay_s": ("delay thinktime",),

@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pdlab.types import UsageError
 from pdlab.workload import generic, guidellm, mooncake, vllm_log
@@ -39,7 +40,7 @@ from pdlab.workload.times import PER_S, Clock, named_unit
 
 FORMATS = (*FORMS, "vllm", "generic", "table")
 _COLUMNS = frozenset({"arrival_s", "prompt_tokens", "output_tokens", "hashes", *OPTIONAL})
-_LONG_GAP_S = 100.0  # seconds between requests that may be milliseconds
+_LONG_GAP_S, _SHORT_GAP_S = 100.0, 0.005  # seconds between requests that may be milliseconds, and milliseconds that may be seconds
 
 
 def load(
@@ -211,7 +212,11 @@ def _columns(file: TextFile, names: Sequence[str], paths: Sequence[str], form: F
         if name.lower() not in lower and role in REQUIRED:
             raise missing(file, name, paths)
         columns[role] = lower.get(name.lower(), name)
+    if "gap_s" in columns:
+        columns.pop("arrival_s" if "gap_s" in wanted.columns else "gap_s" if "arrival_s" in columns else "", None)
     for role in REQUIRED:
+        if role == "arrival_s" and "gap_s" in columns:
+            continue
         if role in wanted.replaced and columns.get(role, "").lower() not in lower:
             columns.pop(role, None)
         elif role not in columns:
@@ -260,7 +265,8 @@ def _by_columns(
     unit_s = wanted.time_unit or named_unit(columns.get("arrival_s", ""))[1]
     clock = Clock(unit_s, times)
     delay_unit = named_unit(columns.get("delay_s", ""))[1] or unit_s or times
-    layout = Layout(columns, clock, PER_S[delay_unit], failures=form is not None and form.failures)
+    gap_unit = named_unit(columns.get("gap_s", ""))[1] or wanted.time_unit or "s"
+    layout = Layout(columns, clock, PER_S[delay_unit], PER_S[gap_unit], failures=form is not None and form.failures)
     shuffled = form is not None and form.shuffled
     in_steps = form is FORMS["mooncake"] and wanted.hash_tokens in (None, 512)
     unit = None
@@ -282,7 +288,7 @@ def _by_columns(
             notes.append(mooncake.NOTE)
     for role in set(wanted.columns) & set(LABELS) - set(fields):
         raise UsageError(f"{file.path}: columns.{role}: no row has {columns[role]}")
-    reading = _reading(form.name if form else "table", columns, clock, delay_unit, fields)
+    reading = _reading(form.name if form else "table", columns, clock, {"gap_s": gap_unit, "delay_s": delay_unit}, fields)
     return _ended(by_arrival(fields), notes, limit) | {"reading": reading}
 
 
@@ -298,18 +304,26 @@ def _ended(fields: dict[str, Any], notes: list[str], limit: int | None) -> dict[
     return fields | {"notes": tuple(notes)}
 
 
-def _reading(name: str, columns: dict[str, str], clock: Clock, delay_unit: str, fields: dict[str, Any]) -> str:
+def _reading(name: str, columns: dict[str, str], clock: Clock, units: dict[str, str], fields: dict[str, Any]) -> str:
     """What was understood, in one line."""
     said = [f"{role} {columns[role]}" for role in REQUIRED[1:] if role in columns]
     if "arrival_s" in columns:
-        times_s = fields["arrival_s"]
-        gap_s = (times_s[-1] - times_s[0]) / len(times_s) if len(times_s) else 0.0
-        guess = name == "table" and clock.said == "s" and gap_s > _LONG_GAP_S and not named_unit(columns["arrival_s"])[1]
-        hint = "; time_unit: ms if they are milliseconds" if guess and not np.any(times_s % 1) else ""
-        said.insert(0, f"arrival_s {columns['arrival_s']} ({clock.said}{hint})")
+        said.insert(0, f"arrival_s {columns['arrival_s']} ({clock.said}{_doubt(columns['arrival_s'], clock, fields['arrival_s'])})")
+    elif "gap_s" in columns:
+        said.insert(0, f"gap_s {columns['gap_s']} ({units['gap_s']} since the row above)")
     if fields.get("hashes") is not None:
         said.append(f"{columns['hash_ids']} of {fields['hash_tokens']} tokens each")
     if "after" in fields:
-        said.append(f"{columns['delay_s']} ({delay_unit}) after the answer before, by {columns['session_id']}")
+        said.append(f"{columns['delay_s']} ({units['delay_s']}) after the answer before, by {columns['session_id']}")
     said += [f"{role} {name}" for role, name in columns.items() if role in LABELS]
     return f"{name}: {', '.join(said)}"
+
+
+def _doubt(column: str, clock: Clock, times_s: NDArray[np.float64]) -> str:
+    """What to say where times from a start may be of another unit than the usual one of their format."""
+    if named_unit(column)[1] or len(times_s) < 2 or clock.chosen:
+        return ""
+    gap_s = float(times_s.max() - times_s.min()) / (len(times_s) - 1)
+    if clock.said == "s" and gap_s > _LONG_GAP_S and not np.any(times_s % 1):
+        return "; time_unit: ms if they are milliseconds"
+    return "; time_unit: s if they are seconds" if clock.said == "ms" and 0.0 < gap_s < _SHORT_GAP_S else ""

@@ -51,11 +51,13 @@ class Row(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where things stand in a file. `columns`: role to the file's name, of the roles of `columns.ROLES`, `after` and `hash_tokens`; a
-    required role that has none is replaced later. `delay_per_s`: of the file's delays; `failures`: rows without lengths are such."""
+    required role that has none is replaced later. `delay_per_s`, `gap_per_s`: of the file's delays, and of its times since the row above;
+    `failures`: rows without lengths are such."""
 
     columns: Mapping[str, str]
     clock: Clock | Seconds
     delay_per_s: float = 1.0
+    gap_per_s: float = 1.0
     failures: bool = False
 
     @property
@@ -122,23 +124,26 @@ class Table:
         place = {role: self.find(name) for role, name in layout.columns.items()}
         arrival, prompt, output = (place.get(role) for role in ("arrival_s", "prompt_tokens", "output_tokens"))
         clock, plain = layout.clock, len(place) == 3 and None not in (arrival, prompt, output)
+        passed_s = 0.0
         for cells in self.cells():
             try:
                 if plain:
                     yield Row(clock(cells[arrival]), whole(cells[prompt]), whole(cells[output]))  # type: ignore[index]
-                else:
-                    yield self._row(cells, place, layout)
+                    continue
+                if "gap_s" in place:
+                    passed_s += real(cells[place["gap_s"]].strip() or "0") / layout.gap_per_s
+                yield self._row(cells, place, layout, passed_s)
             except (ValueError, OverflowError):
                 raise self._refused(cells, place, layout) from None
 
-    def _row(self, cells: Sequence[str], place: Mapping[str, int], layout: Layout) -> Row:
+    def _row(self, cells: Sequence[str], place: Mapping[str, int], layout: Layout, passed_s: float) -> Row:
         there = {role: text for role, index in place.items() if (text := cells[index].strip()) or role in _NEVER_EMPTY}
         delay = there.get("delay_s")
         arrival = there.get("arrival_s", None if "arrival_s" in place else "0")
         if arrival is None and delay is None:
             raise ValueError("no time")
         return Row(
-            None if arrival is None else layout.clock(arrival) if "arrival_s" in place else 0.0,
+            None if arrival is None else layout.clock(arrival) if "arrival_s" in place else passed_s,
             whole(there["prompt_tokens"]) if "prompt_tokens" in place else 1,
             whole(there["output_tokens"]) if "output_tokens" in place else 1,
             ids(there.get("hash_ids", "")),
@@ -199,6 +204,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "hash_ids": ids,
     "session_id": text_of,
     "delay_s": real,
+    "gap_s": real,
     **{name: real if math.isnan(column.default) else whole for name, column in OPTIONAL.items()},
 }
 
@@ -233,11 +239,14 @@ def json_rows(file: TextFile, objects: Iterator[dict[str, Any]], layout: Layout)
     """Raises UsageError."""
     values = _Values(file, layout)
     labels = [role for role in OPTIONAL if role in layout.columns]
+    passed_s = 0.0
     shares, turns, units = (role in layout.columns for role in ("hash_ids", "session_id", "hash_tokens"))
     for entry in objects:
         values.entry = entry
         delay = values.number("delay_s") if layout.turns else None
-        time = values.get("arrival_s") if "arrival_s" in layout.columns else 0.0
+        if "gap_s" in layout.columns:
+            passed_s += (values.number("gap_s") or 0.0) / layout.gap_per_s
+        time = values.get("arrival_s") if "arrival_s" in layout.columns else passed_s
         session = values.get("session_id") if turns else None
         yield Row(
             None if time is None and (delay is not None or session is not None) else values.time(time),
@@ -309,7 +318,7 @@ class _Values:
         if value is None:
             raise self._lacking("arrival_s")
         if "arrival_s" not in self._layout.columns:
-            return 0.0
+            return float(value)
         try:
             if isinstance(value, (str, int, float)):
                 return self._layout.clock(value)
