@@ -324,6 +324,6 @@ def _doubt(column: str, clock: Clock, times_s: NDArray[np.float64]) -> str:
     if named_unit(column)[1] or len(times_s) < 2 or clock.chosen:
         return ""
     gap_s = float(times_s.max() - times_s.min()) / (len(times_s) - 1)
-    if clock.said == "s" and gap_s > _LONG_GAP_S and not np.any(times_s % 1):
+    if clock.said == "relative s" and gap_s > _LONG_GAP_S and not np.any(times_s % 1):
         return "; time_unit: ms if they are milliseconds"
-    return "; time_unit: s if they are seconds" if clock.said == "ms" and 0.0 < gap_s < _SHORT_GAP_S else ""
+    return "; time_unit: s if they are seconds" if clock.said == "relative ms" and 0.0 < gap_s < _SHORT_GAP_S else ""

@@ -75,7 +75,7 @@ class Clock:
         since_1970 = named is not None and unit == named
         self.unit, self._per_s = unit, PER_S[unit]
         self._origin = number if since_1970 else 0
-        self.said = f"{unit} since 1970" if since_1970 else f"{unit}"
+        self.said = f"{'epoch' if since_1970 else 'relative'} {unit}"
 
     def _since(self, text: str) -> float:
         """A date and time. What stands around the seconds is looked up: a year of rows has half a million minutes."""

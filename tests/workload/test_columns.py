@@ -86,16 +86,16 @@ def test_the_user_says_what_is_what(read: Read, tmp_path: Path) -> None:
     workload = read(text, columns=columns, time_unit="ms")
     assert workload.priority is not None
     assert (rows(workload), workload.priority.tolist()) == (TWO, [1, 0])
-    assert workload.reading == "table: arrival_s when (ms), prompt_tokens in, output_tokens out, priority rank"
+    assert workload.reading == "table: arrival_s when (relative ms), prompt_tokens in, output_tokens out, priority rank"
     spec = WorkloadSpec.model_validate({"source": "my.csv", "columns": columns, "time_unit": "ms"})
     assert rows(build(spec, 0, tmp_path)) == TWO
     said = "arrival_s=when,prompt_tokens=in"
     arguments = ["convert", str(tmp_path / "my.csv"), str(tmp_path / "out.csv"), "--columns", said, "--columns", "output_tokens=out"]
     result = CliRunner().invoke(app, [*arguments, "--time-unit", "ms"])
-    assert "read as table: arrival_s when (ms)" in result.output
+    assert "read as table: arrival_s when (relative ms)" in result.output
     assert rows(load(tmp_path / "out.csv")) == TWO
     figures = CliRunner().invoke(app, ["stats", str(tmp_path / "my.csv"), "--columns", f"{said},output_tokens=out", "--json"]).output
-    assert json.loads(figures)["reading"].startswith("table: arrival_s when (s; time_unit: ms if they are milliseconds)")
+    assert json.loads(figures)["reading"].startswith("table: arrival_s when (relative s; time_unit: ms if they are milliseconds)")
 
 
 def test_a_unit_in_the_name_is_the_times_unit(read: Read) -> None:

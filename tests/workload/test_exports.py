@@ -25,7 +25,7 @@ def test_splitwise_sims_traces(tmp_path: Path) -> None:
     path.write_text(head + "0,2,0,0.1,1,100,20\n1,2,0,0.4,1,200,30\n")
     workload = load(path)
     assert rows(workload) == [(0.0, 100, 20), (0.3, 200, 30)]
-    assert workload.reading == "splitwise: arrival_s arrival_timestamp (s), prompt_tokens prompt_size, output_tokens token_size"
+    assert workload.reading == "splitwise: arrival_s arrival_timestamp (relative s), prompt_tokens prompt_size, output_tokens token_size"
 
 
 def test_vidurs_measurements_and_splitwise_sims_which_have_no_times(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_aiperfs_records_which_stand_in_the_order_of_their_ends(tmp_path: Path) 
     workload = load(path)
     assert rows(workload) == [(0.0, 100, 20), (1.5, 200, 30), (2.0, 7, 8)]
     assert workload.dropped == 1
-    assert workload.reading.startswith("aiperf: arrival_s metadata.request_start_ns (ns since 1970)")
+    assert workload.reading.startswith("aiperf: arrival_s metadata.request_start_ns (epoch ns)")
     assert rows(load(path, requests=2)) == rows(workload)[:2]
     path.write_text(record(start_ns, 100, 20).replace('"value": 100', '"value": "x"'))
     with pytest.raises(UsageError, match=r"line 1, column metrics\.input_sequence_length\.value: must be a whole number, not text"):
