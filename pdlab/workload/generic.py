@@ -18,8 +18,10 @@ from typing import Any
 
 from pdlab.types import UsageError
 from pdlab.workload.columns import REQUIRED
+from pdlab.workload.csv_rows import Table
+from pdlab.workload.json_rows import json_lines, json_rows
 from pdlab.workload.requests import OPTIONAL, Requests
-from pdlab.workload.rows import Layout, Row, Table, json_lines, json_rows
+from pdlab.workload.rows import Layout, Row
 from pdlab.workload.text import TextFile
 from pdlab.workload.times import Seconds
 

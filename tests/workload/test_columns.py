@@ -184,12 +184,14 @@ def test_keys_that_would_be_for_nothing_are_refused(keys: dict[str, object], sai
         WorkloadSpec.model_validate(keys)
 
 
-def test_columns_that_are_not_there_and_words_that_are_no_columns(read: Read) -> None:
+def test_columns_that_are_not_there_and_words_that_are_no_columns(read: Read, tmp_path: Path) -> None:
     text = "ts,input_tokens,output_tokens\n0,100,20\n"
     with pytest.raises(UsageError, match=r"column in: is missing"):
         read(text, columns={"prompt_tokens": "in"})
     with pytest.raises(UsageError, match=r"column rank: is missing"):
         read(text, columns={"priority": "rank"})
+    with pytest.raises(UsageError, match="the format generic has columns and units of its own"):
+        load(tmp_path / "my.csv", format="generic", wanted=Wanted({"arrival_s": "ts"}))
     with pytest.raises(UsageError, match=r"columns\.delay_s: session_id and delay_s go together"):
         read("ts,input_tokens,output_tokens,wait\n0,1,1,2\n", columns={"delay_s": "wait"})
     assert len(read("ts,input_tokens,output_tokens,delay\n0,1,1,2\n")) == 1, "a delay of something else"
