@@ -10,16 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
-from pdlab.mistakes import nearest
 from pdlab.types import UsageError
 from pdlab.workload.times import Unit, named_unit
 
 REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 LABELS = ("priority", "ttft_slo_s", "tpot_slo_s", "n", "best_of")
 TURNS = ("session_id", "delay_s")
-ROLES = (*REQUIRED, "hash_ids", *TURNS, *LABELS)
-"""What a column can be; `after` and `hash_tokens` are of pdlab's own format."""
+ROLES = (*REQUIRED, "gap_s", "hash_ids", *TURNS, *LABELS)
+"""What a column can be; `gap_s`, the time since the row above, takes arrival_s' place; `after` and `hash_tokens` are of pdlab's own
+format."""
 
 # What is known by itself. Of several columns, those of an earlier row are meant; two of one row are for the user to choose from.
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -30,19 +31,24 @@ _ALIASES: dict[str, tuple[str, ...]] = {
         "timestamp ts time datetime date timestamps times t",
     ),
     "prompt_tokens": (
-        "prompttokens inputtokens numprefilltokens numprompttokens numinputtokens contexttokens prefilltokens requesttokens "
-        "promptlen promptlength inputlen inputlength prefilllen prefilllength promptsize prefillsize inputsize inputsequencelength "
-        "isl prompttokencount inputtokencount tokensprompt tokensin nprompttokens ninputtokens promptntokens inputntokens prompttoken "
-        "inputtoken requestnumprefilltokens numtokensprompt numtokensinput inputseqlen promptseqlen prompttokenslen querytokens",
+        "prompttokens",
+        "inputtokens numprefilltokens numprompttokens numinputtokens contexttokens prefilltokens requesttokens prompttokencount "
+        "inputtokencount tokensprompt tokensin nprompttokens ninputtokens promptntokens inputntokens prompttoken inputtoken querytokens "
+        "requestnumprefilltokens numtokensprompt numtokensinput",
+        "promptlen promptlength inputlen inputlength prefilllen prefilllength promptsize promptsizes prefillsize inputsize "
+        "inputsequencelength isl inputseqlen promptseqlen prompttokenslen",
     ),
     "output_tokens": (
-        "outputtokens completiontokens generatedtokens numdecodetokens numoutputtokens numcompletiontokens numgeneratedtokens "
-        "decodetokens responsetokens outputlen outputlength completionlen completionlength responselen responselength decodelen "
-        "decodelength generationlen generationlength generatedlen generatedlength genlen outputsize decodesize tokensize "
-        "outputsequencelength osl outputtokencount completiontokencount candidatestokencount tokenscompletion tokensout "
-        "noutputtokens ncompletiontokens ngeneratedtokens outputtoken completiontoken generationtokens numgenerationtokens "
-        "requestnumdecodetokens answertokens outputseqlen gentokens numtokensoutput responsetokencount generatedtokencount",
+        "outputtokens",
+        "completiontokens generatedtokens numdecodetokens numoutputtokens numcompletiontokens numgeneratedtokens numgenerationtokens "
+        "decodetokens responsetokens answertokens generationtokens outputtokencount completiontokencount responsetokencount "
+        "generatedtokencount candidatestokencount tokenscompletion tokensout noutputtokens ncompletiontokens ngeneratedtokens "
+        "outputtoken completiontoken gentokens requestnumdecodetokens numtokensoutput",
+        "outputlen outputlength completionlen completionlength responselen responselength decodelen decodelength generationlen "
+        "generationlength generatedlen generatedlength genlen outputsize decodesize tokensize tokensizes outputsequencelength "
+        "osl outputseqlen",
     ),
+    "gap_s": ("interarrivaltime interarrivaldelay interarrival interarrivals requestinterarrivaldelay",),
     "hash_ids": ("hashids blockhashes blockids prefixhashes",),
     "session_id": ("sessionid session conversationid",),
     "delay_s": ("delay thinktime",),
@@ -110,9 +116,9 @@ def form_of(names: Sequence[str], *, json: bool) -> Form | None:
         paths = (*(form.columns[role] for role in REQUIRED), *form.known_by)
         if form.json is json and all(path.partition(".")[0].lower() in lower for path in paths):
             return form
-    mooncake = FORMS["mooncake"]
-    if json and {mooncake.columns["prompt_tokens"], mooncake.columns["output_tokens"]} <= lower:
-        return mooncake  # turns whose times are all delays
+    lengths, more = {"input_length", "output_length"}, {"timestamp", "hash_ids"}
+    if lengths <= lower if json else lengths | more <= lower:
+        return FORMS["mooncake"]  # in JSON, turns whose times are all delays; its columns in CSV
     return None
 
 
@@ -156,5 +162,6 @@ def wrong_roles(columns: Mapping[str, str]) -> str | None:
     """What is said of a role that there is none of."""
     for role in columns:
         if role not in ROLES:
-            return f"{role}: no column is that{nearest(role, ROLES)}; there are {', '.join(ROLES)}"
+            near = get_close_matches(role.lower(), ROLES, n=1, cutoff=0.5)
+            return f"{role}: no column is that; {f'nearest is {near[0]}; ' if near else ''}there are {', '.join(ROLES)}"
     return None

@@ -13,13 +13,15 @@ None in the workload. The head's values are JSON, or else text. A row's ids are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from pdlab.types import UsageError
 from pdlab.workload.columns import REQUIRED
+from pdlab.workload.csv_rows import Table
+from pdlab.workload.json_rows import json_lines, json_rows
 from pdlab.workload.requests import OPTIONAL, Requests
-from pdlab.workload.rows import Layout, Row, Table, json_lines, json_rows
+from pdlab.workload.rows import Layout, Row
 from pdlab.workload.text import TextFile
 from pdlab.workload.times import Seconds
 
@@ -35,7 +37,7 @@ def read_csv(
     lower = {name.lower(): name for name in table.columns}
     there = [name for name in _MORE if name in lower]
     layout = Layout({name: lower.get(name, name) for name in (*REQUIRED, *there)}, Seconds())
-    return _read(file, table.rows(layout), there, _stated(_commented(file, comments), hash_tokens), limit)
+    return _read(file, table.rows(layout), there, _commented(file, comments), limit, hash_tokens)
 
 
 def read_jsonl(
@@ -53,32 +55,39 @@ def read_jsonl(
             yield entry
 
     layout = Layout({name: name for name in (*REQUIRED, *_MORE)}, Seconds())
-    return _read(file, json_rows(file, noted(), layout), there, _stated(head, hash_tokens), limit)
+    return _read(file, json_rows(file, noted(), layout), there, head, limit, hash_tokens)
 
 
-def _read(file: TextFile, rows: Iterator[Row], there: Sequence[str] | set[str], head: dict[str, Any], limit: int | None) -> dict[str, Any]:
+def _read(
+    file: TextFile, rows: Iterator[Row], there: Collection[str], head: dict[str, Any], limit: int | None, hash_tokens: int | None
+) -> dict[str, Any]:
     """`there`: the optional columns, of which JSON's are known when the rows are."""
     requests = Requests(file, {name: name for name in (*REQUIRED, *_MORE)}, limit, strict=True)
-    first = next(rows, None)
-    for row in () if first is None else chain((first,), rows):
-        if row.hash_tokens is not None:
-            _one_unit(file, head, row.hash_tokens)
+    for row in rows:
         if row.labels.get("after", -1) >= 0 and "concurrency" in head:
             raise file.wrong("a closed loop (concurrency in the head) has none; requests come one after another anyway", "after")
-        unit, context = head.get("hash_tokens", 16), row.prompt_tokens + row.output_tokens
-        if len(row.ids) > -(-context // unit):
-            raise file.wrong(f"{len(row.ids)} ids of {unit} tokens each are more than the {context:,} tokens of the request", "hash_ids")
+        if hash_tokens is not None:
+            _fitting(file, row, hash_tokens)
+        elif row.hash_tokens is not None:
+            _one_unit(file, head, row.hash_tokens)
         requests.add(row.arrival_s or 0.0, *row[1:5])
         if requests.full:
             break
     for name in OPTIONAL:
         if name in there:
             requests.labels(name)
-    return {**requests.fields(shares="hash_ids" in there), **head}
+    shares = "hash_ids" in there
+    if hash_tokens is not None and not shares:
+        raise UsageError(f"{file.path}: hash_tokens {hash_tokens}: the file has no ids of prefixes, which it would be about")
+    return {**requests.fields(shares=shares), **head} | ({} if hash_tokens is None else {"hash_tokens": hash_tokens})
 
 
-def _stated(head: dict[str, Any], hash_tokens: int | None) -> dict[str, Any]:
-    return head if hash_tokens is None else {**head, "hash_tokens": hash_tokens}
+def _fitting(file: TextFile, row: Row, hash_tokens: int) -> None:
+    """Ids go as far as prompt and output do."""
+    context = row.prompt_tokens + row.output_tokens
+    if len(row.ids) > -(-context // hash_tokens):
+        more = f"{len(row.ids)} ids of {hash_tokens} tokens each are more than the {context:,} tokens of the request"
+        raise file.wrong(more, "hash_ids")
 
 
 def _one_unit(file: TextFile, head: dict[str, Any], hash_tokens: int) -> None:

@@ -47,11 +47,13 @@ class HashUnit:
             if not least <= ids <= -(-prompt_tokens // self.stated):
                 raise self._contradiction(prompt_tokens, ids, f"{self.stated} tokens each")
             return
-        before = self._unit()
+        before = [(allowed.least, allowed.most) for allowed in (self._begun, self._whole)]
         self._begun.narrow(-(-prompt_tokens // ids), (prompt_tokens - 1) // (ids - 1) if ids > 1 else _MOST)
         self._whole.narrow(prompt_tokens // (ids + 1) + 1, prompt_tokens // ids)
         if self._begun.least > self._begun.most and self._whole.least > self._whole.most:
-            others = f"{before} tokens each, as the rows above" if before and self.rows > 1 else "any number of tokens"
+            self._begun, self._whole = (_Range(*limits) for limits in before)
+            unit = self._unit() if self.rows > 1 else None
+            others = f"{unit} tokens each, as the rows above" if unit else "any number of tokens"
             raise self._contradiction(prompt_tokens, ids, others)
 
     def _contradiction(self, prompt_tokens: int, ids: int, unit: str) -> UsageError:

@@ -34,13 +34,14 @@ _DATE = re.compile(
 
 
 class Clock:
-    """Times of one column as seconds. `unit`: of its numbers, if the file says so; `relative`: of numbers that are of no year's size.
+    """Times of one column as seconds. `unit`: of its numbers, if file or user say so (`chosen`); `relative`: of numbers of no year's size.
 
     Seconds count from the first time's minute (dates) or from it itself (since 1970), so that no digit is lost.
     """
 
     def __init__(self, unit: Unit | None = None, relative: Unit = "s") -> None:
         self.unit: Unit | None = unit
+        self.chosen = unit is not None
         self.said = "no times"
         self._relative: Unit = relative
         self._per_s = 0.0  # 0: the first time has not been seen
@@ -74,7 +75,7 @@ class Clock:
         since_1970 = named is not None and unit == named
         self.unit, self._per_s = unit, PER_S[unit]
         self._origin = number if since_1970 else 0
-        self.said = f"{unit} since 1970" if since_1970 else f"{unit}"
+        self.said = f"{'epoch' if since_1970 else 'relative'} {unit}"
 
     def _since(self, text: str) -> float:
         """A date and time. What stands around the seconds is looked up: a year of rows has half a million minutes."""

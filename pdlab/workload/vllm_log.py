@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from pdlab.types import UsageError
 from pdlab.workload.columns import Wanted
 from pdlab.workload.requests import Requests, by_arrival
@@ -53,6 +55,9 @@ def ahead(lines: Iterator[str], most: int = 2000) -> Sequence[str]:
     return ()
 
 
+Prompt = tuple[int, tuple[int, ...]]  # its length in tokens, and the ids of its full units
+
+
 @dataclass(slots=True)
 class _Logged:
     """What the log says of one request; None: nothing."""
@@ -61,7 +66,7 @@ class _Logged:
     max_tokens: int | None
     ignore_eos: bool
     n: int
-    prompt: tuple[int, ...] | None = None
+    prompt: Prompt | None = None
     output_tokens: int | None = None
 
 
@@ -69,30 +74,32 @@ def read(file: TextFile, lines: Iterator[str], limit: int | None, wanted: Wanted
     """The Workload's fields. Raises UsageError, which says what the log lacks."""
     if wanted.columns not in ({}, {"output_tokens": "max_tokens"}) or wanted.time_unit is not None:
         raise UsageError(f"{file.path}: of a vLLM log, columns can only say output_tokens: max_tokens, and there is no time_unit to choose")
-    logged = list(_logged(lines).values())
+    unit = wanted.hash_tokens or UNIT
+    logged = list(_logged(lines, _Named(unit)).values())
     if not logged:
         raise UsageError(f"{file.path}: no request in this log; vLLM writes them with --enable-log-requests (before 0.10: unless disabled)")
     by_limit = "output_tokens" in wanted.columns
     outputs = [_output(one, by_limit) for one in logged]
     _complain(file, logged, outputs, wanted)
-    unit = wanted.hash_tokens or UNIT
     names = {"arrival_s": "time", "prompt_tokens": "prompt_token_ids", "output_tokens": "output_token_ids"}
-    requests, chains = Requests(file, names, None, ordered=False), _Named(unit)
+    requests = Requests(file, names, None, ordered=False)
     several = any(one.n > 1 for one in logged)
     for one, output in zip(logged, outputs, strict=True):
-        prompt = 1 if one.prompt is None and "prompt_tokens" in wanted.replaced else len(one.prompt or ())
+        prompt, ids = one.prompt or (int("prompt_tokens" in wanted.replaced), ())
         output = 1 if output is None and "output_tokens" in wanted.replaced else output
-        requests.add(one.arrival_s, prompt, output or 0, chains.ids(one.prompt or ()), {"n": one.n, "best_of": one.n} if several else {})
+        requests.add(one.arrival_s, prompt, output or 0, ids, {"n": one.n, "best_of": one.n} if several else {})
     fields = by_arrival(requests.fields(shares=any(one.prompt for one in logged)))
     return _told(fields, logged, limit) | {"hash_tokens": unit, "reading": _reading(by_limit, unit)}
 
 
 def _told(fields: dict[str, Any], logged: Sequence[_Logged], limit: int | None) -> dict[str, Any]:
     """The first `limit` requests, times from the first on, and what is to be known of the rest."""
-    dropped, notes = fields["dropped"], ["times in the log are whole seconds: requests of one second come at once"]
+    dropped, notes = fields["dropped"], []
+    if not np.any(fields["arrival_s"] % 1):
+        notes.append("times in the log are whole seconds: requests of one second come at once")
     if dropped:
         notes.append(f"{dropped} of {len(logged)} requests dropped: the log does not say how long their prompt or output was")
-    lengths = [len(one.prompt) for one in logged if one.prompt]
+    lengths = [one.prompt[0] for one in logged if one.prompt]
     longest = max(lengths, default=0)
     if lengths.count(longest) >= max(_CUT_LEAST, _CUT_SHARE * len(lengths)):
         notes.append(f"{lengths.count(longest)} prompts have {longest} tokens: if the server ran with --max-log-len, they were longer")
@@ -104,12 +111,12 @@ def _told(fields: dict[str, Any], logged: Sequence[_Logged], limit: int | None) 
 
 def _reading(by_limit: bool, unit: int) -> str:
     output = "max_tokens, the limit" if by_limit else "output_token_ids, or max_tokens with ignore_eos"
-    return f"vllm: arrival_s in whole seconds, prompt_tokens prompt_token_ids, output_tokens {output}, prefixes of {unit} tokens each"
+    return f"vllm: arrival_s the lines' times, prompt_tokens prompt_token_ids, output_tokens {output}, prefixes of {unit} tokens each"
 
 
-def _logged(lines: Iterator[str]) -> dict[str, _Logged]:
+def _logged(lines: Iterator[str], named: _Named) -> dict[str, _Logged]:
     requests: dict[str, _Logged] = {}
-    prompts: dict[str, tuple[int, ...]] = {}  # of DEBUG lines, which come before
+    prompts: dict[str, Prompt] = {}  # of DEBUG lines, which come before
     clock = _Calendar()
     for line in lines:
         event = _EVENT.search(line)
@@ -120,13 +127,14 @@ def _logged(lines: Iterator[str]) -> dict[str, _Logged]:
             if (arrival_s := clock(line[: event.start()])) is None or "SamplingParams(" not in line:
                 continue
             requests[received_id] = one = _received(line[event.end() :], arrival_s)
-            one.prompt = one.prompt or prompts.pop(received_id, None)
+            prompt = _ids_in(line[event.end() :])
+            one.prompt = named.prompt(prompt) if prompt else prompts.pop(received_id, None)
         elif details:
             prompt = _ids_in(line[event.end() :])
-            if prompt is not None and details_id in requests:
-                requests[details_id].prompt = prompt
-            elif prompt is not None:
-                prompts[details_id] = prompt
+            if prompt and details_id in requests:
+                requests[details_id].prompt = named.prompt(prompt)
+            elif prompt:
+                prompts[details_id] = named.prompt(prompt)
         elif (answered := requests.get(generated_id) or requests.get(f"{generated_id}-0")) is not None and streaming != "complete":
             output = _ids_in(line[event.end() :])
             if output is not None:
@@ -142,7 +150,7 @@ def _received(text: str, arrival_s: float) -> _Logged:
         return value[1] if value is not None and value[1] != "None" else None
 
     most = said("max_tokens")
-    return _Logged(arrival_s, int(most) if most else None, said("ignore_eos") == "True", int(said("n") or 1), _ids_in(params))
+    return _Logged(arrival_s, int(most) if most else None, said("ignore_eos") == "True", int(said("n") or 1))
 
 
 def _ids_in(text: str) -> tuple[int, ...] | None:
@@ -203,9 +211,9 @@ class _Named:
         self._unit = unit
         self._names: dict[tuple[int, tuple[int, ...]], int] = {}
 
-    def ids(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    def prompt(self, prompt: tuple[int, ...]) -> Prompt:
         chain, last = [], -1
         for start in range(0, len(prompt) - self._unit + 1, self._unit):
             last = self._names.setdefault((last, prompt[start : start + self._unit]), len(self._names))
             chain.append(last)
-        return tuple(chain)
+        return len(prompt), tuple(chain)

@@ -10,6 +10,7 @@ import pytest
 
 from pdlab.types import UsageError
 from pdlab.workload.base import Workload
+from pdlab.workload.columns import Wanted
 from pdlab.workload.readers import load
 
 
@@ -24,7 +25,24 @@ def test_splitwise_sims_traces(tmp_path: Path) -> None:
     path.write_text(head + "0,2,0,0.1,1,100,20\n1,2,0,0.4,1,200,30\n")
     workload = load(path)
     assert rows(workload) == [(0.0, 100, 20), (0.3, 200, 30)]
-    assert workload.reading == "splitwise: arrival_s arrival_timestamp (s), prompt_tokens prompt_size, output_tokens token_size"
+    assert workload.reading == "splitwise: arrival_s arrival_timestamp (relative s), prompt_tokens prompt_size, output_tokens token_size"
+
+
+def test_vidurs_measurements_and_splitwise_sims_which_have_no_times(tmp_path: Path) -> None:
+    path = tmp_path / "request_metrics.csv"
+    head = "Request Id,request_e2e_time,prefill_e2e_time,request_inter_arrival_delay,request_num_tokens,request_num_prefill_tokens,"
+    path.write_text(head + "request_num_decode_tokens\n0,9.1,0.2,,120,100.0,20.0\n1,8.5,0.3,0.5,230,200.0,30.0\n2,1,1,0.25,3,2.0,1.0\n")
+    workload = load(path)
+    assert rows(workload) == [(0.0, 100, 20), (0.5, 200, 30), (0.75, 2, 1)]
+    assert workload.reading.startswith(
+        "table: gap_s request_inter_arrival_delay (s since the row above), prompt_tokens request_num_prefill"
+    )
+    path.write_text("request_ids,response_times,prompt_sizes,token_sizes\n0,1.5,100,20\n")
+    assert rows(load(path, wanted=Wanted(replaced={"arrival_s"}))) == [(0.0, 100, 20)]
+    lines = '{"inter_arrival_ms": 0, "isl": 3, "osl": 4}\n{"inter_arrival_ms": 250, "isl": 3, "osl": 4}\n'
+    (tmp_path / "gaps.jsonl").write_text(lines)
+    wanted = Wanted({"gap_s": "inter_arrival_ms"})
+    assert load(tmp_path / "gaps.jsonl", wanted=wanted).arrival_s.tolist() == [0.0, 0.25]
 
 
 def record(start_ns: int, prompt: int, output: int | None, **metadata: Any) -> str:
@@ -51,7 +69,7 @@ def test_aiperfs_records_which_stand_in_the_order_of_their_ends(tmp_path: Path) 
     workload = load(path)
     assert rows(workload) == [(0.0, 100, 20), (1.5, 200, 30), (2.0, 7, 8)]
     assert workload.dropped == 1
-    assert workload.reading.startswith("aiperf: arrival_s metadata.request_start_ns (ns since 1970)")
+    assert workload.reading.startswith("aiperf: arrival_s metadata.request_start_ns (epoch ns)")
     assert rows(load(path, requests=2)) == rows(workload)[:2]
     path.write_text(record(start_ns, 100, 20).replace('"value": 100', '"value": "x"'))
     with pytest.raises(UsageError, match=r"line 1, column metrics\.input_sequence_length\.value: must be a whole number, not text"):

@@ -58,7 +58,8 @@ def test_lengths_shared_prefixes_and_answers_of_any_version(tmp_path: Path, form
     assert workload.arrival_s.tolist() == [0.0, 3.0]
     assert (workload.prompt_tokens.tolist(), workload.output_tokens.tolist()) == ([42, 41], [20, 3])
     assert (workload.hash_tokens, list(workload.hashes or ())) == (16, [(0, 1), (0, 1)])
-    assert workload.reading.startswith("vllm: arrival_s in whole seconds")
+    assert workload.reading.startswith("vllm: arrival_s the lines' times")
+    assert "whole seconds" in workload.notes[0]
     assert list(read(tmp_path, text, hash_tokens=41).hashes or ()) == [(0,), (1,)]
     assert len(load(tmp_path / "server.log", requests=1)) == 1
 
@@ -106,6 +107,7 @@ def test_a_log_goes_on_into_the_next_year_and_other_stamps_are_read(tmp_path: Pa
     assert read(tmp_path, text).arrival_s.tolist() == [0.0, 3.0]
     iso = text.replace("INFO 12-31 23:59:58", "2025-12-31 23:59:58,250 INFO").replace("INFO 01-01 00:00:01", "2026-01-01 00:00:01,750 INFO")
     assert read(tmp_path, iso).arrival_s.tolist() == [0.0, 3.5]
+    assert not read(tmp_path, iso).notes
 
 
 def test_several_answers_to_a_prompt(tmp_path: Path) -> None:
