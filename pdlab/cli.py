@@ -254,10 +254,13 @@ def serve(
     trace_events: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The router's event log, for replay.", show_default=False)
     ] = None,
+    log_level: Annotated[str, typer.Option(envvar="PDLAB_LOG_LEVEL", help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(envvar="PDLAB_LOG_FORMAT", help="text, or json: an object a line.")] = "text",
 ) -> None:
     """Serve a model over the OpenAI API, with the simulator's own scheduler and policies: one server, or a cluster's parts."""
     try:
         from pdlab.real.cluster.start import Asked, start
+        from pdlab.real.logs import configured
         from pdlab.real.serve import Serving
     except ImportError as error:
         raise lacks("pdlab serve", error) from None
@@ -298,7 +301,8 @@ def serve(
         upstream_api_key=upstream_api_key,
         trace_events=trace_events,
     )
-    start(asked, lambda line: print(line, flush=True))
+    with configured(log_level, log_format, instance=instance_name or (role if role in ("router", "all") else "")) as say:
+        start(asked, say)
 
 
 Registry = Annotated[str | None, typer.Option("--registry", metavar="URL", help="etcd:// or redis://.", show_default=False)]
