@@ -24,6 +24,7 @@ from pdlab import __version__
 from pdlab.extras import lacks
 from pdlab.real.bench.cli import bench
 from pdlab.real.calibrate.cli import calibrate
+from pdlab.real.tokenizer_cli import app as tokenizer
 from pdlab.real.validate_cli import validate
 from pdlab.report.compare_cli import compare
 from pdlab.types import UsageError
@@ -319,10 +320,12 @@ def status(
     router: RouterUrl = None,
     token: Token = "",
     watch: Annotated[bool, typer.Option("--watch", help="Again each second, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As an object, not as a table; with --watch one a line.")] = False,
 ) -> None:
     """A cluster's instances: their roles, load and KV, who was refused and why, and which router leads."""
     cluster = _operator()
-    cluster.run(cluster.show(registry, router, token, out, watch))
+    show = cluster.show_json if as_json else cluster.show
+    cluster.run(show(registry, router, token, out, watch))
 
 
 @app.command()
@@ -375,6 +378,7 @@ def _operator() -> ModuleType:
 
 for command in (calibrate, bench, compare, validate):
     app.command()(command)
+app.add_typer(tokenizer, name="tokenizer")
 
 
 @app.command()
