@@ -24,6 +24,7 @@ from pdlab import __version__
 from pdlab.extras import lacks
 from pdlab.real.bench.cli import bench
 from pdlab.real.calibrate.cli import calibrate
+from pdlab.real.tokenizer_cli import app as tokenizer
 from pdlab.real.validate_cli import validate
 from pdlab.report.compare_cli import compare
 from pdlab.report.models_cli import app as models
@@ -255,10 +256,13 @@ def serve(
     trace_events: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The router's event log, for replay.", show_default=False)
     ] = None,
+    log_level: Annotated[str, typer.Option(envvar="PDLAB_LOG_LEVEL", help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(envvar="PDLAB_LOG_FORMAT", help="text, or json: an object a line.")] = "text",
 ) -> None:
     """Serve a model over the OpenAI API, with the simulator's own scheduler and policies: one server, or a cluster's parts."""
     try:
         from pdlab.real.cluster.start import Asked, start
+        from pdlab.real.logs import configured
         from pdlab.real.serve import Serving
     except ImportError as error:
         raise lacks("pdlab serve", error) from None
@@ -299,7 +303,8 @@ def serve(
         upstream_api_key=upstream_api_key,
         trace_events=trace_events,
     )
-    start(asked, lambda line: print(line, flush=True))
+    with configured(log_level, log_format, instance=instance_name or (role if role in ("router", "all") else "")) as say:
+        start(asked, say)
 
 
 Registry = Annotated[str | None, typer.Option("--registry", metavar="URL", help="etcd:// or redis://.", show_default=False)]
@@ -316,10 +321,12 @@ def status(
     router: RouterUrl = None,
     token: Token = "",
     watch: Annotated[bool, typer.Option("--watch", help="Again each second, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As an object, not as a table; with --watch one a line.")] = False,
 ) -> None:
     """A cluster's instances: their roles, load and KV, who was refused and why, and which router leads."""
     cluster = _operator()
-    cluster.run(cluster.show(registry, router, token, out, watch))
+    show = cluster.show_json if as_json else cluster.show
+    cluster.run(show(registry, router, token, out, watch))
 
 
 @app.command()
@@ -372,6 +379,7 @@ def _operator() -> ModuleType:
 
 for command in (calibrate, bench, compare, validate):
     app.command()(command)
+app.add_typer(tokenizer, name="tokenizer")
 
 
 @app.command()

@@ -7,6 +7,7 @@ whole macro-step is one row, buffered and spread over the bins in bulk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,15 +23,16 @@ _SLICE = 1 << 20  # bins touched at once while spreading
 
 
 class Gaps:
-    """Pooled inter-token latencies: `add` what was seen, ask for `count`, `mean`, `min`, `max`, `quantile`."""
+    """Pooled inter-token latencies: `add` what was seen, ask for `count`, `mean`, `std`, `min`, `max`, `quantile`."""
 
-    __slots__ = ("_buffer", "_count", "_counts", "_max", "_min", "_sum")
+    __slots__ = ("_buffer", "_count", "_counts", "_max", "_min", "_squares", "_sum")
 
     def __init__(self) -> None:
         self._buffer: list[float] = []
         self._counts = np.zeros(_BINS)
         self._count = 0.0
         self._sum = 0.0
+        self._squares = 0.0
         self._min = float("inf")
         self._max = 0.0
 
@@ -60,6 +62,14 @@ class Gaps:
         """Seconds; nan where no gap was seen. So are `min`, `max` and `quantile`."""
         self._flush()
         return self._sum / self._count if self._count else float("nan")
+
+    @property
+    def std(self) -> float:
+        """Seconds, of all gaps as the population."""
+        self._flush()
+        if not self._count:
+            return float("nan")
+        return math.sqrt(max(self._squares / self._count - (self._sum / self._count) ** 2, 0.0))
 
     @property
     def min(self) -> float:
@@ -97,6 +107,7 @@ class Gaps:
             "bins": held.tolist(),
             "counts": self._counts[held].tolist(),
             "sum_s": self._sum,
+            "squares_s2": self._squares,
             "min_s": self._min if self._count else None,
             "max_s": self._max,
         }
@@ -108,6 +119,8 @@ class Gaps:
         gaps._counts[state["bins"]] = state["counts"]
         gaps._count = float(gaps._counts.sum())
         gaps._sum = state["sum_s"]
+        middle = _LOW_S * _GROWTH ** (np.arange(_BINS) + 0.5)  # what was stored before had no squares
+        gaps._squares = state["squares_s2"] if "squares_s2" in state else float((gaps._counts * middle**2).sum())
         gaps._min = float("inf") if state["min_s"] is None else state["min_s"]
         gaps._max = state["max_s"]
         return gaps
@@ -120,6 +133,8 @@ class Gaps:
         last = first + slope * (steps - 1)
         self._count += float((count * steps).sum())
         self._sum += float((count * steps * (first + last) / 2).sum())
+        squares = steps * first * last + slope**2 * steps * (steps - 1) * (2 * steps - 1) / 6  # of a run, around n f (f + (n - 1) s)
+        self._squares += float((count * squares).sum())
         low, high = np.minimum(first, last), np.maximum(first, last)
         self._min = min(self._min, float(low.min()))
         self._max = max(self._max, float(high.max()))

@@ -10,6 +10,7 @@ There is no registry: the file is the registration.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -19,7 +20,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 import msgspec
 
@@ -27,6 +28,7 @@ from pdlab.compose import Composed
 from pdlab.policy import HOOKS, Policy
 from pdlab.types import UsageError
 
+_FILES = "pdlab_policy_"  # how the module of a file of the user's is called
 _FOLDER = Path(__file__).parent / "policies"
 
 
@@ -78,6 +80,41 @@ def build(spec: object, base_dir: Path) -> Policy:
     return Composed(**members)
 
 
+def instantiate(policy: object, base_dir: Path) -> Policy:
+    """From an object, a class, or what an experiment file may say. An object is copied, so that a run leaves it as it was. Raises
+    UsageError."""
+    if isinstance(policy, Policy):
+        return copy.deepcopy(policy)
+    if isinstance(policy, type) and issubclass(policy, Policy):
+        try:
+            return policy()
+        except TypeError as error:
+            raise UsageError(f"policy {policy.__name__}: {error}; give an object of it, with its parameters") from None
+    if isinstance(policy, str | Mapping):
+        return build(policy, base_dir)
+    raise UsageError(f"policy must be a Policy, a class of it, a name or a mapping, not {' '.join(repr(policy).split())[:80]}")
+
+
+def describe(policy: Policy) -> dict[str, object]:
+    """What an experiment file would say for it: names, and parameters that are not the defaults. A class that is in no file of its own, as
+    a notebook's, is told by {"class": "module:Name"}, which no file can say."""
+    if isinstance(policy, Composed):
+        return {hook: describe(member) for hook, member in policy.members.items() if type(member) is not Policy}
+    cls = type(policy)
+    found: dict[str, object] = {"class": f"{cls.__module__}:{cls.__qualname__}"}
+    if cls.__module__.startswith("pdlab.policies."):
+        found = {"name": cls.__module__.rpartition(".")[2]}
+    elif cls.__module__.startswith(_FILES):
+        found = {"name": f"{sys.modules[cls.__module__].__file__}:{cls.__qualname__}"}
+    fields: tuple[dataclasses.Field[object], ...] = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    for field in fields:
+        value = getattr(policy, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.init and ("class" in found or value != default):
+            found[field.name] = msgspec.to_builtins(value, str_keys=True, enc_hook=repr)
+    return found
+
+
 def source_hash(policy: Policy) -> str:
     """SHA-256, in hex, over the source files of the policy's classes and their bases: equal hashes, equal decisions."""
     members = policy.members.values() if isinstance(policy, Composed) else [policy]
@@ -85,8 +122,28 @@ def source_hash(policy: Policy) -> str:
     digest = hashlib.sha256()
     for module in sorted({c.__module__ for c in classes}):
         file = getattr(sys.modules[module], "__file__", None)
-        digest.update(Path(file).read_bytes() if file else module.encode())  # without a file: typed into a notebook
+        if file and Path(file).is_file():
+            digest.update(Path(file).read_bytes())
+        else:  # typed into a notebook
+            for cls in sorted((c for c in classes if c.__module__ == module), key=lambda c: c.__qualname__):
+                digest.update(f"{module}:{cls.__qualname__}".encode())
+                digest.update("".join(_code(value) for _, value in sorted(vars(cls).items())).encode())
     return digest.hexdigest()
+
+
+def _code(value: object) -> str:
+    """What a function does, or a plain value, as text that is the same in every process."""
+    if isinstance(value, property):
+        return "".join(map(_code, (value.fget, value.fset)))
+    if isinstance(value, staticmethod | classmethod):
+        return _code(value.__func__)
+    if isinstance(value, FunctionType):
+        return f"{_code(value.__code__)}{_code(value.__defaults__)}{_code(value.__kwdefaults__)}"
+    if isinstance(value, CodeType):
+        return f"{value.co_code.hex()}{value.co_names}{value.co_varnames}{''.join(map(_code, value.co_consts))}"
+    if isinstance(value, tuple):
+        return f"({','.join(map(_code, value))})"
+    return repr(value) if isinstance(value, str | bytes | int | float | None) else ""
 
 
 def _with_parameters(spec: Mapping[object, object], base_dir: Path) -> Policy:
@@ -117,7 +174,7 @@ def _load_file(path: Path, name: str) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"policy {name!r}: there is no file {path}")
     path = path.resolve()
-    module_name = f"pdlab_policy_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    module_name = f"{_FILES}{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None, f"{path} ends in .py"
     assert spec.loader is not None, f"{path} ends in .py"

@@ -33,6 +33,7 @@ from pdlab.types import Role, Stage
 
 __all__ = ["DEFINITIONS", "FIELDS", "SAMPLE_FIELDS", "Gaps", "InstanceUse", "LinkUse", "Records", "Samples", "summarise"]
 
+PERCENTILES = (50, 90, 95, 99)
 DEFINITIONS: dict[str, str] = {
     "TTFT": "arrival to first token at the client, completed requests",
     "TPOT": "(last - first token) / (output tokens - 1), completed requests with 2 or more; "
@@ -90,9 +91,8 @@ def summarise(
         "tpot_s": _spread(derived["tpot_s"][done]),
         "itl_s": {
             "mean": gaps.mean,
-            "p50": gaps.quantile(0.5),
-            "p90": gaps.quantile(0.9),
-            "p99": gaps.quantile(0.99),
+            "std": gaps.std,
+            **{f"p{point}": gaps.quantile(point / 100) for point in PERCENTILES},
             "max": gaps.max,
         },
         "e2e_s": _spread(derived["e2e_s"][done]),
@@ -130,9 +130,14 @@ def summarise(
 def _spread(values: Column) -> dict[str, float]:
     values = values[~np.isnan(values)]
     if not values.size:
-        return dict.fromkeys(("mean", "p50", "p90", "p99", "max"), math.nan)
-    p50, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99))
-    return {"mean": float(values.mean()), "p50": float(p50), "p90": float(p90), "p99": float(p99), "max": float(values.max())}
+        return dict.fromkeys(("mean", "std", *(f"p{point}" for point in PERCENTILES), "max"), math.nan)
+    points = np.quantile(values, [point / 100 for point in PERCENTILES])
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        **{f"p{point}": float(value) for point, value in zip(PERCENTILES, points, strict=True)},
+        "max": float(values.max()),
+    }
 
 
 def _share(met: NDArray[np.bool_]) -> float:

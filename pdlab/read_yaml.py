@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +56,37 @@ def overridden(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, A
         where, equals, text = override.partition("=")
         if not equals or not all(where.split(".")):
             raise UsageError(f"--set {override}: write key.path=value, such as workload.rate=12")
-        *path, last = where.split(".")
-        node: Any = result
-        for key in path:
-            node = _entry(node, key, override, make=True)
-        _entry(node, last, override)
-        node[int(last) if isinstance(node, list) else last] = _parse(text, f"--set {override}")
+        _put(result, where, _parse(text, f"--set {override}"), f"--set {override}")
     return result
 
 
-def _entry(node: Any, key: str, override: str, *, make: bool = False) -> Any:
-    """node[key]; a missing mapping is made if asked. Raises UsageError where there cannot be one."""
+def replaced(mapping: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """As `overridden`, with each path's value at hand."""
+    result = copy.deepcopy(mapping)
+    for where, value in values.items():
+        if not all(where.split(".")):
+            raise UsageError(f"{where}: write key.path, such as workload.rate")
+        _put(result, where, value, where)
+    return result
+
+
+def _put(result: dict[str, Any], where: str, value: Any, source: str) -> None:
+    *path, last = where.split(".")
+    node: Any = result
+    for key in path:
+        node = _entry(node, key, source, make=True)
+    _entry(node, last, source)
+    node[int(last) if isinstance(node, list) else last] = value
+
+
+def _entry(node: Any, key: str, source: str, *, make: bool = False) -> Any:
+    """node[key]; a missing mapping is made if asked. Raises UsageError, after `source`, where there cannot be one."""
     if isinstance(node, list):
         if not key.isdecimal() or int(key) >= len(node):
-            raise UsageError(f"--set {override}: {key} is not an index into a list of {len(node)} (0 to {len(node) - 1})")
+            raise UsageError(f"{source}: {key} is not an index into a list of {len(node)} (0 to {len(node) - 1})")
         return node[int(key)]
     if not isinstance(node, dict):
-        raise UsageError(f"--set {override}: there is no {key} in {node!r}, which is not a mapping")
+        raise UsageError(f"{source}: there is no {key} in {node!r}, which is not a mapping")
     if make and node.get(key) is None:
         node[key] = {}
     return node.get(key)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pdlab.gaps import Gaps
 from pdlab.records import Records, Samples
@@ -31,6 +31,49 @@ if TYPE_CHECKING:
 SUMMARY, REQUESTS, TIMELINE, REPORT, EXPERIMENT = "summary.json", "requests.parquet", "timeline.parquet", "report.html", "experiment.yaml"
 _GAPS = b"pdlab.itl"  # where requests.parquet keeps the inter-token latencies, which belong to no single request
 _CHUNK = 1 << 17
+
+
+if TYPE_CHECKING:
+    Frame = pd.DataFrame
+else:
+    Frame = object
+
+
+class Requests(Frame):
+    """`Result.requests`, for editors and type checkers: what its columns are. Times are seconds since the run began, NaN where they never
+    came; a text is a category."""
+
+    request_id: pd.Series[int]
+    status: pd.Series[str]
+    arrival_s: pd.Series[float]
+    dispatched_s: pd.Series[float]
+    prefill_start_s: pd.Series[float]
+    first_token_s: pd.Series[float]
+    handoff_s: pd.Series[float]
+    transfer_start_s: pd.Series[float]
+    transfer_end_s: pd.Series[float]
+    decode_start_s: pd.Series[float]
+    finish_s: pd.Series[float]
+    prompt_tokens: pd.Series[int]
+    cached_tokens: pd.Series[int]
+    output_tokens: pd.Series[int]
+    prefill_instance: pd.Series[str]
+    decode_instance: pd.Series[str]
+    transfer_bytes: pd.Series[int]
+    attempts: pd.Series[int]
+    preemptions: pd.Series[int]
+    migrations: pd.Series[int]
+    priority: pd.Series[int]
+    ttft_slo_s: pd.Series[float]
+    tpot_slo_s: pd.Series[float]
+    n: pd.Series[int]
+    reason: pd.Series[str]
+    ttft_s: pd.Series[float]
+    tpot_s: pd.Series[float]
+    e2e_s: pd.Series[float]
+    transfer_s: pd.Series[float]
+    queue_s: pd.Series[float]
+    good: pd.Series[bool]
 
 
 class Result:
@@ -69,9 +112,9 @@ class Result:
         return (math.inf if limits[0] is None else limits[0], math.inf if limits[1] is None else limits[1])
 
     @cached_property
-    def requests(self) -> pd.DataFrame:
+    def requests(self) -> Requests:
         """One row a request, every timestamp in seconds since the run began."""
-        return self.records.frame(self.slo)
+        return cast("Requests", self.records.frame(self.slo))
 
     @cached_property
     def timeline(self) -> pd.DataFrame:

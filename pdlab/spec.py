@@ -30,7 +30,7 @@ from pdlab import batching, load_policy
 from pdlab.cost import CostSpec, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
 from pdlab.mistakes import mistakes, nearest
-from pdlab.read_yaml import overridden, read_yaml
+from pdlab.read_yaml import overridden, read_yaml, replaced
 from pdlab.types import Role, UsageError
 from pdlab.workload import builtin
 from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC, WorkloadSpec
@@ -74,6 +74,11 @@ Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Hardware = Annotated[str, AfterValidator(_hardware)]
 Name = Annotated[str, AfterValidator(_file_name)]
 Batching = Annotated[str, AfterValidator(_batching)]
+
+
+def _plain(value: object) -> object:
+    """A part of another experiment, as a file would say it."""
+    return value.model_dump(mode="json", exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
 class Spec(BaseModel):
@@ -304,6 +309,21 @@ class Experiment(Spec):
             return cls.model_validate(mapping)
         except ValidationError as error:
             raise UsageError("\n".join(f"{source}: {line}" for line in mistakes(error, cls))) from None
+
+    def with_(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> Self:
+        """A copy with values replaced, all of it checked: `with_(seed=3)`, `with_(**{"workload.rate": 12})`, and
+        `cluster.instances.0.count` for a row. Raises UsageError with a line for each mistake."""
+        said = self.model_dump(mode="json", exclude_unset=True)
+        wanted = {key: _plain(value) for key, value in {**(changes or {}), **more}.items()}
+        try:
+            return self.model_validate(replaced(said, wanted))
+        except ValidationError as error:
+            raise UsageError("\n".join(mistakes(error, type(self)))) from None
+
+    def _repr_html_(self) -> str:
+        from pdlab.report.experiment import fragment
+
+        return fragment(self)
 
     def resolved(self) -> dict[str, Any]:
         """Plain values with every default in place; parsing them gives this experiment again, from any folder."""

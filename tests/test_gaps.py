@@ -67,3 +67,16 @@ def test_state_survives_json() -> None:
     assert other.quantile(0.9) == gaps.quantile(0.9)
     empty = Gaps.restore(json.loads(json.dumps(Gaps().state())))
     assert empty.count == 0
+
+
+def test_the_deviation_is_exact_also_of_runs_and_after_a_restore() -> None:
+    gaps, seen = Gaps(), []
+    for count, first, slope, steps in ((1, 0.01, 0.0, 1), (3, 0.02, 1e-4, 200), (2, 0.5, -1e-3, 50)):
+        gaps.add_run(count, first, slope, steps)
+        seen += [first + slope * k for k in range(steps) for _ in range(count)]
+    for one in (gaps, Gaps.restore(gaps.state())):
+        assert one.std == pytest.approx(np.std(seen), rel=1e-9)
+    old = gaps.state()
+    del old["squares_s2"]  # as it was stored before
+    assert Gaps.restore(old).std == pytest.approx(np.std(seen), rel=0.01)
+    assert math.isnan(Gaps().std)

@@ -92,7 +92,8 @@ def test_latencies_are_those_of_completed_requests() -> None:
         record(records, first_token_s=0.01 * k, finish_s=0.01 * k + 0.4)
     record(records, status=Stage.EXPIRED, first_token_s=50.0, finish_s=90.0)
     s = summary_of(records)
-    assert s["ttft_s"] == pytest.approx({"mean": 0.505, "p50": 0.505, "p90": 0.901, "p99": 0.9901, "max": 1.0})
+    wanted = {"mean": 0.505, "std": 0.288661, "p50": 0.505, "p90": 0.901, "p95": 0.9505, "p99": 0.9901, "max": 1.0}
+    assert s["ttft_s"] == pytest.approx(wanted, rel=1e-5)
     assert s["tpot_s"]["mean"] == pytest.approx(0.04)
     assert s["e2e_s"]["max"] == pytest.approx(1.4)
     assert s["queue_s"]["p50"] == pytest.approx(0.1)
@@ -108,7 +109,7 @@ def test_tpot_of_several_sequences_is_per_sequence() -> None:
 def test_summary_is_plain_json_even_of_nothing() -> None:
     s = summary_of(Records(), slo=(math.inf, math.inf), duration_s=0.0, run={"seed": np.int64(3), "cpu_s": np.float64("nan")})
     text = json.dumps(s, allow_nan=False)
-    assert json.loads(text)["ttft_s"] == dict.fromkeys(("mean", "p50", "p90", "p99", "max"))
+    assert json.loads(text)["ttft_s"] == dict.fromkeys(("mean", "std", "p50", "p90", "p95", "p99", "max"))
     assert s["slo"] == {"ttft_s": None, "tpot_s": None}
     assert s["run"] == {"seed": 3, "cpu_s": None}
     assert s["slo_attainment"] is None

@@ -31,6 +31,7 @@ from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
 from pdlab.real.instance.member import Member, spec_of
 from pdlab.real.instance.migrate import Migrations
+from pdlab.real.logs import tell
 from pdlab.real.registry import Registry, open_registry
 from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
@@ -213,7 +214,7 @@ class Progress:
 
     def _say(self, what: str) -> None:
         self.said_s = time.monotonic()
-        print(f"{self.prefix}{what} ({self.said_s - self.started_s:.1f} s)", file=sys.stderr, flush=True)
+        tell(f"{self.prefix}{what} ({self.said_s - self.started_s:.1f} s)")
 
 
 class MemberService(Service):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import simpy
 
@@ -17,6 +19,7 @@ from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.kv import BlockPool
 from pdlab.log import EventLog
 from pdlab.metrics import summarise
+from pdlab.policy import Policy
 from pdlab.records import InstanceUse
 from pdlab.result import Result
 from pdlab.scheduler import Scheduler
@@ -113,8 +116,17 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
     return found
 
 
-def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = None, spans: bool = False, horizon: int = 1 << 30) -> World:
-    """The simulated cluster of an experiment, ready to `run`. `horizon` bounds the decode steps slept through at once."""
+def world(
+    experiment: Experiment,
+    workload: Workload,
+    *,
+    log: EventLog | None = None,
+    spans: bool = False,
+    horizon: int = 1 << 30,
+    policy: Policy | None = None,
+) -> World:
+    """The simulated cluster of an experiment, ready to `run`. `horizon` bounds the decode steps slept through at once; `policy` is asked in
+    place of the experiment's."""
     env = simpy.Environment()
     spec = experiment.cluster
     inside = spec.network.intra_host
@@ -138,7 +150,7 @@ def world(experiment: Experiment, workload: Workload, *, log: EventLog | None = 
     fresh = _Newcomers(members, network, experiment)
     made = World(
         env,
-        router(experiment, hash_tokens=workload.hash_tokens),
+        router(experiment, hash_tokens=workload.hash_tokens, policy=policy),
         workload,
         network,
         mode,
@@ -230,18 +242,33 @@ class _Newcomers:
 
 
 def simulate(
-    experiment: Experiment, *, progress: Progress | None = None, trace_events: Path | None = None, workload: Workload | None = None
+    experiment: Experiment | str | Path,
+    *,
+    policy: Policy | type[Policy] | str | Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    trace_events: Path | None = None,
+    workload: Workload | None = None,
 ) -> Result:
-    """Run an experiment. `progress(simulated seconds, requests ended, requests)` is called at every report; `trace_events` is where the
-    event log goes. A KeyboardInterrupt ends the run early: what there is by then comes back marked partial. Raises UsageError."""
+    """Run an experiment, or the one in a file. `policy` decides in place of the experiment's: an object, a class, or what a file may say.
+    `progress(simulated seconds, requests ended, requests)` is called at every report; `trace_events` is where the event log goes. A
+    KeyboardInterrupt ends the run early: what there is by then comes back marked partial. Raises UsageError."""
+    if isinstance(experiment, str | Path):
+        experiment = Experiment.load(experiment)
+    elif not isinstance(experiment, Experiment):
+        raise UsageError(f"simulate takes an experiment, or the path of its file, not {experiment!r}")
+    decider = load_policy.instantiate(experiment.policy if policy is None else policy, experiment.base_dir)
+    if policy is None or isinstance(policy, str | Mapping):
+        experiment = experiment if policy is None else experiment.with_(policy=policy)
+        said: str | Mapping[str, Any] = experiment.policy
+    else:
+        said = load_policy.describe(decider)
     if workload is None:
         workload = build_workload(experiment.workload, experiment.seed, experiment.base_dir)
-    policy = load_policy.build(experiment.policy, experiment.base_dir)
-    policy_hash = load_policy.source_hash(policy)
+    policy_hash = load_policy.source_hash(decider)
     log = None
     if trace_events is not None:
-        log = EventLog(trace_events, head_of(experiment, policy, workload.hash_tokens))
-    made = world(experiment, workload, log=log, spans=trace_events is not None)
+        log = EventLog(trace_events, head_of(_recorded(experiment, said), decider, workload.hash_tokens))
+    made = world(experiment, workload, log=log, spans=trace_events is not None, policy=decider)
     made.on_progress = progress
     thresholds = gc.get_threshold()
     gc.freeze()
@@ -272,7 +299,8 @@ def simulate(
             "world": "sim",
             "version": __version__,
             "seed": experiment.seed,
-            "policy": experiment.policy,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "policy": said,
             "policy_hash": policy_hash,
             "workload": workload.reading,
             "cpu_s": cpu_s,
@@ -283,7 +311,21 @@ def simulate(
         leaked_blocks=made.leaked_blocks,
         warnings=_warnings(made, workload),
     )
-    return Result(summary, made.records, made.gaps, made.samples, experiment.resolved(), log=trace_events, spans=made.spans or ())
+    plain = {**experiment.resolved(), "policy": said}
+    return Result(summary, made.records, made.gaps, made.samples, plain, log=trace_events, spans=made.spans or ())
+
+
+def _recorded(experiment: Experiment, policy: str | Mapping[str, Any]) -> Experiment:
+    """With the policy that a replay is to build. Raises UsageError where none can be built of what is said of it."""
+    if policy == experiment.policy:
+        return experiment
+    try:
+        return experiment.with_(policy=policy)
+    except UsageError:
+        raise UsageError(
+            f"policy {policy}: the event log of a class that is in no file cannot be replayed; put it into one, "
+            "and give path/to/file.py:Class"
+        ) from None
 
 
 def _uses(made: World, experiment: Experiment, duration_s: float) -> list[InstanceUse]:

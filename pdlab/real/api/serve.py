@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import time
@@ -62,6 +63,9 @@ async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0) -> 
     """Serve until SIGTERM or SIGINT, then take nothing new, let what runs end within `drain_s`, and return how many prompts were cut off.
     A second signal: at once. May begin while `app.state.service` is still None, and be cancelled."""
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75, timeout_graceful_shutdown=1)
+    if logging.getLogger().handlers:  # else uvicorn brings its own
+        for name in ("uvicorn", "uvicorn.error"):
+            logging.getLogger(name).handlers, logging.getLogger(name).propagate = [], True
     server = _Server(config)
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def _result(
         run={
             "world": "real",
             "version": __version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seed": experiment.seed,
             "salt": salt,
             "policy": experiment.policy,

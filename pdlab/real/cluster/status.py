@@ -34,6 +34,17 @@ from pdlab.types import InstanceSpec, Report, Role, UsageError
 LOOK_S = 0.2
 WATCH_S = 1.0
 WIDE = 400
+REPORTED = (
+    "taken_s",
+    "waiting",
+    "waiting_tokens",
+    "running",
+    "context_tokens",
+    "used_blocks",
+    "free_blocks",
+    "preempted",
+    "decode_step_s",
+)
 TRANSPORTS = ("cuda_ipc", "shm", "tcp", "nixl")
 
 
@@ -194,6 +205,48 @@ async def show(registry_url: str | None, router_url: str | None, token: str, con
         else:
             with Live(console=console, auto_refresh=False) as live:
                 await watching(views, console, first, partial(live.update, refresh=True))
+
+
+def plain(view: View) -> dict[str, Any]:
+    """The same for programs. Times are Unix seconds; `report` is None before the first."""
+
+    def told(row: Row) -> dict[str, Any]:
+        spec, report = row.spec, row.report
+        own = None if report is None else {name: getattr(report, name) for name in REPORTED}
+        return {
+            "name": spec.name,
+            "role": str(spec.role),
+            "state": row.state,
+            "refusal": row.refusal,
+            "incarnation": spec.incarnation,
+            "engine": spec.engine,
+            "model": spec.model,
+            "url": spec.url,
+            "host": spec.host,
+            "kv_blocks": spec.kv_blocks,
+            "block_tokens": spec.block_tokens,
+            "context_tokens": spec.context_tokens,
+            "transports": links(spec),
+            "nics": nics(spec),
+            "report": own,
+        }
+
+    return {"leader": view.leader, "instances": [told(row) for row in view.rows]}
+
+
+async def show_json(registry_url: str | None, router_url: str | None, token: str, console: Console, watch: bool) -> None:
+    """Print an object; with `watch` one a line, each second until cancelled. Where nobody answers then, an object says so: `error`."""
+    async with source(registry_url, router_url, token) as views:
+        found: dict[str, Any] = plain(await views())
+        while True:
+            print(msgspec.json.encode(found).decode(), file=console.file, flush=True)
+            if not watch:
+                return
+            await asyncio.sleep(WATCH_S)
+            try:
+                found = plain(await views())
+            except UsageError as trouble:
+                found = {"error": str(trouble)}
 
 
 async def watching(views: Source, console: Console, shown: Table, put: Callable[[RenderableType], None]) -> None:

@@ -7,6 +7,7 @@ other end closes, it ends.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import secrets
@@ -15,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -47,6 +47,7 @@ from pdlab.real.engine.messages import (
     Vocabulary,
 )
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.logs import inherited
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
     from pdlab.real.engine.load import Loaded
     from pdlab.real.engine.peers import Peers
 
+log = logging.getLogger(__name__)
 ALONE = "this engine exchanges no KV"
 COMPILER_STACK_BYTES = 64 << 20  # many times what a grammar was let through with
 
@@ -106,11 +108,12 @@ def main() -> int:
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     options = msgspec.json.decode(sys.argv[2], type=EngineOptions)
     try:
-        run(link, options)
+        with inherited():
+            run(link, options)
     except UsageError as error:
         link.send(Broken(str(error), usage=True))
     except Exception as error:
-        traceback.print_exc()
+        log.exception("the engine has failed")
         link.send(Broken(f"{type(error).__name__}: {error}"))
     else:
         return 0

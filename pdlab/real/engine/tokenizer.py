@@ -102,6 +102,20 @@ class Tokenizer:
         """From a Hugging Face folder or a .gguf file. Raises UsageError that names the file and what is wrong with it."""
         return _from_folder(path) if path.is_dir() else _from_gguf(gguf_file.read(path))
 
+    def files(self) -> dict[str, str]:
+        """The Hugging Face folder that `load` and transformers read as this one: file names, and what is in them."""
+        options: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self._names}
+        found = {"tokenizer.json": self.backend.to_str(pretty=True), "special_tokens_map.json": _written(self._names)}
+        if set(self._templates) == {"default"}:
+            found["chat_template.jinja"] = self._templates["default"]
+        elif self._templates:
+            options["chat_template"] = [{"name": name, "template": text} for name, text in self._templates.items()]
+        return {
+            **found,
+            "tokenizer_config.json": _written(options),
+            "generation_config.json": _written({"eos_token_id": sorted(self.eos_ids)}),
+        }
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """`special` adds what the model's texts begin or end with (bos); a chat's template has written that already. Special tokens' names
         in `text` become those tokens either way."""
@@ -163,6 +177,10 @@ class Tokenizer:
         except Exception as error:  # the template is the model's program: whatever it raises is about these messages
             raise UsageError(f"the chat template of model {self.source} refuses these messages: {error}") from None
         return _until_tag(text, self.source) if continue_final else text
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def _reasoning(message: dict[str, Any]) -> dict[str, Any]:

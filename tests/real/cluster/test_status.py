@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,49 @@ def test_where_to_look_must_be_said(registry: str | None, router: str | None, sa
 
     with pytest.raises(UsageError, match=says):
         asyncio.run(main())
+
+
+def test_as_json_it_is_told_to_programs() -> None:
+    busy = Row(spec("p0", model="m"), "ready", report=Report("p0", 1, 98.5, waiting=4, running=2, used_blocks=250, stored=(1, 2)))
+    view = View([busy, Row(spec("d0", role=Role.DECODE), "refused", "its KV does not fit")], "r1")
+    found = status.plain(view)
+    assert found["leader"] == "r1" and [one["name"] for one in found["instances"]] == ["p0", "d0"]
+    first, second = found["instances"]
+    assert (first["role"], first["state"], first["kv_blocks"], second["role"]) == ("prefill", "ready", 1000, "decode")
+    assert first["report"] == {
+        "taken_s": 98.5,
+        "waiting": 4,
+        "waiting_tokens": 0,
+        "running": 2,
+        "context_tokens": 0,
+        "used_blocks": 250,
+        "free_blocks": 0,
+        "preempted": 0,
+        "decode_step_s": 0.0,
+    }
+    assert second["report"] is None and second["refusal"] == "its KV does not fit"
+    assert json.loads(json.dumps(found)) == found
+    assert status.plain(View()) == {"leader": "", "instances": []}
+
+
+def test_the_command_prints_json_once_or_a_line_each_second(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "WATCH_S", 0.01)
+    written = StringIO()
+
+    async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
+        @asynccontextmanager
+        async def here(*_: object) -> AsyncIterator[Source]:
+            yield views
+
+        monkeypatch.setattr(status, "source", here)
+        console = Console(file=written, width=10)
+        await status.show_json("etcd://x", None, "", console, watch=False)
+        watching = asyncio.create_task(status.show_json("etcd://x", None, "", console, watch=True))
+        while written.getvalue().count("\n") < 3:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    cluster(folder, main, Role.MIXED)
+    lines = written.getvalue().splitlines()
+    assert all(json.loads(line)["instances"][0]["url"].startswith("http://127.0.0.1:") for line in lines[:3])
