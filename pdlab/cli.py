@@ -5,6 +5,7 @@ A `UsageError` becomes its own lines on stderr and exit status 2, never a traceb
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pdlab.spec import Experiment
 
 Progress = Callable[[float, int, int], None]
+LEAST_LOG_BYTES = 1 << 12  # that are kept of an event log for whose results a disk has no room
 DECISIONS = b'{"kv_blocks":'  # what an engine's decision log begins with
 
 app = typer.Typer(
@@ -97,6 +99,9 @@ def sim(
         except KeyboardInterrupt:
             err.print(f"interrupted: nothing of {experiment.name} was kept")
             raise typer.Exit(130) from None
+        except _Unsaved as unsaved:
+            _tell(unsaved.result, as_json, quiet)
+            raise
         results.append((directory.name, result))
         if not (quiet or as_json):
             _show(result, directory)
@@ -146,19 +151,72 @@ def _simulate(experiment: Experiment, directory: Path, trace_events: bool, quiet
     """Run one, and keep its files: all of them or, on a UsageError, none."""
     from pdlab.sim import simulate
 
-    log = directory.parent / f".{directory.name}.events.jsonl.partial"
+    log = directory.parent / f".{directory.name}.events.jsonl.partial-{os.getpid()}"  # another run may go to the same folder
     if trace_events:
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(directory.parent)
     try:
         with _progress(experiment.name, quiet) as progress:
             result = simulate(experiment, progress=progress, trace_events=log if trace_events else None)
-        result.save(directory)
-        if trace_events:
+        try:
+            if not trace_events:
+                result.save(directory)
+                return result
+            cut = _save_beside(log, result, directory)
             log.replace(directory / "events.jsonl")
+        except UsageError as error:
+            raise _Unsaved(str(error), result) from None
+        stopped = next((line for line in result.summary["warnings"] if line.startswith("the event log stopped")), "")
+        if stopped or cut:
+            stopped = stopped or "the event log's end had to give way to the results (No space left on device)"
+            err.print(f"{directory / 'events.jsonl'}: {stopped}", highlight=False, soft_wrap=True, markup=False)
+    except OSError as error:
+        raise UsageError(f"{directory}: cannot write there ({error.strerror}); give another directory with --out") from None
     finally:
         if trace_events:
             log.unlink(missing_ok=True)
     return result
+
+
+class _Unsaved(UsageError):
+    """A run is over, and its files cannot be written."""
+
+    def __init__(self, line: str, result: Result) -> None:
+        super().__init__(line)
+        self.result = result
+
+
+def _tell(result: Result, as_json: bool, quiet: bool) -> None:
+    """The summary, which is all that is left of a run whose files have no place."""
+    from pdlab.report.tables import summary_table
+
+    if as_json:
+        print(json.dumps(result.summary, indent=2))
+    elif not quiet:
+        out.print(summary_table(result.summary, result.name))
+
+
+def _save_beside(log: Path, result: Result, directory: Path) -> bool:
+    """Save a result where its event log lies already. On a disk without room for both the log's end gives way: True."""
+    from pdlab.log import cut_to_lines
+
+    cut = False
+    while True:
+        try:
+            result.save(directory)
+            return cut
+        except UsageError as error:
+            size = log.stat().st_size
+            if os.strerror(errno.ENOSPC) not in str(error) or size < LEAST_LOG_BYTES:
+                raise
+            cut_to_lines(log, size // 2)
+            cut = True
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made ({error.strerror}); give another directory with --out") from None
 
 
 def _check_writable(directory: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from bisect import insort
+from bisect import bisect
 from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -239,6 +239,7 @@ class Cluster:
     """What every hook is given. Asked about one request, `instances`, `prefill` and `decode` leave out whoever can never hold it."""
 
     __slots__ = (
+        "_known",
         "capacity",
         "decode",
         "degraded",
@@ -276,6 +277,7 @@ class Cluster:
         self.degraded = False  # nobody of role decode or mixed is left: prefill instances decode
         self.live: dict[int, Running] = {}  # every request that has not ended
         self.capacity = capacity or Capacity({})
+        self._known: dict[str, Instance] = {}  # by name
         self.index = PrefixIndex()
         self.links = links or Links()
         self.hash_tokens = hash_tokens
@@ -286,15 +288,17 @@ class Cluster:
         """A new instance, or another incarnation of a known one. They are kept in the order of their names: who comes up first is chance,
         and may not decide where ties break."""
         instances = self.instances
-        known = next((x for x in instances if x.name == spec.name), None)
+        known = self._known.get(spec.name)
         made = Instance(spec, known.bit if known is not None else 1 << len(instances))
+        self._known[spec.name] = made
         if known is not None:
             made.index = known.index
             instances[made.index] = made
             return made
-        insort(instances, made, key=lambda x: x.place)
-        for index, instance in enumerate(instances):
-            instance.index = index
+        place = bisect(instances, made.place, key=lambda x: x.place)
+        instances.insert(place, made)
+        for index in range(place, len(instances)):
+            instances[index].index = index
         return made
 
     def refresh(self) -> None:

@@ -7,6 +7,7 @@ tagged JSON by msgspec, so that an event reads `{"type": "Arrived", ...}`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,8 @@ import msgspec
 
 from pdlab.router import Router
 from pdlab.types import Action, AnyAction, AnyEvent, UsageError
+
+BLOCK_BYTES = 1 << 16  # read at a time to find the end of a line
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,24 +38,61 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EventLog:
-    """Writes a log. Close it, or use it as a context manager."""
+    """Writes a log. Close it, or use it as a context manager. Where it cannot be written any more, as on a full disk, it ends with its last
+    whole line, and `stopped` says why: what it is a log of goes on. Raises OSError where it cannot be opened."""
 
     def __init__(self, path: Path, head: Head) -> None:
+        self.path = path
+        self.stopped = ""
+        self._now = 0.0
         self._file: BinaryIO = path.open("wb")
         self._encode = msgspec.json.Encoder().encode
-        self._file.write(self._encode(head) + b"\n")
+        self._write(self._encode(head) + b"\n")
 
     def write(self, now: float, event: AnyEvent, actions: list[Action]) -> None:
-        self._file.write(self._encode((now, event, actions)) + b"\n")
+        if not self.stopped:
+            self._now = now
+            self._write(self._encode((now, event, actions)) + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        try:
+            self._file.write(line)
+        except OSError as error:
+            self._stop(error)
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._stop(error)
+
+    def _stop(self, error: OSError) -> None:
+        self.stopped = f"the event log stopped at {self._now:.3f} s ({error.strerror}); what came before is kept, as far as there is room"
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            cut_to_lines(self.path)
 
     def __enter__(self) -> EventLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def cut_to_lines(path: Path, most_bytes: int | None = None) -> None:
+    """Shorten a log to whole lines, of `most_bytes` in all at most. Raises OSError."""
+    with path.open("r+b") as file:
+        end = file.seek(0, 2)
+        end = end if most_bytes is None else min(end, most_bytes)
+        while end:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)
 
 
 def read(path: Path) -> tuple[Head, Iterator[Entry]]:

@@ -210,8 +210,12 @@ class Result:
     def _move(aside: Path, directory: Path) -> None:
         if not directory.exists():
             aside.chmod(0o755)  # a temporary directory is its owner's alone
-            os.rename(aside, directory)
-            return
+            try:
+                os.rename(aside, directory)
+                return
+            except OSError:
+                if not directory.is_dir():  # else another run's result is there since
+                    raise
         for file in sorted(aside.iterdir(), key=lambda f: f.name == SUMMARY):
             os.replace(file, directory / file.name)
 

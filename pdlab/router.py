@@ -61,6 +61,7 @@ from pdlab.types import (
 )
 
 COMING = frozenset(set(InstanceState) - {InstanceState.DRAINING, InstanceState.GONE})  # at work, or expected to be
+LEAST_TICK_S = 0.001
 QUEUED_P, LEASED, TRANSFER, DECODE = Stage.QUEUED_P, Stage.LEASED, Stage.TRANSFER, Stage.DECODE  # enum look-ups cost
 READY, PREFILL_ROLE = InstanceState.READY, Role.PREFILL
 
@@ -98,6 +99,8 @@ class Router:
         autoscale: tuple[int, int] | None = None,
         links: Links | None = None,
     ) -> None:
+        if policy.tick_s is not None and not policy.tick_s >= LEAST_TICK_S:
+            raise UsageError(f"policy {type(policy).__name__}: tick_s must be at least {LEAST_TICK_S:g} s, not {policy.tick_s:g}")
         self.policy = policy
         self.limits = limits or Limits()
         self.pairs = policy.pairs or reserve_first

@@ -8,6 +8,7 @@ a config.json) are relative to `base_dir`, which is the file's own folder unless
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ def _batching(name: str) -> str:
     return name
 
 
+MOST_INSTANCES = 10_000  # of one cluster: beyond, not even their arrival ends in a time that anybody waits
+
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
@@ -88,13 +91,13 @@ class Spec(BaseModel):
 class EngineSpec(Spec):
     """How an instance runs its batches."""
 
-    block_tokens: Count = 16
-    max_batch_tokens: Count = 8192
-    max_seqs: Count = 256
+    block_tokens: Annotated[Count, Field(le=1 << 16)] = 16
+    max_batch_tokens: Annotated[Count, Field(le=10_000_000)] = 8192
+    max_seqs: Annotated[Count, Field(le=1 << 16)] = 256
     batching: Batching = "chunked"
     prefix_cache: bool = True
     watermark: Annotated[NotNegative, Field(lt=1)] = 0.01
-    kv_blocks: Count | None = None  # None: what the memory holds beside the weights
+    kv_blocks: Annotated[Count, Field(le=10**12)] | None = None  # None: what the memory holds beside the weights
     hbm_utilization: Fraction = 0.9
     max_model_len: Count | None = None  # tokens of prompt and output together; None: the model's positions
 
@@ -146,7 +149,7 @@ class NetworkSpec(PathSpec):
 
 
 class ReportsSpec(Spec):
-    period_s: Positive = 0.5
+    period_s: Annotated[Number, Field(ge=0.001)] = 0.5
     delay_s: NotNegative = 0.0
 
 
@@ -155,7 +158,7 @@ class AutoscaleSpec(Spec):
 
     enabled: bool = False
     min: Count = 2
-    max: Count = 16
+    max: Annotated[Count, Field(le=MOST_INSTANCES)] = 16
     start_s: NotNegative = 30.0
 
     @model_validator(mode="after")
@@ -172,6 +175,13 @@ class ClusterSpec(Spec):
     role_switch_s: NotNegative = 1.0
     detect_s: NotNegative = 0.5
     autoscale: AutoscaleSpec = AutoscaleSpec()
+
+    @field_validator("instances")
+    @classmethod
+    def _bounded(cls, rows: tuple[InstancesSpec, ...]) -> tuple[InstancesSpec, ...]:
+        if (count := sum(row.count for row in rows)) > MOST_INSTANCES:
+            raise ValueError(f"{count:,} instances in all, and at most {MOST_INSTANCES:,} can be had: reduce their count")
+        return rows
 
 
 class TransferSpec(Spec):
@@ -387,7 +397,7 @@ class Experiment(Spec):
         if not any(p.role.decodes for p in placed):
             yield "cluster.instances: nobody can decode; add an instance of role decode or mixed"
         names = [p.name for p in placed]
-        for twice in sorted({name for name in names if names.count(name) > 1}):
+        for twice in sorted(name for name, times in Counter(names).items() if times > 1):
             yield f"cluster.instances: two instances are named {twice}; give each row its own name"
 
     def _fit(self) -> Iterator[str]:
@@ -431,7 +441,7 @@ def indivisible(hash_tokens: int, block_tokens: int) -> str | None:
     """What is said where an instance's blocks do not divide the `hash_tokens` behind one of the workload's prefix hashes."""
     if hash_tokens % block_tokens == 0:
         return None
-    divisor = max(d for d in range(1, block_tokens + 1) if hash_tokens % d == 0)
+    divisor = max(d for d in range(1, min(block_tokens, hash_tokens) + 1) if hash_tokens % d == 0)
     return (
         f"engine.block_tokens {block_tokens} does not divide the {hash_tokens} tokens behind one prefix hash of the workload; "
         f"choose a divisor, such as {divisor}"

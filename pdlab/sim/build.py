@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import simpy
 
 from pdlab import __version__, batching, cost, load_policy
@@ -36,6 +37,7 @@ from pdlab.types import InstanceSpec, Role, UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 
+LONGEST_S = 1e9  # 31 years
 Profiles = tuple[tuple[tuple[int, float], ...], tuple[tuple[int, int, float], ...]]
 Progress = Callable[[float, int, int], None]
 
@@ -264,10 +266,19 @@ def simulate(
         said = load_policy.describe(decider)
     if workload is None:
         workload = build_workload(experiment.workload, experiment.seed, experiment.base_dir)
+    last_s = float(workload.arrival_s.max()) if len(workload) else 0.0
+    if not last_s <= LONGEST_S:
+        raise UsageError(
+            f"workload: its last request arrives after {last_s:.3g} s, and a clock tells microseconds apart for {LONGEST_S:.0e} s only: "
+            "raise workload.rate, or take fewer requests"
+        )
     policy_hash = load_policy.source_hash(decider)
     log = None
     if trace_events is not None:
-        log = EventLog(trace_events, head_of(_recorded(experiment, said), decider, workload.hash_tokens))
+        try:
+            log = EventLog(trace_events, head_of(_recorded(experiment, said), decider, workload.hash_tokens))
+        except OSError as error:
+            raise UsageError(f"event log {trace_events}: {error.strerror}") from None
     made = world(experiment, workload, log=log, spans=trace_events is not None, policy=decider)
     made.on_progress = progress
     thresholds = gc.get_threshold()
@@ -309,7 +320,7 @@ def simulate(
         },
         partial=partial,
         leaked_blocks=made.leaked_blocks,
-        warnings=_warnings(made, workload),
+        warnings=[*_warnings(made, workload), *([log.stopped] if log is not None and log.stopped else [])],
     )
     plain = {**experiment.resolved(), "policy": said}
     return Result(summary, made.records, made.gaps, made.samples, plain, log=trace_events, spans=made.spans or ())
@@ -330,13 +341,18 @@ def _recorded(experiment: Experiment, policy: str | Mapping[str, Any]) -> Experi
 
 def _uses(made: World, experiment: Experiment, duration_s: float) -> list[InstanceUse]:
     """What each instance did, its incarnations together."""
-    whose, kv_use = made.samples.column("instance"), made.samples.column("used_blocks") / made.samples.column("kv_blocks")
-    placements = {p.name: p for p in experiment.placements()}
+    whose, kv_use = made.samples.column("instance").astype(np.int64), made.samples.column("used_blocks") / made.samples.column("kv_blocks")
+    reports, kv_uses = (np.bincount(whose, weights, minlength=len(made.instances)) for weights in (None, kv_use))
+    placed = experiment.placements()
+    placements = {p.name: p for p in placed}
+    earlier: dict[str, list[SimInstance]] = {}
+    for instance in made.lifecycle.retired:
+        earlier.setdefault(instance.name, []).append(instance)
     uses = []
     for name, last in made.instances.items():
-        lives = [x for x in made.lifecycle.retired if x.name == name] + [last]
-        own = kv_use[whose == last.index]
-        placement = placements.get(name, experiment.placements()[0])
+        lives = [*earlier.get(name, ()), last]
+        all_reports = reports[last.index] + sum(x.reports_at_rest for x in lives)
+        placement = placements.get(name, placed[0])
         total = last.scheduler.pool.total
         decode_s = sum(x.decode_busy_s for x in lives)
         uses.append(
@@ -348,7 +364,7 @@ def _uses(made: World, experiment: Experiment, duration_s: float) -> list[Instan
                 decode_busy_s=decode_s,
                 up_s=sum(x.lived_s for x in lives),
                 kv_blocks=total,
-                kv_use_mean=float(own.sum() / (own.size + sum(x.reports_at_rest for x in lives))) if own.size else 0.0,
+                kv_use_mean=float(kv_uses[last.index] / all_reports) if all_reports else 0.0,
                 kv_use_peak=max(x.peak_blocks for x in lives) / total,
                 requests=sum(x.requests for x in lives),
                 prefill_tokens=sum(x.prefill_tokens for x in lives),

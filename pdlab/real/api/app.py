@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -89,6 +90,8 @@ class _Endpoint:
             if service is not None and error.status in (429, 503):
                 service.metrics.rejected(error.status)
             await _send(error, name, scope, receive, send)
+        except ClientDisconnect:
+            return  # in the middle of what it sent: nobody waits for an answer
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path)
             await _send(ApiError(500, "the server has failed on this request; its log says more"), name, scope, receive, send)

@@ -125,6 +125,7 @@ def main() -> int:
 def run(link: Link, options: EngineOptions) -> None:
     """Load, say so, and serve until told to stop."""
     started_s = time.perf_counter()
+    decisions = _decisions(options.decisions)
     link.send(Loading("loading torch"))
     from pdlab.kernels.cpu_build import build_all, unbuilt
     from pdlab.real.engine.load import load
@@ -135,7 +136,6 @@ def run(link: Link, options: EngineOptions) -> None:
         if missing := unbuilt():
             link.send(Loading(f"loading weights; building kernels, once on this machine: {', '.join(missing)}"))
         building.start()
-    decisions: IO[bytes] | None = open(options.decisions, "wb") if options.decisions else None  # noqa: SIM115 - closed below
     try:
         loaded = load(options, decisions)
         engine, config = loaded.engine, loaded.config
@@ -163,6 +163,14 @@ def run(link: Link, options: EngineOptions) -> None:
     finally:
         if decisions is not None:
             decisions.close()
+
+
+def _decisions(path: str) -> IO[bytes] | None:
+    """The file that takes the scheduler's decisions. Raises UsageError where it cannot be written."""
+    try:
+        return open(path, "wb") if path else None
+    except OSError as error:
+        raise UsageError(f"--log {path}: {error.strerror}") from None
 
 
 @contextmanager
