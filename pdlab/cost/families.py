@@ -173,7 +173,6 @@ FAMILIES: dict[str, Family] = {
             ),
             build="hunyuan",
             facts={"num_shared_expert": 1},
-            unused=("org_vocab_size",),
         ),
     ),
     **dict.fromkeys(
@@ -211,7 +210,7 @@ FAMILIES: dict[str, Family] = {
     "nemotron_h": Family(gated=False, build="nemotron_h"),
     **dict.fromkeys(("minimax", "minimax_text_01", "minimax_m1"), Family(experts=MIXTRAL, build="lightning")),
     "kimi_linear": Family(build="kimi_linear"),
-    "lfm2": Family(tied=True, build="short_conv"),
+    "lfm2": Family(tied=True, build="short_conv", unused=("block_dim", "conv_dim", "conv_dim_out")),
     "lfm2_moe": Family(tied=True, experts=Experts(layers="num_dense"), build="short_conv"),
     "olmo_hybrid": Family(build="gated_delta", pattern=4),
 }  # fmt: skip

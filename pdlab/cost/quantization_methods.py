@@ -528,6 +528,21 @@ def _w8a8(kind: str) -> Callable[[Config, Format, str], Quantization]:
     return read
 
 
+def _mlx(config: Config, wide: Format, method: str) -> Quantization:
+    """Apple's: a scale and a bias of 16 bits for each group, embedding and head too; modules by name, false for those left alone."""
+    mode = config.get("mode", "affine")
+    if mode != "affine":
+        raise Mistake(f"quantization.mode {mode!r} of mlx is not supported: only affine is")
+
+    def stored(of: Config) -> Format:
+        bits, group = _whole(of, "bits", where="quantization"), _whole(of, "group_size", where="quantization")
+        return Format("int8" if bits == 8 else f"wint{bits}", bits / 8 + 4 / group, "bf16")
+
+    own = {name: of for name, of in config.items() if isinstance(of, Mapping) or (of is False and "." in name)}
+    rules = tuple(Rule(Names([name]), stored(of) if of else None) for name, of in own.items())
+    return Quantization(method, stored(config), wide, rules, head=True, embedding=True)
+
+
 def _experts_int8(config: Config, wide: Format, method: str) -> Quantization:
     return Quantization(method, integers(8, 0), wide, only=frozenset({Part.EXPERTS}))
 
@@ -541,5 +556,5 @@ METHODS: dict[str, Callable[[Config, Format, str], Quantization]] = {
     "bitsandbytes": _bitsandbytes, "compressed-tensors": _compressed_tensors, "modelopt": _modelopt, "modelopt-fp4": _modelopt,
     "modelopt-fp8": _modelopt, "modelopt-mxfp8": _modelopt, "modelopt-mixed": _modelopt, "quark": _quark, "torchao": _torchao, "hqq": _hqq,
     "quanto": _by_weights, "eetq": _by_weights, "bitnet": _bitnet, "fp-quant": _four_bit_float, "fouroversix": _four_bit_float,
-    "gemma": _gemma,
+    "gemma": _gemma, "mlx": _mlx,
 }  # fmt: skip

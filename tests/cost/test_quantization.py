@@ -197,6 +197,27 @@ def test_a_head_is_quantised_where_the_method_says_so(written):
     assert share(of(DENSE, written), Part.HEAD, "bf16") == 0
 
 
+def test_mlx_quantises_embedding_and_head_too():
+    mlx = {
+        "group_size": 64,
+        "bits": 4,
+        "model.layers.0.mlp.down_proj": {"group_size": 64, "bits": 8},
+        "model.layers.1.mlp.down_proj": False,
+    }
+    m = parse(DENSE | {"quantization": mlx, "quantization_config": mlx}, "m").model
+    formats = held(m)
+    assert (
+        formats[Part.EMBEDDING].bytes_per_value == formats[Part.HEAD].bytes_per_value == formats[Part.ATTENTION].bytes_per_value == 0.5625
+    )
+    assert share(m, Part.MLP, "int8") == share(m, Part.MLP, "bf16") == pytest.approx(1 / 24)
+
+
+@pytest.mark.parametrize("extra", [{"quantization": "fp8"}, {"quant_config": {"bits": 4}}, {"weight_quantization": "int4"}])
+def test_quantisation_said_elsewhere_is_not_passed_over(extra):
+    with pytest.raises(UsageError, match=f"{next(iter(extra))}"):
+        parse(DENSE | extra, "m")
+
+
 def test_mxfp4_and_int8_of_experts_is_of_experts_only():
     for method, dtype in (("mxfp4", "mxfp4"), ("experts_int8", "int8")):
         m = of(MOE, {"quant_method": method})
