@@ -20,7 +20,8 @@ from pdlab.cost.decoders import Decoder
 from pdlab.cost.families import FAMILIES, REFUSED, Family
 from pdlab.cost.layers import assemble
 from pdlab.cost.quantization import Quantization
-from pdlab.cost.quantization_methods import Mistake, read_quantization
+from pdlab.cost.quantization_formats import Mistake
+from pdlab.cost.quantization_methods import read_quantization
 from pdlab.cost.shapes import Model
 from pdlab.mistakes import nearest
 from pdlab.types import UsageError
