@@ -58,7 +58,7 @@ NEVER = frozenset(
     {
         "n_ctx", "cross_attention_hidden_size", "head_dim", "qk_head_dim", "num_key_value_heads", "intermediate_size", "max_window_layers",
         "sliding_window", "layer_types", "sliding_window_pattern", "mlp_layer_types", "rotary_dim", "tie_encoder_decoder",
-        "tie_word_embeddings",
+        "tie_word_embeddings", "sliding_window_size", "org_vocab_size", "use_cache_quantization",
     }
 )  # fmt: skip
 
@@ -170,6 +170,11 @@ class Keys:
 
 
 def _seems_to_decide(key: str, value: object) -> bool:
+    """Zero is none of whatever it counts, and one expert is a plain feed-forward."""
     if isinstance(value, bool):
         return bool(TIES.search(key))
+    if "quant" in key:
+        return True
+    if value == 0 or (value == 1 and re.search("expert|topk|top_k|freq", key)):
+        return False
     return isinstance(value, int | list | Mapping) and bool(DECIDES.search(key)) and not HARMLESS.search(key)

@@ -50,5 +50,5 @@ class Format:
 
 
 def plain(dtype: str) -> Format:
-    """A format as its name alone has it. Raises UsageError on an unknown one."""
-    return Format(dtype, dtype_bytes(dtype), dtype)
+    """A format as its name alone has it: of four bits and less it is widened to bf16. Raises UsageError on an unknown one."""
+    return Format(dtype, dtype_bytes(dtype), dtype if dtype in EIGHT_BIT or dtype == "fp32" else "bf16")

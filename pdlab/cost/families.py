@@ -48,11 +48,13 @@ class Family:
 
 
 MIXTRAL = Experts(count=("num_local_experts",), width=("intermediate_size",))
+GRANITE_SHARED = Experts(count=("num_local_experts",), width=("intermediate_size",), shared_width=("shared_intermediate_size",))
 QWEN_MOE = Experts(count=("num_experts", "num_local_experts"), layers="sparse_step")
 QWEN_SHARED = Experts(count=("num_experts", "num_local_experts"), layers="sparse_step", shared_width=("shared_expert_intermediate_size",))
 DEEPSEEK = Experts(count=("n_routed_experts",), shared=("n_shared_experts",), layers="first_dense", optional=True)
 DEEPSEEK_LIKE = Experts(count=("n_routed_experts", "num_local_experts"), shared=("n_shared_experts",), layers="first_dense")
 
+UNTIED = {"tie_word_embeddings": False}  # by their classes, which are not in transformers, or leave it to the model around the text
 LLAMA = Family()
 MLA = Family(experts=DEEPSEEK, build="latent")
 PLAIN_GELU = Family(gated=False)
@@ -61,25 +63,33 @@ FAMILIES: dict[str, Family] = {
     # Llama and those with its keys and matrices
     **dict.fromkeys(
         (
-            "llama", "code_llama", "yi", "baichuan", "internlm", "internlm2", "internlm3", "xverse", "orion", "aquila", "skywork", "solar",
+            "llama", "code_llama", "baichuan", "internlm3", "xverse", "orion", "aquila", "skywork", "solar",
             "mimo", "olmo", "olmo2", "granite", "helium", "exaone", "glm", "glm4", "hunyuan_v1_dense",
             "seed_oss", "stablelm", "stablelm_epoch", "diffllama", "bitnet", "ministral3", "cwm", "iquestcoder",
-            "qwen2_5_omni_text", "telechat2",
+            "telechat2", "hyperclovax", "granite_docling_text",
         ),
         LLAMA,
     ),
-    **dict.fromkeys(("mistral", "ministral", "phi3", "phi4mm", "phi4_multimodal"), Family(windows="all")),
-    **dict.fromkeys(("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen2_audio_text", "smollm3"), Family(windows="qwen")),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl_text"), Family(windows="qwen")),
+    **dict.fromkeys(("glm4v_text", "glm_ocr_text", "internlm", "internlm2", "yi"), Family(facts=UNTIED)),
+    **dict.fromkeys(("mistral", "ministral", "phi3", "phi4mm", "phi4_multimodal", "phi3_v"), Family(windows="all")),
+    **dict.fromkeys(
+        (
+            "qwen2", "qwen3", "smollm3", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2_audio_text",
+            "qwen2_5_omni_text", "minicpmv", "minicpmo",
+        ),
+        Family(windows="qwen", facts=UNTIED),
+    ),
     "gemma": Family(tied=True),
     **dict.fromkeys(("gemma2", "vaultgemma"), Family(tied=True, windows="pattern", pattern=2)),
     "gemma3_text": Family(tied=True, windows="pattern", pattern=6),
     "gemma3n_text": Family(tied=True, windows="pattern", pattern=5, build="gemma3n"),
-    "gemma4_text": Family(tied=True, windows="pattern", pattern=6, build="gemma4", facts={"global_head_dim": 512}),
+    **dict.fromkeys(
+        ("gemma4_text", "gemma4_unified_text"),
+        Family(tied=True, windows="pattern", pattern=6, build="gemma4", facts={"global_head_dim": 512}),
+    ),
     "cohere": Family(tied=True),
     "cohere2": Family(tied=True, windows="pattern", pattern=4),
-    "olmo3": Family(windows="pattern", pattern=4),
-    "exaone4": Family(windows="pattern", pattern=4),
+    **dict.fromkeys(("olmo3", "exaone4", "granite_swa"), Family(windows="pattern", pattern=4)),
     "minicpm": Family(tied=True),
     "minicpm3": Family(tied=True, build="latent"),
     "youtu": Family(tied=True, build="latent"),
@@ -89,9 +99,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen": Family(mlp_halved=True, facts={"tie_word_embeddings": False}),
     # Two feed-forward matrices
-    **dict.fromkeys(("arcee", "apertus", "nemotron", "persimmon", "jais2", "nanochat", "phi", "gpt_neox"), PLAIN_GELU),
+    **dict.fromkeys(("arcee", "apertus", "apertus1p5_text", "nemotron", "persimmon", "jais2", "nanochat", "phi", "gpt_neox"), PLAIN_GELU),
     "starcoder2": Family(gated=False, tied=True, windows="all"),
-    **dict.fromkeys(("gpt2", "gpt-sw3", "gpt_sw3"), Family(gated=False, tied=True, mlp_factor=4, learned_positions=0)),
+    **dict.fromkeys(("gpt2", "gpt-sw3", "gpt_sw3", "openai-gpt"), Family(gated=False, tied=True, mlp_factor=4, learned_positions=0)),
     "gpt_bigcode": Family(gated=False, tied=True, mlp_factor=4, learned_positions=0, facts={"multi_query": True}),
     **dict.fromkeys(("gptj", "codegen"), Family(gated=False, mlp_factor=4)),
     "gpt_neo": Family(gated=False, tied=True, mlp_factor=4, learned_positions=0, build="gpt_neo"),
@@ -105,8 +115,11 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("mixtral", "phimoe"), Family(experts=MIXTRAL, windows="all")),
     "minimax_m2": Family(experts=MIXTRAL, unused=("mlp_intermediate_size", "shared_intermediate_size")),
     "granitemoe": Family(experts=MIXTRAL),
-    "granitemoeshared": Family(
-        experts=Experts(count=("num_local_experts",), width=("intermediate_size",), shared_width=("shared_intermediate_size",))
+    "granitemoeshared": Family(experts=GRANITE_SHARED),
+    "granitemoe_swa": Family(experts=GRANITE_SHARED, windows="pattern", pattern=4),
+    "mellum": Family(experts=Experts(count=("num_local_experts", "num_experts")), windows="pattern", pattern=4),
+    "cohere2_moe": Family(
+        tied=True, experts=Experts(width=("intermediate_size",), shared=("num_shared_experts",)), windows="pattern", pattern=4
     ),
     "gpt_oss": Family(
         experts=Experts(
@@ -125,7 +138,7 @@ FAMILIES: dict[str, Family] = {
         build="gated_delta",
         pattern=4,
     ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "axk1"), MLA),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "axk1", "axk2", "mistral4"), MLA),
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "sarvam_mla"), MLA),
     "deepseek": Family(experts=DEEPSEEK, facts={"moe_layer_freq": 1, "first_k_dense_replace": 0, "tie_word_embeddings": False}),
     **dict.fromkeys(("glm4_moe", "glm4v_moe_text", "dots1", "sarvam_moe"), Family(experts=DEEPSEEK_LIKE)),
@@ -160,7 +173,6 @@ FAMILIES: dict[str, Family] = {
             ),
             build="hunyuan",
             facts={"num_shared_expert": 1},
-            unused=("org_vocab_size",),
         ),
     ),
     **dict.fromkeys(
@@ -198,7 +210,7 @@ FAMILIES: dict[str, Family] = {
     "nemotron_h": Family(gated=False, build="nemotron_h"),
     **dict.fromkeys(("minimax", "minimax_text_01", "minimax_m1"), Family(experts=MIXTRAL, build="lightning")),
     "kimi_linear": Family(build="kimi_linear"),
-    "lfm2": Family(tied=True, build="short_conv"),
+    "lfm2": Family(tied=True, build="short_conv", unused=("block_dim", "conv_dim", "conv_dim_out")),
     "lfm2_moe": Family(tied=True, experts=Experts(layers="num_dense"), build="short_conv"),
     "olmo_hybrid": Family(build="gated_delta", pattern=4),
 }  # fmt: skip

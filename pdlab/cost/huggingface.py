@@ -20,12 +20,14 @@ from pdlab.cost.decoders import Decoder
 from pdlab.cost.families import FAMILIES, REFUSED, Family
 from pdlab.cost.layers import assemble
 from pdlab.cost.quantization import Quantization
-from pdlab.cost.quantization_methods import Mistake, read_quantization
+from pdlab.cost.quantization_formats import Mistake
+from pdlab.cost.quantization_methods import read_quantization
 from pdlab.cost.shapes import Model
 from pdlab.mistakes import nearest
 from pdlab.types import UsageError
 
 DTYPE = ("torch_dtype", "dtype")
+QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 TEXT = ("text_config", "llm_config", "language_config", "thinker_config", "text_model_config")
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 WIDTHS = {"float32": "fp32", "float": "fp32", "float16": "bf16", "half": "bf16", "bfloat16": "bf16", "auto": "bf16"}
@@ -104,7 +106,7 @@ def read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: boo
         raise UsageError(
             f"{where}: model_type {kind!r} is an encoder-decoder, whose cross-attention's KV is not modelled: give a decoder's"
         )
-    keys.read.update(("quantization_config", "compression_config", "model_type", "architectures", "auto_map", *POSITIONS, *DTYPE))
+    keys.read.update((*QUANTIZATION, "model_type", "architectures", "auto_map", *POSITIONS, *DTYPE))
     read = BUILDERS[family.build](keys, family)
     keys.ignored(family.unused)
     return read, keys
@@ -137,11 +139,7 @@ def _text(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     for key in TEXT:
         inner = config.get(key)
         if isinstance(inner, Mapping) and inner:
-            above = {
-                k: config[k]
-                for k in ("tie_word_embeddings", "quantization_config", "compression_config", "torch_dtype", "dtype")
-                if config.get(k) is not None
-            }
+            above = {k: config[k] for k in ("tie_word_embeddings", *QUANTIZATION, *DTYPE) if config.get(k) is not None}
             deeper, _ = _text({**above, **{k: v for k, v in inner.items() if v is not None or k not in above}})
             return deeper, True
     return config, False
@@ -176,9 +174,13 @@ def _quantization(keys: Keys, width: object, where: str) -> Quantization:
     dtype = str(width or "bfloat16").removeprefix("torch.")
     if dtype not in WIDTHS:
         raise UsageError(f"{where}: unknown dtype {dtype!r}{nearest(dtype, list(WIDTHS))}")
-    written = keys.get("quantization_config", "compression_config")
+    written, mlx = keys.get(*QUANTIZATION[:2]), keys.get(QUANTIZATION[2])
+    if isinstance(mlx, Mapping):
+        written = {"quant_method": "mlx"} | dict(mlx)
     if written is not None and not isinstance(written, Mapping):
         raise UsageError(f"{where} has a value of the wrong kind: quantization_config must be a mapping")
+    if mlx is not None and not isinstance(mlx, Mapping):
+        raise UsageError(f"{where}: quantization {mlx!r} says no bits: write a quantization_config with its quant_method")
     return read_quantization(written, WIDTHS[dtype])
 
 

@@ -54,7 +54,7 @@ WRITTEN = {
     "ct nvfp4": (ct({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}, None, "nvfp4-pack-quantized"),
         0.5625, "bf16"),
     "ct mxfp4": (ct({"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}, None, "mxfp4-pack-quantized"), 0.53125,
-        "mxfp4"),
+        "bf16"),
     "modelopt fp8": ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, 1.0, "fp8"),
     "modelopt nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}, 0.5625, "bf16"),
     "modelopt awq": ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 128}, 0.5 + 2 / 128, "bf16"),
@@ -68,7 +68,7 @@ WRITTEN = {
     "quark fp8": (quark({"dtype": "fp8_e4m3", "qscheme": "per_tensor"}, {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}), 1.0, "fp8"),
     "quark int8": (quark({"dtype": "int8", "qscheme": "per_channel", "symmetric": True}, {"dtype": "int8"}), 1.0, "int8"),
     "quark uint4": (quark({"dtype": "uint4", "qscheme": "per_group", "group_size": 128}), 0.5 + 2.5 / 128, "bf16"),
-    "quark mxfp4": (quark({"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}), 0.53125, "mxfp4"),
+    "quark mxfp4": (quark({"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}), 0.53125, "bf16"),
     "quark mxfp6": (quark({"dtype": "fp6_e2m3", "qscheme": "per_group", "group_size": 32}), 0.78125, "bf16"),
     "torchao int4": ({"quant_method": "torchao", "quant_type": "int4_weight_only", "quant_type_kwargs": {"group_size": 128}},
         0.5 + 2.5 / 128, "bf16"),
@@ -84,7 +84,7 @@ WRITTEN = {
     ),
     "torchao nvfp4": (ao("NVFP4InferenceConfig"), 0.5625, "bf16"),
     "auto-round": ({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}, 0.5 + 2.5 / 128, "bf16"),
-    "auto-round mxfp4": ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "data_type": "mx_fp"}, 0.53125, "mxfp4"),
+    "auto-round mxfp4": ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "data_type": "mx_fp"}, 0.53125, "bf16"),
     "auto-round of intel": ({"quant_method": "intel/auto-round", "bits": 2, "group_size": 32, "sym": True}, 0.25 + 2.25 / 32, "bf16"),
     "gptq": (GPTQ, 0.5 + 2.5 / 128, "bf16"),
     "gptq, 3 bits": (GPTQ | {"bits": 3}, 0.375 + 2.375 / 128, "bf16"),
@@ -97,7 +97,7 @@ WRITTEN = {
     "eetq": ({"quant_method": "eetq", "weights": "int8"}, 1.0, "bf16"),
     "higgs": ({"quant_method": "higgs", "bits": 4, "group_size": 256, "p": 2}, 0.5 + 2 / 256, "bf16"),
     "bitnet": ({"quant_method": "bitnet", "linear_class": "bitlinear", "quantization_mode": "offline"}, 0.25, "int8"),
-    "fp_quant": ({"quant_method": "fp_quant", "forward_dtype": "mxfp4"}, 0.53125, "mxfp4"),
+    "fp_quant": ({"quant_method": "fp_quant", "forward_dtype": "mxfp4"}, 0.53125, "bf16"),
     "nvfp4": ({"quant_method": "nvfp4"}, 0.5625, "bf16"),
 }  # fmt: skip
 
@@ -117,7 +117,7 @@ def test_each_method_takes_its_bytes_in_the_layers_and_leaves_embedding_and_head
     formats = held(of(DENSE, written))
     assert formats[Part.ATTENTION] == formats[Part.MLP]
     assert formats[Part.MLP].bytes_per_value == pytest.approx(size, abs=1e-9)
-    assert formats[Part.MLP].compute == compute or {formats[Part.MLP].compute, compute} == {"bf16", "mxfp4"}
+    assert formats[Part.MLP].compute == compute
     assert formats[Part.EMBEDDING].dtype == formats[Part.HEAD].dtype == "bf16"
 
 
@@ -197,6 +197,27 @@ def test_a_head_is_quantised_where_the_method_says_so(written):
     assert share(of(DENSE, written), Part.HEAD, "bf16") == 0
 
 
+def test_mlx_quantises_embedding_and_head_too():
+    mlx = {
+        "group_size": 64,
+        "bits": 4,
+        "model.layers.0.mlp.down_proj": {"group_size": 64, "bits": 8},
+        "model.layers.1.mlp.down_proj": False,
+    }
+    m = parse(DENSE | {"quantization": mlx, "quantization_config": mlx}, "m").model
+    formats = held(m)
+    assert (
+        formats[Part.EMBEDDING].bytes_per_value == formats[Part.HEAD].bytes_per_value == formats[Part.ATTENTION].bytes_per_value == 0.5625
+    )
+    assert share(m, Part.MLP, "int8") == share(m, Part.MLP, "bf16") == pytest.approx(1 / 24)
+
+
+@pytest.mark.parametrize("extra", [{"quantization": "fp8"}, {"quant_config": {"bits": 4}}, {"weight_quantization": "int4"}])
+def test_quantisation_said_elsewhere_is_not_passed_over(extra):
+    with pytest.raises(UsageError, match=f"{next(iter(extra))}"):
+        parse(DENSE | extra, "m")
+
+
 def test_mxfp4_and_int8_of_experts_is_of_experts_only():
     for method, dtype in (("mxfp4", "mxfp4"), ("experts_int8", "int8")):
         m = of(MOE, {"quant_method": method})
@@ -218,6 +239,7 @@ def test_mxfp4_and_int8_of_experts_is_of_experts_only():
         ({"quant_method": "bitsandbytes"}, "neither load_in_4bit nor load_in_8bit"),
         (ct(FP8, None, "float-quantised"), "unknown quantization_config.format 'float-quantised'; nearest is float-quantized"),
         (ct({"num_bits": 5, "type": "float"}), "floating-point weights of 5 bits"),
+        (ct({"num_bits": 4, "type": "float", "strategy": "channel"}), "floating-point weights of 4 bits in groups of 0"),
         (ct({"type": "int"}), "lacks 'num_bits'"),
         (ct({"num_bits": 4, "type": "int", "strategy": "group"}), "lacks 'group_size'"),
         (ct({"num_bits": 4, "type": "complex"}), "type 'complex'"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pdlab.cost.huggingface import parse
+from pdlab.cost.huggingface import class_defaults, parse
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -156,3 +156,17 @@ def test_parameters_are_those_of_transformers_own_model(name):
     written = json.loads(json.dumps(config.to_dict(), default=str))
     counted = parse(written, name).model.total_params
     assert counted == pytest.approx(sum(p.numel() for p in own.parameters()), rel=0.01)
+
+
+def test_class_defaults_are_those_of_transformers():
+    """The table that fills in what a text_config leaves out, against the classes that are installed."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    compared = 0
+    for kind, defaults in class_defaults().items():
+        fields = getattr(CONFIG_MAPPING[kind], "__dataclass_fields__", {}) if kind in CONFIG_MAPPING else {}
+        for key, value in defaults.items():
+            if key in fields:
+                assert fields[key].default == value, f"{kind}.{key}"
+                compared += 1
+    assert compared > 1000 or transformers.__version__.startswith("4.")
