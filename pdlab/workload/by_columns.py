@@ -147,6 +147,8 @@ def _fields(
         if in_steps and not turns and unit.like_mooncake and unit.rows >= len(requests) and mooncake.in_steps(fields["arrival_s"]):
             fields["arrival_s"] = mooncake.spread(fields["arrival_s"])
             notes.append(mooncake.NOTE)
+    if wanted.time_unit and clock.dates and not {"delay_s", "gap_s"} & set(columns):
+        raise UsageError(f"{file.path}: time_unit {wanted.time_unit}: the times are dates, which have none; leave it out")
     for role in set(wanted.columns) & set(LABELS) - set(fields):
         raise UsageError(f"{file.path}: columns.{role}: no row has {columns[role]}")
     reading = _reading(form.name if form else "table", columns, clock, {"gap_s": gap_unit, "delay_s": delay_unit}, fields)

@@ -28,7 +28,7 @@ _NAMED_UNIT = re.compile(  # arrival_ms, Arrival (ms); arrivalMs; timestampms
     r"|(?i:(.*(?:time|stamp))([mun]s))"
 )
 _DATE = re.compile(
-    r"\s*(\d{4})-?(\d\d)-?(\d\d)"
+    r"\s*(\d{4})[-/]?(\d\d)[-/]?(\d\d)"
     r"(?:(?:[Tt]|\s+)(\d\d)(?::?(\d\d)(?::?(\d\d(?:[.,]\d*)?))?)?\s*(Z|z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?(?:\s+UTC)?)?\s*"
 )
 
@@ -113,6 +113,10 @@ class Clock:
         else:
             self._minutes.setdefault("", 0.0)  # says that times are dates
         return since - self._origin + within_s
+
+    @property
+    def dates(self) -> bool:
+        return bool(self._minutes)
 
     @property
     def wanted(self) -> str:
