@@ -63,6 +63,8 @@ def test_the_units_of_numbers_can_be_said() -> None:
         (["2024-05-10 00:61"], "a time such as"),
         (["11/16/2023 18:15:46"], "a time such as"),
         (["1", "2024-05-10 00:00:01"], "a number"),
+        (["1700000000", "1700000001000"], "a time in s since 1970, as those above are"),
+        (["1700000000000", "x"], "a time in ms since 1970, as those above are"),
         (["2024-05-10 00:00:01", "5"], "as those above are"),
         (["2024-05-10 00:00:01", "2024-05-10 00:00:nan"], "as those above are"),
         (["2024-05-10 00:00:01", "2024-05-10 00:00:-1"], "as those above are"),
