@@ -6,7 +6,6 @@ What was understood is said in one line, the workload's `reading`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 
 from pdlab.types import UsageError
 from pdlab.workload import mooncake
-from pdlab.workload.columns import FORMS, LABELS, REQUIRED, TURNS, Form, Wanted, known_columns
+from pdlab.workload.columns import FORMS, LABELS, REQUIRED, ROLES, TURNS, Form, Wanted, known_columns
 from pdlab.workload.csv_rows import Table
 from pdlab.workload.hash_unit import HashUnit
-from pdlab.workload.json_rows import json_rows
+from pdlab.workload.json_rows import json_rows, peek
 from pdlab.workload.requests import OPTIONAL, Requests, by_arrival
 from pdlab.workload.rows import Layout, Row, collect, missing
 from pdlab.workload.text import TextFile
@@ -39,15 +38,14 @@ def csv_fields(file: TextFile, lines: Iterator[str], header: str, form: Form | N
 
 def json_fields(file: TextFile, entries: Iterator[dict[str, Any]], form: Form | None, limit: int | None, wanted: Wanted) -> dict[str, Any]:
     """The same of JSON objects. Raises UsageError."""
-    entry = next(entries, None)
-    if entry is None:
+    first, entries = peek(file, entries)
+    if not first:
         raise UsageError(f"{file.path}: no requests in it")
-    names = list(entry)
-    columns = _columns(file, names, list(_paths(entry)), form, wanted)
-    if form is None and "session_id" in columns:
-        columns.setdefault("delay_s", "delay")  # the first turn has none
+    names = list(dict.fromkeys(name for entry in first for name in entry))
+    paths = list(dict.fromkeys(path for entry in first for path in _paths(entry)))
+    columns = _columns(file, names, paths, form, wanted)
     _pair(file, columns, wanted)
-    return _fields(file, form, columns, limit, wanted, lambda layout: json_rows(file, chain((entry,), entries), layout), names=names)
+    return _fields(file, form, columns, limit, wanted, lambda layout: json_rows(file, entries, layout), names=names)
 
 
 def _paths(entry: dict[str, Any], within: str = "", depth: int = 4) -> Iterator[str]:
@@ -59,9 +57,12 @@ def _paths(entry: dict[str, Any], within: str = "", depth: int = 4) -> Iterator[
 
 
 def _columns(file: TextFile, names: Sequence[str], paths: Sequence[str], form: Form | None, wanted: Wanted) -> dict[str, str]:
-    """Role to name. `names` are those of the first row, `paths` of all that is inside them."""
+    """Role to name. `names` are those of the first rows, `paths` of all that is inside them."""
     if form is not None:
         columns = dict(form.columns)
+        if form is FORMS["mooncake"]:  # people's own files of its form
+            absent = [role for role in ("arrival_s", *TURNS) if columns[role] not in names]
+            columns |= known_columns(names, dict.fromkeys(set(ROLES) - set(absent), ""))
     else:
         try:
             columns = known_columns(names, wanted.columns)
@@ -147,6 +148,8 @@ def _fields(
         if in_steps and not turns and unit.like_mooncake and unit.rows >= len(requests) and mooncake.in_steps(fields["arrival_s"]):
             fields["arrival_s"] = mooncake.spread(fields["arrival_s"])
             notes.append(mooncake.NOTE)
+    if wanted.time_unit and clock.dates and not {"delay_s", "gap_s"} & set(columns):
+        raise UsageError(f"{file.path}: time_unit {wanted.time_unit}: the times are dates, which have none; leave it out")
     for role in set(wanted.columns) & set(LABELS) - set(fields):
         raise UsageError(f"{file.path}: columns.{role}: no row has {columns[role]}")
     reading = _reading(form.name if form else "table", columns, clock, {"gap_s": gap_unit, "delay_s": delay_unit}, fields)

@@ -116,8 +116,9 @@ def form_of(names: Sequence[str], *, json: bool) -> Form | None:
         paths = (*(form.columns[role] for role in REQUIRED), *form.known_by)
         if form.json is json and all(path.partition(".")[0].lower() in lower for path in paths):
             return form
-    lengths, more = {"input_length", "output_length"}, {"timestamp", "hash_ids"}
-    if lengths <= lower if json else lengths | more <= lower:
+    lengths = {"input_length", "output_length"} <= lower
+    turns = lower & {"hash_ids", "session_id", "delay"}
+    if lengths and turns and (json or "timestamp" in lower):
         return FORMS["mooncake"]  # in JSON, turns whose times are all delays; its columns in CSV
     return None
 

@@ -6,8 +6,9 @@
     0.0,70,5,1 2 3 4
 
 The head may be left out; `hash_tokens` may be a column instead. Optional columns: priority, ttft_slo_s, tpot_slo_s (empty: the
-experiment's), n, best_of, after (the row, from 0, that must end first; empty or -1: none), hash_ids. A column that is there in no row is
-None in the workload. The head's values are JSON, or else text. A row's ids are of the prompt and, as far as they go, of the output.
+experiment's), n, best_of, hash_ids, and what a request waits for: after (the row, from 0, that must end first; empty or -1: none), or
+session_id and delay_s (after the session's last row; arrival_s may then be empty). A column that is there in no row is None in the
+workload. The head's values are JSON, or else text. A row's ids are of the prompt and, as far as they go, of the output.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pdlab.types import UsageError
-from pdlab.workload.columns import REQUIRED
+from pdlab.workload.columns import REQUIRED, TURNS
 from pdlab.workload.csv_rows import Table
 from pdlab.workload.json_rows import json_lines, json_rows
 from pdlab.workload.requests import OPTIONAL, Requests
-from pdlab.workload.rows import Layout, Row
+from pdlab.workload.rows import Layout, Row, add
 from pdlab.workload.text import TextFile
 from pdlab.workload.times import Seconds
 
 HEAD: dict[str, Any] = {"name": str, "hash_tokens": int, "concurrency": int, "dropped": int, "notes": list}
-_MORE = (*OPTIONAL, "hash_ids", "hash_tokens")
+_MORE = (*OPTIONAL, "hash_ids", "hash_tokens", *TURNS)
 
 
 def read_csv(
@@ -37,7 +38,7 @@ def read_csv(
     lower = {name.lower(): name for name in table.columns}
     there = [name for name in _MORE if name in lower]
     layout = Layout({name: lower.get(name, name) for name in (*REQUIRED, *there)}, Seconds())
-    return _read(file, table.rows(layout), there, _commented(file, comments), limit, hash_tokens)
+    return _read(file, table.rows(layout), layout, there, _commented(file, comments), limit, hash_tokens)
 
 
 def read_jsonl(
@@ -55,11 +56,17 @@ def read_jsonl(
             yield entry
 
     layout = Layout({name: name for name in (*REQUIRED, *_MORE)}, Seconds())
-    return _read(file, json_rows(file, noted(), layout), there, head, limit, hash_tokens)
+    return _read(file, json_rows(file, noted(), layout), layout, there, head, limit, hash_tokens)
 
 
 def _read(
-    file: TextFile, rows: Iterator[Row], there: Collection[str], head: dict[str, Any], limit: int | None, hash_tokens: int | None
+    file: TextFile,
+    rows: Iterator[Row],
+    layout: Layout,
+    there: Collection[str],
+    head: dict[str, Any],
+    limit: int | None,
+    hash_tokens: int | None,
 ) -> dict[str, Any]:
     """`there`: the optional columns, of which JSON's are known when the rows are."""
     requests = Requests(file, {name: name for name in (*REQUIRED, *_MORE)}, limit, strict=True)
@@ -70,7 +77,7 @@ def _read(
             _fitting(file, row, hash_tokens)
         elif row.hash_tokens is not None:
             _one_unit(file, head, row.hash_tokens)
-        requests.add(row.arrival_s or 0.0, *row[1:5])
+        add(row, requests, layout, file)
         if requests.full:
             break
     for name in OPTIONAL:

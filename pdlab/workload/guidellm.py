@@ -20,7 +20,8 @@ def requests(file: TextFile, document: dict[str, Any]) -> Iterator[dict[str, Any
     """One object a request: arrival_s, prompt_tokens, output_tokens. Raises UsageError where the document is not GuideLLM's."""
     benchmarks = document.get(KEY)
     if not isinstance(benchmarks, list):
-        raise UsageError(f"{file.path}: one JSON object over several lines, but not GuideLLM's: it has no list of {KEY}")
+        what = f"one JSON object, but not GuideLLM's: it has no list of {KEY}"
+        raise UsageError(f"{file.path}: {what} (AIPerf's requests are in profile_export.jsonl)")
     for benchmark in benchmarks:
         groups = benchmark.get("requests") if isinstance(benchmark, dict) else None
         if not isinstance(groups, dict) or not isinstance(groups.get(_ANSWERED), list):

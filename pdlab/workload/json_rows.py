@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -40,6 +40,33 @@ def json_lines(file: TextFile, lines: Iterator[str], first: str) -> Iterator[dic
         if not isinstance(value, dict):
             raise file.wrong("not a JSON object; a JSONL trace has one on every line")
         yield value
+
+
+def peek(file: TextFile, entries: Iterator[dict[str, Any]], most: int = 100) -> tuple[list[dict[str, Any]], Iterator[dict[str, Any]]]:
+    """The first objects, and all of them again with their lines; what is wrong with one is said when it is reached."""
+    seen: list[tuple[int, dict[str, Any]]] = []
+    mistake: UsageError | None = None
+    try:
+        for entry in islice(entries, most):
+            seen.append((file.line, entry))  # noqa: PERF401  # those before a mistake count
+    except UsageError as error:
+        mistake = error
+    last = file.line
+
+    def again() -> Iterator[dict[str, Any]]:
+        for line, entry in seen:
+            file.line = line
+            yield entry
+        file.line = last
+        if mistake is not None:
+            raise mistake
+        yield from entries
+
+    if seen:
+        file.line = seen[0][0]
+    elif mistake is not None:
+        raise mistake
+    return [entry for _, entry in seen], again()
 
 
 def json_document(file: TextFile, lines: Iterator[str], first: str) -> Any:

@@ -48,16 +48,21 @@ class Layout:
 def collect(rows: Iterator[Row], requests: Requests, layout: Layout, file: TextFile) -> None:
     """Add rows until there are enough."""
     for row in rows:
-        if row.session is None and row.delay_s is None and row.arrival_s is not None:
-            requests.add(row.arrival_s, *row[1:5])
-        elif row.session is None:
-            if row.delay_s is None:
-                raise file.wrong("is missing", layout.columns["arrival_s"])
-            raise file.wrong("a delay, but no session whose answer it comes after", layout.columns.get("session_id", "session_id"))
-        else:
-            requests.add_turn(row.session, row.arrival_s, row.delay_s, *row[1:5])
+        add(row, requests, layout, file)
         if requests.full:
             break
+
+
+def add(row: Row, requests: Requests, layout: Layout, file: TextFile) -> None:
+    """One more request, or one more turn of a session. Raises UsageError."""
+    if row.session is not None:
+        requests.add_turn(row.session, row.arrival_s, row.delay_s, *row[1:5])
+    elif row.delay_s is not None:
+        raise file.wrong("a delay, but no session whose answer it comes after", layout.columns.get("session_id", "session_id"))
+    elif row.arrival_s is None:
+        raise file.wrong("is missing", layout.columns["arrival_s"])
+    else:
+        requests.add(row.arrival_s, *row[1:5])
 
 
 def missing(file: TextFile, name: str, there: Sequence[str]) -> UsageError:

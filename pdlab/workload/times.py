@@ -14,6 +14,7 @@ from typing import Literal
 Unit = Literal["s", "ms", "us", "ns"]
 PER_S: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _YEARS = 9e8, 4.2e9  # 1998 to 2103, in seconds since 1970
+_CENTURY_S = 3.2e9  # within which the epoch times of a file are, if their unit stays the same
 _WORDS: dict[Unit, str] = {
     "s": "s sec secs second seconds",
     "ms": "ms msec millis milliseconds",
@@ -28,7 +29,7 @@ _NAMED_UNIT = re.compile(  # arrival_ms, Arrival (ms); arrivalMs; timestampms
     r"|(?i:(.*(?:time|stamp))([mun]s))"
 )
 _DATE = re.compile(
-    r"\s*(\d{4})-?(\d\d)-?(\d\d)"
+    r"\s*(\d{4})[-/]?(\d\d)[-/]?(\d\d)"
     r"(?:(?:[Tt]|\s+)(\d\d)(?::?(\d\d)(?::?(\d\d(?:[.,]\d*)?))?)?\s*(Z|z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?(?:\s+UTC)?)?\s*"
 )
 
@@ -67,7 +68,10 @@ class Clock:
             raise ValueError(time)
         if not self._per_s:
             self._begin(number)
-        return (number - self._origin) / self._per_s
+        seconds = (number - self._origin) / self._per_s
+        if self._origin and not -_CENTURY_S < seconds < _CENTURY_S:
+            raise ValueError(time)
+        return seconds
 
     def _begin(self, number: int | float) -> None:
         named = next((unit for unit, per_s in PER_S.items() if _YEARS[0] <= number / per_s < _YEARS[1]), None)
@@ -115,10 +119,16 @@ class Clock:
         return since - self._origin + within_s
 
     @property
+    def dates(self) -> bool:
+        return bool(self._minutes)
+
+    @property
     def wanted(self) -> str:
         """What the column's times have to be, for messages."""
         if self._minutes:
             return f"a time such as 2023-11-16 18:15:46.68{'Z' if self._zoned else ''}, as those above are"
+        if self._origin:
+            return f"a time in {self.unit} since 1970, as those above are"
         return "a number, as the times above are" if self._per_s else "a time such as 2023-11-16 18:15:46.68, 2023-11-16T18:15:46Z or 46.68"
 
 

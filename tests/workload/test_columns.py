@@ -206,6 +206,8 @@ def test_columns_that_are_not_there_and_words_that_are_no_columns(read: Read, tm
     ):
         with pytest.raises(UsageError, match=said):
             CliRunner().invoke(app, ["stats", "my.csv", "--columns", words], catch_exceptions=False)
+    with pytest.raises(UsageError, match="time_unit ms: the times are dates"):
+        read("ts,input_tokens,output_tokens\n2024-05-10,1,1\n", time_unit="ms")
     with pytest.raises(UsageError, match="hash_tokens 16: the file has no ids"):
         read(text, hash_tokens=16)
 

@@ -164,6 +164,8 @@ def test_reading_stops_at_the_requests_asked_for(made: Callable[..., Path]) -> N
     path = made(AZURE + "2023-11-16 18:15:51.0,5,5\n" * 20_000 + "broken")
     assert len(load(path, requests=2, progress=lambda read, total: seen.append((read, total)))) == 2
     assert seen[-1][0] < seen[-1][1] == path.stat().st_size, "the rest of the file was not read"
+    row = '{"ts": 0, "input_length": 9, "output_length": 5}\n'
+    assert len(load(made(row * 2 + "broken", "t.jsonl"), requests=2)) == 2
     workload = load(made(AZURE), requests=5)
     assert "5 requests were asked for, trace.csv has 2" in workload.notes[0]
 

@@ -73,6 +73,25 @@ def test_delays_of_a_table_are_in_the_unit_that_its_name_says(tmp_path: Path) ->
     assert read(tmp_path / "t.csv") == ([0.0, 1.5], [-1, 0])
 
 
+@pytest.mark.parametrize("delay", ["delay", "delay_ms", "Think Time (ms)"])
+@pytest.mark.parametrize("session", ["session_id", "conversation_id", "Session"])
+def test_sessions_and_delays_have_names_that_everybody_uses(trace: Callable[..., Path], session: str, delay: str) -> None:
+    for time in ("timestamp", "arrival_ms"):
+        path = trace({**turn(hash_ids=[1, 2]), time: 0, session: "a"}, turn(**{time: 5}), {**turn(), session: "a", delay: 250})
+        assert read(path) == ([0.0, 0.005, 0.25], [-1, -1, 0])
+    (path.parent / "t.csv").write_text(f"{session};timestamp;{delay};input_length;output_length;hash_ids\na;0;;9;9;\na;;250;9;9;\n")
+    assert read(path.parent / "t.csv") == ([0.0, 0.25], [-1, 0])
+
+
+def test_pdlabs_own_files_may_have_sessions_with_delays(tmp_path: Path) -> None:
+    lines = "# hash_tokens: 32\narrival_s,session_id,delay_s,prompt_tokens,output_tokens,n\n1,a,,100,20,2\n1.5,b,,9,9,\n,a,2.5,200,30,\n"
+    (tmp_path / "own.csv").write_text(lines)
+    assert read(tmp_path / "own.csv") == ([1.0, 1.5, 2.5], [-1, -1, 0])
+    first = '{"arrival_s": 1, "session_id": 7, "prompt_tokens": 100, "output_tokens": 20}\n'
+    (tmp_path / "own.jsonl").write_text(first + '{"session_id": 7, "delay_s": 2.5, "prompt_tokens": 200, "output_tokens": 30}\n')
+    assert read(tmp_path / "own.jsonl") == ([1.0, 2.5], [-1, 0])
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
