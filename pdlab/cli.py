@@ -297,6 +297,17 @@ def serve(
     api_key: Annotated[str | None, typer.Option(envvar="PDLAB_API_KEY", help="Clients have to send it.", show_default=False)] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="In flight; more get 429.")] = 1024,
     drain_s: Annotated[float, typer.Option(min=0.0, help="At SIGTERM, time for running requests to end.")] = 30.0,
+    tool_call_parser: Annotated[
+        str | None, typer.Option(help="How the model calls tools: hermes or llama3_json.", show_default="as its chat template shows")
+    ] = None,
+    auto_tool_choice: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-auto-tool-choice/--no-enable-auto-tool-choice",
+            help="Read calls of tools from the text.",
+            show_default="where the chat template shows how",
+        ),
+    ] = None,
     decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
     registry: Annotated[str, typer.Option(help="Where instances and routers meet: etcd:// or redis://.", show_default=False)] = "",
     instance_name: Annotated[str, typer.Option(help="Of this instance or router.", show_default="role-host-pid")] = "",
@@ -350,6 +361,8 @@ def serve(
             token=token,
             max_requests=max_requests,
             drain_s=drain_s,
+            tool_call_parser=tool_call_parser,
+            auto_tool_choice=auto_tool_choice,
         ),
         registry=registry,
         instance_name=instance_name,

@@ -22,6 +22,7 @@ from pdlab.real.api.app import create_app
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.serve import bind, serve
 from pdlab.real.api.service import Service
+from pdlab.real.api.tools import parser_of
 from pdlab.real.cluster.parent import SCHEME, ParentStore
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.gguf_file import default_model
@@ -131,6 +132,12 @@ class Serving:
     token: str = ""
     max_requests: int = 1024
     drain_s: float = 30.0
+    tool_call_parser: str | None = None
+    auto_tool_choice: bool | None = None
+
+    def tool_parser(self, tokenizer: Tokenizer) -> str:
+        """How calls of tools are read; "": they are not. Raises UsageError."""
+        return parser_of(tokenizer, self.tool_call_parser, self.auto_tool_choice)
 
 
 def run_until_stopped(main: Coroutine[Any, Any, None]) -> None:
@@ -148,6 +155,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
         sock = stack.enter_context(contextlib.closing(bind(how.host, how.port)))
         registry = await stack.enter_async_context(await registry_at(place.registry)) if place is not None and place.registry else None
         text = tokenizer_of(options, how.tokenizer)
+        tool_parser = how.tool_parser(text)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
         app = create_app(more=() if place is None else ROUTES)  # answers "loading" until it has a service
         check_cpu_kv(options)  # before a process loads the model for a minute only to say so
@@ -165,7 +173,15 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
         model, ready = served_name_of(options, how.served_name), engine.ready
         url = url_of((place.advertise if place is not None else "") or how.host, sock.getsockname()[1])
         if place is None:
-            app.state.service = Service(engine, text, model, max_requests=how.max_requests, api_key=how.api_key, token=how.token or None)
+            app.state.service = Service(
+                engine,
+                text,
+                model,
+                max_requests=how.max_requests,
+                api_key=how.api_key,
+                token=how.token or None,
+                tool_parser=tool_parser,
+            )
         else:
             app.state.service = service = await stack.enter_async_context(_member_service(engine, text, model, how))
             spec = spec_of(
@@ -248,7 +264,14 @@ async def _member_service(engine: EngineClient, text: Tokenizer, model: str, how
     exchange = Exchange(engine, migrations) if engine.ready.descriptor else None
     try:
         yield MemberService(
-            engine, text, model, max_requests=how.max_requests, api_key=how.api_key, token=how.token or None, exchange=exchange
+            engine,
+            text,
+            model,
+            max_requests=how.max_requests,
+            api_key=how.api_key,
+            token=how.token or None,
+            exchange=exchange,
+            tool_parser=how.tool_parser(text),
         )
     finally:
         await migrations.close()

@@ -38,15 +38,15 @@ class Chunks:
         """Choices of which nothing can be shown yet are left out."""
         if self.token_ids:
             return b"".join([self._with_ids(d) for d in deltas if d.tokens or d.finish or d.text])
-        return b"".join([self._one(d) for d in deltas if d.text or d.finish or d.logprobs])
+        return b"".join([self._one(d) for d in deltas if d.text or d.finish or d.logprobs or d.calls])
 
     def _one(self, delta: Delta) -> bytes:
-        if delta.finish or delta.logprobs:
+        if delta.finish or delta.logprobs or delta.calls:
             return self.choice(self.shape.chunk(delta))
         return b"%b%d%b%b%b" % (self.text_begin, delta.choice, self.shape.before, encode(delta.text), self.text_end)
 
     def _with_ids(self, delta: Delta) -> bytes:
-        if delta.finish or delta.logprobs:
+        if delta.finish or delta.logprobs or delta.calls:
             return self.choice({**self.shape.chunk(delta), "token_ids": delta.tokens})
         text, ids = encode(delta.text), encode(delta.tokens)
         return b"%b%d%b%b%b%b%b" % (self.text_begin, delta.choice, self.shape.before, text, self.ids_begin, ids, self.ids_end)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import uuid
 from typing import Any
 
 import msgspec
@@ -11,7 +13,8 @@ from pdlab.real.api.generate import Choice, Delta, Logprob
 from pdlab.real.api.legs import Prefill, check_leg, leg_of
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, choices, parse
 from pdlab.real.api.service import Job, Service
-from pdlab.real.api.structured import structured_field
+from pdlab.real.api.structured import check_size, structured_field
+from pdlab.real.api.tools import call_of, calls_of, tools_of
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.types import UsageError
 
@@ -47,6 +50,7 @@ class ChatRequest(Common, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -66,12 +70,17 @@ class Chats:
         return [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(choices)]
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
-        content = {"content": delta.text} if delta.text or not delta.finish else {}
+        content: dict[str, Any] = {"content": delta.text} if delta.text or not (delta.finish or delta.calls) else {}
+        if delta.calls:
+            content["tool_calls"] = [call_of(piece, _call_id()) for piece in delta.calls]
         return {"index": delta.choice, "delta": content, "logprobs": self._logprobs(delta.logprobs), "finish_reason": delta.finish}
 
     def whole(self, index: int, choice: Choice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(choice.logprobs), "finish_reason": choice.finish}
+        text = "".join(choice.text)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if choice.calls:
+            message |= {"content": text or None, "tool_calls": calls_of(choice.calls, _call_id)}
+        return {"index": index, "message": message, "logprobs": self._logprobs(choice.logprobs), "finish_reason": choice.shown_finish}
 
     def _logprobs(self, found: list[Logprob]) -> dict[str, Any] | None:
         if self.logprobs is None:
@@ -84,14 +93,21 @@ class Chats:
         return {"token": text, "logprob": logprob, "bytes": list(self.tokenizer.piece_bytes(token))}
 
 
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
 async def chat_job(service: Service, raw: bytes) -> Job:
     """Raises ApiError naming what is wrong."""
     body = parse(raw, ChatRequest)
     service.check_model(body.model)
     n, best_of = choices(body, None)
     logprobs = _wanted(body)
-    if body.tool_choice not in (None, "none", "auto"):
-        raise bad("tool_choice can only be none or auto: calls are not forced", "tool_choice")
+    forced, tools = tools_of(body, service.tokenizer, service.tool_parser)
+    if forced is not None and (field := structured_field(body)):
+        raise bad(f"{field} does not go with tool_choice, which says itself what the output must be", field)
+    if tools is not None and body.detokenize is False:
+        raise bad("tools need text: leave detokenize out, or give tool_choice none", "tools")
     options = {**(body.chat_template_kwargs or {})}
     if body.continue_final_message:
         options["continue_final"] = True
@@ -109,7 +125,11 @@ async def chat_job(service: Service, raw: bytes) -> Job:
         raise bad(f"{param} must be at least 1, not {given}", param)
     max_tokens = service.room(len(prompt), given, param, "messages")
     asked = ask(body, max_tokens=max_tokens, best_of=best_of, logprobs=logprobs, vocab=service.engine.ready.vocab, continues=False)
-    await service.vet(asked.sampling.structured, structured_field(body))
+    asked = dataclasses.replace(asked, tools=tools)
+    if forced is not None:
+        check_size(forced, "tools")
+        asked = dataclasses.replace(asked, sampling=msgspec.structs.replace(asked.sampling, structured=forced))
+    await service.vet(asked.sampling.structured, structured_field(body) or "tools")
     if leg is not None:
         check_leg(leg, asked, bool(body.stream), 1)
     shape = Chats(service.tokenizer, logprobs, bool(body.return_tokens_as_token_ids))

@@ -16,6 +16,7 @@ from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.legs import Alone, Here, Leg, Move, Prefill, Pull, Reserve, kv_lost
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
+from pdlab.real.api.tool_calls import CallParser, CallPiece
 from pdlab.real.engine.detokenize import Detokenizer, StopStrings
 from pdlab.real.engine.messages import (
     FromQueue,
@@ -56,13 +57,14 @@ class Logprob:
 
 @dataclass(slots=True)
 class Delta:
-    """News of one choice."""
+    """News of one choice. `text` is without `calls` of tools."""
 
     choice: int
     text: str
     tokens: list[int]
     logprobs: list[Logprob]
     finish: str | None = None
+    calls: list[CallPiece] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -83,6 +85,22 @@ class Choice:
     first_s: float = 0.0
     last_s: float = 0.0
     queue_s: float = 0.0
+    parser: CallParser | None = None
+    calls: list[CallPiece] = field(default_factory=list)
+
+    @property
+    def shown_finish(self) -> str | None:
+        """As clients are told."""
+        return "tool_calls" if self.finish == "stop" and self.calls else self.finish
+
+    def parse(self, text: str) -> tuple[str, list[CallPiece]]:
+        """What of its text is text, and the news of calls. After its end, what is left of both, too."""
+        if self.parser is None:
+            return text, []
+        found = [self.parser.push(text), *([self.parser.finish()] if self.finish is not None else [])]
+        pieces = [piece for one in found for piece in one.calls]
+        self.calls += pieces
+        return "".join(one.content for one in found), pieces
 
     @property
     def mean_logprob(self) -> float:
@@ -111,11 +129,13 @@ class Generation:
         self.prompts = prompts
         self.best_of = ask.sampling.best_of
         self.arriving: asyncio.Queue[FromQueue] = asyncio.Queue()
+        kept = ask.tools.kept_ids if ask.tools is not None else frozenset[int]()
         self.choices = [
             Choice(
                 index,
-                Detokenizer(tokenizer, ask.skip_special, continues=ask.continues) if ask.text else None,
+                Detokenizer(tokenizer, ask.skip_special, continues=ask.continues, kept=kept) if ask.text else None,
                 StopStrings(ask.stops, ask.include_stop) if ask.stops else None,
+                parser=ask.tools.parser() if ask.tools is not None else None,
             )
             for index in range(len(prompts) * self.best_of)
         ]
@@ -240,6 +260,7 @@ class Generation:
                     known.tokens = known.tokens + delta.tokens
                     known.logprobs = known.logprobs + delta.logprobs
                     known.finish = delta.finish
+                    known.calls = known.calls + delta.calls
             if arriving.empty():
                 return list(found.values())
             tokens = arriving.get_nowait()
@@ -326,7 +347,6 @@ class Generation:
         logprobs = _logprobs(tokens, taken) if tokens.logprobs is not None else []
         choice.logprobs += logprobs
         choice.total_logprob += sum(one.logprob for one in logprobs)
-        choice.text.append(text)
         if finish is not None:
             if tokens.finish is None:
                 self.engine.cancel(tokens.id, tokens.candidate)
@@ -335,7 +355,9 @@ class Generation:
             self._end(choice, finish, now)
             if finish == "moved":
                 self.moved, finish = True, None
-        return Delta(choice.index, text, told, logprobs, finish)
+        text, calls = choice.parse(text)
+        choice.text.append(text)
+        return Delta(choice.index, text, told, logprobs, finish and choice.shown_finish, calls)
 
     def _text(self, choice: Choice, tokens: Tokens) -> tuple[str, str | None]:
         """(what can be shown, whether and why the choice ends). What ended it at the engine, a stop token, is no text."""

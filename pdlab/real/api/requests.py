@@ -11,6 +11,7 @@ import msgspec
 
 from pdlab.real.api.errors import bad
 from pdlab.real.api.structured import StructuredAsk, structured_of
+from pdlab.real.api.tools import ToolUse
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import KvParams
 
@@ -64,7 +65,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What is to be done with each prompt: `sampling` by the engine, the rest here. `continues`: the text follows a prompt's.
-    `token_ids`: they are told; unless `text`, nothing else is."""
+    `token_ids`: they are told; unless `text`, nothing else is. `tools`: calls of them are read from the text."""
 
     sampling: Sampling
     stops: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class Ask:
     text: bool = True
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    tools: ToolUse | None = None
 
 
 Body = TypeVar("Body", bound=msgspec.Struct)

@@ -60,7 +60,7 @@ class Job:
 
 class Service:
     """At most `max_requests` prompts are in flight; with `api_key`, /v1 asks for it, or for the cluster's `token`, which /pdlab asks for.
-    `legs` are the requests in flight by their X-Request-Id."""
+    `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not."""
 
     def __init__(
         self,
@@ -72,10 +72,12 @@ class Service:
         api_key: str | None = None,
         token: str | None = None,
         exchange: Exchange | None = None,
+        tool_parser: str = "",
     ) -> None:
         self.engine, self.tokenizer, self.model = engine, tokenizer, model
         self.max_requests, self.api_key, self.token = max_requests, api_key, token
         self.exchange = exchange
+        self.tool_parser = tool_parser
         self.legs: dict[str, Generation] = {}
         self.running: set[Generation] = set()
         self.metrics = Metrics(model, engine)

@@ -11,7 +11,7 @@ import msgspec
 
 from pdlab.real.cluster.connections import ALIVE_S, Connection, Connections
 from pdlab.real.cluster.remote import Broken, Fenced, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
-from pdlab.real.engine.messages import Sampling
+from pdlab.real.engine.messages import Sampling, StructuredOutputs
 from pdlab.real.wire import MOST_IDS, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
 from pdlab.types import InstanceSpec, Role
 
@@ -51,6 +51,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     detokenize: bool = True
@@ -362,6 +363,7 @@ class HttpRemote:
             logit_bias=sampling.logit_bias,
             seed=sampling.seed,
             logprobs=sampling.logprobs,
+            structured_outputs=sampling.structured,
             return_token_ids=True,
             return_tokens_as_token_ids=sampling.logprobs is not None,
             detokenize=not self._pdlab,

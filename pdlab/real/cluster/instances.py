@@ -100,7 +100,7 @@ class Instances:
         sent: dict[int, int] = {}
         for live in self.world.live.values():
             if member.name in (live.line.prefill_instance, live.line.decode_instance):
-                sent[live.request.id] = live.sent
+                sent[live.request.id] = live.kept
                 if live.line.status is Stage.TRANSFER:
                     self.world.tally.transfer_failed(HANDOFF, "instance_gone")
             for leg in [leg for leg in live.legs.values() if leg.member is member]:

@@ -193,7 +193,7 @@ class Legs:
         sampling = live.ask()[1]
         dropped = not live.single or bool(live.given)
         if dropped:  # its token must not end the request
-            sampling = msgspec.structs.replace(sampling, best_of=1, ignore_eos=True, stop_token_ids=())
+            sampling = msgspec.structs.replace(sampling, best_of=1, ignore_eos=True, stop_token_ids=(), structured=None)
         answer = await leg.member.remote.prefill(self._ask(live, leg, sampling, params))
         if leg.over:
             return
@@ -381,7 +381,7 @@ class Legs:
                 self.world.finish(live, leg)
                 return
             live.drop(leg)
-            self.world.tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.sent))
+            self.world.tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.kept))
 
     def _target_trouble(self, live: Live, leg: Leg, trouble: Exception, reason: str) -> None:
         source = live.legs["decode"]
@@ -391,4 +391,4 @@ class Legs:
             self.world.tell(Refused(live.request.id, live.attempt, leg.member.name))
         else:
             src, dst = source.member.name, leg.member.name
-            self.world.tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.sent))
+            self.world.tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.kept))

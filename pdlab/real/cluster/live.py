@@ -11,7 +11,7 @@ import msgspec
 
 from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.instances import Member
-from pdlab.real.cluster.remote import LegTokens, Prefilled
+from pdlab.real.cluster.remote import Broken, LegTokens, Prefilled
 from pdlab.real.cluster.timeline import Timeline
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.types import Request, Stage
@@ -62,7 +62,8 @@ class Candidate:
 
 class Live:
     """With one candidate an attempt goes on where the lost one ended, at index `base`. Several are made anew, alike since they are drawn
-    from the same seed, and what their client has is left out.
+    from the same seed, and what their client has is left out. So is one whose output follows a grammar, where not every instance can be
+    `given` what was made.
 
     What the client has is part of the prompt from then on. Where the next draw or a penalty depends on what was made, it is `given` to the
     legs that decode as the output it is, so that they go on exactly."""
@@ -72,6 +73,7 @@ class Live:
         self.candidates = [Candidate() for _ in range(sampling.best_of)]
         self.attempt = 0
         self.base = 0
+        self.keeps = self.single  # what the client has is not made again
         self.given: list[int] = []
         self.legs: dict[str, Leg] = {}  # "prefill", "decode" (whoever makes its tokens, or shall), "target"
         self.named = 0  # legs so far
@@ -95,20 +97,26 @@ class Live:
 
     @property
     def sent(self) -> int:
-        """Tokens of this attempt that count as prompt in the next one."""
+        """Tokens of this attempt that the client of one candidate has."""
         return len(self.candidates[0].tokens) - self.base if self.single else 0
+
+    @property
+    def kept(self) -> int:
+        """Of these, the ones that count as prompt in the next attempt."""
+        return self.sent if self.keeps else 0
 
     @property
     def looks_back(self) -> bool:
         """Does the next token depend on which ones are output?"""
         s = self.sampling
-        return bool(s.temperature > 0 or s.presence_penalty or s.frequency_penalty)
+        return bool(s.temperature > 0 or s.presence_penalty or s.frequency_penalty or s.structured is not None)
 
     def begin(self, attempt: int, *, goes_on: bool) -> None:
         """A new attempt; the last one's legs are gone. `goes_on`: every instance can go on from given tokens."""
         assert not self.legs, f"request {self.request.id}: attempt {attempt} begins beside {list(self.legs)}"
         self.attempt = attempt
-        self.base = len(self.candidates[0].tokens) if self.single else 0
+        self.keeps = self.single and (goes_on or self.sampling.structured is None)
+        self.base = len(self.candidates[0].tokens) if self.keeps else 0
         self.given = self.candidates[0].tokens[: self.base] if goes_on and self.looks_back else []
         self.held = self.prefilled = None
         self.made = []
@@ -169,6 +177,8 @@ class Live:
         c = self.candidates[number]
         known = len(c.tokens)
         new = news.tokens[known - start :]
+        if self.sampling.structured is not None and news.tokens[: known - start] != c.tokens[start : start + len(news.tokens)]:
+            raise Broken("what it makes anew differs from what the client has")
         if c.finish is not None or (not new and news.finish is None):
             return
         if new:

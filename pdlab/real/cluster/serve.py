@@ -56,6 +56,7 @@ class Front:
     drain_s: float = 30.0
     context_tokens: int = 0
     trace_events: Path | None = None
+    tool_parser: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class ClusterService(Service):
             max_requests=front.max_requests,
             api_key=front.api_key,
             token=front.token or None,
+            tool_parser=front.tool_parser,
         )
         self.members = members
 

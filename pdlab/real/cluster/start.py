@@ -261,6 +261,7 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
         "tokenizer": asked.serving.tokenizer,
         "max_requests": asked.serving.max_requests,
         "drain_s": asked.serving.drain_s,
+        "tool_call_parser": asked.serving.tool_call_parser,
     }
     words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
     return [sys.executable, "-m", "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair)]
@@ -269,10 +270,11 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
 def _front(asked: Asked) -> Front:
     how = asked.serving
     options = engine_options(asked.experiment, asked.given)
+    tokenizer = tokenizer_of(options, how.tokenizer)
     return Front(
         name=asked.name,
         model=served_name_of(options, how.served_name),
-        tokenizer=tokenizer_of(options, how.tokenizer),
+        tokenizer=tokenizer,
         host=how.host,
         port=how.port,
         api_key=how.api_key,
@@ -282,6 +284,7 @@ def _front(asked: Asked) -> Front:
         drain_s=how.drain_s,
         context_tokens=options.max_model_len or _context_tokens(Path(options.model)),
         trace_events=asked.trace_events,
+        tool_parser=how.tool_parser(tokenizer),
     )
 
 

@@ -332,4 +332,4 @@ class World:
             self.instances.unreachable(held.member)
         elif live.held is held and "decode" not in live.legs:
             live.held = None
-            self.tell(Lost(live.request.id, attempt, held.member.name, f"{held.member.name}: the lease of its KV has ended", live.sent))
+            self.tell(Lost(live.request.id, attempt, held.member.name, f"{held.member.name}: the lease of its KV has ended", live.kept))

@@ -19,10 +19,13 @@ class Detokenizer:
     byte had been shown already.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, *, continues: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, skip_special: bool = True, *, continues: bool = False, kept: frozenset[int] = frozenset()
+    ) -> None:
+        """`kept` special tokens are text, nevertheless."""
         spelling = tokenizer.spelling
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._skipped = tokenizer.special_ids - kept if skip_special else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace" if spelling.byte_level else "strict")
         self._run = 0  # bytes held back
         self._broken = False  # this run of bytes is not UTF-8

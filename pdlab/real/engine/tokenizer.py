@@ -143,6 +143,11 @@ class Tokenizer:
         return self.spelling.byte_fallback and _byte(self.backend.id_to_token(id) or "") is not None
 
     @property
+    def template_text(self) -> str:
+        """All of its chat templates."""
+        return "\n".join(self._templates.values())
+
+    @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
 

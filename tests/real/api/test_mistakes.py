@@ -76,7 +76,7 @@ WRONG_CHATS = [
     ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "leaves no room for output"),
     ({"top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs: true"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20, not 21"),
-    ({"tool_choice": "required"}, "tool_choice", "tool_choice can only be none or auto"),
+    ({"tool_choice": "required"}, "tool_choice", "tool_choice needs tools"),
     ({"max_completion_tokens": 900}, "max_completion_tokens", "together more than the 512 that fit"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", "max_completion_tokens must be at least 1, not 0"),
 ]

@@ -14,7 +14,7 @@ from pdlab.real.cluster import connections, http
 from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.http import HttpRemote, Stream
 from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
-from pdlab.real.engine.messages import Sampling
+from pdlab.real.engine.messages import Sampling, StructuredOutputs
 from pdlab.real.wire import Continue, Extra, KvParams, StreamEvent
 from pdlab.types import InstanceSpec, Role, UsageError
 from tests.real.cluster.fake_instance import Fake
@@ -447,3 +447,25 @@ def test_no_bytes_raise_anything_but_what_they_mean(noise: bytes) -> None:
     stream.feed(b"data: " + noise + b"\n")
     stream.feed(noise)
     assert stream.failed is None or isinstance(stream.failed, http.TROUBLES)
+
+
+@pytest.mark.parametrize("vllm", [False, True])
+@pytest.mark.parametrize(
+    ("structured", "body"),
+    [
+        (StructuredOutputs(json='{"type":"object"}'), {"json": '{"type":"object"}'}),
+        (StructuredOutputs(json_object=True, disable_any_whitespace=True), {"json_object": True, "disable_any_whitespace": True}),
+        (StructuredOutputs(choice=("a", "é")), {"choice": ["a", "é"]}),
+        (StructuredOutputs(regex="a+"), {"regex": "a+"}),
+        (None, None),
+    ],
+)
+def test_what_the_output_must_be_goes_along_as_vllm_spells_it(
+    structured: StructuredOutputs | None, body: dict[str, Any] | None, vllm: bool
+) -> None:
+    async def test(fake: Fake, remote: HttpRemote) -> None:
+        await remote.prefill(ask(structured=structured))
+        await everything(remote, ask(structured=structured))
+        assert [asked.get("structured_outputs") for _, _, asked in fake.asked] == [body, body]
+
+    world(test, vllm=vllm)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pdlab.real.cluster.remote import LegAsk
+from pdlab.real.engine.messages import StructuredOutputs
 from tests.real.cluster import test_world_migration
 from tests.real.cluster.stand_in import DECODE_FIRST, PULL, TRANSFERS, Client, Run, cluster, played, small, word
 
@@ -16,6 +17,7 @@ LOOKING_BACK = {
     "seeded": {"temperature": 1.0, "seed": 5},
     "drawn": {"temperature": 0.7},
     "penalised": {"temperature": 0.0, "frequency_penalty": 1.0},
+    "structured": {"temperature": 0.0, "structured": StructuredOutputs(regex="[a-z]*")},
 }
 SAMPLINGS = pytest.mark.parametrize("sampling", LOOKING_BACK.values(), ids=LOOKING_BACK)
 PROMPT, OUTPUT = 500, 60
@@ -146,3 +148,42 @@ def test_without_instances_that_can_go_on_from_given_tokens_they_are_part_of_the
         assert [ask.tokens for ask in asked] == [prompt_of(client) + had] * 2
 
     played(cluster(DECODE_FIRST, decode=2), play)
+
+
+STRUCTURED = LOOKING_BACK["structured"]
+
+
+async def only_pulls(made: Run) -> None:
+    for name in list(made.rack.instances):
+        made.rack.instances[name].kill()
+        made.world.instances.leave(name, 0)
+        made.rack.bring_up(name, ("pull",))
+
+
+def test_without_such_instances_one_with_a_grammar_is_made_anew_and_the_client_gets_what_follows() -> None:
+    """Its grammar's place cannot be told to them."""
+
+    async def play(made: Run) -> None:
+        await only_pulls(made)
+        client, had, asked = await loses(made, STRUCTURED, "decode-0")
+        assert had
+        assert [(ask.tokens, ask.sampling.max_tokens) for ask in asked] == [(prompt_of(client), OUTPUT)] * 2
+        assert made.world.timeline(client.id)["attempts"] == 2
+
+    played(cluster(PULL, decode=2), play)
+
+
+def test_what_is_made_anew_and_differs_is_not_sent_after_what_the_client_has() -> None:
+    async def play(made: Run) -> None:
+        await only_pulls(made)
+        client = made.submit(PROMPT, OUTPUT, **STRUCTURED)
+        await made.until(lambda: len(client.tokens) >= 10, 10.0)
+        live = made.world.live[client.id]
+        live.candidates[0].tokens[3] += 1  # as if the lost instance had said so
+        made.rack.instances["decode-0"].kill()
+        await made.until(lambda: client.ended is not None, 120.0)
+        assert not client.done
+        assert len(client.tokens) < OUTPUT
+        assert client.ended is not None and "differs from what the client has" in client.ended.error
+
+    played(cluster(PULL, decode=2), play)
