@@ -463,6 +463,14 @@ def _replay_decisions(log: Path) -> None:
 
 
 @app.command()
+def schema() -> None:
+    """The experiment file's JSON schema, for editors: `pdlab schema > experiment.schema.json`."""
+    from pdlab.schema import schema as whole
+
+    print(json.dumps(whole(), indent=2))
+
+
+@app.command()
 def policies() -> None:
     """The built-in policies: which hooks each one answers, and how it decides."""
     from pdlab import load_policy
