@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pdlab import __version__
+from pdlab import __version__, spellings
 from pdlab.extras import lacks
 from pdlab.real.bench.cli import bench
 from pdlab.real.calibrate.cli import calibrate
@@ -42,7 +42,6 @@ DECISIONS = b'{"kv_blocks":'  # what an engine's decision log begins with
 app = typer.Typer(
     help="How should prefill and decode be split over my machines, and which policy should run them?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -53,6 +52,7 @@ err = Console(stderr=True)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 0, with 2 where the user has made a mistake, with 130 after Ctrl-C."""
     try:
+        spellings.check(sys.argv[1:] if arguments is None else arguments)
         app(args=arguments, prog_name="pdlab")
     except UsageError as error:
         for line in str(error).splitlines():
@@ -132,6 +132,15 @@ def _load(files: Sequence[Path], overrides: Sequence[str]) -> list[Experiment]:
     if lines:
         raise UsageError("\n".join(lines))
     return found
+
+
+def _served(file: Path) -> Experiment:
+    """The experiment in a file. Raises UsageError, also where it is a model in its place."""
+    if file.suffix == ".gguf" or (file / "config.json").is_file():
+        raise UsageError(f"{file} is a model: give it as --model {file}")
+    if not file.exists() and spellings.of_hub(str(file)):
+        raise UsageError(f"{file}: there is no such file; as for a model of that name, {spellings.download(str(file), serve=True)}")
+    return _load([file], ())[0]
 
 
 def _directories(experiments: Sequence[Experiment], given: Path | None) -> list[Path]:
@@ -280,20 +289,61 @@ def serve(
         str, typer.Option(help="mixed (prefills and decodes), prefill or decode; router; all: the file's instances and their router.")
     ] = "mixed",
     model: Annotated[
-        str | None, typer.Option(help="A Hugging Face folder or a .gguf file.", show_default="the embedded SmolLM2-135M-Instruct")
+        str | None,
+        typer.Option(
+            "--model", "--model-path", help="A Hugging Face folder or a .gguf file.", show_default="the embedded SmolLM2-135M-Instruct"
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda[:i] or npu[:i].", show_default="cpu")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", show_default="auto")] = None,
     quantization: Annotated[str | None, typer.Option(help="Weight-only: wint8 or wint4.", show_default=False)] = None,
     load_format: Annotated[str | None, typer.Option(help="dummy: random weights.", show_default=False)] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.0, help="KV memory.", show_default="what fits")] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and output.", show_default="the model's")] = None,
-    max_seqs: Annotated[int | None, typer.Option(min=1, help="Sequences that decode together.", show_default="256")] = None,
+    hbm_utilization: Annotated[
+        float | None,
+        typer.Option(
+            "--hbm-utilization",
+            "--gpu-memory-utilization",
+            "--mem-fraction-static",
+            min=0.0,
+            max=1.0,
+            help="The part of the memory that may be used.",
+            show_default="0.9",
+        ),
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option("--max-model-len", "--context-length", min=1, help="Tokens of prompt and output.", show_default="the model's"),
+    ] = None,
+    max_seqs: Annotated[
+        int | None,
+        typer.Option(
+            "--max-seqs", "--max-num-seqs", "--max-running-requests", min=1, help="Sequences that decode together.", show_default="256"
+        ),
+    ] = None,
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-batch-tokens",
+            "--max-num-batched-tokens",
+            "--chunked-prefill-size",
+            min=1,
+            help="Tokens that one step computes.",
+            show_default="8192",
+        ),
+    ] = None,
+    block_tokens: Annotated[
+        int | None,
+        typer.Option("--block-tokens", "--block-size", "--page-size", min=1, help="Tokens in a KV block.", show_default="16"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU engine.", show_default="all cores")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     name: Annotated[str, typer.Option("--served-model-name", help="What clients call the model.", show_default=False)] = "",
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder or .gguf with the vocabulary.", show_default="the model's")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", "--tokenizer-path", help="Folder or .gguf with the vocabulary.", show_default="the model's"),
+    ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="PDLAB_API_KEY", help="Clients have to send it.", show_default=False)] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="In flight; more get 429.")] = 1024,
     drain_s: Annotated[float, typer.Option(min=0.0, help="At SIGTERM, time for running requests to end.")] = 30.0,
@@ -343,14 +393,17 @@ def serve(
         "load_format": load_format,
         "kv_gib": kv_gib,
         "max_model_len": max_model_len,
+        "hbm_utilization": hbm_utilization,
         "max_seqs": max_seqs,
+        "max_batch_tokens": max_batch_tokens,
+        "block_tokens": block_tokens,
         "threads": threads,
         "decisions": None if decisions is None else str(decisions),
     }
     asked = Asked(
         role=role,
         file=file,
-        experiment=_load([file], ())[0] if file is not None else None,
+        experiment=_served(file) if file is not None else None,
         given=given,
         serving=Serving(
             host=host,
@@ -531,6 +584,14 @@ def _replay_decisions(log: Path) -> None:
     print(f"{alike:,} batches decided alike{', then ' + difference if difference else ''}")
     if difference:
         raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """The experiment file's JSON schema, for editors: `pdlab schema > experiment.schema.json`."""
+    from pdlab.schema import schema as whole
+
+    print(json.dumps(whole(), indent=2))
 
 
 @app.command()

@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pdlab import spellings
+
 _WANTED = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -84,6 +86,8 @@ def _explain(detail: ErrorDetails, keys: Sequence[str]) -> list[str]:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         key = str(detail["loc"][-1])
+        if ours := spellings.key(key):
+            return [f"unknown key; pdlab's is {ours}"]
         return [f"unknown key{nearest(key, keys) or _listed(keys)}"]
     if kind in ("missing", "missing_argument"):
         return ["is missing"]

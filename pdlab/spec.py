@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from pdlab import batching, load_policy
+from pdlab import batching, load_policy, spellings
 from pdlab.cost import CostSpec, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
 from pdlab.mistakes import mistakes, nearest
@@ -371,7 +371,8 @@ class Experiment(Spec):
         try:
             model(name, info.data.get("base_dir"))
         except UsageError as error:
-            raise ValueError(str(error)) from None
+            fetch = f"; {spellings.download(name, serve=False)}" if spellings.of_hub(name) else ""
+            raise ValueError(f"{error}{fetch}") from None
         return name
 
     @field_validator("policy")

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from pdlab import spellings
 from pdlab.cost import model_names
 from pdlab.real.api.app import create_app
 from pdlab.real.api.exchange import Exchange
@@ -87,6 +88,8 @@ def model_path(name: str, base_dir: Path, dummy: bool = False) -> str:
             f"model {name} is known by its shape only: give its Hugging Face folder with --model DIR, "
             "or --load-format dummy for random weights"
         )
+    if spellings.of_hub(name):
+        raise UsageError(f"--model {name}: there is no such folder; {spellings.download(name, serve=True)}")
     raise UsageError(
         f"--model {path}: no such folder or file; give a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf"
     )
