@@ -480,8 +480,7 @@ def switch(
     force: Force = False,
 ) -> None:
     """Let an instance finish what it has, and change its role."""
-    from pdlab.mistakes import nearest
-    from pdlab.types import Role
+    from pdlab.types import Role, nearest
 
     if role not in list(Role):
         raise UsageError(f"role {role!r} is not one of {', '.join(Role)}{nearest(role, list(Role))}")

@@ -12,13 +12,13 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pdlab import spellings
+from pdlab.types import nearest
 
 _WANTED = {
     "int_type": "must be a whole number",
@@ -62,12 +62,6 @@ def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif not any(other.startswith(f"{place}.") for other in found):  # else one member of a union fits, but for what is inside
             lines.append(f"{place}: {_either(texts)}")
     return lines
-
-
-def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """Words that name the nearest of what is known, or none where nothing is near."""
-    near = get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)
-    return f"; nearest is {near[0]}" if near else ""
 
 
 def _either(texts: Sequence[str]) -> str:

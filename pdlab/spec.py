@@ -30,9 +30,9 @@ from pydantic import (
 from pdlab import batching, load_policy, spellings
 from pdlab.cost import CostSpec, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
-from pdlab.mistakes import mistakes, nearest
+from pdlab.mistakes import mistakes
 from pdlab.read_yaml import overridden, read_yaml, replaced
-from pdlab.types import Role, UsageError
+from pdlab.types import Role, UsageError, nearest
 from pdlab.workload import builtin
 from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC, WorkloadSpec
 

@@ -7,6 +7,8 @@ log needs no hand-written codec). Times are seconds on the world's clock, sizes 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import IntEnum, StrEnum
 from math import inf
 
@@ -15,6 +17,12 @@ import msgspec
 
 class UsageError(Exception):
     """The user's mistake: one line that names the value and the remedy. The CLI prints it and exits with status 2."""
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Words for a UsageError that name the nearest of what is known, or none where nothing is near."""
+    near = get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)
+    return f"; nearest is {near[0]}" if near else ""
 
 
 class Role(StrEnum):

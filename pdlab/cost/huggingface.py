@@ -23,8 +23,7 @@ from pdlab.cost.quantization import Quantization
 from pdlab.cost.quantization_formats import Mistake
 from pdlab.cost.quantization_methods import read_quantization
 from pdlab.cost.shapes import Model
-from pdlab.mistakes import nearest
-from pdlab.types import UsageError
+from pdlab.types import UsageError, nearest
 
 DTYPE = ("torch_dtype", "dtype")
 QUANTIZATION = ("quantization_config", "compression_config", "quantization")

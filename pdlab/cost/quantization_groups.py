@@ -9,7 +9,7 @@ from typing import Any
 from pdlab.cost.dtypes import Format
 from pdlab.cost.quantization import Names, Quantization, Rule
 from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, kv_remark, left_alone, whole
-from pdlab.mistakes import nearest
+from pdlab.types import nearest
 
 
 def compressed_tensors(config: Config, wide: Format, method: str) -> Quantization:

@@ -16,7 +16,7 @@ from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, k
 from pdlab.cost.quantization_groups import compressed_tensors, modelopt
 from pdlab.cost.quantization_torchao import quark, torchao
 from pdlab.cost.shapes import Part
-from pdlab.mistakes import nearest
+from pdlab.types import nearest
 
 REFUSED = {
     "aqlm": "its codebooks' sizes are not in the config",

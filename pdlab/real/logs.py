@@ -13,8 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from pdlab.mistakes import nearest
-from pdlab.types import UsageError
+from pdlab.types import UsageError, nearest
 
 LEVELS, FORMATS = ("debug", "info", "warning", "error"), ("text", "json")
 LEVEL, FORMAT, INSTANCE = "PDLAB_LOG_LEVEL", "PDLAB_LOG_FORMAT", "PDLAB_LOG_INSTANCE"

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pdlab.mistakes import nearest
 from pdlab.real.api.errors import bad
 from pdlab.real.api.tool_calls import (
     HERMES_BEGIN,
@@ -26,7 +25,7 @@ from pdlab.real.api.tool_calls import (
 )
 from pdlab.real.engine.messages import StructuredOutputs
 from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.types import UsageError
+from pdlab.types import UsageError, nearest
 
 MOST_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")

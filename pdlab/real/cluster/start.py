@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from pdlab.mistakes import nearest
 from pdlab.real.cluster.children import Children
 from pdlab.real.cluster.keeper import Keeper
 from pdlab.real.cluster.parent import SCHEME
@@ -30,7 +29,7 @@ from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.serve import Place, Serving, engine_options, registry_at, run, run_until_stopped, served_name_of, tokenizer_of
 from pdlab.spec import Experiment
-from pdlab.types import Role, UsageError
+from pdlab.types import Role, UsageError, nearest
 
 ROLES = (*(str(role) for role in Role), "router", "all")
 TRANSPORTS = ("auto", "shm", "tcp", "cuda_ipc", "nixl")

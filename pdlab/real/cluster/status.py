@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pdlab.mistakes import nearest
 from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.members import Known, Members
 from pdlab.real.cluster.remote import Broken
@@ -29,7 +28,7 @@ from pdlab.real.registry.store import LEADER, StoreAway
 from pdlab.real.transfer.descriptor import Descriptor, decode
 from pdlab.real.transfer.result import Trouble
 from pdlab.real.wire import DRAIN, PULL, SWITCH, RoleChange
-from pdlab.types import InstanceSpec, Report, Role, UsageError
+from pdlab.types import InstanceSpec, Report, Role, UsageError, nearest
 
 LOOK_S = 0.2
 WATCH_S = 1.0
