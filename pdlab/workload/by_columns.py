@@ -15,7 +15,7 @@ from pdlab.types import UsageError
 from pdlab.workload import mooncake
 from pdlab.workload.columns import FORMS, LABELS, REQUIRED, ROLES, TURNS, Form, Wanted, known_columns
 from pdlab.workload.csv_rows import Table
-from pdlab.workload.hash_unit import HashUnit
+from pdlab.workload.hash_unit import USUAL, HashUnit
 from pdlab.workload.json_rows import json_rows, peek
 from pdlab.workload.requests import OPTIONAL, Requests, by_arrival
 from pdlab.workload.rows import Layout, Row, collect, missing
@@ -130,7 +130,7 @@ def _fields(
     gap_unit = named_unit(columns.get("gap_s", ""))[1] or wanted.time_unit or "s"
     layout = Layout(columns, clock, PER_S[delay_unit], PER_S[gap_unit], failures=form is not None and form.failures)
     shuffled = form is not None and form.shuffled
-    in_steps = form is FORMS["mooncake"] and wanted.hash_tokens in (None, 512)
+    in_steps = form is FORMS["mooncake"] and wanted.hash_tokens in (None, USUAL)
     unit = None
     if "hash_ids" in columns:
         stated = wanted.hash_tokens or (form.hash_tokens if form else None)
@@ -138,22 +138,29 @@ def _fields(
     turns = "session_id" in columns and columns["session_id"] in names
     requests = Requests(file, columns, None if shuffled else limit, ordered=not (shuffled or turns), steps=in_steps, unit=unit)
     collect(rows(layout), requests, layout, file)
-    shares = unit is not None and unit.rows > 0
-    if wanted.hash_tokens is not None and not shares:
-        raise UsageError(f"{file.path}: hash_tokens {wanted.hash_tokens}: the file has no ids of prefixes, which it would be about")
-    fields, notes = requests.fields(shares=shares), []
-    if unit is not None and shares:
+    fields, notes = requests.fields(shares=False), []
+    if unit is not None and unit.rows:
         fields["hash_tokens"] = unit.tokens
         fields["hashes"] = requests.hashes.cut((fields["prompt_tokens"] // unit.tokens).tolist())
         if in_steps and not turns and unit.like_mooncake and unit.rows >= len(requests) and mooncake.in_steps(fields["arrival_s"]):
             fields["arrival_s"] = mooncake.spread(fields["arrival_s"])
             notes.append(mooncake.NOTE)
-    if wanted.time_unit and clock.dates and not {"delay_s", "gap_s"} & set(columns):
-        raise UsageError(f"{file.path}: time_unit {wanted.time_unit}: the times are dates, which have none; leave it out")
-    for role in set(wanted.columns) & set(LABELS) - set(fields):
-        raise UsageError(f"{file.path}: columns.{role}: no row has {columns[role]}")
+    if mistake := _for_nothing(columns, clock, fields, wanted):
+        raise UsageError(f"{file.path}: {mistake}")
     reading = _reading(form.name if form else "table", columns, clock, {"gap_s": gap_unit, "delay_s": delay_unit}, fields)
     return _ended(by_arrival(fields), notes, limit) | {"reading": reading}
+
+
+def _for_nothing(columns: dict[str, str], clock: Clock, fields: dict[str, Any], wanted: Wanted) -> str | None:
+    """What the user says of the file that no row has."""
+    if wanted.hash_tokens is not None and "hashes" not in fields:
+        return f"hash_tokens {wanted.hash_tokens}: the file has no ids of prefixes, which it would be about"
+    if wanted.time_unit and clock.dates and not {"delay_s", "gap_s"} & set(columns):
+        return f"time_unit {wanted.time_unit}: the times are dates, which have none; leave it out"
+    for role in set(wanted.columns) & {*LABELS, "hash_ids"}:
+        if ("hashes" if role == "hash_ids" else role) not in fields:
+            return f"columns.{role}: no row has {columns[role]}"
+    return None
 
 
 def _ended(fields: dict[str, Any], notes: list[str], limit: int | None) -> dict[str, Any]:

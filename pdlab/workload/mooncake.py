@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 STEP_S = 3.0
-EVIDENCE_ROWS = 500
+EVIDENCE_ROWS = 500  # read to tell, if the file has so many
 NOTE = "Mooncake's published trace, whose times are in steps of 3 s: arrivals are spread within the steps"
 _JITTER_S = 0.01
-_LEAST_STEPS = 20
+_LEAST_ROWS, _LEAST_STEPS = 200, 20
 
 
 def in_steps(times_s: Floats) -> bool:
     """Whether arrivals, [n] from 0, are as Mooncake publishes them."""
     steps = np.round(times_s / STEP_S)
-    if len(times_s) < EVIDENCE_ROWS or np.any(np.abs(times_s - steps * STEP_S) > _JITTER_S):
+    if len(times_s) < _LEAST_ROWS or np.any(np.abs(times_s - steps * STEP_S) > _JITTER_S):
         return False
     occupied, counts = np.unique(steps, return_counts=True)
     span = int(occupied[-1] - occupied[0]) + 1

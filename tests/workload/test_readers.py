@@ -91,7 +91,7 @@ def test_the_arrivals_of_mooncakes_own_traces_are_spread_inside_their_steps_alik
         published(60, every_ms=30_000),  # a burst every 30 s
         published(60, per_step=(10,)),  # as many every time
         published(600, per_step=(1,)),  # one every 3 s
-        published(20),  # too few to tell
+        published(12),  # too few to tell
         published(ids=1),  # whole units only
         published().replace('"timestamp": 6000,', '"timestamp": 6100,'),
         published().replace('"hash_ids": [0, 1]', '"hash_ids": null'),
