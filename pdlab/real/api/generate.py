@@ -305,7 +305,7 @@ class Generation:
             self._cause = news.cause
         if isinstance(news, Landed):
             self._landed = True
-            if news.transport:  # else it was here
+            if news.seconds > 0.0:  # else it was here
                 self.metrics.transferred(news.bytes, news.seconds)
             if self.leg is not None and not isinstance(self.leg, Prefill) and self.leg.events:
                 self.events.append(

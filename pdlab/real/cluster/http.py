@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from pdlab.real.api.metrics import CAUSES
 from pdlab.real.cluster.connections import ALIVE_S, Connection, Connections
 from pdlab.real.cluster.remote import Broken, Fenced, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling, StructuredOutputs
@@ -22,7 +23,6 @@ UNRENEWED_S, FORGET_S = 15.0, 60.0
 
 TROUBLES = (Full, Unfit, Broken, TransferTrouble)
 FINISHES = (None, "stop", "length")
-CAUSES = ("expired", "deadline", "incomplete", "failed")
 CLIENTS_FAULT = ("invalid_request_error", "BadRequestError")  # as error chunks name it: pdlab, vLLM
 
 encode = msgspec.json.Encoder().encode

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from pdlab.real.api.metrics import KV_BYTES, KV_SECONDS, ROUTER, Histogram
+from pdlab.real.api.metrics import CAUSES, KV_BYTES, KV_SECONDS, ROUTER, Histogram
 from pdlab.types import Action, AnyEvent, Dispatch, Handoff, InstanceSpec, Joined, Refused, Report, Role, Switched
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Tally:
         self.retries = self.migrations = 0
         self.prompt_tokens = self.cached_tokens = 0
         self.ends: Counter[str] = Counter(dict.fromkeys(ENDS, 0))
-        self.failures: Counter[tuple[str, str]] = Counter()  # of transfers, by their kind and cause
+        known = [(kind, cause) for kind in (HANDOFF, MIGRATION) for cause in CAUSES]
+        self.failures = Counter(dict.fromkeys([*known, (HANDOFF, "full"), (HANDOFF, "instance_gone")], 0))  # of transfers
         self.bytes = {kind: Histogram("KV that came to a decode instance, by transfer.", KV_BYTES) for kind in (HANDOFF, MIGRATION)}
         self.seconds = {kind: Histogram("First to last byte of a transfer.", KV_SECONDS) for kind in (HANDOFF, MIGRATION)}
         self._roles: dict[str, Role] = {}
@@ -111,8 +112,7 @@ def families(world: World, model: str) -> Iterable[Metric]:
         "role_switches", "By the role that was taken.", base, [({"role": role}, tally.switches[role]) for role in map(str, Role)]
     )
     yield _counter("requests_ended", "By how.", base, [({"stage": stage}, count) for stage, count in tally.ends.items()])
-    failures = tally.failures or {(HANDOFF, "expired"): 0, (MIGRATION, "expired"): 0}
-    causes = [({"kind": kind, "cause": cause}, count) for (kind, cause), count in failures.items()]
+    causes = [({"kind": kind, "cause": cause}, count) for (kind, cause), count in tally.failures.items()]
     yield _counter("transfer_failures", "Transfers of KV that came to nothing, by cause.", base, causes)
     yield _counter("prompt_tokens", "Prompt tokens computed for clients.", base, [({}, tally.prompt_tokens - tally.cached_tokens)])
     yield _counter("prefix_cache_queries", "Prompt tokens looked up in prefix caches.", base, [({}, tally.prompt_tokens)])

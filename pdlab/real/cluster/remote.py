@@ -76,7 +76,7 @@ class Fenced(Broken):
 
 
 class TransferTrouble(Exception):
-    """The KV did not come to the decode instance; both instances live. `cause` is a word of `http.CAUSES`."""
+    """The KV did not come to the decode instance; both instances live. `cause` is a word of `api.metrics.CAUSES`."""
 
     def __init__(self, message: str = "", *, cause: str = "failed") -> None:
         super().__init__(message)

@@ -106,6 +106,7 @@ def test_transfers_retries_and_refusals_are_counted(folder: Path) -> None:
         assert value(page, "pdlab:router_transfer_seconds_count", kind="handoff") == 1
         for name in ("retries", "migrations", "refusals", "role_switches", "transfer_failures"):
             assert value(page, f"pdlab:router_{name}_total") == 0
+        assert value(page, "pdlab:router_transfer_failures_total", kind="handoff", cause="deadline") == 0  # there before the first
         remote = made.instances.members["d"].remote
         assert isinstance(remote, Alphabet)
         remote.broken = True

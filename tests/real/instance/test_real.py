@@ -65,6 +65,11 @@ async def prefill(p: Instance) -> tuple[list[int], dict[str, Any]]:
     return found["choices"][0]["token_ids"], found["kv_transfer_params"]
 
 
+async def landed(p: Instance) -> float:
+    page = (await p.http.get("/metrics")).text
+    return next(float(line.split()[-1]) for line in page.splitlines() if line.startswith("vllm:nixl_bytes_transferred_count{"))
+
+
 def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
     async def play() -> None:
         folder = served.make(tmp_path)
@@ -90,6 +95,7 @@ def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
 
             reserve = {"do_remote_prefill": True, "pdlab": {"reserve": True, "events": True}}
             for push in (False, True):
+                came = await landed(b)
                 async with b.stream(f"reserved-{push}", **ASKED, kv_transfer_params=reserve) as stream:
                     event = await stream.event()
                     go: dict[str, Any] = {"leg": f"reserved-{push}", "made": first}
@@ -103,6 +109,7 @@ def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
                     assert (await b.ask("/pdlab/v1/continue", **go)).status_code == 200
                     assert (await stream.event())["event"] == "transferred"
                     assert first + tokens_of(await stream.rest()) == expected
+                assert await landed(b) == came + 1, "a push counts as a pull does"
 
             _, params = await prefill(a)
             await a.ask("/pdlab/v1/release", lease=params["remote_request_id"])
@@ -110,10 +117,9 @@ def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
             lost = await b.ask(**ASKED, kv_transfer_params=params)
             error = lost.json()["error"]
             assert (lost.status_code, error["code"], error["cause"]) == (409, "kv_lost", "expired")
-            (line,) = [
-                line for line in (await b.http.get("/metrics")).text.splitlines() if line.startswith("pdlab:transfer_failures_total{")
-            ]
-            assert 'cause="expired"' in line and line.endswith(" 1.0")
+            page = (await b.http.get("/metrics")).text
+            failures = [line for line in page.splitlines() if line.startswith("pdlab:transfer_failures_total{")]
+            assert [line.endswith(" 1.0") for line in failures if 'cause="expired"' in line] == [True] and len(failures) == 4
 
     asyncio.run(play())
 
