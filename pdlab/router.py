@@ -566,9 +566,9 @@ class Router:
             self._retry()
 
     def _has_room(self, report: Report, instance: Instance) -> bool:
-        """Does a full instance's report show room for the first request that waits?"""
+        """Does a full instance's report show room for the first request that waits, if it can ever hold that one?"""
         head = self.queue[0] if self.queue else self.handoffs[0] if self.handoffs else None
-        if head is None:
+        if head is None or not self.cluster.capacity.can_decode(head, instance):
             return True
         tokens = head.request.prompt_tokens + head.sent_tokens
         return report.free_blocks * instance.spec.block_tokens >= tokens and report.running < instance.spec.max_seqs

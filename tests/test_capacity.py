@@ -316,3 +316,23 @@ def test_whatever_the_policy_nobody_is_asked_for_what_it_cannot_hold(
         r.check()
     waiting = [i for i in r.cluster.live if i not in placed]
     assert not waiting, "nobody is full or away"
+
+
+def test_a_full_instance_that_could_never_hold_the_first_who_waits_is_open_to_the_others() -> None:
+    r = router({"p0": 1000, "d0": 50, "d1": 1000}, reserve_first=True)
+    arrive(r, 0, 100, 10)
+    assert arrive(r, 1) == [Dispatch(1, 1, "p0", "d1")]
+    r.handle(Refused(1, 1, "d1"), 0.1)
+    r.handle(Refused(0, 1, "d0"), 0.2)
+    assert [x.request.id for x in r.queue] == [0, 1]
+    arrive(r, 2)
+    r.handle(Report("d0", taken_s=0.5, free_blocks=3), 0.5)
+    assert r.by_name["d0"].full, "no room for the first who waits"
+    r.handle(Report("d0", taken_s=0.6, free_blocks=40), 0.6)
+    assert not r.by_name["d0"].full and r.cluster.live[0].decode is r.by_name["d0"]
+    r.handle(Refused(0, 2, "d0"), 0.7)
+    r.handle(Finished(0, 2, "d0"), 0.8)
+    r.by_name["d0"].full = True
+    r.cluster.refresh()
+    r.handle(Report("d0", taken_s=0.9, free_blocks=3), 0.9)
+    assert not r.by_name["d0"].full, "who waits will never go there"

@@ -175,3 +175,20 @@ def test_a_dead_decode_instance_takes_no_more_chunks() -> None:
     assert (dead.alive, dead.decode_tokens) == (False, 0)
     row = world.records.frame().iloc[0]
     assert (row.status, row.decode_instance) == ("done", "decode-1")
+
+
+@pytest.mark.parametrize("restart", [{}, {"restart_after_s": 5.0}], ids=["for good", "for a while"])
+def test_with_everybody_gone_nobody_waits_and_with_grace_they_do(restart: dict[str, float]) -> None:
+    kills = [{"at_s": 0.5, "kill": "decode-0", **restart}, {"at_s": 0.5, "kill": "prefill-0", **restart}]
+    world = run(*kills, members=ONE_EACH)
+    frame = world.records.frame()
+    struck = frame[(frame.arrival_s < 1.0) & (frame.status != "done")]
+    assert len(struck) > 2 and set(struck.reason) == {"no instance is ready"}
+    assert struck.finish_s.max() == pytest.approx(1.0), "as soon as it is known"
+    assert set(struck.status) == {"failed", "rejected"}, "by whether the client had a token"
+    waited = run(*kills, members=ONE_EACH, limits=Limits(grace_s=10.0)).records.frame()
+    early = waited[waited.arrival_s < 1.0]
+    if restart:
+        assert (early.status == "done").all()
+    else:
+        assert early.finish_s.max() <= 1.0 + 10.0 + 1.0

@@ -9,6 +9,7 @@ what arises while an event's actions are performed waits its turn.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 import uuid
@@ -57,6 +58,7 @@ from pdlab.types import (
     UsageError,
 )
 
+logger = logging.getLogger(__name__)
 RENEW_S = 10.0
 MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drained, Suspected, Tick})
 
@@ -152,6 +154,9 @@ class World:
         self.tally.heard(event)
         if self.log is not None:
             self.log.write(now, event, actions)
+            if self.log.stopped:
+                logger.warning("%s: %s", self.log.path, self.log.stopped)
+                self.log = None
         for action in actions:
             self.tally.acted(action)
             self._perform[action.__class__](action)

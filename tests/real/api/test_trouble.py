@@ -94,7 +94,7 @@ def test_hanging_up_while_waiting_in_the_queue(folder: Path) -> None:
         assert world.engine.cancelled == [(1, -1), (2, -1)]
 
 
-def test_hanging_up_in_the_middle_of_the_body(folder: Path) -> None:
+def test_hanging_up_in_the_middle_of_the_body(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with served(folder) as world:
         host, port = world.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as sock:
@@ -103,6 +103,7 @@ def test_hanging_up_in_the_middle_of_the_body(folder: Path) -> None:
         assert world.at_rest()
         assert not world.engine.submitted
         assert httpx.post(f"{world.url}/v1/completions", json=body(max_tokens=1)).status_code == 200
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"], "no traceback in the server's log"
 
 
 def test_a_reader_that_stops_reading_holds_nobody_up(folder: Path) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import uvicorn
 
+from pdlab.log import EventLog, Head
 from pdlab.policy import Policy
 from pdlab.real.api.app import create_app
 from pdlab.real.api.engine import Ended, Engine
@@ -305,6 +306,22 @@ def test_what_failed_says_at_which_stage_and_of_which_request() -> None:
         await made.close()
 
     asyncio.run(main())
+
+
+def test_a_cluster_whose_event_log_has_no_room_left_goes_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    head = Head(pdlab="", seed=0, policy="", policy_hash="", hash_tokens=16, experiment={"long": "x" * 10_000})
+
+    async def test(http: httpx.AsyncClient, made: World) -> None:
+        made.log = EventLog(Path("/dev/full"), head)
+        for _ in range(2):
+            (await http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 3})).raise_for_status()
+        assert made.log is None
+
+    served(folder, test)
+    (said,) = [record.getMessage() for record in caplog.records if "event log" in record.getMessage()]
+    assert said.startswith("/dev/full: the event log stopped at") and "No space left on device" in said
 
 
 def test_the_load_it_tells_is_what_instances_have_reported_last(folder: Path) -> None:

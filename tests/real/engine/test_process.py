@@ -160,6 +160,11 @@ def test_a_mistake_is_told_by_the_process_too(tmp_path: Path) -> None:
         asyncio.run(EngineClient.start(EngineOptions(model=str(tmp_path / "nowhere"))))
 
 
+def test_a_log_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--log .*: Is a directory"):
+        asyncio.run(EngineClient.start(EngineOptions(model=str(tmp_path / "nowhere"), decisions=str(tmp_path))))
+
+
 def test_grammars_are_compiled_beside_the_steps(tmp_path: Path) -> None:
     folder = served.make(tmp_path)
     vocabulary = Vocabulary([bytes([byte]) for byte in range(256)] + [b"<eos>", b"<start>", b"<end>"], [256, 257, 258], (served.EOS,))
