@@ -23,6 +23,8 @@ POSITIONS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_le
 HEAD_DIM = ("head_dim", "kv_channels", "attention_head_dim", "d_head")
 FFN = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_inner")
 
+MOST_LAYERS = 10_000
+
 STATED = frozenset(
     {
         "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size", "n_embd",
@@ -118,6 +120,8 @@ class Keys:
         if value < least:
             kind = "positive" if least == 1 else f"at least {least}"
             raise self.wrong(f": {name} must be {kind}, not {value}: layers, hidden size, heads and widths must be positive")
+        if name in LAYERS and value > MOST_LAYERS:
+            raise self.wrong(f": {name} {value} is more than the {MOST_LAYERS} layers that are read")
         return value
 
     def each(self, layers: int, *names: str, otherwise: int | None = None, least: int = 1) -> list[int]:

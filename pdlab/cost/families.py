@@ -1,7 +1,7 @@
 """What each `model_type` is made of: facts about transformers' classes and about published models with code of their own, typed in.
 
 A `Family` says how its feed-forward looks, which of its layers have experts or a window, and what is tied; `pdlab.cost.decoders` reads a
-config by it. `class_defaults.json` has what transformers' classes fill in (transformers 4.56 to 5).
+config by it. `class_defaults.json` has what the classes of transformers 5 fill in.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """`pattern`: of that many layers the last attends to all; `mlp_factor`: width over hidden size where no key says it; `kv_heads`: the
-    number where no key says it, 0: as many as heads. `build`: the function of `pdlab.cost.decoders` that reads it."""
+    """`pattern`: of that many layers the last attends to all; `mlp_factor`: width over hidden size where no key says it. `tied`: where no
+    key says otherwise. `build` names the function that reads it, in `pdlab.cost.decoders`, `special` or `hybrids`."""
 
     gated: bool = True
     tied: bool = False

@@ -126,6 +126,8 @@ def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Und
         max_positions=keys.whole(*POSITIONS, otherwise=0, least=0),
         source=source,
     )
+    if not model.attention:
+        raise UsageError(f"{where}: no layer keeps KV, so that there is nothing to hand off token by token: give a config with attention")
     remarks = [*quantization.remarks, *(() if width else (SIXTEEN,))]
     if nested:
         remarks.append("of a model with more than text, only the text part is counted")

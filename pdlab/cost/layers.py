@@ -227,16 +227,6 @@ def assemble(
     source: str = "",
 ) -> Model:
     """The Model of these layers."""
-    sums: Counter[tuple[Part, Format, int, int]] = Counter()
-    for index, layer in enumerate(layers):
-        for module in (*layer.mixers, *layer.feed_forwards):
-            for matrix in module.matrices(hidden):
-                stored = quantization.of(f"layers.{index}.{matrix.name}", matrix.part)
-                sums[matrix.part, stored, matrix.experts, matrix.experts_per_token] += matrix.params
-    for matrix in outer.matrices(hidden):
-        sums[matrix.part, quantization.of(matrix.name, matrix.part), 0, 0] += matrix.params
-    order = list(Part)
-    weights = sorted((Weights(p, n, f, e, k) for (p, f, e, k), n in sums.items() if n), key=lambda w: order.index(w.part))
     moes = [f for layer in layers for f in layer.feed_forwards if isinstance(f, Moe)]
     mlps = [f for layer in layers for f in layer.feed_forwards if isinstance(f, Mlp)]
     mixers = [m for layer in layers for m in layer.mixers]
@@ -246,7 +236,7 @@ def assemble(
         layers=len(layers),
         hidden=hidden,
         vocab=outer.vocab,
-        weights=tuple(weights),
+        weights=_weights(hidden, layers, outer, quantization),
         attention=_attention(mixers),
         recurrence=tuple(m.recurrence(n) for m, n in Counter(m for m in mixers if isinstance(m, Recurrent)).items()),
         head_params=outer.vocab * (outer.embedding_dim or hidden),
@@ -264,6 +254,21 @@ def assemble(
         verified=verified,
         source=source,
     )
+
+
+def _weights(hidden: int, layers: Sequence[Layer], outer: Outer, quantization: Quantization) -> tuple[Weights, ...]:
+    """Matrices of one part and format together, in the order of `Part`."""
+    sums: Counter[tuple[Part, Format, int, int]] = Counter()
+    for index, layer in enumerate(layers):
+        for module in (*layer.mixers, *layer.feed_forwards):
+            for matrix in module.matrices(hidden):
+                stored = quantization.of(f"layers.{index}.{matrix.name}", matrix.part)
+                sums[matrix.part, stored, matrix.experts, matrix.experts_per_token] += matrix.params
+    for matrix in outer.matrices(hidden):
+        sums[matrix.part, quantization.of(matrix.name, matrix.part), 0, 0] += matrix.params
+    order = list(Part)
+    weights = sorted((Weights(p, n, f, e, k) for (p, f, e, k), n in sums.items() if n), key=lambda w: order.index(w.part))
+    return tuple(weights)
 
 
 def _attention(mixers: Sequence[Mixer]) -> tuple[Attention, ...]:
