@@ -38,6 +38,12 @@ class Row:
         return not (s.logit_bias or self.penalised or self.grammar or (self.made < s.min_tokens and self.stop_ids))
 
     @property
+    def banned(self) -> bool:
+        """Are some of its tokens out of the question?"""
+        s = self.sampling
+        return s.ignore_eos or self.made < s.min_tokens
+
+    @property
     def penalised(self) -> bool:
         s = self.sampling
         return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
@@ -72,7 +78,7 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
         for i in altered:
             _alter(logits[i], rows[i])
         if constrained := [i for i in altered if rows[i].grammar is not None]:
-            logits[constrained] = _allowed(logits[constrained], computed[constrained], [rows[i] for i in constrained])
+            _constrain(logits, computed, constrained, rows)
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if len(drawn) == len(rows):
         tokens: list[int] = _draw(logits, rows)
@@ -95,18 +101,21 @@ def _with_logprobs(raw: Tensor, token: int, count: int) -> Sampled:
     return Sampled(token, raw[token].item(), list(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _allowed(logits: Tensor, computed: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Without what the rows' grammars do not allow next. Where bans leave nothing of what one allows (the end before `min_tokens`), it is
-    taken from the logits as they were `computed`. Both float32 [rows, vocab]."""
-    words = np.zeros((len(rows), -(-logits.shape[1] // 32)), np.int32)
-    for row, bits in zip(rows, words, strict=True):
-        assert row.grammar is not None
-        row.grammar.fill(bits)
-    allowed = np.unpackbits(words.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
-    forbidden = torch.from_numpy(allowed == 0).to(logits.device)
-    left = logits.masked_fill(forbidden, -torch.inf)
-    nothing = left.amax(-1, keepdim=True) == -torch.inf
-    return torch.where(nothing, computed.masked_fill(forbidden, -torch.inf), left)
+def _constrain(logits: Tensor, computed: Tensor, constrained: list[int], rows: Sequence[Row]) -> None:
+    """Take away what the grammars of these rows do not allow next, in place. Where bans leave nothing of what one allows (the end before
+    `min_tokens`), the row is as it was `computed`."""
+    words = np.zeros((len(constrained), -(-logits.shape[1] // 32)), np.int32)
+    for bits, i in zip(words, constrained, strict=True):
+        grammar = rows[i].grammar
+        assert grammar is not None
+        grammar.fill(bits)
+    np.invert(words, out=words)
+    unpacked = np.unpackbits(words.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+    forbidden = torch.from_numpy(unpacked.view(np.bool_)).to(logits.device)
+    for i, mask in zip(constrained, forbidden, strict=True):
+        logits[i].masked_fill_(mask, -torch.inf)
+        if rows[i].banned and logits[i].amax() == -torch.inf:
+            logits[i] = computed[i].masked_fill(mask, -torch.inf)
 
 
 def _alter(logits: Tensor, row: Row) -> None:

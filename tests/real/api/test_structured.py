@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pdlab.real.engine.messages import StructuredOutputs
-from tests.real.api.world import World
+from tests.real.api.stand_in import EchoEngine
+from tests.real.api.world import World, served
 
 COMPLETION: dict[str, Any] = {"prompt": "x", "max_tokens": 2}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
@@ -150,3 +152,17 @@ JSON = st.recursive(
 )
 def test_nothing_a_client_writes_there_is_a_500(field: str, value: Any, http: httpx.Client) -> None:
     assert http.post("/v1/completions", json=COMPLETION | {field: value}).status_code in (200, 400)
+
+
+class ForeignEngine(EchoEngine):
+    """As if vLLM servers alone stood behind it, which read grammars of their own."""
+
+    foreign = True
+
+
+def test_what_only_vllm_servers_will_see_is_theirs_to_check(folder: Path) -> None:
+    with served(folder, engine=ForeignEngine()) as world:
+        body = COMPLETION | {"structured_outputs": {"structural_tag": {"format": {"type": "any_text"}}}}
+        answer = httpx.post(f"{world.url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert world.engine.submitted[-1].sampling.structured == StructuredOutputs(structural_tag='{"format":{"type":"any_text"}}')

@@ -339,3 +339,17 @@ def test_the_load_it_tells_is_what_instances_have_reported_last(folder: Path) ->
             assert await told("kv_cache_usage_perc") == pytest.approx(2 * blocks / 100)
 
     served(folder, test)
+
+
+@pytest.mark.parametrize(("engine", "status"), [("pdlab", 400), ("vllm", 200)])
+def test_a_grammar_is_checked_here_unless_vllm_servers_alone_will_see_it(engine: str, status: int, folder: Path) -> None:
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        for member in list(world.instances.members.values()):
+            world.instances.join(msgspec.structs.replace(member.spec, engine=engine, incarnation=member.spec.incarnation + 1))
+        remotes = [member.remote for member in world.instances.members.values()]
+        body = {"prompt": "hello", "max_tokens": 3, "temperature": 0, "structured_outputs": {"structural_tag": '{"format": {}}'}}
+        assert (await http.post("/v1/completions", json=body)).status_code == status
+        asks = [ask for remote in remotes for ask in remote.asks]  # type: ignore[attr-defined]
+        assert {ask.sampling.structured.structural_tag for ask in asks} == ({'{"format": {}}'} if status == 200 else set())  # type: ignore[union-attr]
+
+    served(folder, test)
