@@ -38,12 +38,6 @@ class Row:
         return not (s.logit_bias or self.penalised or self.grammar or (self.made < s.min_tokens and self.stop_ids))
 
     @property
-    def banned(self) -> bool:
-        """Are some of its tokens out of the question?"""
-        s = self.sampling
-        return s.ignore_eos or self.made < s.min_tokens
-
-    @property
     def penalised(self) -> bool:
         s = self.sampling
         return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
@@ -112,9 +106,9 @@ def _constrain(logits: Tensor, computed: Tensor, constrained: list[int], rows: S
     np.invert(words, out=words)
     unpacked = np.unpackbits(words.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
     forbidden = torch.from_numpy(unpacked.view(np.bool_)).to(logits.device)
-    for i, mask in zip(constrained, forbidden, strict=True):
-        logits[i].masked_fill_(mask, -torch.inf)
-        if rows[i].banned and logits[i].amax() == -torch.inf:
+    best = torch.stack([logits[i].masked_fill_(mask, -torch.inf).amax() for i, mask in zip(constrained, forbidden, strict=True)])
+    for i, mask, left in zip(constrained, forbidden, best.tolist(), strict=True):
+        if left == -torch.inf:
             logits[i] = computed[i].masked_fill(mask, -torch.inf)
 
 
