@@ -275,3 +275,16 @@ def test_an_experiment_sets_model_and_engine(model: Path, tmp_path: Path) -> Non
         engine_options(known, {})
     assert engine_options(known, {"load_format": "dummy"}).model == "qwen3-8b"
     assert engine_options(None, {}).model.endswith(".gguf")
+
+
+def test_how_tools_are_called_is_settled_before_anything_is_loaded(model: Path) -> None:
+    for role in ("mixed", "router"):
+        for options, says in (
+            (("--tool-call-parser", "hermess"), "--tool-call-parser 'hermess' is not one of hermes, llama3_json"),
+            (("--enable-auto-tool-choice",), "--enable-auto-tool-choice needs --tool-call-parser hermes or llama3_json"),
+        ):
+            registry = ("--registry", "redis://127.0.0.1:1") if role == "router" else ()
+            refused = CliRunner().invoke(app, ["serve", "--model", str(model), "--port", "0", "--role", role, *registry, *options])
+            assert isinstance(refused.exception, UsageError), refused.output
+            assert str(refused.exception).startswith(says)
+            assert "loading" not in refused.output
