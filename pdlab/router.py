@@ -157,6 +157,11 @@ class Router:
         return observes or resizes
 
     @property
+    def accepts(self) -> bool:
+        """May requests come? Somebody is ready, or the last has left within `Limits.grace_s`."""
+        return self.cluster.ready or self.cluster.now < self.left_s + self.limits.grace_s
+
+    @property
     def rests(self) -> bool:
         """Would ticks, and reports of no load, change nothing until something else happens? A world need not tell them then."""
         policy_rests = self.policy.rests or not self._minds_rest
@@ -190,7 +195,7 @@ class Router:
         live = Running(request, cluster.now + self.limits.request_timeout_s)
         cluster.live[request.id] = live
         tokens = self._tokens[request.id] = request.prompt_tokens + event.max_tokens
-        if not cluster.ready:
+        if not (cluster.ready or self.accepts):
             self._end(live, Stage.REJECTED, "no instance is ready")
         elif tokens > cluster.smallest_tokens and self._hopeless(live):
             return

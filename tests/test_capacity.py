@@ -246,11 +246,13 @@ def test_with_grace_they_wait_for_one_to_come_back() -> None:
     r = router({"m0": 1000}, limits=Limits(grace_s=5.0))
     arrive(r)
     assert r.handle(Left("m0", 0), 1.0) == []
+    assert arrive(r, 1, now=5.0) == [], "and so do those who come now"
     assert r.handle(Tick(), 5.5) == []
     back = InstanceSpec(name="m0", role=Role.MIXED, kv_blocks=1000, incarnation=1)
-    assert r.handle(Joined(back), 5.9) == [Dispatch(0, 3, "m0", "m0")]
+    assert r.handle(Joined(back), 5.9) == [Dispatch(0, 3, "m0", "m0"), Dispatch(1, 1, "m0", "m0")]
     assert r.handle(Left("m0", 1), 7.0) == []
-    assert r.handle(Tick(), 12.0) == [End(0, Stage.REJECTED, "no instance is ready")]
+    assert [type(a) for a in r.handle(Tick(), 12.0)] == [End, End]
+    assert arrive(r, 2, now=12.1) == [End(2, Stage.REJECTED, "no instance is ready")]
 
 
 def test_an_instance_that_is_being_started_is_waited_for() -> None:

@@ -90,7 +90,7 @@ class ClusterEngine:
             "cluster",
             "",
         )
-        self.down = world.down or (None if world.router.cluster.ready else "no instance is ready")
+        self.down = world.down or (None if world.router.accepts else "no instance is ready")
 
     @property
     def load(self) -> Step:

@@ -24,9 +24,9 @@ from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.wire import CAPABILITIES, Continue, KvParams, StreamEvent
-from pdlab.router import Router
+from pdlab.router import Limits, Router
 from pdlab.spec import TransferSpec
-from pdlab.types import InstanceSpec, Report, Role, Stage
+from pdlab.types import InstanceSpec, Report, Role, Stage, Tick
 from tests.real.api import stand_in
 
 PARAMS = KvParams(do_remote_prefill=True, remote_request_id="lease")
@@ -259,6 +259,23 @@ def test_where_only_one_that_drains_could_hold_it_that_is_a_503_with_the_numbers
         assert "needs 38 KV blocks, more than the 10 that d0 has" in answer.json()["error"]["message"]
 
     served(folder, test)
+
+
+def test_a_router_with_grace_is_down_when_that_has_passed() -> None:
+    async def main() -> None:
+        made = world()
+        made.router.limits = Limits(grace_s=60.0)
+        engine = ClusterEngine(made, "tiny", 300)
+        assert engine.down is not None, "nobody has been there"
+        made.instances.join(spec("p"))
+        made.instances.leave("p", 0)
+        assert engine.down is None
+        made.router.limits = Limits()
+        made.tell(Tick())
+        assert engine.down == "no instance is ready"
+        await made.close()
+
+    asyncio.run(main())
 
 
 def test_slos_and_the_ids_of_whoever_asks_go_through() -> None:
