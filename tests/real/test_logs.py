@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -10,6 +11,8 @@ import re
 import pytest
 
 from pdlab.real import logs
+from pdlab.real.api.app import create_app
+from pdlab.real.api.serve import bind, serve
 from pdlab.real.serve import Progress
 from pdlab.types import UsageError
 
@@ -49,7 +52,7 @@ def test_json_lines_are_one_object_each(capsys: pytest.CaptureFixture[str]) -> N
             raise ValueError("x\ny")
         except ValueError:
             log.exception("%s failed", "it")
-        logging.getLogger("uvicorn.error").error("uvicorn's own")
+        logging.getLogger("asyncio").error("a library's own")
         Progress(0.0, "p").begin("loading weights")
     out, err = capsys.readouterr()
     first, second = map(json.loads, out.splitlines())
@@ -57,7 +60,7 @@ def test_json_lines_are_one_object_each(capsys: pytest.CaptureFixture[str]) -> N
     assert (first["level"], first["message"], second["message"], first["instance"]) == ("info", 'ready: "http://a"', "and more", "d-0")
     broken, other, progress = map(json.loads, err.splitlines())
     assert (broken["level"], broken["logger"], broken["message"]) == ("error", "pdlab.real.test", "it failed")
-    assert "ValueError: x\ny" in broken["exception"] and other["logger"] == "uvicorn.error" and "loading" in progress["message"]
+    assert "ValueError: x\ny" in broken["exception"] and other["logger"] == "asyncio" and "loading" in progress["message"]
 
 
 def test_a_mistake_is_a_json_line_too_and_ends_it_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,3 +109,19 @@ def test_children_and_the_engine_process_take_it_from_their_environment(
     monkeypatch.delenv("PDLAB_LOG_LEVEL")
     with logs.inherited():
         assert logging.getLogger("pdlab").level == logging.NOTSET
+
+
+def test_uvicorn_has_no_lines_of_its_own_form_while_logging_is_configured(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.configured("info", "json"), bind("127.0.0.1", 0) as sock:
+        app = create_app(None)
+
+        async def play() -> None:
+            serving = asyncio.create_task(serve(app, sock))
+            await asyncio.sleep(0.05)
+            logging.getLogger("uvicorn.error").error("from uvicorn")
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+        asyncio.run(play())
+    (line,) = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "uvicorn" in line]
+    assert (line["logger"], line["message"]) == ("uvicorn.error", "from uvicorn")
