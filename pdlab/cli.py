@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ from pdlab import __version__, spellings
 from pdlab.extras import lacks
 from pdlab.real.bench.cli import bench
 from pdlab.real.calibrate.cli import calibrate
+from pdlab.real.credentials import from_file, kept_token, registry_url
+from pdlab.real.tls import CA_CERTS, Tls
 from pdlab.real.tokenizer_cli import app as tokenizer
 from pdlab.real.validate_cli import validate
 from pdlab.report.compare_cli import compare
@@ -39,6 +41,19 @@ Progress = Callable[[float, int, int], None]
 LEAST_LOG_BYTES = 1 << 12  # that are kept of an event log for whose results a disk has no room
 DECISIONS = b'{"kv_blocks":'  # what an engine's decision log begins with
 
+Token = Annotated[
+    str,
+    typer.Option(
+        "--internal-token",
+        envvar="PDLAB_INTERNAL_TOKEN",
+        callback=from_file("PDLAB_INTERNAL_TOKEN"),
+        help="Shared by a cluster's processes (better: PDLAB_INTERNAL_TOKEN_FILE).",
+        show_default=False,
+    ),
+]
+CaCerts = Annotated[
+    str, typer.Option("--ssl-ca-certs", metavar="PEM", envvar=CA_CERTS, help="Whom to believe.", show_default="the system's")
+]
 app = typer.Typer(
     help="How should prefill and decode be split over my machines, and which policy should run them?",
     no_args_is_help=True,
@@ -344,7 +359,15 @@ def serve(
         Path | None,
         typer.Option("--tokenizer", "--tokenizer-path", help="Folder or .gguf with the vocabulary.", show_default="the model's"),
     ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="PDLAB_API_KEY", help="Clients have to send it.", show_default=False)] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PDLAB_API_KEY",
+            callback=from_file("PDLAB_API_KEY"),
+            help="Clients have to send it (better: PDLAB_API_KEY_FILE).",
+            show_default=False,
+        ),
+    ] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="In flight; more get 429.")] = 1024,
     drain_s: Annotated[float, typer.Option(min=0.0, help="At SIGTERM, time for running requests to end.")] = 30.0,
     tool_call_parser: Annotated[
@@ -359,19 +382,34 @@ def serve(
         ),
     ] = None,
     decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
-    registry: Annotated[str, typer.Option(help="Where instances and routers meet: etcd:// or redis://.", show_default=False)] = "",
+    registry: Annotated[
+        str,
+        typer.Option(
+            envvar="PDLAB_REGISTRY",
+            callback=registry_url,
+            help="Where instances and routers meet: etcd://, etcds://, redis:// or rediss://.",
+            show_default=False,
+        ),
+    ] = "",
     instance_name: Annotated[str, typer.Option(help="Of this instance or router.", show_default="role-host-pid")] = "",
     advertise: Annotated[str, typer.Option(metavar="HOST", help="What others reach it by.", show_default="--host")] = "",
     kv_transport: Annotated[str, typer.Option(help="auto, shm, tcp, cuda_ipc or nixl.")] = "auto",
     kv_port: Annotated[int, typer.Option(min=0, max=65535, help="For KV transfers; 0: any free one.")] = 0,
-    token: Annotated[
-        str, typer.Option("--internal-token", envvar="PDLAB_INTERNAL_TOKEN", help="Shared by a cluster's processes.", show_default=False)
-    ] = "",
+    token: Token = "",
     engine: Annotated[str, typer.Option(help="pdlab, or vllm: a server at --upstream is registered.")] = "pdlab",
     upstream: Annotated[str, typer.Option(metavar="URL", help="Of the vLLM server.", show_default=False)] = "",
     upstream_api_key: Annotated[
-        str, typer.Option(envvar="PDLAB_UPSTREAM_API_KEY", help="Of vLLM servers; a router needs it, too.", show_default=False)
+        str,
+        typer.Option(
+            envvar="PDLAB_UPSTREAM_API_KEY",
+            callback=from_file("PDLAB_UPSTREAM_API_KEY"),
+            help="Of vLLM servers; a router needs it, too.",
+            show_default=False,
+        ),
     ] = "",
+    certfile: Annotated[str, typer.Option("--ssl-certfile", metavar="PEM", help="Serve https, with this.", show_default=False)] = "",
+    keyfile: Annotated[str, typer.Option("--ssl-keyfile", metavar="PEM", help="The certificate's key.", show_default=False)] = "",
+    ca_certs: CaCerts = "",
     trace_events: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The router's event log, for replay.", show_default=False)
     ] = None,
@@ -416,6 +454,7 @@ def serve(
             drain_s=drain_s,
             tool_call_parser=tool_call_parser,
             auto_tool_choice=auto_tool_choice,
+            tls=Tls(certfile, keyfile, ca_certs),
         ),
         registry=registry,
         instance_name=instance_name,
@@ -431,9 +470,10 @@ def serve(
         start(asked, say)
 
 
-Registry = Annotated[str | None, typer.Option("--registry", metavar="URL", help="etcd:// or redis://.", show_default=False)]
+Registry = Annotated[
+    str | None, typer.Option("--registry", metavar="URL", help="etcd://, etcds://, redis:// or rediss://.", show_default=False)
+]
 RouterUrl = Annotated[str | None, typer.Option("--router", metavar="URL", help="A running router, as of --role all.", show_default=False)]
-Token = Annotated[str, typer.Option("--internal-token", envvar="PDLAB_INTERNAL_TOKEN", help="The cluster's.", show_default=False)]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
 Force = Annotated[bool, typer.Option("--force", help="Even where nobody else has its role.")]
 InstanceName = Annotated[str, typer.Argument(metavar="INSTANCE", show_default=False)]
@@ -444,13 +484,14 @@ def status(
     registry: Registry = None,
     router: RouterUrl = None,
     token: Token = "",
+    ca_certs: CaCerts = "",
     watch: Annotated[bool, typer.Option("--watch", help="Again each second, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As an object, not as a table; with --watch one a line.")] = False,
 ) -> None:
     """A cluster's instances: their roles, load and KV, who was refused and why, and which router leads."""
-    cluster = _operator()
+    cluster, registry, token, tls = _operator(registry, router, token, ca_certs)
     show = cluster.show_json if as_json else cluster.show
-    cluster.run(show(registry, router, token, out, watch))
+    cluster.run(show(registry, router, token, out, watch, tls))
 
 
 @app.command()
@@ -459,14 +500,17 @@ def drain(
     registry: Registry = None,
     router: RouterUrl = None,
     token: Token = "",
+    ca_certs: CaCerts = "",
     no_wait: NoWait = False,
     force: Force = False,
 ) -> None:
     """Let an instance finish what it has, and leave."""
-    cluster = _operator()
-    cluster.run(
-        cluster.command(registry, router, token, lambda views: cluster.drain(views, instance, token, force=force, wait=not no_wait))
-    )
+    cluster, registry, token, tls = _operator(registry, router, token, ca_certs)
+
+    async def ask(views: Any) -> str:
+        return str(await cluster.drain(views, instance, token, force=force, wait=not no_wait, tls=tls))
+
+    cluster.run(cluster.command(registry, router, token, ask, tls))
 
 
 @app.command()
@@ -476,6 +520,7 @@ def switch(
     registry: Registry = None,
     router: RouterUrl = None,
     token: Token = "",
+    ca_certs: CaCerts = "",
     no_wait: NoWait = False,
     force: Force = False,
 ) -> None:
@@ -484,20 +529,25 @@ def switch(
 
     if role not in list(Role):
         raise UsageError(f"role {role!r} is not one of {', '.join(Role)}{nearest(role, list(Role))}")
-    cluster = _operator()
-    cluster.run(
-        cluster.command(
-            registry, router, token, lambda views: cluster.switch(views, instance, Role(role), token, force=force, wait=not no_wait)
-        )
-    )
+    cluster, registry, token, tls = _operator(registry, router, token, ca_certs)
+
+    async def ask(views: Any) -> str:
+        return str(await cluster.switch(views, instance, Role(role), token, force=force, wait=not no_wait, tls=tls))
+
+    cluster.run(cluster.command(registry, router, token, ask, tls))
 
 
-def _operator() -> ModuleType:
+def _operator(registry: str | None, router: str | None, token: str, ca_certs: str) -> tuple[ModuleType, str | None, str, Tls]:
+    """The module; the registry, or the environment's; the token, or that of this user's own cluster behind `router`; whom to believe."""
     try:
         from pdlab.real.cluster import status as found
     except ImportError as error:
         raise lacks("this command", error) from None
-    return found
+    tls = Tls(ca_certs=ca_certs)
+    tls.check()
+    if router is None:
+        registry = registry_url(registry or os.environ.get("PDLAB_REGISTRY") or None)
+    return found, registry, token or (kept_token(router) if router else ""), tls
 
 
 for command in (calibrate, bench, compare, validate):

@@ -33,6 +33,9 @@ class Setup:
     watermark: float = 0.01
 
 
+_read_setup = msgspec.json.Decoder(Setup).decode
+
+
 class Recorded(Scheduler):
     """A Scheduler that writes down what passes; without `log` it only counts."""
 
@@ -125,7 +128,7 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
     sequences: dict[int, Sequence] = {}
     batch: Batch | None = None
     try:
-        setup = msgspec.json.decode(next(reader), type=Setup)
+        setup = _read_setup(next(reader))
         fresh = Recorded(setup)
         for number, raw in enumerate(reader, 2):
             match msgspec.json.decode(raw):

@@ -95,11 +95,15 @@ def cut_to_lines(path: Path, most_bytes: int | None = None) -> None:
         file.truncate(end)
 
 
+_read_head = msgspec.json.Decoder(Head).decode
+_read_entry = msgspec.json.Decoder(Entry).decode
+
+
 def read(path: Path) -> tuple[Head, Iterator[Entry]]:
     """The head, and the entries one by one. Raises UsageError naming the line that cannot be read."""
     file = path.open("rb")
     try:
-        head = msgspec.json.decode(file.readline(), type=Head)
+        head = _read_head(file.readline())
     except msgspec.DecodeError as error:
         file.close()
         raise UsageError(f"{path}: line 1: not the head of an event log ({error}); give a whole file of --trace-events") from error
@@ -107,11 +111,10 @@ def read(path: Path) -> tuple[Head, Iterator[Entry]]:
 
 
 def _entries(path: Path, file: BinaryIO) -> Iterator[Entry]:
-    decoder = msgspec.json.Decoder(Entry)
     with file:
         for number, line in enumerate(file, 2):
             try:
-                yield decoder.decode(line)
+                yield _read_entry(line)
             except msgspec.DecodeError as error:
                 if line.endswith(b"\n"):
                     raise UsageError(f"{path}: line {number}: {error}") from error

@@ -12,6 +12,7 @@ import yaml
 
 from pdlab import __version__
 from pdlab.cli import main
+from pdlab.real.credentials import MAKES_ONE
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
@@ -299,8 +300,26 @@ def test_figures_from_memory_are_marked(here: Path, capsys: pytest.CaptureFixtur
         ("--role decode --host 0.0.0.0", "--host 0.0.0.0 is no address that others can reach: give --advertise HOST, too"),
         (
             "--role decode --host 10.0.0.1",
-            "--host 10.0.0.1 can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster",
+            "--host 10.0.0.1 can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster; "
+            f"this makes one: {MAKES_ONE.format(name='PDLAB_INTERNAL_TOKEN')}",
         ),
+        *(
+            (
+                f"{role} --host {host}",
+                f"--host {host} can be reached by others: give --api-key (or PDLAB_API_KEY); "
+                f"this makes one: {MAKES_ONE.format(name='PDLAB_API_KEY')}",
+            )
+            for role in ("--role mixed", "--role router --registry redis://127.0.0.1:1", f"{QUICKSTART} --role all")
+            for host in ("0.0.0.0", "::", "10.0.0.1")
+        ),
+        (
+            "--role router --registry redis://127.0.0.1:1 --api-key sesame",
+            "--api-key needs --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster: else its instances answer "
+            f"whoever asks them; this makes one: {MAKES_ONE.format(name='PDLAB_INTERNAL_TOKEN')}",
+        ),
+        ("--ssl-keyfile key.pem", "--ssl-keyfile needs --ssl-certfile: the certificate that it belongs to"),
+        ("--ssl-certfile no.pem", "--ssl-certfile no.pem: No such file or directory"),
+        ("--ssl-ca-certs no.pem", "--ssl-ca-certs no.pem: No such file or directory"),
     ],
 )
 def test_options_of_serve_that_do_not_go_together(here: Path, capsys: pytest.CaptureFixture[str], options: str, says: str) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from pdlab import spellings
 from pdlab.cost import model_names
 from pdlab.real.api.app import create_app
-from pdlab.real.api.exchange import Exchange
+from pdlab.real.api.exchange import Directory, Exchange, SameHost
 from pdlab.real.api.serve import bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.api.tools import parser_of
@@ -33,8 +33,10 @@ from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
 from pdlab.real.instance.member import Member, spec_of
 from pdlab.real.instance.migrate import Migrations
+from pdlab.real.instance.registered import NamedByProxies, Registered
 from pdlab.real.logs import tell
 from pdlab.real.registry import Registry, open_registry
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
 
@@ -47,7 +49,7 @@ STILL_S = 10.0  # between two lines of a stage that lasts
 def engine_options(experiment: Experiment | None, given: Mapping[str, object], instance: str = "") -> EngineOptions:
     """The experiment's `model` and `engine` (of `instance`, if it places one of that name), replaced by what the command line gives. Raises
     UsageError where there are no weights."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     if experiment is not None:
         engine = next((placed.engine for placed in experiment.placements() if placed.name == instance), experiment.engine)
         found = {
@@ -68,7 +70,7 @@ def engine_options(experiment: Experiment | None, given: Mapping[str, object], i
     dummy = found.get("load_format") == "dummy"
     name = given.get("model") or (experiment.model if experiment is not None else "")
     base = experiment.base_dir if experiment is not None and not given.get("model") else Path()
-    return msgspec.convert({**found, "model": str(model_path(str(name), base, dummy))}, EngineOptions)
+    return EngineOptions(**{**found, "model": str(model_path(str(name), base, dummy))})
 
 
 def model_path(name: str, base_dir: Path, dummy: bool = False) -> str:
@@ -125,7 +127,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """How requests come in. With `token` only who sends it may use /pdlab."""
+    """How requests come in. With `token` only who sends it, or for /v1 the key, is answered."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -137,6 +139,7 @@ class Serving:
     drain_s: float = 30.0
     tool_call_parser: str | None = None
     auto_tool_choice: bool | None = None
+    tls: Tls = PLAIN
 
     def tool_parser(self, tokenizer: Tokenizer) -> str:
         """How calls of tools are read; "": they are not. Raises UsageError."""
@@ -156,7 +159,9 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
     started_s = time.monotonic()
     async with AsyncExitStack() as stack:
         sock = stack.enter_context(contextlib.closing(bind(how.host, how.port)))
-        registry = await stack.enter_async_context(await registry_at(place.registry)) if place is not None and place.registry else None
+        registry = (
+            await stack.enter_async_context(await registry_at(place.registry, how.tls)) if place is not None and place.registry else None
+        )
         text = tokenizer_of(options, how.tokenizer)
         tool_parser = how.tool_parser(text)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
@@ -165,7 +170,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
         progress = Progress(started_s, place.name if place is not None else "")
         progress.begin("starting the engine")
         starting = asyncio.create_task(EngineClient.start(options, progress.begin))
-        serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s))
+        serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s, tls=how.tls))
         stack.push_async_callback(_ended, starting, serving)
         while not (starting.done() or serving.done()):
             await asyncio.wait((starting, serving), timeout=STILL_S, return_when=asyncio.FIRST_COMPLETED)
@@ -174,7 +179,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
             raise KeyboardInterrupt
         engine = starting.result()
         model, ready = served_name_of(options, how.served_name), engine.ready
-        url = url_of((place.advertise if place is not None else "") or how.host, sock.getsockname()[1])
+        url = url_of((place.advertise if place is not None else "") or how.host, sock.getsockname()[1], how.tls.scheme)
         if place is None:
             app.state.service = Service(
                 engine,
@@ -186,7 +191,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
                 tool_parser=tool_parser,
             )
         else:
-            app.state.service = service = await stack.enter_async_context(_member_service(engine, text, model, how))
+            app.state.service = service = await stack.enter_async_context(_member_service(engine, text, model, how, registry))
             spec = spec_of(
                 ready,
                 place.name,
@@ -262,9 +267,12 @@ class MemberService(Service):
 
 
 @asynccontextmanager
-async def _member_service(engine: EngineClient, text: Tokenizer, model: str, how: Serving) -> AsyncIterator[MemberService]:
-    migrations = Migrations(engine, how.token or None)
-    exchange = Exchange(engine, migrations) if engine.ready.descriptor else None
+async def _member_service(
+    engine: EngineClient, text: Tokenizer, model: str, how: Serving, registry: Registry | None
+) -> AsyncIterator[MemberService]:
+    directory: Directory = Registered(registry) if registry is not None else NamedByProxies() if how.token else SameHost()
+    migrations = Migrations(engine, how.token or None, directory, how.tls)
+    exchange = Exchange(engine, migrations, directory=directory) if engine.ready.descriptor else None
     try:
         yield MemberService(
             engine,
@@ -296,15 +304,15 @@ async def _while_alive(engine: EngineClient, serving: asyncio.Task[int]) -> None
         await asyncio.wait((serving,), timeout=LOOK_S)
 
 
-async def registry_at(url: str) -> Registry:
+async def registry_at(url: str, tls: Tls = PLAIN) -> Registry:
     """As `open_registry`; also the parent's, at fd://N."""
     if url.startswith(SCHEME):
         return Registry(await ParentStore.connect(int(url.removeprefix(SCHEME))))
-    return await open_registry(url)
+    return await open_registry(url, tls=tls)
 
 
-def url_of(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _embedded() -> Path | None:

@@ -27,21 +27,26 @@ NEEDED = {"remote_engine_id", "remote_request_id", "remote_host", "remote_port",
 PROMPT = "KV caches travel from prefill to decode instances. " * 3
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+KEYS = {"nothing": "none", "a token": "of-the-cluster", "a key": "of-clients"}  # what the servers ask for, and the proxy sends
+
+
+@pytest.fixture(scope="module", params=KEYS)
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     model = served.make(tmp_path_factory.mktemp("tiny"))
-    options = "--kv-gib", "0.01", "--served-model-name", "tiny"
+    key = KEYS[request.param]
+    asks = {"nothing": (), "a token": ("--internal-token", key), "a key": ("--api-key", key)}[request.param]
+    options = "--kv-gib", "0.01", "--served-model-name", "tiny", *asks
     with (
         served.server(model, "--role", "prefill", *options) as (p_url, _),
         served.server(model, "--role", "decode", *options) as (d_url, _),
-        httpx.Client(base_url=p_url, timeout=120) as p,
-        httpx.Client(base_url=d_url, timeout=120) as d,
+        httpx.Client(base_url=p_url, timeout=120, headers={"Authorization": f"Bearer {key}"}) as p,
+        httpx.Client(base_url=d_url, timeout=120, headers={"Authorization": f"Bearer {key}"}) as d,
     ):
         yield p, d
 
 
 def headers() -> dict[str, str]:
-    return {"X-Request-Id": str(uuid.uuid4()), "Authorization": "Bearer none"}
+    return {"X-Request-Id": str(uuid.uuid4())}
 
 
 def prefill(p: httpx.Client, path: str, body: dict[str, Any], named: dict[str, str]) -> dict[str, Any]:

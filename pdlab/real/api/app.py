@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Service, Request], Awaitable[Response]]
 Route = tuple[str, str, Handler]
 Guard = Callable[[Service, Request], None]
-MOST_BODY_BYTES = 32 << 20
+MOST_READING_BYTES = 256 << 20  # of all bodies that have not come whole
+MOST_REQUEST_ID = 256  # characters
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +43,9 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[int]
     model: str | None = None
+
+
+TOKENIZE, DETOKENIZE = msgspec.json.Decoder(TokenizeRequest), msgspec.json.Decoder(DetokenizeRequest)
 
 
 def create_app(service: Service | None = None, more: Sequence[Route] = ()) -> FastAPI:
@@ -79,6 +83,7 @@ class _Endpoint:
         request.state.request_id = name = _request_id(request)
         service: Service | None = self.app.state.service
         try:
+            _check_request_id(request)
             if service is None:
                 raise loading()
             if self.guard is not None:
@@ -105,12 +110,12 @@ async def _send(error: ApiError, request_id: str, scope: Scope, receive: Receive
 
 async def _completions(service: Service, request: Request) -> Response:
     service.check_open()
-    return _answer(service, await completion_job(service, await read(request)), request)
+    return _answer(service, await completion_job(service, await read(request), _of_the_cluster(service, request)), request)
 
 
 async def _chat(service: Service, request: Request) -> Response:
     service.check_open()
-    return _answer(service, await chat_job(service, await read(request)), request)
+    return _answer(service, await chat_job(service, await read(request), _of_the_cluster(service, request)), request)
 
 
 def _answer(service: Service, job: Job, request: Request) -> Answer:
@@ -127,18 +132,22 @@ async def _models(service: Service, request: Request) -> Response:
 
 
 async def _tokenize(service: Service, request: Request) -> Response:
-    body = parse(await read(request), TokenizeRequest)
+    body = parse(await read(request), TOKENIZE)
     if (body.prompt is None) == (body.messages is None):
         raise bad("give either prompt or messages", "prompt")
     if body.prompt is None:
         tokens = await chat_tokens(service, body.messages or [], {})
     else:
-        tokens = await service.encode(body.prompt, body.add_special_tokens is not False)
+        tokens = await service.tokens_of(body.prompt, body.add_special_tokens is not False)
     return as_json({"count": len(tokens), "max_model_len": service.engine.ready.max_tokens, "tokens": tokens})
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
-    body = parse(await read(request), DetokenizeRequest)
+    body = parse(await read(request), DETOKENIZE)
+    if (count := len(body.tokens)) > service.engine.ready.max_tokens:
+        raise bad(
+            f"tokens has {count} tokens, more than the {service.engine.ready.max_tokens} that fit", "tokens", "context_length_exceeded"
+        )
     check_tokens(body.tokens, service.engine.ready.vocab, "tokens")
     return as_json({"prompt": service.tokenizer.decode(body.tokens, skip_special=False)})
 
@@ -191,11 +200,21 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def read(request: Request) -> bytes:
-    raw = bytearray()
-    async for part in request.stream():
-        raw += part
-        if len(raw) > MOST_BODY_BYTES:
-            raise ApiError(413, f"the body exceeds {MOST_BODY_BYTES >> 20} MiB")
+    """The body. Raises ApiError where it, or all that are being read, are more than is taken."""
+    service: Service = request.app.state.service
+    raw, most = bytearray(), service.most_body_bytes
+    try:
+        async for part in request.stream():
+            raw += part
+            service.reading_bytes += len(part)
+            if len(raw) > most:
+                raise ApiError(
+                    413, f"the body exceeds {most} bytes, which hold more text than fits the model's context", code="body_too_long"
+                )
+            if service.reading_bytes > MOST_READING_BYTES:
+                raise ApiError(503, "too many long bodies are being read: try again", code="overloaded", retry_after_s=1)
+    finally:
+        service.reading_bytes -= len(raw)
     return bytes(raw)
 
 
@@ -204,27 +223,53 @@ def as_json(body: object, status: int = 200) -> Response:
 
 
 def _request_id(request: Request) -> str:
-    return request.headers.get("x-request-id") or uuid.uuid4().hex
+    """The client's, unless that is too long to be sent back with every chunk."""
+    named = request.headers.get("x-request-id", "")
+    return named if 0 < len(named) <= MOST_REQUEST_ID else uuid.uuid4().hex
 
 
-def _check_key(service: Service, request: Request) -> None:
-    """The cluster's token stands in for the key."""
+def _check_request_id(request: Request) -> None:
+    if (length := len(request.headers.get("x-request-id", ""))) > MOST_REQUEST_ID:
+        raise ApiError(431, f"X-Request-Id has {length} characters, at most {MOST_REQUEST_ID} are taken", code="request_id_too_long")
+
+
+def _check_client(service: Service, request: Request) -> None:
+    """The cluster's token stands in for the key; an instance with a token and no key asks for the token."""
     key = service.api_key
-    if key is None or _has_token(service, request):
+    if (key is None and (service.token is None or service.open_to_clients)) or _has_token(service, request):
         return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
+    if key is None:
+        raise _no_token()
+    if not hmac.compare_digest(_bearer(request), key.encode()):
         raise ApiError(401, "the API key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key")
 
 
-def _check_token(service: Service, request: Request) -> None:
-    if service.token is not None and not _has_token(service, request):
-        raise ApiError(401, f"the cluster's token is missing or wrong: send {TOKEN_HEADER}", code="invalid_token")
+def _check_peer(service: Service, request: Request) -> None:
+    if not _of_the_cluster(service, request):
+        raise _no_token()
+
+
+def _of_the_cluster(service: Service, request: Request) -> bool:
+    """May it name other instances, and order this one about? Where there is a token: who has it."""
+    return service.token is None or _has_token(service, request)
 
 
 def _has_token(service: Service, request: Request) -> bool:
-    given = request.headers.get(TOKEN_HEADER, "")
-    return service.token is not None and hmac.compare_digest(given.encode(), service.token.encode())
+    """In its own header; proxies that know none send it as they would an API key."""
+    if service.token is None:
+        return False
+    token, named = service.token.encode(), request.headers.get(TOKEN_HEADER, "").encode()
+    return hmac.compare_digest(named, token) or hmac.compare_digest(_bearer(request), token)
 
 
-GUARDS: dict[str, Guard] = {"v1": _check_key, "pdlab": _check_token}
+def _bearer(request: Request) -> bytes:
+    scheme, _, word = request.headers.get("authorization", "").partition(" ")
+    return word.encode() if scheme.lower() == "bearer" else b""
+
+
+def _no_token() -> ApiError:
+    how = f"send {TOKEN_HEADER}, or Authorization: Bearer TOKEN"
+    return ApiError(401, f"the cluster's token is missing or wrong: {how}", code="invalid_token")
+
+
+GUARDS: dict[str, Guard] = {"v1": _check_client, "tokenize": _check_client, "detokenize": _check_client, "pdlab": _check_peer}

@@ -10,7 +10,7 @@ import msgspec
 
 from pdlab.real.api.errors import bad
 from pdlab.real.api.generate import Choice, Delta, Logprob
-from pdlab.real.api.legs import Prefill, check_leg, leg_of
+from pdlab.real.api.legs import Prefill, check_leg, check_origin, leg_of
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, choices, parse
 from pdlab.real.api.service import Job, Service
 from pdlab.real.api.structured import check_size, structured_field
@@ -56,6 +56,9 @@ class ChatRequest(Common, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
 
 
+DECODER = msgspec.json.Decoder(ChatRequest)
+
+
 class Chats:
     """The shape of the answers. `named_by_id`: tokens with log-probabilities are called token_id:ID, not by their text."""
 
@@ -97,9 +100,10 @@ def _call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-async def chat_job(service: Service, raw: bytes) -> Job:
-    """Raises ApiError naming what is wrong."""
-    body = parse(raw, ChatRequest)
+async def chat_job(service: Service, raw: bytes, of_the_cluster: bool = True) -> Job:
+    """Raises ApiError naming what is wrong. Only what is `of_the_cluster` may have kv_transfer_params."""
+    body = parse(raw, DECODER)
+    check_origin(body.kv_transfer_params, of_the_cluster)
     service.check_model(body.model)
     n, best_of = choices(body, None)
     logprobs = _wanted(body)
@@ -119,6 +123,7 @@ async def chat_job(service: Service, raw: bytes) -> Job:
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     given = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     leg = leg_of(body.kv_transfer_params, service.engine.ready, service.exchange is not None)
+    await service.check_peers(leg)
     if given is None and isinstance(leg, Prefill):
         given = 1
     if given is not None and given < 1:
@@ -145,7 +150,7 @@ async def chat_tokens(service: Service, messages: list[Message], options: dict[s
         text = service.tokenizer.chat([message.plain() for message in messages], **options)
     except (UsageError, TypeError) as error:
         raise bad(" ".join(str(error).split()), "messages") from None
-    tokens = await service.encode(text, special=False)
+    tokens = await service.tokens_of(text, special=False, param="messages")
     if not tokens:
         raise bad("messages give an empty prompt", "messages")
     return tokens

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from pdlab.real.api.errors import bad
 from pdlab.real.api.generate import Choice, Delta, Logprob
-from pdlab.real.api.legs import Prefill, check_leg, leg_of
+from pdlab.real.api.legs import Prefill, check_leg, check_origin, leg_of
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, check_tokens, choices, parse
 from pdlab.real.api.service import Job, Service
 from pdlab.real.api.structured import structured_field
@@ -21,6 +23,9 @@ class CompletionRequest(Common, frozen=True, kw_only=True):
     echo: bool | None = None
     logprobs: int | None = None
     suffix: str | None = None
+
+
+DECODER = msgspec.json.Decoder(CompletionRequest)
 
 
 class Completions:
@@ -80,9 +85,10 @@ class Completions:
         return text if "\ufffd" not in text else "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.tokenizer.piece_bytes(token))
 
 
-async def completion_job(service: Service, raw: bytes) -> Job:
-    """Raises ApiError naming what is wrong."""
-    body = parse(raw, CompletionRequest)
+async def completion_job(service: Service, raw: bytes, of_the_cluster: bool = True) -> Job:
+    """Raises ApiError naming what is wrong. Only what is `of_the_cluster` may have kv_transfer_params."""
+    body = parse(raw, DECODER)
+    check_origin(body.kv_transfer_params, of_the_cluster)
     service.check_model(body.model)
     n, best_of = choices(body, body.best_of)
     logprobs = body.logprobs
@@ -96,7 +102,13 @@ async def completion_job(service: Service, raw: bytes) -> Job:
         raise bad("echo needs text: leave detokenize out", "echo")
     given = _prompts(body.prompt)
     service.check_prompts(len(given))
+    for prompt in given:  # all of them, before one is tokenized, or its ids are looked at
+        if isinstance(prompt, str):
+            service.check_length(prompt)
+        else:
+            service.room(len(prompt), None, "max_tokens", "prompt")
     leg = leg_of(body.kv_transfer_params, service.engine.ready, service.exchange is not None)
+    await service.check_peers(leg)
     max_tokens = (1 if isinstance(leg, Prefill) else 16) if body.max_tokens is None else body.max_tokens
     wanted = 0 if best_of > n and logprobs is None else logprobs
     asked = ask(body, max_tokens=max_tokens, best_of=best_of, logprobs=wanted, vocab=service.engine.ready.vocab, continues=True)
@@ -114,7 +126,7 @@ async def completion_job(service: Service, raw: bytes) -> Job:
 
 
 async def _tokens(service: Service, prompt: str | list[int]) -> list[int]:
-    tokens = prompt if isinstance(prompt, list) else await service.encode(prompt)
+    tokens = prompt if isinstance(prompt, list) else await service.tokens_of(prompt)
     if not tokens:
         raise bad("prompt is empty", "prompt")
     check_tokens(tokens, min(service.engine.ready.vocab, 2**31), "prompt")

@@ -6,10 +6,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from pdlab.real.api.engine import Exchanging
-from pdlab.real.api.legs import Move
+from pdlab.real.api.legs import Move, kv_lost
+from pdlab.real.credentials import loopback
 from pdlab.real.engine.messages import FromQueue, News, Submit
+from pdlab.real.transfer.descriptor import decode
+from pdlab.real.transfer.result import Trouble
 
 
 class Mover(Protocol):
@@ -22,6 +26,37 @@ class Mover(Protocol):
         ...
 
 
+class Directory(Protocol):
+    """To whom this server connects: requests can name anybody. Both raise ApiError (409 kv_lost) where it does not."""
+
+    async def check_descriptor(self, descriptor: bytes) -> None:
+        """Whose KV is read, or written to."""
+        ...
+
+    async def check_url(self, url: str) -> None:
+        """Who is asked, and sent the cluster's token."""
+        ...
+
+
+class SameHost:
+    """Where there is neither registry nor token: processes of this host."""
+
+    async def check_descriptor(self, descriptor: bytes) -> None:
+        try:
+            tcp = decode(descriptor).tcp
+        except Trouble:
+            return  # nobody can be reached by what cannot be read, and the engine says why
+        if tcp is not None and not loopback(tcp.host):
+            raise kv_lost(f"{tcp.host} is another host, and this server has neither registry nor token")
+
+    async def check_url(self, url: str) -> None:
+        if not loopback(urlsplit(url).hostname or ""):
+            raise kv_lost(f"{url} is another host, and this server has no registry")
+
+
+SAME_HOST = SameHost()
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """`host` and `port`: where peers are told to find this server; as their request reached it where not given."""
@@ -30,3 +65,4 @@ class Exchange:
     mover: Mover
     host: str = ""
     port: int = 0
+    directory: Directory = SAME_HOST

@@ -12,7 +12,7 @@ from typing import Any
 from pdlab.real.api.errors import ApiError, bad
 from pdlab.real.api.requests import Ask, check_tokens
 from pdlab.real.engine.messages import Held, Push, Ready, Source
-from pdlab.real.wire import Extra, KvParams, PushTo
+from pdlab.real.wire import TOKEN_HEADER, Extra, KvParams, PushTo
 
 PARAM = "kv_transfer_params"
 GRANULARITIES = ("request", "chunk", "layer")
@@ -72,6 +72,17 @@ class Move:
 
 
 Leg = Alone | Prefill | Pull | Here | Reserve | Move
+
+
+def check_origin(params: KvParams | None, of_the_cluster: bool) -> None:
+    """Other instances are named, and KV is held for them, at the word of the cluster's own only. Raises ApiError."""
+    if params is not None and not of_the_cluster:
+        raise ApiError(
+            401,
+            f"{PARAM} needs the cluster's token: send {TOKEN_HEADER}, or Authorization: Bearer TOKEN",
+            param=PARAM,
+            code="invalid_token",
+        )
 
 
 def leg_of(params: KvParams | None, ready: Ready, exchanges: bool) -> Leg | None:

@@ -83,10 +83,10 @@ class Ask:
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def parse(raw: bytes, kind: type[Body]) -> Body:
+def parse(raw: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
     """A body. Raises ApiError naming the field that is missing or of the wrong type."""
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decoder.decode(raw)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `")
         path = place.rstrip("`").removeprefix("$").removeprefix(".")

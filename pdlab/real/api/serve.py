@@ -14,7 +14,9 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from pdlab.real.api.protocol import Protocol
 from pdlab.real.api.service import Service
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
 
@@ -59,10 +61,21 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0) -> int:
+async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0, tls: Tls = PLAIN) -> int:
     """Serve until SIGTERM or SIGINT, then take nothing new, let what runs end within `drain_s`, and return how many prompts were cut off.
     A second signal: at once. May begin while `app.state.service` is still None, and be cancelled."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=tls.certfile or None,
+        ssl_keyfile=tls.keyfile or None,
+    )
     if logging.getLogger().handlers:  # else uvicorn brings its own
         for name in ("uvicorn", "uvicorn.error"):
             logging.getLogger(name).handlers, logging.getLogger(name).propagate = [], True

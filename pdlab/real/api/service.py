@@ -15,7 +15,7 @@ from pdlab.real.api.engine import Compiling, Engine, Foreign
 from pdlab.real.api.errors import ApiError, bad, draining, fenced
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.generate import Choice, Delta, Generation
-from pdlab.real.api.legs import Leg
+from pdlab.real.api.legs import Leg, Move, Prefill, Pull
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.api.structured import GrammarCheck
@@ -23,6 +23,11 @@ from pdlab.real.engine.messages import StructuredOutputs
 from pdlab.real.engine.tokenizer import Tokenizer
 
 LONG_TEXT = 16_384  # characters
+LONG_TEXTS = 4  # tokenized at once: a byte of text can take 500 of memory meanwhile
+DENSE = 8  # bytes for each token that fits: a longer text seldom fits, so its parts are counted before it is tokenized as a whole
+PART = 1 << 18  # characters
+BODY_BYTES, MOST_BODY_BYTES = 1 << 20, 32 << 20
+ESCAPED = 12  # bytes of JSON, at most, for a byte of text
 
 
 class Shape(Protocol):
@@ -59,7 +64,8 @@ class Job:
 
 
 class Service:
-    """At most `max_requests` prompts are in flight; with `api_key`, /v1 asks for it, or for the cluster's `token`, which /pdlab asks for.
+    """At most `max_requests` prompts are in flight. With `api_key` or the cluster's `token` /v1 asks for either, unless there is no key and
+    it is `open_to_clients`; /pdlab, and whatever has to do with other instances, asks for the token.
     `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not."""
 
     def __init__(
@@ -73,9 +79,10 @@ class Service:
         token: str | None = None,
         exchange: Exchange | None = None,
         tool_parser: str = "",
+        open_to_clients: bool = False,
     ) -> None:
         self.engine, self.tokenizer, self.model = engine, tokenizer, model
-        self.max_requests, self.api_key, self.token = max_requests, api_key, token
+        self.max_requests, self.api_key, self.token, self.open_to_clients = max_requests, api_key, token, open_to_clients
         self.exchange = exchange
         self.tool_parser = tool_parser
         self.legs: dict[str, Generation] = {}
@@ -88,6 +95,8 @@ class Service:
         self.fenced = False  # it has lost its place in its cluster
         self.created = int(time.time())
         self.took_s = 1.0  # a request, smoothed: what Retry-After is guessed from
+        self.reading_bytes = 0  # of bodies that are being read
+        self._tokenizing = asyncio.Semaphore(LONG_TEXTS)
         self._ids = itertools.count(1)
 
     def drain(self) -> None:
@@ -149,6 +158,18 @@ class Service:
         for generation in list(self.running):
             generation.break_off(error)
 
+    async def check_peers(self, leg: Leg | None) -> None:
+        """Whom a leg names, this server may connect to. Raises ApiError."""
+        if self.exchange is None:
+            return
+        match leg:
+            case Pull(source) if source.descriptor:
+                await self.exchange.directory.check_descriptor(source.descriptor)
+            case Prefill(push) if push is not None:
+                await self.exchange.directory.check_descriptor(push.descriptor)
+            case Move(url):
+                await self.exchange.directory.check_url(url)
+
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model:
             raise ApiError(404, f"the model {name!r} does not exist; this server has {self.model!r}", param="model", code="model_not_found")
@@ -156,6 +177,15 @@ class Service:
     def check_prompts(self, prompts: int) -> None:
         if prompts > self.max_requests:
             raise bad(f"prompt has {prompts} prompts, more than the {self.max_requests} that may be in flight", "prompt")
+
+    @property
+    def most_text_bytes(self) -> int:
+        """A longer text has more tokens than fit, however it is tokenized."""
+        return self.tokenizer.longest_token_bytes * (self.engine.ready.max_tokens or LONG_TEXT)
+
+    @property
+    def most_body_bytes(self) -> int:
+        return min(MOST_BODY_BYTES, BODY_BYTES + ESCAPED * self.most_text_bytes)
 
     def room(self, prompt_tokens: int, max_tokens: int | None, param: str, prompt_param: str) -> int:
         """`max_tokens` that fit beside a prompt; None asks for all there is."""
@@ -190,11 +220,45 @@ class Service:
         if reason:
             raise bad(f"{field}: {reason}", field)
 
+    def check_length(self, text: str, param: str = "prompt") -> None:
+        """Raises ApiError where a text has more tokens than fit, however it is tokenized."""
+        if len(text) > self.most_text_bytes:
+            raise self._too_long(f"has {len(text)} characters", param)
+        if len(text) > LONG_TEXT and (size := _size(text)) > self.most_text_bytes:
+            raise self._too_long(f"has {size} bytes", param)
+
+    async def tokens_of(self, text: str, special: bool = True, param: str = "prompt") -> list[int]:
+        """Raises ApiError where the text is too long to fit, before memory is taken for it."""
+        self.check_length(text, param)
+        if len(text) > LONG_TEXT and _size(text) > DENSE * self.engine.ready.max_tokens:
+            await self._count_parts(text, param)
+        return await self.encode(text, special)
+
     async def encode(self, text: str, special: bool = True) -> list[int]:
         """A long text is tokenized in a thread, as a batch of one: for a single text `tokenizers` keeps the GIL, which would hold up
         everybody's tokens."""
         if len(text) <= LONG_TEXT:
             return self.tokenizer.encode(text, special)
-        (found,) = await asyncio.to_thread(self.tokenizer.backend.encode_batch, [text], add_special_tokens=special)
+        async with self._tokenizing:
+            (found,) = await asyncio.to_thread(self.tokenizer.backend.encode_batch, [text], add_special_tokens=special)
         ids: list[int] = found.ids
         return ids
+
+    async def _count_parts(self, text: str, param: str) -> None:
+        """Raises ApiError where its parts have clearly more tokens than fit; at a cut a word may have a few more than in the whole."""
+        most, tokens = self.engine.ready.max_tokens, 0
+        for start in range(0, len(text), PART):
+            tokens += len(await self.encode(text[start : start + PART], False))
+            if tokens > most + most // 16 + 1024:
+                raise self._too_long(f"has more than {tokens} tokens", param)
+
+    def _too_long(self, what: str, param: str) -> ApiError:
+        fits = (
+            f"too long for the {self.engine.ready.max_tokens} tokens that fit, of at most {self.tokenizer.longest_token_bytes} bytes each"
+        )
+        return bad(f"the prompt {what}, {fits}", param, "context_length_exceeded")
+
+
+def _size(text: str) -> int:
+    """Bytes in UTF-8."""
+    return len(text.encode(errors="replace"))

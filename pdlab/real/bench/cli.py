@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from pdlab.extras import lacks
+from pdlab.real.credentials import from_file
+from pdlab.real.tls import CA_CERTS, Tls
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +34,13 @@ def bench(
     model: Annotated[str | None, typer.Option(help="The name it is served under.", show_default="the server's first")] = None,
     vocab: Annotated[int | None, typer.Option(min=8, help="Token ids are below this.", show_default="30000, or what it says")] = None,
     salt: Annotated[int, typer.Option(min=0, help="Another one, other token ids: a repeat finds a cold cache.")] = 0,
-    api_key: Annotated[str | None, typer.Option(envvar="PDLAB_API_KEY", help="Sent with every request.", show_default=False)] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="PDLAB_API_KEY", callback=from_file("PDLAB_API_KEY"), help="Sent with every request.", show_default=False),
+    ] = None,
+    ca_certs: Annotated[
+        str, typer.Option("--ssl-ca-certs", envvar=CA_CERTS, help="PEM; whom to believe.", show_default="the system's")
+    ] = "",
     raw: Annotated[Path | None, typer.Option(help="File for the times of all chunks, a JSON line a request.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
@@ -55,7 +63,7 @@ def bench(
     err = Console(stderr=True)
     try:
         with _progress(err, experiment.name, quiet) as progress:
-            result = measure(experiment, Target(url, model, vocab, api_key, raw, salt), progress=progress)
+            result = measure(experiment, Target(url, model, vocab, api_key, raw, salt, Tls(ca_certs=ca_certs)), progress=progress)
     except KeyboardInterrupt:
         err.print(f"interrupted: nothing of {experiment.name} was kept")
         raise typer.Exit(130) from None

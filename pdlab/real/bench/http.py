@@ -6,12 +6,12 @@ here, a tenth of a core at most, and 46 to 49 us there. It knows no redirects, c
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 import httptools
 
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
 Clock = Callable[[], float]
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
 class Client:
     """Requests to one server. `opened` counts connections. Use within `async with`."""
 
-    def __init__(self, url: str, clock: Clock, api_key: str | None = None) -> None:
+    def __init__(self, url: str, clock: Clock, api_key: str | None = None, tls: Tls = PLAIN) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
             port = parts.port
@@ -100,7 +100,7 @@ class Client:
             raise UsageError(f"--url {url}: give a server's address, such as http://127.0.0.1:8000")
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._host, self._port = parts.hostname, port or (443 if parts.scheme == "https" else 80)
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        self._ssl = tls.trusting() if parts.scheme == "https" else None
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self._clock = clock
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""

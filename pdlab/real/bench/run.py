@@ -22,6 +22,7 @@ from pdlab.real.bench.load import Load, extras
 from pdlab.real.bench.poll import poll
 from pdlab.real.bench.prompts import Prompts
 from pdlab.real.bench.server import Server, ask
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.records import Records, Samples
 from pdlab.result import Result
 from pdlab.spec import Experiment
@@ -44,6 +45,7 @@ class Target:
     api_key: str | None = None
     raw: Path | None = None
     salt: int = 0
+    tls: Tls = PLAIN
 
 
 def measure(experiment: Experiment, target: Target, *, progress: Progress | None = None, workload: Workload | None = None) -> Result:
@@ -55,7 +57,7 @@ def measure(experiment: Experiment, target: Target, *, progress: Progress | None
 
 
 async def _measure(experiment: Experiment, target: Target, workload: Workload, progress: Progress | None) -> Result:
-    async with Client(target.url, time.perf_counter, target.api_key) as client:
+    async with Client(target.url, time.perf_counter, target.api_key, target.tls) as client:
         server = await ask(client, model=target.model, vocab=target.vocab, extra=_all_extras(workload))
         prompts = Prompts(workload, experiment.seed + (target.salt << 32), server.vocabulary)
         with _written(target.raw) as raw, _quiet_collector():

@@ -11,6 +11,8 @@ import msgspec
 
 from pdlab.real.calibrate.transfer import Kv, endpoint
 
+_read = msgspec.json.Decoder(Kv).decode
+
 
 async def serve(kv: Kv) -> None:
     async with endpoint(kv, "calibrate-source") as source:
@@ -22,4 +24,4 @@ async def serve(kv: Kv) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(msgspec.json.decode(sys.argv[1], type=Kv)))
+    asyncio.run(serve(_read(sys.argv[1])))

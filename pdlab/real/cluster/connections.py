@@ -17,6 +17,7 @@ import httptools
 
 from pdlab.real.api.serve import keep_alive
 from pdlab.real.cluster.remote import Broken
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import TOKEN_HEADER
 from pdlab.types import UsageError
 
@@ -174,12 +175,14 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """Kept-alive connections to one instance. Raises UsageError where `url`, `token` or `api_key` cannot be used."""
+    """Kept-alive connections to one instance; `tls` says whom to believe where the URL says https. Raises UsageError where `url`, `token`,
+    `api_key` or `tls` cannot be used."""
 
-    def __init__(self, url: str, token: str = "", api_key: str = "") -> None:
+    def __init__(self, url: str, token: str = "", api_key: str = "", tls: Tls = PLAIN) -> None:
         try:
             parts = urlsplit(url)
-            self._tls, host, port = parts.scheme == "https", parts.hostname, parts.port
+            self._ssl = tls.trusting() if parts.scheme == "https" else None
+            host, port = parts.hostname, parts.port
         except ValueError:
             parts, host = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not host:
@@ -187,7 +190,7 @@ class Connections:
         for name, value in (("token", token), ("API key", api_key)):
             if not value.isascii() or not value.isprintable():
                 raise UsageError(f"the {name} must be printable ASCII to go into an HTTP header")
-        self.url, self._host, self._port = url, host, port or (443 if self._tls else 80)
+        self.url, self._host, self._port = url, host, port or (443 if self._ssl else 80)
         self._prefix = parts.path.rstrip("/").encode()
         head = f"Host: {parts.netloc.rpartition('@')[2]}\r\nContent-Type: application/json\r\n"
         head += f"{TOKEN_HEADER}: {token}\r\n" if token else ""
@@ -254,7 +257,7 @@ class Connections:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_S):
-                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._tls or None)
+                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._ssl)
         except TimeoutError:
             raise Broken(f"cannot connect to {self.url} within {CONNECT_S:g} s") from None
         except OSError as error:

@@ -13,6 +13,7 @@ from pdlab.real.api.metrics import CAUSES
 from pdlab.real.cluster.connections import ALIVE_S, Connection, Connections
 from pdlab.real.cluster.remote import Broken, Fenced, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling, StructuredOutputs
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import MOST_IDS, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
 from pdlab.types import InstanceSpec, Role
 
@@ -239,12 +240,12 @@ class Stream:
 
 
 class HttpRemote:
-    """A `remote.Remote`. `token` is the cluster's internal one, `api_key` the instance's. Raises UsageError where the spec's url cannot
-    be used. `close` when the incarnation is gone: all that is under way breaks."""
+    """A `remote.Remote`. `token` is the cluster's internal one, which only pdlab's instances are sent, `api_key` the instance's.
+    Raises UsageError where the spec's url cannot be used. `close` when the incarnation is gone: all that is under way breaks."""
 
-    def __init__(self, spec: InstanceSpec, *, token: str = "", api_key: str = "") -> None:
+    def __init__(self, spec: InstanceSpec, *, token: str = "", api_key: str = "", tls: Tls = PLAIN) -> None:
         self.spec = spec
-        self._connections = Connections(spec.url, token, api_key)
+        self._connections = Connections(spec.url, token if spec.engine == "pdlab" else "", api_key, tls)
         self._leased_s: dict[str, float] = {}  # by a vLLM server, when
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.remote import Broken
 from pdlab.real.registry import Registry
 from pdlab.real.registry.observer import WatchEvent
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.transfer.descriptor import incompatible
 from pdlab.real.wire import PROTOCOL, About
 from pdlab.types import AnyEvent, InstanceSpec, Joined, Leads, Left, Report, Role, Suspected, UsageError
@@ -21,6 +22,8 @@ from pdlab.types import AnyEvent, InstanceSpec, Joined, Leads, Left, Report, Rol
 log = logging.getLogger(__name__)
 ASK_S = 1.0
 Say = Callable[[str], None]
+
+_read_about = msgspec.json.Decoder(About).decode
 
 
 class Instances(Protocol):
@@ -118,17 +121,17 @@ class Members:
         return "" if first is None else incompatible(first.encode(), new.spec.descriptor.encode()) or ""
 
 
-async def protocol_of(spec: InstanceSpec, token: str = "") -> int:
+async def protocol_of(spec: InstanceSpec, token: str = "", tls: Tls = PLAIN) -> int:
     """What it says that it speaks. One that does not answer may be slow: nothing is held against it yet."""
     if spec.engine != "pdlab" or not spec.url:
         return PROTOCOL
     try:
-        connections = Connections(spec.url, token)
+        connections = Connections(spec.url, token, tls=tls)
     except UsageError:
         return PROTOCOL
     try:
         status, raw = await connections.call(b"GET", b"/pdlab/v1/instance", within_s=ASK_S)
-        return msgspec.json.decode(raw, type=About).protocol if status == 200 else PROTOCOL
+        return _read_about(raw).protocol if status == 200 else PROTOCOL
     except (Broken, msgspec.MsgspecError):
         return PROTOCOL
     finally:

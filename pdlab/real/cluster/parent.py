@@ -15,8 +15,10 @@ from typing import Any
 
 import msgspec
 
+from pdlab.real.local_peer import stranger
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.store import Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.types import UsageError
 
 SCHEME = "fd://"
 LIMIT_BYTES = 16 << 20
@@ -34,6 +36,10 @@ class _Answer(msgspec.Struct, frozen=True, array_like=True):
     away: str = ""
 
 
+_read_call = msgspec.msgpack.Decoder(_Call).decode
+_read_answer = msgspec.msgpack.Decoder(_Answer).decode
+
+
 class ParentStore:
     """A `Store`, at a child's end. Use it inside a running loop."""
 
@@ -49,16 +55,24 @@ class ParentStore:
 
     @classmethod
     async def connect(cls, fd: int) -> ParentStore:
-        return cls(*await asyncio.open_connection(sock=socket.socket(fileno=fd), limit=LIMIT_BYTES))
+        """Raises UsageError where that is no socket of this user's."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError as error:
+            raise UsageError(f"--registry {SCHEME}{fd}: {error.strerror}; it is for what --role all starts") from None
+        if why := stranger(sock):
+            sock.close()
+            raise UsageError(f"--registry {SCHEME}{fd}: {why}")
+        return cls(*await asyncio.open_connection(sock=sock, limit=LIMIT_BYTES))
 
     async def peek(self, key: str, settle_s: float) -> Peek:
-        return msgspec.convert(await self._call("peek", key, settle_s), Peek)
+        return Peek(*await self._call("peek", key, settle_s))
 
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
-        return msgspec.convert(await self._call("claim", key, last, number, value, lease_s), Claim | None)
+        return _claim(await self._call("claim", key, last, number, value, lease_s))
 
     async def renew(self, claim: Claim, value: bytes) -> Claim | None:
-        return msgspec.convert(await self._call("renew", claim, value), Claim | None)
+        return _claim(await self._call("renew", claim, value))
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         return bool(await self._call("put", claim, key, value))
@@ -67,7 +81,7 @@ class ParentStore:
         await self._call("release", claim)
 
     async def snapshot(self) -> Snapshot:
-        return msgspec.convert(await self._call("snapshot"), Snapshot)
+        return Snapshot(*await self._call("snapshot"))
 
     def changes(self) -> AsyncIterator[Change | None]:
         raise NotImplementedError("children do not watch")
@@ -94,10 +108,9 @@ class ParentStore:
             del self._calls[id]
 
     async def _listen(self) -> None:
-        decode = msgspec.msgpack.Decoder(_Answer).decode
         try:
             while (raw := await _receive(self._reader)) is not None:
-                answer = decode(raw)
+                answer = _read_answer(raw)
                 if (waiting := self._calls.get(answer.id)) is not None and not waiting.done():
                     if answer.away:
                         waiting.set_exception(StoreAway(answer.away))
@@ -111,15 +124,22 @@ class ParentStore:
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _claim(fields: list[Any] | None) -> Claim | None:
+    return None if fields is None else Claim(*fields)
+
+
 async def answer(store: MemoryStore, sock: socket.socket) -> int:
-    """At the parent's end: serve a child until it hangs up, then give up what it held. How often it took a place."""
+    """At the parent's end: serve a child until it hangs up, then give up what it held. How often it took a place. Another user's is not
+    served."""
+    if stranger(sock):
+        sock.close()
+        return 0
     reader, writer = await asyncio.open_connection(sock=sock, limit=LIMIT_BYTES)
-    decode = msgspec.msgpack.Decoder(_Call).decode
     held: dict[str, Claim] = {}
     taken = 0
     try:
         while (raw := await _receive(reader)) is not None:
-            call = decode(raw)
+            call = _read_call(raw)
             try:
                 value = await _performed(store, call)
             except StoreAway as away:
@@ -143,11 +163,11 @@ async def _performed(store: MemoryStore, call: _Call) -> object:
         case "claim", [str(key), last, number, value, lease_s]:
             return await store.claim(key, last, number, value, lease_s)
         case "renew", [claim, value]:
-            return await store.renew(msgspec.convert(claim, Claim), value)
+            return await store.renew(Claim(*claim), value)
         case "put", [claim, str(key), value]:
-            return await store.put(msgspec.convert(claim, Claim), key, value)
+            return await store.put(Claim(*claim), key, value)
         case "release", [claim]:
-            await store.release(msgspec.convert(claim, Claim))
+            await store.release(Claim(*claim))
             return None
         case "snapshot", []:
             return await store.snapshot()

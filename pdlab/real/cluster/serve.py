@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from pdlab import control
 from pdlab.log import EventLog
+from pdlab.real import credentials
 from pdlab.real.api.app import Route, as_json, create_app
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.serve import bind, serve
@@ -31,6 +32,7 @@ from pdlab.real.cluster.world import World
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.registry import Registry
 from pdlab.real.registry.store import StoreAway
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.router import Router
 from pdlab.spec import Experiment
 from pdlab.types import InstanceSpec, Role, UsageError
@@ -41,8 +43,9 @@ LOOK_S = 0.05  # between looks whether all have joined
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """Where clients come in. `token` is the cluster's internal one, `upstream_api_key` that of vLLM servers; `context_tokens` the model's
-    bound on prompt plus output (0: not known)."""
+    """Where clients come in. `token` is the cluster's internal one, `upstream_api_key` that of vLLM servers; `asks_token` is what this
+    router's own /pdlab asks for where the cluster has made its token for itself (empty: nothing). Without an API key /v1 is
+    `open_to_clients`, or asks for the token. `context_tokens`: the model's bound on prompt plus output (0: not known)."""
 
     name: str
     model: str
@@ -57,6 +60,13 @@ class Front:
     context_tokens: int = 0
     trace_events: Path | None = None
     tool_parser: str = ""
+    asks_token: str | None = None
+    open_to_clients: bool = True
+    tls: Tls = PLAIN
+
+    @property
+    def guard(self) -> str:
+        return self.token if self.asks_token is None else self.asks_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +102,9 @@ class ClusterService(Service):
             front.model,
             max_requests=front.max_requests,
             api_key=front.api_key,
-            token=front.token or None,
+            token=front.guard or None,
             tool_parser=front.tool_parser,
+            open_to_clients=front.open_to_clients,
         )
         self.members = members
 
@@ -117,7 +128,7 @@ class Connected:
         if (before := self.remotes.get(spec.name)) is not None:
             before.close()
         api_key = "" if spec.engine == "pdlab" else self.front.upstream_api_key
-        made = self.remotes[spec.name] = HttpRemote(spec, token=self.front.token, api_key=api_key)
+        made = self.remotes[spec.name] = HttpRemote(spec, token=self.front.token, api_key=api_key, tls=self.front.tls)
         return made
 
     def close(self) -> None:
@@ -130,7 +141,11 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
     started_s = time.monotonic()
     router = control.router(experiment, hash_tokens=experiment.engine.block_tokens)
     connected, members = Connected(front), Members(front.model)
-    with contextlib.closing(bind(front.host, front.port)) as sock, _log(experiment, router, front.trace_events) as log:
+    with (
+        contextlib.ExitStack() as opened,
+        contextlib.closing(bind(front.host, front.port)) as sock,
+        _log(experiment, router, front.trace_events) as log,
+    ):
         world = World(
             router,
             connected.connect,
@@ -142,10 +157,12 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
         app = create_app(None, _routes(registry, members))  # answers "loading" until it has a service
-        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s))
+        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, tls=front.tls))
         jobs: list[asyncio.Future[Any]] = [
             serving,
-            asyncio.create_task(follow(registry, world.instances, members, ask=partial(protocol_of, token=front.token), say=say)),
+            asyncio.create_task(
+                follow(registry, world.instances, members, ask=partial(protocol_of, token=front.token, tls=front.tls), say=say)
+            ),
             asyncio.create_task(lead(registry, world.instances, front.name)),
         ]
         try:
@@ -155,8 +172,13 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
             world.open()  # no sooner: the policy would scale up for want of those that still start
             if not serving.done():
                 app.state.service = ClusterService(engine, front, members)
-                host = f"[{front.host}]" if ":" in front.host else front.host
-                where = f"http://{host}:{sock.getsockname()[1]}"
+                host, port = f"[{front.host}]" if ":" in front.host else front.host, sock.getsockname()[1]
+                where = f"{front.tls.scheme}://{host}:{port}"
+                if front.asks_token is not None:
+                    try:
+                        opened.enter_context(credentials.kept(port, front.token))
+                    except UsageError as error:
+                        say(f"pdlab drain and switch will lack the token: {error}")
                 say(f"{front.model}: {len(members.known) or 'no'} instances have joined")
                 say(f"ready after {time.monotonic() - started_s:.1f} s: {where}/v1")
                 await _first_of(jobs)

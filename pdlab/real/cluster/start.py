@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import platform
 import re
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pdlab.real.cluster.keeper import Keeper
 from pdlab.real.cluster.parent import SCHEME
 from pdlab.real.cluster.serve import Brood, Front, route
 from pdlab.real.cluster.vllm import Vllm
+from pdlab.real.credentials import MAKES_ONE, loopback
 from pdlab.real.engine import config, gguf_file
 from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
@@ -34,6 +35,8 @@ from pdlab.types import Role, UsageError, nearest
 ROLES = (*(str(role) for role in Role), "router", "all")
 TRANSPORTS = ("auto", "shm", "tcp", "cuda_ipc", "nixl")
 CHILD_LEASE_S = 15.0
+SECRETS = ("PDLAB_API_KEY", "PDLAB_INTERNAL_TOKEN", "PDLAB_UPSTREAM_API_KEY", "PDLAB_REGISTRY", "PDLAB_REGISTRY_PASSWORD")
+NOT_FOR_CHILDREN = (*SECRETS, *(f"{name}_FILE" for name in SECRETS))
 ENGINES = ("pdlab", "vllm")
 Say = Callable[[str], None]
 
@@ -71,6 +74,7 @@ class Asked:
 def start(asked: Asked, say: Say) -> None:
     """Until stopped. Raises UsageError with a line for the first thing that is wrong."""
     check(asked)
+    asked.serving.tls.check()
     if asked.engine == "vllm":
         run_until_stopped(_keep(asked, say))
     elif asked.role == "router":
@@ -98,7 +102,7 @@ def check(asked: Asked) -> None:
 def _wrong(asked: Asked) -> list[tuple[bool, str]]:
     role, host, vllm = asked.role, asked.serving.host, asked.engine == "vllm"
     router = role in ("router", "all")
-    exposed = not _loopback(host) or bool(asked.advertise and not _loopback(asked.advertise))
+    exposed = not loopback(host) or bool(asked.advertise and not loopback(asked.advertise))
     return [
         (bool(asked.upstream) and not vllm, "--upstream is for --engine vllm: add it, or remove --upstream"),
         (vllm and not asked.upstream, "--engine vllm needs --upstream URL: where the vLLM server answers"),
@@ -127,17 +131,21 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
             f"--host {host} is no address that others can reach: give --advertise HOST, too",
         ),
         (
-            not (asked.alone or vllm) and exposed and not asked.serving.token,
-            f"--host {host} can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster",
+            exposed and not vllm and not asked.serving.token and (asked.alone or router) and not asked.serving.api_key,
+            f"--host {host} can be reached by others: give --api-key (or PDLAB_API_KEY); this makes one: "
+            + MAKES_ONE.format(name="PDLAB_API_KEY"),
+        ),
+        (
+            exposed and not (vllm or asked.alone or router) and not asked.serving.token,
+            f"--host {host} can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster; "
+            "this makes one: " + MAKES_ONE.format(name="PDLAB_INTERNAL_TOKEN"),
+        ),
+        (
+            bool(asked.serving.api_key and asked.registry and not (asked.serving.token or vllm)),
+            "--api-key needs --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster: else its instances answer "
+            "whoever asks them; this makes one: " + MAKES_ONE.format(name="PDLAB_INTERNAL_TOKEN"),
         ),
     ]
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _wildcard(host: str) -> bool:
@@ -196,11 +204,11 @@ def _times(experiment: Experiment | None) -> tuple[float, float]:
 async def _keep(asked: Asked, say: Say) -> None:
     """A vLLM server's place, until a signal; then it drains."""
     report_s, lease_s = _times(asked.experiment)
-    upstream = Vllm(asked.upstream, asked.upstream_api_key)
+    upstream = Vllm(asked.upstream, asked.upstream_api_key, asked.serving.tls)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.closing(upstream):
-        async with await registry_at(asked.registry) as registry:
+        async with await registry_at(asked.registry, asked.serving.tls) as registry:
             role, model = Role(asked.role), asked.serving.served_name
             keeper = Keeper(registry, upstream, asked.name, role, model, report_s=report_s, lease_s=lease_s, say=say)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -226,7 +234,7 @@ async def _keep(asked: Asked, say: Say) -> None:
 async def _route(asked: Asked, say: Say) -> None:
     experiment = asked.experiment or Experiment.parse(PLAIN)
     front = _front(asked)
-    async with await open_registry(asked.registry) as registry:
+    async with await open_registry(asked.registry, tls=asked.serving.tls) as registry:
         await route(experiment, front, registry, say=say)
 
 
@@ -234,11 +242,14 @@ async def _all(asked: Asked, say: Say) -> None:
     """The instances of the experiment's cluster, each a child, and their router."""
     assert asked.experiment is not None, "checked"
     front = _front(asked)
+    if not front.token:  # the instances ask for one all the same: each user of this host could reach them
+        token = secrets.token_hex(32)
+        front = replace(front, token=token, asks_token=token if front.api_key else "")
     first = {placed.name: placed.role for placed in asked.experiment.placements()}
     check_cpu_kv(*(engine_options(asked.experiment, asked.given, name) for name in first))
     threads = max(1, int(str(asked.given.get("threads") or len(os.sched_getaffinity(0)))) // len(first))
     store = MemoryStore()
-    environment = {"PDLAB_API_KEY": "", "PDLAB_INTERNAL_TOKEN": front.token}
+    environment = {**dict.fromkeys(NOT_FOR_CHILDREN, ""), "PDLAB_INTERNAL_TOKEN": front.token}
     children = Children(store, environment=environment, say=say)
     say(f"starting {len(first)} instances of {front.model} with {threads} CPU threads each: {', '.join(first)}")
     async with Registry(store) as registry:
@@ -284,6 +295,8 @@ def _front(asked: Asked) -> Front:
         context_tokens=options.max_model_len or _context_tokens(Path(options.model)),
         trace_events=asked.trace_events,
         tool_parser=how.tool_parser(tokenizer),
+        open_to_clients=loopback(how.host),
+        tls=how.tls,
     )
 
 

@@ -25,6 +25,7 @@ from pdlab.real.registry.lease import CALL_S, answering
 from pdlab.real.registry.observer import Observer
 from pdlab.real.registry.records import LeaderRecord
 from pdlab.real.registry.store import LEADER, StoreAway
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.transfer.descriptor import Descriptor, decode
 from pdlab.real.transfer.result import Trouble
 from pdlab.real.wire import DRAIN, PULL, SWITCH, RoleChange
@@ -72,6 +73,9 @@ class View(msgspec.Struct, frozen=True):
         raise UsageError(f"no instance is named {name!r}{there}")
 
 
+_read_view = msgspec.json.Decoder(View).decode
+_read_leader = msgspec.json.Decoder(LeaderRecord).decode
+
 Source = Callable[[], Awaitable[View]]
 
 
@@ -83,17 +87,17 @@ async def view_of(registry: Registry, members: Members) -> View:
 
 
 @asynccontextmanager
-async def source(registry_url: str | None, router_url: str | None, token: str = "") -> AsyncIterator[Source]:
+async def source(registry_url: str | None, router_url: str | None, token: str = "", tls: Tls = PLAIN) -> AsyncIterator[Source]:
     """Where views come from: the registry itself, or a router that runs. Raises UsageError where neither answers."""
     if (registry_url is None) == (router_url is None):
         raise UsageError("give either --registry URL, or --router URL of a running router")
     if registry_url is not None:
         if registry_url.startswith("memory:"):
             raise UsageError("a memory:// registry is inside its router: give --router URL in place of --registry")
-        async with await open_registry(registry_url) as registry:
+        async with await open_registry(registry_url, tls=tls) as registry:
             yield lambda: of_registry(registry)
         return
-    connections = Connections(router_url or "", token)
+    connections = Connections(router_url or "", token, tls=tls)
     try:
         yield lambda: _from_router(connections)
     finally:
@@ -116,7 +120,7 @@ async def of_registry(registry: Registry) -> View:
 async def _from_router(connections: Connections) -> View:
     raw = await _call(connections, b"GET", b"/pdlab/v1/cluster")
     try:
-        return msgspec.json.decode(raw, type=View)
+        return _read_view(raw)
     except msgspec.MsgspecError:
         raise UsageError(f"{connections.url} is no pdlab router: its /pdlab/v1/cluster cannot be read") from None
 
@@ -130,7 +134,7 @@ def _rows(members: Members) -> list[Row]:
 
 def _leader(entries: dict[str, bytes]) -> str:
     try:
-        return msgspec.json.decode(entries.get(f"{LEADER}/router", b""), type=LeaderRecord).candidate
+        return _read_leader(entries.get(f"{LEADER}/router", b"")).candidate
     except msgspec.MsgspecError:
         return ""
 
@@ -191,11 +195,11 @@ def _descriptor(spec: InstanceSpec) -> Descriptor | None:
         return None
 
 
-async def show(registry_url: str | None, router_url: str | None, token: str, console: Console, watch: bool) -> None:
+async def show(registry_url: str | None, router_url: str | None, token: str, console: Console, watch: bool, tls: Tls = PLAIN) -> None:
     """Print the table; with `watch` anew each second until cancelled, also while nobody answers any more."""
     if not console.is_terminal:  # what reads a pipe has no width
         console = Console(width=WIDE, file=console.file)
-    async with source(registry_url, router_url, token) as views:
+    async with source(registry_url, router_url, token, tls) as views:
         first = fitting(await views(), console)
         if not watch:
             console.print(first)
@@ -233,9 +237,9 @@ def plain(view: View) -> dict[str, Any]:
     return {"leader": view.leader, "instances": [told(row) for row in view.rows]}
 
 
-async def show_json(registry_url: str | None, router_url: str | None, token: str, console: Console, watch: bool) -> None:
+async def show_json(registry_url: str | None, router_url: str | None, token: str, console: Console, watch: bool, tls: Tls = PLAIN) -> None:
     """Print an object; with `watch` one a line, each second until cancelled. Where nobody answers then, an object says so: `error`."""
-    async with source(registry_url, router_url, token) as views:
+    async with source(registry_url, router_url, token, tls) as views:
         found: dict[str, Any] = plain(await views())
         while True:
             print(msgspec.json.encode(found).decode(), file=console.file, flush=True)
@@ -271,9 +275,11 @@ def fitting(view: View, console: Console) -> Table:
 # ---------------------------------------------------------------- what an operator asks
 
 
-async def command(registry_url: str | None, router_url: str | None, token: str, ask: Callable[[Source], Awaitable[str]]) -> None:
+async def command(
+    registry_url: str | None, router_url: str | None, token: str, ask: Callable[[Source], Awaitable[str]], tls: Tls = PLAIN
+) -> None:
     """Print what `ask` answers."""
-    async with source(registry_url, router_url, token) as views:
+    async with source(registry_url, router_url, token, tls) as views:
         print(await ask(views))
 
 
@@ -285,13 +291,13 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         sys.exit(130)
 
 
-async def drain(views: Source, name: str, token: str = "", *, force: bool = False, wait: bool = True) -> str:
+async def drain(views: Source, name: str, token: str = "", *, force: bool = False, wait: bool = True, tls: Tls = PLAIN) -> str:
     """Ask an instance to drain and leave; what has happened, in words. Raises UsageError where that would leave a role empty."""
     view = await views()
     row = _able(view, name, DRAIN, "drain")
     if not force:
         _check_roles(view, row, None)
-    await _post(row.spec, b"/pdlab/v1/drain", b"", token)
+    await _post(row.spec, b"/pdlab/v1/drain", b"", token, tls)
     if not wait:
         return f"{name} drains"
     while await _present(views, row.spec) is not None:
@@ -299,7 +305,7 @@ async def drain(views: Source, name: str, token: str = "", *, force: bool = Fals
     return f"{name} has drained and left"
 
 
-async def switch(views: Source, name: str, role: Role, token: str = "", *, force: bool = False, wait: bool = True) -> str:
+async def switch(views: Source, name: str, role: Role, token: str = "", *, force: bool = False, wait: bool = True, tls: Tls = PLAIN) -> str:
     """Ask an instance to change its role; what has happened, in words. Raises UsageError where that would leave the old one empty."""
     view = await views()
     row = _able(view, name, SWITCH, "change its role")
@@ -307,7 +313,7 @@ async def switch(views: Source, name: str, role: Role, token: str = "", *, force
         return f"{name} is {role} already"
     if not force:
         _check_roles(view, row, role)
-    await _post(row.spec, b"/pdlab/v1/role", msgspec.json.encode(RoleChange(role)), token)
+    await _post(row.spec, b"/pdlab/v1/role", msgspec.json.encode(RoleChange(role)), token, tls)
     if not wait:
         return f"{name} drains, and will be {role}"
     while (now := await _present(views, row.spec)) is not None:
@@ -346,8 +352,8 @@ async def _present(views: Source, spec: InstanceSpec) -> InstanceSpec | None:
     return None
 
 
-async def _post(spec: InstanceSpec, path: bytes, body: bytes, token: str) -> None:
-    connections = Connections(spec.url, token)
+async def _post(spec: InstanceSpec, path: bytes, body: bytes, token: str, tls: Tls) -> None:
+    connections = Connections(spec.url, token, tls=tls)
     try:
         await _call(connections, b"POST", path, body)
     finally:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pdlab.real.cluster.connections import ALIVE_S, Connections
 from pdlab.real.cluster.remote import Broken
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import PULL
 from pdlab.types import InstanceSpec, Report, Role, UsageError
 
@@ -30,6 +31,9 @@ class _Model(msgspec.Struct, frozen=True):
 
 class _Models(msgspec.Struct, frozen=True):
     data: list[_Model]
+
+
+_read_models = msgspec.json.Decoder(_Models).decode
 
 
 class Metrics:
@@ -68,9 +72,9 @@ class Vllm:
     """One server; of its key-value geometry `probe` asks, of its load `report`. `close` when it is not needed any more. Raises UsageError
     where `url` or `api_key` cannot be used."""
 
-    def __init__(self, url: str, api_key: str = "") -> None:
+    def __init__(self, url: str, api_key: str = "", tls: Tls = PLAIN) -> None:
         self.url = url
-        self._connections = Connections(url, api_key=api_key)
+        self._connections = Connections(url, api_key=api_key, tls=tls)
         self._steps = (0.0, 0.0)  # seconds, tokens: the inter-token histogram when last seen
         self._decode_step_s = 0.0
 
@@ -138,7 +142,7 @@ class Vllm:
     async def _models(self) -> list[_Model]:
         raw = await self._get(b"/v1/models")
         try:
-            return msgspec.json.decode(raw, type=_Models).data
+            return _read_models(raw).data
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise Broken(f"{self.url}/v1/models cannot be read") from None
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from pdlab.real.engine.messages import (
+    FROM_ENGINE,
     AnyFromEngine,
     Ask,
     Broken,
@@ -58,7 +59,6 @@ class EngineClient:
         self.down: str | None = None
         self._reader, self._writer = reader, writer
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(AnyFromEngine)
         self._queues: dict[int, tuple[asyncio.Queue[FromQueue], set[int]]] = {}
         self._calls: dict[int, asyncio.Future[Answered | None]] = {}
         self._numbers = itertools.count(1)
@@ -73,9 +73,11 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-        command = [sys.executable, "-m", "pdlab.real.engine.process", str(theirs.fileno()), msgspec.json.encode(options).decode()]
+        command = [sys.executable, "-m", "pdlab.real.engine.process", str(theirs.fileno())]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **_environment(options)})
         theirs.close()
+        raw = msgspec.msgpack.encode(options)  # a secret is among them, and a command line is read by anybody
+        ours.sendall(len(raw).to_bytes(4, "little") + raw)
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 24)
         client = cls(process, reader, writer)
         try:
@@ -179,7 +181,7 @@ class EngineClient:
     async def _receive(self) -> AnyFromEngine | None:
         try:
             head = await self._reader.readexactly(4)
-            message: AnyFromEngine = self._decoder.decode(await self._reader.readexactly(int.from_bytes(head, "little")))
+            message: AnyFromEngine = FROM_ENGINE.decode(await self._reader.readexactly(int.from_bytes(head, "little")))
             return message
         except (asyncio.IncompleteReadError, ConnectionError):
             await asyncio.to_thread(self.process.wait)

@@ -115,8 +115,11 @@ class _StructuralTag(msgspec.Struct, frozen=True):
     triggers: list[str]
 
 
+_read_tag = msgspec.json.Decoder(_StructuralTag).decode
+
+
 def _tags(structured: StructuredOutputs, special: frozenset[str]) -> str:
-    asked = msgspec.json.decode(structured.structural_tag or "", type=_StructuralTag)
+    asked = _read_tag(structured.structural_tag or "")
     if not asked.structures or not all(asked.triggers):
         raise GrammarError("a structural tag needs structures, and triggers that are not empty")
     tags = []

@@ -22,6 +22,7 @@ CPU_S = 1.0  # for one grammar
 MEMORY_BYTES = 512 << 20  # beside what the vocabulary takes
 STACK_BYTES = 4 << 20
 T = TypeVar("T")
+VOCABULARY, ASKED = msgspec.msgpack.Decoder(Vocabulary), msgspec.msgpack.Decoder(StructuredOutputs)
 
 
 def main() -> int:
@@ -35,7 +36,7 @@ def main() -> int:
 
 def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
     """Until the other end closes."""
-    vocabulary = _next(asked, Vocabulary)
+    vocabulary = _next(asked, VOCABULARY)
     if vocabulary is None:
         return
     trouble = ""
@@ -44,7 +45,7 @@ def serve(asked: IO[bytes], answers: IO[bytes]) -> None:
     except GrammarError as error:
         grammars, trouble = None, str(error)
     _bound_memory()
-    while (structured := _next(asked, StructuredOutputs)) is not None:
+    while (structured := _next(asked, ASKED)) is not None:
         reason = trouble
         if grammars is not None:
             signal.setitimer(signal.ITIMER_PROF, CPU_S)  # whose signal ends the process
@@ -70,11 +71,11 @@ def _bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _next(asked: IO[bytes], kind: type[T]) -> T | None:
+def _next(asked: IO[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T | None:
     head = asked.read(4)
     if len(head) < 4:
         return None
-    return msgspec.msgpack.decode(asked.read(int.from_bytes(head, "little")), type=kind)
+    return decoder.decode(asked.read(int.from_bytes(head, "little")))
 
 
 if __name__ == "__main__":

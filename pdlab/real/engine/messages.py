@@ -341,3 +341,6 @@ class Broken(FromEngine, frozen=True):
 AnyToEngine = Submit | Vocabulary | Compile | Receive | Proceed | Resume | Release | Renew | Ask | Export | Cancel | Stop
 AnyFromEngine = Loading | Ready | Step | Exported | Holds | Compiled | Broken
 FromQueue = Tokens | Held | Reserved | Full | Staged | Landed | Missed  # what a request's queue brings
+
+TO_ENGINE: msgspec.msgpack.Decoder[AnyToEngine] = msgspec.msgpack.Decoder(AnyToEngine)
+FROM_ENGINE: msgspec.msgpack.Decoder[AnyFromEngine] = msgspec.msgpack.Decoder(AnyFromEngine)

@@ -36,3 +36,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_checksums: bool = False
     lease_s: float = 30.0  # of KV that waits for a decode instance
     decisions: str = ""  # a file that takes the scheduler's decisions
+
+
+OPTIONS = msgspec.msgpack.Decoder(EngineOptions)

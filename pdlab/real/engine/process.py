@@ -1,6 +1,7 @@
-"""The engine's own process: `python -m pdlab.real.engine.process FD OPTIONS`.
+"""The engine's own process: `python -m pdlab.real.engine.process FD`.
 
-It speaks length-prefixed msgpack over the socket it inherits. One thread takes messages in and one sends them off while a step computes, so
+It speaks length-prefixed msgpack over the socket it inherits; first its options come there, since anybody may read a command line.
+One thread takes messages in and one sends them off while a step computes, so
 that no step waits for HTTP; between two passes the engine looks whether any have come. Where nothing runs it sleeps on the queue. When the
 other end closes, it ends.
 """
@@ -23,6 +24,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from pdlab.real.engine.messages import (
+    TO_ENGINE,
     AnyToEngine,
     Ask,
     Broken,
@@ -46,7 +48,7 @@ from pdlab.real.engine.messages import (
     Tokens,
     Vocabulary,
 )
-from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.options import OPTIONS, EngineOptions
 from pdlab.real.logs import inherited
 from pdlab.types import UsageError
 
@@ -76,11 +78,10 @@ class Link:
         self.writer.start()
 
     def _read(self) -> None:
-        decoder = msgspec.msgpack.Decoder(AnyToEngine)
         file = self.sock.makefile("rb")
         try:
             while head := file.read(4):
-                self.inbox.put(decoder.decode(file.read(int.from_bytes(head, "little"))))
+                self.inbox.put(TO_ENGINE.decode(file.read(int.from_bytes(head, "little"))))
         except (OSError, msgspec.MsgspecError):
             pass
         self.inbox.put(Stop())
@@ -105,8 +106,9 @@ def main() -> int:
     """Exits with 0 when told to stop, with 1 when broken."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the HTTP process decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link = Link(socket.socket(fileno=int(sys.argv[1])))
-    options = msgspec.json.decode(sys.argv[2], type=EngineOptions)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    options = _options(sock)
+    link = Link(sock)
     try:
         with inherited():
             run(link, options)
@@ -120,6 +122,11 @@ def main() -> int:
     finally:
         link.close()
     return 1
+
+
+def _options(sock: socket.socket) -> EngineOptions:
+    head = sock.recv(4, socket.MSG_WAITALL)
+    return OPTIONS.decode(sock.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL))
 
 
 def run(link: Link, options: EngineOptions) -> None:

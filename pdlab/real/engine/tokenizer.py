@@ -72,7 +72,8 @@ class Spelling:
 
 
 class Tokenizer:
-    """`eos_ids` end a generation; `vocab` is the number of token ids; `spelling` is for the detokenizer."""
+    """`eos_ids` end a generation; `vocab` is the number of token ids; `spelling` is for the detokenizer. No token stands for more than
+    `longest_token_bytes` of text (but for runs of unknown characters in a vocabulary that makes one token of them)."""
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Tokenizer:
         self.spelling = _spelling(backend, source)
         self.special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
         self.vocab: int = backend.get_vocab_size()
+        self.longest_token_bytes = max((len(token.encode()) for token in backend.get_vocab()), default=1)
         self._names = dict(names)
         self._templates = dict(templates)
         self._compiled: dict[str, jinja2.Template] = {}

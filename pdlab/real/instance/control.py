@@ -9,6 +9,7 @@ from starlette.responses import Response
 from pdlab.real.api.app import Route, as_json, read
 from pdlab.real.api.engine import Exchanging
 from pdlab.real.api.errors import ApiError, bad, loading
+from pdlab.real.api.exchange import Directory
 from pdlab.real.api.generate import Generation
 from pdlab.real.api.legs import PARAM, Reserve, bounded, check_made, seconds, source_of
 from pdlab.real.api.requests import check_tokens, parse
@@ -17,6 +18,9 @@ from pdlab.real.engine.client import load_report
 from pdlab.real.instance.member import Member
 from pdlab.real.wire import About, Continue, Export, Exported, Rejoin, Release, RoleChange
 from pdlab.types import Role
+
+CONTINUE, RELEASE, EXPORT = msgspec.json.Decoder(Continue), msgspec.json.Decoder(Release), msgspec.json.Decoder(Export)
+ROLE_CHANGE, REJOIN = msgspec.json.Decoder(RoleChange), msgspec.json.Decoder(Rejoin)
 
 
 async def _instance(service: Service, request: Request) -> Response:
@@ -39,7 +43,7 @@ async def _report(service: Service, request: Request) -> Response:
 
 
 async def _continue(service: Service, request: Request) -> Response:
-    body = parse(await read(request), Continue)
+    body = parse(await read(request), CONTINUE)
     generation = _leg(service, body.leg)
     if not isinstance(generation.leg, Reserve) or not generation.waits:
         raise ApiError(404, f"leg {body.leg[:80]!r} does not wait to be continued", param="leg", code="leg_unknown")
@@ -56,18 +60,21 @@ async def _continue(service: Service, request: Request) -> Response:
         source = source_of(params, service.engine.ready)
         if source is None:
             raise bad(f"{PARAM} needs remote_block_ids, remote_request_id and pdlab.descriptor", PARAM)
+        await _directory(service).check_descriptor(source.descriptor)
+        if not generation.waits:  # it has ended meanwhile
+            raise ApiError(404, f"leg {body.leg[:80]!r} does not wait to be continued", param="leg", code="leg_unknown")
     generation.proceed(body.made, source)
     return as_json({})
 
 
 async def _release(service: Service, request: Request) -> Response:
-    body = parse(await read(request), Release)
+    body = parse(await read(request), RELEASE)
     _exchanging(service).release(bounded(body.lease, "lease"))
     return as_json({})
 
 
 async def _renew(service: Service, request: Request) -> Response:
-    body = parse(await read(request), Release)
+    body = parse(await read(request), RELEASE)
     engine, lease, lease_s = _exchanging(service), bounded(body.lease, "lease"), seconds(body.lease_s, "lease_s")
     engine.renew(lease, lease_s)
     if not await engine.leased(lease):
@@ -76,7 +83,7 @@ async def _renew(service: Service, request: Request) -> Response:
 
 
 async def _export(service: Service, request: Request) -> Response:
-    body = parse(await read(request), Export)
+    body = parse(await read(request), EXPORT)
     if body.stop and body.resume:
         raise bad("stop and resume exclude each other", "resume")
     lease_s = seconds(body.lease_s, "lease_s")
@@ -92,7 +99,7 @@ async def _export(service: Service, request: Request) -> Response:
 
 
 async def _role(service: Service, request: Request) -> Response:
-    body = parse(await read(request), RoleChange)
+    body = parse(await read(request), ROLE_CHANGE)
     if body.role not in list(Role):
         raise bad(f"role must be one of {', '.join(Role)}, not {body.role[:80]!r}", "role")
     _member(request).switch(Role(body.role))
@@ -100,7 +107,7 @@ async def _role(service: Service, request: Request) -> Response:
 
 
 async def _rejoin(service: Service, request: Request) -> Response:
-    body = parse(await read(request), Rejoin)
+    body = parse(await read(request), REJOIN)
     _member(request).rejoin(body.incarnation)
     return as_json({}, 202)
 
@@ -134,6 +141,12 @@ def _leg(service: Service, name: str) -> Generation:
     if (found := service.legs.get(name)) is None:
         raise ApiError(404, f"there is no leg {name[:80]!r} here", param="leg", code="leg_unknown")
     return found
+
+
+def _directory(service: Service) -> Directory:
+    if service.exchange is None:
+        raise bad("this server does not exchange KV")
+    return service.exchange.directory
 
 
 def _exchanging(service: Service) -> Exchanging:

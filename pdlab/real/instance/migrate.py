@@ -16,9 +16,11 @@ import msgspec
 
 from pdlab.real.api.engine import Exchanging
 from pdlab.real.api.errors import ApiError
+from pdlab.real.api.exchange import Directory, SameHost
 from pdlab.real.api.legs import Move, check_made, descriptor, kv_lost
 from pdlab.real.api.requests import check_tokens
 from pdlab.real.engine.messages import FromQueue, Landed, News, Proceed, Receive, Reserved, Source, Staged, Submit
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import TOKEN_HEADER, Export, Exported, KvParams
 
 log = logging.getLogger(__name__)
@@ -28,12 +30,15 @@ FEW_BLOCKS = 16  # that is soon copied
 MOST_ANSWER_BYTES = 32 << 20
 T = TypeVar("T", Reserved, Staged, Landed)
 
+_read_exported = msgspec.json.Decoder(Exported).decode
+
 
 class Migrations:
-    """What this instance takes over from others. Close it when done."""
+    """What this instance takes over from others, once its caller has looked them up: they are sent `token`, by `tls` where their URL says
+    https. Close it when done."""
 
-    def __init__(self, engine: Exchanging, token: str | None = None) -> None:
-        self.engine = engine
+    def __init__(self, engine: Exchanging, token: str | None = None, directory: Directory | None = None, tls: Tls = PLAIN) -> None:
+        self.engine, self.directory, self.tls = engine, directory or SameHost(), tls
         self._headers = {} if token is None else {TOKEN_HEADER: token}
         self._http: aiohttp.ClientSession | None = None
         self._calling_off: set[asyncio.Task[None]] = set()
@@ -79,6 +84,7 @@ class Migrations:
 
     async def _export(self, move: Move, submit: Submit, *, stop: bool = False) -> tuple[list[int], Source]:
         found = await self._ask(move, Export(move.leg, stop, lease_s=move.deadline_s))
+        await self.directory.check_descriptor(found.descriptor.encode(errors="replace"))
         ready = self.engine.ready
         try:
             blocks = KvParams(remote_block_ids=list(found.block_ids)).block_ids()
@@ -93,7 +99,11 @@ class Migrations:
 
     async def _ask(self, move: Move, export: Export) -> Exported:
         if self._http is None:
-            self._http = aiohttp.ClientSession(timeout=CALL_S, headers=self._headers)
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=self.tls.trusting() if move.url.startswith("https:") else True),
+                timeout=CALL_S,
+                headers=self._headers,
+            )
         try:
             async with self._http.post(f"{move.url}/pdlab/v1/export", data=msgspec.json.encode(export), allow_redirects=False) as answer:
                 raw = await answer.content.read(MOST_ANSWER_BYTES) if answer.status == 200 else await answer.content.read(2000)
@@ -101,7 +111,7 @@ class Migrations:
                     raw += await answer.content.read(MOST_ANSWER_BYTES - len(raw))
                 if answer.status != 200:
                     raise kv_lost(f"{move.url} answers {answer.status}: {raw[:200].decode(errors='replace')}")
-                return msgspec.json.decode(raw, type=Exported)
+                return _read_exported(raw)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError, msgspec.MsgspecError) as trouble:
             raise kv_lost(f"{move.url}: {trouble or type(trouble).__name__}") from None
 

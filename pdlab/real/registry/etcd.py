@@ -11,17 +11,20 @@ import asyncio
 import math
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from urllib.parse import urlsplit
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import unquote, urlsplit
 
 import grpc.aio
 from etcd3aio._protobuf import Compare, WatchCreateRequest, WatchRequest, WatchStub
+from etcd3aio.auth import AuthService
 from etcd3aio.errors import EtcdError
 from etcd3aio.kv import KVService, prefix_range_end
 from etcd3aio.lease import LeaseService
 
+from pdlab.real.credentials import REGISTRY_PASSWORD
 from pdlab.real.registry.lease import answering
 from pdlab.real.registry.store import Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
 CHANNEL = [
@@ -39,21 +42,28 @@ DELETE = 1  # an event's type
 CALL_S = 5.0  # a bound for each attempt; callers set tighter ones
 
 
-async def connect(url: str, namespace: str, timeout_s: float) -> EtcdStore:
+async def connect(url: str, namespace: str, timeout_s: float, tls: Tls = PLAIN) -> EtcdStore:
     """Raises StoreAway, and UsageError for an address that can't be one."""
     split = urlsplit(url)
-    if split.username or split.path.strip("/"):
-        raise UsageError(
-            f"registry etcd://{split.netloc.rpartition('@')[2]}: give only host:port[,host:port]; users and paths are not supported"
-        )
+    hosts = split.netloc.rpartition("@")[2]
+    where = f"{split.scheme}://{hosts}"
+    if split.path.strip("/"):
+        raise UsageError(f"registry {where}: give only [user:password@]host:port[,host:port]; paths are not supported")
+    user, password = unquote(split.username or ""), unquote(split.password or "")
+    if bool(user) != bool(password):
+        raise UsageError(f"registry {where}: give both user and password ({split.scheme}://USER:PASSWORD@..., or {REGISTRY_PASSWORD})")
     addresses = []
-    for endpoint in split.netloc.split(","):
+    for endpoint in hosts.split(","):
         host, _, port = endpoint.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise UsageError(f"registry etcd://{split.netloc}: {endpoint!r} is not host:port (etcd's usual port is 2379)")
+            raise UsageError(f"registry {where}: {endpoint!r} is not host:port (etcd's usual port is 2379)")
         addresses.append((host.strip("[]"), int(port)))
-    target = f"dns:///{split.netloc}" if len(addresses) == 1 else await _resolved(addresses)
-    store = EtcdStore(grpc.aio.insecure_channel(target, options=CHANNEL), f"etcd://{split.netloc}", namespace)
+    target = f"dns:///{hosts}" if len(addresses) == 1 else await _resolved(addresses)
+    if split.scheme == "etcds":
+        channel = grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(tls.authorities()), options=CHANNEL)
+    else:
+        channel = grpc.aio.insecure_channel(target, options=CHANNEL)
+    store = EtcdStore(channel, where, namespace, (user, password) if user else None)
     try:
         async with answering(timeout_s):
             await store.check()
@@ -86,8 +96,11 @@ def troubles() -> Iterator[None]:
 class EtcdStore:
     poll_s = 1.0
 
-    def __init__(self, channel: grpc.aio.Channel, where: str, namespace: str) -> None:
-        self.where = where
+    def __init__(self, channel: grpc.aio.Channel, where: str, namespace: str, login: tuple[str, str] | None = None) -> None:
+        """`login`: user and password."""
+        self.where, self.login = where, login
+        self.auth = AuthService(channel, max_attempts=1)
+        self._token = ""
         self.live, self.numbers = f"/{namespace}/live/", f"/{namespace}/last/"
         self.channel = channel
         self.kv = KVService(channel, max_attempts=1)
@@ -95,13 +108,13 @@ class EtcdStore:
         self.watches = WatchStub(channel)
 
     async def peek(self, key: str, settle_s: float) -> Peek:
-        with troubles():
+        async with self._session():
             held = await self.kv.get(self.live + key, keys_only=True, timeout=CALL_S)
         return Peek(bool(held.kvs), await self._last(key))
 
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
         kv = self.kv
-        with troubles():
+        async with self._session():
             lease = (await self.leases.grant(math.ceil(lease_s), timeout=CALL_S)).ID
             counted = kv.txn_compare_value(self.numbers + key, str(last)) if last else kv.txn_compare_version(self.numbers + key, 0)
             taken = await kv.txn(
@@ -116,7 +129,7 @@ class EtcdStore:
 
     async def renew(self, claim: Claim, value: bytes) -> Claim | None:
         lease, left_s = int(claim.token), 0
-        with troubles():
+        async with self._session():
             stream = self.leases.keep_alive(lease)
             try:
                 async for response in stream:
@@ -132,7 +145,7 @@ class EtcdStore:
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         kv, lease = self.kv, int(claim.token)
-        with troubles():
+        async with self._session():
             try:
                 done = await kv.txn(
                     [
@@ -150,7 +163,7 @@ class EtcdStore:
         return bool(done.succeeded)
 
     async def release(self, claim: Claim) -> None:
-        with troubles():
+        async with self._session():
             try:
                 await self.leases.revoke(int(claim.token), timeout=CALL_S)
             except grpc.aio.AioRpcError as error:
@@ -158,7 +171,7 @@ class EtcdStore:
                     raise
 
     async def snapshot(self) -> Snapshot:
-        with troubles():
+        async with self._session():
             found = await self.kv.get(self.live, prefix_range_end(self.live), timeout=CALL_S)
         return Snapshot(found.header.revision, {self._key(each.key): each.value for each in found.kvs})
 
@@ -166,13 +179,15 @@ class EtcdStore:
         """Resumes after the last revision that was delivered; where the store no longer has that one, a new watch has to begin."""
         newest, first = 0, True
         while True:
-            stream = self.watches.Watch()
+            async with self._session():
+                stream = self.watches.Watch(metadata=(("token", self._token),) if self._token else None)
             try:
                 request = WatchCreateRequest(
                     key=self.live.encode(), range_end=prefix_range_end(self.live), start_revision=0 if first else newest + 1
                 )
                 await stream.write(WatchRequest(create_request=request))
                 async for response in stream:
+                    self._token = "" if response.canceled else self._token  # it may have been what was wrong
                     if response.canceled or response.compact_revision or response.header.revision < newest:
                         raise StoreAway("the store no longer has what came next")
                     if response.created and first:
@@ -189,18 +204,33 @@ class EtcdStore:
             await asyncio.sleep(RETRY_S)
 
     async def check(self) -> int:
-        with troubles():
+        async with self._session():
             await self.kv.get(self.live, prefix_range_end(self.live), count_only=True, timeout=CALL_S)
         return 0
 
     async def close(self) -> None:
         await self.channel.close()
 
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[None]:
+        """Logged in, where there is a password. A token that etcd has forgotten, as after a restart, is had anew by the next call."""
+        with troubles():
+            if self.login is not None and not self._token:
+                self._token = str((await self.auth.authenticate(*self.login, timeout=CALL_S)).token)
+                self.kv.set_token(self._token)
+                self.leases.set_token(self._token)
+            try:
+                yield
+            except (EtcdError, grpc.aio.AioRpcError) as error:
+                if "auth" in str(error):
+                    self._token = ""
+                raise
+
     def _key(self, key: bytes) -> str:
         return key[len(self.live) :].decode("utf-8", "replace")
 
     async def _last(self, key: str) -> int:
-        with troubles():
+        async with self._session():
             found = (await self.kv.get(self.numbers + key, timeout=CALL_S)).kvs
         if not found:
             return 0

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
 from importlib import import_module
 from urllib.parse import parse_qs, urlsplit
 
+from pdlab.real.credentials import without_password
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.records import check_name
 from pdlab.real.registry.registry import Registry
 from pdlab.real.registry.store import Store, StoreAway
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
-FORMS = "memory://, etcd://host:2379[,host:2379], redis://host:6379[/db]"
-PACKAGES = {"etcd": "etcd3aio", "redis": "redis", "rediss": "redis"}
+FORMS = "memory://, etcd://host:2379[,host:2379], redis://host:6379[/db], or etcds:// and rediss:// for TLS"
+PACKAGES = {"etcd": "etcd3aio", "etcds": "etcd3aio", "redis": "redis", "rediss": "redis"}
 REMEDY = {
-    "etcd": "start one (etcd --auto-compaction-retention=10m) or correct the address",
+    "etcd": "start one (etcd --auto-compaction-retention=10m) or correct the address, user or password",
     "redis": "start one (redis-server --appendonly yes) or correct the address, user or password",
 }
 
 
-async def open_registry(url: str, *, timeout_s: float = 5.0) -> Registry:
-    """`url`: memory://, etcd://host:port[,host:port], redis://[user:password@]host:port[/db], rediss://... (TLS); the latter take
-    `?namespace=name` (default pdlab), so that several clusters can share a server. Each memory:// is a registry of its own.
+async def open_registry(url: str, *, timeout_s: float = 5.0, tls: Tls = PLAIN) -> Registry:
+    """`url`: memory://, etcd://[user:password@]host:port[,host:port], redis://[user:password@]host:port[/db], the same with TLS as
+    etcds://... and rediss://..., whose servers `tls` says whether to believe; all but the first take `?namespace=name` (default pdlab), so
+    that several clusters can share a server. Each memory:// is a registry of its own.
 
     Raises UsageError for a URL that is wrong and a server that doesn't answer.
     """
     scheme, _, rest = url.partition("://")
+    shown = without_password(url)
     if scheme == "memory":
         return Registry(MemoryStore())
     if scheme not in PACKAGES or not rest:
-        near = get_close_matches(scheme, ["memory", "etcd", "redis"], 1)
-        raise UsageError(f"registry {url!r}: use one of {FORMS}" + (f" (did you mean {near[0]}://?)" if near and near[0] != scheme else ""))
+        near = get_close_matches(scheme, ["memory", "etcd", "etcds", "redis", "rediss"], 1)
+        raise UsageError(
+            f"registry {shown!r}: use one of {FORMS}" + (f" (did you mean {near[0]}://?)" if near and near[0] != scheme else "")
+        )
     split = urlsplit(url)
     query = parse_qs(split.query)
     namespace = query.pop("namespace", ["pdlab"])[0]
     check_name(namespace, "registry namespace")
     if query:
-        raise UsageError(f"registry {url!r}: unknown option {next(iter(query))!r}; the only one is namespace")
+        raise UsageError(f"registry {shown!r}: unknown option {next(iter(query))!r}; the only one is namespace")
     plain = f"{scheme}://{split.netloc}{split.path}"
-    kind = scheme.replace("rediss", "redis")
+    kind = {"etcds": "etcd", "rediss": "redis"}.get(scheme, scheme)
     try:
         backend = import_module(f"pdlab.real.registry.{kind}")
     except ModuleNotFoundError as missing:
-        raise UsageError(f"registry {url!r} needs the package {PACKAGES[scheme]}: pip install {PACKAGES[scheme]} ({missing})") from None
+        raise UsageError(f"registry {shown!r} needs the package {PACKAGES[scheme]}: pip install {PACKAGES[scheme]} ({missing})") from None
     try:
-        store: Store = await backend.connect(plain, namespace, timeout_s)
+        store: Store = await backend.connect(plain, namespace, timeout_s, tls)
     except StoreAway as away:
-        shown = re.sub(r"//[^@/]*@", "//", plain)
-        raise UsageError(f"registry {shown}: no {kind} server answers there ({away}): {REMEDY[kind]}") from None
+        raise UsageError(f"registry {without_password(plain)}: no {kind} server answers there ({away}): {REMEDY[kind]}") from None
     return Registry(store)

@@ -31,6 +31,9 @@ class LeaderRecord(msgspec.Struct, frozen=True, kw_only=True):
     fencing: int
 
 
+_instance_record, _report = msgspec.json.Decoder(InstanceRecord), msgspec.json.Decoder(Report)
+
+
 def check_name(name: str, what: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError(f"{what} {name!r}: use 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit")
@@ -47,7 +50,7 @@ def encode(record: InstanceRecord | LeaderRecord | Report) -> bytes:
 
 def read_instance(name: str, value: bytes) -> InstanceRecord:
     """Raises Garbage."""
-    record = _decode(value, InstanceRecord)
+    record = _decode(value, _instance_record)
     spec = record.spec
     counts = (
         spec.kv_blocks,
@@ -78,7 +81,7 @@ def read_instance(name: str, value: bytes) -> InstanceRecord:
 
 def read_report(name: str, value: bytes) -> Report:
     """Raises Garbage."""
-    report = _decode(value, Report)
+    report = _decode(value, _report)
     if report.instance != name:
         raise Garbage(f"it names itself {report.instance[:128]!r}")
     numbers = [getattr(report, field) for field in Report.__struct_fields__ if field not in ("instance", "taken_s", "stored", "evicted")]
@@ -87,10 +90,10 @@ def read_report(name: str, value: bytes) -> Report:
     return report
 
 
-def _decode(value: bytes, kind: type[T]) -> T:
+def _decode(value: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     if len(value) > MAX_BYTES:
         raise Garbage(f"{len(value)} bytes, at most {MAX_BYTES} are read")
     try:
-        return msgspec.json.decode(value, type=kind)
+        return decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Garbage(str(error)[:200]) from None

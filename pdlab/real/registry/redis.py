@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from pdlab.real.registry.lease import answering
 from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
 log = logging.getLogger(__name__)
@@ -90,10 +91,11 @@ return found
 SWEEP = "return sweep()"
 
 
-async def connect(url: str, namespace: str, timeout_s: float) -> RedisStore:
+async def connect(url: str, namespace: str, timeout_s: float, tls: Tls = PLAIN) -> RedisStore:
     """Raises StoreAway, and UsageError for a URL that can't be one."""
+    secure: dict[str, Any] = {"ssl_ca_certs": tls.ca_certs} if url.startswith("rediss:") and tls.ca_certs else {}
     try:
-        client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s, socket_timeout=None)
+        client = Redis.from_url(url, **secure, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s, socket_timeout=None)
     except ValueError as error:
         raise UsageError(f"registry {_where(url)}: {error}") from None
     store = RedisStore(client, _where(url), namespace)

@@ -8,13 +8,14 @@ import mmap
 import os
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from pdlab.real.credentials import loopback
+from pdlab.real.local_peer import stranger
 from pdlab.real.transfer import wire
 from pdlab.real.transfer.blocks import Blocks
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Opened
@@ -25,7 +26,6 @@ from pdlab.real.transfer.shared import Mapping, Mappings, Segment
 
 SLOTS = 2  # of a staging buffer: one is filled while the other is emptied
 HANDSHAKE_S = 5.0
-CREDENTIALS = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 MAX_PIECES = 512  # a call of sendmsg; Linux takes 1024
 TCP_USER_TIMEOUT_MS = 10_000
 M = TypeVar("M", bound=wire.Message)
@@ -70,6 +70,10 @@ class Connection:
     def connect(cls, peer: Descriptor, own: Self, *, way: Way, deadline: float) -> Connection:
         """By one of the peer's `ways`. Trouble: it is not there, is another one, or does not want us."""
         local = peer.shm if way == "shm" else peer.cuda_ipc if way == "cuda_ipc" else None
+        if local is None and peer.tcp is not None and not own.token and not loopback(peer.tcp.host):
+            raise Trouble(
+                f"{peer.name} is on another host, {peer.tcp.host}, and without a token nobody there can prove who it is", broken=True
+            )
         sock = socket.socket(socket.AF_INET if local is None else socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(_left(deadline))
@@ -80,6 +84,7 @@ class Connection:
                 sock.connect((peer.tcp.host, peer.tcp.port))
             connection = cls(sock, own, deadline)
             connection.way = way
+            connection._check_user()
             connection._introduce(peer)
         except (OSError, UnicodeError) as error:
             sock.close()
@@ -94,6 +99,7 @@ class Connection:
         """The other side of `connect`. The socket is closed where it fails."""
         connection = cls(sock, own, time.monotonic() + HANDSHAKE_S)
         try:
+            connection._check_user()
             connection._receive_peer()
         except BaseException:
             connection.close()
@@ -146,13 +152,14 @@ class Connection:
             self._receive_memory()
             self._send_memory()
 
+    def _check_user(self) -> None:
+        """Before anything is said: who maps memory sees all of it, and a GPU's handle gives leave to write."""
+        if self.local and (why := stranger(self.sock)):
+            raise Trouble(why, broken=True)
+
     def _cuda_ipc(self) -> CudaIpc:
-        """Only for processes of the same user: a handle gives leave to write."""
         if self.own.cuda_ipc is None or not self.local:
             raise Trouble("no cuda_ipc here")
-        _, user, _ = CREDENTIALS.unpack(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-        if user != os.geteuid():
-            raise Trouble(f"the two ends run as users {user} and {os.geteuid()}")
         return self.own.cuda_ipc
 
     def _exchange_gpu_memory(self) -> None:

@@ -92,12 +92,15 @@ class Descriptor(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self)
 
 
+_read = msgspec.json.Decoder(Descriptor).decode  # made once, here: built by several threads at once it has crashed the process
+
+
 def decode(text: bytes) -> Descriptor:
     """Raises Trouble where it is no descriptor, or one of another protocol."""
     if len(text) > MAX_DESCRIPTOR_BYTES:
         raise Trouble(f"the peer's descriptor has {len(text)} bytes; at most {MAX_DESCRIPTOR_BYTES}")
     try:
-        found = msgspec.json.decode(text, type=Descriptor)
+        found = _read(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Trouble(f"the peer's descriptor cannot be read: {error}") from error
     if not 0 <= found.blocks <= MAX_BLOCKS or (found.tcp is not None and not 0 < found.tcp.port < 65536):

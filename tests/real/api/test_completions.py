@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -223,7 +224,15 @@ def test_models_version_tokens(client: openai.OpenAI, http: httpx.Client) -> Non
     assert http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()["count"] == 20
 
 
-def test_a_long_text_is_tokenized_beside_the_others(client: openai.OpenAI, world: World) -> None:
+def test_a_long_text_is_tokenized_beside_the_others(folder: Path) -> None:
+    with (
+        served(folder, engine=EchoEngine(context=300_000)) as world,
+        openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        _tokenized_beside_the_others(client, world)
+
+
+def _tokenized_beside_the_others(client: openai.OpenAI, world: World) -> None:
     text = "é" * 50_000
     found = asyncio.run_coroutine_threadsafe(world.service.encode(text), world.loop).result(120)
     assert found == world.service.tokenizer.encode(text)

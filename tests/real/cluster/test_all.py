@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +44,7 @@ class Grows(Policy):
 class Cluster:
     """The process, and what it has said."""
 
-    def __init__(self, folder: Path, model: Path, policy: object, **more: object) -> None:
+    def __init__(self, folder: Path, model: Path, policy: object, environment: Mapping[str, str] | None = None, **more: object) -> None:
         experiment = {
             "model": str(model),
             "workload": {"source": "azure-conv-2023", "requests": 10, "rate": 1.0},
@@ -57,7 +57,12 @@ class Cluster:
         self.log = folder / "events.jsonl"
         self.said = ""
         command = [sys.executable, "-m", "pdlab", "serve", str(folder / "tiny.yaml"), "--role", "all", "--port", "0", "--threads", "2"]
-        self.process = subprocess.Popen([*command, "--trace-events", str(self.log)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            [*command, "--trace-events", str(self.log)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+        )
         self.url = ""
 
     def hear(self, pattern: str, within_s: float = 180.0) -> str:
@@ -153,6 +158,31 @@ def test_a_cluster_serves_heals_and_ends_whole(cluster: Cluster) -> None:
     assert cluster.process.wait(120) == 0
     until(lambda: all(ended(pid) for pid in everybody))
     replays(cluster)
+
+
+def test_no_secret_is_on_any_command_line_and_instances_ask_for_one_that_is_made_anew(tmp_path: Path, model: Path) -> None:
+    keys = {"PDLAB_API_KEY": "key-of-clients", "PDLAB_UPSTREAM_API_KEY": "key-of-upstreams"}
+    with running(Cluster(tmp_path, model, "round_robin", keys)) as cluster:
+        everybody = [cluster.process.pid, *cluster.descendants()]
+        environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in cluster.descendants()]
+        tokens = {
+            value for words in environments for key, _, value in (word.partition(b"=") for word in words) if key == b"PDLAB_INTERNAL_TOKEN"
+        }
+        (token,) = tokens - {b""}
+        assert len(token) >= 32
+        for pid in everybody:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert not any(secret in words for secret in (token, *(key.encode() for key in keys.values()))), words
+        asked = {"prompt": "x", "max_tokens": 1}
+        assert httpx.post(f"{cluster.url}/v1/completions", json=asked).status_code == 401
+        with_key = {"Authorization": "Bearer key-of-clients"}
+        assert httpx.post(f"{cluster.url}/v1/completions", json=asked, headers=with_key, timeout=300).status_code == 200
+        for row in cluster.rows().values():
+            for headers in ({}, with_key, {"X-PDLab-Token": "wrong"}):
+                for path, body in (("/v1/completions", asked), ("/pdlab/v1/drain", {}), ("/tokenize", {"prompt": "x"})):
+                    assert httpx.post(f"{row['url']}{path}", json=body, headers=headers).status_code == 401
+        drained = CliRunner().invoke(app, ["switch", "decode-0", "mixed", "--router", cluster.url, "--force"])
+        assert drained.exit_code == 0, drained.output  # the token lies where this user alone can read it
 
 
 def test_children_end_with_a_parent_that_is_killed(cluster: Cluster) -> None:

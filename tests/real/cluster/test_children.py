@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sys
 
 import pytest
 
 from pdlab.real.cluster import children
 from pdlab.real.cluster.children import Children
+from pdlab.real.cluster.parent import ParentStore, answer
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.types import UsageError
 
@@ -46,5 +49,20 @@ def test_one_that_a_policy_has_asked_for_is_tried_again_ever_later(monkeypatch: 
         assert not made.failed.done()
         await made.close()
         assert said == [f"decode-1 has ended with status 3: starting it again in {s} s" for s in ("0.01", "0.02", "0.04")]
+
+    asyncio.run(main())
+
+
+def test_the_registry_of_a_parent_is_for_processes_of_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        theirs, ours = socket.socketpair()
+        with theirs, monkeypatch.context() as changed:
+            changed.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            assert await answer(MemoryStore(), ours) == 0 and theirs.recv(1) == b""
+            child, parent = socket.socketpair()
+            with parent, pytest.raises(UsageError, match="the two ends run as users"):
+                await ParentStore.connect(child.detach())
+        with pytest.raises(UsageError, match="--registry fd://999: Bad file descriptor"):
+            await ParentStore.connect(999)
 
     asyncio.run(main())

@@ -197,3 +197,16 @@ def test_a_vocabulary_without_an_end_is_told(tmp_path: Path) -> None:
             assert "no end-of-sequence token" in await client.compile(StructuredOutputs(regex="a"), endless)
 
     asyncio.run(main())
+
+
+def test_no_option_and_so_no_secret_is_on_its_command_line(tiny: Tiny) -> None:
+    folder, _ = tiny("llama")
+
+    async def main() -> None:
+        async with started(folder, kv_name="p", kv_token="of-the-cluster") as client:
+            assert client.ready.kv_blocks == 200
+            words = Path(f"/proc/{client.process.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            assert words[1:3] == [b"-m", b"pdlab.real.engine.process"] and len(words) == 4
+            assert words[3].isdigit()
+
+    asyncio.run(main())

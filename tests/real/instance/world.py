@@ -15,13 +15,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from pdlab.real.api.app import create_app
-from pdlab.real.api.exchange import Exchange
+from pdlab.real.api.exchange import Exchange, SameHost
 from pdlab.real.api.serve import bind
 from pdlab.real.api.service import Service
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
 from pdlab.real.instance.member import Member, spec_of
 from pdlab.real.instance.migrate import Migrations
+from pdlab.real.instance.registered import Registered
 from pdlab.real.registry.registry import Registry
 from pdlab.types import Role
 from tests.real.api.kv_stand_in import KvEngine
@@ -96,8 +97,9 @@ async def instance(
 ) -> AsyncIterator[Instance]:
     """`engine`: a KvEngine, or a real one's client."""
     engine = engine or Lending(name)
-    migrations = Migrations(engine, TOKEN)
-    service = Service(engine, Tokenizer.load(folder), "tiny", token=TOKEN, exchange=Exchange(engine, migrations))
+    directory = SameHost() if registry is None else Registered(registry)
+    migrations = Migrations(engine, TOKEN, directory)
+    service = Service(engine, Tokenizer.load(folder), "tiny", token=TOKEN, exchange=Exchange(engine, migrations, directory=directory))
     app = create_app(service, ROUTES)
     with bind("127.0.0.1", 0) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"

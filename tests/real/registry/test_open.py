@@ -20,7 +20,11 @@ from tests.real.registry.worlds import spec
         ("etcd://", "use one of"),
         ("etcd://localhost", "'localhost' is not host:port"),
         ("etcd://a:1,b", "'b' is not host:port"),
-        ("etcd://me:secret@a:1", "users and paths are not supported"),
+        ("etcd://me:secret@a:1/path", "paths are not supported"),
+        ("etcd://me@a:1", "give both user and password"),
+        ("etcds://me:secret@a", "is not host:port"),
+        ("etcds://me:secret@a:1?name=b", "unknown option .name."),
+        ("rediss://me:sec/ret@a:1?name=b", "."),
         ("redis://a:many", "registry redis://a:many"),
         ("redis://a:1?name=b", "unknown option 'name'; the only one is namespace"),
         ("redis://a:1?namespace=a/b", "registry namespace 'a/b'"),
@@ -37,7 +41,7 @@ def test_a_wrong_url_gets_one_line_with_the_remedy(url: str, said: str) -> None:
 @pytest.mark.parametrize("kind", ["etcd", "redis"])
 def test_a_server_that_is_not_there_gets_one_line_with_the_remedy(kind: str) -> None:
     pytest.importorskip({"etcd": "etcd3aio"}.get(kind, kind))
-    for host in ("me:secret@127.0.0.1" if kind == "redis" else "127.0.0.1", "no-such-host.invalid"):
+    for host in ("me:secret@127.0.0.1", "127.0.0.1", "no-such-host.invalid"):
         with pytest.raises(
             UsageError, match=rf"no {kind} server answers there \(.*\): start one \({kind}.* or correct the address"
         ) as raised:

@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdlab.real.transfer import descriptor, wire
+from pdlab.real.transfer import descriptor, server, wire
 from pdlab.real.transfer.connection import Connection, Self
 from pdlab.real.transfer.descriptor import incompatible
 from pdlab.real.transfer.endpoint import Endpoint
@@ -387,3 +387,33 @@ def test_a_descriptor_survives_base64_and_json() -> None:
             assert own.refusal(newer) == "KV does not fit: protocol 1 at here and 2 at here"
 
     asyncio.run(go())
+
+
+def test_connections_beyond_the_bound_are_hung_up_and_room_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+
+    async def main() -> None:
+        async with endpoint(memory(4, seed=1)) as owner:
+            tcp = descriptor.decode(owner.descriptor()).tcp
+            assert tcp is not None
+
+            def hung_up() -> bool:
+                with socket.create_connection((tcp.host, tcp.port), timeout=0.5) as sock:
+                    try:
+                        return sock.recv(1) == b""
+                    except TimeoutError:
+                        return False
+
+            held = [socket.create_connection((tcp.host, tcp.port)) for _ in range(2)]
+            try:
+                await asyncio.sleep(0.2)
+                assert await asyncio.to_thread(hung_up)
+            finally:
+                for sock in held:
+                    sock.close()
+            for _ in range(50):
+                if not await asyncio.to_thread(hung_up):
+                    return
+            raise AssertionError("no room again")
+
+    asyncio.run(main())
