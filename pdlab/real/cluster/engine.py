@@ -90,7 +90,8 @@ class ClusterEngine:
             "cluster",
             "",
         )
-        self.down = world.down or (None if world.router.cluster.ready else "no instance is ready")
+        waits = world.router.cluster.ready or world.router.may_come_back()
+        self.down = world.down or (None if waits else "no instance is ready")
 
     @property
     def load(self) -> Step:

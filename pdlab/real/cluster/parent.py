@@ -57,8 +57,8 @@ class ParentStore:
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
         return msgspec.convert(await self._call("claim", key, last, number, value, lease_s), Claim | None)
 
-    async def renew(self, claim: Claim, value: bytes) -> Claim | None:
-        return msgspec.convert(await self._call("renew", claim, value), Claim | None)
+    async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
+        return msgspec.convert(await self._call("renew", claim, value, retake), Claim | None)
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         return bool(await self._call("put", claim, key, value))
@@ -142,8 +142,8 @@ async def _performed(store: MemoryStore, call: _Call) -> object:
             return await store.peek(key, settle_s)
         case "claim", [str(key), last, number, value, lease_s]:
             return await store.claim(key, last, number, value, lease_s)
-        case "renew", [claim, value]:
-            return await store.renew(msgspec.convert(claim, Claim), value)
+        case "renew", [claim, value, retake]:
+            return await store.renew(msgspec.convert(claim, Claim), value, bool(retake))
         case "put", [claim, str(key), value]:
             return await store.put(msgspec.convert(claim, Claim), key, value)
         case "release", [claim]:

@@ -95,11 +95,11 @@ class ClusterService(Service):
             token=front.token or None,
             tool_parser=front.tool_parser,
         )
-        self.members = members
+        self.members, self.router = members, engine.world.router
 
     def not_ready(self) -> list[str]:
         reasons = super().not_ready()
-        if self.engine.down is not None:
+        if self.engine.down is not None or not self.router.cluster.ready:
             there = sorted(self.members.known.items())
             who = ", ".join(f"{name} ({known.spec.role}) is {known.state}" for name, known in there) or "nobody is registered"
             reasons.append(f"no instance can prefill or decode: {who}")

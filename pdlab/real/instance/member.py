@@ -169,7 +169,7 @@ class Member:
     # ------------------------------------------------------------ the registry
 
     async def _register(self, registry: Registry) -> None:
-        self._registration = await registry.register(self.spec, lease_s=self.lease_s)
+        self._registration = await registry.register(self.spec, lease_s=self.lease_s, patient=True)
         self.spec = self._registration.spec
         self._open()
 
