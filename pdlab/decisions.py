@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
 from pdlab import batching
 from pdlab.kv import BlockPool
+from pdlab.log import Lines
 from pdlab.scheduler import Batch, Scheduler, Sequence
 from pdlab.types import UsageError
 
@@ -36,7 +37,7 @@ class Setup:
 class Recorded(Scheduler):
     """A Scheduler that writes down what passes; without `log` it only counts."""
 
-    def __init__(self, setup: Setup, log: IO[bytes] | None = None) -> None:
+    def __init__(self, setup: Setup, log: Lines | None = None) -> None:
         super().__init__(
             BlockPool(setup.kv_blocks, setup.block_tokens, prefix_cache=setup.prefix_cache),
             batching.load(setup.batching),

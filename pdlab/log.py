@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import msgspec
 
@@ -37,15 +37,22 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     actions: list[AnyAction]
 
 
+class Lines(Protocol):
+    """What takes a log's lines: a file, or one that outlives a full disk."""
+
+    def write(self, line: bytes, /) -> int: ...
+    def close(self) -> None: ...
+
+
 class EventLog:
     """Writes a log. Close it, or use it as a context manager. Where it cannot be written any more, as on a full disk, it ends with its last
     whole line, and `stopped` says why: what it is a log of goes on. Raises OSError where it cannot be opened."""
 
-    def __init__(self, path: Path, head: Head) -> None:
-        self.path = path
+    def __init__(self, where: Path | Lines, head: Head) -> None:
+        self.path = where if isinstance(where, Path) else None
         self.stopped = ""
         self._now = 0.0
-        self._file: BinaryIO = path.open("wb")
+        self._file = where.open("wb") if isinstance(where, Path) else where
         self._encode = msgspec.json.Encoder().encode
         self._write(self._encode(head) + b"\n")
 
@@ -71,7 +78,8 @@ class EventLog:
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
-            cut_to_lines(self.path)
+            if self.path is not None:
+                cut_to_lines(self.path)
 
     def __enter__(self) -> EventLog:
         return self

@@ -29,6 +29,7 @@ from pdlab.real.cluster.members import Members, follow, lead, protocol_of
 from pdlab.real.cluster.status import view_of
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.log_file import LogFile
 from pdlab.real.registry import Registry
 from pdlab.real.registry.store import StoreAway
 from pdlab.router import Router
@@ -130,7 +131,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
     started_s = time.monotonic()
     router = control.router(experiment, hash_tokens=experiment.engine.block_tokens)
     connected, members = Connected(front), Members(front.model)
-    with contextlib.closing(bind(front.host, front.port)) as sock, _log(experiment, router, front.trace_events) as log:
+    with contextlib.closing(bind(front.host, front.port)) as sock, _log(experiment, router, front.trace_events) as (log, log_file):
         world = World(
             router,
             connected.connect,
@@ -140,7 +141,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
             seed=experiment.seed,
             start=None if brood is None else brood.scale,
         )
-        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
+        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens, log_file=log_file)
         app = create_app(None, _routes(registry, members))  # answers "loading" until it has a service
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s))
         jobs: list[asyncio.Future[Any]] = [
@@ -184,17 +185,17 @@ async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]
 
 
 @contextmanager
-def _log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[EventLog | None]:
-    """The event log that `pdlab replay` reads. Raises UsageError where it cannot be written."""
+def _log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[tuple[EventLog | None, LogFile | None]]:
+    """The event log that `pdlab replay` reads. Raises UsageError where it cannot be opened."""
     if path is None:
-        yield None
+        yield None, None
         return
     try:
-        log = EventLog(path, control.head_of(experiment, router.policy, router.cluster.hash_tokens))
+        file = LogFile(path)
     except OSError as error:
         raise UsageError(f"--trace-events {path}: {error.strerror}") from None
-    with log:
-        yield log
+    with EventLog(file, control.head_of(experiment, router.policy, router.cluster.hash_tokens)) as log:
+        yield log, file
 
 
 def _routes(registry: Registry, members: Members) -> tuple[Route, ...]:

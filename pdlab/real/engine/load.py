@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
 
 from pdlab.decisions import Recorded, Setup
+from pdlab.log import Lines
 from pdlab.real.engine import config as configs
 from pdlab.real.engine import gguf_file, weights
 from pdlab.real.engine.config import ModelConfig
@@ -64,7 +64,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(kind, int(index or 0)) if kind != "cpu" else torch.device("cpu")
 
 
-def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
+def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
     """Everything in place to run `engine.step`."""
     device = device_of(options.device)
     if device.type == "cpu" and options.threads:

@@ -22,7 +22,7 @@ import simpy
 from pdlab import batching, cost, load_policy
 from pdlab.control import head_of, router
 from pdlab.kv import BlockPool
-from pdlab.log import EventLog
+from pdlab.log import EventLog, Lines
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
@@ -626,7 +626,7 @@ class Client:
 class Run:
     """A World over a Rack, in a VirtualLoop; its log is `log_path`, if that is given."""
 
-    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int = 16, log_path: Path | None = None) -> None:
+    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int = 16, log_path: Path | Lines | None = None) -> None:
         self.loop, self.experiment = loop, experiment
         self.rack = Rack(loop, experiment, hash_tokens)
         self.clients: dict[int, Client] = {}
@@ -716,7 +716,7 @@ def cluster(
 
 
 def played(
-    experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | None = None, hash_tokens: int = 16
+    experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | Lines | None = None, hash_tokens: int = 16
 ) -> Run:
     """`play(run)`, then rest."""
 
