@@ -358,6 +358,9 @@ def serve(
             show_default="where the chat template shows how",
         ),
     ] = None,
+    idle_timeout_s: Annotated[
+        float, typer.Option(min=1.0, help="A client that takes nothing of its answer for so long is hung up on.")
+    ] = 300.0,
     decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
     registry: Annotated[str, typer.Option(help="Where instances and routers meet: etcd:// or redis://.", show_default=False)] = "",
     instance_name: Annotated[str, typer.Option(help="Of this instance or router.", show_default="role-host-pid")] = "",
@@ -416,6 +419,7 @@ def serve(
             drain_s=drain_s,
             tool_call_parser=tool_call_parser,
             auto_tool_choice=auto_tool_choice,
+            idle_s=idle_timeout_s,
         ),
         registry=registry,
         instance_name=instance_name,

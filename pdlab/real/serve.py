@@ -21,7 +21,7 @@ from pdlab import spellings
 from pdlab.cost import model_names
 from pdlab.real.api.app import create_app
 from pdlab.real.api.exchange import Exchange
-from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.serve import IDLE_S, bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.api.tools import parser_of
 from pdlab.real.cluster.parent import SCHEME, ParentStore
@@ -125,7 +125,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """How requests come in. With `token` only who sends it may use /pdlab."""
+    """How requests come in. With `token` only who sends it may use /pdlab. A reader that takes nothing for `idle_s` is hung up on."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -141,6 +141,7 @@ class Serving:
     def tool_parser(self, tokenizer: Tokenizer) -> str:
         """How calls of tools are read; "": they are not. Raises UsageError."""
         return parser_of(tokenizer, self.tool_call_parser, self.auto_tool_choice)
+    idle_s: float = IDLE_S
 
 
 def run_until_stopped(main: Coroutine[Any, Any, None]) -> None:
@@ -165,7 +166,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
         progress = Progress(started_s, place.name if place is not None else "")
         progress.begin("starting the engine")
         starting = asyncio.create_task(EngineClient.start(options, progress.begin))
-        serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s))
+        serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s, idle_s=how.idle_s))
         stack.push_async_callback(_ended, starting, serving)
         while not (starting.done() or serving.done()):
             await asyncio.wait((starting, serving), timeout=STILL_S, return_when=asyncio.FIRST_COMPLETED)

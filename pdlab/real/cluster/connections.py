@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from pdlab.real.api.serve import keep_alive
 from pdlab.real.cluster.remote import Broken, NoListener, Unheard
+from pdlab.real.sockets import keep_alive
 from pdlab.real.wire import TOKEN_HEADER
 from pdlab.types import UsageError
 

@@ -20,7 +20,7 @@ from pdlab import control
 from pdlab.log import EventLog
 from pdlab.real.api.app import Route, as_json, create_app
 from pdlab.real.api.errors import ApiError
-from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.serve import IDLE_S, bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.cluster.children import Children
 from pdlab.real.cluster.engine import ClusterEngine
@@ -55,6 +55,7 @@ class Front:
     upstream_api_key: str = ""
     max_requests: int = 1024
     drain_s: float = 30.0
+    idle_s: float = IDLE_S
     context_tokens: int = 0
     trace_events: Path | None = None
     tool_parser: str = ""
@@ -143,7 +144,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens, log_file=log_file)
         app = create_app(None, _routes(registry, members))  # answers "loading" until it has a service
-        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s))
+        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s))
         jobs: list[asyncio.Future[Any]] = [
             serving,
             asyncio.create_task(follow(registry, world.instances, members, ask=partial(protocol_of, token=front.token), say=say)),
