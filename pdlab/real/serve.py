@@ -42,6 +42,7 @@ EMBEDDED = ("smollm2-135m", "smollm2-135m-instruct")
 Say = Callable[[str], None]
 LOOK_S = 0.1
 STILL_S = 10.0  # between two lines of a stage that lasts
+PLACES = 2  # for requests, for each sequence that can decode at once: more wait at the router, which may choose another for them
 
 
 def engine_options(experiment: Experiment | None, given: Mapping[str, object], instance: str = "") -> EngineOptions:
@@ -198,6 +199,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
                 max_seqs=options.max_seqs,
                 max_batch_tokens=options.max_batch_tokens,
                 prefix_cache=options.prefix_cache,
+                max_requests=min(how.max_requests, PLACES * options.max_seqs),
             )
             service.member = Member(service, engine, registry, spec, report_s=place.report_s, lease_s=place.lease_s, left=service.left)
             stack.push_async_callback(service.member.close)

@@ -106,10 +106,10 @@ class Instances:
             member.left = False
             self.world.spawn(self._calling_back(member))
 
-    def unreachable(self, member: Member) -> None:
-        """It is dead. If it lives on in the registry all the same, it is to come back as a new incarnation."""
+    def unreachable(self, member: Member, *, died: bool = True) -> None:
+        """It is dead, or was silent for too long. If it lives on in the registry, it is to come back as a new incarnation."""
         if not member.gone:
-            self.gone(member)
+            self.gone(member, died=died)
             self.world.spawn(self._calling_back(member))
 
     async def _calling_back(self, member: Member) -> None:
@@ -232,7 +232,7 @@ class Instances:
     def evict(self, action: Evict) -> None:
         member = self.members[action.instance]
         if member.spec.incarnation == action.incarnation:
-            self.unreachable(member)
+            self.unreachable(member, died=False)
 
     def scale(self, action: Scale) -> None:
         assert self._start is not None, "scaling without autoscale"

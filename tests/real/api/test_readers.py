@@ -147,3 +147,18 @@ def test_no_connection_of_ours_ends_a_closed_window() -> None:
         Connection(sock, None, None)  # type: ignore[arg-type]
         assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+
+
+def test_what_waits_for_a_reader_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reads far more slowly than the engine writes gets what was kept for it, then an error; the engine is told at once."""
+    monkeypatch.setattr("pdlab.real.api.generate.MOST_BEHIND", 100)
+
+    async def play() -> bytes:
+        async with stream(folder, idle_s=60.0) as (sock, service):
+            while not service.engine.cancelled:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+            assert not service.engine.live  # type: ignore[attr-defined]
+            return await rest(sock)
+
+    ended = asyncio.run(play())
+    assert b"reader_too_slow" in ended[-600:] and b"[DONE]" in ended[-200:]
