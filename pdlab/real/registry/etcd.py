@@ -185,8 +185,8 @@ class EtcdStore:
                 async for response in stream:
                     if response.canceled or response.compact_revision or response.header.revision < newest:
                         raise StoreAway("the store no longer has what came next")
-                    if response.created and first:
-                        newest, first = response.header.revision, False
+                    if response.created:  # what came between may have been in a store that has lost its data since
+                        newest, first = response.header.revision if first else newest, False
                         yield None
                     for event in response.events:
                         newest = event.kv.mod_revision

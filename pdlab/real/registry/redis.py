@@ -125,7 +125,7 @@ class RedisStore:
         held, last = await self._run(PEEK, key)
         if len(last) > 19 or not last.isdigit():
             raise StoreAway(f"{self.numbers}{key} should count incarnations and holds {last[:40]!r}: delete it")
-        settling = settle_s > 0 and int((await self._server())["uptime_in_seconds"]) < settle_s
+        settling = settle_s > 0 and int((await self._server())["uptime_in_seconds"]) < settle_s + 1  # whole seconds, begun ones too
         return Peek(bool(held) or settling, int(last))
 
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:

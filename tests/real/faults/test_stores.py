@@ -14,7 +14,7 @@ from tests.real.faults.cluster import Cluster, cluster
 from tests.real.faults.conftest import Asked
 from tests.real.registry.worlds import Server
 
-SHORT = [("redis", 5.0, "paused"), ("etcd", 5.0, "killed")]
+SHORT = [("redis", 5.0, "paused")]
 LONG = [
     (kind, out_s, how)
     for kind in ("etcd", "redis")
