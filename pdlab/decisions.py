@@ -16,9 +16,8 @@ import msgspec
 
 from pdlab import batching
 from pdlab.kv import BlockPool
-from pdlab.log import Lines
 from pdlab.scheduler import Batch, Scheduler, Sequence
-from pdlab.types import UsageError
+from pdlab.types import Lines, UsageError
 
 
 @dataclass(frozen=True, slots=True)

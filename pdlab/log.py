@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import msgspec
 
 from pdlab.router import Router
-from pdlab.types import Action, AnyAction, AnyEvent, UsageError
+from pdlab.types import Action, AnyAction, AnyEvent, Lines, UsageError
 
 BLOCK_BYTES = 1 << 16  # read at a time to find the end of a line
 
@@ -35,13 +35,6 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     now: float
     event: AnyEvent
     actions: list[AnyAction]
-
-
-class Lines(Protocol):
-    """What takes a log's lines: a file, or one that outlives a full disk."""
-
-    def write(self, line: bytes, /) -> int: ...
-    def close(self) -> None: ...
 
 
 class EventLog:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import IntEnum, StrEnum
 from math import inf
+from typing import Protocol
 
 import msgspec
 
@@ -23,6 +24,13 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Words for a UsageError that name the nearest of what is known, or none where nothing is near."""
     near = get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)
     return f"; nearest is {near[0]}" if near else ""
+
+
+class Lines(Protocol):
+    """What takes a log's lines: a file, or one that outlives a full disk."""
+
+    def write(self, line: bytes, /) -> int: ...
+    def close(self) -> None: ...
 
 
 class Role(StrEnum):

@@ -375,19 +375,31 @@ def test_the_prefix_index_is_guessed_at_dispatch_and_corrected_by_reports() -> N
     assert p0 not in r.cluster.cached_tokens(request)
 
 
-def test_a_request_waits_a_grace_time_where_nobody_is_ready_only_since_nobody_was_heard() -> None:
-    """With nobody at all it is refused at once."""
-    r = router(members=[("m", Role.MIXED)], limits=Limits(grace_s=10.0))
+def test_a_request_waits_where_nobody_is_ready_only_since_nobody_was_heard() -> None:
+    """Until it is heard again, or is taken for gone; with nobody at all it is refused at once."""
+    r = router(members=[("m", Role.MIXED)])
     r.handle(Tick(), 6.0)
     assert r.by_name["m"].state is InstanceState.SUSPECT
     assert arrive(r, 0, 6.0) == [] and arrive(r, 1, 9.0) == []
-    assert r.handle(Tick(), 16.5) == [End(0, Stage.REJECTED, "no instance is ready, nor was within 10 s")]
-    assert r.handle(Report("m", taken_s=17.0, free_blocks=1000), 17.0) == [Dispatch(1, 1, "m", "m")]
-    assert r.handle(Tick(), 19.5) == []
+    assert r.handle(Report("m", taken_s=17.0, free_blocks=1000), 17.0) == [Dispatch(0, 1, "m", "m"), Dispatch(1, 1, "m", "m")]
     r.check()
     r.handle(Left("m", 0), 20.0)
     assert r.handle(RegistryAway(), 20.0) == []
     assert arrive(r, 2, 20.0) == [End(2, Stage.REJECTED, "no instance is ready")]
+
+
+def test_who_lost_its_place_is_waited_for_though_it_was_the_last() -> None:
+    """By those under way; while the registry is away by new ones, too."""
+    r = router(members=[("m", Role.MIXED)], limits=Limits(suspect_s=10.0))
+    arrive(r)
+    assert r.handle(Left("m", 0, {}, died=False), 1.0) == []
+    assert arrive(r, 1, 2.0) == [End(1, Stage.REJECTED, "no instance is ready")]
+    r.handle(RegistryAway(), 3.0)
+    assert arrive(r, 2, 4.0) == []
+    assert r.handle(Joined(spec("m", Role.MIXED, 1)), 5.0) == [Dispatch(0, 3, "m", "m"), Dispatch(2, 1, "m", "m")]
+    assert r.cluster.live[0].losses == 0
+    assert r.handle(Left("m", 1, {}, died=False), 6.0) == []
+    assert [action.stage for action in r.handle(Tick(), 16.5) if isinstance(action, End)] == [Stage.REJECTED] * 2
 
 
 def test_losses_without_evidence_of_a_death_are_no_attempts() -> None:

@@ -136,13 +136,13 @@ class Serving:
     token: str = ""
     max_requests: int = 1024
     drain_s: float = 30.0
+    idle_s: float = IDLE_S
     tool_call_parser: str | None = None
     auto_tool_choice: bool | None = None
 
     def tool_parser(self, tokenizer: Tokenizer) -> str:
         """How calls of tools are read; "": they are not. Raises UsageError."""
         return parser_of(tokenizer, self.tool_call_parser, self.auto_tool_choice)
-    idle_s: float = IDLE_S
 
 
 def run_until_stopped(main: Coroutine[Any, Any, None]) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pdlab.decisions import Recorded, Setup
-from pdlab.log import Lines
 from pdlab.real.engine import config as configs
 from pdlab.real.engine import gguf_file, weights
 from pdlab.real.engine.config import ModelConfig
@@ -25,7 +24,7 @@ from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_
 from pdlab.real.engine.model import Model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Runner
-from pdlab.types import UsageError
+from pdlab.types import Lines, UsageError
 
 log = logging.getLogger(__name__)
 

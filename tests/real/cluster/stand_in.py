@@ -22,7 +22,7 @@ import simpy
 from pdlab import batching, cost, load_policy
 from pdlab.control import head_of, router
 from pdlab.kv import BlockPool
-from pdlab.log import EventLog, Lines
+from pdlab.log import EventLog
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
@@ -32,7 +32,7 @@ from pdlab.sim.build import Plan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
 from pdlab.spec import Experiment
-from pdlab.types import InstanceSpec, Report, Role, Switched
+from pdlab.types import InstanceSpec, Lines, Report, Role, Switched
 from tests.real.cluster.virtual import VirtualLoop, run
 
 LEASE_S = 30.0
