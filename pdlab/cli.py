@@ -381,6 +381,9 @@ def serve(
             show_default="where the chat template shows how",
         ),
     ] = None,
+    idle_timeout_s: Annotated[
+        float, typer.Option(min=1.0, help="A client that takes nothing of its answer for so long is hung up on.")
+    ] = 300.0,
     decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
     registry: Annotated[
         str,
@@ -455,6 +458,7 @@ def serve(
             tool_call_parser=tool_call_parser,
             auto_tool_choice=auto_tool_choice,
             tls=Tls(certfile, keyfile, ca_certs),
+            idle_s=idle_timeout_s,
         ),
         registry=registry,
         instance_name=instance_name,

@@ -46,6 +46,7 @@ class Instance:
 
     __slots__ = (
         "bit",
+        "busy",
         "decode_predictor",
         "decode_requests",
         "decode_tokens",
@@ -92,6 +93,7 @@ class Instance:
         self.flipped_s = -1e18  # when its role last changed
         self.heard_s = 0.0  # when its last report came
         self.full = False  # it refused a reservation, and nothing there has ended since
+        self.busy = False  # it has as many requests as it takes at once
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.role} {self.state}>"
@@ -100,6 +102,12 @@ class Instance:
     def ready(self) -> bool:
         """May be given new work."""
         return self.state is InstanceState.READY or self.state is InstanceState.LEASE_LOST
+
+    @property
+    def has_place(self) -> bool:
+        """For one request more, by the router's ledger. One that is computed and decoded here is in both halves of it."""
+        most = self.spec.max_requests
+        return not most or max(self.prefill_requests, self.decode_requests) < most
 
     @property
     def kv_tokens(self) -> int:
@@ -270,8 +278,8 @@ class Cluster:
         self.now = 0.0
         self.rng = rng
         self.instances: list[Instance] = []  # every known one, by index
-        self.prefill: list[Instance] = []  # that may be given prompts (role prefill or mixed, ready), by index
-        self.decode: list[Instance] = []  # that may be given sequences to decode (ready, and not full), by index
+        self.prefill: list[Instance] = []  # that may be given prompts (role prefill or mixed, ready, not busy), by index
+        self.decode: list[Instance] = []  # that may be given sequences to decode (ready, not full, not busy), by index
         self.ready = False  # is there any ready instance
         self.smallest_tokens = inf  # prompt and output of one request that each ready instance can serve
         self.degraded = False  # nobody of role decode or mixed is left: prefill instances decode
@@ -307,10 +315,10 @@ class Cluster:
         ready = [x for x in self.instances if x.ready]
         self.ready = bool(ready)
         self.smallest_tokens = min([x.most_tokens for x in ready], default=inf)
-        self.prefill = [x for x in ready if x.role is not Role.DECODE] or ready
+        self.prefill = [x for x in [x for x in ready if x.role is not Role.DECODE] or ready if not x.busy]
         decode = [x for x in ready if x.role is not Role.PREFILL]
         self.degraded = not decode
-        self.decode = [x for x in decode or ready if not x.full]
+        self.decode = [x for x in decode or ready if not x.full and not x.busy]
 
     def able(self, live: Running) -> tuple[list[Instance], list[Instance], list[Instance], bool]:
         """`instances`, `prefill`, `decode` and `degraded`, as if there were nobody but those who can ever hold this request."""
@@ -318,10 +326,11 @@ class Cluster:
         holders = [x for x in ready if capacity.can_decode(live, x)]
         decode = [x for x in holders if x.role is not Role.PREFILL]
         if not decode:
-            return [x for x in self.instances if capacity.can_decode(live, x)], holders, [x for x in holders if not x.full], True
+            free = [x for x in holders if not x.busy]
+            return [x for x in self.instances if capacity.can_decode(live, x)], free, [x for x in free if not x.full], True
         prefill = [x for x in ready if x.role is not Role.DECODE and capacity.can_prefill(live, x)]
         known = [x for x in self.instances if capacity.can_decode(live, x) or capacity.can_prefill(live, x)]
-        return known, prefill or decode, [x for x in decode if not x.full], False
+        return known, [x for x in prefill or decode if not x.busy], [x for x in decode if not x.full and not x.busy], False
 
     def cached_tokens(self, request: Request) -> dict[Instance, int]:
         """Prompt tokens each instance is believed to hold, contiguous from the first; instances that hold none are left out.

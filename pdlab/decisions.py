@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
 from pdlab import batching
 from pdlab.kv import BlockPool
 from pdlab.scheduler import Batch, Scheduler, Sequence
-from pdlab.types import UsageError
+from pdlab.types import Lines, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ _read_setup = msgspec.json.Decoder(Setup).decode
 class Recorded(Scheduler):
     """A Scheduler that writes down what passes; without `log` it only counts."""
 
-    def __init__(self, setup: Setup, log: IO[bytes] | None = None) -> None:
+    def __init__(self, setup: Setup, log: Lines | None = None) -> None:
         super().__init__(
             BlockPool(setup.kv_blocks, setup.block_tokens, prefix_cache=setup.prefix_cache),
             batching.load(setup.batching),

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import msgspec
 
 from pdlab.router import Router
-from pdlab.types import Action, AnyAction, AnyEvent, UsageError
+from pdlab.types import Action, AnyAction, AnyEvent, Lines, UsageError
 
 BLOCK_BYTES = 1 << 16  # read at a time to find the end of a line
 
@@ -41,11 +41,11 @@ class EventLog:
     """Writes a log. Close it, or use it as a context manager. Where it cannot be written any more, as on a full disk, it ends with its last
     whole line, and `stopped` says why: what it is a log of goes on. Raises OSError where it cannot be opened."""
 
-    def __init__(self, path: Path, head: Head) -> None:
-        self.path = path
+    def __init__(self, where: Path | Lines, head: Head) -> None:
+        self.path = where if isinstance(where, Path) else None
         self.stopped = ""
         self._now = 0.0
-        self._file: BinaryIO = path.open("wb")
+        self._file = where.open("wb") if isinstance(where, Path) else where
         self._encode = msgspec.json.Encoder().encode
         self._write(self._encode(head) + b"\n")
 
@@ -71,7 +71,8 @@ class EventLog:
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
-            cut_to_lines(self.path)
+            if self.path is not None:
+                cut_to_lines(self.path)
 
     def __enter__(self) -> EventLog:
         return self

@@ -46,6 +46,7 @@ from pdlab.types import (
     Migrated,
     PrefillDone,
     Refused,
+    RegistryAway,
     Report,
     Role,
     Scale,
@@ -107,6 +108,7 @@ class Router:
         self.autoscale = autoscale
         self.starting = 0  # asked for by Scale, and not yet joined
         self.left_s = -inf  # when an instance last left
+        self.back_by_s = -inf  # until then one that has left may be back
         self.first_token = first_token
         self.tick_s = min(1.0, policy.tick_s) if policy.tick_s else 1.0
         self._tokens: dict[int, int] = {}  # of each live request: prompt, and the most output it may have
@@ -123,6 +125,7 @@ class Router:
         self.queue: deque[Running] = deque()  # no prefill instance yet
         self.handoffs: deque[Running] = deque()  # prompt computed, no decode instance yet
         self.transfers: deque[tuple[float, int]] = deque()
+        self.registry_away = False
         self.policy_due_s = 0.0
         self.leads = True  # of several routers, this one resizes
         self._minds_rest = self._acts_without_requests(policy)
@@ -145,6 +148,7 @@ class Router:
             Switched: self._switched,
             Drained: self._drained,
             Leads: self._led,
+            RegistryAway: self._registry_away,
             Suspected: self._suspected,
             Tick: self._tick,
         }
@@ -158,8 +162,12 @@ class Router:
 
     @property
     def accepts(self) -> bool:
-        """May requests come? Somebody is ready, or the last has left within `Limits.grace_s`."""
-        return self.cluster.ready or self.cluster.now < self.left_s + self.limits.grace_s
+        """May requests come? Somebody is ready, has left within `Limits.grace_s`, or is not ready only because nothing was heard of it."""
+        if self.cluster.ready or self.cluster.now < self.left_s + self.limits.grace_s:
+            return True
+        states = [x.state for x in self.cluster.instances]
+        expected = any(state is not InstanceState.GONE for state in states) or self.cluster.now < self.back_by_s
+        return InstanceState.SUSPECT in states or (self.registry_away and expected)
 
     @property
     def rests(self) -> bool:
@@ -253,6 +261,8 @@ class Router:
         choice.prefill_tokens += tokens
         choice.since_prefill_tokens += tokens
         choice.unreported.append((cluster.now, tokens, 0))
+        if not choice.has_place:
+            self._set_busy(choice, True)
         if decode is not None:
             self._assign_decode(live, decode)
         name = decode.name if decode is not None else None
@@ -280,7 +290,7 @@ class Router:
         if self.starting or any(cluster.capacity.can_decode(live, x) for x in coming):
             return False
         unfit = bool(coming) and not any(cluster.capacity.can_decode(live, x) for x in cluster.instances)
-        if not unfit and cluster.now < self.left_s + self.limits.grace_s:
+        if not unfit and cluster.now < self.back_by_s:
             return False
         reason = "no instance is ready" if not coming else cluster.capacity.shortfall(live, coming)
         if coming and not unfit:
@@ -321,6 +331,8 @@ class Router:
         decode.decoding[request.id] = live
         decode.since_decode_tokens += tokens
         decode.unreported.append((self.cluster.now, 0, tokens))
+        if not decode.has_place:
+            self._set_busy(decode, True)
         if request.hashes and decode is not live.prefill:
             self.cluster.index.add(request.hashes, decode.bit)
 
@@ -330,6 +342,8 @@ class Router:
             live.prefill.prefill_requests -= 1
             live.prefill.prefill_tokens -= live.prefill_tokens
             live.prefill_tokens = -1
+            if live.prefill.busy:
+                self._set_busy(live.prefill, not live.prefill.has_place)
 
     def _unassign_decode(self, live: Running) -> None:
         decode = live.decode
@@ -340,11 +354,19 @@ class Router:
             live.decode = None
             if decode.full:
                 self._set_full(decode, False)
+            if decode.busy:
+                self._set_busy(decode, not decode.has_place)
 
     def _set_full(self, instance: Instance, full: bool) -> None:
         """A full instance is no candidate until something there has ended, or it reports."""
         instance.full = full
         self.cluster.refresh()
+
+    def _set_busy(self, instance: Instance, busy: bool) -> None:
+        """A busy instance is no candidate until something there has ended, or it reports."""
+        if instance.busy is not busy:
+            instance.busy = busy
+            self.cluster.refresh()
 
     def _prefill_done(self, event: PrefillDone) -> None:
         live = self.cluster.live.get(event.request_id)
@@ -399,6 +421,14 @@ class Router:
             live.migrating = None
             return
         self._unassign_decode(live)
+        instance = self.by_name[event.instance]
+        if live.stage is QUEUED_P and live.prefill is instance:  # it takes no more at all
+            self._unassign_prefill(live)
+            live.prefill = None
+            self._enqueue(self.queue, live)
+            self._set_busy(instance, True)
+            self._retry()
+            return
         if live.stage is QUEUED_P:
             self._unassign_prefill(live)
             live.prefill = None
@@ -406,7 +436,7 @@ class Router:
         else:
             live.stage = LEASED
             self._enqueue(self.handoffs, live)
-        self._set_full(self.by_name[event.instance], True)
+        self._set_full(instance, True)
         self._retry()  # others may have room
 
     def _transferred(self, event: Transferred) -> None:
@@ -431,7 +461,7 @@ class Router:
     def _lost(self, event: Lost) -> None:
         live = self.cluster.live.get(event.request_id)
         if live is not None and live.attempt == event.attempt:
-            self._lose(live, event.reason, event.sent)
+            self._lose(live, event.reason, event.sent, charged=event.charged)
             self._retry()
 
     def _finished(self, event: Finished) -> None:
@@ -487,15 +517,16 @@ class Router:
         self._unassign_decode(live)
         live.prefill = live.migrating = None
 
-    def _lose(self, live: Running, reason: str, sent: int | None = None) -> None:
+    def _lose(self, live: Running, reason: str, sent: int | None = None, *, charged: bool = True) -> None:
         """This attempt is lost: try again from the start, tokens already sent being part of the prompt, or give up. Where the world does
-        not say how many this attempt has `sent`, it is none, or the first one if that came from the prefill instance."""
+        not say how many this attempt has `sent`, it is none, or the first one if that came from the prefill instance. Only what is
+        `charged` counts against `max_attempts`."""
         if sent is None:
             sent = int(self.first_token == "prefill" and live.stage in (LEASED, TRANSFER))
         live.sent_tokens += sent
         self._abort(live)
-        live.losses += 1
-        if live.losses >= self.limits.max_attempts:
+        live.losses += charged
+        if charged and live.losses >= self.limits.max_attempts:
             self._end(live, Stage.FAILED, f"{reason}; gave up after {live.losses} attempts")
             return
         live.attempt += 1  # what the old attempt still says is stale from here on
@@ -533,19 +564,21 @@ class Router:
     def _left(self, event: Left) -> None:
         instance = self.by_name.get(event.instance)
         if instance is not None and instance.spec.incarnation == event.incarnation and instance.state is not InstanceState.GONE:
-            self._drop(instance, event.sent, f"{instance.name} died")
+            self._drop(instance, event.sent, f"{instance.name} {'died' if event.died else 'has lost its place'}", charged=event.died)
             self._retry()
 
-    def _drop(self, instance: Instance, sent: dict[int, int], reason: str) -> None:
+    def _drop(self, instance: Instance, sent: dict[int, int], reason: str, *, charged: bool = True) -> None:
         instance.state = InstanceState.GONE
         self.left_s = self.cluster.now
+        back_s = self.limits.grace_s if charged else max(self.limits.grace_s, self.limits.suspect_s)
+        self.back_by_s = max(self.back_by_s, self.cluster.now + back_s)
         self.cluster.refresh()
         self.cluster.index.drop(instance.bit)
         for live in list(self.cluster.live.values()):
             if live.migrating is instance:
                 live.migrating = None
             if live.prefill is instance or live.decode is instance:
-                self._lose(live, reason, sent.get(live.request.id))
+                self._lose(live, reason, sent.get(live.request.id), charged=charged)
 
     def _report(self, event: Report) -> None:
         instance = self.by_name.get(event.instance)
@@ -567,6 +600,8 @@ class Router:
             self.cluster.refresh()
         if instance.full and self._has_room(event, instance):
             self._set_full(instance, False)
+        if instance.busy:
+            self._set_busy(instance, not instance.has_place)
         if self.queue or self.handoffs:
             self._retry()
 
@@ -577,6 +612,9 @@ class Router:
             return True
         tokens = head.request.prompt_tokens + head.sent_tokens
         return report.free_blocks * instance.spec.block_tokens >= tokens and report.running < instance.spec.max_seqs
+
+    def _registry_away(self, event: RegistryAway) -> None:
+        self.registry_away = event.away
 
     def _suspected(self, event: Suspected) -> None:
         instance = self.by_name.get(event.instance)
@@ -627,6 +665,8 @@ class Router:
 
     def _tick(self, event: Tick) -> None:
         now, cluster, limits = self.cluster.now, self.cluster, self.limits
+        if event.late_s > 0.0:
+            self._stood_still(event.late_s)
         for live in list(takewhile(lambda live: live.expires_s <= now, cluster.live.values())):  # they are in order of arrival
             stage = live.stage
             self._abort(live)
@@ -650,6 +690,17 @@ class Router:
             if self.leads:
                 self._resizes()
         self._retry()
+
+    def _stood_still(self, late_s: float) -> None:
+        """Nobody could be heard in that time, and no transfer be known to have come."""
+        now = self.cluster.now
+        for instance in self.cluster.instances:
+            instance.heard_s = min(now, instance.heard_s + late_s)
+        for due_s, request_id in self.transfers:
+            live = self.cluster.live.get(request_id)
+            if live is not None and live.due_s == due_s:
+                live.due_s = due_s + late_s
+        self.transfers = deque((due_s + late_s, request_id) for due_s, request_id in self.transfers)
 
     def _migrations(self) -> None:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from enum import IntEnum, StrEnum
 from math import inf
+from typing import Protocol
 
 import msgspec
 
@@ -23,6 +24,13 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Words for a UsageError that name the nearest of what is known, or none where nothing is near."""
     near = get_close_matches(word.lower(), list(known), n=1, cutoff=cutoff)
     return f"; nearest is {near[0]}" if near else ""
+
+
+class Lines(Protocol):
+    """What takes a log's lines: a file, or one that outlives a full disk."""
+
+    def write(self, line: bytes, /) -> int: ...
+    def close(self) -> None: ...
 
 
 class Role(StrEnum):
@@ -111,6 +119,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()  # of pdlab.real.wire.CAPABILITIES
     descriptor: str = ""  # of its KV memory, for peers
     draining: bool = False  # nothing new, please
+    max_requests: int = 0  # that it takes in at once; 0: any number
     context_tokens: int = 0  # of prompt and output together, at most, as its model and `engine.max_model_len` have it; 0: not known
     spare_blocks: int = 0  # that admitting a prompt leaves free: no single request gets these
 
@@ -151,11 +160,13 @@ class Joined(Event, frozen=True):
 
 
 class Left(Event, frozen=True):
-    """An incarnation is gone. `sent` maps each of its running requests to the output tokens its client already has."""
+    """An incarnation is gone. `sent` maps each of its running requests to the output tokens its client already has. `died`: there is
+    evidence that it did; else it lost its place in the registry, which says nothing against its requests."""
 
     instance: str
     incarnation: int
     sent: dict[int, int] = {}
+    died: bool = True
 
 
 class Report(Event, frozen=True):
@@ -222,13 +233,14 @@ class Migrated(Event, frozen=True):
 
 class Lost(Event, frozen=True):
     """An attempt broke off on `instance`, which lives on: its connection broke, or it dropped the request. The client has `sent` tokens of
-    this attempt."""
+    this attempt. Not `charged`: it was never asked, or was too busy to answer."""
 
     request_id: int
     attempt: int
     instance: str
     reason: str
     sent: int = 0
+    charged: bool = True
 
 
 class Finished(Event, frozen=True):
@@ -269,6 +281,12 @@ class Leads(Event, frozen=True):
     leading: bool
 
 
+class RegistryAway(Event, frozen=True):
+    """The registry does not answer, or shows nobody of those who were there; or is well again (`away` False)."""
+
+    away: bool = True
+
+
 class Suspected(Event, frozen=True):
     """The registry lost sight of an instance (`lost`), or found it again."""
 
@@ -278,7 +296,10 @@ class Suspected(Event, frozen=True):
 
 
 class Tick(Event, frozen=True):
-    """`Router.tick_s` have passed: deadlines are checked, and the policy's migrate and resize may be asked."""
+    """`Router.tick_s` have passed: deadlines are checked, and the policy's migrate and resize may be asked. `late_s`: the router itself
+    stood still for so long before it, and could hear nobody."""
+
+    late_s: float = 0.0
 
 
 # ---------------------------------------------------------------- actions
@@ -380,6 +401,7 @@ AnyEvent = (
     | Switched
     | Drained
     | Leads
+    | RegistryAway
     | Suspected
     | Tick
 )

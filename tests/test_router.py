@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pdlab.cluster import Cluster, Instance
@@ -32,6 +33,7 @@ from pdlab.types import (
     Migrated,
     PrefillDone,
     Refused,
+    RegistryAway,
     Report,
     Request,
     Role,
@@ -371,3 +373,83 @@ def test_the_prefix_index_is_guessed_at_dispatch_and_corrected_by_reports() -> N
     assert r.cluster.cached_tokens(request) == {p0: 32}, "a hole ends the prefix"
     r.handle(Left("p0", 0), 2.0)
     assert p0 not in r.cluster.cached_tokens(request)
+
+
+def test_a_request_waits_where_nobody_is_ready_only_since_nobody_was_heard() -> None:
+    """Until it is heard again, or is taken for gone; with nobody at all it is refused at once."""
+    r = router(members=[("m", Role.MIXED)])
+    r.handle(Tick(), 6.0)
+    assert r.by_name["m"].state is InstanceState.SUSPECT
+    assert arrive(r, 0, 6.0) == [] and arrive(r, 1, 9.0) == []
+    assert r.handle(Report("m", taken_s=17.0, free_blocks=1000), 17.0) == [Dispatch(0, 1, "m", "m"), Dispatch(1, 1, "m", "m")]
+    r.check()
+    r.handle(Left("m", 0), 20.0)
+    assert r.handle(RegistryAway(), 20.0) == []
+    assert arrive(r, 2, 20.0) == [End(2, Stage.REJECTED, "no instance is ready")]
+
+
+def test_who_lost_its_place_is_waited_for_though_it_was_the_last() -> None:
+    """By those under way; while the registry is away by new ones, too."""
+    r = router(members=[("m", Role.MIXED)], limits=Limits(suspect_s=10.0))
+    arrive(r)
+    assert r.handle(Left("m", 0, {}, died=False), 1.0) == []
+    assert arrive(r, 1, 2.0) == [End(1, Stage.REJECTED, "no instance is ready")]
+    r.handle(RegistryAway(), 3.0)
+    assert arrive(r, 2, 4.0) == []
+    assert r.handle(Joined(spec("m", Role.MIXED, 1)), 5.0) == [Dispatch(0, 3, "m", "m"), Dispatch(2, 1, "m", "m")]
+    assert r.cluster.live[0].losses == 0
+    assert r.handle(Left("m", 1, {}, died=False), 6.0) == []
+    assert [action.stage for action in r.handle(Tick(), 16.5) if isinstance(action, End)] == [Stage.REJECTED] * 2
+
+
+def test_losses_without_evidence_of_a_death_are_no_attempts() -> None:
+    r = router(limits=Limits(max_attempts=1))
+    assert arrive(r)[0].instance == "p0"
+    for n, event in enumerate(
+        [
+            Left("p0", 0, {}, died=False),
+            Lost(0, 3, "p1", "did not answer in time", charged=False),
+            Left("p1", 0, {}, died=False),
+        ]
+    ):
+        assert isinstance(r.handle(event, 1.0 + n)[-1], Dispatch), event
+    assert r.cluster.live[0].losses == 0
+    where = r.cluster.live[0].prefill
+    assert where is not None
+    assert r.handle(Left(where.name, 0), 9.0)[-1] == End(0, Stage.FAILED, f"{where.name} died; gave up after 1 attempts")
+    r.check()
+
+
+def test_a_router_that_stood_still_blames_nobody_for_it() -> None:
+    r = router(limits=Limits(transfer_timeout_s=5.0))
+    arrive(r)
+    r.handle(PrefillDone(0, 1, "p0"), 1.0)
+    assert r.handle(Tick(late_s=20.0), 22.0) == []
+    assert all(x.ready for x in r.cluster.instances)
+    r.handle(Report("p0", taken_s=24.0, free_blocks=1000), 24.0)
+    assert r.handle(Tick(), 26.5)[0] == Abort(0, 1, "p0"), "5 s without those"
+    r.check()
+
+
+def test_no_instance_is_given_more_requests_than_it_takes() -> None:
+    """They wait here, and go where one has ended."""
+    r = router(members=[])
+    for name, role in PD[:1] + PD[2:3]:
+        r.handle(Joined(msgspec.structs.replace(spec(name, role), max_requests=2)), 0.0)
+    assert [len(arrive(r, i, 0.1)) for i in range(4)] == [1, 1, 0, 0]
+    assert r.handle(PrefillDone(0, 1, "p0"), 1.0) == [Handoff(0, 1, "p0", "d0"), Dispatch(2, 1, "p0")]
+    assert r.handle(PrefillDone(1, 1, "p0"), 1.0) == [Handoff(1, 1, "p0", "d0"), Dispatch(3, 1, "p0")]
+    assert r.handle(PrefillDone(2, 1, "p0"), 1.1) == [], "two decode"
+    r.handle(Transferred(0, 1, "d0"), 1.2)
+    assert r.handle(Finished(0, 1, "d0", 5), 2.0) == [Handoff(2, 1, "p0", "d0")]
+    r.check()
+
+
+def test_one_that_takes_no_more_is_asked_again_when_something_there_has_ended() -> None:
+    r = router(members=PD[:1] + PD[2:3])
+    arrive(r, 0, 0.1)
+    arrive(r, 1, 0.1)
+    assert r.handle(Refused(1, 1, "p0"), 0.2) == []
+    assert arrive(r, 2, 0.3) == []
+    assert r.handle(PrefillDone(0, 1, "p0"), 1.0)[1:] == [Dispatch(1, 2, "p0"), Dispatch(2, 1, "p0")]
+    r.check()

@@ -21,7 +21,7 @@ from pdlab import spellings
 from pdlab.cost import model_names
 from pdlab.real.api.app import create_app
 from pdlab.real.api.exchange import Directory, Exchange, SameHost
-from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.serve import IDLE_S, bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.api.tools import parser_of
 from pdlab.real.cluster.parent import SCHEME, ParentStore
@@ -44,6 +44,7 @@ EMBEDDED = ("smollm2-135m", "smollm2-135m-instruct")
 Say = Callable[[str], None]
 LOOK_S = 0.1
 STILL_S = 10.0  # between two lines of a stage that lasts
+PLACES = 2  # for requests, for each sequence that can decode at once: more wait at the router, which may choose another for them
 
 
 def engine_options(experiment: Experiment | None, given: Mapping[str, object], instance: str = "") -> EngineOptions:
@@ -127,7 +128,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """How requests come in. With `token` only who sends it, or for /v1 the key, is answered."""
+    """How requests come in. With `token` only who sends it, or for /v1 the key, is answered. A reader that takes nothing for `idle_s` is
+    hung up on."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -137,6 +139,7 @@ class Serving:
     token: str = ""
     max_requests: int = 1024
     drain_s: float = 30.0
+    idle_s: float = IDLE_S
     tool_call_parser: str | None = None
     auto_tool_choice: bool | None = None
     tls: Tls = PLAIN
@@ -170,7 +173,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
         progress = Progress(started_s, place.name if place is not None else "")
         progress.begin("starting the engine")
         starting = asyncio.create_task(EngineClient.start(options, progress.begin))
-        serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s, tls=how.tls))
+        serving = asyncio.create_task(serve(app, sock, drain_s=how.drain_s, idle_s=how.idle_s, tls=how.tls))
         stack.push_async_callback(_ended, starting, serving)
         while not (starting.done() or serving.done()):
             await asyncio.wait((starting, serving), timeout=STILL_S, return_when=asyncio.FIRST_COMPLETED)
@@ -202,6 +205,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
                 max_seqs=options.max_seqs,
                 max_batch_tokens=options.max_batch_tokens,
                 prefix_cache=options.prefix_cache,
+                max_requests=min(how.max_requests, PLACES * options.max_seqs),
             )
             service.member = Member(service, engine, registry, spec, report_s=place.report_s, lease_s=place.lease_s, left=service.left)
             stack.push_async_callback(service.member.close)

@@ -40,6 +40,7 @@ from pdlab.types import Stage
 log = logging.getLogger(__name__)
 
 _GONE = Tokens(-1, 0, 0, [])
+MOST_BEHIND = 1 << 16  # messages of the engine that wait for one reader
 
 
 class Gone(Exception):
@@ -107,6 +108,21 @@ class Choice:
         return self.total_logprob / max(self.made, 1)
 
 
+class _Arriving(asyncio.Queue[FromQueue]):
+    """What waits for a reader; `overrun` is called where that is too much, and the rest is dropped."""
+
+    def __init__(self, overrun: Callable[[], None]) -> None:
+        super().__init__()
+        self.overrun = overrun
+
+    def put_nowait(self, item: FromQueue) -> None:
+        if self.qsize() < MOST_BEHIND:
+            super().put_nowait(item)
+        elif self.qsize() == MOST_BEHIND:
+            super().put_nowait(_GONE)
+            self.overrun()
+
+
 class Generation:
     """`with generation: while generation.open: await generation.news()`. Leaving early cancels what still runs, and ends the lease on a
     prompt's KV that was not `delivered`. `events` are what the stream is to tell of the KV; who tells takes them out. `moved`: another
@@ -128,7 +144,7 @@ class Generation:
         self.first_id = {id: number for number, id in enumerate(ids)}
         self.prompts = prompts
         self.best_of = ask.sampling.best_of
-        self.arriving: asyncio.Queue[FromQueue] = asyncio.Queue()
+        self.arriving: asyncio.Queue[FromQueue] = _Arriving(self._fall_behind)
         kept = ask.tools.kept_ids if ask.tools is not None else frozenset[int]()
         self.choices = [
             Choice(
@@ -215,6 +231,12 @@ class Generation:
         """Whoever waits for news gets the error."""
         self._trouble = error
         self.arriving.put_nowait(_GONE)
+
+    def _fall_behind(self) -> None:
+        """Its reader is slower than the engine by more than can be kept for it: what it has not got yet ends with an error."""
+        self._trouble = ApiError(500, f"more than {MOST_BEHIND} pieces of the answer waited to be read", code="reader_too_slow")
+        for id in self.first_id:
+            self.engine.cancel(id)
 
     @property
     def sole_id(self) -> int | None:

@@ -165,6 +165,7 @@ class Metrics(Collector):
         yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", load.prompt_tokens)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", load.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there.", load.prefix_hits)
+        yield self._counter("pdlab:log_lines_dropped", "Lines of --log or --trace-events that could not be written.", load.log_dropped)
         yield self._counter("vllm:num_preemptions", "Sequences preempted.", load.preemptions)
         if ready.descriptor:
             yield from self._histograms(VLLM, self.transfers)

@@ -16,8 +16,13 @@ from fastapi import FastAPI
 
 from pdlab.real.api.protocol import Protocol
 from pdlab.real.api.service import Service
+from pdlab.real.sockets import Reading, keep_alive, sent
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
+
+log = logging.getLogger(__name__)
+LOOK_S = 2.0  # between looks at what readers take
+IDLE_S = 300.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -42,17 +47,6 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def keep_alive(sock: socket.socket) -> None:
-    """Break a connection whose other end has gone without a word (a cut cable, a host that is off) within about 10 s, also while nothing is
-    said. No more than a wish where the system lacks it."""
-    wishes = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in wishes:
-            if (option := getattr(socket, name, None)) is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handlers: `serve` decides."""
 
@@ -61,9 +55,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0, tls: Tls = PLAIN) -> int:
+async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0, idle_s: float = IDLE_S, tls: Tls = PLAIN) -> int:
     """Serve until SIGTERM or SIGINT, then take nothing new, let what runs end within `drain_s`, and return how many prompts were cut off.
-    A second signal: at once. May begin while `app.state.service` is still None, and be cancelled."""
+    A second signal: at once. A connection whose reader takes nothing of what waits for it for `idle_s` is given up. May begin while
+    `app.state.service` is still None, and be cancelled."""
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -86,6 +81,7 @@ async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0, tls
         loop.add_signal_handler(number, signals.put_nowait, number)
     running = asyncio.create_task(server.serve(sockets=[sock]))
     stopping = asyncio.create_task(signals.get())
+    looking = asyncio.create_task(_look_at_readers(server, idle_s))
     try:
         await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
         service: Service | None = app.state.service
@@ -97,12 +93,29 @@ async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0, tls
         await running
         return left
     finally:
-        for task in (running, stopping):
+        for task in (running, stopping, looking):
             task.cancel()
-        await asyncio.gather(running, stopping, return_exceptions=True)
+        await asyncio.gather(running, stopping, looking, return_exceptions=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         sock.close()
+
+
+async def _look_at_readers(server: uvicorn.Server, idle_s: float) -> None:
+    """Give up connections whose other end is dead or idle. Who merely reads slowly, or pauses, has all the time it wants."""
+    readings: dict[object, Reading] = {}
+    while True:
+        await asyncio.sleep(min(LOOK_S, idle_s / 2))
+        connections = list(server.server_state.connections)
+        readings = {one: readings.get(one) or Reading(idle_s) for one in connections}
+        for one in connections:
+            transport: asyncio.Transport | None = getattr(one, "transport", None)
+            if transport is None or transport.is_closing():
+                continue
+            found = sent(transport.get_extra_info("socket"), transport.get_write_buffer_size())
+            if found is not None and (why := readings[one].judge(found, time.monotonic())):
+                log.warning("a connection from %s is given up: %s", transport.get_extra_info("peername"), why)
+                transport.abort()
 
 
 async def _drained(service: Service, signals: asyncio.Queue[int], drain_s: float) -> int:

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from pdlab.real.api.serve import keep_alive
-from pdlab.real.cluster.remote import Broken
+from pdlab.real.cluster.remote import Broken, NoListener, Unheard
+from pdlab.real.sockets import keep_alive
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import TOKEN_HEADER
 from pdlab.types import UsageError
 
-CONNECT_S, CALL_S, ALIVE_S = 2.0, 5.0, 1.0
+CONNECT_S, CALL_S = 10.0, 5.0
 MOST_HEAD_BYTES, MOST_BODY_BYTES = 64 << 10, 32 << 20
 MOST_IDLE = 512
 ENDING_S = 1.0  # from a stream's [DONE] to the end of its answer
@@ -229,7 +229,7 @@ class Connections:
                 finally:
                     connection.leave(connection.done)
         except TimeoutError:
-            raise Broken(f"{self.url} did not answer within {within_s:g} s") from None
+            raise Unheard(f"{self.url} did not answer within {within_s:g} s") from None
 
     def close(self) -> None:
         """All of them, at once; whatever is under way breaks."""
@@ -259,9 +259,9 @@ class Connections:
             async with asyncio.timeout(CONNECT_S):
                 _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port, ssl=self._ssl)
         except TimeoutError:
-            raise Broken(f"cannot connect to {self.url} within {CONNECT_S:g} s") from None
+            raise Unheard(f"cannot connect to {self.url} within {CONNECT_S:g} s") from None
         except OSError as error:
             why = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror or error
-            raise Broken(f"cannot connect to {self.url}: {why}") from None
+            raise (NoListener if isinstance(error, ConnectionRefusedError) else Unheard)(f"cannot connect to {self.url}: {why}") from None
         self._all.add(connection)
         return connection

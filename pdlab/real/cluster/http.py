@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from contextlib import suppress
 from typing import Annotated
 
 import msgspec
 
 from pdlab.real.api.metrics import CAUSES
-from pdlab.real.cluster.connections import ALIVE_S, Connection, Connections
-from pdlab.real.cluster.remote import Broken, Fenced, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.cluster.connections import Connection, Connections
+from pdlab.real.cluster.remote import (
+    ALIVE_S,
+    Broken,
+    Busy,
+    Fenced,
+    Full,
+    Hear,
+    LegAsk,
+    LegNews,
+    LegTokens,
+    NoListener,
+    Prefilled,
+    TransferTrouble,
+    Unfit,
+)
+from pdlab.real.cluster.vllm import Vllm
 from pdlab.real.engine.messages import Sampling, StructuredOutputs
+from pdlab.real.registry.records import Garbage, read_report
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import MOST_IDS, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
-from pdlab.types import InstanceSpec, Role
+from pdlab.types import InstanceSpec, Report, Role, UsageError
 
 MOST_LINE_BYTES = 16 << 20  # of a stream
 # vLLM leases KV for 30 s, and only a decode server renews it; a later pull reads, without an error, what lies there by then. The world asks
@@ -118,6 +135,8 @@ def trouble(status: int, error: Trouble | None) -> Exception:
         return TransferTrouble(message, cause=cause if cause in CAUSES else "failed")
     if code == "lease_lost":
         return Fenced(message)
+    if code in ("draining", "loading"):
+        return Busy(message)
     if status in (400, 413, 422) or (status == 200 and error is not None and error.type in CLIENTS_FAULT):
         return Unfit(message)
     return Broken(f"{message or 'an answer without a reason'} ({code or status})")
@@ -246,10 +265,13 @@ class HttpRemote:
     def __init__(self, spec: InstanceSpec, *, token: str = "", api_key: str = "", tls: Tls = PLAIN) -> None:
         self.spec = spec
         self._connections = Connections(spec.url, token if spec.engine == "pdlab" else "", api_key, tls)
+        self._vllm = Vllm(spec.url, api_key, tls) if spec.engine == "vllm" else None
         self._leased_s: dict[str, float] = {}  # by a vLLM server, when
 
     def close(self) -> None:
         self._connections.close()
+        if self._vllm is not None:
+            self._vllm.close()
 
     async def prefill(self, ask: LegAsk) -> Prefilled:
         connection = await self._leg(ask, stream=False)
@@ -305,12 +327,23 @@ class HttpRemote:
             return False
         return 200 <= status < 300
 
-    async def alive(self) -> bool:
+    async def alive(self, within_s: float = ALIVE_S) -> bool | None:
         try:
-            status, _ = await self._connections.call(b"GET", b"/health", within_s=ALIVE_S)
-        except Broken:
+            status, _ = await self._connections.call(b"GET", b"/health", within_s=within_s)
+        except NoListener:
             return False
+        except Broken:
+            return None
         return status == 200
+
+    async def load(self) -> Report | None:
+        try:
+            if self._vllm is not None:
+                return await self._vllm.report(self.spec, time.time())
+            status, raw = await self._connections.call(b"GET", b"/pdlab/v1/report", within_s=ALIVE_S)
+            return read_report(self.spec.name, raw) if status == 200 else None
+        except (Broken, Garbage, UsageError):
+            return None
 
     async def switch(self, role: Role) -> None:
         await self._told(b"/pdlab/v1/role", encode(RoleChange(role.value)))

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pdlab.real.cluster.evidence import Inquiry, Verdict
 from pdlab.real.cluster.metrics import HANDOFF
 from pdlab.real.cluster.remote import Broken, Remote
 from pdlab.real.wire import MADE
-from pdlab.types import AnyEvent, Drained, Evict, InstanceSpec, Joined, Left, Report, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.types import (
+    AnyEvent,
+    Drained,
+    Evict,
+    InstanceSpec,
+    Joined,
+    Left,
+    RegistryAway,
+    Report,
+    Role,
+    Scale,
+    Stage,
+    Stop,
+    Switch,
+    Switched,
+)
 
 if TYPE_CHECKING:
     from pdlab.real.cluster.world import World
 
 CALL_BACK_S = 1.0
+ASK_LOAD_S = 0.5  # between two reports that are asked of an instance while the registry is away
 SKEW_S = 5.0  # an instance's clock that is further off is not believed
 Start = Callable[[Role], Coroutine[Any, Any, None]]
 
@@ -49,6 +67,8 @@ class Instances:
         self.reports: dict[str, Report] = {}
         self.all_go_on = True
         self._connect, self._unix, self._start = connect, unix, start
+        self._inquiries: dict[Member, asyncio.Task[bool]] = {}
+        self._asking: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ what becomes of them
 
@@ -77,12 +97,19 @@ class Instances:
         member = self.members.get(name)
         if member is not None and member.spec.incarnation == incarnation:
             member.left = True
-            self.gone(member)
+            self.gone(member, died=False)
 
-    def unreachable(self, member: Member) -> None:
-        """It does not answer, and counts as gone. If it lives on in the registry, it is to come back as a new incarnation."""
+    def returned(self, spec: InstanceSpec) -> None:
+        """An incarnation that has left is in the registry again: it is to come back as a new one."""
+        member = self.members.get(spec.name)
+        if member is not None and member.spec.incarnation == spec.incarnation and member.left:
+            member.left = False
+            self.world.spawn(self._calling_back(member))
+
+    def unreachable(self, member: Member, *, died: bool = True) -> None:
+        """It is dead, or was silent for too long. If it lives on in the registry, it is to come back as a new incarnation."""
         if not member.gone:
-            self.gone(member)
+            self.gone(member, died=died)
             self.world.spawn(self._calling_back(member))
 
     async def _calling_back(self, member: Member) -> None:
@@ -91,8 +118,29 @@ class Instances:
                 await member.remote.rejoin()
             await asyncio.sleep(CALL_BACK_S)
 
-    def gone(self, member: Member) -> None:
-        """Nothing that this incarnation does counts any more."""
+    async def lives(self, member: Member) -> bool:
+        """Something of it broke: is there evidence that it is dead? All that ask at once share one inquiry."""
+        if member.gone:
+            return False
+        if (asked := self._inquiries.get(member)) is None:
+            asked = self._inquiries[member] = asyncio.get_running_loop().create_task(self._inquire(member))
+            self.world.keep(asked)
+            asked.add_done_callback(lambda _: self._inquiries.pop(member, None))
+        return await asyncio.shield(asked)
+
+    async def _inquire(self, member: Member) -> bool:
+        router = self.world.router
+        inquiry = Inquiry(router.limits.lease_s)
+        while True:
+            answer = await (member.remote.alive(inquiry.within_s) if inquiry.probes else member.remote.alive())
+            known = router.by_name.get(member.name)
+            heard_s = known.heard_s if known is not None and known.spec.incarnation == member.spec.incarnation else -math.inf
+            verdict = inquiry.probed(answer, self.world.now() - heard_s)
+            if verdict is not Verdict.UNKNOWN:
+                return verdict is Verdict.LIVES
+
+    def gone(self, member: Member, *, died: bool = True) -> None:
+        """Nothing that this incarnation does counts any more. `died`: there is evidence that it did."""
         if member.gone:
             return
         member.gone = True
@@ -110,7 +158,7 @@ class Instances:
                 live.held = None
         member.remote.close()
         self._census()
-        self.world.tell(Left(member.name, member.spec.incarnation, sent))
+        self.world.tell(Left(member.name, member.spec.incarnation, sent, died))
 
     def report(self, report: Report) -> None:
         """An instance's load; `taken_s` is Unix time."""
@@ -124,7 +172,9 @@ class Instances:
         self.world.tell(report)
 
     def other(self, event: AnyEvent) -> None:
-        """What else the registry says: Suspected, Switched, Drained, Leads."""
+        """What else the registry says: Suspected, Switched, Drained, Leads, and that it is away."""
+        if isinstance(event, RegistryAway):
+            self._ask_loads(event.away)
         if isinstance(event, (Switched, Drained)):
             member = self.members.get(event.instance)
             if member is None or member.spec.incarnation != event.incarnation:
@@ -134,6 +184,20 @@ class Instances:
             else:
                 member.spec = msgspec.structs.replace(member.spec, draining=event.draining)
         self.world.tell(event)
+
+    def _ask_loads(self, away: bool) -> None:
+        """While the registry brings no reports they are asked of the instances themselves."""
+        if self._asking is not None:
+            self._asking.cancel()
+        self._asking = self.world.spawn(self._asking_loads()) if away else None
+
+    async def _asking_loads(self) -> None:
+        while True:
+            there = [member for member in self.members.values() if not member.gone]
+            for report in await asyncio.gather(*(member.remote.load() for member in there)):
+                if report is not None:
+                    self.report(report)
+            await asyncio.sleep(ASK_LOAD_S)
 
     def _census(self) -> None:
         self.all_go_on = all(member.can(MADE) for member in self.members.values() if not member.gone)
@@ -148,7 +212,7 @@ class Instances:
         try:
             await member.remote.switch(role)
         except Broken:
-            if await member.remote.alive():  # it stays what it was
+            if await self.lives(member):  # it stays what it was
                 self.world.tell(Switched(member.name, member.spec.incarnation, member.spec.role))
             else:
                 self.unreachable(member)
@@ -160,7 +224,7 @@ class Instances:
         try:
             await member.remote.drain()
         except Broken:
-            if await member.remote.alive():  # it stays, unless it has said that it drains
+            if await self.lives(member):  # it stays, unless it has said that it drains
                 self.world.tell(Drained(member.name, member.spec.incarnation, member.spec.draining))
             else:
                 self.unreachable(member)
@@ -168,7 +232,7 @@ class Instances:
     def evict(self, action: Evict) -> None:
         member = self.members[action.instance]
         if member.spec.incarnation == action.incarnation:
-            self.unreachable(member)
+            self.unreachable(member, died=False)
 
     def scale(self, action: Scale) -> None:
         assert self._start is not None, "scaling without autoscale"

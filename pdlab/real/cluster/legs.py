@@ -21,7 +21,7 @@ import msgspec
 from pdlab.real.cluster.instances import Member
 from pdlab.real.cluster.live import Held, Leg, Live
 from pdlab.real.cluster.metrics import HANDOFF, MIGRATION
-from pdlab.real.cluster.remote import Broken, Fenced, Full, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
+from pdlab.real.cluster.remote import Broken, Busy, Fenced, Full, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit, Unheard
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import LAYERS, MADE, PUSH, RESERVE, Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
 from pdlab.spec import TransferSpec
@@ -349,9 +349,9 @@ class Legs:
         reason = str(trouble) or type(trouble).__name__
         waits = leg.kind in ("decode", "reserve", "target") and not leg.landed
         if isinstance(trouble, Fenced):
-            self.world.instances.gone(leg.member)
+            self.world.instances.gone(leg.member, died=False)
             return
-        if isinstance(trouble, Broken) and not await leg.member.remote.alive():
+        if isinstance(trouble, Broken) and not await self.world.instances.lives(leg.member):
             if not leg.over:
                 self.world.instances.unreachable(leg.member)
             return
@@ -365,7 +365,7 @@ class Legs:
             live.drop(leg)
             live.unfit = True
             self.world.tell(Failed(request_id, attempt, name, reason))
-        elif isinstance(trouble, Full) and waits and not leg.reserved:
+        elif isinstance(trouble, Full) and not leg.reserved and (waits or leg.kind in ("prefill", "alone")) and not leg.landed:
             live.drop(leg)
             self.world.tell(Refused(request_id, attempt, name))
         elif isinstance(trouble, (Full, TransferTrouble)) and waits:
@@ -381,7 +381,8 @@ class Legs:
                 self.world.finish(live, leg)
                 return
             live.drop(leg)
-            self.world.tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.kept))
+            charged = not isinstance(trouble, (Unheard, Busy))
+            self.world.tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.kept, charged))
 
     def _target_trouble(self, live: Live, leg: Leg, trouble: Exception, reason: str) -> None:
         source = live.legs["decode"]

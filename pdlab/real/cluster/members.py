@@ -17,7 +17,7 @@ from pdlab.real.registry.observer import WatchEvent
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.transfer.descriptor import incompatible
 from pdlab.real.wire import PROTOCOL, About
-from pdlab.types import AnyEvent, InstanceSpec, Joined, Leads, Left, Report, Role, Suspected, UsageError
+from pdlab.types import AnyEvent, InstanceSpec, Joined, Leads, Left, RegistryAway, Report, Role, Suspected, UsageError
 
 log = logging.getLogger(__name__)
 ASK_S = 1.0
@@ -33,6 +33,7 @@ class Instances(Protocol):
     def leave(self, name: str, incarnation: int) -> None: ...
     def report(self, report: Report) -> None: ...
     def other(self, event: AnyEvent) -> None: ...
+    def returned(self, spec: InstanceSpec) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -147,7 +148,8 @@ async def follow(
     say: Say | None = None,
 ) -> None:
     """Tell the world what happens in the registry, until that is closed. `ask` tells an instance's protocol, `say` the operator."""
-    async with aclosing(registry.watch()) as events:
+    watched = registry.watch(ill=lambda away: instances.other(RegistryAway(away)), returned=lambda spec: instances.returned(spec))
+    async with aclosing(watched) as events:
         async for event in events:
             protocol = PROTOCOL
             if isinstance(event, Joined):

@@ -71,8 +71,8 @@ class ParentStore:
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
         return _claim(await self._call("claim", key, last, number, value, lease_s))
 
-    async def renew(self, claim: Claim, value: bytes) -> Claim | None:
-        return _claim(await self._call("renew", claim, value))
+    async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
+        return _claim(await self._call("renew", claim, value, retake))
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         return bool(await self._call("put", claim, key, value))
@@ -162,8 +162,8 @@ async def _performed(store: MemoryStore, call: _Call) -> object:
             return await store.peek(key, settle_s)
         case "claim", [str(key), last, number, value, lease_s]:
             return await store.claim(key, last, number, value, lease_s)
-        case "renew", [claim, value]:
-            return await store.renew(Claim(*claim), value)
+        case "renew", [claim, value, retake]:
+            return await store.renew(Claim(*claim), value, bool(retake))
         case "put", [claim, str(key), value]:
             return await store.put(Claim(*claim), key, value)
         case "release", [claim]:

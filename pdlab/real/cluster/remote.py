@@ -10,7 +10,9 @@ import msgspec
 
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import Continue, KvParams, StreamEvent
-from pdlab.types import InstanceSpec, Role
+from pdlab.types import InstanceSpec, Report, Role
+
+ALIVE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,19 @@ class Broken(Exception):
     """The leg came to no end: the connection broke, the instance drains or has failed, or it answered nonsense."""
 
 
-class Fenced(Broken):
+class Unheard(Broken):
+    """It was not reached, or did not answer in time: that says nothing against the request."""
+
+
+class NoListener(Broken):
+    """Nobody listens at its address."""
+
+
+class Busy(Broken):
+    """It takes nothing new now: it drains, loads, or has lost its place."""
+
+
+class Fenced(Busy):
     """The instance has lost its place in the registry: this incarnation is over, whatever the registry shows."""
 
 
@@ -110,8 +124,12 @@ class Remote(Protocol):
         """For another 30 s. False: it has ended, or nobody answers."""
         ...
 
-    async def alive(self) -> bool:
-        """Does it answer within a second?"""
+    async def alive(self, within_s: float = ALIVE_S) -> bool | None:
+        """Is it well? False: it says itself that it is not, or nobody listens there; None: no answer in time. Never raises."""
+        ...
+
+    async def load(self) -> Report | None:
+        """Its report, asked of itself: while the registry is away. None: no answer in time."""
         ...
 
     async def switch(self, role: Role) -> None:

@@ -21,7 +21,7 @@ from pdlab.log import EventLog
 from pdlab.real import credentials
 from pdlab.real.api.app import Route, as_json, create_app
 from pdlab.real.api.errors import ApiError
-from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.serve import IDLE_S, bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.cluster.children import Children
 from pdlab.real.cluster.engine import ClusterEngine
@@ -30,6 +30,7 @@ from pdlab.real.cluster.members import Members, follow, lead, protocol_of
 from pdlab.real.cluster.status import view_of
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.log_file import LogFile
 from pdlab.real.registry import Registry
 from pdlab.real.registry.store import StoreAway
 from pdlab.real.tls import PLAIN, Tls
@@ -57,6 +58,7 @@ class Front:
     upstream_api_key: str = ""
     max_requests: int = 1024
     drain_s: float = 30.0
+    idle_s: float = IDLE_S
     context_tokens: int = 0
     trace_events: Path | None = None
     tool_parser: str = ""
@@ -106,11 +108,11 @@ class ClusterService(Service):
             tool_parser=front.tool_parser,
             open_to_clients=front.open_to_clients,
         )
-        self.members = members
+        self.members, self.router = members, engine.world.router
 
     def not_ready(self) -> list[str]:
         reasons = super().not_ready()
-        if self.engine.down is not None:
+        if self.engine.down is not None or not self.router.cluster.ready:
             there = sorted(self.members.known.items())
             who = ", ".join(f"{name} ({known.spec.role}) is {known.state}" for name, known in there) or "nobody is registered"
             reasons.append(f"no instance can prefill or decode: {who}")
@@ -144,7 +146,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
     with (
         contextlib.ExitStack() as opened,
         contextlib.closing(bind(front.host, front.port)) as sock,
-        _log(experiment, router, front.trace_events) as log,
+        _log(experiment, router, front.trace_events) as (log, log_file),
     ):
         world = World(
             router,
@@ -155,9 +157,9 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
             seed=experiment.seed,
             start=None if brood is None else brood.scale,
         )
-        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
+        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens, log_file=log_file)
         app = create_app(None, _routes(registry, members))  # answers "loading" until it has a service
-        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, tls=front.tls))
+        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
         jobs: list[asyncio.Future[Any]] = [
             serving,
             asyncio.create_task(
@@ -206,17 +208,17 @@ async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]
 
 
 @contextmanager
-def _log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[EventLog | None]:
-    """The event log that `pdlab replay` reads. Raises UsageError where it cannot be written."""
+def _log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[tuple[EventLog | None, LogFile | None]]:
+    """The event log that `pdlab replay` reads. Raises UsageError where it cannot be opened."""
     if path is None:
-        yield None
+        yield None, None
         return
     try:
-        log = EventLog(path, control.head_of(experiment, router.policy, router.cluster.hash_tokens))
+        file = LogFile(path)
     except OSError as error:
         raise UsageError(f"--trace-events {path}: {error.strerror}") from None
-    with log:
-        yield log
+    with EventLog(file, control.head_of(experiment, router.policy, router.cluster.hash_tokens)) as log:
+        yield log, file
 
 
 def _routes(registry: Registry, members: Members) -> tuple[Route, ...]:

@@ -272,6 +272,7 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
         "max_requests": asked.serving.max_requests,
         "drain_s": asked.serving.drain_s,
         "tool_call_parser": asked.serving.tool_call_parser,
+        "idle_timeout_s": asked.serving.idle_s,
     }
     words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
     return [sys.executable, "-m", "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair)]
@@ -292,6 +293,7 @@ def _front(asked: Asked) -> Front:
         upstream_api_key=asked.upstream_api_key,
         max_requests=how.max_requests,
         drain_s=how.drain_s,
+        idle_s=how.idle_s,
         context_tokens=options.max_model_len or _context_tokens(Path(options.model)),
         trace_events=asked.trace_events,
         tool_parser=how.tool_parser(tokenizer),

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdlab.real.cluster.connections import ALIVE_S, Connections
-from pdlab.real.cluster.remote import Broken
+from pdlab.real.cluster.connections import Connections
+from pdlab.real.cluster.remote import ALIVE_S, Broken
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import PULL
 from pdlab.types import InstanceSpec, Report, Role, UsageError

@@ -46,6 +46,7 @@ from pdlab.types import (
     Left,
     Lost,
     Migrate,
+    RegistryAway,
     Report,
     Request,
     Scale,
@@ -59,8 +60,8 @@ from pdlab.types import (
 )
 
 logger = logging.getLogger(__name__)
-RENEW_S = 10.0
-MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drained, Suspected, Tick})
+RENEW_S = 5.0  # of 30: a router may stand still for 20 s
+MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drained, Suspected, RegistryAway, Tick})
 
 
 class World:
@@ -98,7 +99,7 @@ class World:
         self._requests = 0
         self._events: deque[AnyEvent] = deque()
         self._telling = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._perform: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
             Handoff: self._handoff,
@@ -186,11 +187,15 @@ class World:
     def spawn(self, way: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that `close` ends."""
         task = asyncio.get_running_loop().create_task(way)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self.keep(task)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """`close` ends it."""
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler({"message": "the router's world has a bug", "exception": error, "task": task})
@@ -321,7 +326,12 @@ class World:
         while True:
             due_s += self.router.tick_s
             await asyncio.sleep(max(0.0, due_s - self.now()))
-            self.tell(Tick())
+            late_s = self.now() - due_s
+            if late_s > self.router.tick_s:  # this process stood still, or was too busy to look
+                due_s += late_s
+                self.tell(Tick(late_s))
+            else:
+                self.tell(Tick())
 
     async def _renewing(self) -> None:
         while True:
@@ -333,7 +343,7 @@ class World:
         held, attempt = live.held, live.attempt
         if held is None or await held.member.remote.renew(held.lease) or live.held is not held or "decode" in live.legs:
             return
-        if not await held.member.remote.alive():
+        if not await self.instances.lives(held.member):
             self.instances.unreachable(held.member)
         elif live.held is held and "decode" not in live.legs:
             live.held = None

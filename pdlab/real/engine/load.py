@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_
 from pdlab.real.engine.model import Model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Runner
-from pdlab.types import UsageError
+from pdlab.types import Lines, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def device_of(name: str) -> torch.device:
     return torch.device(kind, int(index or 0)) if kind != "cpu" else torch.device("cpu")
 
 
-def load(options: EngineOptions, decisions: IO[bytes] | None = None) -> Loaded:
+def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
     """Everything in place to run `engine.step`."""
     device = device_of(options.device)
     if device.type == "cpu" and options.threads:

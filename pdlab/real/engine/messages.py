@@ -329,6 +329,7 @@ class Step(FromEngine, frozen=True):
     transfer_bytes: int = 0  # received, since start
     failed_transfers: int = 0
     expired_leases: int = 0  # of prompts that nobody read, since start
+    log_dropped: int = 0  # lines of its own log that a full disk did not take, since start
 
 
 class Broken(FromEngine, frozen=True):

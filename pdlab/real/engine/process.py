@@ -19,7 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -49,6 +50,7 @@ from pdlab.real.engine.messages import (
     Vocabulary,
 )
 from pdlab.real.engine.options import OPTIONS, EngineOptions
+from pdlab.real.log_file import LogFile
 from pdlab.real.logs import inherited
 from pdlab.types import UsageError
 
@@ -132,7 +134,7 @@ def _options(sock: socket.socket) -> EngineOptions:
 def run(link: Link, options: EngineOptions) -> None:
     """Load, say so, and serve until told to stop."""
     started_s = time.perf_counter()
-    decisions = _decisions(options.decisions)
+    decisions = _log(options.decisions)
     link.send(Loading("loading torch"))
     from pdlab.kernels.cpu_build import build_all, unbuilt
     from pdlab.real.engine.load import load
@@ -166,16 +168,16 @@ def run(link: Link, options: EngineOptions) -> None:
             if peers is not None:
                 ready = msgspec.structs.replace(ready, descriptor=peers.endpoint.descriptor(), engine_id=peers.engine_id)
             link.send(msgspec.structs.replace(ready, load_s=time.perf_counter() - started_s))
-            Serving(link, engine, peers).run()
+            Serving(link, engine, peers, decisions).run()
     finally:
         if decisions is not None:
             decisions.close()
 
 
-def _decisions(path: str) -> IO[bytes] | None:
-    """The file that takes the scheduler's decisions. Raises UsageError where it cannot be written."""
+def _log(path: str) -> LogFile | None:
+    """Of the scheduler's decisions. Raises UsageError where it cannot be opened."""
     try:
-        return open(path, "wb") if path else None
+        return LogFile(Path(path)) if path else None
     except OSError as error:
         raise UsageError(f"--log {path}: {error.strerror}") from None
 
@@ -279,8 +281,8 @@ class Compiler:
 class Serving:
     """The engine's loop: what has come is taken in between two passes; where nothing can run, it sleeps until something comes."""
 
-    def __init__(self, link: Link, engine: Engine, peers: Peers | None) -> None:
-        self.link, self.engine, self.peers = link, engine, peers
+    def __init__(self, link: Link, engine: Engine, peers: Peers | None, log: LogFile | None = None) -> None:
+        self.link, self.engine, self.peers, self.log = link, engine, peers, log
         self.compiler = Compiler(link, engine)
         self.mark_s = self.decode_step_s = 0.0
         self.leases = self.used_blocks = 0  # as last told
@@ -346,8 +348,10 @@ class Serving:
         if self.engine.only_decoded and outputs:
             self.decode_step_s = now - self.mark_s
         self.mark_s = now
+        dropped = self.log.dropped if self.log is not None else 0
         if peers is None:
-            self.link.send(msgspec.structs.replace(self.engine.load(outputs, now), decode_step_s=self.decode_step_s))
+            load = self.engine.load(outputs, now)
+            self.link.send(msgspec.structs.replace(load, decode_step_s=self.decode_step_s, log_dropped=dropped))
             return
         peers.looked_at(outputs)
         told, peers.told = peers.told, []
@@ -365,6 +369,7 @@ class Serving:
                 transfer_bytes=peers.received_bytes,
                 failed_transfers=peers.failed,
                 expired_leases=peers.expired,
+                log_dropped=dropped,
             )
         )
 

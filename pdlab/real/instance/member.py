@@ -38,6 +38,7 @@ def spec_of(
     max_seqs: int = 256,
     max_batch_tokens: int = 8192,
     prefix_cache: bool = True,
+    max_requests: int = 0,
 ) -> InstanceSpec:
     """What an instance says of itself. `host` tells routers which instances share a machine, `url` where they reach this one."""
     return InstanceSpec(
@@ -50,6 +51,7 @@ def spec_of(
         max_seqs=max_seqs,
         max_batch_tokens=max_batch_tokens,
         prefix_cache=prefix_cache,
+        max_requests=max_requests,
         url=url,
         model=model,
         capabilities=CAPABILITIES if ready.descriptor else (),
@@ -169,7 +171,7 @@ class Member:
     # ------------------------------------------------------------ the registry
 
     async def _register(self, registry: Registry) -> None:
-        self._registration = await registry.register(self.spec, lease_s=self.lease_s)
+        self._registration = await registry.register(self.spec, lease_s=self.lease_s, patient=True)
         self.spec = self._registration.spec
         self._open()
 

@@ -94,7 +94,7 @@ def troubles() -> Iterator[None]:
 
 
 class EtcdStore:
-    poll_s = 1.0
+    poll_s = 0.25
 
     def __init__(self, channel: grpc.aio.Channel, where: str, namespace: str, login: tuple[str, str] | None = None) -> None:
         """`login`: user and password."""
@@ -106,11 +106,19 @@ class EtcdStore:
         self.kv = KVService(channel, max_attempts=1)
         self.leases = LeaseService(channel, max_attempts=1)
         self.watches = WatchStub(channel)
+        self._unclaimed_s: dict[str, float] = {}  # since when a key is seen that the store says was never claimed
 
     async def peek(self, key: str, settle_s: float) -> Peek:
+        """etcd loses no write, but may have been started without its data: then a key looks as if it was never claimed."""
         async with self._session():
             held = await self.kv.get(self.live + key, keys_only=True, timeout=CALL_S)
-        return Peek(bool(held.kvs), await self._last(key))
+        last = await self._last(key)
+        if last:
+            self._unclaimed_s.pop(key, None)
+            return Peek(bool(held.kvs), last)
+        now = asyncio.get_running_loop().time()
+        settling = settle_s > 0 and now < self._unclaimed_s.setdefault(key, now) + settle_s
+        return Peek(bool(held.kvs) or settling, last)
 
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
         kv = self.kv
@@ -127,7 +135,7 @@ class EtcdStore:
                 await self.leases.revoke(lease, timeout=CALL_S)
         return Claim(key, number, lease_s, str(lease)) if taken.succeeded else None
 
-    async def renew(self, claim: Claim, value: bytes) -> Claim | None:
+    async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
         lease, left_s = int(claim.token), 0
         async with self._session():
             stream = self.leases.keep_alive(lease)
@@ -141,7 +149,9 @@ class EtcdStore:
         if left_s > 0 and held:
             return claim if held[0].lease == lease else None
         last = 0 if held else await self._last(claim.key)
-        return None if held or last >= claim.number else await self.claim(claim.key, last, claim.number, value, claim.lease_s)
+        if held or last >= claim.number + retake:
+            return None
+        return await self.claim(claim.key, last, claim.number, value, claim.lease_s)
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         kv, lease = self.kv, int(claim.token)
@@ -190,8 +200,8 @@ class EtcdStore:
                     self._token = "" if response.canceled else self._token  # it may have been what was wrong
                     if response.canceled or response.compact_revision or response.header.revision < newest:
                         raise StoreAway("the store no longer has what came next")
-                    if response.created and first:
-                        newest, first = response.header.revision, False
+                    if response.created:  # what came between may have been in a store that has lost its data since
+                        newest, first = response.header.revision if first else newest, False
                         yield None
                     for event in response.events:
                         newest = event.kv.mod_revision

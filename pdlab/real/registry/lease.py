@@ -1,9 +1,4 @@
-"""A claimed key, kept alive; and the certain knowledge of when it no longer is.
-
-A lease runs at the store from the moment the store handled its renewal, here from the moment *before* the renewal was sent, and
-for a tenth less: so the holder gives up before anybody else can hold the key, however slow the answer was or long the
-process was paused, as long as the two clocks' rates differ by less than a tenth (Gray and Cheriton 1989).
-"""
+"""A claimed key, kept alive; and the knowledge of when it no longer is (`tenure`)."""
 
 from __future__ import annotations
 
@@ -13,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from pdlab.real.registry.store import Claim, Store, StoreAway
+from pdlab.real.registry.tenure import Tenure
 
-VALID = 0.9  # of the lease
 CALL_S = 2.0  # for a call that no lease limits
 
 
@@ -27,8 +22,10 @@ async def claim(
     *,
     floor: int = 0,
     settle_s: float = 0.0,
+    patient: bool = False,
 ) -> Holding | None:
-    """Claim `key` with a number above `floor` and all earlier ones; None while another holds it. Raises StoreAway."""
+    """Claim `key` with a number above `floor` and all earlier ones; None while another holds it. `patient` holders keep it while the store
+    is silent. Raises StoreAway."""
     before = -1
     while True:
         since = clock()
@@ -43,7 +40,7 @@ async def claim(
             value = value_of(number)
             made = await store.claim(key, last, number, value, lease_s)
         if made is not None:
-            return Holding(store, clock, made, value, since)
+            return Holding(store, clock, made, value, since, patient=patient)
 
 
 @asynccontextmanager
@@ -59,16 +56,22 @@ async def answering(seconds: float) -> AsyncIterator[None]:
 class Holding:
     """A claim that renews itself until it is released, dropped, or `lost`."""
 
-    def __init__(self, store: Store, clock: Callable[[], float], claim: Claim, value: bytes, since: float) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], float], claim: Claim, value: bytes, since: float, *, patient: bool = False
+    ) -> None:
         self.store, self.clock, self.claim, self.value = store, clock, claim, value
-        self.deadline = since + VALID * claim.lease_s
+        self.tenure = Tenure(claim.lease_s, since, patient=patient)
         self.lost = asyncio.Event()
         self.task = asyncio.create_task(self._keep(), name=f"lease of {claim.key}")
 
     @property
+    def deadline(self) -> float:
+        return self.tenure.deadline_s
+
+    @property
     def alive(self) -> bool:
         """Read off the clock, hence true of a process that was paused a moment ago too."""
-        return not self.lost.is_set() and self.clock() < self.deadline
+        return not self.lost.is_set() and self.tenure.alive(self.clock())
 
     async def write(self, key: str, value: bytes) -> bool:
         """False when the claim is over or the store did not answer."""
@@ -103,17 +106,22 @@ class Holding:
                 await self.store.release(self.claim)
 
     async def _renew_in_time(self) -> None:
-        """Returns when the lease is over."""
-        lease_s = self.claim.lease_s
-        await asyncio.sleep(max(0.0, min(lease_s / 3, self.deadline - self.clock())))
-        while (since := self.clock()) < self.deadline:
+        """Returns when the claim is over."""
+        lease_s, tenure = self.claim.lease_s, self.tenure
+        await asyncio.sleep(max(0.0, min(lease_s / 3, tenure.deadline_s - self.clock())))
+        while tenure.alive(since := self.clock()):
+            retakes = tenure.ask(since)
             try:
-                async with answering(min(lease_s / 3, self.deadline - since)):
-                    renewed = await self.store.renew(self.claim, self.value)
+                async with answering(lease_s / 3 if tenure.patient else min(lease_s / 3, tenure.deadline_s - since)):
+                    renewed = await self.store.renew(self.claim, self.value, retakes)
             except StoreAway:
-                await asyncio.sleep(min(lease_s / 20, max(0.0, self.deadline - self.clock())))
+                tenure.unanswered()
+                pause_s = lease_s / 20
+                await asyncio.sleep(pause_s if tenure.patient else min(pause_s, max(0.0, tenure.deadline_s - self.clock())))
                 continue
             if renewed is None:
+                tenure.refused()
                 return
-            self.claim, self.deadline = renewed, since + VALID * lease_s
+            self.claim = renewed
+            tenure.granted()
             await asyncio.sleep(lease_s / 3)

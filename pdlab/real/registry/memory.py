@@ -51,10 +51,10 @@ class MemoryStore:
             return None
         return self._take(Claim(key, number, lease_s), value)
 
-    async def renew(self, claim: Claim, value: bytes) -> Claim | None:
+    async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
         self._sweep()
         entry = self.entries.get(claim.key)
-        if entry is None and self.last.get(claim.key, 0) < claim.number:
+        if entry is None and self.last.get(claim.key, 0) < claim.number + retake:
             return self._take(claim, value)
         if entry is None or entry.claim.number != claim.number:
             return None

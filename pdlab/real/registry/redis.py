@@ -127,7 +127,7 @@ class RedisStore:
         held, last = await self._run(PEEK, key)
         if len(last) > 19 or not last.isdigit():
             raise StoreAway(f"{self.numbers}{key} should count incarnations and holds {last[:40]!r}: delete it")
-        settling = settle_s > 0 and int((await self._server())["uptime_in_seconds"]) < settle_s
+        settling = settle_s > 0 and int((await self._server())["uptime_in_seconds"]) < settle_s + 1  # whole seconds, begun ones too
         return Peek(bool(held) or settling, int(last))
 
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
@@ -135,11 +135,11 @@ class RedisStore:
         done = await self._run(CLAIM, key, last, number, value, int(lease_s * 1000))
         return Claim(key, number, lease_s, server) if done else None
 
-    async def renew(self, claim: Claim, value: bytes) -> Claim | None:
+    async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
         done = await self._run(RENEW, claim.key, _report(claim.key), claim.number, int(claim.lease_s * 1000))
         if done >= 0:
             return claim if done else None
-        if (await self._server())["run_id"] == claim.token:
+        if not retake and (await self._server())["run_id"] == claim.token:
             return None  # it expired
         _, last = await self.peek(claim.key, 0.0)
         return await self.claim(claim.key, last, claim.number, value, claim.lease_s) if last <= claim.number else None

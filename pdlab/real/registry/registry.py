@@ -23,8 +23,8 @@ from pdlab.types import InstanceSpec, Report, UsageError
 class Registration:
     """An instance's place in the registry, its lease renewed in the background.
 
-    When `lost` is set the lease could not be kept, and the instance must fence itself: others may already hold that it has Left.
-    It may register again then, as a new incarnation. `close` sets it too.
+    When `lost` is set the place is lost, and the instance must fence itself: others may already hold that it has Left. It may
+    register again then, as a new incarnation. `close` sets it too.
     """
 
     def __init__(self, holding: Holding, spec: InstanceSpec) -> None:
@@ -38,7 +38,8 @@ class Registration:
 
     @property
     def alive(self) -> bool:
-        """False from the moment the lease ends, also in a process that was paused and could not set `lost` yet."""
+        """False from the moment the place is lost: where it isn't `patient`, when the lease ends, also in a process that was paused and
+        could not set `lost` yet."""
         return self._holding.alive
 
     async def update(self, spec: InstanceSpec) -> bool:
@@ -78,8 +79,9 @@ class Registry:
         self._leaderships: list[Leadership] = []
         self._feeds: set[Feed] = set()
 
-    async def register(self, spec: InstanceSpec, *, lease_s: float = 3.0) -> Registration:
-        """The incarnation is above all earlier ones of that name and above `spec.incarnation`. UsageError while another holds the name."""
+    async def register(self, spec: InstanceSpec, *, lease_s: float = 3.0, patient: bool = False) -> Registration:
+        """The incarnation is above all earlier ones of that name and above `spec.incarnation`. `patient`: while the registry is silent it
+        keeps its place, and takes it again afterwards (`tenure`). UsageError while another holds the name."""
         check_name(spec.name, "instance name")
         check_lease(lease_s)
 
@@ -88,7 +90,7 @@ class Registry:
 
         try:
             key = f"{INSTANCE}/{spec.name}"
-            holding = await lease.claim(self.store, self.clock, key, value_of, lease_s, floor=spec.incarnation)
+            holding = await lease.claim(self.store, self.clock, key, value_of, lease_s, floor=spec.incarnation, patient=patient)
         except StoreAway as away:
             raise UsageError(f"registry {self.store.where} can't be used ({away}): is the server running?") from None
         if holding is None:
@@ -100,12 +102,16 @@ class Registry:
         self._registrations = [one for one in self._registrations if not one.lost.is_set()] + [made]
         return made
 
-    async def watch(self) -> AsyncGenerator[WatchEvent, None]:
-        """The current state, then its changes, until the registry is closed. Leave it earlier by `aclosing`."""
+    async def watch(
+        self, *, ill: Callable[[bool], None] | None = None, returned: Callable[[InstanceSpec], None] | None = None
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """The current state, then its changes, until the registry is closed. `ill` is told when the registry falls silent or shows nobody
+        any more, and when it is well again; `returned` of an incarnation that is there again though it has Left: it must come back as a
+        new one. Leave it earlier by `aclosing`."""
         feed = Feed(self.store)
         self._feeds.add(feed)
         try:
-            async with aclosing(watch(self.store, self.clock, feed)) as events:
+            async with aclosing(watch(self.store, self.clock, feed, ill, returned)) as events:
                 async for event in events:
                     yield event
         finally:

@@ -57,8 +57,9 @@ class Store(Protocol):
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
         """Take a key that nobody holds and whose last number still is `last`; else None."""
 
-    async def renew(self, claim: Claim, value: bytes) -> Claim | None:
-        """Renew the lease; None when the claim is over. A store that lost its data takes the claim again, with `value`."""
+    async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
+        """Renew the lease; None when the claim is over. A store that lost its data takes the claim again, with `value`; with `retake` so
+        does one whose lease has run out, unless another has claimed the key since."""
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         """Write `key`, the claim's own or another (its report), under the claim's lease; False when the claim is over."""

@@ -10,9 +10,11 @@ from collections.abc import AsyncGenerator, Callable
 from pdlab.real.registry.lease import CALL_S, answering
 from pdlab.real.registry.observer import Observer, WatchEvent
 from pdlab.real.registry.store import Change, Store, StoreAway
+from pdlab.types import InstanceSpec
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.1
+CHECK_S = 1.0  # a store that takes longer to say that it is there is taken for silent
 INBOX = 10_000
 
 
@@ -51,9 +53,17 @@ class Feed:
                 await asyncio.sleep(RETRY_S)
 
 
-async def watch(store: Store, clock: Callable[[], float], feed: Feed) -> AsyncGenerator[WatchEvent, None]:
+async def watch(
+    store: Store,
+    clock: Callable[[], float],
+    feed: Feed,
+    ill: Callable[[bool], None] | None = None,
+    returned: Callable[[InstanceSpec], None] | None = None,
+) -> AsyncGenerator[WatchEvent, None]:
+    """`ill` is told when the store falls silent or shows nobody any more, and when it is well again; `returned` of an incarnation that is
+    there again though it has Left."""
     observer = Observer()
-    seen, synced, away, behind, check_s = 0, False, False, False, 0.0
+    seen, synced, away, behind, check_s, was_ill = 0, False, False, False, 0.0, False
     with contextlib.suppress(TimeoutError):  # subscribe first, so that one snapshot will do
         await feed.next(CALL_S)
     while not feed.task.done():
@@ -67,11 +77,14 @@ async def watch(store: Store, clock: Callable[[], float], feed: Feed) -> AsyncGe
                 if away:
                     log.warning("registry: %s is back", store.where)
                     away = False
+                observer.heard(clock())
                 events += observer.snapshot(entries, clock())
                 synced, behind, check_s = True, False, clock() + store.poll_s
             elif now >= check_s:
-                async with answering(CALL_S):
+                async with answering(CHECK_S):
                     missed = await store.check() > seen and feed.inbox.empty()
+                if feed.inbox.empty():  # else what waits there was said before
+                    observer.heard(clock())
                 synced, behind, check_s = not (missed and behind), missed, clock() + store.poll_s
             else:
                 until = check_s if observer.due_s is None else min(check_s, observer.due_s)
@@ -80,6 +93,7 @@ async def watch(store: Store, clock: Callable[[], float], feed: Feed) -> AsyncGe
                     observer.outage()
                     synced = False
                 elif change.revision > seen:
+                    observer.heard(clock())
                     seen = change.revision
                     events += observer.delete(change.key, clock()) if change.value is None else observer.put(change.key, change.value)
         except TimeoutError:
@@ -92,5 +106,12 @@ async def watch(store: Store, clock: Callable[[], float], feed: Feed) -> AsyncGe
             await asyncio.sleep(RETRY_S)
         for event in events:
             yield event
+        if ill is not None and observer.ill is not was_ill:
+            was_ill = observer.ill
+            ill(was_ill)
+        back, observer.returned = observer.returned, []
+        if returned is not None:
+            for spec in back:
+                returned(spec)
     if not feed.task.cancelled():
         feed.task.result()

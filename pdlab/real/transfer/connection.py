@@ -16,6 +16,7 @@ import numpy as np
 
 from pdlab.real.credentials import loopback
 from pdlab.real.local_peer import stranger
+from pdlab.real.sockets import keep_alive
 from pdlab.real.transfer import wire
 from pdlab.real.transfer.blocks import Blocks
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Opened
@@ -27,7 +28,6 @@ from pdlab.real.transfer.shared import Mapping, Mappings, Segment
 SLOTS = 2  # of a staging buffer: one is filled while the other is emptied
 HANDSHAKE_S = 5.0
 MAX_PIECES = 512  # a call of sendmsg; Linux takes 1024
-TCP_USER_TIMEOUT_MS = 10_000
 M = TypeVar("M", bound=wire.Message)
 
 
@@ -63,8 +63,7 @@ class Connection:
         self._buffer: mmap.mmap | None = None
         if not self.local:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+            keep_alive(sock)  # while it transfers, its deadline ends it
 
     @classmethod
     def connect(cls, peer: Descriptor, own: Self, *, way: Way, deadline: float) -> Connection:

@@ -32,7 +32,7 @@ from pdlab.sim.build import Plan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
 from pdlab.spec import Experiment
-from pdlab.types import InstanceSpec, Report, Role, Switched
+from pdlab.types import InstanceSpec, Lines, Report, Role, Switched
 from tests.real.cluster.virtual import VirtualLoop, run
 
 LEASE_S = 30.0
@@ -122,6 +122,7 @@ class StandIn:
         self.jobs: dict[str, Job] = {}
         self.leases: dict[str, tuple[Sequence, asyncio.TimerHandle]] = {}
         self.is_alive, self.stalled, self.silent, self.refuses = True, False, False, False
+        self.slow, self.probes = False, 0  # no answer to probes in time
         self.batch: Batch | None = None
         self.at_boundary: list[Callable[[], None]] = []
         self.last_step_s = 0.0
@@ -184,8 +185,15 @@ class StandIn:
     def close(self) -> None:
         self.hung_up = True
 
-    async def alive(self) -> bool:
-        return self.is_alive
+    async def alive(self, within_s: float = 1.0) -> bool | None:
+        if not self.slow:
+            return self.is_alive
+        self.probes += 1
+        await asyncio.sleep(within_s)
+        return None
+
+    async def load(self) -> Report | None:
+        return msgspec.structs.replace(self.report(), stored=(), evicted=()) if self.is_alive and not self.stalled else None
 
     async def rejoin(self) -> None: ...
 
@@ -626,7 +634,7 @@ class Client:
 class Run:
     """A World over a Rack, in a VirtualLoop; its log is `log_path`, if that is given."""
 
-    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int = 16, log_path: Path | None = None) -> None:
+    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int = 16, log_path: Path | Lines | None = None) -> None:
         self.loop, self.experiment = loop, experiment
         self.rack = Rack(loop, experiment, hash_tokens)
         self.clients: dict[int, Client] = {}
@@ -716,7 +724,7 @@ def cluster(
 
 
 def played(
-    experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | None = None, hash_tokens: int = 16
+    experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | Lines | None = None, hash_tokens: int = 16
 ) -> Run:
     """`play(run)`, then rest."""
 

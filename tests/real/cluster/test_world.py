@@ -66,8 +66,11 @@ class Scripted:
     def close(self) -> None:
         self.hung_up = True
 
-    async def alive(self) -> bool:
+    async def alive(self, within_s: float = 1.0) -> bool | None:
         return self.is_alive
+
+    async def load(self) -> Report | None:
+        return None
 
     async def rejoin(self) -> None: ...
 

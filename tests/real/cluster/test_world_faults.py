@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pdlab.real.api.engine import Ended
 from pdlab.spec import Experiment
-from pdlab.types import Stage
+from pdlab.types import RegistryAway, Stage
 from tests.real.cluster import stand_in
 from tests.real.cluster.stand_in import DECODE_FIRST, PULL, PUSH, TRANSFERS, Client, Run, played
 
@@ -205,6 +205,105 @@ def test_a_lease_that_has_ended_costs_an_attempt() -> None:
     made = played(cluster(PULL, 1, 1), play)
     assert made.clients[0].done
     assert made.world.timeline(0)["attempts"] == 2
+
+
+@TRANSFERS
+def test_while_the_registry_is_away_requests_go_on_for_as_long_as_it_lasts(transfer: dict[str, Any]) -> None:
+    """It brings no reports: they are asked of the instances."""
+
+    async def play(made: Run) -> None:
+        for instance in made.rack.instances.values():
+            instance.silent = True
+        made.world.instances.other(RegistryAway())
+        for _ in range(60):
+            made.submit(300, 10)
+            await asyncio.sleep(1.0)
+        assert all(x.ready for x in made.world.router.cluster.instances)
+        for instance in made.rack.instances.values():
+            instance.silent = False
+        made.world.instances.other(RegistryAway(False))
+
+    made = played(cluster(transfer), play)
+    assert all(client.done for client in made.clients.values())
+    assert all(made.world.timeline(client.id)["attempts"] == 1 for client in made.clients.values())
+
+
+def test_who_dies_while_the_registry_is_away_is_found_out_and_who_stands_still_too() -> None:
+    async def play(made: Run) -> None:
+        for instance in made.rack.instances.values():
+            instance.silent = True
+        made.world.instances.other(RegistryAway())
+        made.submit(1000, 20)
+        await asyncio.sleep(0.05)
+        made.rack.instances["prefill-0"].kill()
+        made.rack.instances["decode-0"].stalled = True
+        await asyncio.sleep(40.0)
+        made.submit(1000, 20)
+        gone = {name for name, member in made.world.instances.members.items() if member.gone}
+        assert gone == {"prefill-0", "decode-0"}
+
+    made = played(cluster(PULL), play)
+    assert all(client.done for client in made.clients.values())
+
+
+@TRANSFERS
+def test_an_instance_that_is_slow_to_answer_probes_is_not_dead_while_it_reports(transfer: dict[str, Any]) -> None:
+    """Its connections broke, all at once: it is asked once, not once for each."""
+    for moment in MOMENTS[1:]:
+
+        async def play(made: Run, moment: float = moment) -> None:
+            for _ in range(20):
+                made.submit(200, 30)
+            await asyncio.sleep(moment)
+            for instance in made.rack.instances.values():
+                instance.slow = True
+                instance.cut()
+            await asyncio.sleep(3.0)
+            assert all(instance.probes <= 2 for instance in made.rack.instances.values())
+            for instance in made.rack.instances.values():
+                instance.slow = False
+
+        made = played(cluster(transfer), play)
+        assert all(client.done for client in made.clients.values()), moment
+        assert not any(member.gone for member in made.world.instances.members.values())
+
+
+def test_an_instance_that_neither_reports_nor_answers_is_dead_after_the_last_probe() -> None:
+    """Of 1, 2 and 4 s."""
+
+    async def play(made: Run) -> None:
+        victim, member = made.rack.instances["decode-0"], made.world.instances.members["decode-0"]
+        for _ in range(6):
+            made.submit(1000, 600)
+        await asyncio.sleep(0.6)
+        assert victim.jobs
+        victim.slow = victim.silent = victim.stalled = True
+        await asyncio.sleep(3.5)
+        victim.cut()
+        await asyncio.sleep(6.9)
+        assert not member.gone and victim.probes == 3
+        await asyncio.sleep(0.2)
+        assert member.gone
+        victim.slow = victim.stalled = False
+        victim.kick()
+
+    made = played(cluster(PULL), play)
+    assert all(client.done for client in made.clients.values())
+
+
+@pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
+def test_one_that_takes_nothing_more_for_a_while_costs_no_attempt(victim: str) -> None:
+    async def play(made: Run) -> None:
+        made.rack.instances[victim].refuses = True
+        for _ in range(5):
+            made.submit(500, 20)
+        await asyncio.sleep(8.0)
+        assert not any(client.ended for client in made.clients.values())
+        assert len(made.rack.asked) < 40, "asked again at each report, not all the time"
+        made.rack.instances[victim].refuses = False
+
+    made = played(cluster(PULL, 1, 1), play)
+    assert all(client.done for client in made.clients.values())
 
 
 FAULT = st.tuples(

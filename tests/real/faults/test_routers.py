@@ -1,8 +1,9 @@
-"""Two routers: the one that leads is killed."""
+"""Two routers: the one that leads is killed, or stands still."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.real.faults.clients import load
 from tests.real.faults.cluster import Cluster, cluster, until
 from tests.real.faults.conftest import Asked
+from tests.real.faults.test_stores import report
 from tests.real.registry.worlds import Server
 
 ROUTERS = ("one", "two")
@@ -67,3 +69,39 @@ def test_the_leading_router_dies_and_the_other_goes_on(made: Cluster, asked: Ask
             clients.check()
 
     asyncio.run(again())
+
+
+@pytest.mark.parametrize("still_s", [5.0, pytest.param(20.0, marks=pytest.mark.slow)])
+def test_a_router_that_stood_still_goes_on_where_it_was(made: Cluster, asked: Asked, still_s: float) -> None:
+    """Requests that run, and others that come meanwhile, are late, and whole; the other router is not disturbed."""
+    stopped = leader(made, "one")
+    (other,) = {*ROUTERS} - {stopped}
+
+    async def play() -> None:
+        process = made.processes[stopped]
+        async with load(made.url(stopped)) as clients, load(made.url(other)) as others:
+            clients.add_all(asked[:8])
+            others.add_all(asked[8:12])
+            await asyncio.gather(*(client.until(5) for client in clients.clients))
+            process.pause()
+            end_s = time.monotonic() + still_s
+            turn = 0
+            while time.monotonic() < end_s:
+                for some in (clients, others):
+                    prompt, tokens = asked[turn % len(asked)]
+                    some.add(prompt, tokens[:40])
+                turn += 1
+                await asyncio.sleep(0.5)
+            process.resume()
+            for _ in range(10):
+                clients.add(*asked[-1])
+                await asyncio.sleep(0.2)
+            await clients.ended()
+            await others.ended()
+            report(f"a router stopped for {still_s:g} s", clients)
+            report("the other router meanwhile", others)
+            clients.check()
+            others.check()
+
+    asyncio.run(play())
+    made.at_rest()

@@ -97,27 +97,72 @@ def test_what_the_registry_did_not_take_is_told_later_and_in_parts(folder: Path,
 
 
 def test_an_instance_that_the_registry_lost_drops_everything_and_joins_again(folder: Path) -> None:
+    """Its lease is over though the registry answers."""
+
     async def play() -> None:
         book = Book()
-        async with joined(folder, book, lease_s=10.0) as a:
+        async with joined(folder, book, lease_s=0.6) as a:
             a.engine.stored = (1, 2)
             await until(lambda: not a.engine.stored)
             async with a.stream(**RUNNING) as stream:
                 await stream.next()
                 a.engine.paused = True
-                book.store.stop()
-                book.ahead_s += 10.0
+                before = a.member.spec.incarnation
+                book.store._drop(f"{INSTANCE}/a")
                 last = (await stream.rest())[-1]
             assert last["error"]["code"] == "lease_lost"
             assert a.at_rest()
-            assert (await a.ask(prompt="x")).json()["error"]["code"] == "lease_lost"
             a.engine.paused = False
-            before = a.member.spec.incarnation
-            book.store.start(wipe=True)
             await until(lambda: book.spec("a") is not None and a.member.spec.incarnation > before)
             await until(lambda: f"{REPORT}/a" in book.store.reports and book.report("a").stored == (1, 2))
             assert book.report("a").incarnation == a.member.spec.incarnation
             assert (await a.ask(prompt="x")).status_code == 200
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["with its data", "without"])
+def test_an_instance_serves_on_while_the_registry_is_silent_and_keeps_its_place(folder: Path, wipe: bool) -> None:
+    """For far longer than its lease."""
+
+    async def play() -> None:
+        book = Book()
+        async with joined(folder, book, lease_s=0.6) as a:
+            before = a.member.spec.incarnation
+            async with a.stream(**RUNNING) as stream:
+                await stream.next()
+                a.engine.paused = True
+                book.store.stop()
+                await asyncio.sleep(1.0)
+                a.engine.paused = False
+                assert (await stream.rest())[-1]["choices"][0]["finish_reason"] == "length"
+            assert (await a.ask(prompt="x")).status_code == 200
+            a.engine.stored = (7,)
+            await until(lambda: not a.engine.stored)
+            book.store.start(wipe=wipe)
+            await until(lambda: book.spec("a") is not None)
+            assert book.spec("a")["incarnation"] == before == a.member.spec.incarnation
+            await until(lambda: f"{REPORT}/a" in book.store.reports and book.report("a").stored == (7,))
+
+    asyncio.run(play())
+
+
+def test_whose_place_another_took_meanwhile_is_fenced(folder: Path) -> None:
+    async def play() -> None:
+        book = Book()
+        async with joined(folder, book, lease_s=0.6) as a:
+            async with a.stream(**RUNNING) as stream:
+                await stream.next()
+                a.engine.paused = True
+                book.store.stop()
+                await asyncio.sleep(1.0)
+                book.store.start()
+                other = await Registry(book.store, book.clock).register(a.member.spec, lease_s=0.6)
+                assert (await stream.rest())[-1]["error"]["code"] == "lease_lost"
+                await other.close()
+            a.engine.paused = False
+            await until(lambda: book.spec("a") is not None)
+            assert a.member.spec.incarnation > other.incarnation
 
     asyncio.run(play())
 

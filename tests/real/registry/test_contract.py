@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
 
-from pdlab.real.registry import Leadership
+from pdlab.real.registry import Leadership, Registry
+from pdlab.real.registry.store import StoreAway
 from pdlab.types import Joined, Left, Report, Role, Suspected, Switched, UsageError
 from tests.real.registry.worlds import SERVERS, MemoryWorld, Process, Server, World, report, spec, watching
 
@@ -124,7 +127,7 @@ async def outage(world: World, seconds: float, how: str) -> None:
     else:
         await world.kill()
         await asyncio.sleep(seconds)
-        await world.restart()
+        await world.restart(wipe=how == "wiped")
 
 
 async def outlive(world: World, how: str, seconds: float) -> None:
@@ -337,3 +340,102 @@ def test_a_count_that_a_broken_peer_spoilt_is_said_so(server: Server) -> None:
                 await registry.register(spec(), lease_s=server.lease_s)
 
     server.run(main)
+
+
+def mortals(kind: str, new_server: NewServer, *cases: tuple[str, float]) -> list[tuple[World, str, float]]:
+    """A store for each, that may be (killed, wiped or paused, for as many seconds)."""
+    return [(MemoryWorld() if kind == "memory" else new_server(kind), *case) for case in cases if kind != "memory" or case[0] != "pause"]
+
+
+def at_once(kind: str, worlds: list[tuple[World, str, float]], play: Callable[[World, str, float], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        await asyncio.gather(*(world.within(partial(play, world, how, seconds)) for world, how, seconds in worlds))
+
+    try:
+        (MemoryWorld() if kind == "memory" else World()).run(main)
+    finally:
+        for world, _, _ in worlds:
+            if isinstance(world, Server):
+                world.stop()
+
+
+@pytest.mark.parametrize("kind", ["memory", *SERVERS])
+def test_two_never_lead_at_once_whatever_becomes_of_the_store(kind: str, new_server: NewServer, patient: None) -> None:
+    """Not even where it comes back at once, without its data, while the last leader's lease runs on."""
+
+    async def play(world: World, how: str, seconds: float) -> None:
+        candidates = [await (await world.open()).elect(f"r{k}", lease_s=2.0) for k in range(3)]
+        await leads(*candidates)
+        looking = asyncio.create_task(_never_two(candidates))
+        await outage(world, seconds, how)
+        await asyncio.sleep(1.0)
+        await leads(*candidates)
+        looking.cancel()
+        await asyncio.wait([looking])
+        assert looking.cancelled(), looking.exception()
+
+    at_once(kind, mortals(kind, new_server, ("pause", 1.5), ("kill", 0.0), ("wiped", 0.0), ("wiped", 0.5)), play)
+
+
+async def _never_two(candidates: list[Leadership]) -> None:
+    while True:
+        assert sum(one.is_leader for one in candidates) <= 1, "two lead at once"
+        await asyncio.sleep(0.003)
+
+
+def test_nobody_leads_a_store_without_data_before_the_last_leaders_lease_is_over(mortal: World) -> None:
+    """The last leader does not hear that its store is another one now."""
+
+    async def cut_off(*_: Any) -> None:
+        raise StoreAway("cut off")
+
+    async def main() -> None:
+        leader = await (await mortal.open()).elect("old", lease_s=3.0)
+        await leads(leader)
+        other = await (await mortal.open()).elect("new", lease_s=3.0)
+        await asyncio.sleep(1.2)
+        leader.store.renew = leader.store.claim = cut_off  # type: ignore[method-assign, assignment]
+        looking = asyncio.create_task(_never_two([leader, other]))
+        await mortal.kill()
+        await mortal.restart(wipe=True)
+        await leads(other)
+        looking.cancel()
+        await asyncio.wait([looking])
+        assert looking.cancelled(), looking.exception()
+
+    if not mortal.exact:  # in memory both share the store's object
+        mortal.run(main)
+
+
+@pytest.mark.parametrize("kind", ["memory", *SERVERS])
+def test_a_patient_holder_keeps_its_place_through_any_outage_and_nobody_is_told_to_have_left(
+    kind: str, new_server: NewServer, patient: None
+) -> None:
+    """For less and for more than a lease."""
+
+    async def play(world: World, how: str, seconds: float) -> None:
+        theirs, ours = await world.open(), await world.open()
+        held = [await theirs.register(spec(name), lease_s=2.0, patient=True) for name in ("p0", "d0")]
+        ill: list[bool] = []
+        async with watching(ours) as seen:
+            watched = asyncio.create_task(_drain(ours, ill))
+            await seen.until(*(Joined(one.spec) for one in held))
+            await asyncio.sleep(0.5)
+            await outage(world, seconds, how)
+            while not all([await one.report(report(7)) for one in held]):
+                await asyncio.sleep(0.05)
+            await seen.until(*(Report(name, 1, 1.5, waiting=7) for name in ("p0", "d0")))
+            await asyncio.sleep(1.2)
+            assert all(one.alive and one.incarnation == 1 for one in held)
+            assert seen.of(Left) == []
+            assert ill[-1:] in ([], [False]), "all is well again"
+            watched.cancel()
+            await asyncio.wait([watched])
+
+    cases = [(how, seconds) for how in ("kill", "wiped", "pause") for seconds in (0.5, 2.6)]
+    at_once(kind, mortals(kind, new_server, *cases), play)
+
+
+async def _drain(registry: Registry, ill: list[bool]) -> None:
+    async for _ in registry.watch(ill=ill.append):
+        pass

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdlab.real.registry.observer import Observer, WatchEvent
+from pdlab.real.registry.observer import MOST_HELD_S, Observer, WatchEvent
 from pdlab.real.registry.records import MAX_BYTES, Garbage, InstanceRecord, encode, read_instance, read_report
 from pdlab.types import InstanceSpec, Joined, Left, Report, Role, Suspected
 from tests.real.registry.worlds import spec
@@ -48,6 +48,88 @@ def test_a_lease_that_ends_soon_after_an_outage_waits_for_the_grace_too() -> Non
     assert observer.snapshot({"instance/p0": record()}, 5.0) == []
     assert observer.delete("instance/p0", 6.0) == [Suspected("p0", 1)]
     assert observer.put("instance/p0", record(2)) == [Left("p0", 1), Joined(spec(incarnation=2))]
+
+
+def reporting(observer: Observer, now: float, *names: str) -> None:
+    observer.heard(now)
+    for name in names:
+        observer.put(f"report/{name}", encode(Report(name, 1, taken_s=now)))
+
+
+def three(now: float = 0.0) -> Observer:
+    """p0, p1 and d0, all of which have reported, in a store that answers."""
+    observer = Observer()
+    observer.heard(now)
+    observer.snapshot({f"instance/{name}": record(name=name) for name in ("p0", "p1", "d0")}, now)
+    reporting(observer, now, "p0", "p1", "d0")
+    return observer
+
+
+def answering(observer: Observer, since: float, until: float) -> None:
+    for tenth in range(int(since * 10), int(until * 10) + 1):
+        observer.heard(tenth / 10)
+
+
+def test_one_that_vanishes_while_others_report_has_left() -> None:
+    observer = three()
+    answering(observer, 0.0, 3.0)
+    reporting(observer, 3.0, "p1", "d0")
+    assert observer.delete("instance/p0", 3.1) == [Left("p0", 1)]
+    assert not observer.ill
+
+
+def test_where_nobody_reports_any_more_the_registry_is_what_is_ill() -> None:
+    """It answers this watcher, but none of the instances."""
+    observer = three()
+    answering(observer, 0.0, 3.0)
+    vanished = [event for name in ("p0", "p1", "d0") for event in observer.delete(f"instance/{name}", 3.1)]
+    assert vanished == [Suspected("p0", 1), Suspected("p1", 1), Suspected("d0", 1)]
+    assert observer.ill
+    assert observer.expire(100.0) == [], "however long it lasts"
+    answering(observer, 100.0, 100.1)
+    assert observer.put("instance/p1", record(name="p1")) == [Suspected("p1", 1, lost=False)]
+    assert not observer.ill
+    assert observer.expire(103.0) == [] and observer.expire(103.2) == [Left("d0", 1), Left("p0", 1)]
+
+
+def test_who_never_comes_back_is_gone_in_the_end() -> None:
+    observer = three()
+    answering(observer, 0.0, 3.0)
+    for name in ("p0", "p1", "d0"):
+        observer.delete(f"instance/{name}", 3.1)
+    assert observer.expire(3.1 + MOST_HELD_S) == [Left("d0", 1), Left("p0", 1), Left("p1", 1)]
+
+
+@pytest.mark.parametrize("silence_s", [0.3, 1.4, 1.6, 20.0])
+def test_a_lease_that_ran_out_in_a_silence_of_the_store_says_nothing(silence_s: float) -> None:
+    """A stopped store that goes on again ends the leases before anybody could renew them. From half a lease on it counts."""
+    observer = Observer()
+    observer.heard(10.0)
+    observer.snapshot({"instance/p0": record()}, 10.0)
+    observer.heard(10.0 + silence_s)
+    events = observer.delete("instance/p0", 10.1 + silence_s)
+    if silence_s < 1.5:
+        assert events == [Left("p0", 1)]
+    else:
+        assert events == [Suspected("p0", 1)]
+        assert observer.put("instance/p0", record()) == [Suspected("p0", 1, lost=False)]
+
+
+def test_one_that_said_it_would_leave_has_left_whatever_else_happens() -> None:
+    observer = Observer()
+    observer.heard(10.0)
+    leaving = encode(InstanceRecord(lease_s=3.0, spec=spec("p0", Role.PREFILL, incarnation=1, draining=True)))
+    observer.snapshot({"instance/p0": leaving}, 10.0)
+    observer.heard(20.0)
+    assert observer.delete("instance/p0", 20.0) == [Left("p0", 1)]
+
+
+def test_an_incarnation_that_has_left_and_is_there_again_is_to_come_back_as_a_new_one() -> None:
+    observer = Observer()
+    observer.put("instance/p0", record(4))
+    assert observer.delete("instance/p0", 1.0) == [Left("p0", 4)]
+    assert observer.put("instance/p0", record(4)) == []
+    assert [one.incarnation for one in observer.returned] == [4]
 
 
 def test_an_incarnation_that_left_or_was_followed_never_comes_back() -> None:
