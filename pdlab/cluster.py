@@ -237,10 +237,9 @@ class Capacity:
         blocks = -(-(prompt if too_long else tokens - 1) // x.spec.block_tokens)
         if blocks > total:
             return f"{what} needs {blocks:,} KV blocks, more than the {total:,} that {x.name} has"
-        most = total - x.spec.spare_blocks
-        return (
-            f"{what} needs {blocks:,} KV blocks, more than the {most:,} of {total:,} that {x.name} lets one request have (engine.watermark)"
-        )
+        allowed = total - x.spec.spare_blocks
+        allows = f"{allowed:,} of {total:,} that {x.name} lets one request have (engine.watermark)"
+        return f"{what} needs {blocks:,} KV blocks, more than the {allows}"
 
 
 class Cluster:
