@@ -77,8 +77,8 @@ class Cluster:
                 self.said += part
         return found[found.lastindex or 0]
 
-    def rows(self) -> dict[str, dict[str, object]]:
-        found = httpx.get(f"{self.url}/pdlab/v1/cluster").json()
+    def rows(self, token: str = "") -> dict[str, dict[str, object]]:
+        found = httpx.get(f"{self.url}/pdlab/v1/cluster", headers={"X-PDLab-Token": token}).json()
         return {row["spec"]["name"]: row["spec"] for row in found["rows"]}
 
     def descendants(self) -> list[int]:
@@ -177,7 +177,8 @@ def test_no_secret_is_on_any_command_line_and_instances_ask_for_one_that_is_made
         assert httpx.post(f"{cluster.url}/v1/completions", json=asked).status_code == 401
         with_key = {"Authorization": "Bearer key-of-clients"}
         assert httpx.post(f"{cluster.url}/v1/completions", json=asked, headers=with_key, timeout=300).status_code == 200
-        for row in cluster.rows().values():
+        assert httpx.get(f"{cluster.url}/pdlab/v1/cluster").status_code == 401  # as there is a key
+        for row in cluster.rows(token.decode()).values():
             for headers in ({}, with_key, {"X-PDLab-Token": "wrong"}):
                 for path, body in (("/v1/completions", asked), ("/pdlab/v1/drain", {}), ("/tokenize", {"prompt": "x"})):
                     assert httpx.post(f"{row['url']}{path}", json=body, headers=headers).status_code == 401
