@@ -1,6 +1,6 @@
 # pdlab on CPUs: the simulator, the engine and the router, with the embedded SmolLM2.
 #   docker build -t pdlab .
-#   docker run --rm -p 127.0.0.1:8000:8000 pdlab                 an OpenAI server on http://127.0.0.1:8000/v1
+#   docker run --rm -p 127.0.0.1:8000:8000 -e PDLAB_API_KEY=$(openssl rand -hex 32) pdlab      an OpenAI server on http://127.0.0.1:8000/v1
 #   docker run --rm pdlab sim experiments/quickstart.yaml
 FROM python:3.12-slim
 

@@ -86,6 +86,8 @@ def test_the_image_has_what_it_copies_and_runs_what_pdlab_takes(monkeypatch: pyt
             assert (ROOT / source).exists() and f"!{source}" in ignored, source
     assert json.loads(instructions("ENTRYPOINT")[0]) == ["pdlab"]
     monkeypatch.setenv("PDLAB_INTERNAL_TOKEN", "")
+    monkeypatch.setenv("PDLAB_API_KEY", "of-the-user")
+    assert "-e PDLAB_API_KEY=" in DOCKERFILE
     one = asked(json.loads(instructions("CMD")[0]), monkeypatch)
     assert (one.role, one.serving.host, one.serving.port) == ("mixed", "0.0.0.0", int(instructions("EXPOSE")[0]))
     assert instructions("USER") == ["pdlab"] and instructions("FROM")[0].startswith("python:3.")
