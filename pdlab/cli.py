@@ -358,6 +358,12 @@ def serve(
             show_default="where the chat template shows how",
         ),
     ] = None,
+    allowed_origins: Annotated[
+        str, typer.Option(metavar="ORIGINS", help="Web pages that may ask from a browser (CORS); *: all.", show_default="none")
+    ] = "",
+    allowed_methods: Annotated[str, typer.Option(metavar="METHODS", help="That they may use.")] = "*",
+    allowed_headers: Annotated[str, typer.Option(metavar="HEADERS", help="That they may send.")] = "*",
+    allow_credentials: Annotated[bool, typer.Option("--allow-credentials", help="They may send cookies and the like.")] = False,
     decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
     registry: Annotated[str, typer.Option(help="Where instances and routers meet: etcd:// or redis://.", show_default=False)] = "",
     instance_name: Annotated[str, typer.Option(help="Of this instance or router.", show_default="role-host-pid")] = "",
@@ -380,6 +386,7 @@ def serve(
 ) -> None:
     """Serve a model over the OpenAI API, with the simulator's own scheduler and policies: one server, or a cluster's parts."""
     try:
+        from pdlab.real.api.cors import cors_of
         from pdlab.real.cluster.start import Asked, start
         from pdlab.real.logs import configured
         from pdlab.real.serve import Serving
@@ -416,6 +423,7 @@ def serve(
             drain_s=drain_s,
             tool_call_parser=tool_call_parser,
             auto_tool_choice=auto_tool_choice,
+            cors=cors_of(allowed_origins, allowed_methods, allowed_headers, allow_credentials),
         ),
         registry=registry,
         instance_name=instance_name,

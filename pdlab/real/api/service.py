@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,14 +19,16 @@ from pdlab.real.api.legs import Leg
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.api.structured import GrammarCheck
-from pdlab.real.engine.messages import StructuredOutputs
+from pdlab.real.engine.messages import Scored, StructuredOutputs
 from pdlab.real.engine.tokenizer import Tokenizer
 
 LONG_TEXT = 16_384  # characters
+COMMENT_S = 5.0
 
 
 class Shape(Protocol):
-    """How an endpoint's answers look. A chunk that is text alone is `before`, the text as JSON, `after`."""
+    """How an endpoint's answers look. A chunk that is text alone is `before`, the text as JSON, `after`. `scores` are those of the choice's
+    prompt, where they are asked for; with `needs_scores` a choice's opening waits for them."""
 
     @property
     def kind(self) -> str: ...
@@ -39,15 +41,19 @@ class Shape(Protocol):
     @property
     def after(self) -> bytes: ...
 
-    def opening(self, choices: int) -> list[dict[str, Any]]: ...
+    @property
+    def needs_scores(self) -> bool: ...
+
+    def opening(self, choice: int, scores: list[Scored] | None) -> dict[str, Any] | None: ...
     def chunk(self, delta: Delta) -> dict[str, Any]: ...
-    def whole(self, index: int, choice: Choice) -> dict[str, Any]: ...
+    def whole(self, index: int, choice: Choice, scores: list[Scored] | None) -> dict[str, Any]: ...
+    def beside(self, scores: Mapping[int, list[Scored]]) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A checked request: what to compute, and how to tell it. `n` of each prompt's `ask.sampling.best_of` candidates are shown. `leg`: the
-    part that other instances have in it."""
+    part that other instances have in it. `usage_always`: each chunk tells the usage so far."""
 
     shape: Shape
     prompts: Sequence[list[int]]
@@ -56,11 +62,13 @@ class Job:
     stream: bool
     include_usage: bool
     leg: Leg | None = None
+    usage_always: bool = False
 
 
 class Service:
     """At most `max_requests` prompts are in flight; with `api_key`, /v1 asks for it, or for the cluster's `token`, which /pdlab asks for.
-    `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not."""
+    `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not. A stream that
+    has nothing to say for `comment_s` says so."""
 
     def __init__(
         self,
@@ -73,10 +81,11 @@ class Service:
         token: str | None = None,
         exchange: Exchange | None = None,
         tool_parser: str = "",
+        comment_s: float = COMMENT_S,
     ) -> None:
         self.engine, self.tokenizer, self.model = engine, tokenizer, model
         self.max_requests, self.api_key, self.token = max_requests, api_key, token
-        self.exchange = exchange
+        self.exchange, self.comment_s = exchange, comment_s
         self.tool_parser = tool_parser
         self.legs: dict[str, Generation] = {}
         self.running: set[Generation] = set()

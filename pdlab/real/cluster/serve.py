@@ -19,6 +19,7 @@ from starlette.responses import Response
 from pdlab import control
 from pdlab.log import EventLog
 from pdlab.real.api.app import Route, as_json, create_app
+from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.serve import bind, serve
 from pdlab.real.api.service import Service
@@ -57,6 +58,7 @@ class Front:
     context_tokens: int = 0
     trace_events: Path | None = None
     tool_parser: str = ""
+    cors: Cors = NO_PAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
             start=None if brood is None else brood.scale,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
-        app = create_app(None, _routes(registry, members))  # answers "loading" until it has a service
+        app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s))
         jobs: list[asyncio.Future[Any]] = [
             serving,

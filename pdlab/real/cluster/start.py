@@ -284,6 +284,7 @@ def _front(asked: Asked) -> Front:
         context_tokens=options.max_model_len or _context_tokens(Path(options.model)),
         trace_events=asked.trace_events,
         tool_parser=how.tool_parser(tokenizer),
+        cors=how.cors,
     )
 
 
