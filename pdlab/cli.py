@@ -384,6 +384,12 @@ def serve(
     idle_timeout_s: Annotated[
         float, typer.Option(min=1.0, help="A client that takes nothing of its answer for so long is hung up on.")
     ] = 300.0,
+    allowed_origins: Annotated[
+        str, typer.Option(metavar="ORIGINS", help="Web pages that may ask from a browser (CORS); *: all.", show_default="none")
+    ] = "",
+    allowed_methods: Annotated[str, typer.Option(metavar="METHODS", help="That they may use.")] = "*",
+    allowed_headers: Annotated[str, typer.Option(metavar="HEADERS", help="That they may send.")] = "*",
+    allow_credentials: Annotated[bool, typer.Option("--allow-credentials", help="They may send cookies and the like.")] = False,
     decisions: Annotated[Path | None, typer.Option("--log", help="File for the scheduler's decisions.", show_default=False)] = None,
     registry: Annotated[
         str,
@@ -421,6 +427,7 @@ def serve(
 ) -> None:
     """Serve a model over the OpenAI API, with the simulator's own scheduler and policies: one server, or a cluster's parts."""
     try:
+        from pdlab.real.api.cors import cors_of
         from pdlab.real.cluster.start import Asked, start
         from pdlab.real.logs import configured
         from pdlab.real.serve import Serving
@@ -459,6 +466,7 @@ def serve(
             auto_tool_choice=auto_tool_choice,
             tls=Tls(certfile, keyfile, ca_certs),
             idle_s=idle_timeout_s,
+            cors=cors_of(allowed_origins, allowed_methods, allowed_headers, allow_credentials),
         ),
         registry=registry,
         instance_name=instance_name,

@@ -20,6 +20,7 @@ import msgspec
 from pdlab import spellings
 from pdlab.cost import model_names
 from pdlab.real.api.app import create_app
+from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.exchange import Directory, Exchange, SameHost
 from pdlab.real.api.serve import IDLE_S, bind, serve
 from pdlab.real.api.service import Service
@@ -143,6 +144,7 @@ class Serving:
     tool_call_parser: str | None = None
     auto_tool_choice: bool | None = None
     tls: Tls = PLAIN
+    cors: Cors = NO_PAGES
 
     def tool_parser(self, tokenizer: Tokenizer) -> str:
         """How calls of tools are read; "": they are not. Raises UsageError."""
@@ -168,7 +170,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
         text = tokenizer_of(options, how.tokenizer)
         tool_parser = how.tool_parser(text)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
-        app = create_app(more=() if place is None else ROUTES)  # answers "loading" until it has a service
+        app = create_app(more=() if place is None else ROUTES, cors=how.cors)  # answers "loading" until it has a service
         check_cpu_kv(options)  # before a process loads the model for a minute only to say so
         progress = Progress(started_s, place.name if place is not None else "")
         progress.begin("starting the engine")

@@ -70,7 +70,7 @@ def figure(server: httpx.Client, name: str) -> float:
 def chunks(d: httpx.Client, path: str, body: dict[str, Any], named: dict[str, str]) -> list[dict[str, Any]]:
     with d.stream("POST", path, json=body, headers=named) as stream:
         assert stream.status_code == 200
-        said = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+        said = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")]
     assert said.pop() == "[DONE]"
     return [json.loads(one) for one in said]
 

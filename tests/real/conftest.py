@@ -39,7 +39,7 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             }
         )
     )
-    with served.server(model, str(experiment), "--served-model-name", "tiny") as (found, _):
+    with served.server(model, str(experiment), "--served-model-name", "tiny", "--allowed-origins", "https://page.example") as (found, _):
         yield found
 
 

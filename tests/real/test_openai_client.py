@@ -233,3 +233,28 @@ def test_metrics_carry_vllms_names(client: openai.OpenAI, http: httpx.Client) ->
     ):
         assert f"\n{name}{{" in text, name
     assert 'model_name="tiny"' in text
+
+
+def test_a_page_that_is_allowed_may_ask(http: httpx.Client) -> None:
+    preflight = {"Access-Control-Request-Method": "POST"}
+    for origin, status in (("https://page.example", 200), ("https://other.example", 400)):
+        answer = http.options("/v1/chat/completions", headers={"Origin": origin, **preflight})
+        assert (answer.status_code, "access-control-allow-origin" in answer.headers) == (status, status == 200)
+
+
+def test_a_prompts_log_probabilities_are_those_of_what_is_made(client: openai.OpenAI) -> None:
+    made = complete(client, logprobs=1, extra_body={"ignore_eos": True}).choices[0]
+    text = made.text
+    assert made.logprobs is not None
+    if "\ufffd" in text:  # its bytes are no text that could be sent back
+        text = ""
+    both = complete(client, prompt=PROMPT + text, max_tokens=0, echo=True, logprobs=1).choices[0]
+    assert both.text == PROMPT + text
+    assert both.logprobs is not None and both.logprobs.token_logprobs is not None
+    assert both.logprobs.token_logprobs[0] is None
+    assert len(both.logprobs.token_logprobs) == len((PROMPT + text).encode())
+    asked = {"prompt": list(PROMPT.encode()), "temperature": 0, "max_tokens": 12, "return_token_ids": True, "ignore_eos": True}
+    ids = client.post("/completions", body=asked, cast_to=object)["choices"][0]["token_ids"]  # type: ignore[index]
+    again = complete(client, prompt=[*PROMPT.encode(), *ids], max_tokens=0, echo=True, logprobs=1).choices[0].logprobs
+    assert again is not None and again.token_logprobs is not None
+    assert again.token_logprobs[len(PROMPT) :] == pytest.approx(made.logprobs.token_logprobs, abs=2e-3)

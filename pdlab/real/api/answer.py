@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ from pdlab.real.api.service import Job, Service, Shape
 from pdlab.real.wire import StreamEvent
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": waiting\n\n"
+MANY_SCORES = 4096  # of prompts' tokens: their JSON takes tens of milliseconds
+STATUS_S = 0.1  # within which a refusal of a stream is still an answer of its own
 
 
 class Chunks:
@@ -31,14 +34,26 @@ class Chunks:
         self.text_begin, self.text_end = self.begin + b'{"index":', shape.after + b"}" + self.end
         self.ids_begin, self.ids_end = shape.after + b',"token_ids":', b"}" + self.end
 
-    def choice(self, choice: dict[str, Any]) -> bytes:
-        return self.begin + encode(choice) + self.end
+    def choice(self, choice: dict[str, Any], usage: dict[str, Any] | None = None) -> bytes:
+        """`usage`: that of the choice so far, where each chunk tells it."""
+        return self.begin + encode(choice) + (self.end if usage is None else b'],"usage":' + encode(usage) + b"}\n\n")
 
     def news(self, deltas: list[Delta]) -> bytes:
         """Choices of which nothing can be shown yet are left out."""
         if self.token_ids:
             return b"".join([self._with_ids(d) for d in deltas if d.tokens or d.finish or d.text])
         return b"".join([self._one(d) for d in deltas if d.text or d.finish or d.logprobs or d.calls])
+
+    def counted(self, deltas: list[Delta], usage: Callable[[int], dict[str, Any]]) -> bytes:
+        """As `news`; each chunk tells its choice's usage so far."""
+        found = []
+        for delta in deltas:
+            if delta.text or delta.finish or delta.logprobs or delta.calls or (self.token_ids and delta.tokens):
+                choice = self.shape.chunk(delta)
+                if self.token_ids:
+                    choice["token_ids"] = delta.tokens
+                found.append(self.choice(choice, usage(delta.choice)))
+        return b"".join(found)
 
     def _one(self, delta: Delta) -> bytes:
         if delta.finish or delta.logprobs or delta.calls:
@@ -92,50 +107,74 @@ class Answer(Response):
             await generation.news()
         if generation.moved:
             raise ApiError(409, "the request has moved to another instance", code="moved")
+        if sum(map(len, generation.scores.values())) > MANY_SCORES:  # others' tokens go on meanwhile
+            body, raw = await asyncio.to_thread(self._told, generation, server)
+        else:
+            body, raw = self._told(generation, server)
+        self.headers["content-length"] = str(len(raw))
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": raw})
+        generation.delivered = isinstance(self.job.leg, Prefill) and body["kv_transfer_params"] is not None
+
+    def _told(self, generation: Generation, server: tuple[str, int]) -> tuple[dict[str, Any], bytes]:
+        """A whole answer, and its bytes."""
         job = self.job
-        choices = [job.shape.whole(index, choice) for index, choice in enumerate(generation.best(job.n))]
+        best = generation.best(job.n)
+        choices = [job.shape.whole(index, choice, generation.scores_of(choice.index)) for index, choice in enumerate(best)]
         if job.ask.token_ids:
-            for shown, choice in zip(choices, generation.best(job.n), strict=True):
+            for shown, choice in zip(choices, best, strict=True):
                 shown["token_ids"] = choice.tokens
-        body = {**self.head, "choices": choices, "usage": _usage(generation)}
+        body = {**self.head, "choices": choices, "usage": _usage(generation), **job.shape.beside(generation.scores)}
         told = self._timeline(generation) or {}
         if isinstance(job.leg, Prefill):
             body["kv_transfer_params"] = self._handed_on(generation, server)
             told |= {"event": "prefilled", "queue_s": generation.choices[0].queue_s}
         if told:
             body["pdlab"] = told
-        raw = encode(body)
-        self.headers["content-length"] = str(len(raw))
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": raw})
-        generation.delivered = isinstance(job.leg, Prefill) and body["kv_transfer_params"] is not None
+        return body, encode(body)
 
     async def _stream(self, generation: Generation, send: Send) -> None:
+        """Where nothing is to be said for a while, a comment says so: a proxy, or a client, on the way may hang up on silence."""
         job = self.job
         chunks = Chunks(self.head, job.shape, job.include_usage, job.ask.token_ids)
-        deltas = await generation.news()
-        while not deltas and not generation.events:
-            deltas = await generation.news()
-        self.headers["cache-control"] = "no-cache"
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        text = _events(chunks, generation) + b"".join([chunks.choice(choice) for choice in job.shape.opening(len(generation.choices))])
-        text += chunks.news(deltas)
+        silence = Silence(generation.wake, STATUS_S)
         try:
-            while generation.open:
-                if text:
-                    await send({"type": "http.response.body", "body": text, "more_body": True})
-                text = chunks.news(await generation.news())
-                if generation.events:
-                    text = _events(chunks, generation) + text
-            if generation.moved:
-                text += chunks.pdlab(StreamEvent("moved"))
-            if job.include_usage:
-                text += chunks.usage(_usage(generation))
-            if (timeline := self._timeline(generation)) is not None:
-                text += chunks.pdlab(timeline)
-        except ApiError as error:
-            text = b"data: " + encode(error.body()) + b"\n\n"
-        await send({"type": "http.response.body", "body": text + DONE})
+            deltas = await generation.news()
+            while not deltas and not generation.events and not silence.over:
+                deltas = await generation.news()
+            self.headers["cache-control"] = "no-cache"
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            silence.limit_s = self.service.comment_s
+            openings = Openings(job.shape, generation)
+            try:
+                text = self._news(chunks, openings, generation, deltas)
+                while generation.open:
+                    if not text and silence.over:
+                        text = COMMENT
+                    if text:
+                        await send({"type": "http.response.body", "body": text, "more_body": True})
+                        silence.broken()
+                    text = self._news(chunks, openings, generation, await generation.news())
+                if generation.moved:
+                    text += chunks.pdlab(StreamEvent("moved"))
+                if job.include_usage:
+                    text += chunks.usage(_usage(generation))
+                if (timeline := self._timeline(generation)) is not None:
+                    text += chunks.pdlab(timeline)
+            except ApiError as error:
+                text = b"data: " + encode(error.body()) + b"\n\n"
+            await send({"type": "http.response.body", "body": text + DONE})
+        finally:
+            silence.end()
+
+    def _news(self, chunks: Chunks, openings: Openings, generation: Generation, deltas: list[Delta]) -> bytes:
+        text = _events(chunks, generation) if generation.events else b""
+        counts = self.job.usage_always
+        if deltas and openings.left:
+            text += b"".join([chunks.choice(one, _usage_of(generation, one["index"], 0) if counts else None) for one in openings.due()])
+        if counts:
+            return text + chunks.counted(deltas, lambda choice: _usage_of(generation, choice, generation.told_of(choice)))
+        return text + chunks.news(deltas)
 
     def _handed_on(self, generation: Generation, server: tuple[str, int]) -> dict[str, Any] | None:
         """None where its token ended the request, or the KV was pushed."""
@@ -148,6 +187,49 @@ class Answer(Response):
         if self.timed is None or (found := self.timed.timeline(next(iter(generation.first_id)))) is None:
             return None
         return {"timeline": found}
+
+
+class Openings:
+    """What comes before each choice's first token: of all choices at once, or where it tells of the prompt, of each when that is
+    computed."""
+
+    def __init__(self, shape: Shape, generation: Generation) -> None:
+        self.shape, self.generation = shape, generation
+        self.left = list(range(len(generation.choices)))
+
+    def due(self) -> list[dict[str, Any]]:
+        generation, waits = self.generation, self.shape.needs_scores
+        due = [choice for choice in self.left if not waits or generation.scores_of(choice) is not None]
+        self.left = [choice for choice in self.left if choice not in due]
+        found = [self.shape.opening(choice, generation.scores_of(choice)) for choice in due]
+        return [opening for opening in found if opening is not None]
+
+
+class Silence:
+    """Of a stream: `over` when nothing was said for `limit_s`; then `wake` is called."""
+
+    def __init__(self, wake: Callable[[], None], limit_s: float) -> None:
+        self.wake, self.limit_s = wake, limit_s
+        self._loop = asyncio.get_running_loop()
+        self._since_s = self._loop.time()
+        self._timer = self._loop.call_later(limit_s, self._ring)
+
+    @property
+    def over(self) -> bool:
+        return self._loop.time() - self._since_s >= self.limit_s
+
+    def broken(self) -> None:
+        """Something was said."""
+        self._since_s = self._loop.time()
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _ring(self) -> None:
+        if self.over:
+            self.wake()
+        left_s = self._since_s + self.limit_s - self._loop.time()
+        self._timer = self._loop.call_later(left_s if left_s > 0 else self.limit_s, self._ring)
 
 
 def _events(chunks: Chunks, generation: Generation) -> bytes:
@@ -177,3 +259,9 @@ def _usage(generation: Generation) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
     }
+
+
+def _usage_of(generation: Generation, choice: int, completion: int) -> dict[str, Any]:
+    """So far, of one choice, which has `completion` tokens, and its prompt."""
+    prompt = len(generation.prompts[choice // generation.best_of])
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -7,7 +7,6 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -16,12 +15,13 @@ from starlette.types import Receive, Scope, Send
 
 from pdlab import __version__
 from pdlab.real.api.answer import Answer
-from pdlab.real.api.chat import Message, chat_job, chat_tokens
+from pdlab.real.api.chat import chat_job
 from pdlab.real.api.completions import completion_job
+from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.engine import Routing
-from pdlab.real.api.errors import ApiError, bad, encode, loading
-from pdlab.real.api.requests import check_tokens, parse
+from pdlab.real.api.errors import ApiError, encode, loading
 from pdlab.real.api.service import Job, Service
+from pdlab.real.api.tokenize import detokenized, tokenized
 from pdlab.real.wire import TIMELINE_HEADER, TOKEN_HEADER
 
 log = logging.getLogger(__name__)
@@ -33,24 +33,10 @@ MOST_READING_BYTES = 256 << 20  # of all bodies that have not come whole
 MOST_REQUEST_ID = 256  # characters
 
 
-class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    prompt: str | None = None
-    messages: list[Message] | None = None
-    add_special_tokens: bool | None = None
-    model: str | None = None
-
-
-class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    tokens: list[int]
-    model: str | None = None
-
-
-TOKENIZE, DETOKENIZE = msgspec.json.Decoder(TokenizeRequest), msgspec.json.Decoder(DetokenizeRequest)
-
-
-def create_app(service: Service | None = None, more: Sequence[Route] = ()) -> FastAPI:
+def create_app(service: Service | None = None, more: Sequence[Route] = (), cors: Cors = NO_PAGES) -> FastAPI:
     """Without a service it says that it is loading, until `app.state.service` is set to one. `more` routes: an instance's."""
     app = FastAPI(title="pdlab", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    cors.apply(app)
     app.state.service = service
     for method, path, handler in (*ROUTES, *more):
         app.router.add_route(path, _Endpoint(app, handler, GUARDS.get(path.split("/")[1])), methods=[method])  # type: ignore[arg-type]
@@ -132,24 +118,11 @@ async def _models(service: Service, request: Request) -> Response:
 
 
 async def _tokenize(service: Service, request: Request) -> Response:
-    body = parse(await read(request), TOKENIZE)
-    if (body.prompt is None) == (body.messages is None):
-        raise bad("give either prompt or messages", "prompt")
-    if body.prompt is None:
-        tokens = await chat_tokens(service, body.messages or [], {})
-    else:
-        tokens = await service.tokens_of(body.prompt, body.add_special_tokens is not False)
-    return as_json({"count": len(tokens), "max_model_len": service.engine.ready.max_tokens, "tokens": tokens})
+    return as_json(await tokenized(service, await read(request)))
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
-    body = parse(await read(request), DETOKENIZE)
-    if (count := len(body.tokens)) > service.engine.ready.max_tokens:
-        raise bad(
-            f"tokens has {count} tokens, more than the {service.engine.ready.max_tokens} that fit", "tokens", "context_length_exceeded"
-        )
-    check_tokens(body.tokens, service.engine.ready.vocab, "tokens")
-    return as_json({"prompt": service.tokenizer.decode(body.tokens, skip_special=False)})
+    return as_json(detokenized(service, await read(request)))
 
 
 async def _health(service: Service, request: Request) -> Response:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import msgspec
+
 from pdlab.prefix import chain
 from pdlab.real.api.engine import Ended, Engine
 from pdlab.real.api.errors import ApiError
@@ -29,6 +31,7 @@ from pdlab.real.engine.messages import (
     Receive,
     Reserved,
     Resume,
+    Scored,
     Source,
     Submit,
     Tokens,
@@ -39,7 +42,7 @@ from pdlab.types import Stage
 
 log = logging.getLogger(__name__)
 
-_GONE = Tokens(-1, 0, 0, [])
+_GONE, _NONE = Tokens(-1, 0, 0, []), Tokens(-1, 0, 0, [])
 MOST_BEHIND = 1 << 16  # messages of the engine that wait for one reader
 
 
@@ -126,7 +129,8 @@ class _Arriving(asyncio.Queue[FromQueue]):
 class Generation:
     """`with generation: while generation.open: await generation.news()`. Leaving early cancels what still runs, and ends the lease on a
     prompt's KV that was not `delivered`. `events` are what the stream is to tell of the KV; who tells takes them out. `moved`: another
-    instance goes on. `given` tokens were made elsewhere."""
+    instance goes on. `given` tokens were made elsewhere. `scores` are those of the prompts' tokens, by the prompt's number, where they are
+    asked for: they come before its first token."""
 
     def __init__(
         self,
@@ -159,6 +163,7 @@ class Generation:
         self.started_s = 0.0
         self.failed = False
         self.events: list[StreamEvent] = []
+        self.scores: dict[int, list[Scored]] = {}
         self.held: Held | None = None
         self.delivered = False
         self.moved = False
@@ -174,13 +179,14 @@ class Generation:
 
     def __enter__(self) -> Generation:
         self.started_s = self._clock()
-        block, ask, stays = self.engine.ready.block_tokens, self.ask, not isinstance(self.leg, Prefill)
+        ready, ask, stays = self.engine.ready, self.ask, not isinstance(self.leg, Prefill)
         push = self.leg.push if isinstance(self.leg, Prefill) else None
         for id, prompt in zip(self.first_id, self.prompts, strict=True):
-            hashes = chain(prompt, block)
-            self._begin(
-                Submit(id, prompt, ask.sampling, hashes, ask.priority, stays, push, ask.ttft_slo_s, ask.tpot_slo_s, time.monotonic())
-            )
+            hashes = chain(prompt, ready.block_tokens) if ask.sampling.prompt_logprobs is None else ()
+            sampling, left = ask.sampling, ready.max_tokens - len(prompt)
+            if 0 < left < sampling.max_tokens:  # of a default: what a client asks for was checked
+                sampling = msgspec.structs.replace(sampling, max_tokens=left)
+            self._begin(Submit(id, prompt, sampling, hashes, ask.priority, stays, push, ask.ttft_slo_s, ask.tpot_slo_s, time.monotonic()))
         return self
 
     def _begin(self, submit: Submit) -> None:
@@ -222,6 +228,10 @@ class Generation:
         except Exception:
             log.exception("migration of %s failed", move.leg)
             self.break_off(ApiError(500, "the migration has failed here; the server's log says more"))
+
+    def wake(self) -> None:
+        """Whoever waits for news gets none."""
+        self.arriving.put_nowait(_NONE)
 
     def leave(self) -> None:
         """The client has gone: whoever waits for news gets `Gone`."""
@@ -274,7 +284,7 @@ class Generation:
         while True:
             if not isinstance(tokens, Tokens):
                 self._learn(tokens)
-            elif (delta := self._take(tokens, now)) is not None:
+            elif tokens is not _NONE and (delta := self._take(tokens, now)) is not None:
                 if (known := found.get(delta.choice)) is None:
                     found[delta.choice] = delta
                 else:
@@ -308,6 +318,14 @@ class Generation:
             candidates = self._of(number)
             found += candidates if n == self.best_of else sorted(candidates, key=lambda c: (-c.mean_logprob, c.index))[:n]
         return found
+
+    def told_of(self, choice: int) -> int:
+        """Tokens of a choice, of this leg."""
+        return self.choices[choice].made - self.given
+
+    def scores_of(self, choice: int) -> list[Scored] | None:
+        """Of the choice's prompt; None: not asked for, or not there yet."""
+        return self.scores.get(choice // self.best_of)
 
     def _of(self, number: int) -> list[Choice]:
         return self.choices[number * self.best_of : (number + 1) * self.best_of]
@@ -346,7 +364,10 @@ class Generation:
             if self._trouble is not None and self._trouble.cause:
                 self.metrics.transfer_failed(self._trouble.cause)
             raise self._trouble or Gone
-        choice = self.choices[self.first_id[tokens.id] * self.best_of + tokens.candidate]
+        number = self.first_id[tokens.id]
+        choice = self.choices[number * self.best_of + tokens.candidate]
+        if tokens.prompt is not None:
+            self.scores[number] = tokens.prompt
         if choice.finish is not None:
             return None  # at a stop string; the engine had gone on
         if tokens.finish == "error":
@@ -358,6 +379,10 @@ class Generation:
                 raise kv_lost(tokens.error, self._cause)
             raise ApiError(500 if self.engine.down is None else 503, tokens.error or "the engine has failed", code="engine_failed")
         assert tokens.start == choice.made, f"tokens from {tokens.start} after {choice.made}"
+        if self.ask.only_prompt:
+            self._observe(choice, tokens, 0, True, now)
+            self._end(choice, "length", now)
+            return Delta(choice.index, "", [], [], "length")
         before = choice.made
         text, finish = self._text(choice, tokens)
         taken = choice.made - before
@@ -382,12 +407,13 @@ class Generation:
         return Delta(choice.index, text, told, logprobs, finish and choice.shown_finish, calls)
 
     def _text(self, choice: Choice, tokens: Tokens) -> tuple[str, str | None]:
-        """(what can be shown, whether and why the choice ends). What ended it at the engine, a stop token, is no text."""
+        """(what can be shown, whether and why the choice ends). What ended it at the engine, a stop token, is no text, unless what ends it
+        is to be included."""
         stops, detokenizer = choice.stops, choice.detokenizer
         if detokenizer is None:
             choice.made += len(tokens.tokens)
             return "", tokens.finish
-        shown = tokens.tokens[:-1] if tokens.finish == "stop" else tokens.tokens
+        shown = tokens.tokens[:-1] if tokens.finish == "stop" and not self.ask.include_stop else tokens.tokens
         if stops is None:
             choice.made += len(tokens.tokens)
             text = detokenizer.push(shown)

@@ -127,6 +127,8 @@ def check_leg(leg: Leg, asked: Ask, stream: bool, prompts: int) -> None:
         raise bad(f"{PARAM} goes with one prompt, not {prompts}", "prompt")
     if isinstance(leg, Alone):
         return
+    if asked.sampling.prompt_logprobs is not None and not isinstance(leg, Prefill):
+        raise bad("log-probabilities of the prompt come from who computes it, not with KV that is there: ask the prefill leg", PARAM)
     if isinstance(leg, Prefill):
         if candidates > 1:
             raise bad(f"n and best_of must be 1 where {PARAM} has do_remote_decode, not {candidates}", "n")

@@ -1,28 +1,32 @@
-"""What clients send, typed, and what it asks of the engine. Unknown fields are ignored, as vLLM does; wrong ones are named."""
+"""What clients send, typed, and what it asks of the engine. Values out of range are named."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from pdlab.real.api.errors import bad
+from pdlab.real.api.refused import Refused
 from pdlab.real.api.structured import StructuredAsk, structured_of
 from pdlab.real.api.tools import ToolUse
 from pdlab.real.engine.messages import Sampling
+from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.wire import KvParams
 
 MOST_STOPS, MOST_CHOICES, MOST_LOGPROBS, MOST_BIASES = 16, 128, 20, 1024
+MOST_BAD_WORDS, MOST_BAD_CHARACTERS = 128, 256  # words, and characters of one
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-class Common(msgspec.Struct, frozen=True, kw_only=True):
+class Common(Refused, frozen=True, kw_only=True):
     """What both endpoints take. None: not given."""
 
     model: str | None = None
@@ -43,6 +47,11 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     n: int | None = None
     logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: int | None = None
@@ -61,11 +70,20 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     ttft_slo_ms: float | None = None
     tpot_slo_ms: float | None = None
 
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_usage_always(self) -> bool:
+        return self.wants_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What is to be done with each prompt: `sampling` by the engine, the rest here. `continues`: the text follows a prompt's.
-    `token_ids`: they are told; unless `text`, nothing else is. `tools`: calls of them are read from the text."""
+    `token_ids`: they are told; unless `text`, nothing else is. `tools`: calls of them are read from the text. `only_prompt`: what the
+    engine makes, one token, is not told."""
 
     sampling: Sampling
     stops: tuple[str, ...] = ()
@@ -77,35 +95,28 @@ class Ask:
     text: bool = True
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    only_prompt: bool = False
     tools: ToolUse | None = None
 
 
-Body = TypeVar("Body", bound=msgspec.Struct)
-
-
-def parse(raw: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
-    """A body. Raises ApiError naming the field that is missing or of the wrong type."""
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at `")
-        path = place.rstrip("`").removeprefix("$").removeprefix(".")
-        param = re.split(r"[.\[]", path)[0] or None
-        if missing := re.search(r"missing required field `(\w+)`", what):
-            raise bad(f"{path}.{missing[1]} is required".lstrip("."), param or missing[1]) from None
-        raise bad(f"{path or 'the body'}: {what[:1].lower()}{what[1:]}", param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad(f"the body is not valid JSON: {error}") from None
-
-
-def ask(body: Common, *, max_tokens: int, best_of: int, logprobs: int | None, vocab: int, continues: bool) -> Ask:
-    """Raises ApiError naming the parameter that is out of range."""
+def ask(
+    body: Common,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    best_of: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    vocab: int,
+    continues: bool,
+) -> Ask:
+    """`max_tokens` 0: the prompt alone is told. Raises ApiError naming the parameter that is out of range."""
     if body.stream_options is not None and not body.stream:
         raise bad("stream_options needs stream: true", "stream_options")
     if body.detokenize is False and body.stop:
         raise bad("stop needs text: leave detokenize out, or give stop_token_ids", "stop")
     sampling = Sampling(
-        max_tokens=_whole("max_tokens", max_tokens, 1, 2**31),
+        max_tokens=_whole("max_tokens", max_tokens or 1, 1, 2**31),
         min_tokens=_whole("min_tokens", body.min_tokens or 0, 0, max_tokens),
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=_stop_tokens(body.stop_token_ids or [], vocab),
@@ -117,8 +128,11 @@ def ask(body: Common, *, max_tokens: int, best_of: int, logprobs: int | None, vo
         frequency_penalty=_number(body, "frequency_penalty", 0.0, -2.0, 2.0),
         repetition_penalty=_number(body, "repetition_penalty", 1.0, 0.0, 10.0, above=True),
         logit_bias=_biases(body.logit_bias or {}, vocab),
+        allowed_token_ids=_allowed(body.allowed_token_ids, vocab),
+        bad_words=_bad_words(body.bad_words or [], tokenizer),
         seed=None if body.seed is None else _whole("seed", body.seed, -(2**63), 2**63 - 1),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         best_of=best_of,
         structured=structured_of(body),
     )
@@ -133,6 +147,7 @@ def ask(body: Common, *, max_tokens: int, best_of: int, logprobs: int | None, vo
         body.detokenize is not False,
         _slo_s(body, "ttft_slo_ms"),
         _slo_s(body, "tpot_slo_ms"),
+        not max_tokens,
     )
 
 
@@ -203,4 +218,26 @@ def _biases(given: dict[str, float], vocab: int) -> dict[int, float]:
         if not -100 <= value <= 100:
             raise bad(f"logit_bias of token {key} must be from -100 to 100, not {value:g}", "logit_bias")
         found[token] = value
+    return found
+
+
+def _allowed(given: list[int] | None, vocab: int) -> tuple[int, ...]:
+    if given is None:
+        return ()
+    if not given:
+        raise bad("allowed_token_ids is empty, which leaves nothing to answer with: leave it out", "allowed_token_ids")
+    check_tokens(given, vocab, "allowed_token_ids")
+    return tuple(sorted(set(given)))
+
+
+def _bad_words(given: list[str], tokenizer: Tokenizer) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Each word as tokens, at the beginning of a text and after a space."""
+    if len(given) > MOST_BAD_WORDS:
+        raise bad(f"bad_words has {len(given)} words, at most {MOST_BAD_WORDS} are allowed", "bad_words")
+    found: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for word in given:
+        if not word.strip() or len(word) > MOST_BAD_CHARACTERS:
+            raise bad(f"bad_words must have 1 to {MOST_BAD_CHARACTERS} characters that are no spaces each, not {word[:40]!r}", "bad_words")
+        first, after = (tuple(tokenizer.encode(space + word.lstrip(), special=False)) for space in ("", " "))
+        found[word] = (first,) if after[-len(first) :] == first else (first, after)
     return found

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from pdlab.real.api.legs import Leg, Move, Prefill, Pull
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.api.structured import GrammarCheck
-from pdlab.real.engine.messages import StructuredOutputs
+from pdlab.real.engine.messages import Scored, StructuredOutputs
 from pdlab.real.engine.tokenizer import Tokenizer
 
 LONG_TEXT = 16_384  # characters
@@ -28,10 +28,12 @@ DENSE = 8  # bytes for each token that fits: a longer text seldom fits, so its p
 PART = 1 << 18  # characters
 BODY_BYTES, MOST_BODY_BYTES = 1 << 20, 32 << 20
 ESCAPED = 12  # bytes of JSON, at most, for a byte of text
+COMMENT_S = 5.0
 
 
 class Shape(Protocol):
-    """How an endpoint's answers look. A chunk that is text alone is `before`, the text as JSON, `after`."""
+    """How an endpoint's answers look. A chunk that is text alone is `before`, the text as JSON, `after`. `scores` are those of the choice's
+    prompt, where they are asked for; with `needs_scores` a choice's opening waits for them."""
 
     @property
     def kind(self) -> str: ...
@@ -44,15 +46,19 @@ class Shape(Protocol):
     @property
     def after(self) -> bytes: ...
 
-    def opening(self, choices: int) -> list[dict[str, Any]]: ...
+    @property
+    def needs_scores(self) -> bool: ...
+
+    def opening(self, choice: int, scores: list[Scored] | None) -> dict[str, Any] | None: ...
     def chunk(self, delta: Delta) -> dict[str, Any]: ...
-    def whole(self, index: int, choice: Choice) -> dict[str, Any]: ...
+    def whole(self, index: int, choice: Choice, scores: list[Scored] | None) -> dict[str, Any]: ...
+    def beside(self, scores: Mapping[int, list[Scored]]) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A checked request: what to compute, and how to tell it. `n` of each prompt's `ask.sampling.best_of` candidates are shown. `leg`: the
-    part that other instances have in it."""
+    part that other instances have in it. `usage_always`: each chunk tells the usage so far."""
 
     shape: Shape
     prompts: Sequence[list[int]]
@@ -61,12 +67,14 @@ class Job:
     stream: bool
     include_usage: bool
     leg: Leg | None = None
+    usage_always: bool = False
 
 
 class Service:
     """At most `max_requests` prompts are in flight. With `api_key` or the cluster's `token` /v1 asks for either, unless there is no key and
     it is `open_to_clients`; /pdlab, and whatever has to do with other instances, asks for the token.
-    `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not."""
+    `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not. A stream that
+    has nothing to say for `comment_s` says so."""
 
     def __init__(
         self,
@@ -80,10 +88,11 @@ class Service:
         exchange: Exchange | None = None,
         tool_parser: str = "",
         open_to_clients: bool = False,
+        comment_s: float = COMMENT_S,
     ) -> None:
         self.engine, self.tokenizer, self.model = engine, tokenizer, model
         self.max_requests, self.api_key, self.token, self.open_to_clients = max_requests, api_key, token, open_to_clients
-        self.exchange = exchange
+        self.exchange, self.comment_s = exchange, comment_s
         self.tool_parser = tool_parser
         self.legs: dict[str, Generation] = {}
         self.running: set[Generation] = set()
@@ -227,10 +236,11 @@ class Service:
         if len(text) > LONG_TEXT and (size := _size(text)) > self.most_text_bytes:
             raise self._too_long(f"has {size} bytes", param)
 
-    async def tokens_of(self, text: str, special: bool = True, param: str = "prompt") -> list[int]:
-        """Raises ApiError where the text is too long to fit, before memory is taken for it."""
+    async def tokens_of(self, text: str, special: bool = True, param: str = "prompt", cut: bool = False) -> list[int]:
+        """Raises ApiError where the text is too long to fit, before memory is taken for it. One that will be `cut` may have more
+        tokens than fit, but not more bytes than the longest tokens could have."""
         self.check_length(text, param)
-        if len(text) > LONG_TEXT and _size(text) > DENSE * self.engine.ready.max_tokens:
+        if not cut and len(text) > LONG_TEXT and _size(text) > DENSE * self.engine.ready.max_tokens:
             await self._count_parts(text, param)
         return await self.encode(text, special)
 

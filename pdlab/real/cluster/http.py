@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from pdlab.real.cluster.remote import (
     Unfit,
 )
 from pdlab.real.cluster.vllm import Vllm
-from pdlab.real.engine.messages import Sampling, StructuredOutputs
+from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
 from pdlab.real.registry.records import Garbage, read_report
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import MOST_IDS, Continue, KvParams, Rejoin, Release, RoleChange, StreamEvent
@@ -67,6 +68,9 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: list[str] = []
+    prompt_logprobs: int | None = None
     seed: int | None = None
     logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -84,11 +88,19 @@ class Logprobs(msgspec.Struct, frozen=True):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """vLLM's, of one token."""
+
+    logprob: float
+    rank: int | None = None
+
+
 class Choice(msgspec.Struct, frozen=True):
     index: int = 0
     token_ids: Annotated[list[Token], msgspec.Meta(max_length=MOST_IDS)] | None = None
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
+    prompt_logprobs: Annotated[list[dict[str, PromptLogprob] | None], msgspec.Meta(max_length=MOST_IDS)] | None = None
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -159,6 +171,20 @@ def _ranked(found: dict[str, float]) -> list[tuple[int, float]]:
         raise Broken("log-probabilities came without token ids") from None
 
 
+def prompt_scores(told: list[dict[str, PromptLogprob] | None] | None, tokens: Sequence[int], alternatives: int) -> list[Scored]:
+    """Of the prompt `tokens` but the first. Raises Broken."""
+    if told is None or len(told) != len(tokens):
+        raise Broken(f"log-probabilities of {len(told or ())} tokens came for a prompt of {len(tokens)}")
+    found = []
+    for token, ranked in zip(tokens[1:], told[1:], strict=True):
+        own = (ranked or {}).get(str(token))
+        if own is None:
+            raise Broken(f"log-probabilities of the prompt came without that of its token {token}")
+        top = _ranked({name: one.logprob for name, one in (ranked or {}).items()})[:alternatives]
+        found.append(Scored(own.logprob, own.rank or 0, top))
+    return found
+
+
 def _read_answer(raw: bytes) -> Answer:
     try:
         return _decode_answer(raw)
@@ -174,11 +200,13 @@ def _read_trouble(raw: bytes) -> Answer:
         return Answer(error=Trouble(raw[:200].decode(errors="replace")))
 
 
-def _prefilled(answer: Answer, alternatives: int | None) -> Prefilled:
+def _prefilled(answer: Answer, ask: LegAsk) -> Prefilled:
     choice = answer.choices[0] if len(answer.choices) == 1 else Choice()
     if choice.token_ids is None or len(choice.token_ids) != 1 or choice.finish_reason not in ("stop", "length"):
         raise Broken("a prefill leg was not answered by one token")
-    logprobs, top = scored(choice.logprobs, 1, alternatives or 0) if choice.logprobs is not None else (None, None)
+    logprobs, top = scored(choice.logprobs, 1, ask.sampling.logprobs or 0) if choice.logprobs is not None else (None, None)
+    wanted = ask.sampling.prompt_logprobs
+    scores = prompt_scores(choice.prompt_logprobs, ask.tokens, wanted) if wanted is not None else None
     raw = bytes(answer.kv_transfer_params)
     try:
         params = _decode_params(raw) if raw != b"null" else None
@@ -193,17 +221,20 @@ def _prefilled(answer: Answer, alternatives: int | None) -> Prefilled:
         params=params,
         logprob=logprobs[0] if logprobs is not None else None,
         top=top[0] if top is not None else None,
+        scores=scores,
     )
 
 
 class Stream:
-    """Server-sent events to a leg's news. `failed`: what to raise after the news; `ended`: [DONE] has come."""
+    """Server-sent events to a leg's news. `failed`: what to raise after the news; `ended`: [DONE] has come. `prompt` is the leg's, where
+    its log-probabilities are asked for."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
         self.ended = False
         self.failed: Exception | None = None
         self._candidates = self._open = sampling.best_of
         self._alternatives = sampling.logprobs or 0
+        self._prompt, self._prompt_logprobs = prompt, sampling.prompt_logprobs
         self._rest = bytearray()
 
     def feed(self, read: bytes) -> list[LegNews]:
@@ -247,12 +278,17 @@ class Stream:
             self._open -= 1
         if finish not in FINISHES or not 0 <= candidate < self._candidates or self._open < 0:
             raise Broken(f"the stream has finish_reason {finish!r} for choice {candidate}")
+        if self._prompt_logprobs is not None:  # they come with what comes first
+            scores = prompt_scores(choice.prompt_logprobs, self._prompt, self._prompt_logprobs)
+            self._prompt_logprobs = None
+            found.append(LegTokens(candidate, [], scores=scores))
         if choice.logprobs is not None:
             logprobs, top = scored(choice.logprobs, len(tokens), self._alternatives)
             found.append(LegTokens(candidate, tokens, finish, logprobs, top))
             return
         last = found[-1] if found else None
-        if isinstance(last, LegTokens) and last.candidate == candidate and last.finish is None and last.logprobs is None:
+        joins = isinstance(last, LegTokens) and last.finish is None and last.logprobs is None and last.scores is None
+        if joins and isinstance(last, LegTokens) and last.candidate == candidate:
             found[-1] = LegTokens(candidate, last.tokens + tokens, finish)
         elif tokens or finish:
             found.append(LegTokens(candidate, tokens, finish))
@@ -280,7 +316,10 @@ class HttpRemote:
             answer = _read_answer(raw) if connection.status == 200 else _read_trouble(raw)
             if connection.status != 200 or answer.error is not None:
                 raise trouble(connection.status, answer.error)
-            found = _prefilled(answer, ask.sampling.logprobs)
+            if ask.sampling.prompt_logprobs is None:
+                found = _prefilled(answer, ask)
+            else:  # of a long prompt they take tens of milliseconds
+                found = await asyncio.to_thread(_prefilled, answer, ask)
             if not self._pdlab and found.params is not None:
                 self._leased(found.params.remote_request_id or "")
             return found
@@ -289,7 +328,7 @@ class HttpRemote:
 
     async def decode(self, ask: LegAsk, hear: Hear) -> None:
         connection = await self._leg(ask, stream=True)
-        stream = Stream(ask.sampling)
+        stream = Stream(ask.sampling, ask.tokens)
 
         def read(part: bytes) -> bool:
             for news in stream.feed(part):
@@ -376,8 +415,11 @@ class HttpRemote:
     async def _leg(self, ask: LegAsk, *, stream: bool) -> Connection:
         """A prefill leg makes one token of one candidate. vLLM's priorities run the other way, and most of its servers refuse them."""
         sampling, params = ask.sampling, ask.params
+        if sampling.prompt_logprobs is not None and stream and not self._pdlab:
+            raise Unfit("prompt_logprobs, and echo with logprobs, do not come in the stream of a vLLM server")
         if params is None and not stream:
             params = KvParams(do_remote_decode=True)
+        least = min(sampling.min_tokens, 1) if sampling.best_of == 1 else 0  # of several, the token is dropped
         body = Body(
             model=self.spec.model,
             prompt=ask.tokens,
@@ -390,11 +432,14 @@ class HttpRemote:
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             repetition_penalty=sampling.repetition_penalty,
-            min_tokens=sampling.min_tokens if stream else 0,
+            min_tokens=sampling.min_tokens if stream else least,
             n=sampling.best_of if stream else 1,
             ignore_eos=sampling.ignore_eos,
             stop_token_ids=sampling.stop_token_ids,
             logit_bias=sampling.logit_bias,
+            allowed_token_ids=sampling.allowed_token_ids,
+            bad_words=list(sampling.bad_words),
+            prompt_logprobs=sampling.prompt_logprobs,
             seed=sampling.seed,
             logprobs=sampling.logprobs,
             structured_outputs=sampling.structured,

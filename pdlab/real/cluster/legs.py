@@ -171,9 +171,14 @@ class Legs:
     ) -> LegAsk:
         request = live.request
         tokens, own = live.ask()
+        sampling = sampling or own
         if leg.kind == "prefill" and live.given:
             tokens = tokens + live.given[:-1]  # the last one's KV is computed by who decodes
-        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling or own, request.priority, request.hashes, params, raw)
+        if sampling.prompt_logprobs is not None and (leg.kind not in ("alone", "prefill") or live.delivered):
+            sampling = msgspec.structs.replace(
+                sampling, prompt_logprobs=None
+            )  # they come from who computes the prompt, with its first token
+        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw)
 
     def _dispatched(self, live: Live, prefill: Member) -> None:
         live.line.dispatched(self.world.now(), prefill.name)
@@ -198,6 +203,8 @@ class Legs:
         if leg.over:
             return
         live.prefilled = answer
+        if answer.scores is not None:
+            live.scores = answer.scores
         self._prefilled(live, answer.queue_s, answer.cached_tokens)
         if push is None and answer.params is not None and answer.params.remote_request_id:
             live.held = Held(leg.member, answer.params.remote_request_id)

@@ -13,7 +13,7 @@ from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.instances import Member
 from pdlab.real.cluster.remote import Broken, LegTokens, Prefilled
 from pdlab.real.cluster.timeline import Timeline
-from pdlab.real.engine.messages import Sampling, Tokens
+from pdlab.real.engine.messages import Sampling, Scored, Tokens
 from pdlab.types import Request, Stage
 
 Gap = Callable[[float, int], None]
@@ -81,6 +81,7 @@ class Live:
         self.prefilled: Prefilled | None = None  # this attempt's, by a leg that does not decode
         self.made: list[int] = []  # of this attempt's tokens, those its decode leg goes on from
         self.unfit = False
+        self.scores: list[Scored] | None = None  # of the prompt, on the way to the client
 
     @property
     def single(self) -> bool:
@@ -109,7 +110,9 @@ class Live:
     def looks_back(self) -> bool:
         """Does the next token depend on which ones are output?"""
         s = self.sampling
-        return bool(s.temperature > 0 or s.presence_penalty or s.frequency_penalty or s.structured is not None)
+        spelled = (word for spellings in s.bad_words.values() for word in spellings)
+        follows = s.structured is not None or any(len(word) > 1 for word in spelled)
+        return bool(s.temperature > 0 or s.presence_penalty or s.frequency_penalty or follows)
 
     def begin(self, attempt: int, *, goes_on: bool) -> None:
         """A new attempt; the last one's legs are gone. `goes_on`: every instance can go on from given tokens."""
@@ -151,6 +154,8 @@ class Live:
 
     def take(self, leg: Leg, news: LegTokens, now: float) -> None:
         """The next tokens of a leg."""
+        if news.scores is not None:
+            self.scores = news.scores
         start = self.base + leg.next[news.candidate]
         leg.next[news.candidate] += len(news.tokens)
         self._take(start, news, now)
@@ -189,6 +194,7 @@ class Live:
             c.last_s = now
             c.tokens += new
         c.finish = news.finish
+        scores, self.scores = self.scores, None
         self.deliver(
             Tokens(
                 self.request.id,
@@ -200,6 +206,7 @@ class Live:
                 None if news.top is None else news.top[known - start :],
                 self.line.cached_tokens,
                 max(0.0, self.line.prefill_start_s - self.request.arrival_s),
+                prompt=scores,
             )
         )
 

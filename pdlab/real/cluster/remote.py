@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from pdlab.real.engine.messages import Sampling
+from pdlab.real.engine.messages import Sampling, Scored
 from pdlab.real.wire import Continue, KvParams, StreamEvent
 from pdlab.types import InstanceSpec, Report, Role
 
@@ -35,7 +35,8 @@ class LegAsk:
 @dataclass(frozen=True, slots=True)
 class Prefilled:
     """The prefill leg's answer: its token (with log-probabilities where asked for), and the `kv_transfer_params` for the decode leg, as
-    they came (`raw_params`, None: no KV waits there) and as read. `finish`: "stop" where the token ended the request, else "length"."""
+    they came (`raw_params`, None: no KV waits there) and as read. `finish`: "stop" where the token ended the request, else "length".
+    `scores` are those of the prompt, where they were asked for."""
 
     token: int
     finish: str
@@ -45,16 +46,18 @@ class Prefilled:
     params: KvParams | None = None
     logprob: float | None = None
     top: list[tuple[int, float]] | None = None
+    scores: list[Scored] | None = None
 
 
 class LegTokens(msgspec.Struct, frozen=True):
-    """New tokens of one candidate of a leg, in order; `finish` "stop" or "length" ends it."""
+    """New tokens of one candidate of a leg, in order; `finish` "stop" or "length" ends it. `scores` of the prompt come before the first."""
 
     candidate: int
     tokens: list[int]
     finish: str | None = None
     logprobs: list[float] | None = None
     top: list[list[tuple[int, float]]] | None = None
+    scores: list[Scored] | None = None
 
 
 LegNews = LegTokens | StreamEvent

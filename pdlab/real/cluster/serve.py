@@ -20,6 +20,7 @@ from pdlab import control
 from pdlab.log import EventLog
 from pdlab.real import credentials
 from pdlab.real.api.app import Route, as_json, create_app
+from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.serve import IDLE_S, bind, serve
 from pdlab.real.api.service import Service
@@ -65,6 +66,7 @@ class Front:
     asks_token: str | None = None
     open_to_clients: bool = True
     tls: Tls = PLAIN
+    cors: Cors = NO_PAGES
 
     @property
     def guard(self) -> str:
@@ -158,7 +160,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
             start=None if brood is None else brood.scale,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens, log_file=log_file)
-        app = create_app(None, _routes(registry, members))  # answers "loading" until it has a service
+        app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
         jobs: list[asyncio.Future[Any]] = [
             serving,

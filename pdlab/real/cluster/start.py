@@ -299,6 +299,7 @@ def _front(asked: Asked) -> Front:
         tool_parser=how.tool_parser(tokenizer),
         open_to_clients=loopback(how.host),
         tls=how.tls,
+        cors=how.cors,
     )
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 import pdlab.scheduler as sched
 from pdlab.decisions import Recorded
 from pdlab.prefix import chain
 from pdlab.real.engine.grammar import GrammarError, Grammars
-from pdlab.real.engine.messages import Step, Submit, Tokens
+from pdlab.real.engine.messages import Scored, Step, Submit, Tokens
 from pdlab.real.engine.runner import Piece, Runner
 from pdlab.real.engine.sampler import Row, Sampled, sample
 
@@ -39,7 +41,8 @@ class Pusher(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Candidate:
-    """One sequence of a request: its prompt and output tokens, and the ids of its KV blocks."""
+    """One sequence of a request: its prompt and output tokens, and the ids of its KV blocks. `scores` are those of its prompt's tokens so
+    far, where they are asked for and not told yet."""
 
     submit: Submit
     index: int
@@ -49,6 +52,7 @@ class Candidate:
     submitted_s: float
     table: Sequence[int] = ()
     admitted_s: float = -1.0
+    scores: list[Scored] | None = None
 
     @property
     def id(self) -> int:
@@ -121,7 +125,9 @@ class Engine:
         total = len(submit.tokens) + s.max_tokens
         if total > self.max_tokens or not self.scheduler.fits(total):
             return f"prompt of {len(submit.tokens)} and output of {s.max_tokens} tokens exceed the {self.max_tokens} tokens that fit here"
-        wrong = next((t for t in (*submit.tokens, *s.stop_token_ids, *s.logit_bias) if not 0 <= t < vocab), None)
+        spelled = [token for spellings in s.bad_words.values() for word in spellings for token in word]
+        named = (*submit.tokens, *s.stop_token_ids, *s.logit_bias, *s.allowed_token_ids, *spelled)
+        wrong = next((t for t in named if not 0 <= t < vocab), None)
         if wrong is not None:
             return f"token {wrong} is not in the vocabulary of {vocab}"
         return self.unreadable(submit)
@@ -149,9 +155,12 @@ class Engine:
         if s.structured is not None and self.grammars is not None:
             row.grammar = self.grammars.matcher(s.structured)
         output = s.max_tokens if submit.stays else max(s.max_tokens, 2)  # what is held has more to come, elsewhere
-        seq = sched.Sequence(submit.id, index, len(submit.tokens), output, submit.hashes, submit.priority, stays=submit.stays)
+        hashes = submit.hashes if s.prompt_logprobs is None else ()  # the prefix cache would leave positions out
+        seq = sched.Sequence(submit.id, index, len(submit.tokens), output, hashes, submit.priority, stays=submit.stays)
         candidate = Candidate(submit, index, list(submit.tokens), row, seq, now if submit.sent_s is None else submit.sent_s)
         seq.owner = candidate
+        if s.prompt_logprobs is not None and not index:
+            candidate.scores = []
         return candidate
 
     def cancel(self, id: int, candidate: int = -1) -> None:
@@ -219,11 +228,10 @@ class Engine:
             decoding = [seq.owner for seq in scheduler.running.values()] if batch.decodes else []
             sampling = [*computed, *decoding]
             pieces = [*self._chunks(batch.chunks, now), *map(self._next_token, decoding)]
-            if self.pusher is None or not batch.chunks:
-                logits = self.runner.run(pieces)
-            else:
-                logits = self.runner.run(pieces, self.pusher.begins(batch.chunks))
-                self.pusher.ends(batch.chunks)
+            pusher = self.pusher if batch.chunks else None
+            logits = self._run(pieces, batch.chunks, pusher.begins(batch.chunks) if pusher is not None else None)
+            if pusher is not None:
+                pusher.ends(batch.chunks)
             outputs = [self._take(c, s) for c, s in zip(sampling, sample(logits, [c.row for c in sampling]), strict=True)]
             ended = [(c, o) for c, o in zip(sampling, outputs, strict=True) if o.finish]
             if ended or batch.repeat == 1 or passes >= self.step_limit or interrupted():
@@ -246,6 +254,16 @@ class Engine:
         emit(outputs)
         return True
 
+    def _run(self, pieces: list[Piece], chunks: list[tuple[sched.Sequence, int]], after_layer: AfterLayer | None) -> Tensor:
+        """The logits that are sampled from; the scores of prompts are booked."""
+        if not any(piece.targets for piece in pieces):
+            return self.runner.run(pieces, after_layer)
+        logits, scores = self.runner.score(pieces, after_layer)
+        for (seq, _), found in zip(chunks, scores, strict=False):  # chunks come first among the pieces
+            if found:
+                seq.owner.scores[seq.computed :] = found
+        return logits
+
     def _chunks(self, chunks: list[tuple[sched.Sequence, int]], now: float) -> list[Piece]:
         pieces = []
         for seq, tokens in chunks:
@@ -258,7 +276,7 @@ class Engine:
                 self.prefix_queries += seq.prompt_tokens if seq.hashes else 0
                 self.prefix_hits += seq.cached_tokens
             self.prompt_tokens += tokens
-            pieces.append(Piece(c.tokens[start:end], start, c.table, end == seq.prompt_tokens))
+            pieces.append(Piece(c.tokens[start:end], start, c.table, end == seq.prompt_tokens, *_wanted(c, start, end)))
         return pieces
 
     def _next_token(self, c: Candidate) -> Piece:
@@ -273,6 +291,7 @@ class Engine:
         start, grammar = c.row.made, c.row.grammar
         if grammar is not None and grammar.error:
             return Tokens(c.id, c.index, start, [], "error", error=grammar.error)
+        scores, c.scores = c.scores, None
         c.tokens.append(token)
         c.row.count(token)
         finish = None
@@ -292,6 +311,7 @@ class Engine:
             None if sampled.top is None else [sampled.top],
             cached_tokens=c.seq.cached_tokens,
             queue_s=c.admitted_s - c.submitted_s,
+            prompt=scores,
         )
 
     # ------------------------------------------------------------ what it says of itself
@@ -322,3 +342,10 @@ class Engine:
             evicted=list(evicted),
             leases=len(self.held),
         )
+
+
+def _wanted(c: Candidate, start: int, end: int) -> tuple[Sequence[int], int]:
+    """The tokens of the prompt after those from `start` to `end` whose scores are wanted, and how many alternatives to each."""
+    if c.scores is None:
+        return (), 0
+    return c.tokens[start + 1 : min(end + 1, len(c.submit.tokens))], c.submit.sampling.prompt_logprobs or 0

@@ -27,7 +27,8 @@ class StructuredOutputs(msgspec.Struct, frozen=True, omit_defaults=True):
 class Sampling(msgspec.Struct, frozen=True):
     """How tokens are drawn. Temperature 0 takes the likeliest. `logprobs` is the number of alternatives wanted beside each sampled
     token's own log-probability; None: no log-probabilities at all. Log-probabilities are those of the model's softmax before temperature
-    and filters, as in vLLM."""
+    and filters, as in vLLM. `prompt_logprobs`: the same of the prompt's tokens, which are
+    then all computed, whatever the prefix cache holds."""
 
     max_tokens: int = 16
     min_tokens: int = 0  # no end-of-sequence or stop token before that many
@@ -41,8 +42,11 @@ class Sampling(msgspec.Struct, frozen=True):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0  # over prompt and output
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()  # no other token is drawn; empty: all
+    bad_words: dict[str, tuple[tuple[int, ...], ...]] = {}  # each word, and the tokens that spell it, which are not made in that order
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     best_of: int = 1
     structured: StructuredOutputs | None = None
 
@@ -205,11 +209,20 @@ class Ready(FromEngine, frozen=True):
     spare_blocks: int = 0
 
 
+class Scored(msgspec.Struct, frozen=True, array_like=True):
+    """A prompt token's log-probability after those before it, its rank among all (1: the likeliest), and the likeliest alternatives."""
+
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
 class Tokens(FromEngine, frozen=True):
     """New tokens of one candidate. `start` is the index of the first of them, so that a gap or a repeat shows. `finish` ends the
     candidate: "stop" (end of sequence, or a stop token, which is the last of `tokens`), "length", "held" (prefilled for
     another to decode), "moved" (migrated away), "abort" (cancelled), "error".
-    `cached_tokens` of the prompt came from the prefix cache; `queue_s` is the wait until its computation began."""
+    `cached_tokens` of the prompt came from the prefix cache; `queue_s` is the wait until its computation began. `prompt`: of the prompt's
+    tokens but the first, once, with the first token that comes after it."""
 
     id: int
     candidate: int
@@ -221,6 +234,7 @@ class Tokens(FromEngine, frozen=True):
     cached_tokens: int = 0
     queue_s: float = 0.0
     error: str = ""
+    prompt: list[Scored] | None = None
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):

@@ -86,6 +86,19 @@ class Model:
     def forward(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
         """Logits float32 [len(inputs.last), vocab]. `caches` are each layer's keys and values, [blocks, kv_heads, block_tokens, head_dim],
         and take this step's; `after_layer(index)` is called when they have one's."""
+        logits: Tensor = self.logits(self.hidden(inputs, caches, after_layer))
+        return logits
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 [rows, vocab], of what `hidden` returns."""
+        if not len(hidden):
+            return torch.empty((0, self.config.vocab), device=self.device)
+        return self.head(hidden).float()
+
+    @torch.inference_mode()
+    def hidden(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
+        """As `forward`, but for the head: [len(inputs.last), hidden]. `inputs.last` ascends."""
         c, eps = self.config, self.config.norm_eps
         hidden = F.embedding(inputs.tokens, self.embedding)
         residual = hidden.clone()
@@ -118,10 +131,11 @@ class Model:
             if index == len(self.layers) - 1 and len(inputs.last) < len(inputs.tokens):  # of the rest nobody asks for more than KV
                 attended, residual = attended.index_select(0, inputs.last), residual.index_select(0, inputs.last)
                 if not len(attended):
-                    return torch.empty((0, c.vocab), device=self.device)
+                    return residual
             x = rms_norm(layer.out(attended), layer.post_norm, eps, residual)
             x = layer.down(silu_and_mul(layer.gate_up(x)))
-        return self.head(rms_norm(x, self.norm, eps, residual)).float()
+        normed: Tensor = rms_norm(x, self.norm, eps, residual)
+        return normed
 
     @torch.inference_mode()
     def decode(self, inputs: Inputs, step: DecodeStep) -> Tensor:

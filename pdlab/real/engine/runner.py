@@ -12,24 +12,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pdlab.real.engine.fast import FastStep
+from pdlab.real.engine.messages import Scored
 from pdlab.real.engine.model import Inputs, Model
+from pdlab.real.engine.sampler import score
 from pdlab.real.pages import keep_memory, use_huge_pages
 from pdlab.real.transfer.shared import shared_kv
 
 ROOM = 4  # times what a step's results take at once, since what else is kept lies between them
 ROOM_TOKENS = 512  # a longer step makes its own room, once: what is touched here is time until an engine is ready
 MOST_ROOM_BYTES = 256 << 20
+MOST_LOGITS_BYTES = 64 << 20  # at once, where every token of a prompt has its own
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """`tokens` of one sequence from position `start` on. `table` are the ids of its blocks, at least as far as these tokens reach.
-    `samples`: is the token after the last of them wanted?"""
+    `samples`: is the token after the last of them wanted? `targets` are the tokens that follow the first ones of these, where their
+    log-probabilities are wanted, with those of the `alternatives` likeliest."""
 
     tokens: Sequence[int]
     start: int
     table: Sequence[int]
     samples: bool
+    targets: Sequence[int] = ()
+    alternatives: int = 0
 
 
 class Runner:
@@ -70,6 +76,26 @@ class Runner:
             return self.model.decode(inputs, self.fast.step)
         return self.model.forward(inputs, self.caches, after_layer)
 
+    def score(self, pieces: Sequence[Piece], after_layer: Callable[[int], None] | None = None) -> tuple[Tensor, list[list[Scored]]]:
+        """As `run`, with the log-probabilities of each piece's `targets`. A few rows at a time go through the head: all of a long chunk's
+        logits would be gigabytes."""
+        hidden = self.model.hidden(self.inputs(pieces), self.caches, after_layer)
+        rows = max(1, MOST_LOGITS_BYTES // (4 * self.model.config.vocab))
+        scores: list[list[Scored]] = []
+        sampled: list[int] = []
+        at = 0
+        for piece in pieces:
+            found: list[Scored] = []
+            for start in range(0, len(piece.targets), rows):
+                targets = piece.targets[start : start + rows]
+                found += score(self.model.logits(hidden[at : at + len(targets)]), targets, piece.alternatives)
+                at += len(targets)
+            scores.append(found)
+            if piece.samples:
+                sampled.append(at)
+                at += 1
+        return self.model.logits(hidden[sampled]), scores
+
     def inputs(self, pieces: Sequence[Piece]) -> Inputs:
         """The pieces as flat arrays on the device."""
         count = len(pieces)
@@ -87,6 +113,9 @@ class Runner:
         query_starts = np.zeros(count + 1, np.int32)
         query_starts[1:] = ends
         last = ends[np.fromiter((p.samples for p in pieces), np.bool_, count)] - 1
+        if any(p.targets for p in pieces):
+            first = (ends - lengths).tolist()
+            last = np.sort(np.concatenate([last, *(np.arange(at, at + len(p.targets)) for at, p in zip(first, pieces, strict=True))]))
 
         def on_device(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(array).to(self.model.device, non_blocking=True)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from pdlab.real.engine.grammar import Matcher
-from pdlab.real.engine.messages import Sampling
+from pdlab.real.engine.messages import Sampling, Scored
 
 
 @dataclass(slots=True)
 class Row:
-    """What sampling needs of a sequence. `output` counts its tokens made so far; `prompt` are the distinct tokens of its prompt, kept only
-    where a penalty asks for them."""
+    """What sampling needs of a sequence. `output` counts its tokens made so far, `recent` are the last of them, as far as bad words look
+    back; `prompt` are the distinct tokens of its prompt. All are kept only where something asks for them."""
 
     sampling: Sampling
     generator: random.Random
@@ -30,12 +30,19 @@ class Row:
     output: dict[int, int] = field(default_factory=dict)
     prompt: tuple[int, ...] = ()
     grammar: Matcher | None = None
+    recent: tuple[int, ...] = ()
+    longest: int = 0  # of its sampling's bad words, in tokens
+    allowed: Tensor | None = None  # its sampling's, on the device, since the first step
+
+    def __post_init__(self) -> None:
+        self.longest = max((len(word) for spellings in self.sampling.bad_words.values() for word in spellings), default=0)
 
     @property
     def plain(self) -> bool:
         """Does nothing alter its logits?"""
         s = self.sampling
-        return not (s.logit_bias or self.penalised or self.grammar or (self.made < s.min_tokens and self.stop_ids))
+        banned = self.made < s.min_tokens and self.stop_ids
+        return not (s.logit_bias or self.penalised or self.grammar or banned or s.allowed_token_ids or s.bad_words)
 
     @property
     def penalised(self) -> bool:
@@ -48,6 +55,17 @@ class Row:
             self.output[token] = self.output.get(token, 0) + 1
         if self.grammar is not None:
             self.grammar.count(token)
+        if self.sampling.bad_words:
+            self.recent = (*self.recent, token)[-self.longest :]
+
+    def banned(self) -> list[int]:
+        """Tokens that may not come next: those that would end it too soon, and the last ones of bad words of which the rest is made."""
+        found = list(self.stop_ids) if self.made < self.sampling.min_tokens else []
+        for spellings in self.sampling.bad_words.values():
+            for *before, last in spellings:
+                if not before or self.recent[-len(before) :] == tuple(before):
+                    found.append(last)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +106,20 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     return sampled
 
 
+def score(logits: Tensor, targets: Sequence[int], alternatives: int) -> list[Scored]:
+    """What each row of `logits`, float32 [targets, vocab], says of its target."""
+    if not len(targets):
+        return []
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, torch.tensor(list(targets), device=logits.device).unsqueeze(1))
+    ranks = (logprobs >= own).sum(-1).tolist()
+    if not alternatives:
+        return [Scored(logprob, rank, []) for logprob, rank in zip(own.squeeze(1).tolist(), ranks, strict=True)]
+    values, ids = logprobs.topk(min(alternatives, logits.shape[1]))
+    tops = [list(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [Scored(*row) for row in zip(own.squeeze(1).tolist(), ranks, tops, strict=True)]
+
+
 def _with_logprobs(raw: Tensor, token: int, count: int) -> Sampled:
     if not count:
         return Sampled(token, raw[token].item(), [])
@@ -114,11 +146,17 @@ def _constrain(logits: Tensor, computed: Tensor, constrained: list[int], rows: S
 
 def _alter(logits: Tensor, row: Row) -> None:
     s = row.sampling
+    if s.allowed_token_ids:
+        if row.allowed is None:
+            row.allowed = torch.tensor(s.allowed_token_ids, device=logits.device)
+        kept = logits[row.allowed]
+        logits.fill_(-torch.inf)
+        logits[row.allowed] = kept
     if s.logit_bias:
         ids = torch.tensor(list(s.logit_bias), device=logits.device)
         logits[ids] += torch.tensor(list(s.logit_bias.values()), device=logits.device)
-    if row.made < s.min_tokens and row.stop_ids:
-        logits[list(row.stop_ids)] = -torch.inf
+    if banned := row.banned():
+        _ban(logits, banned, row.allowed)
     if row.grammar is not None and s.ignore_eos:
         logits[list(row.grammar.eos_ids)] = -torch.inf
     if s.repetition_penalty != 1.0:
@@ -130,6 +168,14 @@ def _alter(logits: Tensor, row: Row) -> None:
         ids = torch.tensor(list(row.output), device=logits.device)
         counts = torch.tensor(list(row.output.values()), device=logits.device, dtype=torch.float32)
         logits[ids] -= s.frequency_penalty * counts + s.presence_penalty
+
+
+def _ban(logits: Tensor, tokens: list[int], allowed: Tensor | None) -> None:
+    """Where that leaves nothing of what is allowed, what is allowed stays."""
+    before = logits[allowed] if allowed is not None else None
+    logits[tokens] = -torch.inf
+    if allowed is not None and before is not None and bool((logits[allowed] == -torch.inf).all()):
+        logits[allowed] = before
 
 
 def _draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:

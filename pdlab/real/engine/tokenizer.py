@@ -8,6 +8,7 @@ llama-vocab.cpp for which these are.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -152,6 +153,10 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
+
+    def template_reads(self, name: str) -> bool:
+        """Is there a chat template that names this variable?"""
+        return any(re.search(rf"\b{re.escape(name)}\b", template) for template in self._templates.values())
 
     def chat(
         self,

@@ -12,7 +12,8 @@ from pdlab.real.api.errors import ApiError, bad, loading
 from pdlab.real.api.exchange import Directory
 from pdlab.real.api.generate import Generation
 from pdlab.real.api.legs import PARAM, Reserve, bounded, check_made, seconds, source_of
-from pdlab.real.api.requests import check_tokens, parse
+from pdlab.real.api.parse import parse
+from pdlab.real.api.requests import check_tokens
 from pdlab.real.api.service import Service
 from pdlab.real.engine.client import load_report
 from pdlab.real.instance.member import Member

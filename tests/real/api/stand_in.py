@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from pdlab.real.engine.messages import FromQueue, Ready, Sampling, Step, Submit, Tokens
+from pdlab.real.engine.messages import FromQueue, Ready, Sampling, Scored, Step, Submit, Tokens
 
 EOS, START, END = 256, 257, 258
 VOCAB, CONTEXT, BLOCK = 300, 512, 4
@@ -49,7 +49,8 @@ class Sequence:
 class EchoEngine:
     """Candidate c of a prompt says it again from its c-th token on, round and round; <eos> ends it, a bias of 100 makes it say that token.
     Each step gives every running sequence `per_step` tokens. At most `seqs` run; candidate c's tokens have log-probability
-    -(1 + 3 c mod 5) / 10. It stands still while `paused`; so does a sequence that has made `holds_at` tokens, till that is another."""
+    -(1 + 3 c mod 5) / 10, the prompt's i-th -i / 10 and rank i. It stands still while
+    `paused`; so does a sequence that has made `holds_at` tokens, till that is another."""
 
     def __init__(self, *, step_s: float = 0.0, per_step: int = 1, seqs: int = 10_000, context: int = CONTEXT) -> None:
         self.ready = Ready("stand-in", context, VOCAB, BLOCK, 10_000, "cpu", "float32")
@@ -131,7 +132,9 @@ class EchoEngine:
             ends = (token == EOS and not how.ignore_eos) or token in how.stop_token_ids
             finish = "stop" if ends and made >= how.min_tokens else "length" if made + 1 == how.max_tokens else None
         finish = self.finished(one, finish)
-        one.arriving.put_nowait(Tokens(*one.key, one.made, tokens, finish, *_logprobs(tokens, one.candidate, how), cached, 0.25))
+        scores = _scores(prompt, how) if one.made == one.given and not one.candidate else None
+        told = Tokens(*one.key, one.made, tokens, finish, *_logprobs(tokens, one.candidate, how), cached, 0.25, prompt=scores)
+        one.arriving.put_nowait(told)
         one.made += len(tokens)
         if finish is not None:
             del self.live[one.key]
@@ -145,3 +148,11 @@ def _logprobs(tokens: list[int], candidate: int, how: Sampling) -> tuple[list[fl
         return None, None
     own = -(1 + 3 * candidate % 5) / 10
     return [own] * len(tokens), [[((token + k) % 256, own - k) for k in range(how.logprobs)] for token in tokens]
+
+
+def _scores(prompt: list[int], how: Sampling) -> list[Scored] | None:
+    if how.prompt_logprobs is None:
+        return None
+    return [
+        Scored(-at / 10, at, [((token + k) % 256, -k / 10) for k in range(how.prompt_logprobs)]) for at, token in enumerate(prompt) if at
+    ]

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -345,3 +346,74 @@ def test_a_port_in_use_is_a_clear_mistake() -> None:
     for host, bad_port in (("256.1.1.1", 0), ("127.0.0.1", 70_000), ("a" * 70, 0)):
         with pytest.raises(UsageError, match=r"^cannot listen on"):
             bind(host, bad_port)
+
+
+def test_a_stream_whose_prompt_takes_long_has_its_head_at_once_and_comments(folder: Path) -> None:
+    with served(folder, comment_s=0.2) as world:
+        world.engine.paused = True
+        with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True, max_tokens=3), timeout=30) as answer:
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            lines = answer.iter_lines()
+            for _ in range(3):
+                assert next(lines).startswith(":")
+                assert next(lines) == ""
+            world.engine.paused = False
+            rest = [line for line in lines if line]
+        assert [line.startswith("data: ") for line in rest].count(True) == 4  # three tokens, and the end
+        assert rest[-1] == "data: [DONE]"
+
+
+def test_the_head_does_not_wait_for_the_first_comment(folder: Path) -> None:
+    with served(folder, comment_s=3600.0) as world:
+        world.engine.paused = True
+        with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True), timeout=30) as answer:
+            assert answer.status_code == 200
+        until(world.at_rest)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_comments_are_nothing_to_the_official_client(folder: Path, chat: bool) -> None:
+    with served(folder, comment_s=0.1) as world, openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0) as client:
+        world.engine.paused = True
+        threading.Timer(0.5, lambda: world.call(lambda: setattr(world.engine, "paused", False))).start()
+        asked: dict[str, Any] = {"model": "tiny", "max_tokens": 6, "stream": True}
+        if chat:
+            chunks = list(client.chat.completions.create(messages=[{"role": "user", "content": "hi"}], **asked))
+            assert "".join(c.choices[0].delta.content or "" for c in chunks) == "user\n"
+            assert chunks[0].choices[0].delta.role == "assistant"
+        else:
+            assert "".join(c.choices[0].text for c in client.completions.create(prompt="ab", **asked)) == "ababab"
+
+
+def test_a_stream_that_falls_silent_later_says_so(folder: Path) -> None:
+    with served(folder, comment_s=0.2) as world:
+        world.engine.holds_at = 2
+        with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True, max_tokens=4), timeout=30) as answer:
+            found = []
+            for line in answer.iter_lines():
+                found += [line] if line else []
+                if line.startswith(":"):
+                    world.engine.holds_at = 0
+        assert [line[:1] for line in found].count(":") >= 1
+        assert found[0].startswith("data: ") and found[-1] == "data: [DONE]"
+
+
+def test_a_stream_refused_at_once_has_the_refusals_status(folder: Path) -> None:
+    with served(folder) as world:
+        world.call(lambda: setattr(world.engine, "down", "it is down"))
+        until(lambda: world.engine.down is not None)
+        assert httpx.post(f"{world.url}/v1/completions", json=body(stream=True)).status_code == 503
+
+
+def test_a_stream_that_fails_late_says_so_within(folder: Path) -> None:
+    with served(folder, comment_s=0.1) as world:
+        world.engine.paused = True
+        with httpx.stream("POST", f"{world.url}/v1/completions", json=body(stream=True), timeout=30) as answer:
+            lines = [next(lines_of := answer.iter_lines())]
+            world.call(lambda: world.engine.die("it has died"))
+            lines += [line for line in lines_of if line.startswith("data: ")]
+        assert lines[0].startswith(":")
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["message"] == "it has died"
+        assert lines[-1] == "data: [DONE]"
+        until(world.at_rest)

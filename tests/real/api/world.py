@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pdlab.real.api.app import create_app
+from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.serve import bind
 from pdlab.real.api.service import Service
 from pdlab.real.engine.tokenizer import Tokenizer
@@ -45,10 +46,10 @@ def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
 
 
 @contextmanager
-def served(folder: Path, *, engine: EchoEngine | None = None, **options: Any) -> Iterator[World]:
+def served(folder: Path, *, engine: EchoEngine | None = None, cors: Cors = NO_PAGES, **options: Any) -> Iterator[World]:
     engine = engine or EchoEngine()
     service = Service(engine, Tokenizer.load(folder), "tiny", **options)
-    app = create_app(service)
+    app = create_app(service, cors=cors)
     sock = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1))
     loops: list[asyncio.AbstractEventLoop] = []

@@ -158,3 +158,13 @@ def test_an_error_event_is_kept_and_nonsense_is_one() -> None:
 )
 def test_the_message_of_a_refusal_is_short_and_on_one_line(text: bytes, words: str) -> None:
     assert said(text) == words
+
+
+def test_comments_are_no_tokens() -> None:
+    def feed(stream: Stream) -> None:
+        for at, line in enumerate([b": waiting\n\n", *TWO.splitlines(keepends=True), b": data: {}\n\n"]):
+            stream.body(line, float(at))
+
+    stream, _ = fed(feed)
+    assert (stream.counted, stream.error, stream.output) == (3, None, [5, 6, 7])
+    assert stream.first_s == 1.0

@@ -58,7 +58,7 @@ class Cluster:
         self.said = ""
         command = [sys.executable, "-m", "pdlab", "serve", str(folder / "tiny.yaml"), "--role", "all", "--port", "0", "--threads", "2"]
         self.process = subprocess.Popen(
-            [*command, "--trace-events", str(self.log)],
+            [*command, "--trace-events", str(self.log), "--allowed-origins", "https://page.example"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
@@ -140,6 +140,12 @@ def test_a_cluster_serves_heals_and_ends_whole(cluster: Cluster) -> None:
     answer = complete(cluster, "x" * 40).json()
     assert answer["usage"]["completion_tokens"] == 8
     assert complete(cluster, "x" * 40).json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+    preflight = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    allowed = httpx.options(f"{cluster.url}/v1/chat/completions", headers=preflight)
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://page.example")
+    scored = httpx.post(f"{cluster.url}/v1/completions", json={"prompt": "xyz", "max_tokens": 0, "echo": True, "logprobs": 0}).json()
+    assert len(scored["choices"][0]["logprobs"]["token_logprobs"]) == 3
 
     def status() -> str:
         return CliRunner().invoke(app, ["status", "--router", cluster.url]).output

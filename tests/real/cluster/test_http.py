@@ -14,7 +14,7 @@ from pdlab.real.cluster import connections, http
 from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.http import HttpRemote, Stream
 from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
-from pdlab.real.engine.messages import Sampling, StructuredOutputs
+from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
 from pdlab.real.wire import Continue, Extra, KvParams, StreamEvent
 from pdlab.types import InstanceSpec, Role, UsageError
 from tests.real.cluster.fake_instance import Fake
@@ -467,5 +467,71 @@ def test_what_the_output_must_be_goes_along_as_vllm_spells_it(
         await remote.prefill(ask(structured=structured))
         await everything(remote, ask(structured=structured))
         assert [asked.get("structured_outputs") for _, _, asked in fake.asked] == [body, body]
+
+    world(test, vllm=vllm)
+
+
+SCORES: list[Any] = [
+    None,
+    {"6": {"logprob": -0.5, "rank": 1}, "9": {"logprob": -1.5, "rank": 2}},
+    {"8": {"logprob": -0.1}, "7": {"logprob": -3.0, "rank": 9}},
+]
+
+
+def test_a_prompts_log_probabilities_come_with_the_answer_of_who_computes_it() -> None:
+    params = {"remote_request_id": "lease", "remote_block_ids": [1]}
+    choice = {"index": 0, "token_ids": [5], "finish_reason": "length", "prompt_logprobs": SCORES}
+    whole = json.dumps({"choices": [choice], "kv_transfer_params": params}).encode()
+
+    async def test(fake: Fake, remote: HttpRemote) -> None:
+        found = await remote.prefill(ask(prompt_logprobs=1))
+        assert found.scores == [Scored(-0.5, 1, [(6, -0.5)]), Scored(-3.0, 9, [(8, -0.1)])]
+        assert fake.asked[0][2]["prompt_logprobs"] == 1
+        assert (await remote.prefill(ask())).scores is None
+
+    world(test, whole=whole)
+    world(test, whole=whole, vllm=True)
+
+
+@pytest.mark.parametrize("told", [None, SCORES[:2], [None, {"9": {"logprob": -1.0}}, SCORES[2]], [None, None, None]])
+def test_log_probabilities_that_are_not_the_prompts_break_the_leg(told: Any) -> None:
+    choice = {"index": 0, "token_ids": [5], "finish_reason": "length", "prompt_logprobs": told}
+
+    async def test(fake: Fake, remote: HttpRemote) -> None:
+        with pytest.raises(Broken, match="log-probabilities"):
+            await remote.prefill(ask(prompt_logprobs=0))
+
+    world(test, whole=json.dumps({"choices": [choice]}).encode())
+
+
+def test_a_stream_brings_the_prompts_log_probabilities_first() -> None:
+    first = {"index": 0, "text": "", "prompt_logprobs": SCORES, "finish_reason": None}
+    stream = Stream(Sampling(prompt_logprobs=1), [5, 6, 7])
+    found = stream.feed(b"data: " + json.dumps({"choices": [first]}).encode() + b"\n\n" + chunk([1]) + chunk([2], "stop"))
+    scored, *rest = [one for one in found if isinstance(one, LegTokens)]
+    assert scored.scores is not None and [one.logprob for one in scored.scores] == [-0.5, -3.0]
+    assert tokens_of(list(rest)) == [1, 2] and all(one.scores is None for one in rest)
+    without = Stream(Sampling(prompt_logprobs=1), [5, 6, 7])
+    without.feed(chunk([1]))
+    assert isinstance(without.failed, Broken)
+
+
+def test_a_vllm_servers_stream_has_no_log_probabilities_of_the_prompt() -> None:
+    async def test(fake: Fake, remote: HttpRemote) -> None:
+        with pytest.raises(Unfit, match="do not come in the stream of a vLLM server"):
+            await everything(remote, ask(prompt_logprobs=0))
+        assert fake.asked == []
+
+    world(test, vllm=True)
+
+
+@pytest.mark.parametrize("vllm", [False, True])
+def test_what_may_be_made_goes_with_every_leg(vllm: bool) -> None:
+    async def test(fake: Fake, remote: HttpRemote) -> None:
+        await remote.prefill(ask(allowed_token_ids=(1, 2), bad_words={"no": ((3,), (4, 3))}, min_tokens=7))
+        body = fake.asked[0][2]
+        assert (body["allowed_token_ids"], body["bad_words"], body["min_tokens"]) == ([1, 2], ["no"], 1)
+        await remote.prefill(ask())
+        assert not {"allowed_token_ids", "bad_words", "prompt_logprobs", "min_tokens"} & fake.asked[1][2].keys()
 
     world(test, vllm=vllm)

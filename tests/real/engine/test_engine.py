@@ -8,9 +8,11 @@ import json
 import random
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from pdlab.decisions import Recorded, Setup, replay
@@ -245,3 +247,66 @@ def test_the_wait_for_a_step_under_way_counts_as_queueing(driver: Callable[..., 
         engine.submit(Submit(id, [1, 2, 3], greedy(max_tokens=1), sent_s=sent_s), 7.0)
         engine.step(8.0, lambda outputs: told.extend(output.queue_s for output in outputs), lambda: True)
     assert told == [3.0, 1.0]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_prompts_log_probabilities_are_those_of_one_pass(driver: Callable[..., Driver], tiny: Tiny, family: str) -> None:
+    rng = random.Random(3)
+    prompts = [[rng.randrange(200) for _ in range(n)] for n in (150, 40, 1, 2)]  # the first in three chunks
+    d = driver(family)
+    for id, prompt in enumerate(prompts):
+        for again in range(2):  # the second time all of it lies in the prefix cache
+            d.submit(10 * id + again, prompt, greedy(max_tokens=3, prompt_logprobs=4 * again, best_of=1 + again))
+        d.submit(10 * id + 2, prompt, greedy(max_tokens=3))
+    d.run()
+    model = tiny(family)[1]
+    for id, prompt in enumerate(prompts):
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+        for again in range(2):
+            key = 10 * id + again
+            first, *others = d.outputs[key, 0]
+            assert first.prompt is not None
+            assert len(first.prompt) == len(prompt) - 1
+            assert all(one.prompt is None for one in others)
+            for at, (token, one) in enumerate(zip(prompt[1:], first.prompt, strict=True)):
+                assert one.logprob == pytest.approx(float(expected[at, token]), abs=2e-3)
+                assert len(one.top) == 4 * again
+                assert not one.top or one.top[0][1] == pytest.approx(float(expected[at].max()), abs=2e-3)
+            assert d.tokens[key, 0] == d.tokens[10 * id + 2, 0]
+            assert again == 0 or all(one.prompt is None for one in d.outputs[key, 1])
+        assert all(one.prompt is None for one in d.outputs[10 * id + 2, 0])
+
+
+def test_a_prompts_log_probabilities_survive_preemption(driver: Callable[..., Driver]) -> None:
+    prompts = [[(7 * i + j) % 200 for j in range(60)] for i in range(6)]
+    found = []
+    for blocks in (400, 60):  # with few, some are computed again
+        d = driver("llama", kv_blocks=blocks, max_batch_tokens=32)
+        for id, prompt in enumerate(prompts):
+            d.submit(id, prompt, greedy(max_tokens=40, prompt_logprobs=0))
+        d.run()
+        assert (d.engine.scheduler.preemptions > 0) == (blocks == 60)
+        found.append([[one.logprob for one in d.outputs[id, 0][0].prompt or []] for id in range(6)])
+        assert all(sum(o.prompt is not None for o in d.outputs[id, 0]) == 1 for id in range(6))
+    for whole, cut in zip(*found, strict=True):
+        assert whole == pytest.approx(cut, abs=1e-3) and len(whole) == 59
+
+
+def test_allowed_tokens_and_bad_words_hold(driver: Callable[..., Driver]) -> None:
+    d = driver("llama")
+    d.submit(0, [1, 2, 3], greedy(max_tokens=30))
+    d.run()
+    whole = d.tokens[0, 0]
+    pair = (whole[3], whole[4])
+    d.submit(1, [1, 2, 3], greedy(max_tokens=30, bad_words={"w": (pair,)}))
+    d.submit(2, [1, 2, 3], greedy(max_tokens=30, allowed_token_ids=(5, 6, 7), ignore_eos=True))
+    d.run()
+    assert d.tokens[1, 0][:4] == whole[:4] and d.tokens[1, 0][4] != whole[4]
+    assert all(both != pair for both in pairwise(d.tokens[1, 0]))
+    assert set(d.tokens[2, 0]) <= {5, 6, 7}
+    vocab = d.engine.runner.model.config.vocab
+    d.submit(3, [1], greedy(allowed_token_ids=(vocab,)))
+    d.submit(4, [1], greedy(bad_words={"w": ((1, vocab),)}))
+    d.run()
+    assert d.finish[3, 0] == d.finish[4, 0] == "error"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.engine.sampler import Row, sample
+from pdlab.real.engine.sampler import Row, sample, score
 
 DRAWS = 20_000
 
@@ -124,3 +124,47 @@ def test_log_probabilities_are_the_models_own() -> None:
 
 def test_an_empty_batch_samples_nothing() -> None:
     assert sample(torch.empty(0, 24), []) == []
+
+
+@given(st.lists(st.integers(0, 23), min_size=1, max_size=6, unique=True), st.floats(0.0, 2.0), st.integers(0, 4))
+def test_only_what_is_allowed_is_drawn(allowed: list[int], temperature: float, seed: int) -> None:
+    rows = [row(seed + i, allowed_token_ids=tuple(allowed), temperature=temperature) for i in range(8)]
+    assert {s.token for s in sample(LOGITS.expand(8, -1), rows)} <= set(allowed)
+    if temperature == 0.0:
+        assert sample(LOGITS[None], rows[:1])[0].token == max(allowed, key=lambda i: float(LOGITS[i]))
+
+
+def test_draws_among_what_is_allowed_follow_their_softmax() -> None:
+    allowed = (3, 5, 7, 11)
+    assert chi_square(counts(LOGITS, allowed_token_ids=allowed), kept(LOGITS.softmax(-1), list(allowed))) < 2
+
+
+def test_a_bad_word_is_not_finished() -> None:
+    best = [int(i) for i in LOGITS.argsort(descending=True)]
+    one = row(temperature=0.0, bad_words={"single": ((best[0],),), "pair": ((best[1], best[2]), (best[1], best[1]))})
+    assert sample(LOGITS[None], [one])[0].token == best[1]
+    one.count(best[1])
+    assert sample(LOGITS[None], [one])[0].token == best[3]  # neither the single one, nor a second of the pairs
+    one.count(best[3])
+    assert sample(LOGITS[None], [one])[0].token == best[1]
+
+
+def test_where_bans_leave_nothing_what_is_allowed_stays() -> None:
+    best = int(LOGITS.argmax())
+    other = (best + 1) % 24
+    for bans in ({"bad_words": {"w": ((other,),)}}, {"min_tokens": 4}):
+        one = row(stop_ids=(other,), temperature=0.7, allowed_token_ids=(other,), **bans)
+        assert sample(LOGITS[None], [one])[0].token == other
+
+
+def test_scores_are_the_softmax_of_each_row() -> None:
+    logits = torch.randn(5, 24, generator=torch.Generator().manual_seed(4))
+    targets = [int(logits[0].argmax()), 3, 4, 5, int(logits[4].argmin())]
+    found = score(logits, targets, 2)
+    for row_of, target, one in zip(logits.log_softmax(-1), targets, found, strict=True):
+        assert one.logprob == pytest.approx(float(row_of[target]))
+        assert one.rank == 1 + int((row_of > row_of[target]).sum())
+        assert [token for token, _ in one.top] == row_of.topk(2).indices.tolist()
+    assert (found[0].rank, found[4].rank) == (1, 24)
+    assert score(logits[:0], [], 3) == []
+    assert all(one.top == [] for one in score(logits, targets, 0))

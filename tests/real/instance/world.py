@@ -65,7 +65,7 @@ class Stream:
     async def next(self) -> Any:
         """The next chunk, or None for [DONE]."""
         async for line in self._lines:
-            if line:
+            if line and not line.startswith(":"):
                 return None if line == "data: [DONE]" else json.loads(line.removeprefix("data: "))
         raise AssertionError("the stream broke off")
 

@@ -1,0 +1,112 @@
+"""Fields of vLLM's and OpenAI's APIs that would change an answer, and are not had here: a request with one is refused by its name, never
+answered as though it were not there. A field that is in no such API is ignored, as vLLM does; so is what changes no answer (user, metadata,
+store, service_tier, prediction, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+
+from pdlab.real.api.errors import bad
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why, and the values that ask for nothing (beside null)."""
+
+    why: str
+    harmless: tuple[Any, ...] = ()
+
+    def asks_for_nothing(self, value: object) -> bool:
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.harmless)
+
+
+CHAT, COMPLETION = "is for /v1/chat/completions", "is for /v1/completions"
+
+ANYWHERE: Mapping[str, Refusal] = {
+    "use_beam_search": Refusal("is not supported: leave it out, or take best_of", (False,)),
+    "length_penalty": Refusal("belongs to beam search, which is not supported", (1,)),
+    "early_stopping": Refusal("belongs to beam search, which is not supported", (False,)),
+    "logits_processors": Refusal("is not supported: no code comes with a request", ([],)),
+    "vllm_xargs": Refusal("is not supported: there are no extensions to take it", ({},)),
+    "cache_salt": Refusal("is not supported: start a server for each tenant"),
+    "chat_template": Refusal("is not taken from a request: put it beside the model (chat_template.jinja)"),
+    "mm_processor_kwargs": Refusal("is not supported: the models here take text alone", ({},)),
+    "thinking_token_budget": Refusal("is not supported: give max_tokens"),
+    "truncation_side": Refusal("can only be left: a prompt is cut at its beginning", ("left",)),
+    "suffix": Refusal("is not supported: the models here only go on from a prompt", ("",)),
+}
+IN_COMPLETIONS: Mapping[str, Refusal] = {
+    **ANYWHERE,
+    "prompt_embeds": Refusal("is not supported: give text or token ids"),
+    "messages": Refusal(CHAT),
+    "max_completion_tokens": Refusal(f"{CHAT}: give max_tokens here"),
+    "top_logprobs": Refusal(f"{CHAT}: give logprobs here"),
+    "tools": Refusal(CHAT, ([],)),
+    "chat_template_kwargs": Refusal(CHAT, ({},)),
+    "add_generation_prompt": Refusal(CHAT, (True,)),
+    "continue_final_message": Refusal(CHAT, (False,)),
+    "documents": Refusal(CHAT, ([],)),
+    "reasoning_effort": Refusal(CHAT),
+}
+IN_CHATS: Mapping[str, Refusal] = {
+    **ANYWHERE,
+    "prompt": Refusal(f"{COMPLETION}: give messages here"),
+    "best_of": Refusal(f"{COMPLETION}: give n here", (1,)),
+    "echo": Refusal(COMPLETION, (False,)),
+    "functions": Refusal("is not supported: give tools", ([],)),
+    "function_call": Refusal("is not supported: give tool_choice", ("none", "auto")),
+    "modalities": Refusal("can only be text", (["text"],)),
+    "audio": Refusal("is not supported: answers are text"),
+    "web_search_options": Refusal("is not supported: nothing here searches the web"),
+    "verbosity": Refusal("can only be medium: the models here know no other", ("medium",)),
+    "include_reasoning": Refusal("can only be true: reasoning is not told from the rest of the text", (True,)),
+}
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be refused, so that it is read; None: not given. A request that has a field of this name says what it is."""
+
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    early_stopping: Any = None
+    logits_processors: Any = None
+    vllm_xargs: Any = None
+    cache_salt: Any = None
+    chat_template: Any = None
+    mm_processor_kwargs: Any = None
+    thinking_token_budget: Any = None
+    truncation_side: Any = None
+    suffix: Any = None
+    prompt_embeds: Any = None
+    prompt: Any = None
+    messages: Any = None
+    best_of: Any = None
+    echo: Any = None
+    max_completion_tokens: Any = None
+    top_logprobs: Any = None
+    tools: Any = None
+    chat_template_kwargs: Any = None
+    add_generation_prompt: Any = None
+    continue_final_message: Any = None
+    documents: Any = None
+    reasoning_effort: Any = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    verbosity: Any = None
+    include_reasoning: Any = None
+
+    refusals: ClassVar[Mapping[str, Refusal]] = ANYWHERE
+
+    def check_refused(self) -> None:
+        """Raises ApiError naming the first field that asks for what is not had."""
+        for name, refusal in self.refusals.items():
+            value = getattr(self, name)
+            if value is not None and not refusal.asks_for_nothing(value):
+                raise bad(f"{name} {refusal.why}", name)
