@@ -14,6 +14,8 @@ import pytest
 
 from pdlab import decisions
 from pdlab.log import read
+from pdlab.real.api.metrics import Metrics
+from pdlab.real.cluster.engine import ClusterEngine
 from pdlab.real.log_file import LogFile
 from tests.real.cluster.stand_in import PULL, Run, cluster, played
 
@@ -57,9 +59,14 @@ def test_a_routers_world_goes_on_and_what_it_kept_can_be_read(small_disk: Path, 
             made.submit(100, 5)
             await asyncio.sleep(0.02)
         assert made.world.down is None
+        log.flush()
+        figures = Metrics("m", ClusterEngine(made.world, "m", 300, log_file=log)).exposition().decode()
+        (line,) = [line for line in figures.splitlines() if line.startswith("pdlab:router_log_lines_dropped_total")]
+        assert float(line.rsplit(" ", 1)[1]) == log.dropped > 0
 
     path = small_disk / "events"
-    made = played(cluster(PULL), play, LogFile(path))
+    log = LogFile(path)
+    made = played(cluster(PULL), play, log)
     assert all(client.done for client in made.clients.values())
     head, entries = read(path)
     assert head.policy == "least_loaded" and len(list(entries)) > 10

@@ -149,6 +149,8 @@ class Metrics(Collector):
         yield self._counter(f"{own}generation_tokens", "Tokens made for clients.", self.generation_tokens)
         yield self._counters(f"{own}request_success", "Prompts that ended, by how.", "finished_reason", self.finished)
         yield self._counters(f"{ours}http_requests_rejected", "Requests refused before the engine saw them.", "code", self.refused)
+        dropped = self.engine.load.log_dropped
+        yield self._counter(f"{ours}log_lines_dropped", "Lines of --log or --trace-events that could not be written.", dropped)
         yield from self._histograms(own, self.histograms)
 
     def _engines(self) -> Iterable[Metric]:
@@ -165,7 +167,6 @@ class Metrics(Collector):
         yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", load.prompt_tokens)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", load.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there.", load.prefix_hits)
-        yield self._counter("pdlab:log_lines_dropped", "Lines of --log or --trace-events that could not be written.", load.log_dropped)
         yield self._counter("vllm:num_preemptions", "Sequences preempted.", load.preemptions)
         if ready.descriptor:
             yield from self._histograms(VLLM, self.transfers)

@@ -110,9 +110,9 @@ class EtcdStore:
 
     async def peek(self, key: str, settle_s: float) -> Peek:
         """etcd loses no write, but may have been started without its data: then a key looks as if it was never claimed."""
-        async with self._session():
+        async with self._settling_anew(), self._session():
             held = await self.kv.get(self.live + key, keys_only=True, timeout=CALL_S)
-        last = await self._last(key)
+            last = await self._last(key)
         if last:
             self._unclaimed_s.pop(key, None)
             return Peek(bool(held.kvs), last)
@@ -120,9 +120,18 @@ class EtcdStore:
         settling = settle_s > 0 and now < self._unclaimed_s.setdefault(key, now) + settle_s
         return Peek(bool(held.kvs) or settling, last)
 
+    @asynccontextmanager
+    async def _settling_anew(self) -> AsyncIterator[None]:
+        """A store that did not answer may be another one, without data, when it does."""
+        try:
+            yield
+        except StoreAway:
+            self._unclaimed_s.clear()
+            raise
+
     async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
         kv = self.kv
-        async with self._session():
+        async with self._settling_anew(), self._session():
             lease = (await self.leases.grant(math.ceil(lease_s), timeout=CALL_S)).ID
             counted = kv.txn_compare_value(self.numbers + key, str(last)) if last else kv.txn_compare_version(self.numbers + key, 0)
             taken = await kv.txn(
