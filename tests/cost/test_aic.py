@@ -27,5 +27,5 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(aic, "import_module", missing)
-    with pytest.raises(UsageError, match=r"pip install 'pdlab\[aic\]'"):
+    with pytest.raises(UsageError, match=r"pip install aiconfigurator-core=="):
         make_profile("x", "h100_sxm")

@@ -223,7 +223,7 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(model: Path) -> None:
         ),
         (("--role", "router"), "error: --role router needs --registry URL"),
         (("--device", "cuda:7"), "error: --device cuda:7: torch sees no cuda device here"),
-        (("--host", "256.1.1.1"), "error: cannot listen on 256.1.1.1:0"),
+        (("--host", "256.1.1.1", "--api-key", "k"), "error: cannot listen on 256.1.1.1:0"),
         (("nothing.yaml",), "error: nothing.yaml"),
     ],
 )

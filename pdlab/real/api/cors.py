@@ -13,6 +13,9 @@ from pdlab.types import UsageError
 EXPOSED = ("X-Request-Id", "Retry-After")
 
 
+NAMES = msgspec.json.Decoder(list[str])
+
+
 @dataclass(frozen=True, slots=True)
 class Cors:
     """No origins: no page may."""
@@ -55,6 +58,6 @@ def _names(option: str, text: str) -> tuple[str, ...]:
     if not text.lstrip().startswith("["):
         return tuple(name for part in text.split(",") if (name := part.strip()))
     try:
-        return tuple(msgspec.json.decode(text, type=list[str]))
+        return tuple(NAMES.decode(text))
     except msgspec.MsgspecError:
         raise UsageError(f"{option} {text}: give names with commas between them, or a JSON list") from None

@@ -85,7 +85,7 @@ class ClusterEngine:
         most = [min(spec.kv_most_tokens, spec.context_tokens or self.context_tokens or MOST_TOKENS) for spec in specs]
         self.ready = Ready(
             self.model,
-            int(max(most, default=0)),
+            int(max(most, default=self.context_tokens or MOST_TOKENS)),
             self.vocab,
             world.router.cluster.hash_tokens,
             sum(spec.kv_blocks for spec in specs),

@@ -23,10 +23,10 @@ from pdlab.real.cluster.remote import (
     LegAsk,
     LegNews,
     LegTokens,
-    NoListener,
     Prefilled,
     TransferTrouble,
     Unfit,
+    Unheard,
 )
 from pdlab.real.cluster.vllm import Vllm
 from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
@@ -369,10 +369,10 @@ class HttpRemote:
     async def alive(self, within_s: float = ALIVE_S) -> bool | None:
         try:
             status, _ = await self._connections.call(b"GET", b"/health", within_s=within_s)
-        except NoListener:
-            return False
-        except Broken:
+        except Unheard:
             return None
+        except Broken:  # nobody listens, or whoever takes its connections, a proxy perhaps, hangs up on new ones
+            return False
         return status == 200
 
     async def load(self) -> Report | None:
