@@ -121,9 +121,9 @@ class Load:
         return [self.add(prompt, expected, **more) for prompt, expected in asked]
 
     async def ended(self, within_s: float = 120.0) -> None:
-        """Every one has ended by then."""
+        """Every one has ended by then, but for those that have hung up."""
         async with asyncio.timeout(within_s):
-            await asyncio.gather(*(client.ended() for client in self.clients))
+            await asyncio.gather(*(client.ended() for client in self.clients if client.task is None or not client.task.cancelled()))
 
     def check(self, *, whole: bool = True) -> None:
         for client in self.clients:
