@@ -25,6 +25,7 @@ from tests.real.faults.links import Link, Links
 from tests.real.registry.worlds import Server
 
 ENDED_S = 150.0  # for every request of a round, once the last has come
+BACK_S, AGAIN_S = 150.0, 1.0
 END_S = 60.0  # for a process that was told to end
 
 
@@ -158,13 +159,20 @@ class Dice:
     async def _killed(self, name: str, played: Round) -> None:
         self.made.processes[name].kill()
         began_s = time.monotonic()
-        self.made.again(name)
-        self._note()
-        if name == ROUTER:
-            await asyncio.to_thread(self.made.url, name)
-        else:
-            await asyncio.to_thread(until, lambda: self.made.present("r0").get(name) == "ready", 150.0, lambda: f"{name} is back")
+        await asyncio.to_thread(
+            until, lambda: self._is_back(name), BACK_S, lambda: f"{name} is back: {self.made.processes[name].said()[-500:]}"
+        )
         played.back_s[name] = time.monotonic() - began_s
+
+    def _is_back(self, name: str) -> bool:
+        """Start it again where it has ended, as a supervisor of servers does: one that starts while the registry is away ends at once."""
+        process = self.made.processes[name]
+        if not process.alive:
+            self.made.again(name)
+            self._note()
+            time.sleep(AGAIN_S)
+            return False
+        return bool(process.url) and (name == ROUTER or self.made.present("r0").get(name) == "ready")
 
     async def _for(self, one: Trouble, begin: Any, end: Any) -> None:
         begin()
