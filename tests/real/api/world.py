@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,4 +69,6 @@ def served(folder: Path, *, engine: EchoEngine | None = None, cors: Cors = NO_PA
         server.should_exit = True
         thread.join(60)
         sock.close()
-        assert not thread.is_alive()
+        if thread.is_alive():
+            faulthandler.dump_traceback(sys.__stderr__)
+            raise AssertionError(f"the server does not end: {[task.get_stack() for task in asyncio.all_tasks(loops[0])]}")
