@@ -8,8 +8,8 @@ counters are in it. All keys share a hash tag. One server (or its cluster slot);
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
@@ -119,6 +119,7 @@ class RedisStore:
 
     def __init__(self, client: Redis, where: str, namespace: str) -> None:
         self.client, self.where = client, where
+        self.closed = False
         base = f"{{{namespace}}}:"
         self.live, self.numbers, self.channel = f"{base}live/", f"{base}last/", f"{base}changes"
         self.keys = [self.live, self.numbers, f"{base}index", f"{base}revision", self.channel]
@@ -157,10 +158,10 @@ class RedisStore:
 
     async def changes(self) -> AsyncIterator[Change | None]:
         async with self.client.pubsub() as pubsub:
-            with self._troubles():
+            async with self._troubles():
                 await pubsub.subscribe(self.channel)
             while True:
-                with self._troubles():
+                async with self._troubles():
                     message = await pubsub.get_message(timeout=None)
                 if message is not None and message["type"] == "subscribe":
                     yield None
@@ -179,22 +180,32 @@ class RedisStore:
             log.warning("registry: %s forgets incarnations when it restarts: start it with --appendonly yes", self.where)
 
     async def close(self) -> None:
+        self.closed = True
         await self.client.aclose()
 
     async def _run(self, script: str, *arguments: str | int | bytes) -> Any:
-        with self._troubles():
+        async with self._troubles():
             return await self.client.eval(HEAD + script, len(self.keys), *self.keys, *arguments)
 
     async def _server(self) -> dict[str, Any]:
-        with self._troubles():
+        async with self._troubles():
             return dict(await self.client.info("server"))
 
-    @contextmanager
-    def _troubles(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _troubles(self) -> AsyncIterator[None]:
+        """A call that was connecting while the store was closed, or comes later, would leave a connection behind: the client opens one."""
+        if self.closed:
+            raise StoreAway("the registry was closed here")
         try:
             yield
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreAway(str(error)[:200] or type(error).__name__) from None
+        finally:
+            await self._leave_nothing()
+
+    async def _leave_nothing(self) -> None:
+        if self.closed:
+            await self.client.connection_pool.disconnect()
 
 
 def _report(key: str) -> str:
