@@ -67,7 +67,7 @@ def served(folder: Path, *, engine: EchoEngine | None = None, cors: Cors = NO_PA
         yield World(f"http://127.0.0.1:{sock.getsockname()[1]}", app, service, engine, loops[0])
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(240)  # a machine may be busy
         sock.close()
         if thread.is_alive():
             faulthandler.dump_traceback(sys.__stderr__)
