@@ -9,6 +9,7 @@ HOT = (
     "pdlab/scheduler.py",
     "pdlab/gaps.py",
     "pdlab/cluster.py",
+    "pdlab/core/teller.py",
     "pdlab/router.py",
     "pdlab/batching/chunked.py",
     "pdlab/sim/instance.py",

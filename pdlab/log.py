@@ -6,16 +6,16 @@ tagged JSON by msgspec, so that an event reads `{"type": "Arrived", ...}`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
+from pdlab.log_file import LogFile
 from pdlab.router import Router
-from pdlab.types import Action, AnyAction, AnyEvent, Lines, UsageError
+from pdlab.types import Action, AnyAction, AnyEvent, UsageError
 
 BLOCK_BYTES = 1 << 16  # read at a time to find the end of a line
 
@@ -39,40 +39,40 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 class EventLog:
     """Writes a log. Close it, or use it as a context manager. Where it cannot be written any more, as on a full disk, it ends with its last
-    whole line, and `stopped` says why: what it is a log of goes on. Raises OSError where it cannot be opened."""
+    whole line; `stopped` says why, as `warn` is told, and `dropped` counts the lines that are missing: what it is a log of goes on. Raises
+    OSError where it cannot be opened."""
 
-    def __init__(self, where: Path | Lines, head: Head) -> None:
-        self.path = where if isinstance(where, Path) else None
+    def __init__(self, path: Path, head: Head, *, warn: Callable[[str], object] | None = None) -> None:
+        self.path = path
         self.stopped = ""
+        self._warn = warn
         self._now = 0.0
-        self._file = where.open("wb") if isinstance(where, Path) else where
+        self._file = LogFile(path, self._stop)
         self._encode = msgspec.json.Encoder().encode
-        self._write(self._encode(head) + b"\n")
+        self._file.write(self._encode(head) + b"\n")
+
+    @property
+    def dropped(self) -> int:
+        return self._file.dropped
 
     def write(self, now: float, event: AnyEvent, actions: list[Action]) -> None:
-        if not self.stopped:
-            self._now = now
-            self._write(self._encode((now, event, actions)) + b"\n")
+        if self.stopped:
+            self._file.write(b"")  # it counts
+            return
+        self._now = now
+        self._file.write(self._encode((now, event, actions)) + b"\n")
 
-    def _write(self, line: bytes) -> None:
-        try:
-            self._file.write(line)
-        except OSError as error:
-            self._stop(error)
+    def flush(self) -> None:
+        self._file.flush()
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            self._stop(error)
+        self._file.close()
 
-    def _stop(self, error: OSError) -> None:
-        self.stopped = f"the event log stopped at {self._now:.3f} s ({error.strerror}); what came before is kept, as far as there is room"
-        with suppress(OSError):
-            self._file.close()
-        with suppress(OSError):
-            if self.path is not None:
-                cut_to_lines(self.path)
+    def _stop(self, why: str) -> None:
+        kept = f"{self.path} keeps what came before, as far as there is room"
+        self.stopped = f"the event log stopped at {self._now:.3f} s ({why}): {kept}, and the run goes on"
+        if self._warn is not None:
+            self._warn(self.stopped)
 
     def __enter__(self) -> EventLog:
         return self

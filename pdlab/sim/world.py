@@ -13,6 +13,7 @@ from typing import Any
 
 import simpy
 
+from pdlab.core.teller import Teller
 from pdlab.gaps import Gaps
 from pdlab.log import EventLog
 from pdlab.records import FIELDS, Records, Samples
@@ -84,7 +85,6 @@ class World:
         self.request_s = request_s  # that the front end takes, both ways
         self.hosts = hosts  # where it runs
         self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
-        self.log = log
         self.moves = Moves(self, network, transfer)
         self.lifecycle = Lifecycle(self, switch_s=switch_s, detect_s=detect_s)
         self.network = network
@@ -104,7 +104,6 @@ class World:
         self.late_until_s: dict[str, tuple[float, float]] = {}  # whose reports are late: until when, by how much
         self.longer: dict[str, tuple[float, float]] = {}  # instances that are slow: SimInstance.longer and decode_longer
         self.on_progress: Callable[[float, int, int], None] | None = None
-        self.on_event: Callable[[], None] | None = None  # tests assert the invariants here
         self._makers: dict[str, Maker] = {}
         self._reasons: dict[str, int] = {}
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
@@ -116,7 +115,7 @@ class World:
         self._stirred_s = 0.0  # when something was last seen to happen
         self._seen = (0, 0, 0)  # by then: requests ended, instances retired, and there
         self._arrivals: Iterator[tuple[int, float, int, int]] = iter(())
-        self._perform: dict[type, Callable[..., None]] = {
+        perform: dict[type, Callable[[Any], None]] = {
             Dispatch: self._dispatch,
             Handoff: self._handoff,
             Migrate: self.moves.migrate,
@@ -127,6 +126,7 @@ class World:
             Evict: self.lifecycle.evict,
             Scale: self.lifecycle.scale,
         }
+        self.teller = Teller(router, perform, log)
 
     # ------------------------------------------------------------ running
 
@@ -194,16 +194,8 @@ class World:
             instance.lived_s += self.env.now - instance.up_s
 
     def tell(self, event: AnyEvent) -> None:
-        """Give an event to the router, and perform what it answers, in order."""
-        now = self.env.now
-        actions = self.router.handle(event, now)
-        if self.log is not None:
-            self.log.write(now, event, actions)
-        perform = self._perform
-        for action in actions:
-            perform[action.__class__](action)
-        if self.on_event is not None:
-            self.on_event()
+        """Give an event to the router, and perform what it answers, in order; within another event's actions, after these."""
+        self.teller.tell(event, self.env.now)
 
     # ------------------------------------------------------------ arrivals
 

@@ -13,10 +13,13 @@ import msgspec
 import pytest
 
 from pdlab import decisions
+from pdlab.control import router
 from pdlab.log import read
+from pdlab.log_file import LogFile
 from pdlab.real.api.metrics import Metrics
+from pdlab.real.cluster import serve
 from pdlab.real.cluster.engine import ClusterEngine
-from pdlab.real.log_file import LogFile
+from pdlab.types import Tick
 from tests.real.cluster.stand_in import PULL, Run, cluster, played
 
 
@@ -31,24 +34,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(where)], check=True)
 
 
-def test_what_stands_in_it_is_whole_lines_and_what_is_missing_is_counted(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = LogFile(small_disk / "log")
+def test_what_stands_in_it_is_whole_lines_and_what_is_missing_is_counted(small_disk: Path) -> None:
+    said: list[str] = []
+    log = LogFile(small_disk / "log", said.append)
     for number in range(1000):
         log.write(b"%04d " % number + b"x" * 94 + b"\n")
     log.close()
     lines = (small_disk / "log").read_bytes().splitlines(keepends=True)
     assert 0 < len(lines) < 1000 and log.dropped == 1000 - len(lines)
     assert all(len(line) == 100 and line.startswith(b"%04d " % number) for number, line in enumerate(lines))
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{small_disk}/log: No space left on device: nothing more is written to it, and requests are served on"
-    ]
+    assert said == ["No space left on device"]
 
 
-def test_a_device_that_takes_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    log = LogFile(Path("/dev/full"))
+def test_a_device_that_takes_nothing() -> None:
+    said: list[str] = []
+    log = LogFile(Path("/dev/full"), said.append)
     log.write(b"a line\n")
     log.close()
-    assert log.dropped == 1 and len(caplog.records) == 1
+    assert log.dropped == 1 and said == ["No space left on device"]
 
 
 def test_a_routers_world_goes_on_and_what_it_kept_can_be_read(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,22 +62,32 @@ def test_a_routers_world_goes_on_and_what_it_kept_can_be_read(small_disk: Path, 
             made.submit(100, 5)
             await asyncio.sleep(0.02)
         assert made.world.down is None
-        log.flush()
-        figures = Metrics("m", ClusterEngine(made.world, "m", 300, log_file=log)).exposition().decode()
+        assert made.log is not None
+        made.log.flush()
+        figures = Metrics("m", ClusterEngine(made.world, "m", 300)).exposition().decode()
         (line,) = [line for line in figures.splitlines() if line.startswith("pdlab:router_log_lines_dropped_total")]
-        assert float(line.rsplit(" ", 1)[1]) == log.dropped > 0
+        assert float(line.rsplit(" ", 1)[1]) == made.log.dropped > 0
 
     path = small_disk / "events"
-    log = LogFile(path)
-    made = played(cluster(PULL), play, log)
+    made = played(cluster(PULL), play, path)
     assert all(client.done for client in made.clients.values())
     head, entries = read(path)
     assert head.policy == "least_loaded" and len(list(entries)) > 10
     assert sum("No space left" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_a_server_says_once_that_its_event_log_has_stopped(caplog: pytest.LogCaptureFixture) -> None:
+    experiment = cluster(PULL)
+    with serve.event_log(experiment, router(experiment, hash_tokens=16), Path("/dev/full")) as log:
+        assert log is not None
+        for _ in range(1000):
+            log.write(2.5, Tick(), [])
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == log.stopped and said.startswith("the event log stopped at 2.500 s (No space left on device): /dev/full keeps")
+
+
 def test_an_engines_decisions_stop_where_the_disk_is_full(small_disk: Path) -> None:
-    log = LogFile(small_disk / "decisions")
+    log = LogFile(small_disk / "decisions", lambda _: None)
     scheduler = decisions.Recorded(decisions.Setup(1000, prefix_cache=False), log)
     for order in range(1, 1000):
         seq = decisions.Sequence(order, 1, 100, 5)
@@ -88,7 +101,7 @@ def test_an_engines_decisions_stop_where_the_disk_is_full(small_disk: Path) -> N
 
 def test_a_log_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Is a directory"):
-        LogFile(tmp_path)
+        LogFile(tmp_path, print)
 
 
 def test_a_server_whose_output_is_lost_serves_on(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def small_world(
         network.add(Endpoint(name=name, host=name, nic_bytes_per_s=gbytes_per_s * 1e9))
         world.add(InstanceSpec(name=name, role=role, kv_blocks=kv_blocks, prefix_cache=prefix_cache), make)
     if check:
-        world.on_event = lambda: check_invariants(world)
+        world.teller.on_event = lambda *_: check_invariants(world)
     return world
 
 

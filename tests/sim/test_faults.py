@@ -135,7 +135,7 @@ def test_an_instance_whose_reports_are_lost_is_suspect_not_dead() -> None:
     world = small_world(workload(np.arange(100) * 0.1, 300, 50))
     faults.plan(world, [FaultSpec(at_s=1.0, lose_reports="decode-0", for_s=8.0)])
     states = []
-    world.on_event = lambda: states.append(world.router.by_name["decode-0"].state)
+    world.teller.on_event = lambda *_: states.append(world.router.by_name["decode-0"].state)
     world.run()
     frame = world.records.frame()
     assert (frame.status == "done").all()

@@ -123,7 +123,7 @@ def test_a_policy_that_may_act_on_time_alone_is_asked_at_every_tick() -> None:
     world.router.autoscale = (1, 2)
     gone_s: list[float] = []
     world.lifecycle.stop, stop = lambda action: (gone_s.append(world.env.now), stop(action)), world.lifecycle.stop  # type: ignore
-    world._perform.update({type_: world.lifecycle.stop for type_ in world._perform if type_.__name__ == "Stop"})
+    world.teller.perform.update({type_: world.lifecycle.stop for type_ in world.teller.perform if type_.__name__ == "Stop"})
     world.run()
     assert policy.ticks >= 500 and gone_s == [61.0]
     resting = Clocked(rests=True)

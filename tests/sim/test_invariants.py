@@ -160,13 +160,13 @@ def test_a_voluntary_switch_never_empties_a_role(scenario: dict[str, object]) ->
         switch_s=0.3,
     )
 
-    def both_roles_ready() -> None:
+    def both_roles_ready(*_: object) -> None:
         ready = [x.role for x in world.router.cluster.instances if x.state is InstanceState.READY]
         if len(world.router.cluster.instances) == len(scenario["members"]):  # type: ignore[arg-type]
             assert any(r.prefills for r in ready)
             assert any(r.decodes for r in ready)
 
-    world.on_event = both_roles_ready
+    world.teller.on_event = both_roles_ready
     world.run()
 
 

@@ -26,11 +26,11 @@ def test_a_switch_drains_then_costs_its_time_then_serves_the_other_role() -> Non
     seen: list[tuple[float, InstanceState, Role, int]] = []
     watched = "decode-1"
 
-    def look() -> None:
+    def look(*_: object) -> None:
         x = world.router.by_name[watched]
         seen.append((world.env.now, x.state, x.role, len(world.instances[watched].scheduler.running)))
 
-    world.on_event = look
+    world.teller.on_event = look
     world.run()
     switching = [(at, running) for at, state, _, running in seen if state is InstanceState.SWITCHING]
     back = next(at for at, state, role, _ in seen if state is InstanceState.READY and role is Role.PREFILL)

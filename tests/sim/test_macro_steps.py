@@ -73,11 +73,11 @@ def test_a_run_is_one_event_not_one_a_token() -> None:
     world = small_world(workload([0.0], 100, 1000))
     events = 0
 
-    def count() -> None:
+    def count(*_: object) -> None:
         nonlocal events
         events += 1
 
-    world.on_event = count
+    world.teller.on_event = count
     world.run()
     assert world.instances["decode-0"].generation + world.instances["decode-1"].generation <= 2
     assert world.gaps.count == 999

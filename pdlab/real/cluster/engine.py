@@ -13,7 +13,6 @@ from pdlab.real.cluster import metrics
 from pdlab.real.cluster.timeline import KEPT
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Ready, Step, Submit, Tokens
-from pdlab.real.log_file import LogFile
 
 MOST_TOKENS = 2**31 - 1  # where nothing bounds a request
 
@@ -21,12 +20,11 @@ MOST_TOKENS = 2**31 - 1  # where nothing bounds a request
 class ClusterEngine:
     """`model` is the name that is served, `vocab` its tokenizer's size, `context_tokens` the model's own bound on prompt plus output (0:
     none known), for instances that do not tell theirs. A request that some instance can hold is let in: the router sees to it that it goes
-    there. `log_file` takes the world's events. One for a World."""
+    there.  One for a World."""
 
-    def __init__(self, world: World, model: str, vocab: int, *, context_tokens: int = 0, log_file: LogFile | None = None) -> None:
+    def __init__(self, world: World, model: str, vocab: int, *, context_tokens: int = 0) -> None:
         self.world, self.model, self.vocab, self.context_tokens = world, model, vocab, context_tokens
         self.ready: Ready
-        self.log_file = log_file
         self.down: str | None = None
         self._requests: dict[int, int] = {}  # Submit.id -> the world's, and of the last that have ended
         self._members_changed()
@@ -97,7 +95,7 @@ class ClusterEngine:
     @property
     def load(self) -> Step:
         """The sum of what the instances have reported last."""
-        reports = self.world.instances.reports.values()
+        reports, log = self.world.instances.reports.values(), self.world.teller.log
         return Step(
             [],
             self.world.now(),
@@ -108,5 +106,5 @@ class ClusterEngine:
             waiting_tokens=sum(report.waiting_tokens for report in reports),
             context_tokens=sum(report.context_tokens for report in reports),
             free_blocks=sum(report.free_blocks for report in reports),
-            log_dropped=self.log_file.dropped if self.log_file is not None else 0,
+            log_dropped=log.dropped if log is not None else 0,
         )

@@ -25,7 +25,7 @@ Labels = Mapping[str, str]
 
 
 class Tally:
-    """Sums since the start. `heard` is told every event and `acted` every action: some a request, none a token."""
+    """Sums since the start. `heard` is told every event and its actions: some a request, none a token."""
 
     def __init__(self) -> None:
         self.dispatches: Counter[str] = Counter()  # by instance, as the next two
@@ -48,13 +48,10 @@ class Tally:
             Handoff: self._handoff,
         }
 
-    def heard(self, event: AnyEvent) -> None:
-        if (count := self._by_class.get(event.__class__)) is not None:
-            count(event)
-
-    def acted(self, action: Action) -> None:
-        if (count := self._by_class.get(action.__class__)) is not None:
-            count(action)
+    def heard(self, event: AnyEvent, actions: Iterable[Action]) -> None:
+        for said in (event, *actions):
+            if (count := self._by_class.get(said.__class__)) is not None:
+                count(said)
 
     def prefilled(self, prompt_tokens: int, cached_tokens: int) -> None:
         """A prompt of that length is computed, but for what was cached."""

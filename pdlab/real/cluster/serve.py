@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,6 @@ from pdlab.real.cluster.members import Members, follow, lead, protocol_of
 from pdlab.real.cluster.status import view_of
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.real.log_file import LogFile
 from pdlab.real.registry import Registry
 from pdlab.real.registry.store import StoreAway
 from pdlab.real.tls import PLAIN, Tls
@@ -39,6 +39,7 @@ from pdlab.router import Router
 from pdlab.spec import Experiment
 from pdlab.types import InstanceSpec, Role, UsageError
 
+logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 LOOK_S = 0.05  # between looks whether all have joined
 
@@ -148,7 +149,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
     with (
         contextlib.ExitStack() as opened,
         contextlib.closing(bind(front.host, front.port)) as sock,
-        _log(experiment, router, front.trace_events) as (log, log_file),
+        event_log(experiment, router, front.trace_events) as log,
     ):
         world = World(
             router,
@@ -159,7 +160,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
             seed=experiment.seed,
             start=None if brood is None else brood.scale,
         )
-        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens, log_file=log_file)
+        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
         app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
         jobs: list[asyncio.Future[Any]] = [
@@ -210,17 +211,17 @@ async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]
 
 
 @contextmanager
-def _log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[tuple[EventLog | None, LogFile | None]]:
+def event_log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[EventLog | None]:
     """The event log that `pdlab replay` reads. Raises UsageError where it cannot be opened."""
     if path is None:
-        yield None, None
+        yield None
         return
     try:
-        file = LogFile(path)
+        log = EventLog(path, control.head_of(experiment, router.policy, router.cluster.hash_tokens), warn=logger.warning)
     except OSError as error:
         raise UsageError(f"--trace-events {path}: {error.strerror}") from None
-    with EventLog(file, control.head_of(experiment, router.policy, router.cluster.hash_tokens)) as log:
-        yield log, file
+    with log:
+        yield log
 
 
 def _routes(registry: Registry, members: Members) -> tuple[Route, ...]:

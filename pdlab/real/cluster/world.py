@@ -2,8 +2,7 @@
 answers with.
 
 It translates, keeps each client's tokens in order and the books; it decides nothing. `Instances` are who takes part, `Legs` asks them on a
-request's behalf, `Live` is a request, `Timelines` the books. Events are told one after the other, in the order in which things happen:
-what arises while an event's actions are performed waits its turn.
+request's behalf, `Live` is a request, `Timelines` the books.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import logging
 import random
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 
+from pdlab.core.teller import Teller
 from pdlab.log import EventLog
 from pdlab.real.cluster.instances import Instances, Start
 from pdlab.real.cluster.legs import Legs
@@ -32,6 +31,7 @@ from pdlab.router import Router
 from pdlab.spec import TransferSpec
 from pdlab.types import (
     Abort,
+    Action,
     AnyEvent,
     Arrived,
     Cancelled,
@@ -84,12 +84,11 @@ class World:
     ) -> None:
         if router.autoscale is not None and start is None:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
-        self.router, self.log = router, log
+        self.router = router
         self.name = name or uuid.uuid4().hex[:8]
         self.lines, self.tally = Timelines(), Tally()
         self.live: dict[int, Live] = {}
         self.instances = Instances(self, connect, unix, start)
-        self.down: str | None = None  # why nothing is served any more: a policy's mistake, or ours
         self.on_members: Callable[[], None] | None = None  # called when they may have changed
         self._now = now
         self._latest_s = 0.0
@@ -97,10 +96,8 @@ class World:
         self._rng = random.Random(seed)
         self._legs = Legs(self, transfer)
         self._requests = 0
-        self._events: deque[AnyEvent] = deque()
-        self._telling = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._perform: dict[type, Callable[..., None]] = {
+        perform: dict[type, Callable[[Any], None]] = {
             Dispatch: self._dispatch,
             Handoff: self._handoff,
             Migrate: self._migrate,
@@ -111,6 +108,8 @@ class World:
             Evict: self.instances.evict,
             Scale: self.instances.scale,
         }
+        self.teller = Teller(router, perform, log)
+        self.teller.on_event = self._event
 
     def open(self) -> None:
         """Begin to tick."""
@@ -131,45 +130,31 @@ class World:
         self._latest_s = max(self._latest_s, self._now())
         return self._latest_s
 
+    @property
+    def down(self) -> str | None:
+        """Why nothing is served any more: a policy's mistake, or ours."""
+        return self.teller.down
+
     def tell(self, event: AnyEvent) -> None:
         """Give an event to the router, and perform what it answers, in order; within another event's actions, after these."""
-        if self.down is not None:
-            return
-        self._events.append(event)
-        if self._telling:
-            return
-        self._telling = True
         try:
-            while self._events:
-                self._tell(self._events.popleft(), self.now())
-        except UsageError as error:
-            self._fail(str(error))
-        except Exception as error:
-            self._fail(f"the router has a bug: {type(error).__name__}: {error}")
+            self.teller.tell(event, self.now())
+        except UsageError:
+            self._fail()
+        except Exception:
+            self._fail()
             raise
-        finally:
-            self._telling = False
 
-    def _tell(self, event: AnyEvent, now: float) -> None:
-        actions = self.router.handle(event, now)
-        self.tally.heard(event)
-        if self.log is not None:
-            self.log.write(now, event, actions)
-            if self.log.stopped:
-                logger.warning("%s: %s", self.log.path, self.log.stopped)
-                self.log = None
-        for action in actions:
-            self.tally.acted(action)
-            self._perform[action.__class__](action)
+    def _event(self, event: AnyEvent, actions: list[Action]) -> None:
+        self.tally.heard(event, actions)
         if self.on_members is not None and event.__class__ in MEMBER_EVENTS:
             self.on_members()
 
-    def _fail(self, reason: str) -> None:
-        """A policy's mistake, or ours: every request ends, nothing new is taken."""
-        self.down = reason
-        self._events.clear()
+    def _fail(self) -> None:
+        """Nothing is told any more: every request ends, nothing new is taken."""
+        assert self.down is not None
         for live in list(self.live.values()):
-            self._over(live, Stage.FAILED, reason)
+            self._over(live, Stage.FAILED, self.down)
         if self.on_members is not None:
             self.on_members()
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pdlab.log_file import LogFile
 from pdlab.real.engine.messages import (
     TO_ENGINE,
     AnyToEngine,
@@ -50,7 +51,6 @@ from pdlab.real.engine.messages import (
     Vocabulary,
 )
 from pdlab.real.engine.options import OPTIONS, EngineOptions
-from pdlab.real.log_file import LogFile
 from pdlab.real.logs import inherited
 from pdlab.types import UsageError
 
@@ -176,8 +176,12 @@ def run(link: Link, options: EngineOptions) -> None:
 
 def _log(path: str) -> LogFile | None:
     """Of the scheduler's decisions. Raises UsageError where it cannot be opened."""
+
+    def warn(why: str) -> None:
+        log.warning("%s: %s: nothing more is written to it, and requests are served on", path, why)
+
     try:
-        return LogFile(Path(path)) if path else None
+        return LogFile(Path(path), warn) if path else None
     except OSError as error:
         raise UsageError(f"--log {path}: {error.strerror}") from None
 

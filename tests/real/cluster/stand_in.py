@@ -8,6 +8,7 @@ that a client can tell a wrong one.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -32,7 +33,7 @@ from pdlab.sim.build import Plan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
 from pdlab.spec import Experiment
-from pdlab.types import InstanceSpec, Lines, Report, Role, Switched
+from pdlab.types import InstanceSpec, Report, Role, Switched
 from tests.real.cluster.virtual import VirtualLoop, run
 
 LEASE_S = 30.0
@@ -634,14 +635,14 @@ class Client:
 class Run:
     """A World over a Rack, in a VirtualLoop; its log is `log_path`, if that is given."""
 
-    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int = 16, log_path: Path | Lines | None = None) -> None:
+    def __init__(self, loop: VirtualLoop, experiment: Experiment, hash_tokens: int = 16, log_path: Path | None = None) -> None:
         self.loop, self.experiment = loop, experiment
         self.rack = Rack(loop, experiment, hash_tokens)
         self.clients: dict[int, Client] = {}
         self.log = None
         if log_path is not None:
             policy = load_policy.build(experiment.policy, experiment.base_dir)
-            self.log = EventLog(log_path, head_of(experiment, policy, hash_tokens))
+            self.log = EventLog(log_path, head_of(experiment, policy, hash_tokens), warn=logging.getLogger(__name__).warning)
         self.world = self.rack.world = World(
             router(experiment, hash_tokens=hash_tokens),
             self.rack.connect,
@@ -724,7 +725,7 @@ def cluster(
 
 
 def played(
-    experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | Lines | None = None, hash_tokens: int = 16
+    experiment: Experiment, play: Callable[[Run], Coroutine[Any, Any, None]], log_path: Path | None = None, hash_tokens: int = 16
 ) -> Run:
     """`play(run)`, then rest."""
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from pdlab.real.cluster.metrics import Tally
 from pdlab.real.cluster.remote import TransferTrouble
 from pdlab.real.cluster.world import World
-from pdlab.types import Dispatch, Joined, Report, Role, Switched
+from pdlab.types import Dispatch, Joined, Report, Role, Switched, Tick
 from tests.real.api import stand_in
 from tests.real.cluster.test_engine import Alphabet, served, spec
 from tests.real.instance.world import instance
@@ -135,12 +135,11 @@ def test_a_failed_transfer_is_counted_by_its_cause(folder: Path, monkeypatch: py
 
 def test_switches_and_retries_are_counted_from_what_the_router_hears_and_says() -> None:
     tally = Tally()
-    tally.heard(Joined(spec("p")))
+    tally.heard(Joined(spec("p")), [])
     for role in (Role.PREFILL, Role.DECODE, Role.DECODE, Role.PREFILL):
-        tally.heard(Switched("p", 0, role))
+        tally.heard(Switched("p", 0, role), [])
     assert dict(tally.switches) == {"decode": 1, "prefill": 1}
-    tally.acted(Dispatch(1, 1, "p"))
-    tally.acted(Dispatch(1, 2, "p"))
+    tally.heard(Tick(), [Dispatch(1, 1, "p"), Dispatch(1, 2, "p")])
     assert tally.retries == 1 and dict(tally.dispatches) == {"p": 2}
 
 

@@ -1,25 +1,25 @@
-"""A log that is written while requests are served: where the disk is full it stops, with one warning, and serving goes on."""
+"""A file of lines that is written while a run goes on: where the disk is full it ends with its last whole line, and the run goes on."""
 
 from __future__ import annotations
 
-import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 
-log = logging.getLogger(__name__)
 BUFFER_BYTES = 8 << 10
 
 
 class LogFile:
-    """Takes lines. After the first error none is written any more; `dropped` counts what is missing. What stands in the file ends with a
-    whole line, so that it can be replayed. Raises OSError where the file cannot be opened."""
+    """Takes lines. At the first error it calls `on_stop(why)`; after that none is written any more, and `dropped` counts what is missing.
+    What stands in the file ends with a whole line, so that it can be replayed. Raises OSError where the file cannot be opened."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_stop: Callable[[str], object]) -> None:
         self.path = path
         self.stopped = ""  # why
         self.dropped = 0  # lines
+        self._on_stop = on_stop
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._lines: list[bytes] = []
         self._waiting_bytes = 0
@@ -56,13 +56,19 @@ class LogFile:
             try:
                 os.close(fd)
             except OSError as error:  # a file system may say only now that it is full
-                log.warning("%s: %s", self.path, error.strerror)
+                if not self.stopped:
+                    self.stopped = _words(error)
+                    self._on_stop(self.stopped)
 
     def _stop(self, error: OSError, lines: list[bytes], written: int) -> None:
-        self.stopped = error.strerror or str(error)
+        self.stopped = _words(error)
         ends = [end for end in accumulate(map(len, lines)) if end <= written]
         self.dropped += len(lines) - len(ends)
         self._whole_bytes += ends[-1] if ends else 0
         with suppress(OSError):  # no regular file
             os.ftruncate(self._fd, self._whole_bytes)
-        log.warning("%s: %s: nothing more is written to it, and requests are served on", self.path, self.stopped)
+        self._on_stop(self.stopped)
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)
