@@ -24,6 +24,7 @@ HEAD_DIM = ("head_dim", "kv_channels", "attention_head_dim", "d_head")
 FFN = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_inner")
 
 MOST_LAYERS = 10_000
+MOST = 10**9  # of anything: a larger size is a slip, and its products no longer fit a float
 
 STATED = frozenset(
     {
@@ -53,7 +54,7 @@ HARMLESS = re.compile(
     r"return_dict|eos|bos|pad|adapter|ep_size|ep_|tp_|pp_|gradient|dense_attention|embeddings?_mul|altup|laurel|interval$|attn_temp|"
     r"^base_model|dim_model_base|slow_but|unk|sep_|mask_|tune|lm_head_|forget|gate_|safe_gate|lower_bound|renormalize|combine|mla_|v_norm|"
     r"sink|thinker|talker|encoder|emb_fraction|embedding_fraction|lambda|deepstack|qkv_bias|ignore|block_size|overlap|allow_neg|"
-    r"^attn_config$|^ffn_config$|full_attn_idxs|init$|multiple_of"
+    r"^attn_config$|^ffn_config$|full_attn_idxs|init$|multiple_of|spatial|temporal"
 )
 TIES = re.compile(r"^(un)?tied?_|_tied?_emb")
 NEVER = frozenset(
@@ -61,6 +62,7 @@ NEVER = frozenset(
         "n_ctx", "cross_attention_hidden_size", "head_dim", "qk_head_dim", "num_key_value_heads", "intermediate_size", "max_window_layers",
         "sliding_window", "layer_types", "sliding_window_pattern", "mlp_layer_types", "rotary_dim", "tie_encoder_decoder",
         "tie_word_embeddings", "sliding_window_size", "org_vocab_size", "use_cache_quantization",
+        "top_k",  # of sampling: configs of old have generation's arguments
     }
 )  # fmt: skip
 
@@ -106,10 +108,14 @@ class Keys:
         """A whole number of at least `least`. Raises UsageError where it is missing and there is no `otherwise`."""
         value = self.get(*names)
         if value is None:
-            if otherwise is None:
+            if otherwise is None or self._left_out(names):
                 raise self.lacks(names[0])
             return otherwise
         return self.check(names, value, least)
+
+    def _left_out(self, names: Sequence[str]) -> bool:
+        """Has the class a value of its own for what the file does not say?"""
+        return not any(map(self.states, names)) and any(self.defaults.get(name) is not None for name in names)
 
     def check(self, names: Sequence[str], value: Any, least: int = 1) -> int:
         name = next((n for n in names if self.config.get(n) is not None), names[0])
@@ -122,6 +128,8 @@ class Keys:
             raise self.wrong(f": {name} must be {kind}, not {value}: layers, hidden size, heads and widths must be positive")
         if name in LAYERS and value > MOST_LAYERS:
             raise self.wrong(f": {name} {value} is more than the {MOST_LAYERS} layers that are read")
+        if value > MOST and name not in POSITIONS:
+            raise self.wrong(f": {name} is more than {MOST:,}, which no model's is")
         return value
 
     def each(self, layers: int, *names: str, otherwise: int | None = None, least: int = 1) -> list[int]:
@@ -139,7 +147,7 @@ class Keys:
             if otherwise is None:
                 raise self.lacks(names[0])
             return otherwise
-        if not isinstance(value, bool | int):
+        if not isinstance(value, bool) and value not in (0, 1):
             raise self.wrong(f" has a value of the wrong kind: {names[0]} must be true or false, not {value!r}")
         return bool(value)
 

@@ -57,19 +57,18 @@ def attention(keys: Keys, hidden: int, family: Family) -> Softmax:
         dim = hidden // heads
         if keys.defaults.get("head_dim") not in (None, dim) and not keys.states("head_dim"):
             raise keys.lacks("head_dim")
-    return Softmax(heads=heads, kv_heads=kv_heads, head_dim=keys.check(HEAD_DIM, dim))
+    dim = keys.check(HEAD_DIM, dim)
+    values = keys.whole("v_head_dim", otherwise=dim, least=0) or dim
+    if values != dim:
+        raise keys.wrong(f": v_head_dim is {values} and head_dim {dim}: values of another width than keys are not known of this model_type")
+    return Softmax(heads=heads, kv_heads=kv_heads, head_dim=dim)
 
 
 def kv_heads_of(keys: Keys, heads: int) -> int:
     """As the config says; by multi_query; or, where the class says so, as many as heads."""
     if keys.get("multi_query") is not None and not any(keys.config.get(name) is not None for name in KV_HEADS):
         return 1 if keys.flag("multi_query") else heads
-    stated = keys.whole(*KV_HEADS, otherwise=0)
-    if stated:
-        return stated
-    if keys.defaults.get("num_key_value_heads") is not None and not keys.states("num_key_value_heads"):
-        raise keys.lacks("num_key_value_heads")
-    return heads
+    return keys.whole(*KV_HEADS, otherwise=heads)
 
 
 def feed_forwards(keys: Keys, family: Family, layers: int, hidden: int) -> list[FeedForward]:
@@ -121,7 +120,10 @@ def moe_of(keys: Keys, experts: Experts, layers: int, gated: bool) -> list[Moe]:
 
 
 def latent(keys: Keys, family: Family) -> Decoder:
-    """MLA, with or without the indexer of sparse attention."""
+    """MLA, with or without the indexer of sparse attention; plain attention where `use_mla` is false."""
+    if not keys.flag("use_mla", otherwise=True):
+        keys.read.update(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim"))
+        return decoder(keys, family)
     layers, hidden = keys.whole(*LAYERS), keys.whole(*HIDDEN)
     mixers = [latent_attention(keys)] * layers
     keys.get(*KV_HEADS)
@@ -134,7 +136,7 @@ def latent_attention(keys: Keys) -> Latent:
     return Latent(
         heads=keys.whole(*HEADS),
         latent=keys.whole("kv_lora_rank"),
-        q_rank=keys.whole("q_lora_rank", otherwise=0, least=0),
+        q_rank=_query_rank(keys),
         nope_dim=keys.whole("qk_nope_head_dim"),
         rope_dim=keys.whole("qk_rope_head_dim"),
         v_dim=keys.whole("v_head_dim"),
@@ -142,3 +144,11 @@ def latent_attention(keys: Keys) -> Latent:
         index_heads=keys.whole("index_n_heads") if sparse else 0,
         index_dim=keys.whole("index_head_dim") if sparse else 0,
     )
+
+
+def _query_rank(keys: Keys) -> int:
+    """Null: queries are projected at once."""
+    rank = keys.get("q_lora_rank")
+    if rank is None and not keys.states("q_lora_rank"):
+        raise keys.lacks("q_lora_rank")
+    return keys.check(("q_lora_rank",), rank or 0, least=0)

@@ -64,7 +64,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             "llama", "code_llama", "baichuan", "internlm3", "xverse", "orion", "aquila", "skywork", "solar",
-            "mimo", "olmo", "olmo2", "granite", "helium", "exaone", "glm", "glm4", "hunyuan_v1_dense",
+            "olmo", "olmo2", "granite", "helium", "exaone", "glm", "glm4", "hunyuan_v1_dense",
             "seed_oss", "stablelm", "stablelm_epoch", "diffllama", "bitnet", "ministral3", "cwm", "iquestcoder",
             "telechat2", "hyperclovax", "granite_docling_text",
         ),
@@ -74,11 +74,15 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("mistral", "ministral", "phi3", "phi4mm", "phi4_multimodal", "phi3_v"), Family(windows="all")),
     **dict.fromkeys(
         (
-            "qwen2", "qwen3", "smollm3", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2_audio_text",
-            "qwen2_5_omni_text", "minicpmv", "minicpmo",
+            "qwen2", "qwen3", "smollm3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2_5_omni_text",
         ),
         Family(windows="qwen", facts=UNTIED),
     ),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), Family(windows="qwen", facts={"num_key_value_heads": 8})),
+    **dict.fromkeys(
+        ("qwen2_audio_text", "minicpmv", "minicpmo"), Family(windows="qwen", facts=UNTIED | {"num_key_value_heads": 32})
+    ),
+    "mimo": Family(facts={"num_key_value_heads": 32}),
     "gemma": Family(tied=True),
     **dict.fromkeys(("gemma2", "vaultgemma"), Family(tied=True, windows="pattern", pattern=2)),
     "gemma3_text": Family(tied=True, windows="pattern", pattern=6),
@@ -91,7 +95,7 @@ FAMILIES: dict[str, Family] = {
     "cohere2": Family(tied=True, windows="pattern", pattern=4),
     **dict.fromkeys(("olmo3", "exaone4", "granite_swa"), Family(windows="pattern", pattern=4)),
     "minicpm": Family(tied=True),
-    "minicpm3": Family(tied=True, build="latent"),
+    "minicpm3": Family(tied=True, build="latent", facts={"v_head_dim": 64}),
     "youtu": Family(tied=True, build="latent"),
     "ernie4_5": Family(tied=True),
     "chatglm": Family(
@@ -181,6 +185,7 @@ FAMILIES: dict[str, Family] = {
             experts=Experts(count=("num_local_experts",), width=("intermediate_size",), shared_count=1, layers="interleaved"),
             windows="llama4",
             pattern=4,
+            facts={"num_key_value_heads": 8},
         ),
     ),
     "aria_text": Family(
@@ -208,7 +213,9 @@ FAMILIES: dict[str, Family] = {
         build="granite_hybrid",
     ),
     "nemotron_h": Family(gated=False, build="nemotron_h"),
-    **dict.fromkeys(("minimax", "minimax_text_01", "minimax_m1"), Family(experts=MIXTRAL, build="lightning")),
+    **dict.fromkeys(
+        ("minimax", "minimax_text_01", "minimax_m1"), Family(experts=MIXTRAL, build="lightning", facts={"num_key_value_heads": 8})
+    ),
     "kimi_linear": Family(build="kimi_linear"),
     "lfm2": Family(tied=True, build="short_conv", unused=("block_dim", "conv_dim", "conv_dim_out")),
     "lfm2_moe": Family(tied=True, experts=Experts(layers="num_dense"), build="short_conv"),

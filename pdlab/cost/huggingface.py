@@ -81,13 +81,13 @@ def parse(config: Mapping[str, Any], name: str, source: str = "") -> Understood:
         return _parse(config, name, source, where)
     except Mistake as error:
         raise UsageError(f"{where}: {error}") from None
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
         raise UsageError(f"{where} has a value of the wrong kind: {error}") from None
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"model config {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -112,6 +112,9 @@ def read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: boo
 
 
 def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Understood:
+    outside = str(config.get("model_type", "")).lower()
+    if outside in REFUSED:
+        _family(outside, where)
     text, nested = _text(config)
     kind = _model_type(text, config, where, nested)
     read, keys = read_layers(text, kind, where, nested=nested)
@@ -123,16 +126,26 @@ def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Und
         layers=read.layers,
         outer=read.outer,
         quantization=quantization,
-        max_positions=keys.whole(*POSITIONS, otherwise=0, least=0),
+        max_positions=_context(keys),
         source=source,
     )
+    if quantization.default.is_quantised and not any(w.format.is_quantised for w in model.weights):
+        raise UsageError(
+            f"{where}: quantization_config says {quantization.dtype}, and names no module of this model: see its targets and exceptions"
+        )
     if not model.attention:
         raise UsageError(f"{where}: no layer keeps KV, so that there is nothing to hand off token by token: give a config with attention")
     remarks = [*quantization.remarks, *(() if width else (SIXTEEN,))]
-    if nested:
+    if nested or config.get("vision_config"):
         remarks.append("of a model with more than text, only the text part is counted")
     ignored = tuple(keys.ignored(FAMILIES[kind].unused))
     return Understood(model, kind, _in_words(quantization), keys.filled, ignored, tuple(remarks))
+
+
+def _context(keys: Keys) -> int:
+    """0: not stated."""
+    stated = keys.get(*POSITIONS)
+    return 0 if stated is None else keys.check(POSITIONS, stated, least=0)
 
 
 def _text(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
@@ -150,13 +163,21 @@ def _model_type(text: Mapping[str, Any], config: Mapping[str, Any], where: str, 
     kind = text.get("model_type")
     if not kind and nested:
         outside = str(config.get("model_type", "")).lower()
-        kind = f"{outside}_text" if f"{outside}_text" in FAMILIES else "llama" if outside.startswith(("llava", "vipllava")) else None
+        kind = _by_class(text) or (f"{outside}_text" if f"{outside}_text" in FAMILIES else None)
+        if kind is None and outside.startswith(("llava", "vipllava")):
+            kind = "llama"
     if not kind:
         for key, value in text.items():  # something worse may be wrong with it
             if key in LAYERS + HIDDEN + HEADS:
                 Keys(text, {}, where).check((key,), value)
         raise UsageError(f"{where} lacks 'model_type': add it, as the model's class has it")
     return str(kind).lower()
+
+
+def _by_class(text: Mapping[str, Any]) -> str | None:
+    """The model_type whose causal decoder `architectures` names: DeepseekV2ForCausalLM is deepseek_v2's."""
+    names = [str(name).lower().removesuffix("forcausallm") for name in text.get("architectures") or ()]
+    return next((kind for kind in FAMILIES for name in names if kind.replace("_", "").replace("-", "") == name), None)
 
 
 def _family(kind: str, where: str) -> Family:

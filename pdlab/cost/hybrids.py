@@ -162,7 +162,7 @@ NEMOTRON = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "mo
 def nemotron_h(keys: Keys, family: Family) -> Decoder:
     """Each layer is one thing: Mamba-2, attention, a feed-forward or experts, as its pattern says."""
     hidden = keys.whole(*HIDDEN)
-    pattern, number = keys.get("hybrid_override_pattern"), keys.whole(*LAYERS, otherwise=0)
+    pattern, stated = keys.get("hybrid_override_pattern"), keys.get(*LAYERS)
     kinds = keys.get("layers_block_type", "layer_types")
     if isinstance(pattern, str):
         unknown = sorted(set(pattern) - set(NEMOTRON))
@@ -171,8 +171,8 @@ def nemotron_h(keys: Keys, family: Family) -> Decoder:
         kinds = [NEMOTRON[one] for one in pattern]
     if not isinstance(kinds, list):
         raise keys.lacks("hybrid_override_pattern")
-    if number and number != len(kinds):
-        raise keys.wrong(f": hybrid_override_pattern has {len(kinds)} layers, num_hidden_layers says {number}")
+    if stated is not None and keys.check(LAYERS, stated) != len(kinds):
+        raise keys.wrong(f": hybrid_override_pattern has {len(kinds)} layers, num_hidden_layers says {stated}")
     softmax = attention(keys, hidden, family)
     made: dict[str, Layer] = {"full_attention": Layer((softmax,), ())}
     if "linear_attention" in kinds or "mamba" in kinds:
@@ -298,7 +298,7 @@ def short_conv(keys: Keys, family: Family) -> Decoder:
         if keys.flag("block_auto_adjust_ff_dim", otherwise=True):
             wide = int(2 * wide / 3)
             if multiplier is not None:
-                wide = int(multiplier * wide)
-                wide = int(multiple) * -(-wide // int(multiple))
+                each = keys.check(("block_multiple_of",), multiple)
+                wide = each * -(-int(multiplier * wide) // each)
         beside = [Mlp(width=wide, module="feed_forward")] * layers
     return mixed(keys, family, attend, attention(keys, hidden, family), conv, beside)

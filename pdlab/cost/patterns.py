@@ -9,6 +9,7 @@ from pdlab.cost.families import Experts, Family
 
 FULL = ("full_attention", "attention", "global")
 EVERY = ("sliding_window_pattern", "_sliding_window_pattern", "global_attn_every_n_layers", "layer_switch")
+WHERE = ("first_k_dense_replace", "moe_layer_freq", "expert_layer_period", "expert_layer_offset")  # experts are, where there are some
 SPARSE, DENSE = ("sparse", "moe"), ("dense", "mlp")
 
 
@@ -38,12 +39,12 @@ def _by_rule(keys: Keys, family: Family, layers: int) -> list[int]:
     if family.windows == "llama4":
         return _where_rotary(keys, family, layers)
     if family.windows == "all":
-        unused = keys.get("use_sliding_window") is False
+        unused = not keys.flag("use_sliding_window", otherwise=True)
         window = keys.whole("sliding_window", otherwise=0, least=0)
         return [0 if unused else window] * layers
     if family.windows == "pattern":
         return _by_pattern(keys, family, layers)
-    if not keys.get("use_sliding_window"):
+    if not keys.flag("use_sliding_window", otherwise=False):
         keys.read.update(("sliding_window", "max_window_layers"))
         return [0] * layers
     first = keys.whole("max_window_layers", least=0) if family.windows == "qwen" else 0
@@ -82,8 +83,8 @@ def with_experts(keys: Keys, experts: Experts, layers: int) -> list[bool]:
         count = keys.get(*experts.count)
         if count is None and not any(keys.states(name) for name in experts.count):
             raise keys.lacks(experts.count[0])
-        if count is None or (isinstance(count, int) and count <= (1 if experts.layers == "period" else 0)):
-            keys.read.update((*experts.per_token, *experts.width[:1], "first_k_dense_replace", "moe_layer_freq", *experts.shared))
+        if count is None or keys.check(experts.count, count, least=0) <= (1 if experts.layers == "period" else 0):
+            keys.read.update((*experts.per_token, *experts.width[:1], *experts.shared, *WHERE))
             return [False] * layers
     kinds = keys.kinds("mlp_layer_types", layers)
     if kinds is None:
@@ -120,7 +121,7 @@ def _interleaved(keys: Keys, layers: int) -> list[bool]:
 
 
 def _ernie(keys: Keys, layers: int) -> list[bool]:
-    start, end = text_first(keys, "moe_layer_start_index"), text_first(keys, "moe_layer_end_index", otherwise=-1)
+    start, end = text_first(keys, "moe_layer_start_index", least=0), text_first(keys, "moe_layer_end_index", otherwise=-1, least=-1)
     every = keys.whole("moe_layer_interval", otherwise=1)
     return [start <= i <= (layers - 1 if end == -1 else end) and (i + 1) % every == 0 for i in range(layers)]
 
@@ -153,7 +154,7 @@ EXPERT_RULES: dict[str, Callable[[Keys, int], list[bool]]] = {
 }
 
 
-def text_first(keys: Keys, name: str, otherwise: int | None = None) -> int:
+def text_first(keys: Keys, name: str, otherwise: int | None = None, least: int = 1) -> int:
     """ERNIE's multi-modal configs list text experts first."""
     value = keys.get(name)
     if isinstance(value, list):
@@ -162,4 +163,4 @@ def text_first(keys: Keys, name: str, otherwise: int | None = None) -> int:
         if otherwise is None:
             raise keys.lacks(name)
         return otherwise
-    return keys.check((name,), value, least=-1)
+    return keys.check((name,), value, least)

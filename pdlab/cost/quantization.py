@@ -21,7 +21,13 @@ ALIASES = (
     ),
     (
         "mlp.experts",
-        ("mlp.experts.0.down_proj", "mlp.experts.0.up_proj", "block_sparse_moe.experts.0.w1", "feed_forward.experts.down_proj"),
+        (
+            "mlp.experts.0.down_proj",
+            "mlp.experts.0.up_proj",
+            "mlp.experts.0.gate_proj",
+            "block_sparse_moe.experts.0.w1",
+            "feed_forward.experts.down_proj",
+        ),
     ),
     ("mlp.shared_experts.", ("mlp.shared_expert.", "feed_forward.shared_expert.", "mixer.shared_experts.", "mlp.shared_mlp.")),
     ("self_attn.q_proj", ("self_attn.qkv_proj", "mixer.q_proj", "attention.query_key_value", "attn.c_attn")),
@@ -52,8 +58,8 @@ def names_of(module: str) -> list[str]:
 
 
 class Names:
-    """A set of modules, by the patterns that quantisers write: `re:` and a regular expression from the start of the name; a glob; or plain
-    words that stand for a module, for what is in it, and for what ends so. Raises ValueError on a broken expression."""
+    """A set of modules, by the patterns that quantisers write: a regular expression from the start of the name, if `re:` or `.*` begins
+    it; a glob; or plain words for a module, for what is in it, and for what ends so. Raises ValueError on a broken expression."""
 
     def __init__(self, patterns: Iterable[str], *, regex: bool = False) -> None:
         self.words: set[tuple[str, ...]] = set()
@@ -62,7 +68,7 @@ class Names:
             if not isinstance(pattern, str):
                 raise ValueError(f"{pattern!r} is not a module's name")
             try:
-                if regex or pattern.startswith("re:"):
+                if regex or pattern.startswith(("re:", ".*")):
                     self.regexes.append(re.compile(pattern.removeprefix("re:")))
                 elif any(c in pattern for c in "*?[^$|\\"):
                     self.regexes.append(re.compile(translate(pattern)))

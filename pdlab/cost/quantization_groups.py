@@ -11,6 +11,8 @@ from pdlab.cost.quantization import Names, Quantization, Rule
 from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, kv_remark, left_alone, whole
 from pdlab.types import nearest
 
+CLASSES = ("Linear", "Embedding", "Experts", "MoE", "ParallelLMHead")
+
 
 def compressed_tensors(config: Config, wide: Format, method: str) -> Quantization:
     """Groups of modules by `targets`; a class's name (Linear) stands for all, head included, but for those in `ignore`."""
@@ -29,11 +31,16 @@ def compressed_tensors(config: Config, wide: Format, method: str) -> Quantizatio
     for name, group in groups.items():
         if isinstance(group, list):
             group = {"targets": group} | _preset(name)  # short for a preset and what it is for
-        elif "weights" not in group and "targets" not in group:
+        elif not isinstance(group, Mapping) or "weights" not in group:
             raise Mistake(f"quantization_config.config_groups.{name} lacks 'weights'")
         stored = _scheme(group.get("weights"), group.get("input_activations"), f"config_groups.{name}", wide)
         targets = group.get("targets") or ["Linear"]
+        if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+            raise Mistake(f"quantization_config.config_groups.{name}.targets must be a list of modules or classes, not {targets!r}")
         classes = [t for t in targets if t[:1].isupper()]
+        unknown = [c for c in classes if not any(part in c for part in CLASSES)]
+        if unknown and stored.is_quantised:
+            raise Mistake(f"config_groups.{name}.targets has an unknown class {unknown[0]!r}: Linear, Embedding and experts are known")
         embedding |= "Embedding" in classes
         if any("Linear" in c or "Experts" in c or "MoE" in c for c in classes):
             default = default or stored
@@ -73,6 +80,8 @@ def _scheme(weights: Config | None, inputs: Config | None, where: str, wide: For
     group = weights.get("group_size") or 0
     if strategy in ("group", "tensor_group"):
         group = whole(weights, "group_size", where=where)
+        if group == 0 or group < -1:
+            raise Mistake(f"{where}.group_size must be positive, or -1 for whole channels, not {group}")
     elif strategy not in (None, "channel", "tensor", "block", "token"):
         raise Mistake(f"{where}.weights.strategy {strategy!r} is not one of tensor, channel, group, tensor_group, block")
     elif strategy is not None:
@@ -86,7 +95,7 @@ def _scheme(weights: Config | None, inputs: Config | None, where: str, wide: For
 
 
 def _inputs(inputs: Config | None) -> str:
-    if not inputs or int(inputs.get("num_bits", 16)) != 8:
+    if not inputs or whole({"num_bits": 16, **inputs}, "num_bits", where="input_activations") != 8:
         return "bf16"
     return "fp8" if inputs.get("type") == "float" else "int8"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from pdlab.cost.dtypes import Format
 from pdlab.cost.quantization import Names, Quantization, Rule, unquantised
@@ -63,13 +64,32 @@ def _method_by_its_keys(config: Config) -> str:
     raise Mistake("quantization_config lacks 'quant_method'")
 
 
+LARGE_BLOCK = 4096
+
+
 def _fp8(config: Config, wide: Format, method: str) -> Quantization:
     """transformers' and DeepSeek's fine-grained fp8, fbgemm's, and vLLM's."""
     weight_only = config.get("activation_scheme") in ("none", "weight_only")
     dtype = str(config.get("weight_dtype") or config.get("fmt") or config.get("dtype") or "e4m3").lower()
     if not any(known in dtype for known in ("e4m3", "e5m2", "fp8", "float8")):
         raise Mistake(f"quantization_config says 8-bit floats of an unknown kind {dtype!r}: e4m3 and e5m2 are known")
-    return Quantization(method, floats(8, computes="bf16" if weight_only else "fp8"), wide, left_alone(config), remarks=kv_remark(config))
+    scale_bytes = 1 if str(config.get("scale_fmt")).lower() == "ue8m0" else 4
+    stored = floats(8, 0, computes="bf16" if weight_only else "fp8")
+    stored = replace(stored, bytes_per_value=1 + scale_bytes / _block(config)) if _block(config) else stored
+    return Quantization(method, stored, wide, left_alone(config), remarks=kv_remark(config))
+
+
+def _block(config: Config) -> int:
+    """Weights that share a scale; 0 where they are so many that scales do not count."""
+    shape = config.get("weight_block_size")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list | tuple) or len(shape) != 2:
+        raise Mistake(f"quantization_config.weight_block_size must be two whole numbers, not {shape!r}")
+    rows, columns = (whole({"weight_block_size": side}, "weight_block_size") for side in shape)
+    if rows < 1 or columns < 1:
+        raise Mistake(f"quantization_config.weight_block_size must be positive, not {shape!r}")
+    return rows * columns if rows * columns < LARGE_BLOCK else 0
 
 
 def _named_float(bits: int, nv: bool = False, only: frozenset[Part] | None = None) -> Callable[[Config, Format, str], Quantization]:
@@ -89,7 +109,12 @@ def _grouped(config: Config, wide: Format, method: str) -> Quantization:
     kind = str(config.get("data_type") or "int").lower()
     zeros = method in ALWAYS_ZEROS or bool(config.get("zero_point", config.get("zero_points", "awq" in method)))
     stored = _of_kind(kind, bits, group, zeros, _activations(config))
-    rules = [*left_alone(config), *_dynamic(config, bits, group, zeros), *_extra(config, bits, group, zeros, kind)]
+    rules = [
+        *left_alone(config),
+        *_dynamic(config, bits, group, zeros),
+        *_extra(config, bits, group, zeros, kind),
+        *_inside(config, stored),
+    ]
     return Quantization(method, stored, wide, tuple(rules), head=config.get("lm_head") is True or config.get("quant_lm_head") is True)
 
 
@@ -130,6 +155,15 @@ def _dynamic(config: Config, bits: int, group: int, zeros: bool) -> list[Rule]:
         stored = None if skips else integers(int(other.get("bits", bits)), int(other.get("group_size", group)), zeros=zeros)
         rules.append(Rule(Names([f".*(?:{name})"], regex=True), stored))
     return rules
+
+
+def _inside(config: Config, stored: Format) -> list[Rule]:
+    """GPTQ's modules_in_block_to_quantize: those and no others."""
+    listed = config.get("modules_in_block_to_quantize") or config.get("inside_layer_modules")
+    if not listed:
+        return []
+    names = [name for group in listed for name in (group if isinstance(group, list) else [group])]
+    return [Rule(Names(names), stored), Rule(Names([".*"], regex=True), None)]
 
 
 def _extra(config: Config, bits: int, group: int, zeros: bool, kind: str) -> list[Rule]:

@@ -38,7 +38,8 @@ def unknown(name: str) -> str:
     """What to say of a name that is none of these."""
     near = difflib.get_close_matches(name, (*NAMES, "synthetic"), 1, 0.5)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"unknown source {name!r}{hint}; there are {', '.join(NAMES)}, synthetic, and paths of .csv, .json, .jsonl files (.gz, .zst)"
+    files = "paths of .csv, .json, .jsonl, .parquet files (.gz, .zst)"
+    return f"unknown source {name!r}{hint}; there are {', '.join(NAMES)}, synthetic, and {files}"
 
 
 @cache

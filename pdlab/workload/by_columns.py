@@ -147,7 +147,7 @@ def _fields(
             notes.append(mooncake.NOTE)
     if mistake := _for_nothing(columns, clock, fields, wanted):
         raise UsageError(f"{file.path}: {mistake}")
-    reading = _reading(form.name if form else "table", columns, clock, {"gap_s": gap_unit, "delay_s": delay_unit}, fields)
+    reading = _reading(form.name if form else "table", columns, clock, {"gap_s": gap_unit, "delay_s": delay_unit}, fields, names)
     return _ended(by_arrival(fields), notes, limit) | {"reading": reading}
 
 
@@ -175,8 +175,8 @@ def _ended(fields: dict[str, Any], notes: list[str], limit: int | None) -> dict[
     return fields | {"notes": tuple(notes)}
 
 
-def _reading(name: str, columns: dict[str, str], clock: Clock, units: dict[str, str], fields: dict[str, Any]) -> str:
-    """What was understood, in one line."""
+def _reading(form: str, columns: dict[str, str], clock: Clock, units: dict[str, str], fields: dict[str, Any], names: Sequence[str]) -> str:
+    """What was understood, in one line; of the `names` there are, those that pdlab would have a use for and does not take by itself."""
     said = [f"{role} {columns[role]}" for role in REQUIRED[1:] if role in columns]
     if "arrival_s" in columns:
         said.insert(0, f"arrival_s {columns['arrival_s']} ({clock.said}{_doubt(columns['arrival_s'], clock, fields['arrival_s'])})")
@@ -187,7 +187,9 @@ def _reading(name: str, columns: dict[str, str], clock: Clock, units: dict[str, 
     if "after" in fields:
         said.append(f"{columns['delay_s']} ({units['delay_s']}) after the answer before, by {columns['session_id']}")
     said += [f"{role} {name}" for role, name in columns.items() if role in LABELS]
-    return f"{name}: {', '.join(said)}"
+    unasked = [name for name in names if name in LABELS and name not in columns.values()]
+    more = f"; not {', '.join(unasked)}, which columns: {{{unasked[0]}: {unasked[0]}}} takes" if unasked else ""
+    return f"{form}: {', '.join(said)}{more}"
 
 
 def _doubt(column: str, clock: Clock, times_s: NDArray[np.float64]) -> str:

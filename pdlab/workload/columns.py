@@ -27,7 +27,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "arrival_s": (
         "arrivals arrivaltime arrival arrivaltimestamp arrivedat arrivalat arrivals requestarrivaltime requestarrivedat",
         "requesttime requesttimestamp requestat requeststart requeststarttime requeststarted submittime submittedat receivedat sentat",
-        "starttime starttimestamp startedat start created createdat createdtime",
+        "starttime starttimes starttimestamp starttimeunix startedat start created createdat createdtime",
         "timestamp ts time datetime date timestamps times t",
     ),
     "prompt_tokens": (
@@ -35,6 +35,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
         "inputtokens numprefilltokens numprompttokens numinputtokens contexttokens prefilltokens requesttokens prompttokencount "
         "inputtokencount tokensprompt tokensin nprompttokens ninputtokens promptntokens inputntokens prompttoken inputtoken querytokens "
         "requestnumprefilltokens numtokensprompt numtokensinput",
+        "promptlens inputlens",
         "promptlen promptlength inputlen inputlength prefilllen prefilllength promptsize promptsizes prefillsize inputsize "
         "inputsequencelength isl inputseqlen promptseqlen prompttokenslen",
     ),
@@ -44,6 +45,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
         "decodetokens responsetokens answertokens generationtokens outputtokencount completiontokencount responsetokencount "
         "generatedtokencount candidatestokencount tokenscompletion tokensout noutputtokens ncompletiontokens ngeneratedtokens "
         "outputtoken completiontoken gentokens requestnumdecodetokens numtokensoutput",
+        "outputlens",
         "outputlen outputlength completionlen completionlength responselen responselength decodelen decodelength generationlen "
         "generationlength generatedlen generatedlength genlen outputsize decodesize tokensize tokensizes outputsequencelength "
         "osl outputseqlen",

@@ -125,7 +125,7 @@ def real(text: str) -> float:
 
 def ids(text: str) -> tuple[int, ...]:
     """whole numbers with spaces between"""
-    return tuple(map(int, text.strip("[]").replace(",", " ").split()))
+    return tuple(map(whole, text.strip("[]").replace(",", " ").split()))
 
 
 def text_of(text: str) -> str:

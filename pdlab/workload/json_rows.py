@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pdlab.types import UsageError
+from pdlab.workload.columns import known_columns
 from pdlab.workload.requests import OPTIONAL
 from pdlab.workload.rows import NO_LABELS, Layout, Row, missing
 from pdlab.workload.text import TextFile
@@ -67,6 +68,20 @@ def peek(file: TextFile, entries: Iterator[dict[str, Any]], most: int = 100) -> 
     elif mistake is not None:
         raise mistake
     return [entry for _, entry in seen], again()
+
+
+def by_column(value: object) -> list[dict[str, Any]] | None:
+    """The rows of an object that has a list for each column, as vLLM's and SGLang's benchmarks write; None where it is something else."""
+    if not isinstance(value, dict):
+        return None
+    lists = {name: column for name, column in value.items() if isinstance(column, list)}
+    named = known_columns(list(lists))
+    lengths = {len(lists[named[role]]) for role in ("prompt_tokens", "output_tokens") if role in named}
+    if len(lengths) != 1:
+        return None
+    (rows,) = lengths
+    whole = {name: column for name, column in lists.items() if len(column) == rows}
+    return [{name: column[row] for name, column in whole.items()} for row in range(rows)]
 
 
 def json_document(file: TextFile, lines: Iterator[str], first: str) -> Any:
@@ -151,10 +166,9 @@ class _Values:
             return ()
         if not isinstance(value, list):
             raise self._wrong("hash_ids", "a list", value)
-        strange = next((one for one in value if type(one) is not int), None) if {*map(type, value)} - {int} else None
-        if strange is not None:
-            raise self._wrong("hash_ids", "a whole number", strange)
-        return tuple(value)
+        return tuple(
+            value if {*map(type, value)} <= {int} else [one if type(one) is int else self._whole("hash_ids", one) for one in value]
+        )
 
     def time(self, value: Any) -> float:
         if value is None:

@@ -12,12 +12,14 @@
     generic    both   arrival_s, prompt_tokens, output_tokens, and more: see `generic`
     table      both   any other, by the names that everybody uses, or as the user says: see `columns`
 
-`auto` tells which by what the file begins with. Times count from the first request, but for the generic format's. Rows without a prompt
-or an output (failures) are dropped and counted; in the generic format they are mistakes. What `writer.write` writes, `load` gives back.
+`auto` tells which by what the file begins with; a Parquet file is a table. Times count from the first request, but for the generic
+format's. Rows without a prompt or an output (failures) are dropped and counted; in the generic format they are mistakes. What
+`writer.write` writes, `load` gives back.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -31,16 +33,18 @@ from pdlab.workload.base import Workload
 from pdlab.workload.by_columns import csv_fields, json_fields
 from pdlab.workload.columns import FORMS, REQUIRED, Wanted, form_of, known_columns
 from pdlab.workload.csv_rows import header_names
-from pdlab.workload.json_rows import json_document, json_lines
-from pdlab.workload.text import COMPRESSED, Progress, TextFile
+from pdlab.workload.json_rows import by_column, json_document, json_lines
+from pdlab.workload.parquet import parquet_rows
+from pdlab.workload.text import PACKED, PARQUET, Progress, TextFile
 
 FORMATS = (*FORMS, "vllm", "generic", "table")
+_LOG = re.compile(r"\s*\[\d{4}-\d\d-\d\d[ T]\d\d:")
 
 
 def load(
     path: Path, *, format: str = "auto", requests: int | None = None, wanted: Wanted | None = None, progress: Progress | None = None
 ) -> Workload:
-    """The workload in a trace file; plain, gzip or zstd. `wanted`: what the user says of it.
+    """The workload in a trace file; plain or packed, or Parquet. `wanted`: what the user says of it.
 
     `requests` stops reading there, however long the file is; where the file has fewer, a note says so. `progress` is called with
     (bytes read, bytes of the file) as it goes.
@@ -52,9 +56,12 @@ def load(
     if requests is not None and requests < 1:
         raise UsageError(f"requests {requests}: must be at least 1")
     with TextFile(path, progress) as file:
-        lines = iter(file)
-        comments, first = _head(file, lines)
-        fields = _fields(file, lines, first, comments, format, requests, wanted or Wanted())
+        if file.magic == PARQUET:
+            fields = _of_parquet(file, format, requests, wanted or Wanted())
+        else:
+            lines = iter(file)
+            comments, first = _head(file, lines)
+            fields = _fields(file, lines, first, comments, format, requests, wanted or Wanted())
     count = len(fields["arrival_s"])
     if not count:
         dropped = fields.get("dropped", 0)
@@ -81,7 +88,7 @@ def _head(file: TextFile, lines: Iterator[str]) -> tuple[list[str], str]:
 
 def _stem(path: Path) -> str:
     name = path.name
-    for suffix in COMPRESSED:
+    for suffix in PACKED:
         name = name.removesuffix(suffix)
     return name.rpartition(".")[0] or name
 
@@ -90,7 +97,11 @@ def _fields(
     file: TextFile, lines: Iterator[str], first: str, comments: Sequence[str], format: str, limit: int | None, wanted: Wanted
 ) -> dict[str, Any]:
     """The Workload's fields."""
-    is_json = first.lstrip().startswith(("{", "["))
+    if _LOG.match(first) and format in ("auto", "table", "generic") and not vllm_log.begins(first):
+        if log := vllm_log.ahead(lines):
+            return vllm_log.read(file, chain(log, lines), limit, wanted)
+        raise file.wrong("a log, and not vLLM's: of SGLang's, take the JSON that --log-requests-format json writes, or a benchmark's file")
+    is_json = first.lstrip().startswith("{") or (first.lstrip().startswith("[") and not _LOG.match(first))
     if format in FORMS and is_json != FORMS[format].json:
         raise file.wrong(f"this is {'JSON' if is_json else 'not JSON'}, which the format {format} {'is not' if is_json else 'is'}")
     if format == "vllm" or (format == "auto" and not is_json and vllm_log.begins(first)):
@@ -144,7 +155,7 @@ def _is_document(first: str) -> bool:
         value = msgspec.json.decode(first)
     except msgspec.DecodeError as error:
         return "truncated" in str(error) and first.count('"') <= 2
-    return isinstance(value, dict) and guidellm.KEY in value
+    return isinstance(value, dict) and (guidellm.KEY in value or by_column(value) is not None)
 
 
 def _of_document(file: TextFile, lines: Iterator[str], first: str, limit: int | None, wanted: Wanted) -> dict[str, Any]:
@@ -153,9 +164,18 @@ def _of_document(file: TextFile, lines: Iterator[str], first: str, limit: int | 
     if isinstance(value, list) and not (value and isinstance(value[0], dict)):
         raise file.wrong("not a JSON object; a JSONL trace has one on every line")
     file.counted, file.line = "request", 0
+    if isinstance(value, dict) and (rows := by_column(value)) is not None:
+        return json_fields(file, _listed(file, rows), None, limit, wanted)
     if isinstance(value, dict):
         return json_fields(file, guidellm.requests(file, value), FORMS["guidellm"], limit, wanted)
     return json_fields(file, _listed(file, value), form_of(list(value[0]), json=True), limit, wanted)
+
+
+def _of_parquet(file: TextFile, format: str, limit: int | None, wanted: Wanted) -> dict[str, Any]:
+    """Its rows as if they were JSON objects."""
+    if format not in ("auto", "table"):
+        raise UsageError(f"{file.path}: this is Parquet, which the format {format} is not")
+    return json_fields(file, parquet_rows(file), None, limit, wanted)
 
 
 def _listed(file: TextFile, value: Any) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pdlab.workload.chains import Chains
 from pdlab.workload.columns import LABELS
 from pdlab.workload.hash_unit import HashUnit
 from pdlab.workload.text import TextFile
+from pdlab.workload.times import CENTURY_S
 
 _INT32_MAX = 2**31 - 1
 _NOTHING: Mapping[str, float] = {}
@@ -100,7 +101,7 @@ class Requests:
         """Whether the row counts: it does not if it has no prompt or no output. `labels` has what the row says of optional columns."""
         after = int(labels.get("after", -1))
         least_s = 0.0 if after >= 0 else self._last_s if self._ordered else -math.inf  # dates count from the first row's
-        if not least_s <= arrival_s < math.inf:
+        if not least_s <= arrival_s < CENTURY_S:
             raise self._bad_time(arrival_s, self._ordered and after < 0)
         if not (self._least <= prompt_tokens <= _INT32_MAX and self._least <= output_tokens <= _INT32_MAX):
             raise self._bad_length(prompt_tokens, output_tokens)
@@ -160,9 +161,11 @@ class Requests:
             raise self._file.wrong(f"{labels['after']} is not an earlier row; this one is {len(self)}, counted from 0", "after")
 
     def _bad_time(self, arrival_s: float, ordered: bool) -> UsageError:
-        name = self._names["arrival_s"]
+        name = self._names.get("arrival_s") or self._names["gap_s"]
         if not math.isfinite(arrival_s):
             return self._file.wrong(f"{arrival_s} is not a time", name)
+        if arrival_s >= CENTURY_S:
+            return self._file.wrong(f"{arrival_s:g} s is more than a hundred years", name)
         if ordered and arrival_s < self._last_s and len(self):
             return self._file.wrong(f"{self._last_s - arrival_s:g} s before the row above; sort the file by {name}", name)
         return self._file.wrong(f"{arrival_s:g} s is negative", name)

@@ -24,12 +24,12 @@ from pdlab.workload.base import Workload
 from pdlab.workload.chains import Chains
 from pdlab.workload.columns import Wanted, wrong_roles
 from pdlab.workload.sessions import Sessions, unroll
-from pdlab.workload.text import COMPRESSED
+from pdlab.workload.text import PACKED
 from pdlab.workload.times import Unit
 
 SYNTHETIC = "synthetic"
 HASH_TOKENS = 16  # of synthetic prompts
-_SUFFIXES = (".csv", ".json", ".jsonl", ".tsv", ".txt", ".log", *COMPRESSED)
+_SUFFIXES = (".csv", ".json", ".jsonl", ".tsv", ".txt", ".log", ".parquet", *PACKED)
 _MOST_REQUESTS = 100_000_000
 
 

@@ -1,4 +1,5 @@
-"""Trace files as text: plain, gzip or zstd (told by their first bytes, not by their names), read and written as a stream.
+"""Trace files as text: plain, gzip, zstd, bzip2 or xz (told by their first bytes, not by their names), read as a stream; written plain,
+as gzip or zstd.
 
 A mistake in a file names the place: `trace.csv: line 7, column ContextTokens: ...`. A compressed stream that ends early is a mistake
 too: zlib and zstandard are asked whether the last frame was whole, since neither says so by itself when read in pieces.
@@ -6,8 +7,10 @@ too: zlib and zstandard are asked whether the last frame was whole, since neithe
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,8 +24,11 @@ from pdlab.types import UsageError
 
 Progress = Callable[[int, int], None]  # bytes of the file read, bytes in all
 
-COMPRESSED = (".gz", ".zst")
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+COMPRESSED = (".gz", ".zst")  # as files are written
+PACKED = (*COMPRESSED, ".bz2", ".xz")  # as they are read
+PARQUET = b"PAR1"
+_GZIP, _ZSTD, _BZIP, _XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX"
+_OTHERS = {b"PK\x03\x04": "a zip archive: unpack it", b"\xff\xfe": "UTF-16: save it as UTF-8", b"\xfe\xff": "UTF-16: save it as UTF-8"}
 _CHUNK_BYTES = 1 << 16
 _EARLY_END = "the compressed stream ends early: the file is truncated; copy or download it again"
 
@@ -41,13 +47,20 @@ class TextFile:
             self._raw = path.open("rb")
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from None
-        magic = self._raw.read(4)
+        self.magic = magic = self._raw.read(4)
         self._raw.seek(0)
+        if other := next((what for begin, what in _OTHERS.items() if magic.startswith(begin)), None):
+            self._raw.close()
+            raise UsageError(f"{path}: this is {other}")
         chunks = _chunks(self._raw, progress)
         if magic.startswith(_GZIP):
             chunks = _inflated(chunks, lambda: zlib.decompressobj(wbits=31))
         elif magic == _ZSTD:
             chunks = _inflated(chunks, lambda: zstandard.ZstdDecompressor().decompressobj())
+        elif magic.startswith(_BZIP):
+            chunks = _inflated(chunks, bz2.BZ2Decompressor)
+        elif magic == _XZ:
+            chunks = _inflated(chunks, lzma.LZMADecompressor)
         self._text = io.TextIOWrapper(io.BufferedReader(_Stream(chunks), _CHUNK_BYTES), encoding="utf-8-sig", newline=None)
 
     def __enter__(self) -> TextFile:
@@ -64,7 +77,7 @@ class TextFile:
                 yield line
         except UnicodeDecodeError:
             raise UsageError(f"{self.path}: not UTF-8 text from about line {self.line + 1} on") from None
-        except (_Damage, zlib.error, zstandard.ZstdError, EOFError, OSError) as error:
+        except (_Damage, zlib.error, zstandard.ZstdError, lzma.LZMAError, EOFError, OSError) as error:
             raise UsageError(f"{self.path}: from about line {self.line + 1} on, {error}") from None
 
     def wrong(self, what: str, column: str | int | None = None) -> UsageError:

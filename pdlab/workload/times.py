@@ -14,7 +14,7 @@ from typing import Literal
 Unit = Literal["s", "ms", "us", "ns"]
 PER_S: dict[Unit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _YEARS = 9e8, 4.2e9  # 1998 to 2103, in seconds since 1970
-_CENTURY_S = 3.2e9  # within which the epoch times of a file are, if their unit stays the same
+CENTURY_S = 3.2e9  # within which the epoch times of a file are, if their unit stays the same
 _WORDS: dict[Unit, str] = {
     "s": "s sec secs second seconds",
     "ms": "ms msec millis milliseconds",
@@ -69,7 +69,7 @@ class Clock:
         if not self._per_s:
             self._begin(number)
         seconds = (number - self._origin) / self._per_s
-        if self._origin and not -_CENTURY_S < seconds < _CENTURY_S:
+        if self._origin and not -CENTURY_S < seconds < CENTURY_S:
             raise ValueError(time)
         return seconds
 

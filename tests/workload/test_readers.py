@@ -258,7 +258,7 @@ def test_files_that_are_no_traces_at_all(made: Callable[..., Path], tmp_path: Pa
     with pytest.raises(UsageError, match="Is a directory"):
         load(tmp_path)
     with pytest.raises(UsageError, match="not UTF-8 text"):
-        load(made(b"\xff\xfe\x00binary"))
+        load(made(b"\xfa\xfe\x00binary"))
     with pytest.raises(UsageError, match="format 'azur' is not one of auto, azure"):
         load(made(AZURE), format="azur")
     with pytest.raises(UsageError, match="not JSON, which the format mooncake is"):
