@@ -37,6 +37,7 @@ from pdlab.real.cluster.engine import ClusterEngine
 from pdlab.real.cluster.http import HttpRemote
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.serve import run_until_stopped
 from pdlab.real.wire import MADE, PULL
 from pdlab.router import Router
 from pdlab.spec import TransferSpec
@@ -263,7 +264,7 @@ def main() -> None:
     parser.add_argument("--route", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.route:
-        asyncio.run(route(given.route.split(","), given.policy))  # as pdlab serve does
+        run_until_stopped(route(given.route.split(","), given.policy))  # as pdlab serve does
         return
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:

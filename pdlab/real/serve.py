@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from pdlab import spellings
+from pdlab import collector, spellings
 from pdlab.cost import model_names
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
@@ -154,7 +154,8 @@ class Serving:
 def run_until_stopped(main: Coroutine[Any, Any, None]) -> None:
     """Run it, until SIGTERM or Ctrl-C. While the model still loads these exit with 130."""
     try:
-        asyncio.run(main)
+        with collector.seldom():
+            asyncio.run(main)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import simpy
 
-from pdlab import __version__, batching, cost, load_policy
+from pdlab import __version__, batching, collector, cost, load_policy
 from pdlab.control import head_of, router
 from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.kv import BlockPool
@@ -281,20 +280,16 @@ def simulate(
             raise UsageError(f"event log {trace_events}: {error.strerror}") from None
     made = world(experiment, workload, log=log, spans=trace_events is not None, policy=decider)
     made.on_progress = progress
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 20)  # a request leaves no cycles behind; looking for them would cost a tenth of the run
     started = time.process_time()
     partial = False
     try:
-        made.run()
+        with collector.seldom():
+            made.run()
     except KeyboardInterrupt:
         partial = True
         made.interrupt()
     finally:
         cpu_s = time.process_time() - started
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
         if log is not None:
             log.close()
     duration_s = made.env.now

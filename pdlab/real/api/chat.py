@@ -14,7 +14,7 @@ from pdlab.real.api.generate import Choice, Delta, Logprob
 from pdlab.real.api.legs import Prefill, check_leg, check_origin, leg_of
 from pdlab.real.api.parse import parse
 from pdlab.real.api.prompts import check_scores, cut, prompt_scores, told_scores
-from pdlab.real.api.refused import IN_CHATS, Refusal
+from pdlab.real.api.refused import IN_CHATS, Refusals
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, choices
 from pdlab.real.api.service import Job, Service
 from pdlab.real.api.structured import check_size, structured_field
@@ -88,7 +88,7 @@ class ChatRequest(Common, frozen=True, kw_only=True):
     documents: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
 
-    refusals: ClassVar[Mapping[str, Refusal]] = IN_CHATS
+    refusals: ClassVar[Refusals] = IN_CHATS
 
 
 DECODER = msgspec.json.Decoder(ChatRequest)
@@ -189,7 +189,8 @@ async def chat_job(service: Service, raw: bytes, of_the_cluster: bool = True) ->
     if forced is not None:
         check_size(forced, "tools")
         asked = dataclasses.replace(asked, sampling=msgspec.structs.replace(asked.sampling, structured=forced))
-    await service.vet(asked.sampling.structured, structured_field(body) or "tools")
+    if asked.sampling.structured is not None:
+        await service.vet(asked.sampling.structured, structured_field(body) or "tools")
     if leg is not None:
         check_leg(leg, asked, bool(body.stream), 1)
     shape = Chats(service.tokenizer, logprobs, bool(body.return_tokens_as_token_ids), prompt, scores)

@@ -13,7 +13,7 @@ from pdlab.real.api.generate import Choice, Delta, Logprob
 from pdlab.real.api.legs import Prefill, check_leg, check_origin, leg_of
 from pdlab.real.api.parse import parse
 from pdlab.real.api.prompts import Echo, check_scores, cut, prompt_scores, told_scores
-from pdlab.real.api.refused import IN_COMPLETIONS, Refusal
+from pdlab.real.api.refused import IN_COMPLETIONS, Refusals
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, check_tokens, choices
 from pdlab.real.api.service import Job, Service
 from pdlab.real.api.structured import structured_field
@@ -28,7 +28,7 @@ class CompletionRequest(Common, frozen=True, kw_only=True):
     echo: bool | None = None
     logprobs: int | None = None
 
-    refusals: ClassVar[Mapping[str, Refusal]] = IN_COMPLETIONS
+    refusals: ClassVar[Refusals] = IN_COMPLETIONS
 
 
 DECODER = msgspec.json.Decoder(CompletionRequest)
@@ -179,7 +179,8 @@ async def completion_job(service: Service, raw: bytes, of_the_cluster: bool = Tr
         vocab=vocab,
         continues=True,
     )
-    await service.vet(asked.sampling.structured, structured_field(body))
+    if asked.sampling.structured is not None:
+        await service.vet(asked.sampling.structured, structured_field(body))
     prompts = []
     for prompt in given:
         tokens = await _tokens(service, prompt, body.add_special_tokens is not False, body.truncate_prompt_tokens is not None)

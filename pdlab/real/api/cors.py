@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
 from pdlab.types import UsageError
@@ -25,7 +25,7 @@ class Cors:
     allowed_headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
 
-    def apply(self, app: FastAPI) -> None:
+    def apply(self, app: Starlette) -> None:
         if self.allowed_origins:
             app.add_middleware(
                 CORSMiddleware,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -112,18 +112,23 @@ class Choice:
 
 
 class _Arriving(asyncio.Queue[FromQueue]):
-    """What waits for a reader; `overrun` is called where that is too much, and the rest is dropped."""
+    """What waits for a reader of these requests. Where that is too much they are cancelled, and the rest is dropped: `overrun`. It knows
+    nothing of its Generation, so that neither waits for the garbage collector."""
 
-    def __init__(self, overrun: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, ids: Iterable[int]) -> None:
         super().__init__()
-        self.overrun = overrun
+        self.overrun = False
+        self._engine, self._ids = engine, ids
 
     def put_nowait(self, item: FromQueue) -> None:
-        if self.qsize() < MOST_BEHIND:
+        behind = self.qsize()
+        if behind < MOST_BEHIND:
             super().put_nowait(item)
-        elif self.qsize() == MOST_BEHIND:
+        elif behind == MOST_BEHIND:
+            self.overrun = True
             super().put_nowait(_GONE)
-            self.overrun()
+            for id in self._ids:
+                self._engine.cancel(id)
 
 
 class Generation:
@@ -148,7 +153,7 @@ class Generation:
         self.first_id = {id: number for number, id in enumerate(ids)}
         self.prompts = prompts
         self.best_of = ask.sampling.best_of
-        self.arriving: asyncio.Queue[FromQueue] = _Arriving(self._fall_behind)
+        self.arriving = _Arriving(engine, ids)
         kept = ask.tools.kept_ids if ask.tools is not None else frozenset[int]()
         self.choices = [
             Choice(
@@ -241,12 +246,6 @@ class Generation:
         """Whoever waits for news gets the error."""
         self._trouble = error
         self.arriving.put_nowait(_GONE)
-
-    def _fall_behind(self) -> None:
-        """Its reader is slower than the engine by more than can be kept for it: what it has not got yet ends with an error."""
-        self._trouble = ApiError(500, f"more than {MOST_BEHIND} pieces of the answer waited to be read", code="reader_too_slow")
-        for id in self.first_id:
-            self.engine.cancel(id)
 
     @property
     def sole_id(self) -> int | None:
@@ -361,9 +360,7 @@ class Generation:
 
     def _take(self, tokens: Tokens, now: float) -> Delta | None:
         if tokens is _GONE:
-            if self._trouble is not None and self._trouble.cause:
-                self.metrics.transfer_failed(self._trouble.cause)
-            raise self._trouble or Gone
+            raise self._why_gone()
         number = self.first_id[tokens.id]
         choice = self.choices[number * self.best_of + tokens.candidate]
         if tokens.prompt is not None:
@@ -405,6 +402,14 @@ class Generation:
         text, calls = choice.parse(text)
         choice.text.append(text)
         return Delta(choice.index, text, told, logprobs, finish and choice.shown_finish, calls)
+
+    def _why_gone(self) -> Exception:
+        """Why no more news come."""
+        if self._trouble is None and self.arriving.overrun:
+            return ApiError(500, f"more than {MOST_BEHIND} pieces of the answer waited to be read", code="reader_too_slow")
+        if self._trouble is not None and self._trouble.cause:
+            self.metrics.transfer_failed(self._trouble.cause)
+        return self._trouble or Gone()
 
     def _text(self, choice: Choice, tokens: Tokens) -> tuple[str, str | None]:
         """(what can be shown, whether and why the choice ends). What ended it at the engine, a stop token, is no text, unless what ends it

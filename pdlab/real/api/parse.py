@@ -26,7 +26,7 @@ def parse(raw: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad(f"the body is not valid JSON: {error}") from None
     if isinstance(body, Refused):
-        body.check_refused()
+        body.refusals.check(body)
     return body
 
 

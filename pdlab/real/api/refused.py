@@ -4,8 +4,9 @@ store, service_tier, prediction, ...)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import msgspec
@@ -24,47 +25,80 @@ class Refusal:
         return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.harmless)
 
 
+class Refusals(Mapping[str, Refusal]):
+    """By field. That a body has none of them is seen at one look: most have none."""
+
+    def __init__(self, by_name: Mapping[str, Refusal]) -> None:
+        self._by_name = by_name
+        self._values = attrgetter(*by_name)
+        self._none = (None,) * len(by_name)
+
+    def __getitem__(self, name: str) -> Refusal:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def check(self, body: Refused) -> None:
+        """Raises ApiError naming the first field that asks for what is not had."""
+        values = self._values(body)
+        if values == self._none:
+            return
+        for (name, refusal), value in zip(self._by_name.items(), values, strict=True):
+            if value is not None and not refusal.asks_for_nothing(value):
+                raise bad(f"{name} {refusal.why}", name)
+
+
 CHAT, COMPLETION = "is for /v1/chat/completions", "is for /v1/completions"
 
-ANYWHERE: Mapping[str, Refusal] = {
-    "use_beam_search": Refusal("is not supported: leave it out, or take best_of", (False,)),
-    "length_penalty": Refusal("belongs to beam search, which is not supported", (1,)),
-    "early_stopping": Refusal("belongs to beam search, which is not supported", (False,)),
-    "logits_processors": Refusal("is not supported: no code comes with a request", ([],)),
-    "vllm_xargs": Refusal("is not supported: there are no extensions to take it", ({},)),
-    "cache_salt": Refusal("is not supported: start a server for each tenant"),
-    "chat_template": Refusal("is not taken from a request: put it beside the model (chat_template.jinja)"),
-    "mm_processor_kwargs": Refusal("is not supported: the models here take text alone", ({},)),
-    "thinking_token_budget": Refusal("is not supported: give max_tokens"),
-    "truncation_side": Refusal("can only be left: a prompt is cut at its beginning", ("left",)),
-    "suffix": Refusal("is not supported: the models here only go on from a prompt", ("",)),
-}
-IN_COMPLETIONS: Mapping[str, Refusal] = {
-    **ANYWHERE,
-    "prompt_embeds": Refusal("is not supported: give text or token ids"),
-    "messages": Refusal(CHAT),
-    "max_completion_tokens": Refusal(f"{CHAT}: give max_tokens here"),
-    "top_logprobs": Refusal(f"{CHAT}: give logprobs here"),
-    "tools": Refusal(CHAT, ([],)),
-    "chat_template_kwargs": Refusal(CHAT, ({},)),
-    "add_generation_prompt": Refusal(CHAT, (True,)),
-    "continue_final_message": Refusal(CHAT, (False,)),
-    "documents": Refusal(CHAT, ([],)),
-    "reasoning_effort": Refusal(CHAT),
-}
-IN_CHATS: Mapping[str, Refusal] = {
-    **ANYWHERE,
-    "prompt": Refusal(f"{COMPLETION}: give messages here"),
-    "best_of": Refusal(f"{COMPLETION}: give n here", (1,)),
-    "echo": Refusal(COMPLETION, (False,)),
-    "functions": Refusal("is not supported: give tools", ([],)),
-    "function_call": Refusal("is not supported: give tool_choice", ("none", "auto")),
-    "modalities": Refusal("can only be text", (["text"],)),
-    "audio": Refusal("is not supported: answers are text"),
-    "web_search_options": Refusal("is not supported: nothing here searches the web"),
-    "verbosity": Refusal("can only be medium: the models here know no other", ("medium",)),
-    "include_reasoning": Refusal("can only be true: reasoning is not told from the rest of the text", (True,)),
-}
+ANYWHERE = Refusals(
+    {
+        "use_beam_search": Refusal("is not supported: leave it out, or take best_of", (False,)),
+        "length_penalty": Refusal("belongs to beam search, which is not supported", (1,)),
+        "early_stopping": Refusal("belongs to beam search, which is not supported", (False,)),
+        "logits_processors": Refusal("is not supported: no code comes with a request", ([],)),
+        "vllm_xargs": Refusal("is not supported: there are no extensions to take it", ({},)),
+        "cache_salt": Refusal("is not supported: start a server for each tenant"),
+        "chat_template": Refusal("is not taken from a request: put it beside the model (chat_template.jinja)"),
+        "mm_processor_kwargs": Refusal("is not supported: the models here take text alone", ({},)),
+        "thinking_token_budget": Refusal("is not supported: give max_tokens"),
+        "truncation_side": Refusal("can only be left: a prompt is cut at its beginning", ("left",)),
+        "suffix": Refusal("is not supported: the models here only go on from a prompt", ("",)),
+    }
+)
+IN_COMPLETIONS = Refusals(
+    {
+        **ANYWHERE,
+        "prompt_embeds": Refusal("is not supported: give text or token ids"),
+        "messages": Refusal(CHAT),
+        "max_completion_tokens": Refusal(f"{CHAT}: give max_tokens here"),
+        "top_logprobs": Refusal(f"{CHAT}: give logprobs here"),
+        "tools": Refusal(CHAT, ([],)),
+        "chat_template_kwargs": Refusal(CHAT, ({},)),
+        "add_generation_prompt": Refusal(CHAT, (True,)),
+        "continue_final_message": Refusal(CHAT, (False,)),
+        "documents": Refusal(CHAT, ([],)),
+        "reasoning_effort": Refusal(CHAT),
+    }
+)
+IN_CHATS = Refusals(
+    {
+        **ANYWHERE,
+        "prompt": Refusal(f"{COMPLETION}: give messages here"),
+        "best_of": Refusal(f"{COMPLETION}: give n here", (1,)),
+        "echo": Refusal(COMPLETION, (False,)),
+        "functions": Refusal("is not supported: give tools", ([],)),
+        "function_call": Refusal("is not supported: give tool_choice", ("none", "auto")),
+        "modalities": Refusal("can only be text", (["text"],)),
+        "audio": Refusal("is not supported: answers are text"),
+        "web_search_options": Refusal("is not supported: nothing here searches the web"),
+        "verbosity": Refusal("can only be medium: the models here know no other", ("medium",)),
+        "include_reasoning": Refusal("can only be true: reasoning is not told from the rest of the text", (True,)),
+    }
+)
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,11 +136,4 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     verbosity: Any = None
     include_reasoning: Any = None
 
-    refusals: ClassVar[Mapping[str, Refusal]] = ANYWHERE
-
-    def check_refused(self) -> None:
-        """Raises ApiError naming the first field that asks for what is not had."""
-        for name, refusal in self.refusals.items():
-            value = getattr(self, name)
-            if value is not None and not refusal.asks_for_nothing(value):
-                raise bad(f"{name} {refusal.why}", name)
+    refusals: ClassVar[Refusals]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pdlab.real.api.protocol import Protocol
 from pdlab.real.api.service import Service
@@ -55,7 +55,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: FastAPI, sock: socket.socket, *, drain_s: float = 30.0, idle_s: float = IDLE_S, tls: Tls = PLAIN) -> int:
+async def serve(app: Starlette, sock: socket.socket, *, drain_s: float = 30.0, idle_s: float = IDLE_S, tls: Tls = PLAIN) -> int:
     """Serve until SIGTERM or SIGINT, then take nothing new, let what runs end within `drain_s`, and return how many prompts were cut off.
     A second signal: at once. A connection whose reader takes nothing of what waits for it for `idle_s` is given up. May begin while
     `app.state.service` is still None, and be cancelled."""

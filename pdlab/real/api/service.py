@@ -215,11 +215,11 @@ class Service:
             )
         return max_tokens
 
-    async def vet(self, structured: StructuredOutputs | None, field: str) -> None:
+    async def vet(self, structured: StructuredOutputs, field: str) -> None:
         """Try the grammar, and have the engine compile it. Raises ApiError with the reason why there is no such grammar. What vLLM servers
         alone will see they check themselves."""
         engine = self.engine
-        if structured is None or (isinstance(engine, Foreign) and engine.foreign):
+        if isinstance(engine, Foreign) and engine.foreign:
             return
         reason = await self.grammars.reason(structured)
         if not reason and isinstance(engine, Compiling):

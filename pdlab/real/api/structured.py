@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from collections import OrderedDict
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -20,6 +21,8 @@ from pdlab.real.engine.tokenizer import Tokenizer
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_fields = attrgetter("structured_outputs", *GUIDED, "response_format")
+_NO_FIELDS = (None,) * (len(GUIDED) + 2)
 MOST_BYTES, MOST_CHOICES = 1 << 18, 4096
 KNOWN = 256  # grammars whose answer is kept
 DEATHS = {
@@ -65,6 +68,8 @@ class Asks(Protocol):
 
 def structured_field(body: Asks) -> str:
     """Which field says what the output must be, or "". Raises ApiError where several do."""
+    if _fields(body) == _NO_FIELDS:
+        return ""
     fields = [name for name in ("structured_outputs", *GUIDED) if getattr(body, name) is not None]
     if body.response_format is not None and body.response_format.get("type") != "text":
         fields.append("response_format")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -10,7 +9,7 @@ import msgspec
 from pdlab.real.api.chat import ChatRequest, Message, chat_tokens, template_options
 from pdlab.real.api.errors import bad
 from pdlab.real.api.parse import parse
-from pdlab.real.api.refused import ANYWHERE, Refusal, Refused
+from pdlab.real.api.refused import ANYWHERE, Refusals, Refused
 from pdlab.real.api.requests import check_tokens
 from pdlab.real.api.service import Service
 
@@ -26,7 +25,7 @@ class TokenizeRequest(Refused, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
-    refusals: ClassVar[Mapping[str, Refusal]] = {name: ANYWHERE[name] for name in ("chat_template", "mm_processor_kwargs")}
+    refusals: ClassVar[Refusals] = Refusals({name: ANYWHERE[name] for name in ("chat_template", "mm_processor_kwargs")})
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):

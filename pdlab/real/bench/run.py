@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pdlab import __version__, load_policy
+from pdlab import __version__, collector, load_policy
 from pdlab.metrics import summarise
 from pdlab.real.bench import overhead
 from pdlab.real.bench.book import uses
@@ -60,7 +59,7 @@ async def _measure(experiment: Experiment, target: Target, workload: Workload, p
     async with Client(target.url, time.perf_counter, target.api_key, target.tls) as client:
         server = await ask(client, model=target.model, vocab=target.vocab, extra=_all_extras(workload))
         prompts = Prompts(workload, experiment.seed + (target.salt << 32), server.vocabulary)
-        with _written(target.raw) as raw, _quiet_collector():
+        with _written(target.raw) as raw, collector.seldom():
             load = Load(client, server, workload, prompts, timeout_s=experiment.limits.request_timeout_s, raw=raw)
             samples = Samples(instances=load.book.records.instances)
             complete = await _watched(load, samples, max(experiment.cluster.reports.period_s, _LEAST_POLL_S), progress)
@@ -121,20 +120,6 @@ def _written(path: Path | None) -> Iterator[Callable[[bytes], object] | None]:
         raise UsageError(f"{path}: cannot write there ({error.strerror}); give another file with --raw") from None
     with file:
         yield file.write
-
-
-@contextlib.contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """Looking for garbage among the prompts would delay arrivals."""
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def _all_extras(workload: Workload) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from fastapi import Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from pdlab.real.api.app import Route, as_json, read

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pdlab.real.api import app as apps
 from pdlab.real.api import service as services
@@ -31,7 +31,7 @@ HELLO = {"prompt": "hello", "max_tokens": 2}
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[tuple[str, int]]:
+def listening(app: Starlette) -> Iterator[tuple[str, int]]:
     """Served as `pdlab serve` does it, by its own protocol, in a thread."""
     ended = threading.Event()
 

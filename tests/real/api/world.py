@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
@@ -27,7 +27,7 @@ from tests.real.api.stand_in import EchoEngine
 @dataclass
 class World:
     url: str
-    app: FastAPI
+    app: Starlette
     service: Service
     engine: EchoEngine
     loop: asyncio.AbstractEventLoop

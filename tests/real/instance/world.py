@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from pdlab.real.api.app import create_app
 from pdlab.real.api.exchange import Exchange, SameHost
@@ -38,7 +38,7 @@ class Lending(KvEngine):
 @dataclass
 class Instance:
     url: str
-    app: FastAPI
+    app: Starlette
     service: Service
     engine: KvEngine
     member: Member
