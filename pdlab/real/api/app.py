@@ -7,11 +7,12 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pdlab import __version__
 from pdlab.real.api.answer import Answer
@@ -33,9 +34,9 @@ MOST_READING_BYTES = 256 << 20  # of all bodies that have not come whole
 MOST_REQUEST_ID = 256  # characters
 
 
-def create_app(service: Service | None = None, more: Sequence[Route] = (), cors: Cors = NO_PAGES) -> Starlette:
+def create_app(service: Service | None = None, more: Sequence[Route] = (), cors: Cors = NO_PAGES) -> FastAPI:
     """Without a service it says that it is loading, until `app.state.service` is set to one. `more` routes: an instance's."""
-    app = Starlette()
+    app = _App(title="pdlab", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     cors.apply(app)
     app.state.service = service
     for method, path, handler in (*ROUTES, *more):
@@ -46,10 +47,17 @@ def create_app(service: Service | None = None, more: Sequence[Route] = (), cors:
     return app
 
 
+class _App(FastAPI):
+    """Without FastAPI's own layer around each request, which closes what dependencies opened: no route here has any."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Starlette.build_middleware_stack(self)
+
+
 class _Plain:
     """An ASGI route that may be asked while the model loads."""
 
-    def __init__(self, app: Starlette, handler: Callable[[Service | None], Response]) -> None:
+    def __init__(self, app: FastAPI, handler: Callable[[Service | None], Response]) -> None:
         self.app, self.handler = app, handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +69,7 @@ class _Plain:
 class _Endpoint:
     """An ASGI route; what its handler raises is answered in OpenAI's shape, unless the answer has begun."""
 
-    def __init__(self, app: Starlette, handler: Handler, guard: Guard | None) -> None:
+    def __init__(self, app: FastAPI, handler: Handler, guard: Guard | None) -> None:
         self.app, self.handler, self.guard = app, handler, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
