@@ -67,7 +67,8 @@ MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drai
 class World:
     """`connect` makes the Remote of an instance that has joined. `now` is seconds since the router's start, `unix` what instances stamp
     reports with. `start` brings up one more instance of a role, where the experiment autoscales. `name` begins the names of all legs, so
-    it must be this router's own. Use it inside a running loop, between `open` and `close`."""
+    it must be this router's own. With `traceback` a policy's mistake is logged with its own. Use it inside a running loop, between `open`
+    and `close`."""
 
     def __init__(
         self,
@@ -81,10 +82,11 @@ class World:
         seed: int = 0,
         start: Start | None = None,
         name: str = "",
+        traceback: bool = False,
     ) -> None:
         if router.autoscale is not None and start is None:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
-        self.router, self.log = router, log
+        self.router, self.log, self.traceback = router, log, traceback
         self.name = name or uuid.uuid4().hex[:8]
         self.lines, self.tally = Timelines(), Tally()
         self.live: dict[int, Live] = {}
@@ -143,6 +145,7 @@ class World:
             while self._events:
                 self._tell(self._events.popleft(), self.now())
         except UsageError as error:
+            logger.error("%s", error, exc_info=error if self.traceback else None)
             self._fail(str(error))
         except Exception as error:
             self._fail(f"the router has a bug: {type(error).__name__}: {error}")
