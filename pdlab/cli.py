@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import print_exception
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,9 @@ out = Console()
 err = Console(stderr=True)
 
 
+Traceback = Annotated[bool, typer.Option("--traceback", help="Where a policy fails, show all that Python says of it.")]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 0, with 2 where the user has made a mistake, with 130 after Ctrl-C."""
     try:
@@ -96,9 +100,34 @@ def sim(
     trace_events: Annotated[bool, typer.Option("--trace-events", help="Keep the event log, and a Perfetto trace.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
+    traceback: Traceback = False,
 ) -> None:
     """Simulate experiments: progress, one table each, a comparison of several; results in DIR."""
-    overrides = list(set_ or ())
+    with _traced(traceback):
+        _sim(files, list(set_ or ()), seed, requests, out_dir, trace_events, as_json, quiet)
+
+
+@contextmanager
+def _traced(asked: bool) -> Iterator[None]:
+    """A mistake's whole story before its line, where that was asked for."""
+    try:
+        yield
+    except UsageError as error:
+        if asked:
+            print_exception(error)
+        raise
+
+
+def _sim(
+    files: list[Path],
+    overrides: list[str],
+    seed: int | None,
+    requests: int | None,
+    out_dir: Path | None,
+    trace_events: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     if seed is not None:
         overrides.append(f"seed={seed}")
     if requests is not None:
@@ -424,6 +453,7 @@ def serve(
     ] = None,
     log_level: Annotated[str, typer.Option(envvar="PDLAB_LOG_LEVEL", help="debug, info, warning or error.")] = "info",
     log_format: Annotated[str, typer.Option(envvar="PDLAB_LOG_FORMAT", help="text, or json: an object a line.")] = "text",
+    traceback: Traceback = False,
 ) -> None:
     """Serve a model over the OpenAI API, with the simulator's own scheduler and policies: one server, or a cluster's parts."""
     try:
@@ -477,8 +507,12 @@ def serve(
         upstream=upstream,
         upstream_api_key=upstream_api_key,
         trace_events=trace_events,
+        traceback=traceback,
     )
-    with configured(log_level, log_format, instance=instance_name or (role if role in ("router", "all") else "")) as say:
+    with (
+        configured(log_level, log_format, instance=instance_name or (role if role in ("router", "all") else "")) as say,
+        _traced(traceback),
+    ):
         start(asked, say)
 
 

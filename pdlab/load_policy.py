@@ -5,7 +5,7 @@
     policy: {dispatch: prefix_aware, handoff: {name: least_kv}, migrate: mine/steal.py:Steal}
 
 A name is a file in `pdlab/policies/`; `path/to/mine.py:MyPolicy` (or only the path) is a file of the user's, relative to the experiment.
-There is no registry: the file is the registration.
+There is no registry: the file is the registration. A file of the user's is read once: what runs is compiled of the bytes that are hashed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
 import msgspec
 
 from pdlab.compose import Composed
+from pdlab.core.blame import shown, within
 from pdlab.policy import HOOKS, Policy
 from pdlab.types import UsageError
 
 _FILES = "pdlab_policy_"  # how the module of a file of the user's is called
 _FOLDER = Path(__file__).parent / "policies"
+_LOADING = threading.RLock()  # nobody gets a module of which only half is there
 
 
 def names() -> list[str]:
@@ -53,7 +57,7 @@ def build(spec: object, base_dir: Path) -> Policy:
     """The policy that an experiment's value asks for. A policy named twice with the same parameters is one object, so that its hooks
     share what it remembers. Raises UsageError for an unknown name or parameter, or a value of the wrong type or range."""
     if isinstance(spec, str):
-        return policy_class(spec, base_dir)()
+        return _with_parameters({"name": spec}, base_dir)
     if not isinstance(spec, Mapping):
         raise UsageError(f"policy must be a name or a mapping, not {spec!r}")
     if "name" in spec:
@@ -121,14 +125,54 @@ def source_hash(policy: Policy) -> str:
     classes = {c for m in members for c in type(m).__mro__ if issubclass(c, Policy)}
     digest = hashlib.sha256()
     for module in sorted({c.__module__ for c in classes}):
-        file = getattr(sys.modules[module], "__file__", None)
-        if file and Path(file).is_file():
-            digest.update(Path(file).read_bytes())
-        else:  # typed into a notebook
-            for cls in sorted((c for c in classes if c.__module__ == module), key=lambda c: c.__qualname__):
+        own = sorted((c for c in classes if c.__module__ == module), key=lambda c: c.__qualname__)
+        source = _source(sys.modules[module], own)
+        if source is not None:
+            digest.update(source)
+        else:  # typed into a notebook, or a file that was changed since
+            for cls in own:
                 digest.update(f"{module}:{cls.__qualname__}".encode())
                 digest.update("".join(_code(value) for _, value in sorted(vars(cls).items())).encode())
     return digest.hexdigest()
+
+
+class _ReadOnce(SourceFileLoader):
+    """Of a module compiled of `source`, whatever becomes of the file."""
+
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self.source = source
+
+    def get_data(self, path: str) -> bytes:
+        return self.source
+
+    def path_stats(self, path: str) -> typing.NoReturn:
+        raise OSError("its bytecode is kept nowhere")
+
+
+def _source(module: ModuleType, classes: Iterable[type]) -> bytes | None:
+    """That these classes of the module were compiled of; None where it is not known."""
+    loader = getattr(module, "__loader__", None)
+    if isinstance(loader, _ReadOnce):
+        return loader.source
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return None
+    source = Path(file).read_bytes()
+    try:
+        compiled = {_code(code) for code in _nested(compile(source, file, "exec", dont_inherit=True))}
+    except (SyntaxError, ValueError):
+        return None
+    functions = [value for cls in classes for value in vars(cls).values() if isinstance(value, FunctionType)]
+    running = {_code(function.__code__) for function in functions if function.__code__.co_filename == file}
+    return source if running <= compiled else None
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _nested(inner)
 
 
 def _code(value: object) -> str:
@@ -166,16 +210,29 @@ def _with_parameters(spec: Mapping[object, object], base_dir: Path) -> Policy:
             raise UsageError(f"policy {name}: {key} is {value!r}: {error}") from error
     try:
         return cls(**parameters)
-    except TypeError as error:
-        raise UsageError(f"policy {name}: {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:
+        place = within(error, {c.__module__ for c in cls.__mro__})
+        what = str(error) if isinstance(error, TypeError) and not place else f"raised {type(error).__name__}: {error}"
+        raise UsageError(f"{place}policy {name}: {what}") from error
 
 
 def _load_file(path: Path, name: str) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"policy {name!r}: there is no file {path}")
+    try:
+        source = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"policy {name!r}: there is no file {path}") from None
+    except OSError as error:
+        raise UsageError(f"policy {name!r}: {path}: {error.strerror}") from None
     path = path.resolve()
-    module_name = f"{_FILES}{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    module_name = f"{_FILES}{hashlib.sha256(str(path).encode() + bytes(1) + source).hexdigest()[:16]}"
+    with _LOADING:
+        return sys.modules.get(module_name) or _executed(module_name, path, name, source)
+
+
+def _executed(module_name: str, path: Path, name: str, source: bytes) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=_ReadOnce(module_name, str(path), source))
     assert spec is not None, f"{path} ends in .py"
     assert spec.loader is not None, f"{path} ends in .py"
     module = importlib.util.module_from_spec(spec)
@@ -184,7 +241,8 @@ def _load_file(path: Path, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise UsageError(f"policy {name!r}: importing {path} raised {type(error).__name__}: {error}") from error
+        place = f"{shown(str(path))}:{error.lineno}: " if isinstance(error, SyntaxError) else within(error, {module_name})
+        raise UsageError(f"{place}policy {name!r}: importing {path} raised {type(error).__name__}: {error}") from error
     return module
 
 

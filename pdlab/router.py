@@ -23,6 +23,7 @@ from itertools import takewhile
 from math import ceil, inf
 
 from pdlab.cluster import Capacity, Cluster, Instance, Links, Running
+from pdlab.core.blame import Endless, blamed
 from pdlab.policy import Policy, Reject
 from pdlab.types import (
     Abort,
@@ -193,7 +194,10 @@ class Router:
         self._actions = actions
         self._handlers[event.__class__](event)
         if self._observes:
-            self.policy.observe(Arrived(event.request) if isinstance(event, Arrived) else event, self.cluster)
+            try:
+                self.policy.observe(Arrived(event.request) if isinstance(event, Arrived) else event, self.cluster)
+            except (Exception, Endless) as error:
+                raise self._blame("observe", None, error) from error
         return actions
 
     # ------------------------------------------------------------ requests
@@ -229,7 +233,7 @@ class Router:
             return not self._narrowed and self._hopeless(live)
         try:
             choice = self.policy.dispatch(request, cluster)
-        except Exception as error:
+        except (Exception, Endless) as error:
             raise self._blame("dispatch", request.id, error) from error
         if choice is None:
             return False
@@ -308,7 +312,7 @@ class Router:
             cluster.decode = [x for x in candidates if x is not live.avoid] or candidates
         try:
             choice = self.policy.handoff(request, cluster)
-        except Exception as error:
+        except (Exception, Endless) as error:
             raise self._blame("handoff", request.id, error) from error
         finally:
             cluster.decode = candidates
@@ -705,9 +709,12 @@ class Router:
     def _migrations(self) -> None:
         try:
             wanted = list(self.policy.migrate(self.cluster))
-        except Exception as error:
+        except (Exception, Endless) as error:
             raise self._blame("migrate", None, error) from error
-        for request_id, target in wanted:
+        for wish in wanted:
+            if not _pair_of(wish, int, Instance):
+                raise self._blame("migrate", None, f"returned {wish!r}, not a request's id and an instance")
+            request_id, target = wish
             live = self.cluster.live.get(request_id)
             if live is None or live.stage is not DECODE or live.migrating is not None or live.decode is None:
                 continue
@@ -720,12 +727,14 @@ class Router:
     def _resizes(self) -> None:
         try:
             wanted = list(self.policy.resize(self.cluster))
-        except Exception as error:
+        except (Exception, Endless) as error:
             raise self._blame("resize", None, error) from error
         for want in wanted:
             if isinstance(want, Scale):
                 self._scale(want)
                 continue
+            if not _pair_of(want, Instance, Role):
+                raise self._blame("resize", None, f"returned {want!r}, not an instance and a role, or a Scale")
             instance, role = want
             if not instance.ready:
                 raise self._blame("resize", None, f"wants to switch {instance.name}, which is {instance.state}")
@@ -760,10 +769,10 @@ class Router:
         switching = instance.role
         return (prefills or not switching.prefills) and (decodes or not switching.decodes) and bool(others) and role is not switching
 
-    def _blame(self, hook: str, request_id: int | None, error: Exception | str) -> UsageError:
-        what = f"raised {type(error).__name__}: {error}" if isinstance(error, Exception) else error
+    def _blame(self, hook: str, request_id: int | None, error: BaseException | str) -> UsageError:
+        who, what = blamed(self.policy, hook, error)
         request = "" if request_id is None else f" for request {request_id}"
-        return UsageError(f"policy {type(self.policy).__name__}.{hook}{request} at t={self.cluster.now:.6f} s {what}")
+        return UsageError(f"{who}{request} at t={self.cluster.now:.6f} s {what}")
 
     def check(self) -> None:
         """Invariant 3: each instance's ledger is the sum over the live requests assigned to it."""
@@ -776,3 +785,8 @@ class Router:
             )
             assert (x.decode_requests, x.decode_tokens) == (len(decode), sum(r.decode_tokens for r in decode)), f"{x.name}: decode ledger"
             assert len(x.decoding) == x.decode_requests, f"{x.name}: decoding"
+
+
+def _pair_of(answer: object, first: type, second: type) -> bool:
+    """A hook may return anything."""
+    return isinstance(answer, tuple | list) and len(answer) == 2 and isinstance(answer[0], first) and isinstance(answer[1], second)

@@ -15,6 +15,7 @@ import simpy
 
 from pdlab import __version__, batching, collector, cost, load_policy
 from pdlab.control import head_of, router
+from pdlab.core.watchdog import watched
 from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.kv import BlockPool
 from pdlab.log import EventLog
@@ -252,7 +253,8 @@ def simulate(
 ) -> Result:
     """Run an experiment, or the one in a file. `policy` decides in place of the experiment's: an object, a class, or what a file may say.
     `progress(simulated seconds, requests ended, requests)` is called at every report; `trace_events` is where the event log goes. A
-    KeyboardInterrupt ends the run early: what there is by then comes back marked partial. Raises UsageError."""
+    KeyboardInterrupt ends the run early: what there is by then comes back marked partial. Raises UsageError, also where a
+    policy's hook does not return."""
     if isinstance(experiment, str | Path):
         experiment = Experiment.load(experiment)
     elif not isinstance(experiment, Experiment):
@@ -283,7 +285,7 @@ def simulate(
     started = time.process_time()
     partial = False
     try:
-        with collector.seldom():
+        with collector.seldom(), watched(decider):
             made.run()
     except KeyboardInterrupt:
         partial = True

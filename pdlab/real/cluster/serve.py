@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pdlab import control
+from pdlab.core.watchdog import watched
 from pdlab.log import EventLog
 from pdlab.real import credentials
 from pdlab.real.api.app import Route, as_json, create_app
@@ -48,7 +49,8 @@ LOOK_S = 0.05  # between looks whether all have joined
 class Front:
     """Where clients come in. `token` is the cluster's internal one, `upstream_api_key` that of vLLM servers; `asks_token` is what this
     router's own /pdlab asks for where the cluster has made its token for itself (empty: nothing). Without an API key /v1 is
-    `open_to_clients`, or asks for the token. `context_tokens`: the model's bound on prompt plus output (0: not known)."""
+    `open_to_clients`, or asks for the token. `context_tokens`: the model's bound on prompt plus output (0: not known). With `traceback`
+    a policy's mistake is logged with all that Python says of it."""
 
     name: str
     model: str
@@ -63,6 +65,7 @@ class Front:
     idle_s: float = IDLE_S
     context_tokens: int = 0
     trace_events: Path | None = None
+    traceback: bool = False
     tool_parser: str = ""
     asks_token: str | None = None
     open_to_clients: bool = True
@@ -149,6 +152,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
     with (
         contextlib.ExitStack() as opened,
         contextlib.closing(bind(front.host, front.port)) as sock,
+        watched(router.policy),
         event_log(experiment, router, front.trace_events) as log,
     ):
         world = World(
@@ -159,6 +163,7 @@ async def route(experiment: Experiment, front: Front, registry: Registry, *, bro
             log=log,
             seed=experiment.seed,
             start=None if brood is None else brood.scale,
+            traceback=front.traceback,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
         app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service

@@ -59,6 +59,7 @@ class Asked:
     upstream: str = ""
     upstream_api_key: str = ""
     trace_events: Path | None = None
+    traceback: bool = False
 
     @property
     def name(self) -> str:
@@ -296,6 +297,7 @@ def _front(asked: Asked) -> Front:
         idle_s=how.idle_s,
         context_tokens=options.max_model_len or _context_tokens(Path(options.model)),
         trace_events=asked.trace_events,
+        traceback=asked.traceback,
         tool_parser=how.tool_parser(tokenizer),
         open_to_clients=loopback(how.host),
         tls=how.tls,

@@ -67,7 +67,8 @@ MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drai
 class World:
     """`connect` makes the Remote of an instance that has joined. `now` is seconds since the router's start, `unix` what instances stamp
     reports with. `start` brings up one more instance of a role, where the experiment autoscales. `name` begins the names of all legs, so
-    it must be this router's own. Use it inside a running loop, between `open` and `close`."""
+    it must be this router's own. With `traceback` a policy's mistake is logged with its own. Use it inside a running loop, between `open`
+    and `close`."""
 
     def __init__(
         self,
@@ -81,10 +82,11 @@ class World:
         seed: int = 0,
         start: Start | None = None,
         name: str = "",
+        traceback: bool = False,
     ) -> None:
         if router.autoscale is not None and start is None:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
-        self.router = router
+        self.router, self.traceback = router, traceback
         self.name = name or uuid.uuid4().hex[:8]
         self.lines, self.tally = Timelines(), Tally()
         self.live: dict[int, Live] = {}
@@ -139,7 +141,8 @@ class World:
         """Give an event to the router, and perform what it answers, in order; within another event's actions, after these."""
         try:
             self.teller.tell(event, self.now())
-        except UsageError:
+        except UsageError as error:
+            logger.error("%s", error, exc_info=error if self.traceback else None)
             self._fail()
         except Exception:
             self._fail()
