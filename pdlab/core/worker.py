@@ -47,7 +47,6 @@ class Worker:
         "lease_s",
         "most_tokens",
         "name",
-        "parked",
         "role",
         "scheduler",
         "waits",
@@ -76,7 +75,6 @@ class Worker:
         self.waits: list[Callable[[], None]] = []  # for its end
         self.due: dict[Sequence, float] = {}  # what is held, and what is expected by a deadline
         self.families = 0  # requests of several candidates
-        self.parked = 0  # candidates whose prompt is not computed yet
         self.decode_step_s = 0.0
 
     # ------------------------------------------------------------ computed here
@@ -90,7 +88,7 @@ class Worker:
     def submit(self, seq: Sequence, others: list[Sequence] = NOTHING) -> None:
         """Queue a request; `others` are its further candidates."""
         if others:
-            self._join(seq, others)
+            self._tie(seq, others)
         self.commands.submit(seq)
 
     def stay(self, seq: Sequence, others: list[Sequence] = NOTHING, output_tokens: int = 0) -> None:
@@ -99,7 +97,7 @@ class Worker:
             self.commands.lengthen(seq, output_tokens)
         del self.due[seq]
         if others:
-            self._join(seq, others)
+            self._tie(seq, others)
         self.commands.stay(seq)
         self._fork(seq)
 
@@ -110,7 +108,7 @@ class Worker:
         if not self.commands.reserve(seq):
             return False
         if others:
-            self._join(seq, others)
+            self._tie(seq, others)
         if due_s < inf:
             self.due[seq] = due_s
         return True
@@ -191,7 +189,6 @@ class Worker:
             return
         seq.others = None
         self.families -= 1
-        self.parked -= len(others)
         others[0].parent = None
         self.submit(others[0], others[1:])
 
@@ -300,7 +297,7 @@ class Worker:
             self.name,
             self.incarnation,
             now,
-            len(waiting) + len(s.prefilling) + self.parked,
+            len(waiting) + len(s.prefilling),
             s.waiting_tokens,
             len(s.running) + len(s.landed),
             s.context_tokens,
@@ -323,18 +320,16 @@ class Worker:
 
     # ------------------------------------------------------------ inside
 
-    def _join(self, seq: Sequence, others: list[Sequence]) -> None:
+    def _tie(self, seq: Sequence, others: list[Sequence]) -> None:
         seq.others = list(others)
         for other in others:
             other.parent = seq
         self.families += 1
-        self.parked += len(others)
 
     def _fork(self, seq: Sequence) -> None:
         """If its prompt is computed, and it goes on here: those who wait for it follow."""
         others = seq.others
         if others and seq.stays and not others[0].order:
-            self.parked -= len(others)
             for other in others:
                 self.commands.submit(other)
 
@@ -352,7 +347,6 @@ class Worker:
             seq.over = True
         else:
             others.remove(seq)
-            self.parked -= not seq.order
         if others or not root.over:
             return False
         root.others = None
@@ -365,7 +359,6 @@ class Worker:
             seq.others = None
             self.families -= 1
             for other in others:
-                self.parked -= not other.order
                 self._drop(other)
         self._drop(seq)
 

@@ -53,7 +53,6 @@ def test_the_other_candidates_follow_the_first_and_find_its_prompt(output_tokens
     w = worker()
     first = Sequence(1, 0, 40, output_tokens, (1, 2))
     w.submit(first, candidates(first, 3))
-    assert w.report(0.0).waiting == 3
     computed, finished = 0, []
     while (batch := w.next_batch(0.0)) is not None:
         computed += sum(tokens for _, tokens in batch.chunks)
@@ -61,16 +60,15 @@ def test_the_other_candidates_follow_the_first_and_find_its_prompt(output_tokens
         w.check()
     assert computed == 40 + 8 + 8, "two full blocks of three are found in the cache"
     assert finished == [1], "the request ends once, with its last candidate"
-    assert (w.scheduler.idle, w.scheduler.pool.used, w.families, w.parked) == (True, 0, 0, 0)
+    assert (w.scheduler.idle, w.scheduler.pool.used, w.families) == (True, 0, 0)
 
 
 def test_candidates_of_a_prompt_computed_elsewhere_follow_when_it_arrives() -> None:
     w = worker()
     first = Sequence(1, 0, 40, 5, (1, 2), made=1)
     assert w.reserve(first, candidates(first, 3))
-    assert (w.parked, w.next_batch(0.0)) == (2, None)
+    assert w.next_batch(0.0) is None
     w.arrive(first)
-    assert w.parked == 0
     assert to_rest(w) == [1]
 
 
@@ -97,7 +95,7 @@ def test_dropping_a_request_drops_its_candidates_wherever_they_are() -> None:
             step(w) if steps == 1 else w.complete(w.next_batch(0.0), 1, 0.0)  # type: ignore[arg-type]
         w.settle()
         w.abort(others[2])
-        assert (w.scheduler.idle, w.scheduler.pool.used, w.families, w.parked) == (True, 0, 0, 0)
+        assert (w.scheduler.idle, w.scheduler.pool.used, w.families) == (True, 0, 0)
 
 
 def test_without_the_first_candidate_the_next_computes_the_prompt() -> None:
@@ -109,7 +107,7 @@ def test_without_the_first_candidate_the_next_computes_the_prompt() -> None:
     assert [x.attempt for x in w.scheduler.waiting] == [1]
     w.withdraw(others[1])
     assert to_rest(w) == [1]
-    assert (w.families, w.parked, w.scheduler.pool.used) == (0, 0, 0)
+    assert (w.families, w.scheduler.pool.used) == (0, 0)
 
 
 # ---------------------------------------------------------------- leases, deadlines
@@ -398,7 +396,7 @@ class Commands(RuleBasedStateMachine):
         for seq in list(self.here.values()):
             self.worker.abort(seq)
         w = self.worker
-        assert (w.scheduler.idle, w.scheduler.pool.used, w.due, w.families, w.parked) == (True, 0, {}, 0, 0)
+        assert (w.scheduler.idle, w.scheduler.pool.used, w.due, w.families) == (True, 0, {}, 0)
         assert not w.scheduler.waiting_tokens and not w.scheduler.context_tokens
 
 
