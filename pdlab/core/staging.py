@@ -27,6 +27,11 @@ class Staging:
         self.stages += 1
         return missing
 
+    @property
+    def full(self) -> bool:
+        """Is the next copy the last, whatever the request holds by then?"""
+        return self.stages >= STAGES - 1
+
     def stops(self, kv_tokens: int) -> bool:
         """Is the next copy the last, for which the request stands still? It holds `kv_tokens` now."""
-        return self.stages >= STAGES - 1 or -(-(kv_tokens - self.copied_tokens) // self.block_tokens) <= LAST_BLOCKS
+        return self.full or -(-(kv_tokens - self.copied_tokens) // self.block_tokens) <= LAST_BLOCKS
