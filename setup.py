@@ -5,6 +5,8 @@ import os
 from setuptools import setup
 
 HOT = (
+    "pdlab/core/staging.py",
+    "pdlab/core/worker.py",
     "pdlab/kv.py",
     "pdlab/scheduler.py",
     "pdlab/gaps.py",

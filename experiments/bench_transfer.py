@@ -58,7 +58,7 @@ async def serve(transport: str, shared: bool, shape: Shape) -> None:
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             told = json.loads(line)
             if told["op"] == "offer":
-                own.offer(told["id"], told["blocks"], tokens=1)
+                own.offer(told["id"], told["blocks"])
                 print("{}", flush=True)
             else:
                 result = await own.push(base64.b64decode(told["to"]), told["id"], told["blocks"], told["target"], deadline_s=60)

@@ -32,87 +32,89 @@ class Setup:
     prefix_cache: bool = True
     watermark: float = 0.01
 
+    def scheduler(self) -> Scheduler:
+        return Scheduler(
+            BlockPool(self.kv_blocks, self.block_tokens, prefix_cache=self.prefix_cache),
+            batching.load(self.batching),
+            max_batch_tokens=self.max_batch_tokens,
+            max_seqs=self.max_seqs,
+            watermark=self.watermark,
+        )
+
 
 _read_setup = msgspec.json.Decoder(Setup).decode
 
 
-class Recorded(Scheduler):
-    """A Scheduler that writes down what passes; without `log` it only counts."""
+class Recorded:
+    """Stands before a fresh Scheduler, and writes down what passes. Steps that are told to `advance` are counted with those that
+    `complete` is told of."""
 
-    def __init__(self, setup: Setup, log: Lines | None = None) -> None:
-        super().__init__(
-            BlockPool(setup.kv_blocks, setup.block_tokens, prefix_cache=setup.prefix_cache),
-            batching.load(setup.batching),
-            max_batch_tokens=setup.max_batch_tokens,
-            max_seqs=setup.max_seqs,
-            watermark=setup.watermark,
-        )
-        self.setup = setup
-        self.log = log
+    def __init__(self, setup: Setup, scheduler: Scheduler, log: Lines) -> None:
+        self.scheduler, self.log = scheduler, log
+        self.advanced = 0  # steps of the batch under way
         self._write(setup)
 
     def _write(self, line: object) -> None:
-        if self.log is not None:
-            self.log.write(msgspec.json.encode(line) + b"\n")
+        self.log.write(msgspec.json.encode(line) + b"\n")
 
     def submit(self, seq: Sequence) -> None:
-        super().submit(seq)
-        if self.log is not None:
-            told = [seq.order, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.stays]
-            self._write({"submit": told, "hashes": seq.hashes} if seq.hashes else {"submit": told})
+        self.scheduler.submit(seq)
+        told = [seq.order, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.stays]
+        self._write({"submit": told, "hashes": seq.hashes} if seq.hashes else {"submit": told})
 
     def reserve(self, seq: Sequence) -> bool:
-        taken = super().reserve(seq)
-        if self.log is not None:
-            told = [seq.order if taken else 0, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.made]
-            self._write({"reserve": told, "hashes": seq.hashes})
+        taken = self.scheduler.reserve(seq)
+        told = [seq.order if taken else 0, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.made]
+        self._write({"reserve": told, "hashes": seq.hashes})
+        return taken
+
+    def extend(self, seq: Sequence, tokens: int) -> bool:
+        taken = self.scheduler.extend(seq, tokens)
+        self._write({"extend": seq.order, "tokens": tokens, "taken": taken})
         return taken
 
     def arrive(self, seq: Sequence, missing: int = 0) -> None:
         self._write({"arrive": seq.order, "missing": missing})
-        super().arrive(seq, missing)
+        self.scheduler.arrive(seq, missing)
 
     def hold(self, seq: Sequence) -> None:
         self._write({"hold": seq.order})
-        super().hold(seq)
+        self.scheduler.hold(seq)
 
     def stay(self, seq: Sequence) -> None:
         self._write({"stay": seq.order})
-        super().stay(seq)
-
-    def lengthen(self, seq: Sequence, output_tokens: int) -> None:
-        """What is held shall make that many tokens here in all, now that it stays."""
-        seq.output_tokens = output_tokens
-        self._write({"lengthen": seq.order, "output": output_tokens})
-
-    def extend(self, seq: Sequence, tokens: int) -> bool:
-        taken = super().extend(seq, tokens)
-        self._write({"extend": seq.order, "tokens": tokens, "taken": taken})
-        return taken
+        self.scheduler.stay(seq)
 
     def release(self, seq: Sequence) -> None:
         self._write({"release": seq.order})
-        super().release(seq)
+        self.scheduler.release(seq)
+
+    def remove(self, seq: Sequence) -> None:
+        self._write({"remove": seq.order})
+        self.scheduler.remove(seq)
 
     def rename(self, seq: Sequence, hashes: tuple[int, ...]) -> None:
-        """The sequence has grown: these are the names of its full blocks now."""
-        seq.hashes = hashes
         self._write({"rename": seq.order, "hashes": hashes})
+        self.scheduler.rename(seq, hashes)
 
-    def remove(self, seq: Sequence) -> int:
-        self._write({"remove": seq.order})
-        return super().remove(seq)
+    def lengthen(self, seq: Sequence, output_tokens: int) -> None:
+        self._write({"lengthen": seq.order, "output": output_tokens})
+        self.scheduler.lengthen(seq, output_tokens)
 
     def next_batch(self, now: float) -> Batch | None:
-        batch = super().next_batch(now)
-        if self.log is not None and batch is not None:
+        self.advanced = 0
+        batch = self.scheduler.next_batch(now)
+        if batch is not None:
             self._write({"batch": decided(batch), "now": now})
         return batch
 
+    def advance(self, batch: Batch, steps: int) -> None:
+        self.advanced += steps
+        self.scheduler.advance(batch, steps)
+
     def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]:
-        """After `steps` passes, all but the last of which were told to `advance` already."""
-        self._write({"complete": steps})
-        return super().complete(batch, 1, now)
+        self._write({"complete": self.advanced + steps})
+        return self.scheduler.complete(batch, steps, now)
 
 
 def decided(batch: Batch) -> list[Any]:
@@ -129,7 +131,7 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
     batch: Batch | None = None
     try:
         setup = _read_setup(next(reader))
-        fresh = Recorded(setup)
+        fresh = setup.scheduler()
         for number, raw in enumerate(reader, 2):
             match msgspec.json.decode(raw):
                 case {"submit": [order, prompt, output, priority, stays], **rest}:
@@ -168,7 +170,7 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
                         return alike, f"line {number}: the log has {recorded}, decided here was {here}"
                     alike += 1
                 case {"complete": steps} if batch is not None:
-                    super(Recorded, fresh).complete(batch, steps, 0.0)
+                    fresh.complete(batch, steps, 0.0)
                 case _:
                     raise ValueError("not a scheduler's decision")
     except (StopIteration, msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:

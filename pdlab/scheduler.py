@@ -32,8 +32,10 @@ class Sequence:
     start_step = -1
     end_step = -1  # in the scheduler's own decode steps, while it decodes
     preempted = 0
-    parent: Sequence | None = None  # of a best_of candidate
-    pending = 0  # candidates of this one that have not ended
+    exported = -1  # `preempted`, when its KV was last exported
+    parent: Sequence | None = None  # the first candidate of its request, where this is another
+    others: list[Sequence] | None = None  # the first one's: those that have not ended
+    over = False  # the first has, while others go on
 
     def __init__(
         self,
@@ -46,7 +48,6 @@ class Sequence:
         owner: Any = None,
         made: int = 0,
         stays: bool = True,
-        best_of: int = 1,
     ) -> None:
         self.request_id = request_id
         self.attempt = attempt
@@ -54,7 +55,6 @@ class Sequence:
         self.output_tokens = output_tokens
         self.hashes = hashes
         self.priority = priority
-        self.best_of = best_of
         self.stays = stays
         self.owner = owner  # the world's
         self.made = made  # tokens made so far; while it decodes, see Scheduler.made
@@ -80,6 +80,24 @@ class Batching(Protocol):
 
     def form(self, scheduler: Scheduler, now: float) -> tuple[list[tuple[Sequence, int]], bool]:
         """(prompt chunks, whether the running sequences decode)."""
+
+
+class Commands(Protocol):
+    """What a Scheduler is told. Whoever stands between it and its worker has the same."""
+
+    def submit(self, seq: Sequence) -> None: ...
+    def reserve(self, seq: Sequence) -> bool: ...
+    def extend(self, seq: Sequence, tokens: int) -> bool: ...
+    def arrive(self, seq: Sequence, missing: int = 0) -> None: ...
+    def hold(self, seq: Sequence) -> None: ...
+    def stay(self, seq: Sequence) -> None: ...
+    def release(self, seq: Sequence) -> None: ...
+    def remove(self, seq: Sequence) -> None: ...
+    def rename(self, seq: Sequence, hashes: tuple[int, ...]) -> None: ...
+    def lengthen(self, seq: Sequence, output_tokens: int) -> None: ...
+    def next_batch(self, now: float) -> Batch | None: ...
+    def advance(self, batch: Batch, steps: int) -> None: ...
+    def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]: ...
 
 
 NOTHING: list[Sequence] = []  # never changed
@@ -235,14 +253,10 @@ class Scheduler:
         del self.held[seq]
         self._free(seq)
 
-    def remove(self, seq: Sequence) -> int:
-        """Take a sequence out, wherever it is, and free its blocks (abort, or the last stage of a migration). Must not be called between
-        `next_batch` and `complete` for a sequence in that batch. Returns the tokens it has made."""
-        made = self.made(seq)
-        if seq.pending:
-            for child in [c for c in (*self.waiting, *self.prefilling, *self.landed, *self.running.values()) if c.parent is seq]:
-                self.remove(child)
-        if seq.order in self.running and self.running[seq.order] is seq:
+    def remove(self, seq: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its blocks. Must not be called between `next_batch` and `complete` for a sequence
+        in that batch. Harmless where it has ended."""
+        if self.running.get(seq.order) is seq:
             self._leave(seq)
         elif seq in self.held:
             del self.held[seq]
@@ -257,9 +271,16 @@ class Scheduler:
             self.waiting.remove(seq)
             self.waiting_tokens -= seq.prompt_tokens
         else:
-            return made
+            return
         self._free(seq)
-        return made
+
+    def rename(self, seq: Sequence, hashes: tuple[int, ...]) -> None:
+        """The sequence has grown: these are the names of its full blocks now."""
+        seq.hashes = hashes
+
+    def lengthen(self, seq: Sequence, output_tokens: int) -> None:
+        """What is held shall make that many tokens here in all, now that it stays."""
+        seq.output_tokens = output_tokens
 
     # ------------------------------------------------------------ the step
 
@@ -303,8 +324,8 @@ class Scheduler:
 
     def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]:
         """The batch ran `steps` <= `batch.repeat` times. Returns (prefilled, finished): sequences whose prompt is now computed and that
-        have made a token of it (their first, or after a preemption a later one), in batch order; and those that are over, all their
-        candidates included. A sequence is in one of the two."""
+        have made a token of it (their first, or after a preemption a later one), in batch order; and those that are over. A sequence is in
+        one of the two."""
         finished = NOTHING
         if batch.decodes:
             step = self.step
@@ -321,10 +342,7 @@ class Scheduler:
                         seq.made = seq.output_tokens
                         self._leave(seq)
                         self._free(seq)
-                        if seq.parent is None and not seq.pending:
-                            finished.append(seq)
-                        elif root := self._ended(seq):
-                            finished.append(root)
+                        finished.append(seq)
         if not batch.chunks:
             return NOTHING, finished
         prefilled: list[Sequence] = []
@@ -344,17 +362,15 @@ class Scheduler:
             seq.made += 1
             if seq.made >= seq.output_tokens:
                 self._free(seq)
-                if seq.best_of > 1 and seq.stays:
-                    self._fork(seq)
-                if root := self._ended(seq):
-                    finished = [*finished, root]
+                if finished is NOTHING:
+                    finished = []
+                finished.append(seq)
                 continue
             if seq.stays:
                 self.landed.append(seq)
             else:
                 self.held[seq] = None
-            if seq.parent is None:
-                prefilled.append(seq)
+            prefilled.append(seq)
         return prefilled, finished
 
     # ------------------------------------------------------------ for batchings
@@ -464,19 +480,7 @@ class Scheduler:
             heappush(self.ends, (end, joins, seq))
             self.context_tokens += prompt + 1
             self.growth[(step - prompt) % self.pool.block_tokens] += 1
-            if seq.best_of > 1:
-                self._fork(seq)
         self.joined = joined
-
-    def _fork(self, seq: Sequence) -> None:
-        """The other candidates of best_of: same prompt, found in the prefix cache but for its tail."""
-        seq.pending = seq.best_of
-        for _ in range(seq.best_of - 1):
-            output = seq.output_tokens - seq.made + 1
-            child = Sequence(seq.request_id, seq.attempt, seq.prompt_tokens, output, seq.hashes, seq.priority, seq.owner)
-            child.parent = seq
-            self.submit(child)
-        seq.best_of = 1
 
     def _leave(self, seq: Sequence) -> None:
         """Out of the running; the blocks it grew are added to its holding. Its heap entry goes stale."""
@@ -488,15 +492,6 @@ class Scheduler:
         if holding is not None:
             holding.private += -(-tokens // block_tokens) - -(-prompt // block_tokens)
         seq.end_step = -1
-
-    def _ended(self, seq: Sequence) -> Sequence | None:
-        """The sequence the world knows, once it and all its candidates have ended."""
-        root = seq.parent or seq
-        if root.pending:
-            root.pending -= 1
-            if root.pending:
-                return None
-        return root
 
     def _free(self, seq: Sequence) -> None:
         holding = seq.holding

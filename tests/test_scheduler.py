@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from pdlab import batching
 from pdlab.kv import BlockPool
 from pdlab.scheduler import Scheduler, Sequence
@@ -135,28 +133,6 @@ def test_what_a_decode_instance_has_cached_needs_no_transfer() -> None:
     assert second.cached_tokens == 64
 
 
-def test_candidates_of_best_of_share_the_prompt() -> None:
-    s = scheduler(blocks=12)
-    s.submit(Sequence(1, 1, 96, 20, tuple(range(6)), best_of=4))
-    ended = []
-    while not s.idle:
-        ended += step(s)[3]
-    assert ended == [1], "the request ends once, with its last candidate"
-    assert s.pool.used == 0
-
-
-def test_removing_a_best_of_request_removes_its_candidates() -> None:
-    s = scheduler()
-    seq = Sequence(1, 1, 96, 20, tuple(range(6)), best_of=4)
-    s.submit(seq)
-    step(s)
-    batch = s.next_batch(0.0)
-    assert batch is not None
-    s.complete(batch, 1, 0.0)
-    s.remove(seq)
-    assert (s.idle, s.pool.used) == (True, 0)
-
-
 def test_a_migrating_sequence_stops_and_goes_on_where_it_was() -> None:
     s = scheduler()
     seq = Sequence(1, 1, 40, 30)
@@ -203,18 +179,3 @@ def test_advance_shows_what_single_steps_would() -> None:
     single.next_batch(0.0)
     whole.advance(batch, 37)
     assert (whole.pool.used, whole.context_tokens, whole.step) == (single.pool.used, single.context_tokens, single.step)
-
-
-@pytest.mark.parametrize("output_tokens", [1, 3])
-def test_every_candidate_runs_even_where_the_first_ends_at_once(output_tokens: int) -> None:
-    scheduler = Scheduler(BlockPool(100, 4), batching.load("chunked"))
-    scheduler.submit(Sequence(1, 1, 10, output_tokens, (1, 2), best_of=3))
-    computed, finished = 0, []
-    while (batch := scheduler.next_batch(0.0)) is not None:
-        computed += sum(tokens for _, tokens in batch.chunks)
-        finished += scheduler.complete(batch, batch.repeat, 0.0)[1]
-        scheduler.check()
-    assert scheduler.orders == 3
-    assert computed == 10 + 2 + 2  # the others find two full blocks in the cache
-    assert len(finished) == 1
-    assert scheduler.idle

@@ -74,6 +74,16 @@ class Plan:
             decode_profile=self.decode_profile,
         )
 
+    def scheduler(self, hash_tokens: int) -> Scheduler:
+        engine = self.placement.engine
+        return Scheduler(
+            BlockPool(self.kv_blocks, engine.block_tokens, hash_tokens, engine.prefix_cache),
+            batching.load(engine.batching),
+            max_batch_tokens=engine.max_batch_tokens,
+            max_seqs=engine.max_seqs,
+            watermark=engine.watermark,
+        )
+
 
 def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
     """Every instance of the cluster, with its cost and capacity."""
@@ -168,15 +178,7 @@ def world(
     )
 
     def make(plan: Plan, incarnation: InstanceSpec) -> SimInstance:
-        engine = plan.placement.engine
-        pool = BlockPool(plan.kv_blocks, engine.block_tokens, workload.hash_tokens, engine.prefix_cache)
-        scheduler = Scheduler(
-            pool,
-            batching.load(engine.batching),
-            max_batch_tokens=engine.max_batch_tokens,
-            max_seqs=engine.max_seqs,
-            watermark=engine.watermark,
-        )
+        scheduler = plan.scheduler(workload.hash_tokens)
         host, new_size_s = hosts.get(plan.placement.host), plan.overheads.new_size_s
         if host is None or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
             return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon, new_size_s=new_size_s)

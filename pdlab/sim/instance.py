@@ -1,4 +1,4 @@
-"""A simulated instance: the scheduler decides, the cost model says how long it takes, SimPy sleeps.
+"""A simulated instance: its worker decides, the cost model says how long it takes, SimPy sleeps.
 
 Many identical decode steps are slept through at once (a *run*). With n sequences, c context tokens and a step cost base + slope * c, k
 steps take k * (base + slope * c) + slope * n * k (k - 1) / 2 seconds, since every step adds n tokens of context. When something stirs
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import simpy
 
+from pdlab.core.worker import Worker
 from pdlab.cost.base import Cost
 from pdlab.metrics import Gaps
 from pdlab.scheduler import NOTHING, Batch, Scheduler, Sequence
@@ -44,6 +45,7 @@ class Owner(Protocol):
     """What an instance tells its world."""
 
     follows_chunks: bool  # it wants to hear of `batch_ended`
+    wake_callbacks: list[Callable[[Any], None]]  # get an event whose `_value` is the instance, which is to `wake` then
 
     def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
         """Prompt chunks are under way."""
@@ -63,6 +65,9 @@ class Owner(Protocol):
     def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
 
     def finished(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
+
+    def overdue(self, instance: SimInstance, seq: Sequence) -> None:
+        """Its lease ends now, unless it is renewed."""
 
     def drained(self, instance: SimInstance) -> None: ...
 
@@ -90,14 +95,11 @@ class SimInstance:
         self.longer = self.decode_longer = 1.0  # by what its steps are multiplied: those with prompts, and those that only decode
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
         self.env, self.owner, self.scheduler, self.cost, self.gaps = env, owner, scheduler, cost, gaps
+        self.worker = Worker(scheduler, name=spec.name, incarnation=spec.incarnation, role=spec.role)
         self.spec = msgspec.structs.replace(spec, spare_blocks=scheduler.spare_blocks)
         self.name = spec.name
-        self.role: Role = spec.role
-        self.batch: Batch | None = None
-        self.at_boundary: list[Callable[[], None]] = []
         self.jobs: dict[Job, None] = {}  # that involve it now
-        self.alive = True
-        self.draining = False
+        self.wakes = False  # at the next deadline
         self.spans: list[tuple[int, float, float, str, int, int]] | None = None
         self.cut = False  # the run under way ends at the next boundary already
         self.generation = 0
@@ -106,7 +108,6 @@ class SimInstance:
         self.step_s = 0.0  # its duration
         self.slope_s = 0.0  # by which each next step takes longer
         self.emitted_s = 0.0  # when the running sequences got their last token
-        self.last_step_s = 0.0
         self.lines: dict[int, tuple[float, float, float]] = {}
         bounds = (n for n in range(1, scheduler.max_seqs + 1) if cost.decode_is_compute_bound(n))
         self.compute_bound_from = next(bounds, scheduler.max_seqs + 1)  # decode batches of that many are bound by arithmetic
@@ -117,23 +118,36 @@ class SimInstance:
         self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.switches = 0
         self.reports_at_rest = 0  # that were not made, as there was no load
 
+    @property
+    def alive(self) -> bool:
+        return self.worker.alive
+
+    @property
+    def batch(self) -> Batch | None:
+        return self.worker.batch
+
+    @property
+    def role(self) -> Role:
+        return self.worker.role
+
     # ------------------------------------------------------------ the loop
 
     def kick(self) -> None:
         """Something was given to it: start if idle, cut the run under way if it would go on otherwise."""
-        if self.batch is None:
-            if self.alive and (self.scheduler.stirred or self.draining):
+        worker = self.worker
+        if worker.batch is None:
+            if worker.alive and (self.scheduler.stirred or worker.draining):
                 self._start(self.env.now)
         elif self.k > 1 and not self.cut and self.scheduler.stirred:
             self._cut()
 
     def _start(self, now: float) -> None:
         scheduler = self.scheduler
-        self.batch = batch = scheduler.next_batch(now)
+        batch = self.worker.next_batch(now)
         if scheduler.victims:
             self.owner.preempted(self, scheduler.victims)
         if batch is None:
-            if self.draining and scheduler.idle:
+            if self.worker.drained():
                 self.owner.drained(self)
             return
         self.began_s = now
@@ -189,9 +203,10 @@ class SimInstance:
         is left of the step under way."""
         before = (self.longer, self.decode_longer)
         self.longer, self.decode_longer = longer, decode_longer
-        if self.batch is None:
+        batch = self.worker.batch
+        if batch is None:
             return
-        ratio = longer / before[0] if self.batch.chunks else decode_longer / before[1]
+        ratio = longer / before[0] if batch.chunks else decode_longer / before[1]
         self.sync()
         if self.k > 1 and not self.cut:
             self._cut()
@@ -205,25 +220,33 @@ class SimInstance:
             self.lines[n] = line
         return line
 
-    def reserve(self, seq: Sequence) -> bool:
-        """`Scheduler.reserve`, as single steps would see it. Where blocks are ample for the whole run under way, that needs no look at
+    def reserve(self, seq: Sequence, others: list[Sequence] = NOTHING) -> bool:
+        """`Worker.reserve`, as single steps would see it. Where blocks are ample for the whole run under way, that needs no look at
         how far it has come."""
-        scheduler = self.scheduler
-        if self.batch is None or self.k == 1:
-            return scheduler.reserve(seq)
-        pool = scheduler.pool
-        growth = self.batch.decodes * (self.k // pool.block_tokens + 1)
-        if growth + pool.blocks(seq.prompt_tokens) + scheduler.spare_blocks <= pool.free:
-            return scheduler.reserve(seq)
+        worker, batch = self.worker, self.worker.batch
+        if batch is None or self.k == 1:
+            return worker.reserve(seq, others)
+        pool = self.scheduler.pool
+        growth = batch.decodes * (self.k // pool.block_tokens + 1)
+        if growth + pool.blocks(seq.prompt_tokens) + self.scheduler.spare_blocks <= pool.free:
+            return worker.reserve(seq, others)
         self.sync()
-        if not scheduler.reserve(seq):
+        if not worker.reserve(seq, others):
             return False
-        self.tighten()
+        self._tighten()
         return True
 
-    def tighten(self) -> None:
+    def extend(self, seq: Sequence, tokens: int) -> bool:
+        """`Worker.extend`, likewise."""
+        self.sync()
+        if not self.worker.extend(seq, tokens):
+            return False
+        self._tighten()
+        return True
+
+    def _tighten(self) -> None:
         """Blocks were taken in the middle of a run: cut it if they might be missed before its end."""
-        batch, pool = self.batch, self.scheduler.pool
+        batch, pool = self.worker.batch, self.scheduler.pool
         if batch is not None and self.k > 1 and not self.cut and batch.decodes * (self.k // pool.block_tokens + 1) > pool.available:
             self._cut()
 
@@ -249,13 +272,13 @@ class SimInstance:
 
     def sync(self) -> None:
         """Book the steps of the run that are done by now, so that whoever looks sees what single steps would show."""
-        batch = self.batch
+        batch = self.worker.batch
         if batch is None or self.k <= 1:
             return
         steps = self._steps_by(self.env.now - self.began_s)
         if steps > 0:
             seconds = self._book(batch, steps)
-            self.scheduler.advance(batch, steps)
+            self.worker.advance(batch, steps)
             self.k -= steps
             self.began_s += seconds
             self.step_s += self.slope_s * steps
@@ -281,7 +304,7 @@ class SimInstance:
                 add_run(n, step_s + slope_s, slope_s, steps - 1)
             self.scheduler.joined = NOTHING
         self.emitted_s = began_s + seconds
-        self.last_step_s = step_s + slope_s * (steps - 1)
+        self.worker.decode_step_s = step_s + slope_s * (steps - 1)
         self.decode_tokens += n * steps
         if batch.chunks:
             self.prefill_busy_s += seconds
@@ -296,13 +319,14 @@ class SimInstance:
     def _done(self, event: simpy.Event) -> None:
         if event._value != self.generation:
             return  # cut, or dead, since
-        batch, scheduler, owner, k, now = self.batch, self.scheduler, self.owner, self.k, self.env.now
+        worker, owner, k, now = self.worker, self.owner, self.k, self.env.now
+        batch = worker.batch
         assert batch is not None
         self._book(batch, k)
-        used = scheduler.pool.used
+        used = self.scheduler.pool.used
         if used > self.peak_blocks:
             self.peak_blocks = used
-        prefilled, finished = scheduler.complete(batch, k, now)
+        prefilled, finished = worker.complete(batch, k, now)
         self.k = 1  # what comes in from here on waits for the end of this
         if self.host is not None:
             self.host.told(self, batch.decodes + len(prefilled))
@@ -315,67 +339,51 @@ class SimInstance:
             owner.finished(self, seq, now)
         for seq in prefilled:
             owner.prefilled(self, seq, now)
-        while self.at_boundary:
-            calls, self.at_boundary = self.at_boundary, []
-            for call in calls:
-                call()
-        if self.alive:
+        if worker.alive:
             self._start(now)
+        if worker.due and not self.wakes:
+            self._await_wake()
+
+    def _await_wake(self) -> None:
+        """Be woken at the next deadline."""
+        due_s = self.worker.wake_s()
+        self.wakes = due_s is not None
+        if due_s is not None:
+            After(self.env, max(0.0, due_s - self.env.now), self.owner.wake_callbacks, self)
+
+    def wake(self) -> None:
+        """A deadline has come, unless it was moved."""
+        for seq in self.worker.overdue(self.env.now):
+            self.owner.overdue(self, seq)
+        self._await_wake()
 
     def when_between_steps(self, call: Callable[[], None]) -> None:
         """Run `call` at the next step boundary; at once when nothing is under way."""
-        if self.batch is None:
-            call()
-            self.kick()
-        else:
-            self.at_boundary.append(call)
-            if not self.cut and self.k > 1:
-                self._cut()
+        self.worker.between_steps(call)
+        self.kick()
+        if self.worker.due and not self.wakes:
+            self._await_wake()
 
-    def drop(self, seq: Sequence) -> None:
-        """Remove a sequence, between steps."""
-        if self.alive:
-            self.scheduler.remove(seq)
+    def abort(self, seq: Sequence) -> None:
+        """Take a sequence off, at the next step boundary if it may be in the step under way."""
+        self.worker.abort(seq)
+        self.kick()
 
     def runs(self, seq: Sequence | None) -> bool:
         """Is it decoding here now?"""
-        return self.alive and seq is not None and self.scheduler.running.get(seq.order) is seq
-
-    def movable(self, seq: Sequence) -> bool:
-        """Does it decode here now, or will from the next step on?"""
-        return self.alive and self.scheduler.movable(seq)
+        return self.worker.alive and seq is not None and self.scheduler.running.get(seq.order) is seq
 
     @property
     def rests(self) -> bool:
         """Does it neither do nor hold anything?"""
-        return self.batch is None and not self.draining and not self.scheduler.pool.used and not self.scheduler.waiting
+        worker = self.worker
+        return worker.batch is None and not worker.draining and not self.scheduler.pool.used and not self.scheduler.waiting
 
     # ------------------------------------------------------------ what it says of itself
 
     def report(self) -> Report:
         self.sync()
-        s = self.scheduler
-        pool = s.pool
-        waiting = s.waiting
-        stored, evicted = pool.drain_events()
-        head = pool.blocks(waiting[0].prompt_tokens) if waiting else 0
-        return Report(
-            self.name,
-            self.spec.incarnation,
-            self.env.now,
-            len(waiting) + len(s.prefilling),
-            s.waiting_tokens,
-            len(s.running) + len(s.landed),
-            s.context_tokens,
-            pool.used,
-            pool.total - pool.used,
-            head,
-            sum(pool.blocks(w.prompt_tokens) for w in waiting) if waiting else 0,
-            s.preemptions,
-            self.last_step_s,
-            stored,
-            evicted,
-        )
+        return self.worker.report(self.env.now)
 
     def _span(self, batch: Batch, steps: int, seconds: float) -> None:
         assert self.spans is not None

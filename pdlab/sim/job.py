@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pdlab.core.staging import Staging
 from pdlab.scheduler import Sequence
 from pdlab.sim.instance import SimInstance
 from pdlab.sim.link import Transfer
@@ -32,8 +33,7 @@ class Job:
     cached_tokens = 0
     transfer_bytes = 0.0
     pushed_tokens = 0  # of its prompt, as far as they were pushed
-    copied_tokens = 0
-    stages = 0  # of a migration under way
+    staging: Staging | None = None  # of a migration under way
     dispatched_s: float = NAN
     prefill_start_s: float = NAN
     first_token_s: float = NAN

@@ -20,7 +20,6 @@ class Lifecycle:
 
     def __init__(self, world: World, *, switch_s: float = 1.0, detect_s: float = 0.5) -> None:
         self.world, self.switch_s, self.detect_s = world, switch_s, detect_s
-        self.goals: dict[str, Role | None] = {}  # draining instances: the role they shall take, None to leave
         self.retired: list[SimInstance] = []  # earlier incarnations, for the records
 
     def switch(self, action: Switch) -> None:
@@ -32,13 +31,11 @@ class Lifecycle:
     def _drain(self, name: str, goal: Role | None) -> None:
         instance = self.world.instances[name]
         if instance.alive:
-            self.goals[name] = goal
-            instance.draining = True
+            instance.worker.drain(goal)
             instance.kick()
 
     def drained(self, instance: SimInstance) -> None:
-        instance.draining = False
-        goal = self.goals.pop(instance.name)
+        goal = instance.worker.goal
         delay_s = 0.0 if goal is None else self.switch_s
         After(self.world.env, delay_s, [lambda _: self._arrived_at(instance, goal)])
 
@@ -49,7 +46,7 @@ class Lifecycle:
             self._take_down(instance)
             self.world.tell(Left(instance.name, instance.spec.incarnation))
             return
-        instance.role = goal
+        instance.worker.switch(goal)
         instance.switches += 1
         self.world.tell(Switched(instance.name, instance.spec.incarnation, goal))
 
@@ -83,14 +80,10 @@ class Lifecycle:
             if job.stage is Stage.DECODE and instance.runs(job.active):
                 job.last_token_s = instance.emitted_s
             world.moves.cancel(job)
-        instance.alive = False
+        instance.worker.die()
         instance.generation += 1
-        instance.batch = None
-        instance.draining = False
         instance.lived_s += world.env.now - instance.up_s
-        self.goals.pop(instance.name, None)
         instance.jobs.clear()
-        instance.at_boundary.clear()
         for job in calls_off:
             world.moves.call_off(job, f"{instance.name} died")
         return sent

@@ -6,8 +6,7 @@ chunk when it is computed; by layer: while it is computed, the bytes appearing a
 it. Pushes by chunk and layer need a decode instance that has reserved before prefill starts; without one they fall back to one push at
 the end.
 
-A migration copies in stages while the request goes on decoding, at most 3; in the last, when 16 or fewer blocks remain, it stands still.
-Source: Llumnix (OSDI'24), §4.2, and its defaults.
+A migration copies in stages while the request goes on decoding (`Staging`); for the last it stands still.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
+from pdlab.core.staging import Staging
 from pdlab.scheduler import Sequence
 from pdlab.sim.instance import After, SimInstance
 from pdlab.sim.job import Job
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from pdlab.sim.world import World
 
 TRANSFER, QUEUED_D = Stage.TRANSFER, Stage.QUEUED_D  # enum look-ups cost
-
-STAGES = 3
-LAST_BLOCKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +166,9 @@ class Moves:
         job.stage = QUEUED_D
         p.jobs.pop(job, None)
         if p.alive:
-            p.scheduler.release(pseq)
+            p.worker.release(pseq)
             p.kick()
-        d.scheduler.arrive(dseq)
+        d.worker.arrive(dseq)
         d.kick()
         self.world.tell(Transferred(job.request.id, job.attempt, d.name))
 
@@ -182,8 +179,9 @@ class Moves:
         if job is None or job.attempt != action.attempt:
             return
         src, seq, dst = job.d, job.active, self.world.instances[action.dst]
-        if src is None or seq is None or not src.movable(seq) or seq.pending or not dst.alive:
-            self._failed(job, action.src, action.dst, "the request cannot be moved now")
+        reason = "it does not run there" if src is None or seq is None or not dst.alive else src.worker.export(seq)
+        if src is None or seq is None or reason:
+            self._failed(job, action.src, action.dst, reason)
             return
         src.sync()
         tokens = src.scheduler.kv_tokens(seq)
@@ -193,36 +191,32 @@ class Moves:
             return
         dst.jobs[job] = None
         job.target, job.tseq = dst, tseq
-        job.copied_tokens, job.stages = tseq.cached_tokens, 0
+        job.staging = Staging(src.scheduler.pool.block_tokens, tseq.cached_tokens)
         self._copy(job, tokens, last=False)
 
     def _copy(self, job: Job, tokens: int, *, last: bool) -> None:
         """Copy what has come since the last stage, up to `tokens` in all."""
-        assert job.d is not None and job.target is not None
-        size = max(0, tokens - job.copied_tokens) * self.mode.bytes_per_token + (self.mode.state_bytes if last else 0.0)
-        job.copied_tokens = max(tokens, job.copied_tokens)
-        job.stages += 1
+        assert job.d is not None and job.target is not None and job.tseq is not None and job.staging is not None
+        size = job.staging.copy(tokens) * self.mode.bytes_per_token + (self.mode.state_bytes if last else 0.0)
         job.transfer_bytes += size
-        assert job.tseq is not None
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
 
     def _copied(self, job: Job, tseq: Sequence, last: bool, transfer: Transfer) -> None:
         job.transfer = None
         src, dst, seq = job.d, job.target, job.active
-        assert src is not None and dst is not None and seq is not None and job.tseq is tseq
+        assert src is not None and dst is not None and seq is not None and job.tseq is tseq and job.staging is not None
         if last:
             self._commit(job, src, dst, seq, tseq)
             return
-        if not src.movable(seq):
-            self.call_off(job, "it was preempted")
+        if reason := src.worker.export(seq):
+            self.call_off(job, reason)
             return
         src.sync()
         tokens = src.scheduler.kv_tokens(seq)
-        blocks = src.scheduler.pool.blocks(tokens - job.copied_tokens)
-        if blocks <= LAST_BLOCKS or job.stages >= STAGES - 1:
+        if job.staging.stops(tokens):
             src.when_between_steps(partial(self._stop, job, tseq))
-        elif self._extend(dst, tseq, tokens):
+        elif dst.extend(tseq, tokens):
             self._copy(job, tokens, last=False)
         else:
             self.call_off(job, f"{dst.name} is full")
@@ -232,14 +226,14 @@ class Moves:
         src, dst, seq = job.d, job.target, job.active
         if job.tseq is not tseq or job.done or src is None or dst is None or seq is None:
             return
-        if not src.movable(seq):
-            self.call_off(job, "it was preempted")
+        runs = src.runs(seq)
+        if reason := src.worker.stop(seq, self.world.env.now):
+            self.call_off(job, reason)
             return
-        if src.runs(seq):
+        if runs:
             job.last_token_s = src.emitted_s
-        src.scheduler.hold(seq)
         job.stage = Stage.MIGRATING
-        if self._extend(dst, tseq, seq.prompt_tokens):
+        if dst.extend(tseq, seq.prompt_tokens):
             self._copy(job, seq.prompt_tokens, last=True)
         else:
             self.call_off(job, f"{dst.name} is full")
@@ -250,19 +244,12 @@ class Moves:
         job.migrations += 1
         job.d, job.dseq, job.target, job.tseq = dst, tseq, None, None
         src.jobs.pop(job, None)
-        src.scheduler.release(seq)
+        src.worker.release(seq)
         src.kick()
         dst.requests += 1
-        dst.scheduler.arrive(tseq)
+        dst.worker.arrive(tseq)
         dst.kick()
         self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name))
-
-    def _extend(self, dst: SimInstance, tseq: Sequence, tokens: int) -> bool:
-        dst.sync()
-        if not dst.scheduler.extend(tseq, tokens):
-            return False
-        dst.tighten()
-        return True
 
     def call_off(self, job: Job, reason: str) -> None:
         """Give a migration up: the source goes on, the target frees what it reserved."""
@@ -272,8 +259,8 @@ class Moves:
         self.cancel(job)
         job.target = job.tseq = None
         self.world.drop(job, dst, tseq)
-        if src.alive and seq is not None and seq in src.scheduler.held:
-            src.scheduler.stay(seq)
+        if src.alive and seq is not None:
+            src.worker.resume(seq)
             src.kick()
         self._failed(job, src.name, dst.name, reason)
 

@@ -18,7 +18,7 @@ from pdlab.gaps import Gaps
 from pdlab.log import EventLog
 from pdlab.records import FIELDS, Records, Samples
 from pdlab.router import Router
-from pdlab.scheduler import Batch, Sequence
+from pdlab.scheduler import NOTHING, Batch, Sequence
 from pdlab.sim.host import Host
 from pdlab.sim.instance import After, SimInstance
 from pdlab.sim.job import NAN, Job
@@ -111,6 +111,7 @@ class World:
         self._arrival_callbacks: list[Callable[[Any], None]] = [self._arrival]
         self._report_callbacks: list[Callable[[Any], None]] = [self._report]
         self._tick_callbacks: list[Callable[[Any], None]] = [self._tick]
+        self.wake_callbacks: list[Callable[[Any], None]] = [self._wake]
         self._late_callbacks: list[Callable[[Any], None]] = [self._deliver_late]
         self._stirred_s = 0.0  # when something was last seen to happen
         self._seen = (0, 0, 0)  # by then: requests ended, instances retired, and there
@@ -280,7 +281,6 @@ class World:
         seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, stays)
         if stays:
             job.d = p
-            seq.best_of = request.best_of
         elif action.decode is not None:
             d = self.instances[action.decode]
             if d.alive and not self._reserve(job, d, prompt, output):
@@ -289,7 +289,7 @@ class World:
         job.attempts += 1
         job.dispatched_s = self.env.now
         p.requests += 1
-        p.scheduler.submit(seq)
+        p.worker.submit(seq, _others(request, seq) if stays else NOTHING)
         p.kick()
 
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
@@ -297,8 +297,7 @@ class World:
         made = 1 if self.first_token_from_prefill else 0
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
-        seq.best_of = request.best_of
-        if not d.reserve(seq):
+        if not d.reserve(seq, _others(request, seq)):
             if job.pseq is None and job.p is not None:
                 job.p.jobs.pop(job, None)
             self.tell(Refused(request.id, job.attempt, d.name))
@@ -315,7 +314,7 @@ class World:
             return
         if action.dst == action.src:
             job.d = p
-            p.scheduler.stay(seq)
+            p.worker.stay(seq)
             p.kick()
             return
         d = self.instances[action.dst]
@@ -338,7 +337,7 @@ class World:
         """Take a sequence off an instance, at the next step boundary if it may be in the step under way."""
         instance.jobs.pop(job, None)
         if instance.alive:
-            instance.when_between_steps(lambda: instance.drop(seq))
+            instance.abort(seq)
 
     def _end(self, action: End) -> None:
         job = self.jobs[action.request_id]
@@ -439,6 +438,18 @@ class World:
         self.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens))
         self._record(job, DONE, now, NAN)
         self._ended(job)
+
+    def overdue(self, instance: SimInstance, seq: Sequence) -> None:
+        """Leases are renewed while the request waits, as the live router does."""
+        job: Job = seq.owner
+        if not job.done and job.attempt == seq.attempt:
+            instance.worker.renew(seq, self.env.now + instance.worker.lease_s)
+        else:
+            instance.worker.lapse(seq)
+            instance.kick()
+
+    def _wake(self, event: simpy.Event) -> None:
+        event._value.wake()
 
     def drained(self, instance: SimInstance) -> None:
         self.lifecycle.drained(instance)
@@ -555,7 +566,7 @@ class World:
             self._seen, self._stirred_s = seen, now
         if now - self._stirred_s < settled_s:
             return 1
-        own = (self._report_callbacks, self._tick_callbacks, self._late_callbacks)
+        own = (self._report_callbacks, self._tick_callbacks, self._late_callbacks, self.wake_callbacks)
         next_s = min((entry[0] for entry in self.env._queue if not any(entry[3].callbacks is mine for mine in own)), default=now)
         return 1 + max(0, int((next_s - settled_s - now) / (step * period_s)) - 1) * step
 
@@ -585,3 +596,11 @@ class World:
         if ticks > 1:
             self.router.rested(ticks_s=(ticks - 1) * tick_s)
         After(self.env, ticks * tick_s, self._tick_callbacks)
+
+
+def _others(request: Request, seq: Sequence) -> list[Sequence]:
+    """The candidates of best_of beside the first."""
+    if request.best_of == 1:
+        return NOTHING
+    shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, seq.owner
+    return [Sequence(*shared) for _ in range(request.best_of - 1)]

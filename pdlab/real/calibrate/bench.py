@@ -63,7 +63,7 @@ class Bench:
     @property
     def bounds(self) -> Bounds:
         scheduler = self.engine.scheduler
-        return Bounds(scheduler.max_batch_tokens, scheduler.max_seqs, self.engine.max_tokens, scheduler.most_tokens - 1)
+        return Bounds(scheduler.max_batch_tokens, scheduler.max_seqs, self.engine.worker.most_tokens, scheduler.most_tokens - 1)
 
     def seconds(self, point: Point) -> float:
         """One repeat of a point, of a size that was run before."""
@@ -132,7 +132,7 @@ class Bench:
         submit = Submit(next(self.numbers), prompt, self.sampling, chain(prompt, self.engine.runner.block_tokens))
         place = self.exchange.receive(submit, [] if missing else [prompt[-1]], time.monotonic())
         assert place is not None, f"no room for {tokens} tokens"
-        self.engine.scheduler.arrive(self.exchange.expected.pop(submit.id).seq, missing)
+        self.engine.worker.arrive(self.engine.groups[submit.id][0].seq, missing)
 
     def _clear(self) -> None:
         for id in list(self.engine.groups):

@@ -19,7 +19,7 @@ async def serve(kv: Kv) -> None:
         print(base64.b64encode(source.descriptor()).decode(), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             lease, blocks = line.split()
-            source.offer(lease, range(int(blocks)), tokens=int(blocks) * kv.block_tokens)
+            source.offer(lease, range(int(blocks)))
             print(lease, flush=True)
 
 

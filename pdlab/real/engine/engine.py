@@ -1,22 +1,21 @@
-"""The engine's core: what the Scheduler says is run on the device, sampled, and told. No clock, no sockets: a process around it has those.
+"""The engine's core: what its Worker says is run on the device, sampled, and told. No clock, no sockets: a process around it has those.
 
     engine.submit(message); engine.cancel(id); engine.step(now, emit, interrupted)
 
-A decode batch is run `Batch.repeat` times without asking the scheduler again, unless a sequence stops early or news have come.
-A request's other candidates (`best_of`) are submitted when the first one's prompt is computed, and find it in the prefix cache.
+A decode batch is run `Batch.repeat` times without asking again, unless a sequence stops early or news have come.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 import pdlab.scheduler as sched
-from pdlab.decisions import Recorded
+from pdlab.core.worker import Worker
 from pdlab.prefix import chain
 from pdlab.real.engine.grammar import GrammarError, Grammars
 from pdlab.real.engine.messages import Scored, Step, Submit, Tokens
@@ -53,35 +52,25 @@ class Candidate:
     table: Sequence[int] = ()
     admitted_s: float = -1.0
     scores: list[Scored] | None = None
+    held: Tokens | None = None  # its first token, while its KV waits for whoever decodes it
 
     @property
     def id(self) -> int:
         return self.submit.id
 
 
-@dataclass(slots=True)
-class Group:
-    """A request's live candidates by index. `waiting` are those that the first one's prompt is computed for."""
-
-    live: dict[int, Candidate] = field(default_factory=dict)
-    waiting: list[Candidate] = field(default_factory=list)
-
-
 class Engine:
-    """`eos_ids` end a sequence unless it ignores them; `max_tokens` bounds prompt plus output of one; `seed` is for requests that bring
-    none; after `step_limit` passes at the latest the scheduler is asked again."""
+    """`eos_ids` end a sequence unless it ignores them; `seed` is for requests that bring none; after `step_limit` passes at the latest the
+    worker is asked again."""
 
-    def __init__(
-        self, runner: Runner, scheduler: Recorded, *, eos_ids: frozenset[int], max_tokens: int, seed: int = 0, step_limit: int = 1 << 30
-    ) -> None:
+    def __init__(self, runner: Runner, worker: Worker, *, eos_ids: frozenset[int], seed: int = 0, step_limit: int = 1 << 30) -> None:
         self.runner = runner
-        self.scheduler = scheduler
+        self.worker = worker
+        self.scheduler = worker.scheduler
         self.eos_ids = tuple(sorted(eos_ids))
-        self.max_tokens = max_tokens
         self.step_limit = step_limit
         self.seeds = random.Random(seed)
-        self.groups: dict[int, Group] = {}
-        self.held: dict[int, Candidate] = {}  # prefilled here, KV leased to whoever decodes them
+        self.groups: dict[int, dict[int, Candidate]] = {}  # live candidates by index, of each request that is here
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
         self.pusher: Pusher | None = None
         self.grammars: Grammars | None = None  # when the vocabulary is known
@@ -90,7 +79,12 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return not self.groups and not self.news
+        """Nothing is to be done; KV may wait here to be read."""
+        return not self.news and len(self.groups) == len(self.scheduler.held)
+
+    def holds(self, id: int) -> bool:
+        """Is its KV held here, for others to read?"""
+        return any(c.seq in self.scheduler.held for c in self.groups.get(id, {}).values())
 
     @property
     def runnable(self) -> bool:
@@ -105,16 +99,18 @@ class Engine:
         if reason := self.impossible(submit):
             self.news += [Tokens(submit.id, i, 0, [], "error", error=reason) for i in range(max(submit.sampling.best_of, 1))]
             return
-        group = self.groups[submit.id] = Group()
-        candidates = [self.candidate(submit, index, now) for index in range(submit.sampling.best_of)]
-        group.live = {c.index: c for c in candidates}
-        group.waiting = candidates[1:]
-        self.scheduler.submit(candidates[0].seq)
+        c, others = self.enter(submit, now)
+        self.worker.submit(c.seq, others)
+
+    def enter(self, submit: Submit, now: float) -> tuple[Candidate, list[sched.Sequence]]:
+        """A request's first candidate, and the sequences of its others."""
+        group = self.groups[submit.id] = {index: self.candidate(submit, index, now) for index in range(submit.sampling.best_of)}
+        return group[0], [c.seq for c in group.values() if c.index]
 
     def impossible(self, submit: Submit) -> str:
         """Why it can never run here, or ""."""
         s, vocab = submit.sampling, self.runner.model.config.vocab
-        if submit.id in self.groups or submit.id in self.held:
+        if submit.id in self.groups:
             return f"request {submit.id} is already here"
         if not submit.tokens:
             return "the prompt is empty"
@@ -122,9 +118,8 @@ class Engine:
             return f"max_tokens {s.max_tokens} and best_of {s.best_of} must be at least 1"
         if not submit.stays and s.best_of > 1:
             return f"best_of {s.best_of} is for the instance that decodes"
-        total = len(submit.tokens) + s.max_tokens
-        if total > self.max_tokens or not self.scheduler.fits(total):
-            return f"prompt of {len(submit.tokens)} and output of {s.max_tokens} tokens exceed the {self.max_tokens} tokens that fit here"
+        if reason := self.worker.refusal(len(submit.tokens), s.max_tokens):
+            return reason
         spelled = [token for spellings in s.bad_words.values() for word in spellings for token in word]
         named = (*submit.tokens, *s.stop_token_ids, *s.logit_bias, *s.allowed_token_ids, *spelled)
         wrong = next((t for t in named if not 0 <= t < vocab), None)
@@ -165,47 +160,38 @@ class Engine:
 
     def cancel(self, id: int, candidate: int = -1) -> None:
         """Drop a request, or one candidate of it; what has ended already stays so."""
-        group = self.groups.get(id)
-        if group is None:
-            return
-        for c in [c for c in group.live.values() if candidate in (-1, c.index)]:
-            if c in group.waiting:
-                group.waiting.remove(c)
-            else:
-                self._remove(c)
+        group = self.groups.get(id, {})
+        dropped = [c for c in group.values() if candidate in (-1, c.index)]
+        for c in dropped:
             self.news.append(Tokens(id, c.index, c.row.made, [], "abort"))
-            self._end(c)
-        if group.waiting and not any(c.index == 0 for c in group.live.values()):
-            self.release(group)  # nobody else will compute the prompt
+        if len(dropped) == len(group):
+            self.drop(id)
+        else:
+            for c in dropped:
+                self.name_blocks(c)
+                self.worker.withdraw(c.seq)
+                self._end(c)
 
     def drop(self, id: int) -> None:
-        """Forget a request without a word."""
-        for c in self.groups.pop(id).live.values():
-            self.scheduler.remove(c.seq)
-            c.seq.owner = None
-
-    def _remove(self, c: Candidate) -> None:
-        self.name_blocks(c)
-        self.scheduler.remove(c.seq)
+        """Forget a request without a word; what has ended stays so."""
+        group = self.groups.pop(id, {})
+        for c in group.values():
+            self.name_blocks(c)
+        for c in group.values():
+            self.worker.abort(c.seq)  # and its others
+            break
 
     def _end(self, c: Candidate) -> None:
         group = self.groups[c.id]
-        del group.live[c.index]
-        if c.id not in self.held:
-            c.seq.owner = None  # no cycle for the collector
-        if not group.live:
+        del group[c.index]
+        c.seq.owner = None  # no cycle for the collector
+        if not group:
             del self.groups[c.id]
-
-    def release(self, group: Group) -> None:
-        """The first candidate's prompt is computed: the others follow."""
-        for c in group.waiting:
-            self.scheduler.submit(c.seq)
-        group.waiting = []
 
     def name_blocks(self, c: Candidate) -> None:
         """Let the prefix cache keep what the sequence has made, too: the next turn of a conversation starts with it."""
         if c.seq.hashes and c.row.made:
-            self.scheduler.rename(c.seq, chain(c.tokens, self.runner.block_tokens))
+            self.worker.grown(c.seq, chain(c.tokens, self.runner.block_tokens))
 
     # ------------------------------------------------------------ the step
 
@@ -215,8 +201,8 @@ class Engine:
         if self.news:
             news, self.news = self.news, []
             emit(news)
-        scheduler = self.scheduler
-        batch = scheduler.next_batch(now)
+        scheduler, worker = self.scheduler, self.worker
+        batch = worker.next_batch(now)
         if batch is None:
             return False
         self.only_decoded = not batch.chunks
@@ -237,20 +223,17 @@ class Engine:
             if ended or batch.repeat == 1 or passes >= self.step_limit or interrupted():
                 break
             emit(outputs)
-            scheduler.advance(batch, 1)
+            worker.advance(batch, 1)
             passes += 1
         for c, _ in ended:
             self.name_blocks(c)
-        scheduler.complete(batch, passes, now)
-        for c in computed:
-            if (group := self.groups[c.id]).waiting and c.index == 0:
-                self.release(group)
+        worker.complete(batch, 1, now, [c.seq for c, output in ended if output.finish != "held"])
+        worker.settle()
         for c, output in ended:
             if output.finish == "held":
-                self.held[c.id] = c
-            elif output.finish in ("stop", "error") and c.seq.made < c.seq.output_tokens:
-                scheduler.remove(c.seq)
-            self._end(c)
+                c.held = output
+            else:
+                self._end(c)
         emit(outputs)
         return True
 
@@ -318,29 +301,27 @@ class Engine:
 
     def load(self, outputs: list[Tokens], at_s: float) -> Step:
         """The outputs, with the load and the counters as they are now."""
-        s = self.scheduler
-        pool, head = s.pool, s.waiting[0] if s.waiting else None
-        stored, evicted = pool.drain_events()
-        waiting = len(s.waiting) + len(s.prefilling) + sum(len(g.waiting) for g in self.groups.values() if g.waiting)
+        load, held = self.worker.report(at_s), len(self.scheduler.held)
         return Step(
             outputs,
             at_s,
-            waiting,
-            len(s.running) + len(s.landed),
-            s.pool.used,
-            s.pool.used if not self.groups and not self.held else 0,
-            s.preemptions,
+            load.waiting,
+            load.running,
+            load.used_blocks,
+            0 if self.groups else load.used_blocks,
+            load.preempted,
             self.prompt_tokens,
             self.prefix_queries,
             self.prefix_hits,
-            waiting_tokens=s.waiting_tokens,
-            context_tokens=s.context_tokens,
-            free_blocks=pool.available,
-            waiting_head_blocks=pool.blocks(head.prompt_tokens) if head is not None else 0,
-            waiting_blocks=sum(pool.blocks(w.prompt_tokens) for w in s.waiting) if head is not None else 0,
-            stored=list(stored),
-            evicted=list(evicted),
-            leases=len(self.held),
+            waiting_tokens=load.waiting_tokens,
+            context_tokens=load.context_tokens,
+            free_blocks=load.free_blocks,
+            waiting_head_blocks=load.waiting_head_blocks,
+            waiting_blocks=load.waiting_blocks,
+            decode_step_s=load.decode_step_s,
+            stored=list(load.stored),
+            evicted=list(load.evicted),
+            leases=held,
         )
 
 

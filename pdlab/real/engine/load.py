@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pdlab.core.worker import Worker
 from pdlab.decisions import Recorded, Setup
 from pdlab.real.engine import config as configs
 from pdlab.real.engine import gguf_file, weights
@@ -88,13 +89,13 @@ def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
         options.prefix_cache,
         options.watermark,
     )
-    scheduler = Recorded(setup, decisions)
+    scheduler = setup.scheduler()
+    recorded = None if decisions is None else Recorded(setup, scheduler, decisions)
     runner = Runner(
         model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens, shared=bool(options.kv_name), step_tokens=setup.max_batch_tokens
     )
-    engine = Engine(
-        runner, scheduler, eos_ids=frozenset(options.eos_ids), max_tokens=min(context, scheduler.most_tokens), seed=options.seed
-    )
+    worker = Worker(scheduler, recorded, context_tokens=context, lease_s=options.lease_s)
+    engine = Engine(runner, worker, eos_ids=frozenset(options.eos_ids), seed=options.seed)
     return Loaded(config, engine, device, dtype, _fingerprint(path, config, options), context)
 
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from math import inf
 
 import msgspec
 
 from pdlab.real.engine.background import Background
 from pdlab.real.engine.engine import Engine
-from pdlab.real.engine.handoff import Exchange, Place
+from pdlab.real.engine.handoff import Exchange, Lease, Place
 from pdlab.real.engine.messages import (
     Ask,
     Cancel,
@@ -55,7 +56,8 @@ class Inbound:
 
     id: int
     place: Place
-    deadline_s: float
+    due_s: float
+    deadline_s: float  # that long before
     last: bool
     pushed: bool
     copied: int = 0
@@ -71,16 +73,6 @@ class Inbound:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Lent:
-    """What stands behind a lease of ours: a prompt that waits for its decode instance ("held"), a running request's full blocks
-    ("running", preempted that often), or one that stands still to be moved ("moving")."""
-
-    id: int
-    kind: str
-    preempted: int = 0
-
-
 class Peers:
     """`post` calls a function on the engine's thread, between two steps. `told` are news for the other process, `outputs` tokens."""
 
@@ -89,15 +81,14 @@ class Peers:
         self.endpoint, self.background, self.post = endpoint, background, post
         self.engine_id, self.lease_s = engine_id, lease_s
         self.inbound: dict[int, Inbound] = {}
-        self.lent: dict[str, Lent] = {}
-        self.exports: dict[int, str] = {}  # running requests -> their lease
-        self.first: dict[int, Tokens] = {}  # the token of what is held
+        self.lent: dict[str, int] = {}  # leases of ours, of requests whose KV is held, or that run while it is copied
+        self.leases: dict[int, str] = {}  # the same the other way
         self.told: list[News | Exported | Holds] = []
         self.outputs: list[Tokens] = []
         self.received_bytes = self.failed = self.expired = 0
         self.pushes = Pushes(engine, endpoint, background, post, self.pushed)
         engine.pusher = self.pushes
-        self._leases = 0
+        self._names = 0
 
     def take(self, message: Receive | Resume | Proceed | Release | Renew | Ask | Export, now: float) -> None:
         match message:
@@ -110,9 +101,9 @@ class Peers:
             case Release():
                 self.release(message)
             case Renew():
-                self.endpoint.renew(message.lease, message.lease_s)
+                self.renewed([message.lease], message.lease_s)
             case Ask(call, lease):
-                self.told.append(Holds(call, self.endpoint.renew(lease, 0.0)))
+                self.told.append(Holds(call, self.endpoint.holds(lease)))
             case Export():
                 self.told.append(self._export(message))
 
@@ -128,44 +119,74 @@ class Peers:
         for output in outputs:
             if output.finish == "held":
                 self._held(output)
-            elif output.finish is not None and output.id in self.exports:
-                self.endpoint.release(self.exports.pop(output.id))
+            elif output.finish is not None:
+                self._recall(output.id)
 
     def _held(self, output: Tokens) -> None:
         id = output.id
-        if self.pushes.finish(id):
-            return
+        if not self.pushes.finish(id):
+            kv = self.exchange.lease(id)
+            lease = self._lend(kv)
+            self.exchange.renew(id, time.monotonic() + self.lease_s)
+            self.told.append(Held(id, lease, kv.blocks, kv.kv_tokens))
+
+    def _lend(self, kv: Lease) -> str:
+        """Let others read it, in place of what they might before."""
+        self._recall(kv.id)
         lease = self._lease_name()
-        kv = self.exchange.lease(id)
-        self.lent[lease] = Lent(id, "held")
-        self.first[id] = output
-        self.endpoint.offer(lease, kv.blocks, tokens=kv.kv_tokens, lease_s=self.lease_s)
-        self.told.append(Held(id, lease, kv.blocks, kv.kv_tokens))
+        self.lent[lease], self.leases[kv.id] = kv.id, lease
+        self.endpoint.offer(lease, kv.blocks)
+        return lease
+
+    def _recall(self, id: int) -> None:
+        lease = self.leases.pop(id, None)
+        if lease is not None:
+            del self.lent[lease]
+            self.endpoint.release(lease)
 
     def pushed(self, id: int) -> None:
         """All of a prompt's KV was written, or cannot be: nobody needs it here any more."""
         self.exchange.release(id)
 
-    def lease_ended(self, lease: str, blocks: list[int], how: str) -> None:
+    def lease_read(self, lease: str, blocks: list[int]) -> None:
         """The endpoint says so, in its own thread."""
-        self.post(lambda: self._ended(lease, read=how == "read", expired=how == "expired"))
+        self.post(lambda: self._ended(lease, read=True))
 
-    def _ended(self, lease: str, *, read: bool, expired: bool = False) -> None:
-        lent = self.lent.pop(lease, None)
-        if lent is None:
+    def leases_renewed(self, leases: list[str], lease_s: float) -> None:
+        """Likewise."""
+        self.post(lambda: self.renewed(leases, lease_s))
+
+    def renewed(self, leases: list[str], lease_s: float) -> None:
+        for lease in leases:
+            if lease in self.lent:
+                self.exchange.renew(self.lent[lease], time.monotonic() + lease_s)
+
+    def deadlines(self) -> None:
+        """Those that have come: of leases that nobody has renewed, and of KV that is not here yet."""
+        worker = self.engine.worker
+        for seq in worker.overdue(time.monotonic()):
+            worker.renew(seq, inf)  # it ends now, or when whoever writes or reads there has ended
+            id = seq.request_id
+            if (inbound := self.inbound.get(id)) is not None:
+                self._late(inbound)
+            elif (lease := self.leases.get(id)) is not None and self.endpoint.release(lease, "expired"):
+                self.expired += not seq.stays
+                self._ended(lease, read=False)
+
+    def _ended(self, lease: str, *, read: bool) -> None:
+        id = self.lent.pop(lease, None)
+        if id is None:
             return
-        self.expired += expired and lent.kind == "held"
-        if lent.kind == "running":
-            if self.exports.get(lent.id) == lease:
-                del self.exports[lent.id]
-        elif lent.kind == "moving" and not read:
-            self.exchange.resume(lent.id)
-        elif lent.kind == "moving":
-            self.outputs.append(Tokens(lent.id, 0, self.engine.held[lent.id].row.made, [], "moved"))
-            self.exchange.release(lent.id)
-        else:
-            self.first.pop(lent.id, None)
-            self.exchange.release(lent.id)
+        del self.leases[id]
+        c = self.exchange.sole(id)
+        if c is None or not self.engine.holds(id):
+            return  # it runs
+        if c.seq.stays and not read:
+            self.exchange.resume(id)
+            return
+        if c.seq.stays:
+            self.outputs.append(Tokens(id, 0, c.row.made, [], "moved"))
+        self.exchange.release(id)
 
     def release(self, message: Release) -> None:
         if self.endpoint.release(message.lease):
@@ -174,54 +195,32 @@ class Peers:
     def _export(self, message: Export) -> Exported:
         id, call = message.id, message.call
         if message.resume:
-            moving = next((lease for lease, lent in self.lent.items() if lent.id == id and lent.kind == "moving"), None)
-            if moving is not None and self.endpoint.release(moving):
-                self._ended(moving, read=False)
+            if not self.engine.holds(id) or self.endpoint.release(self.leases[id]):
+                self._recall(id)
+                self.exchange.resume(id)
             return Exported(call, "" if id in self.engine.groups else "it does not run here")
-        before = self.lent.get(self.exports.get(id, ""))
-        found = self.exchange.snapshot(id)
-        if found is None:
-            return Exported(call, "it does not run here")
-        kv, preempted = found
-        if before is not None and before.preempted != preempted:
-            return Exported(call, "it was preempted")
-        if message.stop:
-            held = self.exchange.hold(id)
-            assert held is not None, "what has a snapshot runs"
-            kv = held
-        if id in self.exports:
-            old = self.exports.pop(id)
-            self.endpoint.release(old)
-            self.lent.pop(old, None)
-        lease = self._lease_name()
-        self.lent[lease] = Lent(id, "moving" if message.stop else "running", preempted)
-        if not message.stop:
-            self.exports[id] = lease
-        self.endpoint.offer(lease, kv.blocks, tokens=kv.kv_tokens, lease_s=message.lease_s)
-        prompt = len(self.engine.held[id].submit.tokens if message.stop else self._prompt(id))
-        return Exported(call, "", lease, kv.blocks, kv.kv_tokens, kv.tokens[prompt:])
-
-    def _prompt(self, id: int) -> list[int]:
-        (c,) = self.engine.groups[id].live.values()
-        return c.submit.tokens
+        kv = self.exchange.stop(id, time.monotonic(), message.lease_s) if message.stop else self.exchange.snapshot(id)
+        if isinstance(kv, str):
+            return Exported(call, kv)
+        return Exported(call, "", self._lend(kv), kv.blocks, kv.kv_tokens, kv.tokens[len(kv.tokens) - kv.made :])
 
     def resume(self, message: Resume, now: float) -> None:
-        lent = self.lent.get(message.lease)
-        submit = message.submit
+        id, submit = self.lent.get(message.lease, -1), message.submit
         if reason := self.engine.unreadable(submit):
             self._refuse(submit, reason)
             return
-        if lent is None or lent.kind != "held" or not self.endpoint.release(message.lease):
+        c = self.exchange.sole(id)
+        if c is None or c.held is None or not self.endpoint.release(message.lease):
             self._refuse(submit, f"lease {message.lease} has ended")
             return
-        del self.lent[message.lease]
-        first = self.first.pop(lent.id)
+        del self.lent[message.lease], self.leases[id]
+        first = c.held
         if submit.sampling.max_tokens == 1:
-            self.exchange.release(lent.id)
+            self.exchange.release(id)
             if not message.made:
                 self.outputs.append(msgspec.structs.replace(first, id=submit.id, finish="length"))
             return
-        self.exchange.resume_as(lent.id, submit, now)
+        self.exchange.resume_as(id, submit, now)
         self.told.append(Landed(submit.id, 0, 0.0, "", len(message.made)))
         if not message.made:
             self.outputs.append(msgspec.structs.replace(first, id=submit.id, finish=None))
@@ -237,17 +236,15 @@ class Peers:
             self.exchange.begin(submit, message.made, now)
             self.told.append(Landed(submit.id, 0, 0.0, "", len(message.made)))
             return
-        place = self.exchange.receive(submit, list(message.made), now)
+        due_s = time.monotonic() + message.deadline_s
+        place = self.exchange.receive(submit, list(message.made), now, due_s)
         if place is None:
             self.told.append(Full(submit.id, "no KV blocks are free, or max_seqs sequences run"))
             return
         pushed = message.source is None
-        inbound = Inbound(submit.id, place, time.monotonic() + message.deadline_s, message.last, pushed)
+        inbound = Inbound(submit.id, place, due_s, message.deadline_s, message.last, pushed)
         inbound.copied = place.cached_tokens // self.engine.runner.block_tokens
         self.inbound[submit.id] = inbound
-        self.background.loop.call_soon_threadsafe(
-            self.background.loop.call_later, message.deadline_s, self.post, lambda: self._late(inbound, message.deadline_s)
-        )
         if message.source is not None:
             self.told.append(Reserved(submit.id, "", place.blocks, place.cached_tokens))
             self._read(inbound, message.source)
@@ -283,7 +280,7 @@ class Peers:
         wanted, into = source.blocks[first:count], inbound.place.blocks[first:count]
 
         async def pull() -> Result:
-            left_s = max(0.01, inbound.deadline_s - time.monotonic())
+            left_s = max(0.01, inbound.due_s - time.monotonic())
             try:
                 async with asyncio.timeout(None) as while_leased:
                     renewing = asyncio.create_task(self._renewing(source, while_leased))
@@ -317,7 +314,7 @@ class Peers:
         elif isinstance(result, Result) and result.status == "done":
             inbound.copied = max(inbound.copied, full_blocks)
             self._came(inbound, result)
-            missing = inbound.place.kv_tokens - tokens - (0 if self.exchange.expected[inbound.id].row.made else 1)
+            missing = inbound.place.kv_tokens - tokens - (0 if self.engine.groups[inbound.id][0].row.made else 1)
             if inbound.last and missing > 0:
                 self._call_off(inbound, f"the KV of {missing} tokens is not there", "incomplete")
             elif not inbound.last:
@@ -341,7 +338,7 @@ class Peers:
 
         async def expect() -> Result:
             try:
-                future = self.endpoint.expect(inbound.ticket, blocks, deadline_s=max(0.01, inbound.deadline_s - time.monotonic()))
+                future = self.endpoint.expect(inbound.ticket, blocks, deadline_s=max(0.01, inbound.due_s - time.monotonic()))
             finally:
                 self.post(lambda: self._expected(inbound))
             return await asyncio.shield(future)
@@ -377,14 +374,13 @@ class Peers:
             return
         inbound.landing = True
         del self.inbound[inbound.id]
-        made = self.exchange.expected[inbound.id].row.made
-        self.exchange.arrived(inbound.id)
+        made = self.exchange.arrived(inbound.id)
         waited_s = time.monotonic() - inbound.came_s
         self.told.append(Landed(inbound.id, inbound.bytes, inbound.seconds, inbound.transport, made, waited_s))
 
-    def _late(self, inbound: Inbound, deadline_s: float) -> None:
-        if self.inbound.get(inbound.id) is inbound and not inbound.ended:
-            self._call_off(inbound, f"not all KV was here after {deadline_s:g} s", "deadline")
+    def _late(self, inbound: Inbound) -> None:
+        if not inbound.ended:
+            self._call_off(inbound, f"not all KV was here after {inbound.deadline_s:g} s", "deadline")
 
     def _failed(self, inbound: Inbound, result: Result | BaseException) -> None:
         if isinstance(result, Result):
@@ -399,7 +395,7 @@ class Peers:
             self.told.append(Full(inbound.id, reason))
         else:
             self.told.append(Missed(inbound.id, cause))
-            for index in self.engine.groups[inbound.id].live:
+            for index in self.engine.groups[inbound.id]:
                 self.outputs.append(Tokens(inbound.id, index, 0, [], "error", error=reason))
         self._drop(inbound)
 
@@ -423,27 +419,20 @@ class Peers:
         id = message.id
         if (inbound := self.inbound.get(id)) is not None:
             if not inbound.ended:
-                for index in self.engine.groups[id].live:
+                for index in self.engine.groups[id]:
                     self.outputs.append(Tokens(id, index, 0, [], "abort"))
                 self._drop(inbound)
             return True
         if id in self.pushes:
             self.pushes.stop(id)
             return True
-        waiting = next((lease for lease, lent in self.lent.items() if lent.id == id and lent.kind == "held"), None)
-        if waiting is not None:  # it was computed while the word was on its way, and nobody will ask for it
-            self.release(Release(waiting))
-            return True
-        moving = next((lease for lease, lent in self.lent.items() if lent.id == id and lent.kind == "moving"), None)
-        if moving is None:
-            if id in self.exports:
-                old = self.exports.pop(id)
-                self.endpoint.release(old)
-                self.lent.pop(old, None)
+        self._recall(id)
+        if not self.engine.holds(id):
             return False
-        self.endpoint.release(moving)
-        del self.lent[moving]
-        self.outputs.append(Tokens(id, 0, self.engine.held[id].row.made, [], "abort"))
+        c = self.exchange.sole(id)
+        assert c is not None, "what is held has one candidate"
+        if c.seq.stays:  # else it was computed while the word was on its way
+            self.outputs.append(Tokens(id, 0, c.row.made, [], "abort"))
         self.exchange.release(id)
         return True
 
@@ -451,5 +440,5 @@ class Peers:
         self.outputs += [Tokens(submit.id, index, 0, [], "error", error=reason) for index in range(max(1, submit.sampling.best_of))]
 
     def _lease_name(self) -> str:
-        self._leases += 1
-        return f"{self.engine_id}/{self._leases}"
+        self._names += 1
+        return f"{self.engine_id}/{self._names}"

@@ -154,7 +154,7 @@ def run(link: Link, options: EngineOptions) -> None:
         engine.runner.warm_up()
         ready = Ready(
             config.name,
-            engine.max_tokens,
+            engine.worker.most_tokens,
             config.vocab,
             options.block_tokens,
             engine.scheduler.pool.total,
@@ -198,9 +198,6 @@ def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[Peers
 
     incarnation = secrets.token_hex(4)
 
-    def lease_ended(lease: str, blocks: list[int], how: str) -> None:
-        peers.lease_ended(lease, blocks, how)
-
     endpoint = Endpoint(
         loaded.engine.runner.kv,
         name=options.kv_name,
@@ -213,7 +210,8 @@ def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[Peers
         advertise=options.kv_advertise,
         token=options.kv_token,
         checksums=options.kv_checksums,
-        lease_ended=lease_ended,
+        lease_read=lambda lease, blocks: peers.lease_read(lease, blocks),
+        leases_renewed=lambda leases, lease_s: peers.leases_renewed(leases, lease_s),
     )
     background = Background("kv")
     try:
@@ -288,18 +286,36 @@ class Serving:
     def __init__(self, link: Link, engine: Engine, peers: Peers | None, log: LogFile | None = None) -> None:
         self.link, self.engine, self.peers, self.log = link, engine, peers, log
         self.compiler = Compiler(link, engine)
-        self.mark_s = self.decode_step_s = 0.0
+        self.mark_s = 0.0
         self.leases = self.used_blocks = 0  # as last told
 
     def run(self) -> None:
         inbox, engine = self.link.inbox, self.engine
         while True:
             while not engine.runnable or not inbox.empty():
-                if not self.take(inbox.get()):
+                if not self.take(self.come()):
                     return
             self.mark_s = time.monotonic()
-            if not engine.step(self.mark_s, self.emit, self.interrupted) and not self.take(inbox.get()):
+            if not engine.step(self.mark_s, self.emit, self.interrupted) and not self.take(self.come()):
                 return
+            if self.left_s() == 0.0:
+                self.take(self.deadlines)
+
+    def left_s(self) -> float | None:
+        """Until the worker's next deadline."""
+        wake_s = self.engine.worker.wake_s()
+        return None if wake_s is None else max(0.0, wake_s - time.monotonic())
+
+    def come(self) -> AnyToEngine | Callable[[], None]:
+        """What comes next, if only a deadline."""
+        try:
+            return self.link.inbox.get(timeout=self.left_s())
+        except queue.Empty:
+            return self.deadlines
+
+    def deadlines(self) -> None:
+        if self.peers is not None:
+            self.peers.deadlines()
 
     def interrupted(self) -> bool:
         return not self.link.inbox.empty()
@@ -334,7 +350,7 @@ class Serving:
     @property
     def changed(self) -> bool:
         """Since it was last told. Blocks of a read that was called off are free when it has ended, which no pass tells."""
-        return len(self.engine.held) != self.leases or self.engine.scheduler.pool.used != self.used_blocks
+        return len(self.engine.scheduler.held) != self.leases or self.engine.scheduler.pool.used != self.used_blocks
 
     def refuse(self, message: Receive | Resume | Proceed | Release | Renew | Ask | Export) -> None:
         """There is nobody to exchange KV with."""
@@ -350,12 +366,12 @@ class Serving:
         """Tell what a pass has made, and what else there is to tell."""
         now, peers = time.monotonic(), self.peers
         if self.engine.only_decoded and outputs:
-            self.decode_step_s = now - self.mark_s
+            self.engine.worker.decode_step_s = now - self.mark_s
         self.mark_s = now
         dropped = self.log.dropped if self.log is not None else 0
         if peers is None:
             load = self.engine.load(outputs, now)
-            self.link.send(msgspec.structs.replace(load, decode_step_s=self.decode_step_s, log_dropped=dropped))
+            self.link.send(msgspec.structs.replace(load, log_dropped=dropped))
             return
         peers.looked_at(outputs)
         told, peers.told = peers.told, []
@@ -369,7 +385,6 @@ class Serving:
             msgspec.structs.replace(
                 load,
                 news=[one for one in told if not isinstance(one, Exported | Holds)],
-                decode_step_s=self.decode_step_s,
                 transfer_bytes=peers.received_bytes,
                 failed_transfers=peers.failed,
                 expired_leases=peers.expired,

@@ -135,7 +135,7 @@ class Pushes:
             return
         if self.live.pop(out.id, None) is None:
             return
-        if out.id in self.engine.held:
+        if self.engine.holds(out.id):
             self.over(out.id)
         elif out.stopping:
             self.engine.cancel(out.id)

@@ -1,7 +1,5 @@
-"""A migration, at its destination: copy the KV of a running request while it goes on at its source, then let it stand still for the rest.
-
-After Llumnix (OSDI'24): each stage copies what was made during the one before, so that the last, for which the request stands still, is
-short however long the context. If anything fails the request goes on at the source.
+"""A migration, at its destination: copy the KV of a running request while it goes on at its source, then let it stand still for the rest,
+as `Staging` says. If anything fails the request goes on at the source.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
+from pdlab.core.staging import Staging
 from pdlab.real.api.engine import Exchanging
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.exchange import Directory, SameHost
@@ -25,8 +24,6 @@ from pdlab.real.wire import TOKEN_HEADER, Export, Exported, KvParams
 
 log = logging.getLogger(__name__)
 CALL_S = aiohttp.ClientTimeout(total=5.0, connect=2.0)
-STAGES = 2  # before the last
-FEW_BLOCKS = 16  # that is soon copied
 MOST_ANSWER_BYTES = 32 << 20
 T = TypeVar("T", Reserved, Staged, Landed)
 
@@ -65,17 +62,18 @@ class Migrations:
     async def _copy(
         self, move: Move, submit: Submit, arriving: asyncio.Queue[FromQueue], news: asyncio.Queue[News], given: Callable[[list[int]], None]
     ) -> None:
-        engine, block = self.engine, self.engine.ready.block_tokens
+        engine, staging = self.engine, Staging(self.engine.ready.block_tokens)
         made, source = await self._export(move, submit)
         engine.receive(Receive(submit, made, source, False, move.deadline_s), arriving)
+        staging.copy(source.kv_tokens)
         await _next(news, Reserved)
         await _next(news, Staged)
-        for _ in range(STAGES - 1):
-            copied = source.kv_tokens // block
+        while not staging.full:
             made, source = await self._export(move, submit)
-            if -(-source.kv_tokens // block) - copied <= FEW_BLOCKS:
+            if staging.stops(source.kv_tokens):
                 break
             engine.proceed(Proceed(submit.id, made, source, False))
+            staging.copy(source.kv_tokens)
             await _next(news, Staged)
         made, source = await self._export(move, submit, stop=True)
         given(made)

@@ -23,7 +23,7 @@ from pdlab.real.transfer.client import ROUTES, Client, Job
 from pdlab.real.transfer.connection import Self
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Driver, Memory
 from pdlab.real.transfer.descriptor import CudaIpcAddress, Descriptor, Shm, Tcp, incompatible
-from pdlab.real.transfer.leases import Lease, Leases
+from pdlab.real.transfer.leases import End, Leases
 from pdlab.real.transfer.result import Result
 from pdlab.real.transfer.server import Server
 from pdlab.real.transfer.tickets import Tickets
@@ -32,7 +32,8 @@ from pdlab.types import UsageError
 log = logging.getLogger(__name__)
 
 GRACE_S = 0.25
-LeaseEnded = Callable[[str, list[int], str], None]
+LeaseRead = Callable[[str, list[int]], None]
+LeasesRenewed = Callable[[list[str], float], None]
 
 
 class Endpoint:
@@ -41,7 +42,8 @@ class Endpoint:
     transport: "tcp", "shm" (same host), "cuda_ipc" (GPUs of one host), "nixl", or "auto", which offers what there is and takes for each
     peer on the same host cuda_ipc between GPUs, else shm; for others NIXL where both have an RDMA NIC, else TCP. `host` and `port` are
     listened on, `advertise` is told to peers. `token`: only who has the same may connect. `checksums`: every transfer compares CRC-32 of
-    both ends. `lease_ended(lease id, block ids, "read" | "expired")` is called in the event loop: the blocks are the engine's again.
+    both ends. `lease_read(lease id, block ids)` is called in the event loop: a reader has had all, and the blocks are the engine's again.
+    `leases_renewed(lease ids, seconds)` is called from any thread: readers want them for so long. How long they get is the engine's affair.
     `gpu`: what exports and opens GPU memory, where it is not the CUDA driver.
 
         async with Endpoint(kv, name="decode-0", incarnation="a1", block_tokens=16, model_hash="...") as endpoint:
@@ -63,7 +65,8 @@ class Endpoint:
         token: str = "",
         checksums: bool = False,
         threads: int = 8,
-        lease_ended: LeaseEnded | None = None,
+        lease_read: LeaseRead | None = None,
+        leases_renewed: LeasesRenewed | None = None,
         gpu: Memory | None = None,
     ) -> None:
         if transport not in ("auto", *ROUTES):
@@ -81,10 +84,9 @@ class Endpoint:
         self._blocks = Blocks(kv)
         self._name, self._incarnation, self._host, self._port = name, incarnation, host, port
         self._token, self._checksums = token.encode(), checksums
-        self._lease_ended = lease_ended
+        self._lease_read, self._leases_renewed = lease_read, leases_renewed
         self._leases, self._tickets = Leases(), Tickets()
         self._size = threads
-        self._timer: asyncio.TimerHandle | None = None
         self._own: Self
         self._client: Client
         self._server: Server
@@ -114,8 +116,6 @@ class Endpoint:
         """Ends every transfer under way, as failed, then everything else. Leases end without a callback."""
         if self._loop is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
         for job in self._jobs:
             job.abort()
         for ticket in list(self._expected):
@@ -132,22 +132,21 @@ class Endpoint:
         """Why no KV can pass between this endpoint and that one; None: it can."""
         return incompatible(self._own.descriptor, peer_descriptor)
 
-    def offer(self, lease_id: str, block_ids: Iterable[int], *, tokens: int, lease_s: float = 30.0) -> None:
-        """Peers may read these blocks until they have, or the lease ends. A lease id is used once. May be called from any thread, like
-        `renew` and `release`."""
+    def offer(self, lease_id: str, block_ids: Iterable[int]) -> None:
+        """Peers may read these blocks until they have, or it is released. A lease id is used once. May be called from any thread, like
+        `holds` and `release`."""
         assert self._loop is not None, "start the endpoint first"
         if self._own.cuda_ipc is not None or self._own.nixl is not None:
             self._blocks.settle()
-        self._leases.offer(lease_id, self._ids(block_ids), tokens, time.monotonic() + lease_s)
-        self._from_thread(self._arm)
+        self._leases.offer(lease_id, self._ids(block_ids))
 
-    def renew(self, lease_id: str, lease_s: float = 30.0) -> bool:
-        """From now on; never shortens. False: it has ended."""
-        return self._leases.renew(lease_id, time.monotonic() + lease_s)
+    def holds(self, lease_id: str) -> bool:
+        """Does that lease hold?"""
+        return lease_id in self._leases
 
-    def release(self, lease_id: str) -> bool:
+    def release(self, lease_id: str, how: End = "released") -> bool:
         """Ends it, without a callback: a read under way ends as expired. False: it had ended, and its callback came or comes."""
-        return self._leases.end(lease_id, "released") is not None
+        return self._leases.end(lease_id, how)
 
     async def renew_at(self, peer_descriptor: bytes, lease_ids: Sequence[str], *, lease_s: float, deadline_s: float) -> list[str] | None:
         """A destination's heartbeat to the source. Those of the leases that still hold; None: the peer cannot be asked."""
@@ -262,7 +261,7 @@ class Endpoint:
         self._own = Self(own, self._blocks, self._token, agent, self._checksums, gpu)
         self._client = Client(self._own, way)
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="kv-transfer")
-        self._server = Server(self._own, self._leases, self._tickets, self._read_by_peer, listeners)
+        self._server = Server(self._own, self._leases, self._tickets, self._read_by_peer, self._renewed, listeners)
 
     def _listen_tcp(self, opened: contextlib.ExitStack, listeners: list[socket.socket]) -> Tcp:
         try:
@@ -320,26 +319,13 @@ class Endpoint:
         finally:
             self._jobs.discard(job)
 
-    def _read_by_peer(self, lease_id: str, lease: Lease) -> None:
-        self._from_thread(self._tell, lease_id, lease, "read")
+    def _read_by_peer(self, lease_id: str, blocks: frozenset[int]) -> None:
+        if self._lease_read is not None:
+            self._from_thread(self._lease_read, lease_id, sorted(blocks))
 
-    def _tell(self, lease_id: str, lease: Lease, how: str) -> None:
-        if self._lease_ended is not None:
-            self._lease_ended(lease_id, sorted(lease.blocks), how)
-
-    def _arm(self) -> None:
-        """A timer for the next lease to expire."""
-        if self._loop is None:
-            return
-        due = self._leases.next_s()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if due is None else self._loop.call_later(max(0.0, due - time.monotonic()), self._expire)
-
-    def _expire(self) -> None:
-        for lease_id, lease in self._leases.expire(time.monotonic()):
-            self._tell(lease_id, lease, "expired")
-        self._arm()
+    def _renewed(self, leases: list[str], lease_s: float) -> None:
+        if self._leases_renewed is not None:
+            self._leases_renewed(leases, lease_s)
 
     def _resolve(self, ticket: str, result: Result) -> None:
         future, timer = self._expected.pop(ticket)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pdlab.real.transfer import move, wire
 from pdlab.real.transfer.connection import Connection, Self
 from pdlab.real.transfer.descriptor import Descriptor
-from pdlab.real.transfer.leases import Lease, Leases
+from pdlab.real.transfer.leases import Leases
 from pdlab.real.transfer.result import Trouble
 from pdlab.real.transfer.tickets import Tickets
 
@@ -28,17 +28,19 @@ WATCH_S = 0.1
 
 
 class Server:
-    """Serves until `close`. `lease_read(id, lease)` is called, from any thread, when a reader has had all it wants."""
+    """Serves until `close`. Called from any thread: `lease_read(id, blocks)`, when a reader has had all it wants, `renewed(ids, seconds)`,
+    when readers want leases that hold for longer."""
 
     def __init__(
         self,
         own: Self,
         leases: Leases,
         tickets: Tickets,
-        lease_read: Callable[[str, Lease], None],
+        lease_read: Callable[[str, frozenset[int]], None],
+        renewed: Callable[[list[str], float], None],
         listeners: Sequence[socket.socket],
     ) -> None:
-        self._own, self._leases, self._tickets, self._lease_read = own, leases, tickets, lease_read
+        self._own, self._leases, self._tickets, self._lease_read, self._renewed = own, leases, tickets, lease_read, renewed
         self._listeners = listeners
         self._lock = threading.Lock()
         self._closed = False
@@ -150,8 +152,9 @@ class Server:
             case wire.Push():
                 self._push(connection, request)
             case wire.Renew():
-                until = time.monotonic() + min(max(0.0, request.lease_s), MAX_BUDGET_S)
-                connection.send(wire.Renewed([lease for lease in request.leases if self._leases.renew(lease, until)]))
+                known = [lease for lease in request.leases if lease in self._leases]
+                self._renewed(known, min(max(0.0, request.lease_s), MAX_BUDGET_S))
+                connection.send(wire.Renewed(known))
             case _:
                 raise Trouble(f"{type(request).__name__} is no request", broken=True)
 
@@ -161,18 +164,18 @@ class Server:
         connection.deadline = _until(request.budget_s)
 
         def still_held() -> None:
-            self._leases.check(request.lease, ids[:0], time.monotonic())
+            self._leases.check(request.lease, ids[:0])
 
-        self._leases.check(request.lease, ids, time.monotonic())
+        self._leases.check(request.lease, ids)
         move.send_blocks(connection, ids, layers, still_held)
 
     def _finish(self, connection: Connection, request: wire.Finish) -> None:
         blocks = self._own.blocks
         ids, layers = wire.block_ids(request.blocks, blocks.count), wire.checked_layers(request.first, request.last, blocks.layers)
         if request.crc32 is not None and request.crc32 != blocks.crc32(ids, layers):
-            self._leases.check(request.lease, ids, time.monotonic())  # one that has ended explains it better
+            self._leases.check(request.lease, ids)  # one that has ended explains it better
             raise _differs(f"lease {request.lease}")
-        ended = self._leases.finish(request.lease, ids, time.monotonic(), transfer=request.transfer, release=request.release)
+        ended = self._leases.finish(request.lease, ids, transfer=request.transfer, release=request.release)
         if ended is not None:
             self._lease_read(request.lease, ended)
         connection.send(wire.Finished())

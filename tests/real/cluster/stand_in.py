@@ -1,4 +1,4 @@
-"""Instances in process: the real scheduler, a cost model in place of the accelerator, the simulator's network in place of a network, all
+"""Instances in process: the real worker, a cost model in place of the accelerator, the simulator's network in place of a network, all
 on a VirtualLoop. They speak the `Remote` protocol, and can be killed, stalled, silenced.
 
 A `Rack` is a cluster of them. The token at place k of a request's text is `word(request_id, k)`, whoever makes it and however often, so
@@ -20,15 +20,16 @@ import msgspec
 import pytest
 import simpy
 
-from pdlab import batching, cost, load_policy
+from pdlab import cost, load_policy
 from pdlab.control import head_of, router
-from pdlab.kv import BlockPool
+from pdlab.core.staging import Staging
+from pdlab.core.worker import LEASE_S, Worker
 from pdlab.log import EventLog
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, PushTo, StreamEvent
-from pdlab.scheduler import Batch, Scheduler, Sequence
+from pdlab.scheduler import Batch, Sequence
 from pdlab.sim.build import Plan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
@@ -36,7 +37,6 @@ from pdlab.spec import Experiment
 from pdlab.types import InstanceSpec, Report, Role, Switched
 from tests.real.cluster.virtual import VirtualLoop, run
 
-LEASE_S = 30.0
 TIMEOUT_S = 3.0  # of a transfer
 PULL: dict[str, Any] = {"timeout_s": TIMEOUT_S}
 RESERVE = {"mode": "pull", "reserve": "before_prefill", "timeout_s": TIMEOUT_S}
@@ -97,6 +97,7 @@ class Job:
         self.submitted_s = self.began_s = math.nan
         self.transfer: Transfer | None = None
         self.source: StandIn | None = None  # that its KV comes from
+        self.staging: Staging | None = None  # of a migration
         self.told = self.pushed = False  # to a leg that has reserved: what is made; all of its KV
 
     def token(self) -> int:
@@ -110,25 +111,24 @@ class StandIn:
 
     def __init__(self, rack: Rack, plan: Plan, spec: InstanceSpec) -> None:
         self.rack, self.loop, self.spec, self.plan = rack, rack.loop, spec, plan
-        engine = plan.placement.engine
-        pool = BlockPool(spec.kv_blocks, engine.block_tokens, rack.hash_tokens, engine.prefix_cache)
-        self.scheduler = Scheduler(
-            pool,
-            batching.load(engine.batching),
-            max_batch_tokens=engine.max_batch_tokens,
-            max_seqs=engine.max_seqs,
-            watermark=engine.watermark,
-        )
-        self.name, self.role = spec.name, spec.role
+        self.scheduler = plan.scheduler(rack.hash_tokens)
+        self.worker = Worker(self.scheduler, name=spec.name, incarnation=spec.incarnation, role=spec.role)
+        self.name = spec.name
         self.jobs: dict[str, Job] = {}
-        self.leases: dict[str, tuple[Sequence, asyncio.TimerHandle]] = {}
-        self.is_alive, self.stalled, self.silent, self.refuses = True, False, False, False
+        self.leases: dict[str, Sequence] = {}
+        self.stalled, self.silent, self.refuses = False, False, False
         self.slow, self.probes = False, 0  # no answer to probes in time
-        self.batch: Batch | None = None
-        self.at_boundary: list[Callable[[], None]] = []
-        self.last_step_s = 0.0
         self._decoding: list[Sequence] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.worker.alive
+
+    @property
+    def role(self) -> Role:
+        return self.worker.role
 
     # ------------------------------------------------------------ Remote
 
@@ -176,12 +176,8 @@ class StandIn:
         self.kick()
 
     async def renew(self, lease: str) -> bool:
-        if not self.is_alive or lease not in self.leases:
-            return False
-        seq, timer = self.leases.pop(lease)
-        timer.cancel()
-        self._lease(lease, seq)
-        return True
+        seq = self.leases.get(lease)
+        return seq is not None and self.is_alive and self.worker.renew(seq, self.loop.time() + LEASE_S)
 
     def close(self) -> None:
         self.hung_up = True
@@ -194,32 +190,37 @@ class StandIn:
         return None
 
     async def load(self) -> Report | None:
-        return msgspec.structs.replace(self.report(), stored=(), evicted=()) if self.is_alive and not self.stalled else None
+        return (
+            msgspec.structs.replace(self.worker.report(self.loop.time()), stored=(), evicted=())
+            if self.is_alive and not self.stalled
+            else None
+        )
 
     async def rejoin(self) -> None: ...
 
     async def switch(self, role: Role) -> None:
         if not self.is_alive:
             raise Broken("no answer")
-        self._when_idle(partial(self._switched, role))
+        self.worker.drain(role)
+        self._when_drained(partial(self._switched, role))
 
     async def drain(self) -> None:
         if not self.is_alive:
             raise Broken("no answer")
-        self._when_idle(self._leave)
+        self.worker.drain(None)
+        self._when_drained(self._leave)
 
     # ------------------------------------------------------------ faults
 
     def kill(self) -> None:
         """Dead at once: connections break, memory is gone."""
-        self.is_alive = False
-        if self._timer is not None:
-            self._timer.cancel()
+        self.worker.die()
+        for timer in (self._timer, self._alarm):
+            if timer is not None:
+                timer.cancel()
         for job in list(self.jobs.values()):
             self._stop_transfer(job)
             job.inbox.put_nowait(Broken("connection reset"))
-        for _, timer in self.leases.values():
-            timer.cancel()
         for other in self.rack.instances.values():
             for job in list(other.jobs.values()):
                 if job.source is self and other.is_alive:
@@ -247,13 +248,13 @@ class StandIn:
     def _sequence(self, job: Job, *, made: int = 0, stays: bool = True) -> Sequence:
         ask = job.ask
         prompt, output = len(ask.tokens), ask.sampling.max_tokens
-        if not self.scheduler.fits(prompt + output if stays else prompt + 1):
-            raise Unfit(f"{self.name} never has room for {prompt} + {output} tokens")
+        if reason := self.worker.refusal(prompt, output if stays else 1):
+            raise Unfit(f"{self.name}: {reason}")
         return Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, stays)
 
     def _submit(self, job: Job, *, stays: bool) -> None:
         job.seq = self._sequence(job, stays=stays)
-        self.scheduler.submit(job.seq)
+        self.worker.submit(job.seq)
         self.kick()
 
     def _begin(self, job: Job) -> None:
@@ -266,24 +267,21 @@ class StandIn:
         if extra.migrate is not None:
             self._migrate(job, self.rack.instances[extra.migrate.url], extra.migrate.leg)
         elif params.remote_engine_id == self.name:
-            seq, timer = self.leases.pop(params.remote_request_id or "")
-            timer.cancel()
-            job.seq, seq.owner = seq, job
+            job.seq = seq = self.leases.pop(params.remote_request_id or "")
+            seq.owner = job
             job.inbox.put_nowait(StreamEvent("transferred", made=job.made))
-            self.scheduler.stay(seq)
+            self.worker.stay(seq)
             self.kick()
         elif job.made and not extra.reserve and params.remote_request_id is None:
             job.seq = self._sequence(job)
             job.seq.prompt_tokens += job.made
             job.seq.output_tokens -= job.made
-            self.scheduler.submit(job.seq)
+            self.worker.submit(job.seq)
             self.kick()
         else:
             job.seq = self._sequence(job, made=job.made)
             job.seq.prompt_tokens += max(0, job.made - 1)
-            if not self.scheduler.reserve(job.seq):
-                job.seq = None
-                raise Full("no room")
+            self._reserve(job, job.seq)
             if extra.reserve:
                 cached = job.seq.cached_tokens
                 job.inbox.put_nowait(StreamEvent("reserved", job.ask.leg, self.name, cached_tokens=cached))
@@ -296,7 +294,14 @@ class StandIn:
         self._stop_transfer(job)
         seq, job.seq = job.seq, None
         if seq is not None and self.is_alive:
-            self.when_between_steps(lambda: self.scheduler.remove(seq))
+            self.worker.abort(seq)
+            self.kick()
+
+    def _reserve(self, job: Job, seq: Sequence) -> None:
+        if not self.worker.reserve(seq):
+            job.seq = None
+            raise Full("no room")
+        job.seq = seq
 
     def _stop_transfer(self, job: Job) -> None:
         if job.transfer is not None:
@@ -306,14 +311,23 @@ class StandIn:
 
     # ------------------------------------------------------------ KV
 
-    def _lease(self, lease: str, seq: Sequence) -> None:
-        self.leases[lease] = seq, self.loop.call_later(LEASE_S, self._end_lease, lease)
-
     def _end_lease(self, lease: str) -> None:
         if lease in self.leases and self.is_alive:
-            seq, timer = self.leases.pop(lease)
-            timer.cancel()
-            self.scheduler.release(seq)
+            self.worker.release(self.leases.pop(lease))
+
+    def _set_alarm(self) -> None:
+        """For the next deadline."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        wake_s = self.worker.wake_s()
+        self._alarm = None if wake_s is None else self.loop.call_at(wake_s, self._wake)
+
+    def _wake(self) -> None:
+        for seq in self.worker.overdue(self.loop.time()):
+            self.leases = {lease: held for lease, held in self.leases.items() if held is not seq}
+            self.worker.lapse(seq)
+        self._set_alarm()
+        self.kick()
 
     def _size(self, seq: Sequence) -> float:
         return (seq.prompt_tokens - seq.cached_tokens) * self.rack.bytes_per_token
@@ -341,13 +355,10 @@ class StandIn:
     def _push(self, job: Job, seq: Sequence, to: PushTo) -> None:
         target = self.rack.instances[to.descriptor]
         there = target.jobs.get(to.ticket)
-        if there is None or there.seq is None or not target.is_alive:
-            self.scheduler.release(seq)
+        if there is None or there.seq is None or not target.is_alive or (self.name, target.name) in self.rack.cuts:
+            self.worker.release(seq)
             return
-        if (self.name, target.name) in self.rack.cuts:
-            self.scheduler.release(seq)
-            return
-        self._lease(job.ask.leg, seq)
+        self.leases[job.ask.leg] = seq
         there.source = self
         there.transfer = self.rack.wire.send(
             self.name, target.name, target._size(there.seq), partial(self._pushed, job.ask.leg, target, there)
@@ -363,7 +374,7 @@ class StandIn:
     def _landed(self, job: Job) -> None:
         assert job.seq is not None
         job.transfer = job.source = None
-        self.scheduler.arrive(job.seq)
+        self.worker.arrive(job.seq)
         self.kick()
         size = round(self._size(job.seq))
         job.inbox.put_nowait(StreamEvent("transferred", bytes=size, made=job.made))
@@ -372,59 +383,68 @@ class StandIn:
 
     def _migrate(self, job: Job, source: StandIn, leg: str) -> None:
         there = source.jobs.get(leg)
-        if there is None or there.seq is None or not source.runs(there.seq) or not source.is_alive:
-            raise TransferTrouble("it does not run there")
-        tokens = source.scheduler.kv_tokens(there.seq)
-        ask = job.ask
-        job.seq = Sequence(ask.request_id, ask.attempt, tokens, there.seq.output_tokens, ask.hashes, ask.priority, job)
-        if not self.scheduler.reserve(job.seq):
-            job.seq = None
-            raise Full("no room")
-        job.source = source
-        job.transfer = self.rack.wire.send(
-            source.name, self.name, self._size(job.seq), lambda: source.when_between_steps(partial(self._last_stage, job, source, there))
-        )
+        old = None if there is None else there.seq
+        if there is None or old is None or (reason := source.worker.export(old)):
+            raise TransferTrouble("it is not there" if old is None else reason)
+        ask, tokens = job.ask, source.scheduler.kv_tokens(old)
+        seq = Sequence(ask.request_id, ask.attempt, tokens, old.output_tokens, ask.hashes, ask.priority, job)
+        self._reserve(job, seq)
+        job.source, job.staging = source, Staging(source.scheduler.pool.block_tokens, seq.cached_tokens)
+        self._copy(job, there, tokens, self._copied)
 
-    def _last_stage(self, job: Job, source: StandIn, there: Job) -> None:
-        seq, old = job.seq, there.seq
-        if seq is None or not self.is_alive:
+    def _copy(self, job: Job, there: Job, tokens: int, then: Callable[[Job, Job], None]) -> None:
+        assert job.source is not None and job.staging is not None
+        size = job.staging.copy(tokens) * self.rack.bytes_per_token
+        job.transfer = self.rack.wire.send(job.source.name, self.name, size, partial(then, job, there))
+
+    def _copied(self, job: Job, there: Job) -> None:
+        source, old = job.source, there.seq
+        assert source is not None and job.seq is not None and job.staging is not None
+        job.transfer = None
+        reason = "it is not there" if old is None else source.worker.export(old)
+        if old is None or reason:
+            job.inbox.put_nowait(TransferTrouble(reason))
+        elif job.staging.stops(tokens := source.scheduler.kv_tokens(old)):
+            source.worker.between_steps(partial(self._stop, job, there))
+            source.kick()
+        elif self.worker.extend(job.seq, tokens):
+            self._copy(job, there, tokens, self._copied)
+        else:
+            job.inbox.put_nowait(TransferTrouble(f"{self.name} is full"))
+
+    def _stop(self, job: Job, there: Job) -> None:
+        seq, old, source = job.seq, there.seq, job.source
+        if seq is None or source is None or not self.is_alive:
             return
-        if old is None or not source.runs(old) or not self.scheduler.extend(seq, source.scheduler.kv_tokens(old)):
+        if old is None or source.worker.stop(old, self.loop.time()):
             job.inbox.put_nowait(TransferTrouble("it does not run there any more"))
             return
-        source.scheduler.hold(old)
-        job.transfer = self.rack.wire.send(source.name, self.name, self.rack.bytes_per_token * 16, partial(self._moved, job, source, there))
+        source._set_alarm()
+        if self.worker.extend(seq, old.prompt_tokens):
+            self._copy(job, there, old.prompt_tokens, self._moved)
+        else:
+            source.worker.resume(old)
+            job.inbox.put_nowait(TransferTrouble(f"{self.name} is full"))
 
-    def _moved(self, job: Job, source: StandIn, there: Job) -> None:
-        seq, old = job.seq, there.seq
-        assert seq is not None
-        assert old is not None
+    def _moved(self, job: Job, there: Job) -> None:
+        seq, old, source = job.seq, there.seq, job.source
+        assert seq is not None and old is not None and source is not None
         there.seq = None
-        source.scheduler.release(old)
+        source.worker.release(old)
         source.kick()
         there.inbox.put_nowait(StreamEvent("moved"))
         job.made, seq.made = there.made, old.made
         self._landed(job)
 
-    def runs(self, seq: Sequence) -> bool:
-        return self.scheduler.running.get(seq.order) is seq
-
     # ------------------------------------------------------------ the loop
 
     def kick(self) -> None:
-        if self.batch is None and self.is_alive and not self.stalled and self.scheduler.stirred:
+        if self.worker.batch is None and self.is_alive and not self.stalled and self.scheduler.stirred:
             self._start()
-
-    def when_between_steps(self, call: Callable[[], None]) -> None:
-        if self.batch is None:
-            call()
-            self.kick()
-        else:
-            self.at_boundary.append(call)
 
     def _start(self) -> None:
         scheduler, price, now = self.scheduler, self.plan.cost, self.loop.time()
-        self.batch = batch = scheduler.next_batch(now)
+        batch = self.worker.next_batch(now)
         if batch is None:
             return
         n, context = batch.decodes, batch.context_tokens
@@ -440,9 +460,9 @@ class StandIn:
         self._timer = self.loop.call_later(seconds, self._done, batch, seconds)
 
     def _done(self, batch: Batch, seconds: float) -> None:
-        prefilled, finished = self.scheduler.complete(batch, 1, self.loop.time())
+        prefilled, finished = self.worker.complete(batch, 1, self.loop.time())
         if batch.decodes:
-            self.last_step_s = seconds
+            self.worker.decode_step_s = seconds
         for seq in finished:
             self._ended(seq)
         for seq in prefilled:
@@ -456,11 +476,8 @@ class StandIn:
         self.loop.when_quiet(self._next)
 
     def _next(self) -> None:
-        while self.at_boundary:
-            calls, self.at_boundary = self.at_boundary, []
-            for call in calls:
-                call()
-        self.batch = None
+        self.worker.settle()
+        self._set_alarm()
         if self.is_alive and not self.stalled:
             self._start()
 
@@ -490,7 +507,7 @@ class StandIn:
         if to is not None:
             self._push(job, seq, to)
         else:
-            self._lease(job.ask.leg, seq)
+            self.leases[job.ask.leg] = seq
             params = KvParams(do_remote_prefill=True, remote_engine_id=self.name, remote_request_id=job.ask.leg)
             raw = msgspec.json.encode(params)
         queue_s = job.began_s - job.submitted_s
@@ -498,43 +515,21 @@ class StandIn:
 
     # ------------------------------------------------------------ lifecycle
 
-    def _when_idle(self, call: Callable[[], None]) -> None:
+    def _when_drained(self, call: Callable[[], None]) -> None:
         if not self.is_alive:
             return
-        if self.scheduler.idle and not self.jobs:
+        if not self.jobs and self.worker.drained():
             call()
         else:
-            self.loop.call_later(0.05, self._when_idle, call)
+            self.loop.call_later(0.05, self._when_drained, call)
 
     def _switched(self, role: Role) -> None:
-        self.role = role
+        self.worker.switch(role)
         self.rack.world.instances.other(Switched(self.name, self.spec.incarnation, role))
 
     def _leave(self) -> None:
-        self.is_alive = False
+        self.worker.die()
         self.rack.world.instances.leave(self.name, self.spec.incarnation)
-
-    def report(self) -> Report:
-        s = self.scheduler
-        pool, waiting = s.pool, s.waiting
-        stored, evicted = pool.drain_events()
-        return Report(
-            self.name,
-            self.spec.incarnation,
-            self.loop.time(),
-            len(waiting) + len(s.prefilling),
-            s.waiting_tokens,
-            len(s.running) + len(s.landed),
-            s.context_tokens,
-            pool.used,
-            pool.total - pool.used,
-            pool.blocks(waiting[0].prompt_tokens) if waiting else 0,
-            sum(pool.blocks(w.prompt_tokens) for w in waiting),
-            s.preemptions,
-            self.last_step_s,
-            stored,
-            evicted,
-        )
 
 
 class Rack:
@@ -591,13 +586,13 @@ class Rack:
             await asyncio.sleep(due_s - self.loop.time())
             for instance in list(self.instances.values()):
                 if instance.is_alive and not instance.silent:
-                    self.world.instances.report(instance.report())
+                    self.world.instances.report(instance.worker.report(self.loop.time()))
 
     def check(self) -> None:
         """Blocks are conserved."""
         for instance in self.instances.values():
             if instance.is_alive:
-                instance.scheduler.check()
+                instance.worker.check()
 
     def at_rest(self) -> None:
         """Nothing is held anywhere."""

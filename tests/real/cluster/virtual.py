@@ -1,4 +1,5 @@
-"""An asyncio event loop whose time is virtual: when nothing is ready it jumps to the next timer. Equal programs run equally.
+"""An asyncio event loop whose time is virtual: when nothing is ready it jumps to the next timer. Equal programs run equally, and timers of
+the same time go off in the order in which they were set, however many others there are.
 
 `VirtualLoop.when_quiet(call)` runs `call` when all that follows from what has happened by now has happened, at the same time.
 """
@@ -9,6 +10,9 @@ import asyncio
 import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
+from heapq import heappush
+from itertools import count
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,6 +40,14 @@ class _Jump(selectors.BaseSelector):
         return self.keys
 
 
+class _Timer(asyncio.TimerHandle):
+    order = 0
+
+    def __lt__(self, other: object) -> bool:
+        assert isinstance(other, _Timer)
+        return (self.when(), self.order) < (other.when(), other.order)
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         selector = _Jump()
@@ -44,9 +56,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._quiet: deque[Callable[[], None]] = deque()
         self._clock_resolution = 1e-12
+        self._orders = count()
 
     def time(self) -> float:
         return self._now
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+        timer = _Timer(when, callback, args, self, context)
+        timer.order = next(self._orders)
+        timer._scheduled = True  # type: ignore[attr-defined]
+        heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        return timer
 
     def when_quiet(self, call: Callable[[], None]) -> None:
         self._quiet.append(call)

@@ -60,7 +60,7 @@ class Driver:
     def step(self) -> None:
         self.now += 0.01
         self.engine.step(self.now, self.emit, lambda: bool(self.arrivals))
-        self.engine.scheduler.check()
+        self.engine.worker.check()
 
     def run(self) -> None:
         """To the end; at most one of `arrivals` between two steps."""

@@ -46,10 +46,12 @@ class Node:
         """Take in what has come, then run one pass or run."""
         while not self.line.inbox.empty():
             self.serving.take(self.line.inbox.get())
+        if self.serving.left_s() == 0.0:
+            self.serving.take(self.serving.deadlines)
         if self.engine.runnable:
             self.serving.mark_s = time.monotonic()
             self.engine.step(self.serving.mark_s, self.serving.emit, self.serving.interrupted)
-        self.engine.scheduler.check()
+        self.engine.worker.check()
 
     def tell(self, message: AnyToEngine) -> None:
         self.line.inbox.put(message)
@@ -89,8 +91,7 @@ class Node:
         assert self.engine.scheduler.pool.used == 0
         assert not self.peers.inbound
         assert not self.peers.lent
-        assert not self.peers.exports
-        assert not self.peers.first
+        assert not self.peers.leases
         assert not self.peers.pushes.live
 
 
@@ -118,7 +119,8 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
         model_hash=loaded.fingerprint,
         transport=transport,
         checksums=True,
-        lease_ended=lambda lease, blocks, how: ended[0].lease_ended(lease, blocks, how),
+        lease_read=lambda lease, blocks: ended[0].lease_read(lease, blocks),
+        leases_renewed=lambda leases, lease_s: ended[0].leases_renewed(leases, lease_s),
     )
     background = Background(name)
     try:

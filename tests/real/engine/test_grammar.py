@@ -176,7 +176,7 @@ def test_a_grammar_that_gets_lost_ends_its_request_alone(bytes_model: Path) -> N
     d.submit(0, PROMPT, Sampling(max_tokens=30, temperature=0.0))
     d.submit(1, PROMPT, Sampling(max_tokens=30, temperature=0.0, structured=StructuredOutputs(regex="[a-z]{30}")))
     d.step()
-    d.engine.groups[1].live[0].row.grammar.count(ord("7"))  # type: ignore[union-attr]
+    d.engine.groups[1][0].row.grammar.count(ord("7"))  # type: ignore[union-attr]
     d.run()
     assert d.finish == {(0, 0): "length", (1, 0): "error"}
     assert d.outputs[1, 0][-1].error == "the grammar does not allow token 55 here"

@@ -85,7 +85,7 @@ def test_prefill_here_decode_there(
         alone.submit(id, prompt, sampling)
         alone.run()
         prefill.engine.submit(submit(id, prompt, sampling, stays=False), 0.0)
-        while id not in prefill.engine.held:
+        while not prefill.engine.holds(id):
             prefill.step()
         assert prefill.finish[id, 0] == "held"
         lease = Exchange(prefill.engine).lease(id)
@@ -120,10 +120,10 @@ def test_a_migration_in_the_middle_changes_nothing(
         first.step()
     made = list(first.tokens[0, 0])
     snapshot = Exchange(first.engine).snapshot(0)
-    assert snapshot is not None
-    assert snapshot[0].tokens == prompt + made
-    lease = Exchange(first.engine).hold(0)
-    assert lease is not None
+    assert isinstance(snapshot, Lease)
+    assert snapshot.tokens == prompt + made
+    lease = Exchange(first.engine).stop(0, 0.0, 30.0)
+    assert isinstance(lease, Lease)
     assert lease.tokens == prompt + made
     assert move(lease, first, second, submit(0, prompt, sampling), made)
     Exchange(first.engine).release(0)
@@ -144,15 +144,15 @@ def test_full_means_wait_and_what_is_held_can_stay(pair: Callable[..., tuple[Dri
         for _ in range(4):
             d.step()
     exchange = Exchange(src.engine)
-    lease = exchange.hold(0)
-    assert lease is not None
+    lease = exchange.stop(0, 0.0, 30.0)
+    assert isinstance(lease, Lease)
     assert not move(lease, src, small, submit(0, list(range(60)), sampling), src.tokens[0, 0])
     assert small.engine.scheduler.pool.used == 0
     exchange.resume(0)
     src.run()
     alone.run()
     assert src.tokens == alone.tokens
-    assert exchange.hold(0) is None
+    assert exchange.stop(0, 0.0, 30.0) == "it does not run here"
 
 
 def test_kv_that_does_not_come_frees_its_place(pair: Callable[..., tuple[Driver, Driver, Driver, io.BytesIO]]) -> None:

@@ -109,22 +109,40 @@ class _Served:
         self.made: dict[str, Endpoint] = {}
         self.kv: dict[str, torch.Tensor] = {}
         self.tickets: dict[str, asyncio.Future[Result]] = {}
-        self.ended: list[list[Any]] = []
+        self.read: dict[str, list[list[Any]]] = {}
+        self.renewed: dict[str, list[list[Any]]] = {}
 
     async def make(
         self, name: str, transport: str, blocks: int, seed: int, dtype: str, shared: bool, device: str = "cpu", **more: Any
     ) -> str:
         kv = memory(blocks, getattr(torch, dtype), seed=seed, shared=shared)
         self.kv[name] = kv = kv if device == "cpu" else kv.to(device)
-        self.made[name] = endpoint(kv, transport, name=name, lease_ended=lambda *what: self.ended.append(list(what)), **more)
+        read, renewed = self.read.setdefault(name, []), self.renewed.setdefault(name, [])
+        self.made[name] = endpoint(
+            kv,
+            transport,
+            name=name,
+            lease_read=lambda *what: read.append(list(what)),
+            leases_renewed=lambda *what: renewed.append(list(what)),
+            **more,
+        )
         await self.made[name].start()
         return base64.b64encode(self.made[name].descriptor()).decode()
 
-    async def offer(self, name: str, lease: str, blocks: list[int], lease_s: float = 30.0) -> None:
-        self.made[name].offer(lease, blocks, tokens=len(blocks) * BLOCK_TOKENS, lease_s=lease_s)
+    async def offer(self, name: str, lease: str, blocks: list[int]) -> None:
+        self.made[name].offer(lease, blocks)
 
-    async def ended_leases(self) -> list[list[Any]]:
-        return self.ended
+    async def expire(self, name: str, lease: str, after_s: float = 0.0) -> None:
+        if after_s:
+            asyncio.get_running_loop().call_later(after_s, self.made[name].release, lease, "expired")
+        else:
+            self.made[name].release(lease, "expired")
+
+    async def read_leases(self, name: str) -> list[list[Any]]:
+        return self.read[name]
+
+    async def renewals(self, name: str) -> list[list[Any]]:
+        return self.renewed[name]
 
     async def expect(self, name: str, ticket: str, blocks: list[int], deadline_s: float) -> None:
         self.tickets[ticket] = self.made[name].expect(ticket, blocks, deadline_s=deadline_s)

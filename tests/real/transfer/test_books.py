@@ -25,29 +25,29 @@ def ids(*blocks: int) -> Ids:
 
 def test_a_lease_covers_its_blocks_until_it_ends() -> None:
     leases = Leases()
-    leases.offer("a", ids(1, 2, 3), 48, 10.0)
-    leases.check("a", ids(3, 1), 9.9)
-    leases.check("a", ids(), 9.9)
-    for blocks, now, status in ((ids(4), 5.0, "failed"), (ids(1), 10.0, "expired")):
-        with pytest.raises(Trouble) as told:
-            leases.check("a", blocks, now)
-        assert told.value.status == status
-    assert leases.renew("a", 12.0) and leases.renew("a", 11.0)
-    assert leases.expire(11.5) == [] and leases.next_s() == 12.0
-    assert [name for name, _ in leases.expire(12.0)] == ["a"]
-    assert leases.expire(13.0) == [] and not leases.renew("a", 20.0) and leases.end("a", "released") is None and len(leases) == 0
+    leases.offer("a", ids(1, 2, 3))
+    leases.check("a", ids(3, 1))
+    leases.check("a", ids())
+    with pytest.raises(Trouble, match="does not cover block 4") as told:
+        leases.check("a", ids(4))
+    assert told.value.status == "failed"
+    assert "a" in leases and leases.end("a", "expired")
+    with pytest.raises(Trouble, match="lease a has ended: expired") as told:
+        leases.check("a", ids(1))
+    assert told.value.status == "expired"
+    assert "a" not in leases and not leases.end("a", "released") and len(leases) == 0
     with pytest.raises(AssertionError, match="used before"):
-        leases.offer("a", ids(1), 16, 20.0)
+        leases.offer("a", ids(1))
 
 
 def test_finishing_twice_with_the_same_number_gets_the_same_answer() -> None:
     leases = Leases()
-    leases.offer("a", ids(1, 2), 32, 10.0)
-    assert leases.finish("a", ids(1), 1.0, transfer=7, release=False) is None
-    assert leases.finish("a", ids(2), 1.0, transfer=8, release=True) is not None
-    assert leases.finish("a", ids(2), 99.0, transfer=8, release=True) is None
+    leases.offer("a", ids(1, 2))
+    assert leases.finish("a", ids(1), transfer=7, release=False) is None
+    assert leases.finish("a", ids(2), transfer=8, release=True) == {1, 2}
+    assert leases.finish("a", ids(2), transfer=8, release=True) is None
     with pytest.raises(Trouble, match="has ended: read"):
-        leases.finish("a", ids(2), 1.0, transfer=9, release=True)
+        leases.finish("a", ids(2), transfer=9, release=True)
 
 
 def opened(blocks: Ids) -> tuple[Tickets, list[Result]]:

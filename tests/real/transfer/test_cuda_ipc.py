@@ -266,7 +266,7 @@ def test_what_the_engine_has_queued_is_written_before_peers_may_read_it(peer: Pe
         own = endpoint(here, "cuda_ipc")
         own._blocks, asked = accelerator(here)
         async with own:
-            own.offer("lease", [1], tokens=4)
+            own.offer("lease", [1])
             assert asked == ["record", "synchronize"]
             assert (await own.push(at, name, [1], [7], deadline_s=60)).status == "done"
             assert asked == ["record", "synchronize"] * 2

@@ -138,7 +138,7 @@ def serving(**more: object) -> Iterator[Endpoint]:
 
     async def begin() -> None:
         await made.start()
-        made.offer("lease", [1, 2], tokens=8, lease_s=3600)
+        made.offer("lease", [1, 2])
         made.expect("ticket", [3, 4], deadline_s=3600)
 
     thread = threading.Thread(target=loop.run_forever)

@@ -29,8 +29,9 @@ async def use(way: tuple[str, bool], rounds: int) -> None:
     kv = memory(32, seed=1, shared=shared), memory(32, seed=2, shared=shared)
     async with endpoint(kv[0], transport, name="p") as p, endpoint(kv[1], transport, name="d") as d:
         for k in range(rounds):
-            p.offer(f"{k}", [1, 2], tokens=8)
-            p.offer(f"{k} short", [1, 2], tokens=8, lease_s=0.0)
+            p.offer(f"{k}", [1, 2])
+            p.offer(f"{k} short", [1, 2])
+            p.release(f"{k} short", "expired")
             pulls = [d.pull(p.descriptor(), f"{k}{suffix}", [1, 2], [3, 4], deadline_s=60) for suffix in ("", " short", " unknown")]
             arriving, late = d.expect(f"{k}", [8, 9], deadline_s=60), d.expect(f"{k} late", [10], deadline_s=0.01)
             pushes = [p.push(d.descriptor(), f"{k}{suffix}", [1, 2], [8, 9], deadline_s=60) for suffix in ("", " unknown")]
@@ -39,7 +40,7 @@ async def use(way: tuple[str, bool], rounds: int) -> None:
             given_up.cancel()
             results = await asyncio.gather(*pulls, *pushes, arriving, late, given_up, return_exceptions=True)
             assert results[0].status == results[3].status == results[5].status == "done", results  # type: ignore[union-attr]
-        p.offer("never read", [3], tokens=4)
+        p.offer("never read", [3])
         d.expect("never pushed", [20], deadline_s=60)
         assert len(p._leases) == 1 and len(d._tickets) == 1
 

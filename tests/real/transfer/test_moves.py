@@ -51,20 +51,20 @@ def test_pull_whole_and_by_layer(peer: Peer, name: str, way: tuple[str, bool], d
             assert (result.status, result.reason, result.transport) == ("done", "", transport)
             assert result.bytes == len(SOURCE) * there[:, :, 0].numel() * there.element_size()
             assert same(here, expected)
-            assert [f"{name} whole", sorted(SOURCE), "read"] in peer.ask("ended_leases")
+            assert [f"{name} whole", sorted(SOURCE)] in peer.ask("read_leases", name=name)
             # the rest of a prompt, its first two blocks being here already, layer by layer
             peer.ask("offer", name=name, lease=f"{name} layers", blocks=[9, 10, 11, 12])
             for layer in range(LAYERS):
-                assert [f"{name} layers", [9, 10, 11, 12], "read"] not in peer.ask("ended_leases")
+                assert [f"{name} layers", [9, 10, 11, 12]] not in peer.ask("read_leases", name=name)
                 result = await own.pull(at, f"{name} layers", [11, 12], [20, 22], layers=(layer, layer + 1), deadline_s=60)
                 assert result.status == "done"
                 expected = moved(expected, there, [11, 12], [20, 22], slice(layer, layer + 1))
                 assert same(here, expected)
-            assert [f"{name} layers", [9, 10, 11, 12], "read"] in peer.ask("ended_leases")
+            assert [f"{name} layers", [9, 10, 11, 12]] in peer.ask("read_leases", name=name)
             # all of it was here: only the source is told
             peer.ask("offer", name=name, lease=f"{name} none", blocks=[1])
             assert await own.pull(at, f"{name} none", [], [], deadline_s=60) == Result("done", 0, pytest.approx(0, abs=5), "", transport)
-            assert [f"{name} none", [1], "read"] in peer.ask("ended_leases")
+            assert [f"{name} none", [1]] in peer.ask("read_leases", name=name)
             assert same(here, expected)
 
     asyncio.run(go())
