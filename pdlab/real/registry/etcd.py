@@ -26,7 +26,7 @@ from etcd3aio.lease import LeaseService
 from pdlab.real.credentials import REGISTRY_PASSWORD
 from pdlab.real.registry.lease import answering
 from pdlab.real.registry.settling import Seen
-from pdlab.real.registry.store import Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.real.registry.store import Change, Claim, Denied, Peek, Snapshot, StoreAway
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
@@ -42,6 +42,7 @@ CHANNEL = [
 ]
 RETRY_S = 0.2
 DELETE = 1  # an event's type
+DENIALS = ("authentication failed", "permission denied", "user name is empty")
 CALL_S = 5.0  # a bound for each attempt; callers set tighter ones
 
 
@@ -91,9 +92,13 @@ def troubles() -> Iterator[None]:
     try:
         yield
     except (EtcdError, TimeoutError) as error:
-        raise StoreAway(str(error)[:200] or "no answer in time") from None
+        raise _away(str(error) or "no answer in time") from None
     except grpc.aio.AioRpcError as error:
-        raise StoreAway(str(error.details())[:200]) from None
+        raise _away(str(error.details())) from None
+
+
+def _away(said: str) -> StoreAway:
+    return (Denied if any(words in said for words in DENIALS) else StoreAway)(said[:200])
 
 
 class EtcdStore:

@@ -17,11 +17,11 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
 from pdlab.real.registry.lease import answering
 from pdlab.real.registry.settling import Seen
-from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Denied, Peek, Snapshot, StoreAway
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
@@ -212,6 +212,8 @@ class RedisStore:
             raise StoreAway("the registry was closed here")
         try:
             yield
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise Denied(str(error)[:200]) from None
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreAway(str(error)[:200] or type(error).__name__) from None
         finally:

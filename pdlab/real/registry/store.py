@@ -9,11 +9,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol
 
+from pdlab.types import UsageError
+
 INSTANCE, REPORT, LEADER = "instance", "report", "leader"
 
 
 class StoreAway(Exception):
     """The store did not answer: it is down, unreachable, or too slow."""
+
+
+class Denied(StoreAway):
+    """It answers that this user, or this password, may not: to ask again is of no use."""
+
+
+class RegistrySilent(UsageError):
+    """The registry does not answer: the user's to start, or to wait for."""
+
+
+class NameHeld(UsageError):
+    """Another is registered under the name, or was until a moment ago."""
 
 
 class Peek(NamedTuple):
