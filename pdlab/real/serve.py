@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import NamedByProxies, Registered
 from pdlab.real.logs import tell
 from pdlab.real.registry import Registry, open_registry
+from pdlab.real.registry.wait import patiently
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
@@ -117,7 +119,7 @@ def served_name_of(options: EngineOptions, given: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """An instance's place in a cluster. `registry` empty: it has none, and whoever drives it knows where it is. `advertise` is the host by
-    which others reach it."""
+    which others reach it. `wait_s`: for a registry that is away at the start."""
 
     name: str
     role: Role
@@ -125,6 +127,7 @@ class Place:
     advertise: str = ""
     report_s: float = 0.5
     lease_s: float = 3.0
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +168,9 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
     started_s = time.monotonic()
     async with AsyncExitStack() as stack:
         sock = stack.enter_context(contextlib.closing(bind(how.host, how.port)))
-        registry = (
-            await stack.enter_async_context(await registry_at(place.registry, how.tls)) if place is not None and place.registry else None
-        )
+        registry = None
+        if place is not None and place.registry:
+            registry = await stack.enter_async_context(await registry_at(place.registry, how.tls, place.wait_s, say))
         text = tokenizer_of(options, how.tokenizer)
         tool_parser = how.tool_parser(text)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
@@ -214,7 +217,7 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
             stack.push_async_callback(service.member.close)
             app.state.member = service.member
             progress.begin("joining")
-            await service.member.join()
+            await patiently(service.member.join, place.wait_s, say)
         say(
             f"{model} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens, "
             f"up to {ready.max_tokens:,} tokens a request\nready after {time.monotonic() - started_s:.1f} s: {url}/v1"
@@ -311,11 +314,11 @@ async def _while_alive(engine: EngineClient, serving: asyncio.Task[int]) -> None
         await asyncio.wait((serving,), timeout=LOOK_S)
 
 
-async def registry_at(url: str, tls: Tls = PLAIN) -> Registry:
-    """As `open_registry`; also the parent's, at fd://N."""
+async def registry_at(url: str, tls: Tls, wait_s: float, say: Say) -> Registry:
+    """As `open_registry`, waiting for one that is away; also the parent's, at fd://N."""
     if url.startswith(SCHEME):
         return Registry(await ParentStore.connect(int(url.removeprefix(SCHEME))))
-    return await open_registry(url, tls=tls)
+    return await patiently(partial(open_registry, url, tls=tls), wait_s, say)
 
 
 def url_of(host: str, port: int, scheme: str = "http") -> str:

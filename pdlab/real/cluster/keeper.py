@@ -6,12 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from pdlab.real.cluster.remote import Broken
 from pdlab.real.registry import Registration, Registry
+from pdlab.real.registry.wait import patiently
 from pdlab.types import InstanceSpec, Report, Role, UsageError
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class Upstream(Protocol):
 
 class Keeper:
     """`run` until cancelled. An instance that does not answer for `lease_s` loses its place, and gets one again, as a new incarnation, when
-    it answers. `model` is which of several it serves; `say` tells the operator."""
+    it answers. For the registry it waits `wait_s` at the start. `model` is which of several it serves; `say` tells the operator."""
 
     def __init__(
         self,
@@ -39,12 +41,13 @@ class Keeper:
         *,
         report_s: float = 0.5,
         lease_s: float = 3.0,
+        wait_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
         say: Callable[[str], None] = print,
     ) -> None:
         self.registry, self.upstream, self.name, self.role, self.model = registry, upstream, name, role, model
-        self.report_s, self.lease_s = report_s, lease_s
+        self.report_s, self.lease_s, self.wait_s = report_s, lease_s, wait_s
         self.clock, self.unix, self.say = clock, unix, say
         self.registration: Registration | None = None
         self.draining = False
@@ -56,7 +59,8 @@ class Keeper:
         while True:
             try:
                 spec, _ = await self.upstream.probe(self.name, self.role, self.model)
-                self.registration = await self.registry.register(spec, lease_s=self.lease_s)
+                register = partial(self.registry.register, spec, lease_s=self.lease_s)
+                self.registration = await (register() if joined else patiently(register, self.wait_s, self.say))
             except Broken as broken:
                 if not waiting:
                     self.say(f"waiting for {self.name} to answer: {broken}")

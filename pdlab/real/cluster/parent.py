@@ -68,8 +68,8 @@ class ParentStore:
     async def peek(self, key: str, settle_s: float) -> Peek:
         return Peek(*await self._call("peek", key, settle_s))
 
-    async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
-        return _claim(await self._call("claim", key, last, number, value, lease_s))
+    async def claim(self, key: str, seen: Peek, number: int, value: bytes, lease_s: float) -> Claim | None:
+        return _claim(await self._call("claim", key, seen, number, value, lease_s))
 
     async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
         return _claim(await self._call("renew", claim, value, retake))
@@ -160,8 +160,8 @@ async def _performed(store: MemoryStore, call: _Call) -> object:
     match call.name, call.arguments:
         case "peek", [str(key), settle_s]:
             return await store.peek(key, settle_s)
-        case "claim", [str(key), last, number, value, lease_s]:
-            return await store.claim(key, last, number, value, lease_s)
+        case "claim", [str(key), seen, number, value, lease_s]:
+            return await store.claim(key, Peek(*seen), number, value, lease_s)
         case "renew", [claim, value, retake]:
             return await store.renew(Claim(*claim), value, bool(retake))
         case "put", [claim, str(key), value]:

@@ -26,7 +26,7 @@ from pdlab.real.credentials import MAKES_ONE, loopback
 from pdlab.real.engine import config, gguf_file
 from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
-from pdlab.real.registry import Registry, open_registry
+from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.serve import Place, Serving, engine_options, registry_at, run, run_until_stopped, served_name_of, tokenizer_of
 from pdlab.spec import Experiment
@@ -51,6 +51,7 @@ class Asked:
     given: Mapping[str, object]
     serving: Serving
     registry: str = ""
+    registry_wait_s: float = 0.0
     instance_name: str = ""
     advertise: str = ""
     kv_transport: str = "auto"
@@ -194,6 +195,7 @@ def _place(asked: Asked) -> Place | None:
         advertise=asked.advertise,
         report_s=report_s,
         lease_s=lease_s,
+        wait_s=asked.registry_wait_s,
     )
 
 
@@ -209,9 +211,11 @@ async def _keep(asked: Asked, say: Say) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.closing(upstream):
-        async with await registry_at(asked.registry, asked.serving.tls) as registry:
+        async with await registry_at(asked.registry, asked.serving.tls, asked.registry_wait_s, say) as registry:
             role, model = Role(asked.role), asked.serving.served_name
-            keeper = Keeper(registry, upstream, asked.name, role, model, report_s=report_s, lease_s=lease_s, say=say)
+            keeper = Keeper(
+                registry, upstream, asked.name, role, model, report_s=report_s, lease_s=lease_s, wait_s=asked.registry_wait_s, say=say
+            )
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop.set)
             keeping, stopping = asyncio.create_task(keeper.run()), asyncio.create_task(stop.wait())
@@ -235,7 +239,7 @@ async def _keep(asked: Asked, say: Say) -> None:
 async def _route(asked: Asked, say: Say) -> None:
     experiment = asked.experiment or Experiment.parse(PLAIN)
     front = _front(asked)
-    async with await open_registry(asked.registry, tls=asked.serving.tls) as registry:
+    async with await registry_at(asked.registry, asked.serving.tls, asked.registry_wait_s, say) as registry:
         await route(experiment, front, registry, say=say)
 
 

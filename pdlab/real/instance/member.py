@@ -17,7 +17,7 @@ from pdlab.real.engine.messages import Ready
 from pdlab.real.registry.lease import CALL_S, answering
 from pdlab.real.registry.records import Garbage, read_instance
 from pdlab.real.registry.registry import Registration, Registry
-from pdlab.real.registry.store import INSTANCE, StoreAway
+from pdlab.real.registry.store import INSTANCE, RegistrySilent, StoreAway
 from pdlab.real.transfer.descriptor import incompatible
 from pdlab.real.wire import CAPABILITIES
 from pdlab.types import InstanceSpec, Report, Role, UsageError
@@ -89,7 +89,7 @@ class Member:
         service.metrics.place = lambda: (self.spec.name, str(self.spec.role))
 
     async def join(self) -> None:
-        """Raises UsageError where the registry is away, the name is taken, or the KV here does not fit that of the model's others."""
+        """Raises RegistrySilent, NameHeld, and UsageError where the KV here does not fit that of the model's others."""
         if self.registry is None:
             return
         _check_fit(self.spec, await _present(self.registry))
@@ -238,12 +238,12 @@ class Member:
 
 
 async def _present(registry: Registry) -> list[InstanceSpec]:
-    """Who is registered. Raises UsageError where the store does not answer."""
+    """Who is registered. Raises RegistrySilent."""
     try:
         async with answering(CALL_S):
             _, entries = await registry.store.snapshot()
     except StoreAway as away:
-        raise UsageError(f"registry {registry.store.where} can't be used ({away}): is the server running?") from None
+        raise RegistrySilent(f"registry {registry.store.where} can't be used ({away}): is the server running?") from None
     found = []
     for key, value in sorted(entries.items()):
         kind, _, name = key.partition("/")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator, Iterator
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import grpc.aio
@@ -23,7 +25,8 @@ from etcd3aio.lease import LeaseService
 
 from pdlab.real.credentials import REGISTRY_PASSWORD
 from pdlab.real.registry.lease import answering
-from pdlab.real.registry.store import Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.real.registry.settling import Seen
+from pdlab.real.registry.store import Change, Claim, Denied, Peek, Snapshot, StoreAway
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
@@ -39,6 +42,7 @@ CHANNEL = [
 ]
 RETRY_S = 0.2
 DELETE = 1  # an event's type
+DENIALS = ("authentication failed", "permission denied", "user name is empty")
 CALL_S = 5.0  # a bound for each attempt; callers set tighter ones
 
 
@@ -88,9 +92,13 @@ def troubles() -> Iterator[None]:
     try:
         yield
     except (EtcdError, TimeoutError) as error:
-        raise StoreAway(str(error)[:200] or "no answer in time") from None
+        raise _away(str(error) or "no answer in time") from None
     except grpc.aio.AioRpcError as error:
-        raise StoreAway(str(error.details())[:200]) from None
+        raise _away(str(error.details())) from None
+
+
+def _away(said: str) -> StoreAway:
+    return (Denied if any(words in said for words in DENIALS) else StoreAway)(said[:200])
 
 
 class EtcdStore:
@@ -101,41 +109,35 @@ class EtcdStore:
         self.where, self.login = where, login
         self.auth = AuthService(channel, max_attempts=1)
         self._token = ""
-        self.live, self.numbers = f"/{namespace}/live/", f"/{namespace}/last/"
+        self.live, self.numbers, self.name = f"/{namespace}/live/", f"/{namespace}/last/", f"/{namespace}/store"
         self.channel = channel
         self.kv = KVService(channel, max_attempts=1)
         self.leases = LeaseService(channel, max_attempts=1)
         self.watches = WatchStub(channel)
-        self._unclaimed_s: dict[str, float] = {}  # since when a key is seen that the store says was never claimed
+        self._seen = Seen()
 
     async def peek(self, key: str, settle_s: float) -> Peek:
         """etcd loses no write, but may have been started without its data: then a key looks as if it was never claimed."""
-        async with self._settling_anew(), self._session():
-            held = await self.kv.get(self.live + key, keys_only=True, timeout=CALL_S)
-            last = await self._last(key)
-        if last:
-            self._unclaimed_s.pop(key, None)
-            return Peek(bool(held.kvs), last)
-        now = asyncio.get_running_loop().time()
-        settling = settle_s > 0 and now < self._unclaimed_s.setdefault(key, now) + settle_s
-        return Peek(bool(held.kvs) or settling, last)
-
-    @asynccontextmanager
-    async def _settling_anew(self) -> AsyncIterator[None]:
-        """A store that did not answer may be another one, without data, when it does."""
-        try:
-            yield
-        except StoreAway:
-            self._unclaimed_s.clear()
-            raise
-
-    async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
         kv = self.kv
-        async with self._settling_anew(), self._session():
+        look = [kv.txn_op_get(self.name), kv.txn_op_get(self.live + key), kv.txn_op_get(self.numbers + key)]
+        async with self._session():
+            named = kv.txn_op_put(self.name, uuid.uuid4().hex)
+            answer = await kv.txn([kv.txn_compare_version(self.name, 0)], [named, *look], look, timeout=CALL_S)
+        name, held, numbers = (part.response_range.kvs for part in answer.responses[-3:])
+        store, last = name[0].value.decode(errors="replace"), self._number(key, numbers)
+        settling = not last and self._seen.for_s(store, asyncio.get_running_loop().time()) < settle_s
+        return Peek(bool(held) or settling, last, store)
+
+    async def claim(self, key: str, seen: Peek, number: int, value: bytes, lease_s: float) -> Claim | None:
+        return await self._take(key, seen.last, number, value, lease_s, self.kv.txn_compare_value(self.name, seen.store))
+
+    async def _take(self, key: str, last: int, number: int, value: bytes, lease_s: float, *more: Compare) -> Claim | None:
+        kv = self.kv
+        async with self._session():
             lease = (await self.leases.grant(math.ceil(lease_s), timeout=CALL_S)).ID
             counted = kv.txn_compare_value(self.numbers + key, str(last)) if last else kv.txn_compare_version(self.numbers + key, 0)
             taken = await kv.txn(
-                [kv.txn_compare_version(self.live + key, 0), counted],
+                [kv.txn_compare_version(self.live + key, 0), counted, *more],
                 [kv.txn_op_put(self.numbers + key, str(number)), kv.txn_op_put(self.live + key, value, lease=lease)],
                 [],
                 timeout=CALL_S,
@@ -160,7 +162,7 @@ class EtcdStore:
         last = 0 if held else await self._last(claim.key)
         if held or last >= claim.number + retake:
             return None
-        return await self.claim(claim.key, last, claim.number, value, claim.lease_s)
+        return await self._take(claim.key, last, claim.number, value, claim.lease_s)
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         kv, lease = self.kv, int(claim.token)
@@ -250,7 +252,10 @@ class EtcdStore:
 
     async def _last(self, key: str) -> int:
         async with self._session():
-            found = (await self.kv.get(self.numbers + key, timeout=CALL_S)).kvs
+            return self._number(key, (await self.kv.get(self.numbers + key, timeout=CALL_S)).kvs)
+
+    def _number(self, key: str, found: Sequence[Any]) -> int:
+        """What a counter holds."""
         if not found:
             return 0
         if len(found[0].value) > 19 or not found[0].value.isdigit():

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from pdlab.real.registry.store import Claim, Store, StoreAway
+from pdlab.real.registry.store import Claim, Peek, Store, StoreAway
 from pdlab.real.registry.tenure import Tenure
 
 CALL_S = 2.0  # for a call that no lease limits
@@ -26,19 +26,19 @@ async def claim(
 ) -> Holding | None:
     """Claim `key` with a number above `floor` and all earlier ones; None while another holds it. `patient` holders keep it while the store
     is silent. Raises StoreAway."""
-    before = -1
+    before: Peek | None = None
     while True:
         since = clock()
         async with answering(CALL_S):
-            held, last = await store.peek(key, settle_s)
-            if held:
+            seen = await store.peek(key, settle_s)
+            if seen.held:
                 return None
-            if last == before:  # it was not a faster one
-                raise StoreAway(f"the count of {key} can't be raised from {last}")
-            before = last
-            number = max(last, floor) + 1
+            if seen == before:  # it was not a faster one
+                raise StoreAway(f"the count of {key} can't be raised from {seen.last}")
+            before = seen
+            number = max(seen.last, floor) + 1
             value = value_of(number)
-            made = await store.claim(key, last, number, value, lease_s)
+            made = await store.claim(key, seen, number, value, lease_s)
         if made is not None:
             return Holding(store, clock, made, value, since, patient=patient)
 

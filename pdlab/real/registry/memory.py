@@ -22,6 +22,7 @@ class MemoryStore:
         self.clock = clock
         self.up = True
         self.wiped_s = float("-inf")
+        self.wipes = 0
         self.revision = 0
         self.entries: dict[str, _Entry] = {}
         self.reports: dict[str, bytes] = {}
@@ -38,16 +39,16 @@ class MemoryStore:
         self.up = True
         if wipe:
             self.entries, self.reports, self.last, self.revision = {}, {}, {}, 0
-            self.wiped_s = self.clock()
+            self.wiped_s, self.wipes = self.clock(), self.wipes + 1
 
     async def peek(self, key: str, settle_s: float) -> Peek:
         self._sweep()
         settling = self.clock() < self.wiped_s + settle_s
-        return Peek(settling or key in self.entries, self.last.get(key, 0))
+        return Peek(settling or key in self.entries, self.last.get(key, 0), str(self.wipes))
 
-    async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
+    async def claim(self, key: str, seen: Peek, number: int, value: bytes, lease_s: float) -> Claim | None:
         self._sweep()
-        if key in self.entries or self.last.get(key, 0) != last:
+        if key in self.entries or (seen.last, seen.store) != (self.last.get(key, 0), str(self.wipes)):
             return None
         return self._take(Claim(key, number, lease_s), value)
 

@@ -10,7 +10,7 @@ from pdlab.real.credentials import without_password
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.records import check_name
 from pdlab.real.registry.registry import Registry
-from pdlab.real.registry.store import Store, StoreAway
+from pdlab.real.registry.store import Denied, RegistrySilent, Store, StoreAway
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
@@ -27,7 +27,7 @@ async def open_registry(url: str, *, timeout_s: float = 5.0, tls: Tls = PLAIN) -
     etcds://... and rediss://..., whose servers `tls` says whether to believe; all but the first take `?namespace=name` (default pdlab), so
     that several clusters can share a server. Each memory:// is a registry of its own.
 
-    Raises UsageError for a URL that is wrong and a server that doesn't answer.
+    Raises UsageError for a URL that is wrong, RegistrySilent for a server that doesn't answer.
     """
     scheme, _, rest = url.partition("://")
     shown = without_password(url)
@@ -52,6 +52,8 @@ async def open_registry(url: str, *, timeout_s: float = 5.0, tls: Tls = PLAIN) -
         raise UsageError(f"registry {shown!r} needs the package {PACKAGES[scheme]}: pip install {PACKAGES[scheme]} ({missing})") from None
     try:
         store: Store = await backend.connect(plain, namespace, timeout_s, tls)
+    except Denied as denied:
+        raise UsageError(f"registry {without_password(plain)}: {denied}: correct the user or the password") from None
     except StoreAway as away:
-        raise UsageError(f"registry {without_password(plain)}: no {kind} server answers there ({away}): {REMEDY[kind]}") from None
+        raise RegistrySilent(f"registry {without_password(plain)}: no {kind} server answers there ({away}): {REMEDY[kind]}") from None
     return Registry(store)

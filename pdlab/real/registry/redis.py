@@ -7,7 +7,9 @@ counters are in it. All keys share a hash tag. One server (or its cluster slot);
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,18 +17,19 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
 from pdlab.real.registry.lease import answering
-from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Peek, Snapshot, StoreAway
+from pdlab.real.registry.settling import Seen
+from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Denied, Peek, Snapshot, StoreAway
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.types import UsageError
 
 log = logging.getLogger(__name__)
 
-# KEYS of all scripts: live keys' prefix, counters' prefix, index, revision, channel
+# KEYS of all scripts: live keys' prefix, counters' prefix, index, revision, channel, the store's own name
 HEAD = """
-local live, numbers, index, revision, channel = unpack(KEYS)
+local live, numbers, index, revision, channel, store = unpack(KEYS)
 local function publish(op, key, value)
     local r = redis.call('INCR', revision)
     redis.call('PUBLISH', channel, r .. ' ' .. op .. ' ' .. key .. '\\n' .. value)
@@ -45,9 +48,13 @@ local function put(key, ...)
     redis.call('SADD', index, key)
 end
 """
-PEEK = "return {redis.call('EXISTS', live .. ARGV[1]), redis.call('GET', numbers .. ARGV[1]) or '0'}"
+PEEK = """
+redis.call('SETNX', store, ARGV[2])
+return {redis.call('EXISTS', live .. ARGV[1]), redis.call('GET', numbers .. ARGV[1]) or '0', redis.call('GET', store)}
+"""
 CLAIM = """
-local key, last, number, value, ttl_ms = unpack(ARGV)
+local key, last, number, value, ttl_ms, seen = unpack(ARGV)
+if seen and redis.call('GET', store) ~= seen then return 0 end
 if redis.call('EXISTS', live .. key) == 1 or (redis.call('GET', numbers .. key) or '0') ~= last then return 0 end
 redis.call('SET', numbers .. key, number)
 put(key, 'number', number, 'value', value)
@@ -122,18 +129,25 @@ class RedisStore:
         self.closed = False
         base = f"{{{namespace}}}:"
         self.live, self.numbers, self.channel = f"{base}live/", f"{base}last/", f"{base}changes"
-        self.keys = [self.live, self.numbers, f"{base}index", f"{base}revision", self.channel]
+        self.keys = [self.live, self.numbers, f"{base}index", f"{base}revision", self.channel, f"{base}store"]
+        self._seen = Seen()
 
     async def peek(self, key: str, settle_s: float) -> Peek:
-        held, last = await self._run(PEEK, key)
+        held, last, named = await self._run(PEEK, key, uuid.uuid4().hex)
         if len(last) > 19 or not last.isdigit():
             raise StoreAway(f"{self.numbers}{key} should count incarnations and holds {last[:40]!r}: delete it")
-        settling = settle_s > 0 and int((await self._server())["uptime_in_seconds"]) < settle_s + 1  # whole seconds, begun ones too
-        return Peek(bool(held) or settling, int(last))
+        store = named.decode(errors="replace")
+        settling = not int(last) and self._seen.for_s(store, asyncio.get_running_loop().time()) < settle_s
+        if settle_s > 0 and not settling:
+            settling = int((await self._server())["uptime_in_seconds"]) < settle_s + 1  # whole seconds, begun ones too
+        return Peek(bool(held) or settling, int(last), store)
 
-    async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
+    async def claim(self, key: str, seen: Peek, number: int, value: bytes, lease_s: float) -> Claim | None:
+        return await self._take(key, seen.last, number, value, lease_s, seen.store)
+
+    async def _take(self, key: str, last: int, number: int, value: bytes, lease_s: float, *store: str) -> Claim | None:
         server = str((await self._server())["run_id"])
-        done = await self._run(CLAIM, key, last, number, value, int(lease_s * 1000))
+        done = await self._run(CLAIM, key, last, number, value, int(lease_s * 1000), *store)
         return Claim(key, number, lease_s, server) if done else None
 
     async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
@@ -142,8 +156,8 @@ class RedisStore:
             return claim if done else None
         if not retake and (await self._server())["run_id"] == claim.token:
             return None  # it expired
-        _, last = await self.peek(claim.key, 0.0)
-        return await self.claim(claim.key, last, claim.number, value, claim.lease_s) if last <= claim.number else None
+        last = (await self.peek(claim.key, 0.0)).last
+        return await self._take(claim.key, last, claim.number, value, claim.lease_s) if last <= claim.number else None
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         return bool(await self._run(PUT, claim.key, claim.number, key, value))
@@ -198,6 +212,8 @@ class RedisStore:
             raise StoreAway("the registry was closed here")
         try:
             yield
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise Denied(str(error)[:200]) from None
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreAway(str(error)[:200] or type(error).__name__) from None
         finally:

@@ -15,7 +15,7 @@ from pdlab.real.registry.election import Leadership
 from pdlab.real.registry.lease import Holding
 from pdlab.real.registry.observer import WatchEvent
 from pdlab.real.registry.records import MAX_BYTES, Garbage, InstanceRecord, check_lease, check_name, encode, read_instance
-from pdlab.real.registry.store import INSTANCE, REPORT, Store, StoreAway
+from pdlab.real.registry.store import INSTANCE, REPORT, NameHeld, RegistrySilent, Store, StoreAway
 from pdlab.real.registry.watch import Feed, watch
 from pdlab.types import InstanceSpec, Report, UsageError
 
@@ -81,7 +81,8 @@ class Registry:
 
     async def register(self, spec: InstanceSpec, *, lease_s: float = 3.0, patient: bool = False) -> Registration:
         """The incarnation is above all earlier ones of that name and above `spec.incarnation`. `patient`: while the registry is silent it
-        keeps its place, and takes it again afterwards (`tenure`). UsageError while another holds the name."""
+        keeps its place, and takes it again afterwards (`tenure`). Raises RegistrySilent, NameHeld while another holds the name, and
+        UsageError for what can't be registered."""
         check_name(spec.name, "instance name")
         check_lease(lease_s)
 
@@ -92,9 +93,9 @@ class Registry:
             key = f"{INSTANCE}/{spec.name}"
             holding = await lease.claim(self.store, self.clock, key, value_of, lease_s, floor=spec.incarnation, patient=patient)
         except StoreAway as away:
-            raise UsageError(f"registry {self.store.where} can't be used ({away}): is the server running?") from None
+            raise RegistrySilent(f"registry {self.store.where} can't be used ({away}): is the server running?") from None
         if holding is None:
-            raise UsageError(
+            raise NameHeld(
                 f"instance {spec.name!r} is registered at {self.store.where} already: choose another name, or, if its holder died, "
                 f"try again when the lease has run out"
             )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol
 
+from pdlab.types import UsageError
+
 INSTANCE, REPORT, LEADER = "instance", "report", "leader"
 
 
@@ -16,11 +18,25 @@ class StoreAway(Exception):
     """The store did not answer: it is down, unreachable, or too slow."""
 
 
+class Denied(StoreAway):
+    """It answers that this user, or this password, may not: to ask again is of no use."""
+
+
+class RegistrySilent(UsageError):
+    """The registry does not answer: the user's to start, or to wait for."""
+
+
+class NameHeld(UsageError):
+    """Another is registered under the name, or was until a moment ago."""
+
+
 class Peek(NamedTuple):
-    """`held`: somebody has the key; `last`: the highest number it was ever claimed with, 0 for never."""
+    """`held`: somebody has the key; `last`: the highest number it was ever claimed with, 0 for never. `store` is the name that it got
+    when it was first used: one without the data that it had gets another."""
 
     held: bool
     last: int
+    store: str = ""
 
 
 class Claim(NamedTuple):
@@ -52,10 +68,11 @@ class Store(Protocol):
     poll_s: float  # how often a watcher calls `check`
 
     async def peek(self, key: str, settle_s: float) -> Peek:
-        """A store that may have lost its last writes in a restart says `held` until it has been up for `settle_s`."""
+        """A store that may have lost writes says `held` until it has been seen for `settle_s`: who held the key in the one before may not
+        know yet that it is over."""
 
-    async def claim(self, key: str, last: int, number: int, value: bytes, lease_s: float) -> Claim | None:
-        """Take a key that nobody holds and whose last number still is `last`; else None."""
+    async def claim(self, key: str, seen: Peek, number: int, value: bytes, lease_s: float) -> Claim | None:
+        """Take a key that nobody holds, in the store and after the last number that were seen; else None."""
 
     async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
         """Renew the lease; None when the claim is over. A store that lost its data takes the claim again, with `value`; with `retake` so

@@ -7,15 +7,17 @@ import logging
 import signal
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from pdlab.real.registry import Leadership, Registry
-from pdlab.real.registry.store import StoreAway
+from pdlab.real.registry.lease import Holding, claim
+from pdlab.real.registry.redis import RedisStore
+from pdlab.real.registry.store import Peek, StoreAway
 from pdlab.types import Joined, Left, Report, Role, Suspected, Switched, UsageError
-from tests.real.registry.worlds import SERVERS, MemoryWorld, Process, Server, World, report, spec, watching
+from tests.real.registry.worlds import SERVERS, MemoryWorld, Process, Redis, Server, World, report, spec, watching
 
 NewServer = Callable[[str], Server]
 LONG_S = 60.0  # a lease that no slow machine lets end
@@ -404,6 +406,59 @@ def test_nobody_leads_a_store_without_data_before_the_last_leaders_lease_is_over
         assert looking.cancelled(), looking.exception()
 
     if not mortal.exact:  # in memory both share the store's object
+        mortal.run(main)
+
+
+@pytest.mark.parametrize("how", ["restarted", "flushed"])
+@pytest.mark.parametrize("looks", ["before", "while it claims"])
+def test_a_store_that_lost_its_data_between_two_looks_is_no_free_place(mortal: World, how: str, looks: str) -> None:
+    """However short the outage was: who has waited for a lease has waited in another store than the one that it finds now."""
+    if how == "flushed" and not isinstance(mortal, Redis):
+        pytest.skip("only redis is emptied while it runs")
+
+    async def vote(registry: Registry) -> Holding | None:
+        try:
+            return await claim(registry.store, registry.clock, "leader/x", lambda number: b"%d" % number, 4.0, settle_s=4.0)
+        except StoreAway:  # a connection was to the one before
+            return None
+
+    async def lose_data() -> None:
+        if how == "flushed":
+            await cast(RedisStore, first.store).client.flushall()
+        else:
+            await mortal.kill()
+            await mortal.restart(wipe=True)
+
+    async def main() -> None:
+        nonlocal first
+        first, other = await mortal.open(), await mortal.open()
+        while await other.store.peek("leader/x", 4.0) != (found := await other.store.peek("leader/x", 0.0)):
+            await asyncio.sleep(0.1)
+        assert not found.held, "nobody ever claimed it"
+        leader = None
+        while leader is None:
+            leader = await vote(first)
+            await asyncio.sleep(0.1)
+        leader.task.cancel()  # it does not hear of what follows, and believes its lease
+        if looks == "before":
+            await lose_data()
+        else:
+            peek = other.store.peek
+
+            async def late(key: str, settle_s: float) -> Peek:
+                other.store.peek = peek  # type: ignore[method-assign]
+                await lose_data()
+                return found
+
+            other.store.peek = late  # type: ignore[method-assign]
+        until_s = leader.deadline
+        while (second := await vote(other)) is None:
+            await asyncio.sleep(0.1)
+        assert second.tenure.asked_s >= until_s, "two lead at once"
+        await second.drop()
+
+    first: Registry
+    if not (mortal.exact and looks == "before"):  # in memory one look is everybody's
         mortal.run(main)
 
 

@@ -143,8 +143,8 @@ def test_redis_over_tls_with_a_user(tmp_path: Path, certs: Certificates) -> None
         asyncio.run(serves(url, tls))
         refused(url, Tls(), "certificate verify failed")
         refused(url, Tls(ca_certs=str(certs.other_ca)), "certificate verify failed")
-        refused(f"rediss://me:wrong@{at}", tls, "user or password")
-        refused(f"rediss://{at}", tls, "user or password")
+        refused(f"rediss://me:wrong@{at}", tls, "correct the user or the password")
+        refused(f"rediss://{at}", tls, "correct the user or the password")
         refused(f"redis://me:{QUOTED}@{at}", tls, "no redis server answers there")
 
 
@@ -158,8 +158,8 @@ def test_etcd_over_tls_with_a_user_also_after_it_has_forgotten_its_tokens(tmp_pa
         asyncio.run(serves(url, tls))
         refused(url, Tls(), "no etcd server answers there")
         refused(url, Tls(ca_certs=str(certs.other_ca)), "no etcd server answers there")
-        refused(f"etcds://me:wrong@{etcd.at}", tls, "user or password")
-        refused(f"etcds://{etcd.at}", tls, "user or password")
+        refused(f"etcds://me:wrong@{etcd.at}", tls, "correct the user or the password")
+        refused(f"etcds://{etcd.at}", tls, "correct the user or the password")
         refused(f"etcd://me:{QUOTED}@{etcd.at}", tls, "no etcd server answers there")
     with contextlib.ExitStack() as stack:
         stack.enter_context(etcd.running())
