@@ -1,6 +1,6 @@
-"""Fields of vLLM's, OpenAI's and other servers' APIs that would change an answer, and are not had here: a request with one is refused by its
-name, never answered as though it were not there. A field that is in no such API is ignored, as vLLM does; so is what changes no answer
-(user, metadata, store, service_tier, prediction, ...)."""
+"""Fields of vLLM's, OpenAI's and other servers' APIs that would change an answer, and are not had here: a request with one is refused
+by its name, never answered as though it were not there. A field that is in no such API is ignored, as vLLM does; so is what changes no
+answer (user, metadata, store, service_tier, prediction, ...)."""
 
 from __future__ import annotations
 
