@@ -1,6 +1,6 @@
-"""Fields of vLLM's and OpenAI's APIs that would change an answer, and are not had here: a request with one is refused by its name, never
-answered as though it were not there. A field that is in no such API is ignored, as vLLM does; so is what changes no answer (user, metadata,
-store, service_tier, prediction, ...)."""
+"""Fields of vLLM's, OpenAI's and other servers' APIs that would change an answer, and are not had here: a request with one is refused
+by its name, never answered as though it were not there. A field that is in no such API is ignored, as vLLM does; so is what changes no
+answer (user, metadata, store, service_tier, prediction, ...)."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ class Refusals(Mapping[str, Refusal]):
                 raise bad(f"{name} {refusal.why}", name)
 
 
+OF_OTHERS: Mapping[str, Refusal] = {  # SGLang, llama.cpp, TGI and their kin: what it is called here, or that it is not had
+    **{name: Refusal("is not known here: give max_tokens") for name in ("max_new_tokens", "n_predict", "num_predict")},
+    "min_new_tokens": Refusal("is not known here: give min_tokens", (0,)),
+    **{name: Refusal("is not known here: give stop", ([],)) for name in ("stop_sequences", "stop_strings")},
+    "stop_regex": Refusal("is not supported: give stop", ([], "")),
+    "no_stop_trim": Refusal("is not known here: give include_stop_str_in_output", (False,)),
+    "regex": Refusal("is not known here: give guided_regex"),
+    "ebnf": Refusal("is not known here: give guided_grammar"),
+    "grammar": Refusal("is not known here: give guided_grammar", ("",)),
+    "json_schema": Refusal("is not known here: give response_format or guided_json"),
+    "repeat_penalty": Refusal("is not known here: give repetition_penalty", (1,)),
+    "typical_p": Refusal("is not supported: give top_p", (0, 1)),
+    "tfs_z": Refusal("is not supported: give top_p", (1,)),
+    "mirostat": Refusal("is not supported: give temperature", (0,)),
+    **{name: Refusal("is not supported: leave it out", (0,)) for name in ("top_a", "xtc_probability", "dry_multiplier", "dynatemp_range")},
+    **{name: Refusal("is not supported: leave it out", ("",)) for name in ("lora_path", "custom_logit_processor")},
+    "repetition_detection": Refusal("is not supported: give repetition_penalty"),
+}
 CHAT, COMPLETION = "is for /v1/chat/completions", "is for /v1/completions"
 
 ANYWHERE = Refusals(
@@ -67,6 +85,7 @@ ANYWHERE = Refusals(
         "thinking_token_budget": Refusal("is not supported: give max_tokens"),
         "truncation_side": Refusal("can only be left: a prompt is cut at its beginning", ("left",)),
         "suffix": Refusal("is not supported: the models here only go on from a prompt", ("",)),
+        **OF_OTHERS,
     }
 )
 IN_COMPLETIONS = Refusals(
@@ -135,5 +154,28 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     web_search_options: Any = None
     verbosity: Any = None
     include_reasoning: Any = None
+    max_new_tokens: Any = None
+    n_predict: Any = None
+    num_predict: Any = None
+    min_new_tokens: Any = None
+    stop_sequences: Any = None
+    stop_strings: Any = None
+    stop_regex: Any = None
+    no_stop_trim: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    grammar: Any = None
+    json_schema: Any = None
+    repeat_penalty: Any = None
+    typical_p: Any = None
+    tfs_z: Any = None
+    mirostat: Any = None
+    top_a: Any = None
+    xtc_probability: Any = None
+    dry_multiplier: Any = None
+    dynatemp_range: Any = None
+    lora_path: Any = None
+    custom_logit_processor: Any = None
+    repetition_detection: Any = None
 
     refusals: ClassVar[Refusals]
