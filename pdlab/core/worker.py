@@ -16,7 +16,7 @@ The candidates of a request (best_of) are sequences of their own. The first comp
 computed, and find it in the prefix cache.
 
 What must not touch a step under way waits for its end: `abort`, and whatever is given to `between_steps`. A step has ended when its news
-are dealt with, and the world says `settle`, or asks for the next batch.
+are dealt with, and the world says `settle`.
 """
 
 from __future__ import annotations
@@ -34,24 +34,6 @@ class Worker:
     """`commands` is what stands before the scheduler, such as a log of it. `context_tokens` bounds prompt and output of one sequence,
     besides what its KV memory holds. `decode_step_s`, the last decode step's duration, is the world's to say."""
 
-    __slots__ = (
-        "alive",
-        "batch",
-        "commands",
-        "decode_step_s",
-        "draining",
-        "due",
-        "families",
-        "goal",
-        "incarnation",
-        "lease_s",
-        "most_tokens",
-        "name",
-        "role",
-        "scheduler",
-        "waits",
-    )
-
     def __init__(
         self,
         scheduler: Scheduler,
@@ -68,7 +50,6 @@ class Worker:
         self.name, self.incarnation, self.role = name, incarnation, role
         self.lease_s = lease_s
         self.most_tokens = min(scheduler.most_tokens, context_tokens or scheduler.most_tokens)
-        self.alive = True
         self.draining = False
         self.goal: Role | None = None  # of a drain: the role to take then; None: to leave
         self.batch: Batch | None = None  # the step under way
@@ -131,7 +112,7 @@ class Worker:
         """What it holds now may be copied, while it goes on; "", or why not."""
         if seq.others or seq.parent is not None:
             return "it has several candidates"
-        if not (self.alive and self.scheduler.movable(seq)):
+        if not self.scheduler.movable(seq):
             return "it does not run here"
         if seq.exported not in (-1, seq.preempted):
             return "it was preempted"
@@ -208,8 +189,8 @@ class Worker:
         self.draining, self.goal, self.role = False, None, role
 
     def die(self) -> None:
-        """At once. What it held is gone with it."""
-        self.alive = self.draining = False
+        """At once. What it held is gone with it, and nobody asks it any more."""
+        self.draining = False
         self.batch = None
         self.waits.clear()
         self.due.clear()
@@ -255,9 +236,7 @@ class Worker:
 
     def next_batch(self, now: float) -> Batch | None:
         """What runs next; None: nothing can."""
-        if self.batch is not None:
-            self.settle()
-        self.batch = batch = self.commands.next_batch(now) if self.alive else None
+        self.batch = batch = self.commands.next_batch(now)
         return batch
 
     def advance(self, batch: Batch, steps: int) -> None:

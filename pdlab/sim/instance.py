@@ -99,6 +99,7 @@ class SimInstance:
         self.spec = msgspec.structs.replace(spec, spare_blocks=scheduler.spare_blocks)
         self.name = spec.name
         self.jobs: dict[Job, None] = {}  # that involve it now
+        self.alive = True
         self.wakes = False  # at the next deadline
         self.spans: list[tuple[int, float, float, str, int, int]] | None = None
         self.cut = False  # the run under way ends at the next boundary already
@@ -119,10 +120,6 @@ class SimInstance:
         self.reports_at_rest = 0  # that were not made, as there was no load
 
     @property
-    def alive(self) -> bool:
-        return self.worker.alive
-
-    @property
     def batch(self) -> Batch | None:
         return self.worker.batch
 
@@ -136,7 +133,7 @@ class SimInstance:
         """Something was given to it: start if idle, cut the run under way if it would go on otherwise."""
         worker = self.worker
         if worker.batch is None:
-            if worker.alive and (self.scheduler.stirred or worker.draining):
+            if self.alive and (self.scheduler.stirred or worker.draining):
                 self._start(self.env.now)
         elif self.k > 1 and not self.cut and self.scheduler.stirred:
             self._cut()
@@ -339,7 +336,9 @@ class SimInstance:
             owner.finished(self, seq, now)
         for seq in prefilled:
             owner.prefilled(self, seq, now)
-        if worker.alive:
+        if worker.waits:
+            worker.settle()
+        if self.alive:
             self._start(now)
         if worker.due and not self.wakes:
             self._await_wake()
@@ -371,13 +370,18 @@ class SimInstance:
 
     def runs(self, seq: Sequence | None) -> bool:
         """Is it decoding here now?"""
-        return self.worker.alive and seq is not None and self.scheduler.running.get(seq.order) is seq
+        return self.alive and seq is not None and self.scheduler.running.get(seq.order) is seq
 
     @property
     def rests(self) -> bool:
         """Does it neither do nor hold anything?"""
         worker = self.worker
         return worker.batch is None and not worker.draining and not self.scheduler.pool.used and not self.scheduler.waiting
+
+    def die(self) -> None:
+        self.alive = False
+        self.generation += 1
+        self.worker.die()
 
     # ------------------------------------------------------------ what it says of itself
 

@@ -80,8 +80,7 @@ class Lifecycle:
             if job.stage is Stage.DECODE and instance.runs(job.active):
                 job.last_token_s = instance.emitted_s
             world.moves.cancel(job)
-        instance.worker.die()
-        instance.generation += 1
+        instance.die()
         instance.lived_s += world.env.now - instance.up_s
         instance.jobs.clear()
         for job in calls_off:

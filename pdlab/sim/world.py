@@ -289,7 +289,7 @@ class World:
         job.attempts += 1
         job.dispatched_s = self.env.now
         p.requests += 1
-        p.worker.submit(seq, _others(request, seq) if stays else NOTHING)
+        p.worker.submit(seq, _others(request, seq) if stays and request.best_of > 1 else NOTHING)
         p.kick()
 
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
@@ -297,7 +297,7 @@ class World:
         made = 1 if self.first_token_from_prefill else 0
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
-        if not d.reserve(seq, _others(request, seq)):
+        if not d.reserve(seq, _others(request, seq) if request.best_of > 1 else NOTHING):
             if job.pseq is None and job.p is not None:
                 job.p.jobs.pop(job, None)
             self.tell(Refused(request.id, job.attempt, d.name))
@@ -600,7 +600,5 @@ class World:
 
 def _others(request: Request, seq: Sequence) -> list[Sequence]:
     """The candidates of best_of beside the first."""
-    if request.best_of == 1:
-        return NOTHING
     shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, seq.owner
     return [Sequence(*shared) for _ in range(request.best_of - 1)]

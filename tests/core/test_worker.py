@@ -228,7 +228,8 @@ def test_a_step_under_way_keeps_what_it_runs() -> None:
     w.between_steps(lambda: order.append("then"))
     assert (w.scheduler.pool.used, w.scheduler.stirred, order) == (3, True, [])
     assert w.complete(batch, 1, 0.0)[0] == [seq]
-    assert w.next_batch(0.0) is None
+    assert (w.scheduler.pool.used, order) == (3, []), "its news come first"
+    w.settle()
     assert (w.scheduler.pool.used, order) == (0, ["then"])
     w.between_steps(lambda: order.append("at once"))
     assert order == ["then", "at once"]
@@ -254,7 +255,9 @@ def test_the_dead_do_nothing() -> None:
     step(w)
     w.submit(Sequence(2, 1, 40, 30))
     w.die()
-    assert (w.next_batch(0.0), w.wake_s(), w.drained()) == (None, None, False)
+    w.drain(None)
+    w.die()
+    assert (w.wake_s(), w.drained()) == (None, False)
 
 
 def test_what_can_never_be_held_is_refused() -> None:

@@ -116,15 +116,11 @@ class StandIn:
         self.name = spec.name
         self.jobs: dict[str, Job] = {}
         self.leases: dict[str, Sequence] = {}
-        self.stalled, self.silent, self.refuses = False, False, False
+        self.is_alive, self.stalled, self.silent, self.refuses = True, False, False, False
         self.slow, self.probes = False, 0  # no answer to probes in time
         self._decoding: list[Sequence] = []
         self._timer: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        return self.worker.alive
 
     @property
     def role(self) -> Role:
@@ -214,6 +210,7 @@ class StandIn:
 
     def kill(self) -> None:
         """Dead at once: connections break, memory is gone."""
+        self.is_alive = False
         self.worker.die()
         for timer in (self._timer, self._alarm):
             if timer is not None:
@@ -528,7 +525,7 @@ class StandIn:
         self.rack.world.instances.other(Switched(self.name, self.spec.incarnation, role))
 
     def _leave(self) -> None:
-        self.worker.die()
+        self.is_alive = False
         self.rack.world.instances.leave(self.name, self.spec.incarnation)
 
 
