@@ -12,6 +12,7 @@ HOT = (
     "pdlab/gaps.py",
     "pdlab/cluster.py",
     "pdlab/core/teller.py",
+    "pdlab/results/timeline.py",
     "pdlab/router.py",
     "pdlab/batching/chunked.py",
     "pdlab/sim/instance.py",

@@ -1,4 +1,5 @@
-"""What a world writes down of a run: flat columns of numbers, cheap to append to and bounded in memory.
+"""What a world writes down of a run: flat columns of numbers, cheap to append to and bounded in memory. `pdlab.results.timeline` says what
+each time means, and writes the rows.
 
 One row a request (`Records`), one row an instance and report (`Samples`), and what each instance and link did in all. Simulated
 and live runs write the same; everything the reports say is derived from these and `pdlab.gaps`.

@@ -368,6 +368,13 @@ class SimInstance:
         self.worker.abort(seq)
         self.kick()
 
+    def made_by_now(self, seq: Sequence) -> int:
+        """Tokens a sequence has made, as single steps would show."""
+        made = self.scheduler.made(seq)
+        if self.batch is not None and self.k > 1 and self.runs(seq):
+            made += self._steps_by(self.env.now - self.began_s)
+        return made
+
     def runs(self, seq: Sequence | None) -> bool:
         """Is it decoding here now?"""
         return self.alive and seq is not None and self.scheduler.running.get(seq.order) is seq

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 from pdlab.core.staging import Staging
+from pdlab.results.timeline import NAN, Timeline
 from pdlab.scheduler import Sequence
 from pdlab.sim.instance import SimInstance
 from pdlab.sim.link import Transfer
-from pdlab.types import Request, Stage
-
-NAN = math.nan
+from pdlab.types import Request
 
 
-class Job:
-    """Its attempt, the instances and sequences that take part, its KV transfer, its timestamps (nan: not yet)."""
+class Job(Timeline):
+    """Its timeline; its attempt, the instances and sequences that take part in it, its KV transfer."""
 
-    attempts = 0
-    migrations = 0
     attempt = 0
     sent = 0  # tokens its client has from lost attempts
     p: SimInstance | None = None
@@ -27,25 +22,15 @@ class Job:
     dseq: Sequence | None = None
     tseq: Sequence | None = None
     transfer: Transfer | None = None
-    stage: Stage = Stage.QUEUED_P
     done = False
     streaming = False  # its KV is pushed while the prompt is computed
-    cached_tokens = 0
-    transfer_bytes = 0.0
     pushed_tokens = 0  # of its prompt, as far as they were pushed
     staging: Staging | None = None  # of a migration under way
-    dispatched_s: float = NAN
-    prefill_start_s: float = NAN
-    first_token_s: float = NAN
-    handoff_s: float = NAN
-    transfer_start_s: float = NAN
-    transfer_end_s: float = NAN
-    decode_start_s: float = NAN
     last_token_s: float = NAN
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:
+        super().__init__(request)
         self.index = index
-        self.request = request
         self.output_tokens = output_tokens
         self.context_hashes = context_hashes
 
@@ -53,3 +38,10 @@ class Job:
     def active(self) -> Sequence | None:
         """The sequence that makes its tokens."""
         return self.dseq if self.dseq is not None else self.pseq
+
+    def count_preemptions(self) -> None:
+        """Of this attempt, which ends."""
+        if self.pseq is not None:
+            self.preemptions += self.pseq.preempted
+        if self.dseq is not None:
+            self.preemptions += self.dseq.preempted

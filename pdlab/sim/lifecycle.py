@@ -77,6 +77,7 @@ class Lifecycle:
                 calls_off.append(job)
                 continue
             sent[job.request.id] = world.client_tokens(job)
+            job.received_tokens = job.sent + sent[job.request.id]
             if job.stage is Stage.DECODE and instance.runs(job.active):
                 job.last_token_s = instance.emitted_s
             world.moves.cancel(job)

@@ -28,7 +28,7 @@ from pdlab.types import Migrate, Migrated, Refused, Stage, TransferFailed, Trans
 if TYPE_CHECKING:
     from pdlab.sim.world import World
 
-TRANSFER, QUEUED_D = Stage.TRANSFER, Stage.QUEUED_D  # enum look-ups cost
+TRANSFER = Stage.TRANSFER  # enum look-ups cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,7 @@ class Moves:
         """The prompt is computed: move what the decode instance does not hold already."""
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
-        job.handoff_s = self.world.env.now
-        job.stage = TRANSFER
+        job.handed_off(self.world.env.now, d.name)
         tokens = pseq.prompt_tokens - dseq.cached_tokens
         if not self.pulls:
             self._start(job, tokens)
@@ -107,9 +106,8 @@ class Moves:
 
     def close(self, job: Job) -> None:
         """The prompt is computed and all of it is in the push."""
-        assert job.transfer is not None
-        job.handoff_s = self.world.env.now
-        job.stage = TRANSFER
+        assert job.transfer is not None and job.d is not None
+        job.handed_off(self.world.env.now, job.d.name)
         job.streaming = False
         self.network.close(job.transfer)
 
@@ -130,7 +128,6 @@ class Moves:
             self._start(job, tokens, limit=limit, delay_s=delay_s, streaming=True)
         else:
             size = tokens * self.mode.bytes_per_token
-            job.transfer_bytes += size
             self.network.extend(job.transfer, size)
             self.network.set_limit(job.transfer, limit)
         assert job.dseq is not None
@@ -141,8 +138,7 @@ class Moves:
         if not job.d.alive:
             return  # nobody knows yet; the router hears of it as Left
         size = tokens * self.mode.bytes_per_token + self.mode.state_bytes
-        job.transfer_bytes += size
-        job.transfer_start_s = self.world.env.now
+        job.transfer_began(self.world.env.now)
         job.streaming = streaming
         job.transfer = self.network.transfer(
             job.p.name,
@@ -162,8 +158,7 @@ class Moves:
         job.transfer = None
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
-        job.transfer_end_s = self.world.env.now
-        job.stage = QUEUED_D
+        job.transferred(self.world.env.now, transfer.size_bytes)
         p.jobs.pop(job, None)
         if p.alive:
             p.worker.release(pseq)
@@ -198,12 +193,12 @@ class Moves:
         """Copy what has come since the last stage, up to `tokens` in all."""
         assert job.d is not None and job.target is not None and job.tseq is not None and job.staging is not None
         size = job.staging.copy(tokens) * self.mode.bytes_per_token + (self.mode.state_bytes if last else 0.0)
-        job.transfer_bytes += size
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
 
     def _copied(self, job: Job, tseq: Sequence, last: bool, transfer: Transfer) -> None:
         job.transfer = None
+        job.copied(transfer.size_bytes)
         src, dst, seq = job.d, job.target, job.active
         assert src is not None and dst is not None and seq is not None and job.tseq is tseq and job.staging is not None
         if last:
@@ -232,7 +227,7 @@ class Moves:
             return
         if runs:
             job.last_token_s = src.emitted_s
-        job.stage = Stage.MIGRATING
+        job.migrating()
         if dst.extend(tseq, seq.prompt_tokens):
             self._copy(job, seq.prompt_tokens, last=True)
         else:
@@ -241,7 +236,7 @@ class Moves:
     def _commit(self, job: Job, src: SimInstance, dst: SimInstance, seq: Sequence, tseq: Sequence) -> None:
         tseq.made = seq.made
         tseq.preempted += seq.preempted
-        job.migrations += 1
+        job.migrated(dst.name)
         job.d, job.dseq, job.target, job.tseq = dst, tseq, None, None
         src.jobs.pop(job, None)
         src.worker.release(seq)

@@ -7,21 +7,19 @@ It translates and keeps the records; it decides nothing. `Job` is a request on i
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import simpy
 
 from pdlab.core.teller import Teller
-from pdlab.gaps import Gaps
 from pdlab.log import EventLog
-from pdlab.records import FIELDS, Records, Samples
+from pdlab.results.timeline import Book
 from pdlab.router import Router
 from pdlab.scheduler import NOTHING, Batch, Sequence
 from pdlab.sim.host import Host
 from pdlab.sim.instance import After, SimInstance
-from pdlab.sim.job import NAN, Job
+from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
 from pdlab.sim.link import Network
 from pdlab.sim.moves import Moves, TransferMode
@@ -50,9 +48,7 @@ from pdlab.types import (
 )
 from pdlab.workload.base import Workload
 
-QUEUED_P, PREFILL, LEASED, DECODE, DONE = Stage.QUEUED_P, Stage.PREFILL, Stage.LEASED, Stage.DECODE, Stage.DONE  # enum look-ups cost
-
-ROW = struct.Struct(f"={len(FIELDS)}d")  # a third of the time that array.extend takes
+QUEUED_P, DONE = Stage.QUEUED_P, Stage.DONE  # enum look-ups cost
 
 Maker = Callable[[InstanceSpec], SimInstance]
 
@@ -91,9 +87,8 @@ class World:
         self.follows_chunks = self.moves.by_chunk or self.moves.by_layer
         self.first_token_from_prefill = transfer.first_token == "prefill"
         self.start_instance = start_instance
-        self.gaps = Gaps()
-        self.records = Records()
-        self.samples = Samples()
+        self.book = Book()
+        self.records, self.samples, self.gaps = self.book.records, self.book.samples, self.book.gaps
         self.spans: list[tuple[int, float, float, str, int, int]] | None = [] if spans else None
         self.instances: dict[str, SimInstance] = {}  # the present incarnation of each
         self.jobs: dict[int, Job] = {}  # by request id, which is its index in the workload
@@ -105,7 +100,6 @@ class World:
         self.longer: dict[str, tuple[float, float]] = {}  # instances that are slow: SimInstance.longer and decode_longer
         self.on_progress: Callable[[float, int, int], None] | None = None
         self._makers: dict[str, Maker] = {}
-        self._reasons: dict[str, int] = {}
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
         self._next_closed = 0
         self._arrival_callbacks: list[Callable[[Any], None]] = [self._arrival]
@@ -134,14 +128,12 @@ class World:
     def add(self, spec: InstanceSpec, make: Maker) -> None:
         """Bring up an instance; `make` builds it, now and after each restart."""
         self._makers[spec.name] = make
-        self.records.instances.append(spec.name)
-        self.samples.instances.append(spec.name)
         self.bring_up(spec)
 
     def bring_up(self, spec: InstanceSpec) -> None:
         """Start an instance that was added: its first or a later incarnation."""
         instance = self._makers[spec.name](spec)
-        instance.index = self.records.instances.index(spec.name)
+        instance.index = self.book.place(spec.name)
         instance.spans = self.spans
         instance.longer, instance.decode_longer = self.longer.get(spec.name, (1.0, 1.0))
         if spec.name in self.instances:
@@ -189,7 +181,9 @@ class World:
     def interrupt(self) -> None:
         """Stopped from outside: write down the requests under way as they are."""
         for job in list(self.jobs.values()):
-            self._record(job, job.stage, NAN, NAN)
+            job.received_tokens = job.sent + self.client_tokens(job)
+            job.count_preemptions()
+            self.book.write(job)
         for instance in self.instances.values():
             instance.sync()
             instance.lived_s += self.env.now - instance.up_s
@@ -268,12 +262,13 @@ class World:
         request = job.request
         job.p = p
         if attempt > 1:  # forget the lost one
-            job.stage = QUEUED_P
+            job.count_preemptions()
+            job.restarted()
             job.sent = sent
             job.d = job.pseq = job.dseq = None
             job.pushed_tokens = 0
-            job.handoff_s = job.transfer_start_s = job.transfer_end_s = NAN
         if not p.alive:
+            job.dispatched(self.env.now, p.name)
             return  # nobody knows yet; the router hears of it as Left
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
         stays = action.decode == action.instance
@@ -281,13 +276,13 @@ class World:
         seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, stays)
         if stays:
             job.d = p
+            job.assigned(p.name)
         elif action.decode is not None:
             d = self.instances[action.decode]
             if d.alive and not self._reserve(job, d, prompt, output):
                 return
         job.pseq = seq
-        job.attempts += 1
-        job.dispatched_s = self.env.now
+        job.dispatched(self.env.now, p.name)
         p.requests += 1
         p.worker.submit(seq, _others(request, seq) if stays and request.best_of > 1 else NOTHING)
         p.kick()
@@ -303,6 +298,7 @@ class World:
             self.tell(Refused(request.id, job.attempt, d.name))
             return False
         job.d, job.dseq = d, seq
+        job.assigned(d.name)
         d.jobs[job] = None
         d.requests += 1
         return True
@@ -314,6 +310,7 @@ class World:
             return
         if action.dst == action.src:
             job.d = p
+            job.handed_off(self.env.now, p.name)
             p.worker.stay(seq)
             p.kick()
             return
@@ -328,6 +325,7 @@ class World:
             return
         self.moves.cancel(job)
         if job.attempt == action.attempt:
+            job.received_tokens = job.sent + self.client_tokens(job)
             job.attempt = 0  # what its sequences still do, until the step under way has ended, is of no account
         for seq in (job.pseq, job.dseq, job.tseq):
             if seq is not None and seq.attempt == action.attempt:
@@ -341,11 +339,7 @@ class World:
 
     def _end(self, action: End) -> None:
         job = self.jobs[action.request_id]
-        code = self._reasons.get(action.reason)
-        if code is None:
-            code = self._reasons[action.reason] = len(self.records.reasons)
-            self.records.reasons.append(action.reason)
-        self._record(job, action.stage, self.env.now, code)
+        job.ended(action.stage, self.env.now, action.reason)
         self._ended(job)
 
     # ------------------------------------------------------------ instances speak
@@ -356,9 +350,7 @@ class World:
             if seq is not job.pseq:
                 continue  # a candidate, or computed anew after a preemption elsewhere
             if job.stage is QUEUED_P and job.attempt == seq.attempt:
-                job.stage = PREFILL
-                job.prefill_start_s = now
-                job.cached_tokens = seq.cached_tokens
+                job.prefill_started(now, seq.cached_tokens)
             if self.moves.by_layer and job.dseq is not None:
                 self.moves.step_started(job, seq, tokens, seconds)
 
@@ -379,14 +371,11 @@ class World:
             if seq.parent is not None:
                 continue
             job: Job = seq.owner
-            if job.decode_start_s != job.decode_start_s:
-                job.decode_start_s = now
+            job.decode_began(now)
             last_s = job.last_token_s
             if last_s == last_s:
                 self.gaps.add_run(1, at_s - last_s, 0.0, 1)
-            if job.first_token_s != job.first_token_s:
-                job.first_token_s = at_s
-            job.stage = DECODE
+            job.first_token(at_s)
 
     def first_steps_later(self, joined: list[Sequence], foretold_s: float, at_s: float) -> None:
         """A gap that ends there was counted as foretold."""
@@ -404,7 +393,8 @@ class World:
             return
         if seq.stays or self.first_token_from_prefill:
             self._token_at(job, now)
-        job.stage = DECODE if seq.stays else LEASED
+        if not seq.stays:
+            job.prefilled()
         self.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens))
         if job.done or job.attempt != seq.attempt:
             return
@@ -416,7 +406,7 @@ class World:
     def _token_at(self, job: Job, at_s: float) -> None:
         """The client gets the first token of this attempt."""
         if job.first_token_s != job.first_token_s:
-            job.first_token_s = at_s
+            job.first_token(at_s)
         elif job.last_token_s == job.last_token_s:
             self.gaps.add(at_s - job.last_token_s)
         job.last_token_s = at_s
@@ -436,7 +426,8 @@ class World:
             self.moves.cancel(job)
         job.done = True
         self.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens))
-        self._record(job, DONE, now, NAN)
+        job.received_tokens = job.output_tokens * job.request.best_of
+        job.ended(DONE, now)
         self._ended(job)
 
     def overdue(self, instance: SimInstance, seq: Sequence) -> None:
@@ -462,53 +453,17 @@ class World:
         if job.dseq is None and not seq.stays and not self.first_token_from_prefill:
             return 0  # the prefill instance's token is dropped
         where = job.d if job.d is not None else job.p
-        made = where.scheduler.made(seq) if where is not None else seq.made
+        made = where.made_by_now(seq) if where is not None else seq.made
         if job.dseq is not None and job.stage < Stage.LEASED:
             return 0  # reserved, but the prompt is not computed yet
         return made
 
     # ------------------------------------------------------------ records
 
-    def _record(self, job: Job, stage: Stage, finish_s: float, reason: float) -> None:
-        request = job.request
-        p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
-        preemptions = (pseq.preempted if pseq is not None else 0) + (dseq.preempted if dseq is not None else 0)
-        if stage is DONE:
-            output = job.output_tokens * request.best_of
-        else:
-            output = job.sent + (self.client_tokens(job) if finish_s != finish_s else 0)
-        self.records.rows.frombytes(
-            ROW.pack(
-                request.id,
-                stage,
-                request.arrival_s,
-                job.dispatched_s,
-                job.prefill_start_s,
-                job.first_token_s,
-                job.handoff_s,
-                job.transfer_start_s,
-                job.transfer_end_s,
-                job.decode_start_s,
-                finish_s,
-                request.prompt_tokens,
-                job.cached_tokens,
-                output,
-                p.index if p is not None else NAN,
-                d.index if d is not None else NAN,
-                job.transfer_bytes,
-                job.attempts,
-                preemptions,
-                job.migrations,
-                request.priority,
-                NAN if request.ttft_slo_s is None else request.ttft_slo_s,
-                NAN if request.tpot_slo_s is None else request.tpot_slo_s,
-                request.best_of,
-                reason,
-            )
-        )
-
     def _ended(self, job: Job) -> None:
         i = job.index
+        job.count_preemptions()
+        self.book.write(job)
         job.done = True
         job.pseq = job.dseq = job.tseq = None  # they know it too: leave the garbage collector no cycle
         del self.jobs[i]
@@ -529,23 +484,11 @@ class World:
 
     def _report(self, event: simpy.Event) -> None:
         now = self.env.now
-        rows = self.samples.rows
         for instance in list(self.instances.values()):
             if not instance.alive:
                 continue
             report = instance.report()
-            rows.extend(
-                (
-                    now,
-                    instance.index,
-                    report.waiting,
-                    report.waiting_tokens,
-                    report.running,
-                    report.context_tokens,
-                    report.used_blocks,
-                    instance.scheduler.pool.total,
-                )
-            )
+            self.book.sample(now, report, instance.scheduler.pool.total)
             self._deliver(instance, report)
         if self.on_progress is not None:
             self.on_progress(now, self.ended, self.requests)

@@ -15,13 +15,12 @@ from typing import Any
 
 import msgspec
 
-from pdlab.gaps import Gaps
-from pdlab.real.bench.book import Book
 from pdlab.real.bench.http import Client, Lost
 from pdlab.real.bench.overhead import Overhead
 from pdlab.real.bench.prompts import Prompts
 from pdlab.real.bench.server import TIMELINE_HEADERS, Server, fields
 from pdlab.real.bench.stream import Stream, said
+from pdlab.results.timeline import Book, Timeline
 from pdlab.types import Request, Stage
 from pdlab.workload.base import Workload
 
@@ -46,8 +45,10 @@ class Load:
     ) -> None:
         self.client, self.server, self.workload, self.prompts = client, server, workload, prompts
         self.timeout_s, self._raw = timeout_s, raw
-        self.book, self.gaps, self.overhead = Book(), Gaps(), Overhead()
+        self.book, self.overhead = Book(), Overhead()
+        self.gaps = self.book.gaps
         self.ended = self.other_lengths = 0
+        self.timelines = 0  # requests of which the server told its part
         self.duration_s = 0.0
         self._zero_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -178,21 +179,19 @@ class Load:
             self.other_lengths += tokens != int(self.workload.output_tokens[request.id]) * request.best_of
         self.overhead.chunks += stream.chunks
         self.overhead.tokens += tokens
-        self.book.write(
-            request,
-            stage,
-            first_token_s=stream.first_s - self._zero_s,
-            finish_s=stream.last_s - self._zero_s if done else now_s if stage.ended else NAN,
-            output_tokens=tokens,
-            first_tokens=stream.first_tokens,
-            cached_tokens=stream.cached_tokens,
-            reason=reason,
-            timeline=stream.timeline,
-        )
+        line = Timeline(request)
+        line.attempts, line.cached_tokens, line.received_tokens = 1, stream.cached_tokens, tokens
+        if stream.timeline:
+            self.timelines += 1
+            line.follow(stream.timeline)
+        line.first_token(stream.first_s - self._zero_s)
+        line.ended(stage, stream.last_s - self._zero_s if done else now_s if stage.ended else NAN, reason)
+        self.book.write(line)
+        self.book.records.first_tokens.append(stream.first_tokens)
         if self._raw is not None:
             chunks = [(when - self._zero_s, choice, count) for when, choice, count in stream.times or ()]
-            line = {"request_id": request.id, "sent_s": request.arrival_s, "status": stage.name.lower(), "chunks": chunks}
-            self._raw(msgspec.json.encode(line) + b"\n")
+            raw = {"request_id": request.id, "sent_s": request.arrival_s, "status": stage.name.lower(), "chunks": chunks}
+            self._raw(msgspec.json.encode(raw) + b"\n")
 
     def _after(self, index: int) -> None:
         """What the end of a request sets off."""

@@ -15,12 +15,12 @@ from typing import Any
 from pdlab import __version__, collector, load_policy
 from pdlab.metrics import summarise
 from pdlab.real.bench import overhead
-from pdlab.real.bench.book import uses
 from pdlab.real.bench.http import Client
 from pdlab.real.bench.load import Load, extras
 from pdlab.real.bench.poll import poll
 from pdlab.real.bench.prompts import Prompts
 from pdlab.real.bench.server import Server, ask
+from pdlab.real.bench.uses import uses
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.records import Records, Samples
 from pdlab.result import Result
@@ -155,7 +155,7 @@ def _result(
             "url": server.url,
             "model": server.model,
             "server_version": server.version,
-            "timelines": load.book.timelines,
+            "timelines": load.timelines,
             "zero_s": load.zero_s,  # of this machine's monotonic clock
         },
         partial=partial,

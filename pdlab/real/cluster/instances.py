@@ -79,7 +79,7 @@ class Instances:
             if known is not None:
                 self.gone(known)
             self.members[spec.name] = Member(spec, self._connect(spec))
-            self.world.lines.index(spec.name)
+            self.world.lines.book.place(spec.name)
             self._census()
             self.world.tell(Joined(spec))
             if spec.draining:
@@ -149,7 +149,7 @@ class Instances:
         for live in self.world.live.values():
             if member.name in (live.line.prefill_instance, live.line.decode_instance):
                 sent[live.request.id] = live.kept
-                if live.line.status is Stage.TRANSFER:
+                if live.line.stage is Stage.TRANSFER:
                     self.world.tally.transfer_failed(HANDOFF, "instance_gone")
             for leg in [leg for leg in live.legs.values() if leg.member is member]:
                 live.drop(leg)
@@ -168,7 +168,7 @@ class Instances:
         member = self.members.get(report.instance)
         if member is not None and not member.gone and member.spec.incarnation == report.incarnation:
             self.reports[report.instance] = report
-            self.world.lines.sample(now, report, member.spec.kv_blocks)
+            self.world.lines.book.sample(now, report, member.spec.kv_blocks)
         self.world.tell(report)
 
     def other(self, event: AnyEvent) -> None:

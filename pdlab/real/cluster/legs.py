@@ -66,7 +66,7 @@ class Legs:
             else:
                 self._stay(live, src, dst)
             return
-        line.handoff_s = self.world.now()
+        line.handed_off(self.world.now(), dst.name)
         if dst is src and (live.given or not (dst.can(MADE) and live.single)):
             self._alone(live, dst)
             self.world.release(live)
@@ -74,7 +74,6 @@ class Legs:
         if dst is src and not live.made:
             live.first(self.world.now(), None)  # that token is in the KV already
         leg = self._leg(live, "decode", dst)
-        line.status = Stage.TRANSFER
         if not dst.can(MADE) or answer.params is None:
             self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
             return
@@ -111,7 +110,7 @@ class Legs:
         """The leg is given up. Because its KV did not come in time?"""
         line, limit_s = live.line, self.world.router.limits.transfer_timeout_s
         src = self.world.instances.members.get(line.prefill_instance or "")
-        waits = leg.kind in ("decode", "reserve") and not leg.landed and line.status is Stage.TRANSFER
+        waits = leg.kind in ("decode", "reserve") and not leg.landed and line.stage is Stage.TRANSFER
         if waits and src is not None and src is not leg.member and self.world.now() - line.handoff_s >= limit_s:
             self.world.pairs.failed(src, leg.member, f"nothing came within {limit_s:g} s")
             self.world.tally.transfer_failed(HANDOFF, "deadline")
@@ -119,7 +118,7 @@ class Legs:
     async def _cut(self, live: Live, leg: Leg, trouble: TransferTrouble) -> bool:
         """KV did not come to a leg that waits for it. True: it is seen to. A lease that has ended says nothing of the way."""
         src, dst, held = self.world.instances.members.get(live.line.prefill_instance or ""), leg.member, live.held
-        if src is None or src is dst or src.gone or live.line.status is not Stage.TRANSFER:
+        if src is None or src is dst or src.gone or live.line.stage is not Stage.TRANSFER:
             return False
         if held is not None and not await src.remote.renew(held.lease):
             return leg.over
@@ -147,7 +146,7 @@ class Legs:
         name = f"{self.world.name}-{live.request.id}-{live.attempt}-{live.named}"
         leg = live.legs[place] = Leg(kind, name, member, [0] * live.sampling.best_of)
         if place == "decode":
-            live.line.decode_instance = member.name
+            live.line.assigned(member.name)
         return leg
 
     def _run(self, live: Live, leg: Leg, way: Way) -> None:
@@ -218,7 +217,7 @@ class Legs:
         if self._gives_first(live, leg.member, reserved.member if reserved is not None else then):
             live.first(self.world.now(), None)
         live.drop(leg)
-        live.line.status = Stage.LEASED
+        live.line.prefilled()
         self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, answer.cached_tokens))
         if live.prefilled is not answer:
             return  # it was told of something else meanwhile
@@ -228,7 +227,7 @@ class Legs:
             self.hand_off(live, leg.member, then)
 
     def _prefilled(self, live: Live, queue_s: float, cached_tokens: int) -> None:
-        live.line.prefilled(queue_s, cached_tokens)
+        live.line.prefill_started(live.line.dispatched_s + queue_s, cached_tokens)
         self.world.tally.prefilled(live.request.prompt_tokens, cached_tokens)
 
     def _push(self, prefill: Member, to: StreamEvent) -> PushTo | None:
@@ -245,8 +244,7 @@ class Legs:
         return decode.can(MADE) if decode is not None else self.world.instances.all_go_on
 
     async def _proceed(self, live: Live, leg: Leg, pull: KvParams | None) -> None:
-        live.line.handoff_s = self.world.now()
-        live.line.status = Stage.TRANSFER
+        live.line.handed_off(self.world.now(), leg.member.name)
         leg.next[0] = len(live.made)
         try:
             await leg.member.remote.proceed(Continue(leg.name, live.given + live.made, pull))
@@ -298,7 +296,7 @@ class Legs:
         elif live.finished:
             self.world.finish(live, leg)
         elif began and leg.kind == "alone":
-            live.line.decodes(self.world.now())
+            live.line.decode_began(self.world.now())
             if live.prefilled is None:
                 self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, live.line.cached_tokens))
 
@@ -307,7 +305,7 @@ class Legs:
         leg.landed = True
         now, request = self.world.now(), live.request
         if leg.kind == "target":
-            live.line.transfer_bytes += news.bytes
+            live.line.copied(news.bytes)
             self.world.tally.transferred(MIGRATION, news.bytes, news.seconds)
             leg.next[0] = leg.goes_on_from = news.made - len(live.given)
             source = live.legs["decode"]
@@ -321,10 +319,14 @@ class Legs:
             self.world.pairs.came(src, leg.member)
         held, live.held = live.held, None  # it was read
         if held is not None and held.member is leg.member:
-            live.line.decodes(now)  # the router knows
+            live.line.decode_began(now)  # the router knows
             return
-        live.line.transferred(now, news.seconds, news.waited_s, news.bytes)
-        self.world.tally.transferred(HANDOFF, news.bytes, live.line.transfer_end_s - live.line.transfer_start_s)
+        line = live.line
+        end_s = max(now - news.waited_s, line.dispatched_s)
+        line.transfer_began(max(end_s - news.seconds, line.dispatched_s) if news.seconds > 0.0 else line.handoff_s)
+        line.transferred(end_s, news.bytes)
+        line.decode_began(now)
+        self.world.tally.transferred(HANDOFF, news.bytes, end_s - line.transfer_start_s)
         self.world.tell(Transferred(request.id, live.attempt, leg.member.name))
 
     # ------------------------------------------------------------ migration
@@ -342,9 +344,8 @@ class Legs:
             source.task.cancel()
         live.legs["decode"] = live.legs.pop("target")
         target.kind = "decode"
-        live.line.migrations += 1
+        live.line.migrated(target.member.name)
         self.world.tally.migrations += 1
-        live.line.decode_instance = target.member.name
         self.world.tell(Migrated(live.request.id, live.attempt, source.member.name, target.member.name))
         if live.finished and not target.over:
             self.world.finish(live, target)
@@ -374,6 +375,7 @@ class Legs:
             self.world.tell(Failed(request_id, attempt, name, reason))
         elif isinstance(trouble, Full) and not leg.reserved and (waits or leg.kind in ("prefill", "alone")) and not leg.landed:
             live.drop(leg)
+            live.line.refused()
             self.world.tell(Refused(request_id, attempt, name))
         elif isinstance(trouble, (Full, TransferTrouble)) and waits:
             if isinstance(trouble, Full):

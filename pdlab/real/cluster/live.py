@@ -12,8 +12,8 @@ import msgspec
 from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.instances import Member
 from pdlab.real.cluster.remote import Broken, LegTokens, Prefilled
-from pdlab.real.cluster.timeline import Timeline
 from pdlab.real.engine.messages import Sampling, Scored, Tokens
+from pdlab.results.timeline import Timeline
 from pdlab.types import Request, Stage
 
 Gap = Callable[[float, int], None]
@@ -126,7 +126,7 @@ class Live:
         for c in self.candidates:
             c.ahead = []
         if attempt > 1:
-            self.line.restart()
+            self.line.restarted()
 
     def ask(self) -> tuple[list[int], Sampling]:
         """This attempt's prompt, and what remains to be made; what is `given` aside."""
@@ -188,7 +188,7 @@ class Live:
             return
         if new:
             if math.isnan(self.line.first_token_s):
-                self.line.first_token_s = now
+                self.line.first_token(now)
             elif not math.isnan(c.last_s):
                 self.gap((now - c.last_s) / len(new), len(new))
             c.last_s = now

@@ -2,7 +2,7 @@
 answers with.
 
 It translates, keeps each client's tokens in order and the books; it decides nothing. `Instances` are who takes part, `Legs` asks them on a
-request's behalf, `Live` is a request, `Timelines` the books.
+request's behalf, `Live` is a request, `Timelines` what happened to each.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -349,6 +350,41 @@ def test_a_refused_reservation_sends_no_prompt_and_is_asked_again_elsewhere() ->
     assert play(main).text() == [100, 101]
 
 
+@pytest.mark.parametrize("transfer", [None, PUSH], ids=["pull", "push"])
+def test_the_row_of_a_request_says_nothing_of_an_instance_that_refused_it(transfer: TransferSpec | None) -> None:
+    async def main(loop: VirtualLoop) -> Scene:
+        s = Scene(loop, transfer=transfer)
+        s.join("p")
+        d = s.join("d")
+        d.streams.append(says(Full("no room")))
+        s.submit()
+        await asyncio.sleep(1)
+        s.world.cancel(0)
+        return s
+
+    (row,) = play(main).world.lines.book.records.frame().itertuples()
+    assert row.status == "aborted"
+    assert row.attempts == (1 if transfer is None else 0), "a prompt is sent when room is reserved for it"
+    assert math.isnan(row.handoff_s) and not isinstance(row.decode_instance, str)
+
+
+def test_the_row_of_a_request_is_about_its_last_attempt() -> None:
+    async def main(loop: VirtualLoop) -> Scene:
+        s = Scene(loop)
+        s.join("p")
+        d = s.join("d")
+        d.streams += [says(TRANSFERRED, tokens(101), Broken("reset")), says(TRANSFERRED, tokens(102, 103, finish="length"))]
+        s.submit()
+        await asyncio.sleep(2)
+        return s
+
+    (row,) = play(main).world.lines.book.records.frame().itertuples()
+    assert (row.status, row.attempts) == ("done", 2)
+    assert row.first_token_s == pytest.approx(0.1)
+    assert row.dispatched_s == row.prefill_start_s == pytest.approx(0.4)
+    assert row.handoff_s == pytest.approx(0.5) and row.decode_start_s == row.transfer_end_s == pytest.approx(0.6)
+
+
 def test_a_token_that_ends_the_request_frees_what_was_reserved() -> None:
     async def main(loop: VirtualLoop) -> Scene:
         s = Scene(loop, transfer=PUSH)
@@ -532,7 +568,7 @@ def test_reports_are_stamped_with_the_routers_clock_and_a_clock_far_off_is_not_b
         assert seen == [pytest.approx(9.5), 10.0, 10.0]
         return s
 
-    assert len(play(main).world.lines.samples) == 3
+    assert len(play(main).world.lines.book.samples) == 3
 
 
 def test_what_an_instance_says_anew_of_itself_reaches_the_router() -> None:

@@ -58,9 +58,18 @@ def test_the_live_world_decides_as_the_simulated_one(shape: str, policy: str, tr
     np.testing.assert_allclose([at_s for at_s, _ in ours], [at_s for at_s, _ in theirs], rtol=0, atol=1e-6)
     for a, b in zip(happenings(tmp_path / "live"), happenings(tmp_path / "sim"), strict=True):
         assert type(a.event) is type(b.event)
-    frame = made.world.lines.records.frame().set_index("request_id")
+    frame = made.world.lines.book.records.frame().set_index("request_id")
     told = simulated.records.frame().set_index("request_id").loc[frame.index]
-    for name in ("arrival_s", "dispatched_s", "prefill_start_s", "first_token_s", "handoff_s", "transfer_end_s", "finish_s"):
+    for name in (
+        "arrival_s",
+        "dispatched_s",
+        "prefill_start_s",
+        "first_token_s",
+        "handoff_s",
+        "transfer_start_s",
+        "transfer_end_s",
+        "finish_s",
+    ):
         np.testing.assert_allclose(frame[name], told[name], rtol=0, atol=1e-6, err_msg=name)
     for name in ("prefill_instance", "decode_instance", "status", "output_tokens", "cached_tokens", "attempts", "transfer_bytes"):
         assert frame[name].astype(str).tolist() == told[name].astype(str).tolist(), name
@@ -73,7 +82,7 @@ def test_they_decide_alike_where_prompts_share_prefixes(tmp_path: Path) -> None:
     made = live(experiment, tmp_path / "live")
     ours, theirs = decisions(tmp_path / "live"), decisions(tmp_path / "sim")
     assert [action for _, action in ours] == [action for _, action in theirs]
-    assert made.world.lines.records.column("cached_tokens").sum() > 0
+    assert made.world.lines.book.records.column("cached_tokens").sum() > 0
 
 
 def test_equal_runs_write_equal_logs(tmp_path: Path) -> None:

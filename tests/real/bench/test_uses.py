@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from pdlab.real.bench.book import length_s, spans
 from pdlab.real.bench.overhead import warnings
 from pdlab.real.bench.poll import read
+from pdlab.real.bench.uses import length_s, spans
 from pdlab.records import Samples
 
 PAGE = """# HELP vllm:num_requests_running Sequences.
