@@ -42,6 +42,7 @@ class Connection(asyncio.Protocol):
         self._clock, self._idle = clock, idle
         self._exchange: Exchange | None = None
         self._now = 0.0
+        self._until_close = False  # the answer has neither a length nor chunks: it ends with the connection
         self.used = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, exchange: Exchange) -> None:
         self._exchange = exchange
         self._parser = httptools.HttpResponseParser(self)
+        self._until_close = True
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -61,6 +63,10 @@ class Connection(asyncio.Protocol):
             self.connection_lost(Lost("what came is not HTTP"))
             self.transport.abort()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._until_close = False
+
     def on_headers_complete(self) -> None:
         if self._exchange is not None:
             self._exchange.status = self._parser.get_status_code()
@@ -70,6 +76,9 @@ class Connection(asyncio.Protocol):
             self._exchange.body(part, self._now)
 
     def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:  # 100, 102, 103: the answer itself comes after it
+            self._until_close = True
+            return
         exchange, self._exchange = self._exchange, None
         if self._parser.should_keep_alive():
             self.used = True
@@ -83,7 +92,11 @@ class Connection(asyncio.Protocol):
         if self in self._idle:
             self._idle.remove(self)
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and not exchange.ended.done():
+        if exchange is None or exchange.ended.done():
+            return
+        if why is None and self._until_close and exchange.status >= 200:
+            exchange.ended.set_result(None)
+        else:
             exchange.ended.set_exception(why if isinstance(why, Lost) else Lost("the connection was lost"))
 
 

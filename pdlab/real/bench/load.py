@@ -240,6 +240,9 @@ def _judged(stream: Stream, sequences: int) -> tuple[Stage, str | None]:
         return Stage.FAILED, f"status {stream.status}: {said(stream.content)}"
     if stream.error is not None:
         return Stage.FAILED, stream.error
+    if not stream.events and stream.content:
+        packed = stream.content.startswith(b"\x1f\x8b")
+        return Stage.FAILED, f"no stream of events: {'packed with gzip, which was not asked for' if packed else said(stream.content)}"
     if not stream.counted or (len(stream.finished) < sequences and not stream.done):
         return Stage.FAILED, "the answer ended early"
     return Stage.DONE, None

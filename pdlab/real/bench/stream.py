@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -11,7 +11,7 @@ from pdlab.real.bench.http import Exchange
 
 
 class Choice(msgspec.Struct):
-    index: int = 0
+    index: int | None = None
     text: str | None = None
     token_ids: list[int] | None = None
     finish_reason: str | None = None
@@ -22,7 +22,7 @@ class Details(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    completion_tokens: int | None = None
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | None = None
     prompt_tokens_details: Details | None = None
 
 
@@ -31,12 +31,15 @@ class Told(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    choices: list[Choice] = []
+    choices: list[Choice] | None = None
     usage: Usage | None = None
     pdlab: Told | None = None
     error: msgspec.Raw = msgspec.Raw()
+    object: str | None = None
 
 
+FAILED = ("error", "abort")  # reasons to finish that are none
+KEPT_BYTES = 4096  # of an answer that is no stream, for the message
 BOM = b"\xef\xbb\xbf"
 _decode = msgspec.json.Decoder(Chunk).decode
 
@@ -51,6 +54,7 @@ class Stream(Exchange):
         self._on_gap = on_gap
         self._last: dict[int, float] = {}
         self._rest = self._pending = b""
+        self._event_of_error = False
         self._cr = False  # what has come so far ends with a carriage return, whose line feed may follow
         self._first = Choice()
         self._first_usage: Usage | None = None
@@ -59,6 +63,7 @@ class Stream(Exchange):
         self._first_s = self._last_s = float("nan")
         self._counted = 0
         self.chunks = 0
+        self.events = 0
         self.usage: Usage | None = None
         self.timeline: dict[str, Any] | None = None
         self.error: str | None = None
@@ -76,7 +81,7 @@ class Stream(Exchange):
     def tokens(self) -> int:
         """Of all sequences: as the server counts them, or else as they came."""
         told = self.usage.completion_tokens if self.usage is not None else None
-        return self.counted if told is None else told
+        return told or self.counted  # some servers say 0 of an answer that they have sent
 
     @property
     def first_s(self) -> float:
@@ -113,6 +118,8 @@ class Stream(Exchange):
         if self.status != 200:
             self.content += part
             return
+        if not self.events and len(self.content) < KEPT_BYTES:
+            self.content += part[:KEPT_BYTES]
         if self._cr and part.startswith(b"\n"):
             part, self._cr = part[1:], False
         if b"\r" in part:
@@ -124,9 +131,12 @@ class Stream(Exchange):
         for line in lines:
             if line.startswith(b"data:"):
                 self._line(line[5:].strip(), now)
-            elif not line and self._pending:
-                self._pending = b""
-                self.error = self.error or "an event is not a completion's"
+            elif not line:
+                if self._pending:
+                    self.error = self.error or f"an event is not a completion's: {said(self._pending)}"
+                self._pending, self._event_of_error = b"", False
+            elif line.startswith(b"event:"):
+                self._event_of_error = line[6:].strip() == b"error"
             elif line.startswith(BOM + b"data:"):
                 self._line(line[8:].strip(), now)
 
@@ -134,6 +144,7 @@ class Stream(Exchange):
         """A line of an event's data. Together with those before it, it is the event as soon as it can be read."""
         if not text:
             return
+        self.events += 1
         if text == b"[DONE]":
             self.done = True
             return
@@ -148,7 +159,7 @@ class Stream(Exchange):
 
     def _event(self, chunk: Chunk, text: bytes, now: float) -> None:
         began = not self._last
-        for choice in chunk.choices:
+        for choice in chunk.choices or ():
             self._choice(choice, now)
         if chunk.usage is not None:
             self.usage = chunk.usage
@@ -156,14 +167,16 @@ class Stream(Exchange):
                 self._first_usage = chunk.usage
         if chunk.pdlab is not None and chunk.pdlab.timeline is not None:
             self.timeline = chunk.pdlab.timeline
-        if bytes(chunk.error) not in (b"", b"null"):
+        if bytes(chunk.error) not in (b"", b"null") or chunk.object == "error" or self._event_of_error:
             self.error = said(text)
 
     def _choice(self, choice: Choice, now: float) -> None:
-        index, ids = choice.index, choice.token_ids
+        index, ids = choice.index or 0, choice.token_ids
         tokens = len(ids) if ids is not None else int(bool(choice.text))
         if choice.finish_reason is not None:
             self.finished.add(index)
+            if choice.finish_reason in FAILED:
+                self.error = self.error or f"finish_reason {choice.finish_reason}"
         if not tokens:
             self._blank_s = (now if self._blank_s is None else self._blank_s[0], now)
             return
@@ -176,7 +189,7 @@ class Stream(Exchange):
         self._last[index] = self._last_s = now
         self._counted += tokens
         self.chunks += 1
-        if index == self._first.index:
+        if index == (self._first.index or 0):
             self._characters += len(choice.text or "")
         if self.times is not None:
             self.times.append((now, index, tokens))

@@ -144,7 +144,7 @@ def test_how_many_tokens_came_with_the_first_chunk_is_known_or_estimated(chunks:
 def test_an_error_event_is_kept_and_nonsense_is_one() -> None:
     stream, _ = fed(lambda s: s.body(b'data: {"error":{"message":"engine died"}}\n\n', 1.0))
     assert stream.error == "engine died" and math.isnan(stream.first_s)
-    assert fed(lambda s: s.body(b"data: {\n\n", 1.0))[0].error == "an event is not a completion's"
+    assert fed(lambda s: s.body(b"data: {\n\n", 1.0))[0].error.startswith("an event is not a completion's")
 
 
 @pytest.mark.parametrize(
