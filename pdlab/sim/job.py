@@ -30,6 +30,7 @@ class Job:
     stage: Stage = Stage.QUEUED_P
     done = False
     streaming = False  # its KV is pushed while the prompt is computed
+    paced = False  # it was, and came at that pace
     cached_tokens = 0
     transfer_bytes = 0.0
     pushed_tokens = 0  # of its prompt, as far as they were pushed
@@ -40,6 +41,7 @@ class Job:
     handoff_s: float = NAN
     transfer_start_s: float = NAN
     transfer_end_s: float = NAN
+    flows_s: float = NAN  # when the transfer's first byte flows
     decode_start_s: float = NAN
     last_token_s: float = NAN
 

@@ -325,7 +325,9 @@ class Legs:
             return
         live.line.transferred(now, news.seconds, news.waited_s, news.bytes)
         self.world.tally.transferred(HANDOFF, news.bytes, live.line.transfer_end_s - live.line.transfer_start_s)
-        self.world.tell(Transferred(request.id, live.attempt, leg.member.name))
+        paced = leg.reserved and self.transfer.mode == "push" and self.transfer.granularity != "request"
+        seconds = 0.0 if paced else news.seconds
+        self.world.tell(Transferred(request.id, live.attempt, leg.member.name, news.bytes, seconds))
 
     # ------------------------------------------------------------ migration
 
