@@ -43,7 +43,7 @@ class Job(Timeline):
 
     def count_preemptions(self) -> None:
         """Of this attempt, which ends."""
-        if self.pseq is not None:
+        if self.pseq is not None and self.pseq.preempted:
             self.preemptions += self.pseq.preempted
-        if self.dseq is not None:
+        if self.dseq is not None and self.dseq.preempted:
             self.preemptions += self.dseq.preempted
