@@ -69,6 +69,7 @@ def test_candidates_of_a_prompt_computed_elsewhere_follow_when_it_arrives() -> N
     assert w.reserve(first, candidates(first, 3))
     assert w.next_batch(0.0) is None
     w.arrive(first)
+    assert [x.attempt for x in w.scheduler.waiting] == [1, 2]
     assert to_rest(w) == [1]
 
 
@@ -84,6 +85,22 @@ def test_a_candidate_that_stops_early_ends_alone() -> None:
     assert w.complete(batch, 1, 0.0, [others[0]]) == ([], [])
     assert to_rest(w) == [1]
     assert w.scheduler.pool.used == 0
+
+
+def test_the_first_candidate_goes_on_when_the_others_have_stopped() -> None:
+    w = worker()
+    first = Sequence(1, 0, 40, 9, (1, 2))
+    w.submit(first, others := candidates(first, 3))
+    step(w)
+    assert step(w, ended=tuple(others)) == ([], [])
+    assert (first.holding is None, to_rest(w)) == (False, [1])
+
+
+def test_a_request_that_stops_at_its_length_ends_once() -> None:
+    w = worker()
+    seq = Sequence(1, 0, 40, 1)
+    w.submit(seq)
+    assert step(w, ended=(seq,)) == ([], [1])
 
 
 def test_dropping_a_request_drops_its_candidates_wherever_they_are() -> None:
@@ -254,7 +271,6 @@ def test_the_dead_do_nothing() -> None:
     w.submit(seq)
     step(w)
     w.submit(Sequence(2, 1, 40, 30))
-    w.die()
     w.drain(None)
     w.die()
     assert (w.wake_s(), w.drained()) == (None, False)
@@ -383,6 +399,7 @@ class Commands(RuleBasedStateMachine):
         stopped = [seq for seq in sampled if data.draw(st.integers(0, 9)) == 0]
         prefilled, finished = self.worker.complete(batch, steps, self.now, stopped)
         for seq in finished:
+            assert seq.holding is None
             if seq.request_id in self.here:  # else it was dropped while the step ran
                 self.gone(seq)
         assert all(seq.parent is None and seq.holding is not None for seq in prefilled)
