@@ -30,7 +30,7 @@ SIZES = (
     "kv_lora_rank", "q_lora_rank", "nope_dim", "rope_dim", "v_dim", "window_tokens", "window_layers",
 )  # fmt: skip
 
-Entry = TypeVar("Entry", Hardware, Model)
+Entry = TypeVar("Entry", Hardware, dict[str, str])
 
 
 def hardware(name: str, base_dir: Path | None = None) -> Hardware:
@@ -52,7 +52,7 @@ def understood(name: str, base_dir: Path | None = None) -> Understood:
     path = (base_dir or Path()) / name
     if name.endswith(".json") or (path / "config.json").is_file():
         return understand(path / "config.json" if path.is_dir() else path)
-    known = _find("model", name, _models())
+    known = _of_name(_find("model", name, _models())["name"])
     return Understood(known, quantization="none" if known.weight_dtype == "bf16" else known.weight_dtype)
 
 
@@ -63,7 +63,7 @@ def hardware_names() -> list[str]:
 
 def model_names() -> list[str]:
     """Canonical names of all models, sorted."""
-    return sorted({m.name for m in _models().values()})
+    return sorted({row["name"] for row in _models().values()})
 
 
 def _find(kind: str, name: str, known: Mapping[str, Entry]) -> Entry:
@@ -109,14 +109,19 @@ def _accelerators() -> dict[str, Hardware]:
 
 
 @cache
-def _models() -> dict[str, Model]:
-    known: dict[str, Model] = {}
+def _models() -> dict[str, dict[str, str]]:
+    """The rows; a model is put together when somebody asks for it."""
+    known: dict[str, dict[str, str]] = {}
     for row in _rows("models.csv"):
-        entry = _of_row(row)
-        for alias in (entry.name, *row["aliases"].split()):
+        for alias in (row["name"], *row["aliases"].split()):
             assert alias not in known, f"model {alias} twice"
-            known[alias] = entry
+            known[alias] = row
     return known
+
+
+@cache
+def _of_name(name: str) -> Model:
+    return _of_row(_models()[name])
 
 
 def _of_row(row: dict[str, str]) -> Model:

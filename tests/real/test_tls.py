@@ -47,9 +47,18 @@ def test_clients_check_who_answers(certs: Certificates) -> None:
             heard += 1
             await hello(reader, writer)
 
-        async with await asyncio.start_server(count, "127.0.0.1", 0, ssl=Tls(str(certs.cert), str(certs.key)).listening()) as server:
-            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            for ca, right in ((certs.ca, True), (certs.other_ca, False), ("", False)):
+        ours = Tls(str(certs.cert), str(certs.key)).listening()
+        async with (
+            await asyncio.start_server(count, "127.0.0.1", 0, ssl=ours) as server,
+            await asyncio.start_server(count, "127.0.0.2", 0, ssl=ours) as another,  # whose certificate is for another name
+        ):
+            named, misnamed = ("https://{}:{}".format(*one.sockets[0].getsockname()) for one in (server, another))
+            for url, ca, right in (
+                (named, certs.ca, True),
+                (named, certs.other_ca, False),
+                (named, "", False),
+                (misnamed, certs.ca, False),
+            ):
                 tls = Tls(ca_certs=str(ca))
                 connections = Connections(url, "of-the-cluster", tls=tls)
                 async with Client(url, asyncio.get_running_loop().time, tls=tls) as client:

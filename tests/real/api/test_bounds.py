@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -87,6 +89,7 @@ def heads() -> Iterator[tuple[str, list[bytes]]]:
     yield "one that never ends", [line + b"X-A: ", *[b"a" * 4096] * (most // 4096 + 2)]
     yield "many", [line, *[b"X-%d: b\r\n" % n for n in range(most // 8)], b"\r\n"]
     yield "a long path", [b"GET /" + b"a" * most + b" HTTP/1.1\r\nHost: x\r\n\r\n"]
+    yield "a long path and nothing else", [b"GET /" + b"a" * most + b" HTTP/1.1\r\n\r\n"]
     chunked = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     yield "trailers", [chunked, *[b"X-%d: b\r\n" % n for n in range(most // 8)], b"\r\n"]
 
@@ -199,8 +202,36 @@ def test_text_below_the_bound_by_length_is_counted_in_parts(folder: Path, monkey
             answer = httpx.post(f"{world.url}/v1/completions", json={"prompt": "x" * tokens, "max_tokens": 1}, timeout=60)
             assert answer.status_code == 400 and "more than 20000 tokens" in answer.json()["error"]["message"]
         assert counted == [20_000, 20_000]
+        letters = httpx.post(f"{world.url}/v1/completions", json={"prompt": "é" * 36_000, "max_tokens": 1}, timeout=60)
+        assert letters.status_code == 400 and "has 72000 bytes" in letters.json()["error"]["message"]
+        assert counted == [20_000, 20_000], "too many bytes, though not too many characters"
         names = "<start>" * 9000  # 63,000 bytes that do fit
         assert httpx.post(f"{world.url}/v1/completions", json={"prompt": names, "max_tokens": 1}, timeout=60).status_code == 200
+
+
+def test_few_long_texts_are_tokenized_at_once(folder: Path) -> None:
+    """A byte of text can take 500 of memory meanwhile."""
+    lock, running, most = threading.Lock(), 0, 0
+
+    class Backend:
+        def encode_batch(self, texts: list[str], *, add_special_tokens: bool) -> list[Any]:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.02)
+            with lock:
+                running -= 1
+            return [SimpleNamespace(ids=[len(text)]) for text in texts]
+
+    async def main() -> None:
+        service = services.Service(EchoEngine(), SimpleNamespace(backend=Backend()), "tiny")  # type: ignore[arg-type]
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
+        long = "x" * (services.LONG_TEXT + 1)
+        assert await asyncio.gather(*(service.encode(long) for _ in range(32))) == [[len(long)]] * 32
+
+    asyncio.run(main())
+    assert most == services.LONG_TEXTS
 
 
 MEASURE = """

@@ -58,6 +58,7 @@ WRONG = [
     ({"stop": [1]}, "stop", "expected"),
     ({"stop_token_ids": [999]}, "stop_token_ids", "stop_token_ids has token 999"),
     ({"logit_bias": {"999": 1}}, "logit_bias", "logit_bias has '999'"),
+    ({"logit_bias": {f"{n % 300:0{3 + n // 300}}": 1 for n in range(1025)}}, "logit_bias", "has 1025 tokens, at most 1024"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias has 'a'"),
     ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100, not 101"),
     ({"logprobs": 21}, "logprobs", "logprobs must be from 0 to 20, not 21"),

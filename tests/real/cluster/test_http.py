@@ -15,7 +15,7 @@ from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.http import HttpRemote, Stream
 from pdlab.real.cluster.remote import Broken, Full, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
-from pdlab.real.wire import Continue, Extra, KvParams, StreamEvent
+from pdlab.real.wire import MOST_IDS, Continue, Extra, KvParams, StreamEvent
 from pdlab.types import InstanceSpec, Role, UsageError
 from tests.real.cluster.fake_instance import Fake
 
@@ -389,6 +389,12 @@ def test_what_a_peer_sends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             await remote.prefill(ask())
 
     world(test, stream=[b"data: " + b"x" * 2000], hang_up=True, whole=b" " * 2000)
+
+
+def test_token_ids_of_one_answer_are_bounded() -> None:
+    stream = Stream(Sampling())
+    assert not stream.feed(b'data: {"choices": [{"index": 0, "token_ids": [' + b"1," * MOST_IDS + b"1]}]}\n")
+    assert isinstance(stream.failed, Broken)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,13 @@ def test_what_could_blow_a_parser_up_is_garbage(value: bytes) -> None:
             read("p0", value)
 
 
+def test_a_record_that_is_too_long_is_garbage_though_it_makes_sense() -> None:
+    for read, name, value in ((read_instance, "p0", record()), (read_report, "p0", encode(Report("p0", 1)))):
+        read(name, value + b" " * (MAX_BYTES - len(value)))
+        with pytest.raises(Garbage, match=f"{MAX_BYTES + 1} bytes"):
+            read(name, value + b" " * (MAX_BYTES + 1 - len(value)))
+
+
 json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

@@ -7,7 +7,7 @@ import pytest
 
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.memory import MemoryStore
-from pdlab.types import UsageError
+from pdlab.types import Report, UsageError
 from tests.real.registry.worlds import spec
 
 
@@ -73,6 +73,8 @@ def test_what_cannot_be_registered_is_said_before_the_store_is_asked() -> None:
         held = await registry.register(spec())
         with pytest.raises(UsageError, match="can't become 'p1'"):
             await held.update(spec("p1"))
+        with pytest.raises(UsageError, match="send `stored` and `evicted` in parts"):
+            await held.report(Report("p0", stored=tuple(range(1 << 60, (1 << 60) + 60_000))))
         await registry.close()
 
     asyncio.run(main())

@@ -61,6 +61,18 @@ def test_frames_over_the_limit_are_refused_before_memory_is_taken(header: bytes,
         assert 0 < wire.body_bytes(header, limit) <= limit
 
 
+def test_a_frame_has_a_bound_at_both_ends() -> None:
+    with pytest.raises(Trouble, match="give fewer blocks at a time"):
+        wire.frame(wire.Hello(b"d" * wire.MAX_FRAME_BYTES, b""))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = Connection(ours, None, time.monotonic() + 60.0)  # type: ignore[arg-type]
+        theirs.sendall(wire.HEADER.pack(wire.MAX_FRAME_BYTES + 1))
+        with pytest.raises(Trouble, match=f"at most {wire.MAX_FRAME_BYTES} are taken"):
+            connection.receive_any()
+        connection.close()
+
+
 @FUZZ
 @given(st.binary(max_size=64), st.integers(0, 1000))
 def test_block_ids_are_in_range_or_trouble(packed: bytes, blocks: int) -> None:
@@ -89,6 +101,14 @@ WHOLE = descriptor.Descriptor(
     ("mlx5_0:1",),
     "192.168.100.101",
 )
+
+
+def test_a_descriptor_that_is_too_long_is_not_read() -> None:
+    text = WHOLE.encode()
+    most = descriptor.MAX_DESCRIPTOR_BYTES
+    descriptor.decode(text + b" " * (most - len(text)))
+    with pytest.raises(Trouble, match=f"has {most + 1} bytes"):
+        descriptor.decode(text + b" " * (most + 1 - len(text)))
 
 
 @FUZZ
