@@ -118,6 +118,7 @@ DESCRIPTIONS = {
     "SloSpec.tpot_s": "The mean time of each further token, seconds.",
     "FaultSpec.at_s": "When, in seconds since the run began.",
     "FaultSpec.kill": "This instance dies, with all it holds.",
+    "FaultSpec.drain": "An operator drains this instance: it takes nothing new, ends what it has, and leaves.",
     "FaultSpec.slow": "This instance computes at `factor` of its speed.",
     "FaultSpec.slow_link": "This instance's network runs at `factor` of its bandwidth.",
     "FaultSpec.cut_link": "Nothing gets through to or from this instance.",

@@ -202,6 +202,7 @@ class SloSpec(Strict):
 
 KINDS = {
     "kill": ("restart_after_s",),
+    "drain": (),
     "slow": ("factor", "decode_factor", "for_s"),
     "slow_link": ("factor", "for_s"),
     "cut_link": ("for_s",),
@@ -211,11 +212,12 @@ KINDS = {
 
 
 class FaultSpec(Strict):
-    """At `at_s`, one of: an instance dies (and comes back) or computes slowly, its link slows down or is cut, its reports are lost or
-    late."""
+    """At `at_s`, one of: an instance dies (and comes back), is drained and leaves, or computes slowly, its link slows down or is cut, its
+    reports are lost or late."""
 
     at_s: NotNegative
     kill: str | None = None
+    drain: str | None = None
     slow: str | None = None
     slow_link: str | None = None
     cut_link: str | None = None

@@ -163,8 +163,8 @@ class Joined(Event, frozen=True):
 
 
 class Left(Event, frozen=True):
-    """An incarnation is gone. `sent` maps each of its running requests to the output tokens its client already has. `died`: there is
-    evidence that it did; else it lost its place in the registry, which says nothing against its requests."""
+    """An incarnation is gone. `sent` maps each of its running requests whose client has output tokens of this attempt to their number.
+    `died`: there is evidence that it did; else it lost its place in the registry, which says nothing against its requests."""
 
     instance: str
     incarnation: int

@@ -99,7 +99,11 @@ MISTAKES = [
         "faults.0.kill: no instance is named 'decode-9'; there are prefill-0, decode-0, decode-1",
     ),
     ("faults", [{"at_s": 1, "kil": "decode-0"}], "faults.0.kil: unknown key; nearest is kill"),
-    ("faults", [{"at_s": 1}], "faults.0: a fault is one of kill, slow, slow_link, cut_link, lose_reports, delay_reports, not none of them"),
+    (
+        "faults",
+        [{"at_s": 1}],
+        "faults.0: a fault is one of kill, drain, slow, slow_link, cut_link, lose_reports, delay_reports, not none of them",
+    ),
     ("faults", [{"at_s": 1, "slow_link": "decode-0"}], "faults.0: slow_link needs factor"),
     ("faults", [{"at_s": 1, "kill": "decode-0", "for_s": 3}], "faults.0: kill takes no for_s, only restart_after_s"),
     ("cost", {"roofline": 3}, "cost.roofline: must be text or a mapping, not 3"),

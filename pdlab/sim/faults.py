@@ -1,4 +1,4 @@
-"""What goes wrong, and when: kills, slow instances, slow and cut links, lost and late reports. Undone after `for_s`, where that is
+"""What goes wrong, and when: kills, drains, slow instances, slow and cut links, lost and late reports. Undone after `for_s`, where that is
 given."""
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callab
     until_s = fault.at_s + fault.for_s if fault.for_s is not None else math.inf
     if fault.kill is not None:
         return lambda: world.lifecycle.kill(name, fault.restart_after_s), None
+    if fault.drain is not None:
+        return lambda: world.lifecycle.drain(name), None
     if fault.lose_reports is not None:
         return lambda: world.silent_until_s.__setitem__(name, until_s), None
     if fault.delay_reports is not None:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pdlab.sim.instance import After, SimInstance
-from pdlab.types import Evict, Left, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.types import Drained, Evict, Left, Role, Scale, Stage, Stop, Switch, Switched
 
 if TYPE_CHECKING:
     from pdlab.sim.world import World
 
 
 class Lifecycle:
-    """A kill is noticed `detect_s` later (a broken connection, not the lease). A switch drains, then takes `switch_s`."""
+    """A kill is noticed `detect_s` later (a broken connection, not the lease). A switch drains, then takes `switch_s`. Whoever drains says
+    so, and that it takes work again."""
 
     def __init__(self, world: World, *, switch_s: float = 1.0, detect_s: float = 0.5) -> None:
         self.world, self.switch_s, self.detect_s = world, switch_s, detect_s
@@ -28,10 +29,15 @@ class Lifecycle:
     def stop(self, action: Stop) -> None:
         self._drain(action.instance, None)
 
+    def drain(self, name: str) -> None:
+        """An operator's wish: it ends what it has, and leaves."""
+        self._drain(name, None)
+
     def _drain(self, name: str, goal: Role | None) -> None:
         instance = self.world.instances[name]
         if instance.alive:
             instance.worker.drain(goal)
+            self.world.tell(Drained(name, instance.spec.incarnation))
             instance.kick()
 
     def drained(self, instance: SimInstance) -> None:
@@ -44,11 +50,12 @@ class Lifecycle:
             return
         if goal is None:
             self._take_down(instance)
-            self.world.tell(Left(instance.name, instance.spec.incarnation))
+            self.world.tell(Left(instance.name, instance.spec.incarnation, died=False))
             return
         instance.worker.switch(goal)
         instance.switches += 1
         self.world.tell(Switched(instance.name, instance.spec.incarnation, goal))
+        self.world.tell(Drained(instance.name, instance.spec.incarnation, draining=False))
 
     def kill(self, name: str, restart_after_s: float | None = None) -> None:
         instance = self.world.instances[name]
@@ -67,7 +74,7 @@ class Lifecycle:
             self.world.tell(Left(instance.name, action.incarnation, self._take_down(instance)))
 
     def _take_down(self, instance: SimInstance) -> dict[int, int]:
-        """Stop it dead; returns the tokens of this attempt that the clients of its requests have."""
+        """Stop it dead; returns the tokens of this attempt that the clients of its requests have, where they have any."""
         world = self.world
         instance.sync()
         sent: dict[int, int] = {}
@@ -76,8 +83,9 @@ class Lifecycle:
             if job.target is instance:
                 calls_off.append(job)
                 continue
-            sent[job.request.id] = world.client_tokens(job)
-            job.received_tokens = job.sent + sent[job.request.id]
+            if tokens := world.client_tokens(job):
+                sent[job.request.id] = tokens
+            job.received_tokens = job.sent + tokens
             if job.stage is Stage.DECODE and instance.runs(job.active):
                 job.last_token_s = instance.emitted_s
             world.moves.cancel(job)

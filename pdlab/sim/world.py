@@ -140,6 +140,7 @@ class World:
             self.lifecycle.retired.append(self.instances[spec.name])
         self.instances[spec.name] = instance
         self.tell(Joined(instance.spec))
+        self._deliver(instance, instance.report())
 
     def slow_down(self, name: str, longer: float, decode_longer: float) -> None:
         """`SimInstance.slow_down` of an instance, and of its later incarnations."""
@@ -484,11 +485,8 @@ class World:
 
     def _report(self, event: simpy.Event) -> None:
         now = self.env.now
-        for instance in list(self.instances.values()):
-            if not instance.alive:
-                continue
-            report = instance.report()
-            self.book.sample(now, report, instance.scheduler.pool.total)
+        alive = [instance for instance in self.instances.values() if instance.alive]
+        for instance, report in [(instance, instance.report()) for instance in alive]:  # none knows what another's brings about
             self._deliver(instance, report)
         if self.on_progress is not None:
             self.on_progress(now, self.ended, self.requests)
@@ -519,6 +517,7 @@ class World:
         return not silent and all(x.rests for x in alive)
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
+        self.book.sample(self.env.now, report, instance.scheduler.pool.total)
         now, delay_s = self.env.now, self.report_delay_s
         if self.silent_until_s and now < self.silent_until_s.get(instance.name, -1.0):
             return

@@ -192,3 +192,13 @@ def test_with_everybody_gone_nobody_waits_and_with_grace_they_do(restart: dict[s
         assert (early.status == "done").all()
     else:
         assert early.finish_s.max() <= 1.0 + 10.0 + 1.0
+
+
+def test_an_instance_that_is_drained_ends_what_it_has_and_leaves() -> None:
+    world = run({"at_s": 1.05, "drain": "prefill-0"})
+    frame = world.records.frame()
+    assert (frame.status == "done").all()
+    assert (frame.attempts == 1).all(), "nothing of it is lost"
+    assert set(frame[frame.arrival_s > 1.05].prefill_instance) == {"prefill-1"}
+    assert world.router.by_name["prefill-0"].state is InstanceState.GONE
+    assert not world.instances["prefill-0"].alive

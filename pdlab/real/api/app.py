@@ -103,12 +103,12 @@ async def _send(error: ApiError, request_id: str, scope: Scope, receive: Receive
 
 
 async def _completions(service: Service, request: Request) -> Response:
-    service.check_open()
+    service.check_reads()
     return _answer(service, await completion_job(service, await read(request), _of_the_cluster(service, request)), request)
 
 
 async def _chat(service: Service, request: Request) -> Response:
-    service.check_open()
+    service.check_reads()
     return _answer(service, await chat_job(service, await read(request), _of_the_cluster(service, request)), request)
 
 

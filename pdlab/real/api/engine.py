@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from prometheus_client.core import Metric
@@ -54,7 +54,10 @@ class Engine(Protocol):
 
 
 class Exchanging(Engine, Protocol):
-    """An engine that passes KV to others, and takes theirs. A request's queue brings the news of its KV before the tokens that follow."""
+    """An engine that passes KV to others, and takes theirs. A request's queue brings the news of its KV before the tokens that follow.
+    `on_load` is called when there is another `load`, or it is `down`."""
+
+    on_load: Callable[[], None]
 
     def receive(self, receive: Receive, arriving: asyncio.Queue[FromQueue]) -> None: ...
     def proceed(self, proceed: Proceed) -> None: ...

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from pdlab.real.api.engine import Compiling, Engine, Foreign
 from pdlab.real.api.errors import ApiError, bad, draining, fenced
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.generate import Choice, Delta, Generation
-from pdlab.real.api.legs import Leg, Move, Prefill, Pull
+from pdlab.real.api.legs import Here, Leg, Move, Prefill, Pull
 from pdlab.real.api.metrics import Metrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.api.structured import GrammarCheck
@@ -99,6 +99,7 @@ class Service:
         self.metrics = Metrics(model, engine)
         self.grammars = GrammarCheck(tokenizer)
         self.in_flight = 0
+        self.on_end: Callable[[], None] = lambda: None  # called when a request is not in flight any more
         self.draining = False
         self.closed = ""  # why its cluster sends nothing new here
         self.fenced = False  # it has lost its place in its cluster
@@ -123,14 +124,26 @@ class Service:
             reasons.append(f"overloaded: {self.in_flight} requests in flight, at most {self.max_requests}")
         return reasons
 
-    def check_open(self, prompts: int = 1) -> None:
-        """Raises ApiError where as many prompts cannot be taken in now."""
+    def check_reads(self) -> None:
+        """Raises ApiError where nothing can be taken in, whatever a request says."""
+        self._check_up(bool(self.engine.load.leases))
+        self._check_room(1)
+
+    def check_open(self, prompts: int = 1, leg: Leg | None = None) -> None:
+        """Raises ApiError where as many prompts cannot be taken in now. What is leased here may still be decoded here when nothing new is
+        taken in."""
+        self._check_up(isinstance(leg, Here))
+        self._check_room(prompts)
+
+    def _check_up(self, leased: bool) -> None:
         if self.engine.down is not None:
             raise ApiError(503, self.engine.down, code="engine_down")
         if self.fenced:
             raise fenced()
-        if self.draining or self.closed:
+        if (self.draining or self.closed) and not leased:
             raise draining()
+
+    def _check_room(self, prompts: int) -> None:
         if self.in_flight + prompts > self.max_requests:
             wait_s = max(1, min(60, math.ceil(self.took_s)))
             raise ApiError(
@@ -145,7 +158,7 @@ class Service:
     def admitted(self, job: Job, name: str) -> Iterator[Generation]:
         """The job in flight: submitted on entry, cancelled where it is left before its end. Raises ApiError where there is no room."""
         prompts = len(job.prompts)
-        self.check_open(prompts)
+        self.check_open(prompts, job.leg)
         ids = [next(self._ids) for _ in job.prompts]
         self.in_flight += prompts
         started_s = time.monotonic()
@@ -160,6 +173,7 @@ class Service:
             if self.legs.get(name) is generation:
                 del self.legs[name]
             self.in_flight -= prompts
+            self.on_end()
             self.took_s += 0.1 * (time.monotonic() - started_s - self.took_s)
 
     def break_off(self, error: ApiError) -> None:

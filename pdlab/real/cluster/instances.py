@@ -147,10 +147,11 @@ class Instances:
         self.world.pairs.forget(member)
         sent: dict[int, int] = {}
         for live in self.world.live.values():
-            if member.name in (live.line.prefill_instance, live.line.decode_instance):
+            takes_part = any(leg.member is member and leg.kind != "target" for leg in live.legs.values())
+            if (takes_part or (live.held is not None and live.held.member is member)) and live.kept:
                 sent[live.request.id] = live.kept
-                if live.line.stage is Stage.TRANSFER:
-                    self.world.tally.transfer_failed(HANDOFF, "instance_gone")
+            if member.name in (live.line.prefill_instance, live.line.decode_instance) and live.line.stage is Stage.TRANSFER:
+                self.world.tally.transfer_failed(HANDOFF, "instance_gone")
             for leg in [leg for leg in live.legs.values() if leg.member is member]:
                 live.drop(leg)
                 leg.cancel()

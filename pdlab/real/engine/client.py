@@ -58,6 +58,7 @@ class EngineClient:
         self.ready: Ready
         self.load = Step([])
         self.down: str | None = None
+        self.on_load: Callable[[], None] = lambda: None
         self._reader, self._writer = reader, writer
         self._encoder = msgspec.msgpack.Encoder()
         self._queues: dict[int, tuple[asyncio.Queue[FromQueue], set[int]]] = {}
@@ -218,6 +219,7 @@ class EngineClient:
                     answer.set_result(message)
                 continue
             self.load = message
+            self.on_load()
             self._note(message.report)
             for news in message.news:
                 self._tell(news)
@@ -256,6 +258,7 @@ class EngineClient:
     def _fail(self, reason: str) -> None:
         if self.down is None:
             self.down = reason
+            self.on_load()
         for id, (arriving, open_candidates) in self._queues.items():
             for index in sorted(open_candidates):
                 arriving.put_nowait(Tokens(id, index, 0, [], "error", error=reason))

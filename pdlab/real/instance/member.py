@@ -26,7 +26,7 @@ from pdlab.types import InstanceSpec, Report, Role, UsageError
 
 log = logging.getLogger(__name__)
 MOST_HASHES = 40_000  # in one report, so that it stays below the registry's bound
-LOOK_S = 0.02  # between looks whether all is at rest
+AGAIN_S = 0.02  # between two tries to publish
 
 
 def measured_of(ready: Ready, profile: InstanceProfile | None = None, *, max_batch_tokens: int = 0, max_seqs: int = 0) -> Measured:
@@ -71,6 +71,8 @@ class Member:
         self._changing: asyncio.Task[None] | None = None
         self._giving_up: asyncio.Task[None] | None = None
         self._wanted = spec.role
+        self._stirred = asyncio.Event()  # it may be at rest
+        service.on_end = engine.on_load = self._stirred.set
         service.metrics.place = lambda: (self.spec.name, str(self.spec.role))
 
     async def join(self) -> None:
@@ -145,13 +147,14 @@ class Member:
     async def _at_rest(self) -> None:
         """Nothing is in flight, and nothing waits here to be read."""
         while (self.service.in_flight or self.engine.load.leases) and self.engine.down is None:
-            await asyncio.sleep(LOOK_S)
+            self._stirred.clear()
+            await self._stirred.wait()
 
     async def _publish(self, spec: InstanceSpec) -> None:
         """Until the registry has it, or the next registration will say it."""
         self.spec = spec
         while (here := self._registration) is not None and not await here.update(spec):
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(AGAIN_S)
 
     # ------------------------------------------------------------ the registry
 

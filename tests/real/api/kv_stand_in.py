@@ -58,6 +58,17 @@ class KvEngine(EchoEngine):
         self.numbers = itertools.count(1)
         SHELVES[self.ready.descriptor.decode()] = self
 
+    @property
+    def load(self) -> Step:
+        return self._load
+
+    @load.setter
+    def load(self, load: Step) -> None:
+        self._load = load
+        self.on_load()
+
+    def on_load(self) -> None: ...
+
     def lease(self, one: Sequence, kv_tokens: int) -> tuple[str, list[int]]:
         name, blocks = f"{self.name}-lease-{next(self.numbers)}", list(range(100, 100 - -kv_tokens // BLOCK))
         self.shelf[name] = blocks, kv_tokens, one

@@ -32,7 +32,7 @@ from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import measured_of
 from pdlab.real.registry.records import InstanceRecord, encode, read_instance, read_report
 from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, PushTo, StreamEvent
-from pdlab.scheduler import Batch, Sequence
+from pdlab.scheduler import NOTHING, Batch, Sequence
 from pdlab.sim.build import Plan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
@@ -96,7 +96,8 @@ class Job:
         self.ask = ask
         self.inbox: asyncio.Queue[LegNews | Prefilled | Exception] = asyncio.Queue()
         self.seq: Sequence | None = None
-        self.made = 0  # tokens of this attempt
+        self.made = 0  # tokens of this attempt, of the first candidate
+        self.others: dict[Sequence, list[int]] = {}  # the other candidates: each one's number, and its tokens so far
         self.submitted_s = self.began_s = math.nan
         self.transfer: Transfer | None = None
         self.source: StandIn | None = None  # that its KV comes from
@@ -104,9 +105,23 @@ class Job:
         self.told = self.pushed = False  # to a leg that has reserved: what is made; all of its KV
 
     def token(self) -> int:
-        token = word(self.ask.request_id, len(self.ask.tokens) + self.made)
+        token = self._word(self.made)
         self.made += 1
         return token
+
+    def news(self, seq: Sequence) -> LegTokens:
+        """The next token of a candidate; all of them have as many to make."""
+        if seq not in self.others:
+            candidate, token, made = 0, self.token(), self.made
+        else:
+            candidate, made = self.others[seq]
+            token = self._word(made)
+            made += 1
+            self.others[seq][1] = made
+        return LegTokens(candidate, [token], "length" if made >= self.ask.sampling.max_tokens else None)
+
+    def _word(self, made: int) -> int:
+        return word(self.ask.request_id, len(self.ask.tokens) + made)
 
 
 class StandIn:
@@ -147,13 +162,16 @@ class StandIn:
         job = self._job(ask)
         try:
             self._begin(job)
-            while True:
+            running = ask.sampling.best_of
+            while running:
                 news = await job.inbox.get()
                 if isinstance(news, Exception):
                     raise news
                 assert not isinstance(news, Prefilled)
                 hear(news)
-                if news.finish is not None if isinstance(news, LegTokens) else news.event == "moved":
+                if isinstance(news, LegTokens):
+                    running -= news.finish is not None
+                elif news.event == "moved":
                     return
         finally:
             self._drop(job)
@@ -252,9 +270,16 @@ class StandIn:
             raise Unfit(f"{self.name}: {reason}")
         return Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, stays)
 
+    def _others(self, job: Job, seq: Sequence) -> list[Sequence]:
+        """The candidates of best_of beside the first."""
+        shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, job
+        others = [Sequence(*shared) for _ in range(job.ask.sampling.best_of - 1)]
+        job.others = {other: [number, 0] for number, other in enumerate(others, 1)}
+        return others
+
     def _submit(self, job: Job, *, stays: bool) -> None:
         job.seq = self._sequence(job, stays=stays)
-        self.worker.submit(job.seq)
+        self.worker.submit(job.seq, self._others(job, job.seq) if stays else NOTHING)
         self.kick()
 
     def _begin(self, job: Job) -> None:
@@ -281,7 +306,7 @@ class StandIn:
         else:
             job.seq = self._sequence(job, made=job.made)
             job.seq.prompt_tokens += max(0, job.made - 1)
-            self._reserve(job, job.seq)
+            self._reserve(job, job.seq, self._others(job, job.seq))
             if extra.reserve:
                 cached = job.seq.cached_tokens
                 job.inbox.put_nowait(StreamEvent("reserved", job.ask.leg, self.name, cached_tokens=cached))
@@ -297,8 +322,8 @@ class StandIn:
             self.worker.abort(seq)
             self.kick()
 
-    def _reserve(self, job: Job, seq: Sequence) -> None:
-        if not self.worker.reserve(seq):
+    def _reserve(self, job: Job, seq: Sequence, others: list[Sequence] = NOTHING) -> None:
+        if not self.worker.reserve(seq, others):
             job.seq = None
             raise Full("no room")
         job.seq = seq
@@ -460,17 +485,18 @@ class StandIn:
         self._timer = self.loop.call_later(seconds, self._done, batch, seconds)
 
     def _done(self, batch: Batch, seconds: float) -> None:
+        speaking = self._decoding + [seq for seq, tokens in batch.chunks if seq.stays and seq.computed + tokens >= seq.prompt_tokens]
         self.worker.meter.took(batch, len(self.scheduler.joined), self.loop.time() - seconds, seconds, 1, seconds)
         prefilled, finished = self.worker.complete(batch, 1, self.loop.time())
-        for seq in finished:
-            self._ended(seq)
+        for root in finished:
+            self._ended(root, [seq for seq in speaking if (seq.parent or seq) is root])
         for seq in prefilled:
             if seq.stays:
                 self._say(seq)
             else:
                 self._answer(seq)
-        for seq in self._decoding:
-            if seq not in finished:
+        for seq in speaking:
+            if seq not in prefilled and (seq.parent or seq) not in finished:
                 self._say(seq)
         self.loop.when_quiet(self._next)
 
@@ -480,20 +506,20 @@ class StandIn:
         if self.is_alive and not self.stalled:
             self._start()
 
-    def _say(self, seq: Sequence, finish: str | None = None) -> None:
+    def _say(self, seq: Sequence) -> None:
         job: Job = seq.owner
-        if job.seq is seq:
+        if job.seq is (seq.parent or seq):
             if seq.stays and not math.isnan(job.began_s):
                 job.inbox.put_nowait(StreamEvent("prefilled", cached_tokens=seq.cached_tokens, queue_s=job.began_s - job.submitted_s))
                 job.began_s = math.nan
-            job.inbox.put_nowait(LegTokens(0, [job.token()], finish))
+            job.inbox.put_nowait(job.news(seq))
 
-    def _ended(self, seq: Sequence) -> None:
-        job: Job = seq.owner
-        if not seq.stays:
-            job.inbox.put_nowait(Prefilled(job.token(), "length", seq.cached_tokens, job.began_s - job.submitted_s))
-        else:
-            self._say(seq, "length")
+    def _ended(self, root: Sequence, speaking: list[Sequence]) -> None:
+        job: Job = root.owner
+        if not root.stays:
+            job.inbox.put_nowait(Prefilled(job.token(), "length", root.cached_tokens, job.began_s - job.submitted_s))
+        for seq in speaking:
+            self._say(seq)
         job.seq = None
 
     def _answer(self, seq: Sequence) -> None:

@@ -213,6 +213,25 @@ def test_draining_lets_what_runs_end_then_leaves_and_says_so(folder: Path) -> No
     asyncio.run(play())
 
 
+def test_what_is_leased_where_one_drains_may_still_be_decoded_there(folder: Path) -> None:
+    async def play() -> None:
+        book, gone = Book(), asyncio.Event()
+        async with joined(folder, book, left=gone.set) as a:
+            asked = {"prompt": "abcdefgh", "max_tokens": 3, "temperature": 0}
+            held = (await a.ask(**{**asked, "max_tokens": 1}, kv_transfer_params={"do_remote_decode": True})).json()
+            await a.ask("/pdlab/v1/drain")
+            await until(lambda: book.spec("a").get("draining", False))
+            late = await a.ask(**asked)
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "draining"), "nothing new comes in"
+            answer = await a.ask(**asked, kv_transfer_params=held["kv_transfer_params"])
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] == 3
+            async with asyncio.timeout(60):
+                await gone.wait()
+
+    asyncio.run(play())
+
+
 def test_without_a_registry_it_switches_and_drains_as_well(folder: Path) -> None:
     async def play() -> None:
         gone = asyncio.Event()
