@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pdlab.control import router
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import Entry, read, replay
 from pdlab.sim.build import simulate
-from pdlab.spec import Experiment
 from pdlab.types import Action, Dispatch, Handoff, Report, Tick
 from pdlab.workload.spec import build
 from tests.real.cluster.stand_in import Run, played, small
