@@ -29,6 +29,7 @@ import msgspec
 import uvloop
 
 from pdlab import load_policy
+from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.api.app import create_app
 from pdlab.real.api.serve import bind, serve
 from pdlab.real.api.service import Service
@@ -40,7 +41,6 @@ from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.serve import run_until_stopped
 from pdlab.real.wire import MADE, PULL
 from pdlab.router import Router
-from pdlab.spec import TransferSpec
 from pdlab.types import InstanceSpec, Report, Role
 from tests.real.api.stand_in import VOCAB, byte_tokenizer
 from tests.real.cluster.fake_instance import key_of

@@ -35,8 +35,8 @@ POLICIES = {"round_robin": "round_robin", "prefix_aware": {"dispatch": "prefix_a
 
 def one(requests: int, policy: str, workload: str) -> dict[str, float]:
     """Simulate in this process. It imports pdlab here: a child starts with its parent's peak memory, so `--table` stays small."""
+    from pdlab.experiment.experiment import Experiment
     from pdlab.sim import simulate
-    from pdlab.spec import Experiment
 
     instances = [{"role": role, "count": 2, "hardware": "h100-sxm"} for role in ("prefill", "decode")]
     experiment = Experiment.parse(

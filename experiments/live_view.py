@@ -33,10 +33,10 @@ import httpx
 import numpy as np
 import yaml
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import Entry, read
 from pdlab.predict import DecodePredictor, PrefillPredictor, learn
 from pdlab.sim.build import simulate
-from pdlab.spec import Experiment
 from pdlab.types import Arrived, Dispatch, InstanceSpec, Joined, Report
 from pdlab.workload.base import Workload
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pdlab.cluster import Cluster, Instance
+    from pdlab.experiment.experiment import Experiment
     from pdlab.policy import Policy, Reject
     from pdlab.result import Result
     from pdlab.sim import simulate
-    from pdlab.spec import Experiment
     from pdlab.types import Request, Role, Scale, UsageError
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "Cluster": "pdlab.cluster",
-    "Experiment": "pdlab.spec",
+    "Experiment": "pdlab.experiment.experiment",
     "Instance": "pdlab.cluster",
     "Policy": "pdlab.policy",
     "Reject": "pdlab.policy",

@@ -35,8 +35,9 @@ from pdlab.report.models_cli import app as models
 from pdlab.types import UsageError
 
 if TYPE_CHECKING:
+    from pdlab.experiment.deployment import Deployment
+    from pdlab.experiment.experiment import Experiment
     from pdlab.result import Result
-    from pdlab.spec import Experiment
 
 Progress = Callable[[float, int, int], None]
 LEAST_LOG_BYTES = 1 << 12  # that are kept of an event log for whose results a disk has no room
@@ -133,6 +134,10 @@ def _sim(
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
     experiments = _load(files, overrides)
+    if not quiet:
+        for line in dict.fromkeys(experiment.ignored for experiment in experiments):
+            if line:
+                err.print(line, highlight=False, soft_wrap=True, markup=False)
     directories = _directories(experiments, out_dir)
     for directory in directories:
         _check_writable(directory)
@@ -165,26 +170,28 @@ def _sim(
 
 def _load(files: Sequence[Path], overrides: Sequence[str]) -> list[Experiment]:
     """All files, before any is run. Raises UsageError with the mistakes of all."""
-    from pdlab.spec import Experiment
+    from pdlab.experiment.experiment import Experiment
 
-    found, lines = [], []
+    found, wrong = [], []
     for file in files:
         try:
             found.append(Experiment.load(file, overrides))
         except UsageError as error:
-            lines += [line for line in str(error).splitlines() if line not in lines]
-    if lines:
-        raise UsageError("\n".join(lines))
+            wrong.append(error)
+    if wrong:
+        raise UsageError("\n".join(dict.fromkeys(line for error in wrong for line in str(error).splitlines()))) from wrong[0].__cause__
     return found
 
 
-def _served(file: Path) -> Experiment:
-    """The experiment in a file. Raises UsageError, also where it is a model in its place."""
+def _served(file: Path) -> Deployment:
+    """The deployment in a file. Raises UsageError, also where it is a model in its place."""
     if file.suffix == ".gguf" or (file / "config.json").is_file():
         raise UsageError(f"{file} is a model: give it as --model {file}")
     if not file.exists() and spellings.of_hub(str(file)):
         raise UsageError(f"{file}: there is no such file; as for a model of that name, {spellings.download(str(file), serve=True)}")
-    return _load([file], ())[0]
+    from pdlab.experiment.deployment import Deployment
+
+    return Deployment.load(file)
 
 
 def _directories(experiments: Sequence[Experiment], given: Path | None) -> list[Path]:
@@ -485,7 +492,7 @@ def serve(
     asked = Asked(
         role=role,
         file=file,
-        experiment=_served(file) if file is not None else None,
+        deployment=_served(file) if file is not None else None,
         given=given,
         serving=Serving(
             host=host,
@@ -626,9 +633,9 @@ def replay(
     """Feed a log's events to a fresh router, an engine's to a fresh scheduler: it must act the same. Exit 1 where it does not."""
     from pdlab import load_policy
     from pdlab.control import router
+    from pdlab.experiment.experiment import read_back
     from pdlab.log import read
     from pdlab.log import replay as replay_log
-    from pdlab.spec import Experiment
 
     with log.open("rb") as lines:
         of_engine = lines.readline().startswith(DECISIONS)
@@ -641,7 +648,7 @@ def replay(
         _replay_beside(log, policy)
         return
     head, entries = read(log)
-    fresh = router(Experiment.parse(head.experiment, str(log)), hash_tokens=head.hash_tokens)
+    fresh = router(read_back(head.experiment, str(log)), hash_tokens=head.hash_tokens)
     if load_policy.source_hash(fresh.policy) != head.policy_hash:
         err.print("the policy's source has changed since this log was written", style="yellow")
     events, differences = replay_log(entries, fresh)
@@ -688,9 +695,16 @@ def _replay_decisions(log: Path) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_table: Annotated[bool, typer.Option("--table", help="In its place, in Markdown: which world uses which key.")] = False,
+) -> None:
     """The experiment file's JSON schema, for editors: `pdlab schema > experiment.schema.json`."""
+    from pdlab.experiment.table import table
     from pdlab.schema import schema as whole
+
+    if as_table:
+        print(table())
+        return
 
     print(json.dumps(whole(), indent=2))
 

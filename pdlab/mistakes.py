@@ -46,11 +46,11 @@ _BOUNDS = {
 }
 
 
-def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """The lines, in the order of the file. Alternatives of a union that all failed share a line."""
+def mistakes(error: ValidationError, *models: type[BaseModel]) -> list[str]:
+    """The lines, in the order of the file. Alternatives of a union that all failed share a line. A key of any of the models is known."""
     found: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
-        place, keys = _place(detail["loc"], model)
+        place, keys = _place(detail["loc"], models)
         for text in _explain(detail, keys):
             texts = found.setdefault(place, [])
             if text not in texts:
@@ -101,10 +101,10 @@ def _explain(detail: ErrorDetails, keys: Sequence[str]) -> list[str]:
     return [f"{text[0].lower()}{text[1:]}, not {_shown(value)}"]
 
 
-def _place(loc: Sequence[int | str], model: type[BaseModel]) -> tuple[str, list[str]]:
+def _place(loc: Sequence[int | str], models: Sequence[type[BaseModel]]) -> tuple[str, list[str]]:
     """The dotted path of a mistake without pydantic's names for the members of a union, and the keys that are valid where it ends."""
     parts: list[str] = []
-    here: list[Any] = [model]
+    here: list[Any] = list(models)
     keys: list[str] = []
     for position, part in enumerate(loc):
         known = {name: kind for cls in here for name, kind in _fields(cls).items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from pdlab import batching, load_policy
 from pdlab.cost import hardware_names, model_names
-from pdlab.spec import Experiment
+from pdlab.experiment.experiment import Experiment
 from pdlab.workload import builtin
 
 _BANDWIDTH = "Bandwidth in one direction, 10^9 bytes a second; by default the accelerator's."
@@ -16,6 +16,10 @@ DESCRIPTIONS = {
     "Experiment.base_dir": "Where relative paths start. By default the file's folder.",
     "Experiment.seed": "Of every random choice: arrivals, lengths, what policies draw. Same seed, same run.",
     "Experiment.model": "A name from `pdlab models`, or the path of a Hugging Face config.json.",
+    "Experiment.device": "Of the engines: cpu, cuda, cuda:1, npu, npu:0.",
+    "Experiment.dtype": "Of the engines' weights, activations and KV. auto: as the model is published, on a CPU float32.",
+    "Experiment.quantization": "Weight-only, of the engines' linear layers.",
+    "Experiment.registry": "Where instances and routers meet: etcd://, etcds://, redis:// or rediss://, without a password.",
     "Experiment.workload": "What is asked, and when.",
     "Experiment.cluster": "The instances, and what joins them.",
     "Experiment.engine": "How an instance runs its batches.",
@@ -83,8 +87,9 @@ DESCRIPTIONS = {
     "InstancesSpec.count": "How many.",
     "InstancesSpec.prefill": "With role auto: how many prefill.",
     "InstancesSpec.hardware": "A name from `pdlab hardware`, or the path of a profile that `pdlab calibrate` wrote (.json).",
-    "InstancesSpec.tp": "Accelerators of one instance (tensor parallel).",
+    "InstancesSpec.tp": "Accelerators of one instance (tensor parallel); pdlab serve has one yet.",
     "InstancesSpec.name": "Instances are named NAME-0, NAME-1, ...; just NAME where the row counts one. By default the role.",
+    "InstancesSpec.device": "Of these instances' engines; by default the file's.",
     "InstancesSpec.host": "Instances of the same host reach each other without the network. By default each has one to itself.",
     "InstancesSpec.nics": "Network cards of an instance; by default one an accelerator.",
     "InstancesSpec.engine": "Where these instances' engine differs.",
@@ -183,13 +188,15 @@ def schema() -> dict[str, Any]:
             of.update(named.get(path, {}))
             if path in DESCRIPTIONS:
                 of["description"] = DESCRIPTIONS[path]
+    whole["required"] = ["model"]  # all that `pdlab serve` asks for
     whole.pop("description", None)
     whole = _standard(whole)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **whole,
         "title": "pdlab experiment",
-        "description": "What `pdlab sim`, `serve` and `bench` read. docs/experiment-file.md explains it.",
+        "description": "What `pdlab sim`, `serve` and `bench` read. A simulation needs `workload`, and `hardware` of its instances. "
+        "docs/experiment-file.md explains it.",
     }
 
 

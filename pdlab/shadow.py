@@ -16,9 +16,9 @@ from typing import TypeVar
 from pdlab import load_policy
 from pdlab.cluster import Cluster, Instance
 from pdlab.control import router
+from pdlab.experiment.experiment import read_back
 from pdlab.log import Difference, read, replay
 from pdlab.policy import Policy, Reject
-from pdlab.spec import Experiment
 from pdlab.types import Event, Request, Role, Scale
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def beside(log: Path, other: object) -> tuple[Shadow, int, list[Difference]]:
     `other` is as an experiment's `policy:` has it, a file's path being from here. Raises UsageError."""
     asked = load_policy.build(other, Path())
     head, entries = read(log)
-    experiment = Experiment.parse(head.experiment, str(log))
+    experiment = read_back(head.experiment, str(log))
     shadow = Shadow(load_policy.build(experiment.policy, experiment.base_dir), asked, seed=experiment.seed)
     events, differences = replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
     return shadow, events, differences

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.metrics import summarise
 from pdlab.records import FIELDS, Records
 from pdlab.result import Result
 from pdlab.sim import simulate
-from pdlab.spec import Experiment
 
 TIMES = (
     "dispatched_s",

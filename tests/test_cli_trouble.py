@@ -14,11 +14,11 @@ import pytest
 
 from pdlab.cli import main
 from pdlab.control import head_of
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import EventLog, cut_to_lines, read
 from pdlab.policy import Policy
 from pdlab.result import Result
 from pdlab.sim import simulate
-from pdlab.spec import Experiment
 from pdlab.types import Tick, UsageError
 
 EXPERIMENT = """

@@ -7,8 +7,8 @@ from typing import Any
 
 from pdlab.compare import compare
 from pdlab.cost.profile import save_instance_profile
+from pdlab.experiment.experiment import Experiment
 from pdlab.result import Result
-from pdlab.spec import Experiment
 from tests.cost.test_measured import PROFILE
 from tests.measured import measured, simulated
 
@@ -35,7 +35,7 @@ def test_other_workloads_and_cut_runs_are_noted() -> None:
 def test_runs_of_another_experiment_say_in_what_it_differs() -> None:
     sim = simulated()
     run = of(measured(sim, 1.1), engine={"max_batch_tokens": 512}, workload={"rate": 9.0})
-    said = "workload.rate 9.0, not 8.0; engine.max_batch_tokens 512, not 8192"
+    said = "engine.max_batch_tokens 512, not 8192; workload.rate 9.0, not 8.0"
     assert notes(sim, run) == (f"the run at http://x is of another experiment than the simulation: {said}",)
     many = of(measured(sim, 1.1), engine=dict.fromkeys(("block_tokens", "max_batch_tokens", "max_seqs", "watermark", "kv_blocks"), 1))
     assert notes(sim, many)[0].endswith("; and 1 more")

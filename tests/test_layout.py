@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pdlab import load_policy
+from pdlab.experiment.experiment import Experiment
 from pdlab.real.validate import TwoWorlds
-from pdlab.spec import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "pdlab").rglob("*.py"))
@@ -30,12 +30,13 @@ ALLOWED = {
     "pdlab.policy": ("pdlab.types", "pdlab.cluster"),
     "pdlab.policies": ("pdlab.types", "pdlab.cluster", "pdlab.policy", "pdlab.policies"),
     "pdlab.compose": ("pdlab.types", "pdlab.cluster", "pdlab.policy"),
+    "pdlab.core.blame": ("pdlab.policy",),
+    "pdlab.core.watchdog": ("pdlab.types", "pdlab.policy", "pdlab.core.blame"),
     "pdlab.load_policy": ("pdlab.types", "pdlab.policy", "pdlab.compose", "pdlab.core.blame"),
     "pdlab.scheduler": ("pdlab.types", "pdlab.kv"),
     "pdlab.core.report": ("pdlab.types", "pdlab.kv", "pdlab.scheduler"),
     "pdlab.decisions": ("pdlab.types", "pdlab.kv", "pdlab.scheduler", "pdlab.batching"),
     "pdlab.batching": ("pdlab.types", "pdlab.scheduler"),
-    "pdlab.core.blame": ("pdlab.types", "pdlab.policy"),
     "pdlab.router": ("pdlab.types", "pdlab.cluster", "pdlab.policy", "pdlab.core.blame"),
     "pdlab.core.teller": ("pdlab.types", "pdlab.router"),
     "pdlab.log_file": (),

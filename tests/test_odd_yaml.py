@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pdlab.spec import Experiment
+from pdlab.experiment.experiment import Experiment
 from pdlab.types import UsageError
 
 GOOD = {

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pdlab.cli import app
+from pdlab.experiment.experiment import Experiment
 from pdlab.read_yaml import read_yaml
 from pdlab.schema import DESCRIPTIONS, schema
-from pdlab.spec import Experiment
 
 HERE = Path(__file__).parent.parent
 FILES = [path for path in sorted((HERE / "experiments").glob("*.yaml")) if "two_worlds" not in path.name]

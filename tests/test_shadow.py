@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pdlab.cli import main
+from pdlab.experiment.experiment import Experiment
 from pdlab.shadow import Shadow, beside
 from pdlab.sim.build import simulate
-from pdlab.spec import Experiment
 
 POLICY = {"dispatch": "power_of_two", "handoff": "least_kv"}
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.sim import simulate
-from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,8 @@ from difflib import get_close_matches
 
 from pdlab.types import UsageError
 
-# Four-bit formats carry their scales: one bf16 for 128 weights (wint4), one byte for 32 (mxfp4) or 16 (nvfp4).
+# Four-bit formats carry their scales: one bf16 for 128 weights (wint4), one byte for 32 (mxfp4) or 16 (nvfp4). Of wint8, wint4, wint3 and
+# wint2 only the weights are quantised: they are widened before they are multiplied.
 BYTES = {
     "fp32": 4.0,
     "bf16": 2.0,
@@ -15,6 +16,7 @@ BYTES = {
     "fp8": 1.0,
     "int8": 1.0,
     "mxfp8": 1.03125,
+    "wint8": 1.0,
     "mxfp6": 0.78125,
     "wint4": 0.515625,
     "mxfp4": 0.53125,

@@ -39,7 +39,7 @@ class CostSpec(Strict):
     fitted: str | FittedCoefficients | None = None
     extrapolate: bool = False  # let a table go on linearly beyond its grid
     weight_dtype: str | None = None
-    kv_dtype: str = "bf16"
+    kv_dtype: str | None = None
 
     @field_validator("weight_dtype", "kv_dtype")
     @classmethod
@@ -64,6 +64,11 @@ class CostSpec(Strict):
         """The number format of the weights: as given, or as the model is published."""
         return self.weight_dtype or model.weight_dtype
 
+    @property
+    def kv(self) -> str:
+        """The number format of the KV cache."""
+        return self.kv_dtype or "bf16"
+
 
 def build(spec: CostSpec, model: Model, hardware: Hardware, tp: int = 1, base_dir: Path | None = None) -> Cost:
     """The cost of `model` on `tp` x `hardware`; a table's path is relative to `base_dir`. Measured hardware costs what was measured, unless
@@ -79,7 +84,7 @@ def build(spec: CostSpec, model: Model, hardware: Hardware, tp: int = 1, base_di
         hardware.profile.check(model, tp)
         return MeasuredCost(hardware.profile.steps, hardware.profile.overheads, hardware.name)
     achieved = coefficients(spec.roofline) if isinstance(spec.roofline, str) else spec.roofline
-    return Roofline(model, hardware, tp, achieved, spec.weights(model), spec.kv_dtype)
+    return Roofline(model, hardware, tp, achieved, spec.weights(model), spec.kv)
 
 
 def measured_profiles(

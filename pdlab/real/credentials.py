@@ -55,7 +55,11 @@ def from_file(name: str) -> Callable[[S], S]:
 
 def registry_url(url: S) -> S:
     """With the password of PDLAB_REGISTRY_PASSWORD, or its _FILE, where it names none. Raises UsageError."""
-    url = secret("PDLAB_REGISTRY", url) or url
+    return with_password(secret("PDLAB_REGISTRY", url) or url)
+
+
+def with_password(url: S) -> S:
+    """As `registry_url`, of one that was found elsewhere."""
     password = secret(REGISTRY_PASSWORD, os.environ.get(REGISTRY_PASSWORD) or None)
     if not url or not password or url.startswith(("memory:", "fd:")):
         return url

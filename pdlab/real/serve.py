@@ -21,6 +21,8 @@ import msgspec
 from pdlab import collector, spellings
 from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.cost import InstanceProfile, model_names
+from pdlab.experiment.cluster import Placement
+from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.exchange import Directory, Exchange, SameHost
@@ -41,7 +43,6 @@ from pdlab.real.logs import tell
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.wait import patiently
 from pdlab.real.tls import PLAIN, Tls
-from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
 
 EMBEDDED = ("smollm2-135m", "smollm2-135m-instruct")
@@ -50,13 +51,16 @@ LOOK_S = 0.1
 STILL_S = 10.0  # between two lines of a stage that lasts
 
 
-def engine_options(experiment: Experiment | None, given: Mapping[str, object], instance: str = "") -> EngineOptions:
-    """The experiment's `model` and `engine` (of `instance`, if it places one of that name), replaced by what the command line gives. Raises
-    UsageError where there are no weights."""
+def engine_options(deployment: Deployment | None, given: Mapping[str, object], placed: Placement | None = None) -> EngineOptions:
+    """What the deployment says of the model and its engines (of the instance that is `placed`), replaced by what the command line gives.
+    Raises UsageError where there are no weights."""
     found: dict[str, Any] = {}
-    if experiment is not None:
-        engine = next((placed.engine for placed in experiment.placements() if placed.name == instance), experiment.engine)
+    if deployment is not None:
+        engine = placed.engine if placed is not None else deployment.engine
         found = {
+            "device": placed.device if placed is not None else deployment.device,
+            "dtype": deployment.dtype,
+            "quantization": deployment.quantization or "",
             "block_tokens": engine.block_tokens,
             "max_batch_tokens": engine.max_batch_tokens,
             "max_seqs": engine.max_seqs,
@@ -66,14 +70,14 @@ def engine_options(experiment: Experiment | None, given: Mapping[str, object], i
             "hbm_utilization": engine.hbm_utilization,
             "kv_blocks": engine.kv_blocks or 0,
             "max_model_len": engine.max_model_len or 0,
-            "seed": experiment.seed,
+            "seed": deployment.seed,
         }
     found |= {key: value for key, value in given.items() if value is not None}
     if given.get("kv_gib") is not None:
         found["kv_blocks"] = 0
     dummy = found.get("load_format") == "dummy"
-    name = given.get("model") or (experiment.model if experiment is not None else "")
-    base = experiment.base_dir if experiment is not None and not given.get("model") else Path()
+    name = given.get("model") or (deployment.model if deployment is not None else "")
+    base = deployment.base_dir if deployment is not None and not given.get("model") else Path()
     return EngineOptions(**{**found, "model": str(model_path(str(name), base, dummy))})
 
 

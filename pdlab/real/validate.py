@@ -35,6 +35,7 @@ from pdlab import compare_stored
 from pdlab.compare import Comparison, compare
 from pdlab.compare_stored import Check
 from pdlab.cost.profile import load_instance_profile, save_instance_profile
+from pdlab.experiment.experiment import Experiment
 from pdlab.mistakes import mistakes
 from pdlab.read_yaml import read_yaml
 from pdlab.real import processes
@@ -45,7 +46,6 @@ from pdlab.real.local_cluster import local_cluster
 from pdlab.real.pace import Pace, watched
 from pdlab.real.validate_host import BIN_S, faults, of_engines, seen
 from pdlab.result import Result
-from pdlab.spec import Experiment
 from pdlab.strict import Strict
 from pdlab.types import UsageError
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdlab.cost.profile import save_instance_profile
+from pdlab.experiment.experiment import Experiment
 from pdlab.real import processes
 from pdlab.real.calibrate.machine import this_machine
 from pdlab.real.calibrate.pair import behind, of_pair
@@ -32,7 +33,6 @@ from pdlab.real.calibrate.run import Plan
 from pdlab.real.local_cluster import STOP_S
 from pdlab.real.pace import watched
 from pdlab.real.validate import Say, Serving, TwoWorlds
-from pdlab.spec import Experiment
 from pdlab.types import UsageError
 
 SERVE = Path(__file__).with_name("vllm_serve.py")

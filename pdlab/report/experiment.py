@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pdlab.report.page import escaped
 
 if TYPE_CHECKING:
-    from pdlab.spec import Experiment
+    from pdlab.experiment.experiment import Experiment
 
 
 def fragment(experiment: Experiment) -> str:

@@ -18,6 +18,8 @@ from pdlab.control import head_of, router
 from pdlab.core.instance_spec import Measured, Placed, instance_spec
 from pdlab.core.watchdog import watched
 from pdlab.cost.profile import InstanceProfile, Overheads
+from pdlab.experiment.cluster import Placement
+from pdlab.experiment.experiment import Experiment, indivisible
 from pdlab.kv import BlockPool
 from pdlab.log import EventLog
 from pdlab.metrics import summarise
@@ -33,7 +35,6 @@ from pdlab.sim.moves import TransferMode
 from pdlab.sim.topology import Endpoint
 from pdlab.sim.transport import TRANSPORTS
 from pdlab.sim.world import World
-from pdlab.spec import Experiment, Placement, indivisible
 from pdlab.types import InstanceSpec, Role, UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
@@ -95,7 +96,8 @@ class Plan:
 def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
     """Every instance of the cluster, with its cost and capacity."""
     model = cost.model(experiment.model, experiment.base_dir)
-    weights, kv = experiment.cost.weights(model), experiment.cost.kv_dtype
+    formats = experiment.formats
+    weights, kv = formats.weights(model), formats.kv
     known: dict[tuple[str, int, object], tuple[cost.Cost, int, Profiles]] = {}
     found = []
     for placement in experiment.placements():
@@ -105,7 +107,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
         key = (placement.hardware, placement.tp, engine)
         if key not in known:
             chip = cost.hardware(placement.hardware, experiment.base_dir)
-            model_cost = cost.build(experiment.cost, model, chip, placement.tp, experiment.base_dir)
+            model_cost = cost.build(formats, model, chip, placement.tp, experiment.base_dir)
             blocks = engine.kv_blocks
             if blocks is None:
                 tokens = cost.kv_capacity_tokens(
@@ -297,7 +299,8 @@ def simulate(
             log = EventLog(trace_events, head_of(_recorded(experiment, said), decider, workload.hash_tokens))
         except OSError as error:
             raise UsageError(f"event log {trace_events}: {error.strerror}") from None
-    made = world(experiment, workload, log=log, spans=trace_events is not None, policy=decider)
+    with watched(decider):
+        made = world(experiment, workload, log=log, spans=trace_events is not None, policy=decider)
     made.on_progress = progress
     started = time.process_time()
     partial = False

@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+from pdlab.experiment.study import FaultSpec
 from pdlab.sim.instance import After
 from pdlab.sim.world import World
-from pdlab.spec import FaultSpec
 
 
 def plan(world: World, faults: Iterable[FaultSpec]) -> None:

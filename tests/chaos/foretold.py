@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.sim import simulate
-from pdlab.spec import Experiment
 from tests.chaos.dice import Round
 from tests.chaos.schedule import INSTANCES, faults
 

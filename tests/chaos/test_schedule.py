@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdlab.spec import FaultSpec
+from pdlab.experiment.study import FaultSpec
 from tests.chaos.schedule import INSTANCES, KINDS, ROUND_S, arrivals, faults, schedule
 
 SEEDS, ROUNDS = st.integers(0, 10_000), st.integers(0, 50)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.sim.build import simulate
-from pdlab.spec import Experiment
 from tests.logs import live
 from tests.logs.recording import Recording
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.real.cluster.remote import Unfit
-from pdlab.spec import Experiment
 from pdlab.types import Drained, Leads, RegistryAway, Role, Suspected
 from pdlab.workload.spec import build
 from tests.real.cluster.stand_in import Run, StandIn, played

@@ -17,8 +17,8 @@ import msgspec
 import zstandard
 
 from pdlab.control import router
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import Entry, Head, read, replay
-from pdlab.spec import Experiment
 from pdlab.types import Action, Arrived, Dispatch, Event, Handoff, PrefillDone, Report
 
 FOLDER = Path(__file__).parent

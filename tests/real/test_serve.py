@@ -247,8 +247,8 @@ def test_ctrl_c_while_loading_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_experiment_sets_model_and_engine(model: Path, tmp_path: Path) -> None:
+    from pdlab.experiment.experiment import Experiment
     from pdlab.real.serve import engine_options
-    from pdlab.spec import Experiment
 
     mapping = {
         "model": str(model),

@@ -7,11 +7,11 @@ import pytest
 
 from pdlab.cost import build, hardware, model
 from pdlab.cost.spec import CostSpec
+from pdlab.experiment.study import FaultSpec
 from pdlab.router import Limits
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from pdlab.spec import FaultSpec
 from pdlab.types import InstanceState, Role
 from tests.sim.small_world import Linear, small_world, workload
 

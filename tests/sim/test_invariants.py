@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdlab import load_policy
+from pdlab.experiment.study import FaultSpec
 from pdlab.log import EventLog, Head, read, replay
 from pdlab.router import Limits, Router
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from pdlab.spec import FaultSpec
 from pdlab.types import InstanceState, Role, Stage
 from tests.sim.small_world import PD, small_world, workload
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from pdlab.cost.profile import Beside, Front, save_instance_profile
+from pdlab.experiment.experiment import Experiment
 from pdlab.result import Result
 from pdlab.sim.build import simulate
 from pdlab.sim.instance import After
 from pdlab.sim.moves import TransferMode
-from pdlab.spec import Experiment
 from pdlab.types import Role
 from tests.cost.test_measured import PROFILE
 from tests.sim.small_world import Linear, small_world, workload

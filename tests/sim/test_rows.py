@@ -10,11 +10,11 @@ import pytest
 import simpy
 
 from pdlab.cluster import Cluster, Instance
+from pdlab.experiment.study import FaultSpec
 from pdlab.policy import Policy
 from pdlab.router import Limits
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
-from pdlab.spec import FaultSpec
 from pdlab.types import Request, Role
 from tests.sim.small_world import Linear, small_world, workload
 

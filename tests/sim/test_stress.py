@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from pdlab.spec import FaultSpec
+from pdlab.experiment.study import FaultSpec
 from tests.sim.small_world import workload
 from tests.sim.test_invariants import CLUSTERS, POLICIES, TRANSFERS, run
 

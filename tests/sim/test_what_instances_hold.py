@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.load_policy import names
 from pdlab.policies.round_robin import RoundRobin
 from pdlab.result import Result
 from pdlab.sim import simulate
 from pdlab.sim.moves import TransferMode
-from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError
 from tests.sim.small_world import small_world, workload
 

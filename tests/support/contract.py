@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from pdlab.control import router
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import EventLog
 from pdlab.sim import build
-from pdlab.spec import Experiment
 from pdlab.types import Joined, Request
 from pdlab.workload.base import Workload
 from tests.real.cluster.virtual import VirtualLoop, run

@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from pdlab.control import router
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import EventLog
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.service import Service
@@ -29,7 +30,6 @@ from pdlab.real.transfer.descriptor import Descriptor, Geometry
 from pdlab.real.wire import PROTOCOL, Continue
 from pdlab.router import Router
 from pdlab.sim.build import Plan
-from pdlab.spec import Experiment
 from pdlab.types import InstanceSpec, Report, Role
 from pdlab.workload.base import Floats, Workload
 from tests.real.cluster.stand_in import Rack, StandIn, word

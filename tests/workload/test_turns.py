@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.sim import simulate
-from pdlab.spec import Experiment
 from pdlab.types import UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.readers import load

@@ -46,7 +46,7 @@ def bench(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
 ) -> None:
     """Measure a running server with an experiment's workload: same arrivals, lengths and shared prefixes as pdlab sim, same files."""
-    from pdlab.spec import Experiment
+    from pdlab.experiment.experiment import Experiment
 
     try:
         from pdlab.real.bench.run import Target, measure

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pdlab import __version__, collector, load_policy
+from pdlab.experiment.experiment import Experiment
 from pdlab.metrics import summarise
 from pdlab.real.bench import overhead
 from pdlab.real.bench.http import Client
@@ -24,7 +25,6 @@ from pdlab.real.bench.uses import uses
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.records import Records, Samples
 from pdlab.result import Result
-from pdlab.spec import Experiment
 from pdlab.types import Request, UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload

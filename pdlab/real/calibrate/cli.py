@@ -57,7 +57,7 @@ def calibrate(
         os.environ["OMP_NUM_THREADS"] = str(threads)  # as an engine process has it, and before torch reads it
     _check_writable(out)
     from pdlab.cost.profile import save_instance_profile
-    from pdlab.spec import Experiment
+    from pdlab.experiment.deployment import Deployment
 
     try:
         from pdlab.real.calibrate import run
@@ -95,8 +95,8 @@ def calibrate(
                 "max_batch_tokens": max_batch_tokens,
                 "threads": threads,
             }
-            experiment = Experiment.load(file) if file is not None else None
-            profile = run.of_engine(engine_options(experiment, given), plan, say, file)
+            deployment = Deployment.load(file) if file is not None else None
+            profile = run.of_engine(engine_options(deployment, given), plan, say, file)
     save_instance_profile(profile, out)
     show(profile, console)
     console.print(f"{escape(str(out))}: write hardware: {escape(out.name)} in an experiment beside it")

@@ -32,6 +32,7 @@ from pdlab.cost.profile import (
     Unsteady,
 )
 from pdlab.cost.shapes import Model
+from pdlab.experiment.deployment import Deployment
 from pdlab.kernels.cpu_build import build_all
 from pdlab.real import processes
 from pdlab.real.calibrate import grid, over_http, rounds, transfer
@@ -46,7 +47,6 @@ from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.local_cluster import local_cluster
 from pdlab.real.pace import Pace, Slower, slower_on, watched
-from pdlab.spec import Experiment
 from pdlab.types import UsageError
 
 Say = Callable[[str, float], None]
@@ -341,7 +341,7 @@ def _in_cluster(
     file: Path, options: EngineOptions, shape: ModelShape, bounds: grid.Bounds, direct_s: float, plan: Plan, slower: Slower
 ) -> tuple[float, Front]:
     """What a router adds to a request, and the front end; nothing where the cluster's engines do not find a core each here."""
-    engines = len(list(Experiment.load(file).placements()))
+    engines = len(Deployment.load(file).placements())
     if options.device != "cpu" or not 0 < engines * options.threads <= len(os.sched_getaffinity(0)):
         return 0.0, Front()
     whole = msgspec.structs.replace(options, threads=engines * options.threads)

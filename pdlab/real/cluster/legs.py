@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.cluster.instances import Member
 from pdlab.real.cluster.live import Held, Leg, Live
 from pdlab.real.cluster.metrics import HANDOFF, MIGRATION
 from pdlab.real.cluster.remote import Broken, Busy, Fenced, Full, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit, Unheard
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.wire import LAYERS, MADE, PUSH, RESERVE, Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
-from pdlab.spec import TransferSpec
 from pdlab.types import Failed, Lost, Migrated, PrefillDone, Refused, Stage, TransferFailed, Transferred
 
 if TYPE_CHECKING:

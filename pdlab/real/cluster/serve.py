@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from pdlab import control
 from pdlab.core.watchdog import watched
+from pdlab.experiment.deployment import Deployment
 from pdlab.log import EventLog
 from pdlab.real import credentials
 from pdlab.real.api.app import Route, as_json, create_app
@@ -37,7 +38,6 @@ from pdlab.real.registry import Registry
 from pdlab.real.registry.store import StoreAway
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.router import Router
-from pdlab.spec import Experiment
 from pdlab.types import InstanceSpec, Role, UsageError
 
 logger = logging.getLogger(__name__)
@@ -144,24 +144,24 @@ class Connected:
             remote.close()
 
 
-async def route(experiment: Experiment, front: Front, registry: Registry, *, brood: Brood | None = None, say: Say = print) -> None:
+async def route(deployment: Deployment, front: Front, registry: Registry, *, brood: Brood | None = None, say: Say = print) -> None:
     """Bind, follow the registry, serve, drain. Raises UsageError on mistakes."""
     started_s = time.monotonic()
-    router = control.router(experiment, hash_tokens=experiment.engine.block_tokens)
+    router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
     connected, members = Connected(front), Members(front.model)
     with (
         contextlib.ExitStack() as opened,
         contextlib.closing(bind(front.host, front.port)) as sock,
         watched(router.policy),
-        event_log(experiment, router, front.trace_events) as log,
+        event_log(deployment, router, front.trace_events) as log,
     ):
         world = World(
             router,
             connected.connect,
-            transfer=experiment.transfer,
+            transfer=deployment.transfer,
             now=lambda: time.monotonic() - started_s,
             log=log,
-            seed=experiment.seed,
+            seed=deployment.seed,
             start=None if brood is None else brood.scale,
             traceback=front.traceback,
         )
@@ -216,13 +216,13 @@ async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]
 
 
 @contextmanager
-def event_log(experiment: Experiment, router: Router, path: Path | None) -> Iterator[EventLog | None]:
+def event_log(deployment: Deployment, router: Router, path: Path | None) -> Iterator[EventLog | None]:
     """The event log that `pdlab replay` reads. Raises UsageError where it cannot be opened."""
     if path is None:
         yield None
         return
     try:
-        log = EventLog(path, control.head_of(experiment, router.policy, router.cluster.hash_tokens), warn=logger.warning)
+        log = EventLog(path, control.head_of(deployment, router.policy, router.cluster.hash_tokens), warn=logger.warning)
     except OSError as error:
         raise UsageError(f"--trace-events {path}: {error.strerror}") from None
     with log:

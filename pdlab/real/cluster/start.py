@@ -18,19 +18,22 @@ from pathlib import Path
 import msgspec
 
 from pdlab import cost
+from pdlab.experiment.cluster import Placement
+from pdlab.experiment.deployment import Deployment
 from pdlab.real.cluster.children import Children
+from pdlab.real.cluster.ignored import ignored
 from pdlab.real.cluster.keeper import Keeper
 from pdlab.real.cluster.parent import SCHEME
 from pdlab.real.cluster.serve import Brood, Front, route
 from pdlab.real.cluster.vllm import Vllm
-from pdlab.real.credentials import MAKES_ONE, loopback
+from pdlab.real.credentials import MAKES_ONE, loopback, with_password
 from pdlab.real.engine import config, gguf_file
 from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.logs import tell
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.serve import Place, Serving, engine_options, registry_at, run, run_until_stopped, served_name_of, tokenizer_of
-from pdlab.spec import Experiment
 from pdlab.types import Role, UsageError, nearest
 
 ROLES = (*(str(role) for role in Role), "router", "all")
@@ -39,6 +42,7 @@ CHILD_LEASE_S = 15.0
 SECRETS = ("PDLAB_API_KEY", "PDLAB_INTERNAL_TOKEN", "PDLAB_UPSTREAM_API_KEY", "PDLAB_REGISTRY", "PDLAB_REGISTRY_PASSWORD")
 NOT_FOR_CHILDREN = (*SECRETS, *(f"{name}_FILE" for name in SECRETS))
 ENGINES = ("pdlab", "vllm")
+ROUTER = Deployment(name="router", model="smollm2-135m")  # what one without a file follows
 Say = Callable[[str], None]
 
 
@@ -48,7 +52,7 @@ class Asked:
 
     role: str
     file: Path | None
-    experiment: Experiment | None
+    deployment: Deployment | None
     given: Mapping[str, object]
     serving: Serving
     registry: str = ""
@@ -70,6 +74,23 @@ class Asked:
         return self.instance_name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.role}-{platform.node()}-{os.getpid()}")[:128]
 
     @property
+    def placed(self) -> Placement | None:
+        """Which of the file's instances it is: the one of its name, else one of its role. One that was scaled up is like the first of its
+        role, or the first at all, as simulated. Raises UsageError where the file leaves it open."""
+        if self.deployment is None:
+            return None
+        if not self.is_child:
+            return self.deployment.place_of(self.instance_name, self.role)
+        placed = self.deployment.placements()
+        like = [one for one in placed if one.name == self.instance_name] or [one for one in placed if one.role == self.role] or placed
+        return like[0]
+
+    @property
+    def is_child(self) -> bool:
+        """Of a `--role all`."""
+        return self.registry.startswith(SCHEME)
+
+    @property
     def alone(self) -> bool:
         """A server without a cluster."""
         return self.role == "mixed" and not self.registry
@@ -77,8 +98,11 @@ class Asked:
 
 def start(asked: Asked, say: Say) -> None:
     """Until stopped. Raises UsageError with a line for the first thing that is wrong."""
+    asked = settled(asked)
     check(asked)
     asked.serving.tls.check()
+    if not asked.is_child and (line := ignored(asked)):
+        tell(line)
     if asked.engine == "vllm":
         run_until_stopped(_keep(asked, say))
     elif asked.role == "router":
@@ -87,6 +111,12 @@ def start(asked: Asked, say: Say) -> None:
         run_until_stopped(_all(asked, say))
     else:
         run_until_stopped(run(engine_of(asked), asked.serving, _place(asked), say=say))
+
+
+def settled(asked: Asked) -> Asked:
+    """With the file's registry, where the command line gives none."""
+    own = asked.deployment.registry if asked.deployment is not None and asked.role != "all" else None
+    return asked if asked.registry or not own else replace(asked, registry=with_password(own))
 
 
 def check(asked: Asked) -> None:
@@ -101,6 +131,18 @@ def check(asked: Asked) -> None:
     for wrong, line in _wrong(asked):
         if wrong:
             raise UsageError(line)
+    if asked.deployment is not None and asked.engine == "pdlab" and asked.role != "router":
+        _check_tp(asked, asked.deployment)
+
+
+def _check_tp(asked: Asked, deployment: Deployment) -> None:
+    placed = asked.placed if asked.role != "all" else None
+    for one in deployment.placements() if placed is None else [placed]:
+        if one.tp > 1:
+            raise UsageError(
+                f"{asked.file}: cluster.instances.{one.row}.tp: {one.tp}, but pdlab's engine runs an instance in one process: write tp: 1, "
+                "or start a vLLM server with --tensor-parallel-size and register it with --engine vllm --upstream URL"
+            )
 
 
 def _wrong(asked: Asked) -> list[tuple[bool, str]]:
@@ -117,7 +159,10 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
             role == "all" and bool(asked.registry),
             "--role all keeps its registry in memory: remove --registry, or start each role by itself",
         ),
-        (role == "all" and asked.file is None, "--role all needs an experiment file: its cluster.instances say what to start"),
+        (
+            role == "all" and not (asked.deployment is not None and asked.deployment.cluster.instances),
+            "--role all needs an experiment file: its cluster.instances say what to start",
+        ),
         (
             asked.registry.startswith("memory:"),
             "--registry memory:// is inside one process: use --role all, or an etcd:// or redis:// server",
@@ -160,7 +205,7 @@ def _wildcard(host: str) -> bool:
 
 
 def engine_of(asked: Asked) -> EngineOptions:
-    options = engine_options(asked.experiment, asked.given, _placed_as(asked))
+    options = engine_options(asked.deployment, asked.given, asked.placed)
     if asked.alone:
         return options
     return msgspec.structs.replace(
@@ -178,29 +223,17 @@ def engine_of(asked: Asked) -> EngineOptions:
 def profile_of(asked: Asked) -> cost.InstanceProfile | None:
     """What `pdlab calibrate` has measured of the instance, where its row of the experiment names that as `hardware`; None where the command
     line has another model."""
-    experiment = asked.experiment
-    if experiment is None or asked.given.get("model"):
+    placed = asked.placed
+    if asked.deployment is None or placed is None or not placed.hardware or asked.given.get("model"):
         return None
-    placed, name = experiment.placements(), _placed_as(asked)
-    row = next((one for one in placed if (one.name == name if name else one.role == asked.role)), None)
-    return None if row is None else cost.hardware(row.hardware, experiment.base_dir).profile
-
-
-def _placed_as(asked: Asked) -> str:
-    """Which of the experiment's instances it is. One that was scaled up is like the first of its role, as simulated."""
-    if asked.experiment is None or not asked.registry.startswith(SCHEME):
-        return asked.instance_name
-    placed = asked.experiment.placements()
-    if any(one.name == asked.instance_name for one in placed):
-        return asked.instance_name
-    return next((one.name for one in placed if one.role == asked.role), placed[0].name)
+    return cost.hardware(placed.hardware, asked.deployment.base_dir).profile
 
 
 def _place(asked: Asked) -> Place | None:
     if asked.alone:
         return None
-    report_s, lease_s = _times(asked.experiment)
-    if asked.registry.startswith(SCHEME):  # the parent notices at once when a child dies, and a loaded machine may pause one
+    report_s, lease_s = _times(asked.deployment)
+    if asked.is_child:  # the parent notices at once when a child dies, and a loaded machine may pause one
         lease_s = max(lease_s, CHILD_LEASE_S)
     return Place(
         name=asked.name,
@@ -214,14 +247,15 @@ def _place(asked: Asked) -> Place | None:
     )
 
 
-def _times(experiment: Experiment | None) -> tuple[float, float]:
+def _times(deployment: Deployment | None) -> tuple[float, float]:
     """Between reports, and of a lease."""
-    return (0.5, 3.0) if experiment is None else (experiment.cluster.reports.period_s, experiment.limits.lease_s)
+    plain = deployment or ROUTER
+    return plain.cluster.reports.period_s, plain.limits.lease_s
 
 
 async def _keep(asked: Asked, say: Say) -> None:
     """A vLLM server's place, until a signal; then it drains."""
-    report_s, lease_s = _times(asked.experiment)
+    report_s, lease_s = _times(asked.deployment)
     upstream = Vllm(asked.upstream, asked.upstream_api_key, asked.serving.tls, profile_of(asked))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -252,21 +286,21 @@ async def _keep(asked: Asked, say: Say) -> None:
 
 
 async def _route(asked: Asked, say: Say) -> None:
-    experiment = asked.experiment or Experiment.parse(PLAIN)
     front = _front(asked)
     async with await registry_at(asked.registry, asked.serving.tls, asked.registry_wait_s, say) as registry:
-        await route(experiment, front, registry, say=say)
+        await route(asked.deployment or ROUTER, front, registry, say=say)
 
 
 async def _all(asked: Asked, say: Say) -> None:
-    """The instances of the experiment's cluster, each a child, and their router."""
-    assert asked.experiment is not None, "checked"
+    """The instances of the file's cluster, each a child, and their router."""
+    assert asked.deployment is not None, "checked"
     front = _front(asked)
     if not front.token:  # the instances ask for one all the same: each user of this host could reach them
         token = secrets.token_hex(32)
         front = replace(front, token=token, asks_token=token if front.api_key else "")
-    first = {placed.name: placed.role for placed in asked.experiment.placements()}
-    check_cpu_kv(*(engine_options(asked.experiment, asked.given, name) for name in first))
+    placed = asked.deployment.placements()
+    first = {one.name: one.role for one in placed}
+    check_cpu_kv(*(engine_options(asked.deployment, asked.given, one) for one in placed))
     threads = max(1, int(str(asked.given.get("threads") or len(os.sched_getaffinity(0)))) // len(first))
     store = MemoryStore()
     environment = {**dict.fromkeys(NOT_FOR_CHILDREN, ""), "PDLAB_INTERNAL_TOKEN": front.token}
@@ -274,7 +308,7 @@ async def _all(asked: Asked, say: Say) -> None:
     say(f"starting {len(first)} instances of {front.model} with {threads} CPU threads each: {', '.join(first)}")
     async with Registry(store) as registry:
         brood = Brood(children, first, partial(child_command, asked, front.model, threads))
-        await route(asked.experiment, front, registry, brood=brood, say=say)
+        await route(asked.deployment, front, registry, brood=brood, say=say)
 
 
 def child_command(asked: Asked, model: str, threads: int, name: str, role: Role, fd: int) -> list[str]:
@@ -301,7 +335,7 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
 
 def _front(asked: Asked) -> Front:
     how = asked.serving
-    options = engine_options(asked.experiment, asked.given)
+    options = engine_options(asked.deployment, asked.given)
     tokenizer = tokenizer_of(options, how.tokenizer)
     return Front(
         name=asked.name,
@@ -330,12 +364,3 @@ def _context_tokens(path: Path) -> int:
     if path.suffix == ".gguf":
         return config.parse(gguf_file.config(path), path.name, str(path)).max_positions
     return config.read(path).max_positions if (path / "config.json").is_file() else 0
-
-
-# What a router without an experiment follows: every default; workload and instances are the simulator's.
-PLAIN = {
-    "name": "router",
-    "model": "smollm2-135m",
-    "workload": {"source": "azure-conv-2023", "requests": 1, "rate": 1.0},
-    "cluster": {"instances": [{"role": "mixed", "hardware": "h100-sxm"}]},
-}

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from pdlab.core.teller import Teller
+from pdlab.experiment.deployment import TransferSpec
 from pdlab.log import EventLog
 from pdlab.real.cluster.instances import Instances, Start
 from pdlab.real.cluster.legs import Legs
@@ -28,7 +29,6 @@ from pdlab.real.cluster.remote import Remote
 from pdlab.real.cluster.timeline import Timelines
 from pdlab.real.engine.messages import Sampling
 from pdlab.router import Router
-from pdlab.spec import TransferSpec
 from pdlab.types import (
     Abort,
     Action,

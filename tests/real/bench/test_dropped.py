@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.real.bench.run import Target, measure
 from pdlab.result import Result
 from pdlab.sim import simulate
-from pdlab.spec import Experiment
 from pdlab.workload.base import Workload
 from tests.real.bench.wire import tokens, wired
 

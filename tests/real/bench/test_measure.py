@@ -15,6 +15,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.real.bench import cli
 from pdlab.real.bench import run as bench_run
 from pdlab.real.bench.poll import poll
@@ -22,7 +23,6 @@ from pdlab.real.bench.run import Target, measure
 from pdlab.records import Samples
 from pdlab.result import Result
 from pdlab.sim import simulate
-from pdlab.spec import Experiment
 from pdlab.types import UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import WorkloadSpec, build

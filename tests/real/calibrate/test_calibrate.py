@@ -50,6 +50,8 @@ def test_steps_are_what_the_point_says_and_leave_nothing_behind(bench: Bench) ->
     scheduler, next_batch = bench.engine.scheduler, bench.engine.scheduler.next_batch
 
     class Watched(type(scheduler)):  # type: ignore[misc]
+        __slots__ = ()
+
         def next_batch(self, now: float) -> object:
             batch = next_batch(now)
             assert all((s.computed + t == s.prompt_tokens) is point.ends for s, t in batch.chunks)

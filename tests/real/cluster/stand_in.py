@@ -25,6 +25,7 @@ from pdlab.control import head_of, router
 from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.core.staging import Staging
 from pdlab.core.worker import LEASE_S, Worker
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import EventLog
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.cluster.world import World
@@ -36,7 +37,6 @@ from pdlab.scheduler import NOTHING, Batch, Sequence
 from pdlab.sim.build import Plan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
-from pdlab.spec import Experiment
 from pdlab.types import InstanceSpec, Report, Role, Switched
 from tests.real.cluster.virtual import VirtualLoop, run
 
@@ -572,7 +572,7 @@ class Rack:
         self.wire = Wire(loop, network.latency_us * 1e-6)
         self.plans = {plan.placement.name: plan for plan in plans(experiment, hash_tokens)}
         model = cost.model(experiment.model, experiment.base_dir)
-        kv = experiment.cost.kv_dtype
+        kv = experiment.formats.kv
         self.bytes_per_token = max(model.kv_bytes_per_token(kv, p.placement.tp) for p in self.plans.values())
         self.instances: dict[str, StandIn] = {}
         self.asked: list[LegAsk] = []

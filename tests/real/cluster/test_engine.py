@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import uvicorn
 
+from pdlab.experiment.deployment import TransferSpec
 from pdlab.log import EventLog, Head
 from pdlab.policy import Policy
 from pdlab.real.api.app import create_app
@@ -26,7 +27,6 @@ from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.wire import CAPABILITIES, Continue, KvParams, StreamEvent
 from pdlab.router import Limits, Router
-from pdlab.spec import TransferSpec
 from pdlab.types import InstanceSpec, Report, Role, Stage, Tick
 from tests.real.api import stand_in
 

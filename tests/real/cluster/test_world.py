@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from pdlab.cluster import Cluster, Instance
+from pdlab.experiment.deployment import TransferSpec
 from pdlab.policy import Policy
 from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, Unfit
@@ -19,7 +20,6 @@ from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, StreamEvent
 from pdlab.router import Router
-from pdlab.spec import TransferSpec
 from pdlab.types import Drained, Event, InstanceSpec, Leads, Left, Report, Role, Scale, Stage, Suspected, UsageError
 from tests.real.cluster.virtual import VirtualLoop, run
 

@@ -13,11 +13,11 @@ import pytest
 
 from pdlab.control import router
 from pdlab.core.instance_spec import Measured
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import Entry, read, replay
 from pdlab.real.engine.messages import Ready
 from pdlab.real.instance.member import measured_of
 from pdlab.sim.build import simulate
-from pdlab.spec import Experiment
 from pdlab.types import Action, Dispatch, End, Handoff, Migrate, Report, Tick
 from pdlab.workload.spec import build
 from tests.real.cluster.stand_in import Run, played, small

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.real.api.engine import Ended
-from pdlab.spec import Experiment
 from pdlab.types import RegistryAway, Stage
 from tests.real.cluster import stand_in
 from tests.real.cluster.stand_in import DECODE_FIRST, PULL, PUSH, TRANSFERS, Client, Run, played

@@ -10,10 +10,10 @@ import numpy as np
 
 from pdlab.cluster import Cluster, Instance
 from pdlab.control import router
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import read, replay
 from pdlab.policy import Policy
 from pdlab.sim.build import simulate
-from pdlab.spec import Experiment
 from pdlab.types import Dispatch, Handoff, InstanceState, Role, Scale, Stop
 from tests.real.cluster.stand_in import Run, played, small
 from tests.real.cluster.test_world_as_simulated import decisions, live

@@ -16,6 +16,7 @@ import pytest
 
 from pdlab.cluster import Cluster, Instance
 from pdlab.control import head_of, router
+from pdlab.experiment.experiment import Experiment
 from pdlab.log import EventLog, read, replay
 from pdlab.policy import Policy
 from pdlab.prefix import chain
@@ -24,7 +25,6 @@ from pdlab.real.cluster.world import World
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.real.engine.options import EngineOptions
-from pdlab.spec import Experiment
 from pdlab.types import Role
 from tests.real import served
 from tests.real.engine import tiny_models

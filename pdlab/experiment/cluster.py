@@ -1,0 +1,139 @@
+"""`cluster` and `engine` in the experiment file: the instances, how each runs its batches, and what joins them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pdlab.experiment.fields import (
+    PROFILE,
+    SERVE,
+    SIM,
+    Batching,
+    Count,
+    Device,
+    Fraction,
+    Hardware,
+    NotNegative,
+    Number,
+    Positive,
+    Spec,
+    Use,
+)
+from pdlab.types import Role
+
+MOST_INSTANCES = 10_000  # of one cluster: beyond, not even their arrival ends in a time that anybody waits
+
+
+class EngineSpec(Spec):
+    """How an instance runs its batches."""
+
+    block_tokens: Annotated[Count, Field(le=1 << 16)] = 16
+    max_batch_tokens: Annotated[Count, Field(le=10_000_000)] = 8192
+    max_seqs: Annotated[Count, Field(le=1 << 16)] = 256
+    batching: Batching = "chunked"
+    prefix_cache: bool = True
+    watermark: Annotated[NotNegative, Field(lt=1)] = 0.01
+    kv_blocks: Annotated[Count, Field(le=10**12)] | None = None  # None: what the memory holds beside the weights
+    hbm_utilization: Annotated[Fraction, Use(serve="yes, but on a CPU")] = 0.9
+    max_model_len: Count | None = None  # tokens of prompt and output together; None: the model's positions
+
+
+class InstancesSpec(Spec):
+    """`count` like instances. Role `auto`: the first `prefill` of them prefill, the others decode."""
+
+    role: Literal["prefill", "decode", "mixed", "auto"]
+    count: Count = 1
+    prefill: int | None = None
+    hardware: Annotated[Hardware | None, PROFILE] = None
+    tp: Annotated[Count, Use(serve="1; more is refused")] = 1
+    name: str | None = None
+    device: Annotated[Device | None, SERVE] = None  # None: the deployment's
+    host: Annotated[str | None, SIM] = None
+    nics: Annotated[Count | None, SIM] = None  # None: one an accelerator
+    engine: EngineSpec | None = None  # only the keys it gives differ from the experiment's
+
+    @model_validator(mode="after")
+    def _ratio(self) -> Self:
+        if self.role != "auto":
+            if self.prefill is not None:
+                raise ValueError(f"prefill is for role auto: remove it, or write role: auto in place of {self.role}")
+        elif self.prefill is None:
+            raise ValueError(f"role auto needs prefill: how many of the {self.count} prefill")
+        elif not 1 <= self.prefill < self.count:
+            raise ValueError(f"prefill must be at least 1 and below count {self.count}, so that some decode, not {self.prefill}")
+        return self
+
+    def roles(self) -> list[Role]:
+        """Each instance's role."""
+        if self.role != "auto":
+            return [Role(self.role)] * self.count
+        prefill = self.prefill or 0
+        return [Role.PREFILL] * prefill + [Role.DECODE] * (self.count - prefill)
+
+
+class PathSpec(Spec):
+    """A kind of path between two instances; what is None comes from the accelerator's data sheet."""
+
+    gbytes_per_s: Positive | None = None
+    latency_us: NotNegative = 10.0
+
+
+class NetworkSpec(PathSpec):
+    """Between hosts: of one NIC. `intra_host` is between instances of one host. `transport` says what is achieved of the line rate."""
+
+    transport: Literal["ideal", "mooncake-roce", "mooncake-efa"] = "ideal"
+    intra_host: PathSpec = PathSpec(latency_us=5.0)
+
+
+class ReportsSpec(Spec):
+    period_s: Annotated[Number, Field(ge=0.001)] = 0.5
+    delay_s: Annotated[NotNegative, SIM] = 0.0
+
+
+class AutoscaleSpec(Spec):
+    """Whether a policy's Scale is carried out, and between how many instances in all."""
+
+    enabled: bool = False
+    min: Count = 2
+    max: Annotated[Count, Field(le=MOST_INSTANCES)] = 16
+    start_s: Annotated[NotNegative, SIM] = 30.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} must not be above max {self.max}")
+        return self
+
+
+class ClusterSpec(Spec):
+    instances: tuple[InstancesSpec, ...]
+    network: Annotated[NetworkSpec, SIM] = NetworkSpec()
+    reports: ReportsSpec = ReportsSpec()
+    role_switch_s: Annotated[NotNegative, SIM] = 1.0
+    detect_s: Annotated[NotNegative, SIM] = 0.5
+    autoscale: AutoscaleSpec = AutoscaleSpec()
+
+    @field_validator("instances")
+    @classmethod
+    def _bounded(cls, rows: tuple[InstancesSpec, ...]) -> tuple[InstancesSpec, ...]:
+        if (count := sum(row.count for row in rows)) > MOST_INSTANCES:
+            raise ValueError(f"{count:,} instances in all, and at most {MOST_INSTANCES:,} can be had: reduce their count")
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One instance of the cluster, as the file's rows add up to it. `hardware` and `device` are empty where the file names none."""
+
+    name: str
+    role: Role
+    hardware: str
+    tp: int
+    host: str
+    nics: int
+    engine: EngineSpec
+    device: str
+    row: int  # of cluster.instances

@@ -1,0 +1,139 @@
+"""The experiment file as a whole: what runs, and what is asked about it.
+
+    experiment = Experiment.load("experiments/quickstart.yaml", ["workload.rate=12", "cluster.instances.0.count=3"])
+
+docs/experiment-file.md explains every key to the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationInfo, field_validator
+
+from pdlab import spellings
+from pdlab.cost import CostSpec, kv_capacity_tokens
+from pdlab.cost.catalogue import hardware, model
+from pdlab.experiment.cluster import ClusterSpec, Placement
+from pdlab.experiment.deployment import Deployment, roles_missing
+from pdlab.experiment.fields import ignored_line, unused
+from pdlab.experiment.study import Study
+from pdlab.types import UsageError
+from pdlab.workload import builtin
+from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC
+
+FORMATS = {"auto": None, "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class Experiment(Study, Deployment):
+    """`load` reads a file; `Experiment.parse` a mapping."""
+
+    cluster: ClusterSpec
+
+    @classmethod
+    def _own(cls, mapping: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        return dict(mapping), ()
+
+    @property
+    def formats(self) -> CostSpec:
+        """`cost`, with the number formats that `dtype` and `quantization` ask for where it names none."""
+        own, plain = self.cost, FORMATS[self.dtype]
+        return own.model_copy(
+            update={"weight_dtype": own.weight_dtype or self.quantization or plain, "kv_dtype": own.kv_dtype or plain},
+        )
+
+    @property
+    def ignored(self) -> str:
+        """A line that says which of the keys given a simulation does not use, and why; empty where it uses all."""
+        said = self.model_dump(mode="json", exclude_unset=True)
+        of_cost = [f"cost.{key}" for key in ("weight_dtype", "kv_dtype") if said.get("cost", {}).get(key) is not None]
+        formats = [key for key in ("dtype", "quantization") if said.get(key) is not None]
+        measured = any((row.hardware or "").endswith(".json") for row in self.cluster.instances)
+        return ignored_line(
+            "sim",
+            {
+                "they are for pdlab serve": list(dict.fromkeys(unused(said, type(self), "sim"))),
+                "measured hardware has the formats it was measured with": [*formats, *of_cost] if measured else [],
+            },
+        )
+
+    def _repr_html_(self) -> str:
+        from pdlab.report.experiment import fragment
+
+        return fragment(self)
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str, info: ValidationInfo) -> str:
+        try:
+            model(name, info.data.get("base_dir"))
+        except UsageError as error:
+            fetch = f"; {spellings.download(name, serve=False)}" if spellings.of_hub(name) else ""
+            raise ValueError(f"{error}{fetch}") from None
+        return name
+
+    def _wrong(self, placed: Sequence[Placement]) -> Iterator[str]:
+        if not placed:
+            yield from roles_missing(placed)
+        yield from super()._wrong(placed)
+        missing = [
+            f"cluster.instances.{index}.hardware: is missing" for index, row in enumerate(self.cluster.instances) if not row.hardware
+        ]
+        yield from missing
+        if not missing:
+            yield from self._fit()
+        yield from self._blocks(placed)
+        yield from self._targets(placed)
+
+    def _fit(self) -> Iterator[str]:
+        served = model(self.model, self.base_dir)
+        weight_dtype, kv_dtype = self.formats.weights(served), self.formats.kv
+        for index, row in enumerate(self.cluster.instances):
+            engine = self._engine(row)
+            if engine.max_model_len is not None and 0 < served.max_positions < engine.max_model_len:
+                where = "engine" if row.engine is None or row.engine.max_model_len is None else f"cluster.instances.{index}.engine"
+                yield f"{where}.max_model_len: {engine.max_model_len} exceeds the {served.max_positions} positions of {self.model}"
+            try:
+                chip = hardware(row.hardware or "", self.base_dir)
+                if chip.profile is not None:
+                    chip.profile.check(served, row.tp)
+                if engine.kv_blocks is None:
+                    kv_capacity_tokens(
+                        served, chip, row.tp, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens, engine.max_seqs
+                    )
+            except UsageError as error:
+                yield f"cluster.instances.{index}: {error}"
+
+    def _blocks(self, placed: Sequence[Placement]) -> Iterator[str]:
+        """What does not go with the workload's prefix hashes, so far as the file tells them; a trace's are known when it is read."""
+        source = self.workload.source
+        hash_tokens = (self.workload.hash_tokens or HASH_TOKENS) if source == SYNTHETIC else None
+        if source in builtin.NAMES:  # those that share no prefixes leave a server its own blocks
+            hash_tokens = builtin.figures(source).get("prefix", {}).get("hash_tokens")
+        if hash_tokens is not None:
+            for block_tokens in dict.fromkeys(p.engine.block_tokens for p in placed):
+                if mistake := indivisible(hash_tokens, block_tokens):
+                    yield mistake
+
+    def _targets(self, placed: Sequence[Placement]) -> Iterator[str]:
+        names = [p.name for p in placed]
+        for index, fault in enumerate(self.faults):
+            if fault.instance not in names:
+                yield f"faults.{index}.{fault.kind}: no instance is named {fault.instance!r}; there are {', '.join(names)}"
+
+
+def indivisible(hash_tokens: int, block_tokens: int) -> str | None:
+    """What is said where an instance's blocks do not divide the `hash_tokens` behind one of the workload's prefix hashes."""
+    if hash_tokens % block_tokens == 0:
+        return None
+    divisor = max(d for d in range(1, min(block_tokens, hash_tokens) + 1) if hash_tokens % d == 0)
+    return (
+        f"engine.block_tokens {block_tokens} does not divide the {hash_tokens} tokens behind one prefix hash of the workload; "
+        f"choose a divisor, such as {divisor}"
+    )
+
+
+def read_back(mapping: Mapping[str, Any], source: str) -> Deployment:
+    """What an event log says it was written by: a simulation's experiment, a server's deployment."""
+    return (Experiment if "workload" in mapping else Deployment).parse(mapping, source)

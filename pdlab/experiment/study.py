@@ -1,0 +1,76 @@
+"""The experiment file as what is asked about a deployment: by which workload, at which cost, and what goes wrong meanwhile. Only the
+simulator needs it; `pdlab bench` sends the workload.
+
+Its other keys are beside what they are about: `hardware`, `host` and `nics` in the rows of `cluster.instances`, and `network`,
+`reports.delay_s`, `role_switch_s`, `detect_s` and `autoscale.start_s` in `cluster`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from pdlab.cost import CostSpec
+from pdlab.experiment.fields import SIM, NotNegative, Number, Positive, Spec
+from pdlab.workload.spec import WorkloadSpec
+
+KINDS = {
+    "kill": ("restart_after_s",),
+    "drain": (),
+    "slow": ("factor", "decode_factor", "for_s"),
+    "slow_link": ("factor", "for_s"),
+    "cut_link": ("for_s",),
+    "lose_reports": ("for_s",),
+    "delay_reports": ("by_s", "for_s"),
+}
+
+
+class FaultSpec(Spec):
+    """At `at_s`, one of: an instance dies (and comes back), is drained and leaves, or computes slowly, its link slows down or is cut, its
+    reports are lost or late."""
+
+    at_s: NotNegative
+    kill: str | None = None
+    drain: str | None = None
+    slow: str | None = None
+    slow_link: str | None = None
+    cut_link: str | None = None
+    lose_reports: str | None = None
+    delay_reports: str | None = None
+    restart_after_s: Positive | None = None  # None: never
+    factor: Annotated[Number, Field(gt=0, le=1)] | None = None
+    decode_factor: Annotated[Number, Field(gt=0, le=1)] | None = None
+    by_s: Positive | None = None
+    for_s: Positive | None = None  # None: to the end
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def instance(self) -> str:
+        """The name of the one it befalls."""
+        return str(getattr(self, self.kind))
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a fault is one of {', '.join(KINDS)}, not {' and '.join(given) or 'none of them'}")
+        takes = KINDS[given[0]]
+        for key in ("restart_after_s", "factor", "decode_factor", "by_s", "for_s"):
+            if getattr(self, key) is not None and key not in takes:
+                raise ValueError(f"{given[0]} takes no {key}, only {' and '.join(takes)}")
+        for key in ("factor", "by_s"):
+            if key in takes and getattr(self, key) is None:
+                raise ValueError(f"{given[0]} needs {key}")
+        return self
+
+
+class Study(Spec):
+    """The keys at the top of the file that are its own."""
+
+    workload: Annotated[WorkloadSpec, SIM]
+    faults: Annotated[tuple[FaultSpec, ...], SIM] = ()
+    cost: Annotated[CostSpec, SIM] = CostSpec()
