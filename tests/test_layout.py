@@ -40,11 +40,12 @@ ALLOWED = {
     "pdlab.router": ("pdlab.types", "pdlab.cluster", "pdlab.policy", "pdlab.core.blame"),
     "pdlab.core.teller": ("pdlab.types", "pdlab.router"),
     "pdlab.log_file": (),
+    "pdlab.strict": (),
     "pdlab.log": ("pdlab.types", "pdlab.log_file", "pdlab.router"),
-    "pdlab.cost": ("pdlab.types", "pdlab.cost"),
+    "pdlab.cost": ("pdlab.types", "pdlab.cost", "pdlab.strict"),
     "pdlab.workload.cli": ("pdlab.types", "pdlab.workload", "pdlab.report.units", "pdlab.mistakes", "pdlab.read_yaml"),
     "pdlab.workload.figures": ("pdlab.workload", "pdlab.report.look"),
-    "pdlab.workload": ("pdlab.types", "pdlab.workload", "pdlab.report.units"),
+    "pdlab.workload": ("pdlab.types", "pdlab.workload", "pdlab.report.units", "pdlab.strict"),
 }
 
 

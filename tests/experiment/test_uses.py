@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from pdlab import Experiment, UsageError, control, simulate
-from pdlab.cost import save_profile
+from pdlab.cost import save_instance_profile, save_profile
 from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile
 from pdlab.experiment.cluster import EngineSpec
 from pdlab.experiment.deployment import Deployment
@@ -27,6 +27,7 @@ from pdlab.real.cluster.ignored import ignored
 from pdlab.real.cluster.legs import Legs
 from pdlab.real.serve import Serving
 from pdlab.real.wire import StreamEvent
+from tests.cost.test_measured import PROFILE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "experiment-file.md"
 BASE: dict[str, Any] = {
@@ -96,6 +97,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "workload.best_of": (3, {}),
     "faults.at_s": ([{"at_s": 0.8, "kill": "decode-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
     "faults.kill": ([{"at_s": 0.3, "kill": "prefill-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
+    "faults.drain": ([{"at_s": 0.3, "drain": "prefill-0"}], {}),
     "faults.slow": ([{"at_s": 0.3, "slow": "prefill-0", "factor": 0.1}], {}),
     "faults.slow_link": ([{"at_s": 0.3, "slow_link": "prefill-0", "factor": 0.01}], {}),
     "faults.cut_link": ([{"at_s": 0.3, "cut_link": "prefill-0", "for_s": 0.5}], {}),
@@ -217,6 +219,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prefill = PrefillGrid(tokens=(1, most), cached=(0, 1000), seconds=((0.01, 0.011), (0.05, 0.06)))
         decode = DecodeGrid(batch=(1, 64), context=(1, 2000), seconds=((0.02, 0.021), (0.03, 0.04)))
         save_profile(Profile(prefill=prefill, decode=decode), folder / f"{name}.json")
+    save_instance_profile(PROFILE, folder / "measured.json")
     return folder
 
 
@@ -279,6 +282,7 @@ SERVED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "device": ("cuda:1", {}),
     "registry": ("redis://host:1", {}),
     "cluster.instances.device": ("cuda:1", {}),
+    "cluster.instances.hardware": ("measured.json", {}),
     "engine.hbm_utilization": (0.5, {"device": "cuda"}),
     "cluster.autoscale.enabled": (True, {}),
     "cluster.autoscale.min": (3, {"cluster.autoscale": {"enabled": True}}),

@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from pdlab.control import router
+from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.experiment.experiment import Experiment
 from pdlab.log import EventLog
 from pdlab.real.api.errors import ApiError
@@ -23,7 +24,7 @@ from pdlab.real.cluster.members import Members, follow
 from pdlab.real.cluster.remote import Broken, Busy, Fenced, Hear, LegAsk, Prefilled
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
-from pdlab.real.instance.member import Member, spec_of
+from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
 from pdlab.real.transfer.descriptor import Descriptor, Geometry
@@ -331,18 +332,18 @@ def spec_of_ready(plan: Plan, name: str, role: Role) -> InstanceSpec:
         descriptor=descriptor.encode(),
         engine_id=name,
         context_tokens=plan.context_tokens,
-        spare_blocks=spare,
+        prefill_profile=plan.prefill_profile,  # as measured before the engine is ready
+        decode_profile=plan.decode_profile,
     )
-    spec = spec_of(
-        ready,
-        name,
-        role,
-        f"http://{name}",
-        plan.placement.host,
-        MODEL,
+    placed = Placed(
+        name=name,
+        role=role,
+        host=plan.placement.host,
+        url=f"http://{name}",
+        model=MODEL,
         max_seqs=engine.max_seqs,
         max_batch_tokens=engine.max_batch_tokens,
         prefix_cache=engine.prefix_cache,
+        watermark=engine.watermark,
     )
-    # An engine does not measure itself yet
-    return msgspec.structs.replace(spec, prefill_profile=plan.prefill_profile, decode_profile=plan.decode_profile)
+    return instance_spec(placed, measured_of(ready))
