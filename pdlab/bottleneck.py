@@ -179,10 +179,11 @@ def _slots_fraction(samples: Samples, instances: Sequence[InstanceUse]) -> dict[
     instance, running = samples.column("instance"), samples.column("running")
     loaded = samples.column("waiting") + running > 0
     bounds = {use.name: use.max_seqs for use in instances}
+    prefill = {use.name for use in instances if use.role == Role.PREFILL}
     found = {}
     for k, name in enumerate(samples.instances or list(bounds)):
         mine = running[(instance == k) & loaded]
-        if mine.size and mine.any():
+        if mine.size and mine.any() and name not in prefill:
             most = bounds.get(name) or int(mine.max())
             found[name] = (float((mine >= SLOTS_FULL * most).mean()), most)
     return found

@@ -452,6 +452,9 @@ def serve(
     trace_events: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The router's event log, for replay.", show_default=False)
     ] = None,
+    no_self_profile: Annotated[
+        bool, typer.Option("--no-self-profile", help="An instance does not measure its own steps (2 to 3 s) before it joins a cluster.")
+    ] = False,
     log_level: Annotated[str, typer.Option(envvar="PDLAB_LOG_LEVEL", help="debug, info, warning or error.")] = "info",
     log_format: Annotated[str, typer.Option(envvar="PDLAB_LOG_FORMAT", help="text, or json: an object a line.")] = "text",
     traceback: Traceback = False,
@@ -510,6 +513,7 @@ def serve(
         upstream_api_key=upstream_api_key,
         trace_events=trace_events,
         traceback=traceback,
+        self_profile=not no_self_profile,
     )
     with (
         configured(log_level, log_format, instance=instance_name or (role if role in ("router", "all") else "")) as say,

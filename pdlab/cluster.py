@@ -14,10 +14,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from math import inf
 
-from pdlab.predict import DecodePredictor, PrefillPredictor
-from pdlab.types import InstanceSpec, InstanceState, Report, Request, Role, Stage
+import msgspec
+
+from pdlab.predict import DecodePredictor, PrefillPredictor, learn
+from pdlab.types import UNKNOWN, InstanceSpec, InstanceState, Report, Request, Role, Stage
 
 UNKNOWN_BLOCKS = 1 << 40  # of an instance that does not tell how many it has
+FORGET = 0.1  # of a link's best rate with each transfer that does not reach it
 
 
 class Running:
@@ -35,6 +38,7 @@ class Running:
     decode_tokens = 0  # and in its decode instance's
     due_s = 0.0  # by when its KV transfer must be done
     avoid: Instance | None = None  # a decode instance that its KV did not reach
+    moving: tuple[tuple[str, str], int] | None = None  # its KV: (from, to), bytes
 
     def __init__(self, request: Request, expires_s: float = inf) -> None:
         self.request = request
@@ -46,9 +50,11 @@ class Instance:
 
     __slots__ = (
         "bit",
+        "booked",
         "busy",
         "decode_predictor",
         "decode_requests",
+        "decode_step_s",
         "decode_tokens",
         "decoding",
         "flipped_s",
@@ -70,7 +76,7 @@ class Instance:
         "unreported",
     )
 
-    def __init__(self, spec: InstanceSpec, bit: int) -> None:
+    def __init__(self, spec: InstanceSpec, bit: int, blind: set[str] | None = None) -> None:
         self.spec = spec
         self.name = spec.name
         self.place = _place(spec.name)
@@ -88,8 +94,10 @@ class Instance:
         self.since_prefill_tokens = 0  # assigned since the last report was taken
         self.since_decode_tokens = 0
         self.unreported: deque[tuple[float, int, int]] = deque()
-        self.prefill_predictor = PrefillPredictor(spec.prefill_profile)
-        self.decode_predictor = DecodePredictor(spec.decode_profile)
+        self.prefill_predictor = PrefillPredictor(spec.prefill_profile, spec.name, blind)
+        self.decode_predictor = DecodePredictor(spec.decode_profile, spec.name, blind)
+        self.decode_step_s = 0.0  # from a token of a sequence that decodes here to its next, between the last two reports that saw some
+        self.booked: dict[int, None] = {}  # where it does not tell: what its prefix cache is believed to hold, least recently used first
         self.flipped_s = -1e18  # when its role last changed
         self.heard_s = 0.0  # when its last report came
         self.full = False  # it refused a reservation, and nothing there has ended since
@@ -129,12 +137,23 @@ class Instance:
         """Prompt tokens waiting to be computed here by the last report, and those sent since."""
         return self.report.waiting_tokens + self.since_prefill_tokens
 
+    def hear(self, report: Report) -> None:
+        """Its latest report, complete."""
+        before, steps = self.report, report.decode_steps
+        if steps > before.decode_steps:
+            self.decode_step_s = (report.decode_s - before.decode_s) / (steps - before.decode_steps)
+        elif 0 < steps < before.decode_steps:  # a server that counts from its start, and has started anew
+            self.decode_step_s = report.decode_s / steps
+        self.report = report
+        for step in report.steps:
+            learn(self.prefill_predictor, self.decode_predictor, step)
+
     def ttft_s(self, tokens: int) -> float:
-        """Predicted seconds to prefill `tokens` alone; 0.0 without a profile."""
+        """Predicted seconds to prefill `tokens` alone; 0.0 while nothing is known, which the router then says."""
         return self.prefill_predictor.seconds(tokens)
 
     def tpot_s(self, batch: int, context_tokens: int) -> float:
-        """Predicted seconds of a decode step of `batch` sequences holding `context_tokens` in all; 0.0 without a profile."""
+        """Predicted seconds of a decode step of `batch` sequences holding `context_tokens` in all; 0.0 while nothing is known."""
         return self.decode_predictor.seconds(batch, context_tokens)
 
 
@@ -149,10 +168,11 @@ class PrefixIndex:
     One integer a block, one bit an instance, so that a look-up costs the blocks anybody holds, not blocks x instances.
     """
 
-    __slots__ = ("holders",)
+    __slots__ = ("hash_tokens", "holders")
 
-    def __init__(self) -> None:
+    def __init__(self, hash_tokens: int = 16) -> None:
         self.holders: dict[int, int] = {}
+        self.hash_tokens = hash_tokens
 
     def add(self, hashes: Sequence[int], bit: int) -> None:
         holders = self.holders
@@ -167,6 +187,26 @@ class PrefixIndex:
                 holders[h] = mask
             else:
                 holders.pop(h, None)
+
+    def book(self, hashes: Sequence[int], instance: Instance) -> None:
+        """An instance is about to hold these. One without a prefix cache never does; of one that does not tell what it evicts, no more is
+        believed than its KV memory can hold, the least recently used forgotten first, a prompt's tail before its head."""
+        spec = instance.spec
+        if not spec.prefix_cache:
+            return
+        self.add(hashes, instance.bit)
+        if spec.tells_cache:
+            return
+        booked = instance.booked
+        for h in reversed(hashes):
+            booked.pop(h, None)
+            booked[h] = None
+        excess = len(booked) - instance.kv_tokens // self.hash_tokens
+        if excess > 0:
+            oldest = [h for h, _ in zip(booked, range(excess), strict=False)]
+            for h in oldest:
+                del booked[h]
+            self.discard(oldest, instance.bit)
 
     def drop(self, bit: int) -> None:
         """Forget an instance."""
@@ -188,20 +228,64 @@ class PrefixIndex:
 
 
 class Links:
-    """What the router knows of the network: each pair's nominal bandwidth, and the bytes it has sent on the way."""
+    """What the router knows of the network, by pair (from, to): the bytes it has sent on their way and not seen arrive, and the bandwidth.
+    That is what transfers have reached, the best of the last ones, since others may have shared the way; until one was measured, what the
+    narrower of the two says of its own links."""
 
-    __slots__ = ("default_bytes_per_s", "in_flight_bytes", "latency_s")
+    __slots__ = ("_reached", "in_flight_bytes")
 
-    def __init__(self, default_bytes_per_s: float = 0.0, latency_s: float = 0.0) -> None:
-        self.default_bytes_per_s = default_bytes_per_s
-        self.latency_s = latency_s
-        self.in_flight_bytes: dict[str, int] = {}  # by receiving instance
+    def __init__(self) -> None:
+        self.in_flight_bytes: dict[tuple[str, str], int] = {}
+        self._reached: dict[tuple[str, str], float] = {}  # bytes/s
+
+    def bytes_per_s(self, src: Instance, dst: Instance) -> float:
+        """0.0: not known."""
+        reached = self._reached.get((src.name, dst.name))
+        if reached is not None:
+            return reached
+        same_host = src.spec.host and src.spec.host == dst.spec.host
+        ends = [end.spec.host_bytes_per_s if same_host else end.spec.link_bytes_per_s for end in (src, dst)]
+        return min(ends)
 
     def transfer_s(self, src: Instance, dst: Instance, size_bytes: float) -> float:
-        """Seconds to move `size_bytes`, alone on the narrower of the two ends; 0.0 where no bandwidth is known."""
-        ends = [e.spec.link_bytes_per_s or self.default_bytes_per_s for e in (src, dst)]
-        slowest = min(ends)
-        return self.latency_s + size_bytes / slowest if slowest else 0.0
+        """Seconds to move `size_bytes` after what is on that way already; 0.0 where no bandwidth is known."""
+        bytes_per_s = self.bytes_per_s(src, dst)
+        queued = self.in_flight_bytes.get((src.name, dst.name), 0)
+        return (queued + size_bytes) / bytes_per_s if bytes_per_s else 0.0
+
+    def depart(self, live: Running, src: Instance, dst: Instance, tokens: int) -> None:
+        """The KV of so many tokens of a request is on its way, all of it, whatever the other side holds already. Where an instance does not
+        tell the bytes of its blocks, none are counted."""
+        if live.moving is not None:
+            self.arrive(live)
+        spec = src.spec
+        size = -(-tokens // spec.block_tokens) * spec.block_bytes
+        if size and src is not dst:
+            pair, flying = (src.name, dst.name), self.in_flight_bytes
+            live.moving = pair, size
+            flying[pair] = flying.get(pair, 0) + size
+
+    def arrive(self, live: Running) -> None:
+        """It is there, or will not come."""
+        if live.moving is None:
+            return
+        (pair, size), live.moving = live.moving, None
+        left = self.in_flight_bytes[pair] - size
+        if left:
+            self.in_flight_bytes[pair] = left
+        else:
+            del self.in_flight_bytes[pair]
+
+    def reached(self, pair: tuple[str, str], size_bytes: int, seconds: float) -> None:
+        """A transfer took so long."""
+        if size_bytes <= 0 or seconds <= 0.0:
+            return
+        rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
+        self._reached[pair] = max(rate, best + FORGET * (rate - best))
+
+    def forget(self, name: str) -> None:
+        """An instance is gone: what comes back under its name may be elsewhere."""
+        self._reached = {pair: rate for pair, rate in self._reached.items() if name not in pair}
 
 
 class Capacity:
@@ -247,6 +331,7 @@ class Cluster:
 
     __slots__ = (
         "_known",
+        "blind",
         "capacity",
         "decode",
         "degraded",
@@ -271,7 +356,6 @@ class Cluster:
         hash_tokens: int = 16,
         ttft_slo_s: float = 1.0,
         tpot_slo_s: float = 0.05,
-        links: Links | None = None,
         capacity: Capacity | None = None,
     ) -> None:
         self.now = 0.0
@@ -285,8 +369,9 @@ class Cluster:
         self.live: dict[int, Running] = {}  # every request that has not ended
         self.capacity = capacity or Capacity({})
         self._known: dict[str, Instance] = {}  # by name
-        self.index = PrefixIndex()
-        self.links = links or Links()
+        self.index = PrefixIndex(hash_tokens)
+        self.links = Links()
+        self.blind: set[str] = set()  # instances whose predictors were asked with nothing to go by
         self.hash_tokens = hash_tokens
         self.ttft_slo_s = ttft_slo_s
         self.tpot_slo_s = tpot_slo_s
@@ -296,7 +381,7 @@ class Cluster:
         and may not decide where ties break."""
         instances = self.instances
         known = self._known.get(spec.name)
-        made = Instance(spec, known.bit if known is not None else 1 << len(instances))
+        made = Instance(spec, known.bit if known is not None else 1 << len(instances), self.blind)
         self._known[spec.name] = made
         if known is not None:
             made.index = known.index
@@ -348,7 +433,41 @@ class Cluster:
     def context_tokens(self, running: Running) -> int:
         """Estimated KV tokens of a decoding request: its prompt, and what its instance's step time lets it have made since."""
         decode = running.decode
-        if decode is None or decode.report.decode_step_s <= 0.0:
+        if decode is None or decode.decode_step_s <= 0.0:
             return running.request.prompt_tokens + running.sent_tokens
-        made = int((self.now - running.decode_since_s) / decode.report.decode_step_s)
+        made = int((self.now - running.decode_since_s) / decode.decode_step_s)
         return running.request.prompt_tokens + running.sent_tokens + max(0, made)
+
+    def completed(self, report: Report, instance: Instance) -> Report:
+        """A report, what its instance cannot know replaced by what the router's own ledger says. What was assigned since it was taken is
+        left out, as in any report."""
+        queued = min(report.waiting_tokens, report.waiting_blocks, report.waiting_head_blocks)
+        if min(queued, report.context_tokens, report.used_blocks, report.free_blocks) >= 0:
+            return report
+        tokens = report.waiting_tokens
+        if tokens == UNKNOWN:
+            tokens = max(0, instance.prefill_tokens - instance.since_prefill_tokens)
+        context = report.context_tokens
+        if context == UNKNOWN:
+            held = sum([self.context_tokens(live) for live in instance.decoding.values()])
+            context = max(0, held - instance.since_decode_tokens)
+        block_tokens = instance.spec.block_tokens
+        used, free = report.used_blocks, report.free_blocks
+        if used == UNKNOWN:
+            used = -(-(tokens + context) // block_tokens)
+        if free == UNKNOWN:
+            free = max(0, instance.kv_tokens // block_tokens - used)
+        queue, head = report.waiting_blocks, report.waiting_head_blocks
+        if queue == UNKNOWN:
+            queue = -(-tokens // block_tokens) if report.waiting else 0
+        if head == UNKNOWN:
+            head = -(-queue // report.waiting) if report.waiting else 0
+        return msgspec.structs.replace(
+            report,
+            waiting_tokens=tokens,
+            context_tokens=context,
+            used_blocks=used,
+            free_blocks=free,
+            waiting_blocks=queue,
+            waiting_head_blocks=head,
+        )

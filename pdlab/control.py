@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pdlab import __version__, load_policy
-from pdlab.cluster import Links
 from pdlab.log import Head
 from pdlab.policy import Policy
 from pdlab.router import Limits, Router
@@ -13,7 +12,7 @@ from pdlab.spec import Experiment
 def router(experiment: Experiment, *, hash_tokens: int, policy: Policy | None = None) -> Router:
     """A fresh one. `hash_tokens` is the prompt tokens behind one prefix hash; `policy` is asked in place of the experiment's."""
     limits, reports = experiment.limits, experiment.cluster.reports
-    network, scale = experiment.cluster.network, experiment.cluster.autoscale
+    scale = experiment.cluster.autoscale
     return Router(
         policy or load_policy.build(experiment.policy, experiment.base_dir),
         seed=experiment.seed,
@@ -32,7 +31,6 @@ def router(experiment: Experiment, *, hash_tokens: int, policy: Policy | None = 
         reserve_first=experiment.transfer.reserve_first,
         first_token=experiment.transfer.first_token,
         autoscale=(scale.min, scale.max) if scale.enabled else None,
-        links=Links((network.gbytes_per_s or 0.0) * 1e9, network.latency_us * 1e-6),
     )
 
 

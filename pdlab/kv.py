@@ -32,12 +32,11 @@ class BlockPool:
         "_free_ids",
         "_unit_ids",
         "block_tokens",
-        "evicted",
+        "changes",
         "hash_tokens",
         "idle",
         "prefix_cache",
         "refs",
-        "stored",
         "total",
         "unit",
         "used",
@@ -54,8 +53,7 @@ class BlockPool:
         self.used = 0
         self.refs: dict[int, int] = {}  # cached unit -> sequences that reference it
         self.idle: dict[int, None] = {}  # cached units that nobody references, least recently used first
-        self.stored: list[int] = []  # since `drain_events`
-        self.evicted: list[int] = []
+        self.changes: dict[int, bool] = {}  # units cached (True) or evicted since `drain_events`: what became of each last
         self._free_ids: list[int] | None = None
         self._unit_ids: dict[int, list[int]] = {}
 
@@ -134,11 +132,11 @@ class BlockPool:
                 self._evict(-(-excess // self.unit))
 
     def _evict(self, units: int) -> None:
-        idle, evicted, ids = self.idle, self.evicted, self._unit_ids
+        idle, changes, ids = self.idle, self.changes, self._unit_ids
         for _ in range(units):
             h = next(iter(idle))
             del idle[h]
-            evicted.append(h)
+            changes[h] = False
             if ids and (freed := ids.pop(h, None)) and self._free_ids is not None:
                 self._free_ids += freed
 
@@ -155,7 +153,7 @@ class BlockPool:
             refs[h] = 1
             shared.append(h)
             holding.private -= unit
-            self.stored.append(h)
+            self.changes[h] = True
             if holding.ids:
                 self._unit_ids[h], holding.ids = holding.ids[:unit], holding.ids[unit:]
 
@@ -188,12 +186,13 @@ class BlockPool:
         return [i for h in holding.shared for i in self._unit_ids[h]] + holding.ids
 
     def drain_events(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(stored, evicted) prefix hashes since the last call."""
-        if not self.stored and not self.evicted:
+        """(stored, evicted) prefix hashes since the last call: those that came and are there, those that went and are not. What came and
+        went in between is evicted, too: others may have guessed that it is there."""
+        changes = self.changes
+        if not changes:
             return (), ()
-        events = tuple(self.stored), tuple(self.evicted)
-        self.stored, self.evicted = [], []
-        return events
+        self.changes = {}
+        return tuple([h for h, there in changes.items() if there]), tuple([h for h, there in changes.items() if not there])
 
     def clear(self) -> None:
         """Drop the idle part of the cache."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from math import ceil, inf
 
-from pdlab.cluster import Capacity, Cluster, Instance, Links, Running
+from pdlab.cluster import Capacity, Cluster, Instance, Running
 from pdlab.core.blame import Endless, blamed
 from pdlab.policy import Policy, Reject
 from pdlab.types import (
@@ -99,7 +99,6 @@ class Router:
         reserve_first: bool = False,
         first_token: str = "prefill",
         autoscale: tuple[int, int] | None = None,
-        links: Links | None = None,
     ) -> None:
         if policy.tick_s is not None and not policy.tick_s >= LEAST_TICK_S:
             raise UsageError(f"policy {type(policy).__name__}: tick_s must be at least {LEAST_TICK_S:g} s, not {policy.tick_s:g}")
@@ -119,7 +118,6 @@ class Router:
             hash_tokens=hash_tokens,
             ttft_slo_s=ttft_slo_s,
             tpot_slo_s=tpot_slo_s,
-            links=links,
             capacity=Capacity(self._tokens),
         )
         self.by_name: dict[str, Instance] = {}
@@ -175,6 +173,18 @@ class Router:
         """Would ticks, and reports of no load, change nothing until something else happens? A world need not tell them then."""
         policy_rests = self.policy.rests or not self._minds_rest
         return policy_rests and not self.cluster.live and all(x.state in (READY, InstanceState.GONE) for x in self.cluster.instances)
+
+    @property
+    def blindness(self) -> str:
+        """In words, that the policy has asked for predictions of instances of which nothing is known; ""."""
+        blind = self.cluster.blind
+        if not blind:
+            return ""
+        return (
+            f"policy {type(self.policy).__name__} asks how long steps take on {', '.join(sorted(blind))}, and was told 0 s: neither a "
+            "profile nor, by then, a step of them was known. Give them hardware: profile.json (pdlab calibrate), or let them measure "
+            "themselves (without --no-self-profile)"
+        )
 
     @property
     def policy_ticks(self) -> int:
@@ -259,7 +269,7 @@ class Router:
         tokens = request.prompt_tokens + live.sent_tokens
         if request.hashes:
             tokens -= cluster.cached_tokens(request).get(choice, 0)
-            cluster.index.add(request.hashes, choice.bit)
+            cluster.index.book(request.hashes, choice)
         live.prefill_tokens = tokens
         choice.prefill_requests += 1
         choice.prefill_tokens += tokens
@@ -338,7 +348,7 @@ class Router:
         if not decode.has_place:
             self._set_busy(decode, True)
         if request.hashes and decode is not live.prefill:
-            self.cluster.index.add(request.hashes, decode.bit)
+            self.cluster.index.book(request.hashes, decode)
 
     def _unassign_prefill(self, live: Running) -> None:
         """The prompt is computed, or never will be: out of the prefill instance's ledger. It may still hold the KV."""
@@ -406,11 +416,15 @@ class Router:
         return True
 
     def _transfer(self, live: Running) -> None:
+        assert live.prefill is not None and live.decode is not None
+        self.cluster.links.depart(live, live.prefill, live.decode, live.decode_tokens)
         live.stage = TRANSFER
         live.due_s = self.cluster.now + self.limits.transfer_timeout_s
         self.transfers.append((live.due_s, live.request.id))
 
     def _decoding(self, live: Running) -> None:
+        if live.moving is not None:
+            self.cluster.links.arrive(live)
         live.stage = DECODE
         live.decode_since_s = self.cluster.now
         live.prefill = None
@@ -421,6 +435,7 @@ class Router:
         live = self.cluster.live.get(event.request_id)
         if live is None or live.attempt != event.attempt:
             return
+        self.cluster.links.arrive(live)
         if live.migrating is not None:
             live.migrating = None
             return
@@ -446,6 +461,8 @@ class Router:
     def _transferred(self, event: Transferred) -> None:
         live = self.cluster.live.get(event.request_id)
         if live is not None and live.attempt == event.attempt:
+            if event.seconds and live.moving is not None:
+                self.cluster.links.reached(live.moving[0], event.size_bytes, event.seconds)
             self._decoding(live)
             if self.queue:
                 self._retry()
@@ -454,6 +471,7 @@ class Router:
         live = self.cluster.live.get(event.request_id)
         if live is None or live.attempt != event.attempt:
             return
+        self.cluster.links.arrive(live)
         if live.migrating is not None:
             live.migrating = None
             if event.lost:
@@ -475,6 +493,8 @@ class Router:
         if live.prefill_tokens >= 0:
             self._unassign_prefill(live)
         self._unassign_decode(live)
+        if live.moving is not None:  # it ended before it was moved
+            self.cluster.links.arrive(live)
         del self.cluster.live[event.request_id]
         del self._tokens[event.request_id]
         if self.queue or self.handoffs:
@@ -519,6 +539,7 @@ class Router:
         self._actions += [Abort(live.request.id, live.attempt, x.name) for x in where if x.state is not InstanceState.GONE]
         self._unassign_prefill(live)
         self._unassign_decode(live)
+        self.cluster.links.arrive(live)
         live.prefill = live.migrating = None
 
     def _lose(self, live: Running, reason: str, sent: int | None = None, *, charged: bool = True) -> None:
@@ -578,9 +599,11 @@ class Router:
         self.back_by_s = max(self.back_by_s, self.cluster.now + back_s)
         self.cluster.refresh()
         self.cluster.index.drop(instance.bit)
+        self.cluster.links.forget(instance.name)
         for live in list(self.cluster.live.values()):
             if live.migrating is instance:
                 live.migrating = None
+                self.cluster.links.arrive(live)
             if live.prefill is instance or live.decode is instance:
                 self._lose(live, reason, sent.get(live.request.id), charged=charged)
 
@@ -588,13 +611,13 @@ class Router:
         instance = self.by_name.get(event.instance)
         if instance is None or instance.spec.incarnation != event.incarnation or instance.state is InstanceState.GONE:
             return
-        instance.report = event
         instance.heard_s = max(instance.heard_s, self.cluster.now)  # it may have been left out for a while: see `rested`
         unreported, taken_s = instance.unreported, event.taken_s
         while unreported and unreported[0][0] <= taken_s:
             _, prefill, decode = unreported.popleft()
             instance.since_prefill_tokens -= prefill
             instance.since_decode_tokens -= decode
+        instance.hear(self.cluster.completed(event, instance))
         if event.stored:
             self.cluster.index.add(event.stored, instance.bit)
         if event.evicted:
@@ -615,7 +638,7 @@ class Router:
         if head is None or not self.cluster.capacity.can_decode(head, instance):
             return True
         tokens = head.request.prompt_tokens + head.sent_tokens
-        return report.free_blocks * instance.spec.block_tokens >= tokens and report.running < instance.spec.max_seqs
+        return report.free_blocks * instance.spec.block_tokens >= tokens and report.running < (instance.spec.max_seqs or inf)
 
     def _registry_away(self, event: RegistryAway) -> None:
         self.registry_away = event.away
@@ -662,6 +685,7 @@ class Router:
         target = self.by_name[event.dst]
         self._unassign_decode(live)
         live.migrating = None
+        self.cluster.links.arrive(live)
         self._assign_decode(live, target)
         self._retry()
 
@@ -722,6 +746,7 @@ class Router:
                 raise self._blame("migrate", request_id, f"returned {target.name}, which is {target.state}")
             if target is not live.decode and self.cluster.capacity.can_decode(live, target):
                 live.migrating = target
+                self.cluster.links.depart(live, live.decode, target, self.cluster.context_tokens(live))
                 self._actions.append(Migrate(request_id, live.attempt, live.decode.name, target.name))
 
     def _resizes(self) -> None:
@@ -785,6 +810,9 @@ class Router:
             )
             assert (x.decode_requests, x.decode_tokens) == (len(decode), sum(r.decode_tokens for r in decode)), f"{x.name}: decode ledger"
             assert len(x.decoding) == x.decode_requests, f"{x.name}: decoding"
+        moving = [r.moving for r in live if r.moving is not None]
+        flying = {pair: sum(size for other, size in moving if other == pair) for pair, _ in moving}
+        assert flying == self.cluster.links.in_flight_bytes, "bytes in flight"
 
 
 def _pair_of(answer: object, first: type, second: type) -> bool:

@@ -64,15 +64,22 @@ class Sequence:
 
 
 class Batch:
-    """What runs next: prompt chunks (sequence, tokens), and `repeat` times `decodes` sequences that hold `context_tokens` in all."""
+    """What runs next: prompt chunks (sequence, tokens), and `repeat` times `decodes` sequences that hold `context_tokens` in all. Of the
+    chunks, `prompt_tokens` and `squared_tokens` are as a `StepTime` has them."""
 
-    __slots__ = ("chunks", "context_tokens", "decodes", "repeat")
+    __slots__ = ("chunks", "context_tokens", "decodes", "prompt_tokens", "repeat", "squared_tokens")
 
     def __init__(self, chunks: list[tuple[Sequence, int]], decodes: int, context_tokens: int, repeat: int) -> None:
         self.chunks = chunks
         self.decodes = decodes
         self.context_tokens = context_tokens
         self.repeat = repeat
+        prompt_tokens = squared_tokens = 0
+        for seq, tokens in chunks:
+            prompt_tokens += tokens
+            squared_tokens += tokens * (2 * seq.computed + tokens)
+        self.prompt_tokens = prompt_tokens
+        self.squared_tokens = squared_tokens
 
 
 class Batching(Protocol):

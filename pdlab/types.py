@@ -98,7 +98,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance says of itself when it joins. Profiles are measured or modelled points for predictors:
-    (prompt_tokens, seconds) and (batch, context_tokens in all, seconds)."""
+    (prompt_tokens, seconds) and (batch, context_tokens in all, seconds); without any, predictors start from the steps it tells of.
+    `core.instance_spec` makes it. 0 stands for what is not known."""
 
     name: str
     role: Role
@@ -107,12 +108,14 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = 16
     block_bytes: int = 0
     host: str = ""
-    max_seqs: int = 256
-    max_batch_tokens: int = 8192
+    max_seqs: int = 0
+    max_batch_tokens: int = 0
     prefix_cache: bool = True
+    tells_cache: bool = True  # its reports tell what its prefix cache has `stored` and `evicted`
     prefill_profile: tuple[tuple[int, float], ...] = ()
     decode_profile: tuple[tuple[int, int, float], ...] = ()
-    link_bytes_per_s: float = 0.0
+    link_bytes_per_s: float = 0.0  # nominal, to instances on other hosts
+    host_bytes_per_s: float = 0.0  # nominal, to instances on its own
     url: str = ""
     engine: str = "pdlab"  # or vllm: what answers at `url`
     model: str = ""  # the name it serves
@@ -169,24 +172,46 @@ class Left(Event, frozen=True):
     died: bool = True
 
 
+UNKNOWN = -1  # in a Report, of what an instance cannot know
+
+
+class StepTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How long one step took: `batch` sequences decoded, attending to `context_tokens` KV tokens in all; `prompt_tokens` of prompts were
+    computed. `squared_tokens` is what attention has to do for these: (cached + new)^2 - cached^2, summed over the step's chunks."""
+
+    batch: int
+    context_tokens: int
+    prompt_tokens: int
+    squared_tokens: int
+    seconds: float
+
+
 class Report(Event, frozen=True):
-    """An instance's load as it was at `taken_s`, which can lie well before its delivery."""
+    """An instance's load as it was at `taken_s`, which can lie well before its delivery. `core.report` makes it of a scheduler's state.
+
+    A *sequence* is a request, or one of its candidates (best_of); the other candidates come into being when the first one's prompt is
+    computed. It *waits* while it has no KV blocks, and *runs* from then on until it ends, is handed on, or is preempted. What is only
+    reserved for or leased to another instance does neither, and counts in the blocks alone. What an instance cannot know is UNKNOWN
+    (a vLLM server's queue, in tokens): the router puts what its own ledger says in its place before a policy sees it.
+    """
 
     instance: str
     incarnation: int = 0
     taken_s: float = 0.0
-    waiting: int = 0  # requests not yet running
-    waiting_tokens: int = 0  # of theirs, prompt tokens still to compute
-    running: int = 0  # sequences decoding
-    context_tokens: int = 0  # KV tokens that the decoding sequences hold
+    waiting: int = 0  # sequences in the queue
+    waiting_tokens: int = 0  # prompt tokens still to compute, of those that wait and of those that run
+    running: int = 0  # sequences whose prompt is being computed, or that decode
+    context_tokens: int = 0  # KV tokens that the next decode step attends to
     used_blocks: int = 0  # referenced: running, reserved, leased
-    free_blocks: int = 0  # free or evictable
-    waiting_head_blocks: int = 0  # that the first waiting request needs
-    waiting_blocks: int = 0  # that all waiting requests need
+    free_blocks: int = 0  # free, or kept by the prefix cache alone
+    waiting_head_blocks: int = 0  # that the prompt of the first in the queue takes
+    waiting_blocks: int = 0  # that the prompts of all in the queue take
     preempted: int = 0  # since start
-    decode_step_s: float = 0.0  # the last decode step's duration
-    stored: tuple[int, ...] = ()  # prefix hashes cached since the last report
-    evicted: tuple[int, ...] = ()  # and evicted
+    decode_steps: int = 0  # since start, those with prompts beside included
+    decode_s: float = 0.0  # since start, from a token of the sequences that decode to their next, summed over these steps
+    stored: tuple[int, ...] = ()  # prefix hashes that came into the cache since the last report, and are there
+    evicted: tuple[int, ...] = ()  # prefix hashes that left it since, and are not there
+    steps: tuple[StepTime, ...] = ()  # some of those since the last report, for predictors: at most one of each kind
 
 
 class Refused(Event, frozen=True):
@@ -207,9 +232,14 @@ class PrefillDone(Event, frozen=True):
 
 
 class Transferred(Event, frozen=True):
+    """All of a hand-off's KV is on `instance`. `size_bytes` of it flowed in `seconds`; 0.0: nobody has measured, or it was pushed while it
+    was computed, and at that pace."""
+
     request_id: int
     attempt: int
     instance: str
+    size_bytes: int = 0
+    seconds: float = 0.0
 
 
 class TransferFailed(Event, frozen=True):

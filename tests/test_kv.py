@@ -57,7 +57,22 @@ def test_the_tail_of_the_least_recently_used_goes_first() -> None:
     compute(pool, (), 2 * 16)
     assert pool.match(old, 100) == 1
     assert pool.match(new, 100) == 3
-    assert pool.evicted == [old[2], old[1]]
+    stored, evicted = pool.drain_events()
+    assert (set(stored), evicted) == ({old[0], *new}, (old[1], old[2]))
+
+
+def test_of_each_unit_is_told_what_became_of_it_last() -> None:
+    pool = BlockPool(4, 16)
+    one, two = chain(1, 2), chain(2, 3)
+    pool.release(compute(pool, one, 32))
+    assert pool.drain_events() == (one, ())
+    pool.release(compute(pool, two, 48))  # evicts a unit of the first
+    pool.release(compute(pool, one, 32))
+    stored, evicted = pool.drain_events()
+    held = {h for h in (*one, *two) if h in pool.idle}
+    assert set(stored) <= held and not set(evicted) & held
+    assert set(stored) | set(evicted) >= set(two)
+    assert pool.drain_events() == ((), ())
 
 
 def test_a_coarse_hash_covers_several_blocks() -> None:

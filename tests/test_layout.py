@@ -32,6 +32,7 @@ ALLOWED = {
     "pdlab.compose": ("pdlab.types", "pdlab.cluster", "pdlab.policy"),
     "pdlab.load_policy": ("pdlab.types", "pdlab.policy", "pdlab.compose", "pdlab.core.blame"),
     "pdlab.scheduler": ("pdlab.types", "pdlab.kv"),
+    "pdlab.core.report": ("pdlab.types", "pdlab.kv", "pdlab.scheduler"),
     "pdlab.decisions": ("pdlab.types", "pdlab.kv", "pdlab.scheduler", "pdlab.batching"),
     "pdlab.batching": ("pdlab.types", "pdlab.scheduler"),
     "pdlab.core.blame": ("pdlab.types", "pdlab.policy"),

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
+from pdlab.core.report import Meter, report_of
 from pdlab.scheduler import NOTHING, Batch, Commands, Scheduler, Sequence
 from pdlab.types import Report, Role
 
@@ -32,7 +33,7 @@ LEASE_S = 30.0
 
 class Worker:
     """`commands` is what stands before the scheduler, such as a log of it. `context_tokens` bounds prompt and output of one sequence,
-    besides what its KV memory holds. `decode_step_s`, the last decode step's duration, is the world's to say."""
+    besides what its KV memory holds. The world tells the `meter` how long each step took."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class Worker:
         self.waits: list[Callable[[], None]] = []  # for its end
         self.due: dict[Sequence, float] = {}  # what is held, and what is expected by a deadline
         self.families = 0  # requests of several candidates
-        self.decode_step_s = 0.0
+        self.meter = Meter()
 
     # ------------------------------------------------------------ computed here
 
@@ -268,27 +269,8 @@ class Worker:
     # ------------------------------------------------------------ what it says of itself
 
     def report(self, now: float) -> Report:
-        """Its load. Prefix hashes stored and evicted are told once."""
-        s = self.scheduler
-        pool, waiting = s.pool, s.waiting
-        stored, evicted = pool.drain_events()
-        return Report(
-            self.name,
-            self.incarnation,
-            now,
-            len(waiting) + len(s.prefilling),
-            s.waiting_tokens,
-            len(s.running) + len(s.landed),
-            s.context_tokens,
-            pool.used,
-            pool.total - pool.used,
-            pool.blocks(waiting[0].prompt_tokens) if waiting else 0,
-            sum([pool.blocks(w.prompt_tokens) for w in waiting]) if waiting else 0,
-            s.preemptions,
-            self.decode_step_s,
-            stored,
-            evicted,
-        )
+        """Its load. What changed in its prefix cache, and steps, are told once."""
+        return report_of(self.scheduler, self.meter, self.name, self.incarnation, now)
 
     def check(self) -> None:
         """Invariant 1, and that every deadline is that of something held or expected."""

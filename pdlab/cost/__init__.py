@@ -13,7 +13,7 @@ from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.profile import Beside, InstanceProfile, Overheads, load_instance_profile, save_instance_profile
 from pdlab.cost.roofline import Coefficients, Roofline
 from pdlab.cost.shapes import Hardware, Model
-from pdlab.cost.spec import CostSpec, build, profiles
+from pdlab.cost.spec import CostSpec, build, measured_profiles, profiles
 from pdlab.cost.table import Profile, Table, load_profile, save_profile
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "kv_capacity_tokens",
     "load_instance_profile",
     "load_profile",
+    "measured_profiles",
     "model",
     "model_names",
     "profiles",

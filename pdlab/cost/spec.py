@@ -18,6 +18,7 @@ from pdlab.cost.base import Cost
 from pdlab.cost.dtypes import dtype_bytes
 from pdlab.cost.fitted import Fitted, FittedCoefficients, shipped_fit
 from pdlab.cost.measured import MeasuredCost
+from pdlab.cost.profile import InstanceProfile
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
 from pdlab.cost.shapes import Hardware, Model
 from pdlab.cost.table import Table, load_profile
@@ -80,6 +81,13 @@ def build(spec: CostSpec, model: Model, hardware: Hardware, tp: int = 1, base_di
         return MeasuredCost(hardware.profile.steps, hardware.profile.overheads, hardware.name)
     achieved = coefficients(spec.roofline) if isinstance(spec.roofline, str) else spec.roofline
     return Roofline(model, hardware, tp, achieved, spec.weights(model), spec.kv_dtype)
+
+
+def measured_profiles(
+    profile: InstanceProfile, max_batch_tokens: int, max_seqs: int, kv_tokens: int
+) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[int, int, float], ...]]:
+    """`profiles` of what `pdlab calibrate` has measured."""
+    return profiles(MeasuredCost(profile.steps, profile.overheads, profile.name), max_batch_tokens, max_seqs, kv_tokens)
 
 
 def profiles(

@@ -2,7 +2,7 @@
 
 For a prompt of L tokens, with each instance's predictors fitted to its own profile:
  1. Decode on the first instance, in order, whose TPOT with this request meets the objective; else on the one with the least TPOT, D_min.
- 2. Prefill on the instance with the least prefill time left, t_min (the mean is t_avg).
+ 2. Prefill on the instance with the least prefill time left, t_min (the mean is t_avg); while nothing is predicted, on the least loaded.
  3. If t_min misses the objective and D_min is not the choice of 1, has TPOT to spare and would start sooner, prefill (and decode) there.
  4. If no decode instance meets its objective, and prefill has time to spare or the fewer instances are on decode: flip the instance
     of 2 to decode.
@@ -85,6 +85,8 @@ class XllmSloAware(Policy):
         waits_s = [self.left_s(x, cluster.now) for x in cluster.prefill]
         wait_s = min(waits_s)
         prefill = cluster.prefill[waits_s.index(wait_s)]
+        if not prefill.prefill_predictor.known:
+            prefill = min(cluster.prefill, key=lambda x: (x.prefill_tokens, x.index))
         n_prefill, n_decode = len(cluster.prefill), len(cluster.decode)
         if not meets and (sum(waits_s) / n_prefill < target_s * (n_prefill - 1) / n_prefill or n_decode < n_prefill):
             self._to_decode = prefill

@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 
 from pdlab import collector, spellings
-from pdlab.cost import model_names
+from pdlab.core.instance_spec import Placed, instance_spec
+from pdlab.cost import InstanceProfile, model_names
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.exchange import Directory, Exchange, SameHost
@@ -33,7 +34,7 @@ from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
-from pdlab.real.instance.member import Member, spec_of
+from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import NamedByProxies, Registered
 from pdlab.real.logs import tell
@@ -47,7 +48,6 @@ EMBEDDED = ("smollm2-135m", "smollm2-135m-instruct")
 Say = Callable[[str], None]
 LOOK_S = 0.1
 STILL_S = 10.0  # between two lines of a stage that lasts
-PLACES = 2  # for requests, for each sequence that can decode at once: more wait at the router, which may choose another for them
 
 
 def engine_options(experiment: Experiment | None, given: Mapping[str, object], instance: str = "") -> EngineOptions:
@@ -119,7 +119,7 @@ def served_name_of(options: EngineOptions, given: str) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """An instance's place in a cluster. `registry` empty: it has none, and whoever drives it knows where it is. `advertise` is the host by
-    which others reach it. `wait_s`: for a registry that is away at the start."""
+    which others reach it. `wait_s`: for a registry that is away at the start. `profile`: what was measured of its steps before."""
 
     name: str
     role: Role
@@ -128,6 +128,7 @@ class Place:
     report_s: float = 0.5
     lease_s: float = 3.0
     wait_s: float = 0.0
+    profile: InstanceProfile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,18 +202,20 @@ async def run(options: EngineOptions, how: Serving, place: Place | None = None, 
             )
         else:
             app.state.service = service = await stack.enter_async_context(_member_service(engine, text, model, how, registry))
-            spec = spec_of(
-                ready,
-                place.name,
-                place.role,
-                url,
-                platform.node(),
-                model,
+            placed = Placed(
+                name=place.name,
+                role=place.role,
+                host=platform.node(),
+                url=url,
+                model=model,
                 max_seqs=options.max_seqs,
                 max_batch_tokens=options.max_batch_tokens,
+                max_requests=how.max_requests,
                 prefix_cache=options.prefix_cache,
-                max_requests=min(how.max_requests, PLACES * options.max_seqs),
+                watermark=options.watermark,
             )
+            measured = measured_of(ready, place.profile, max_batch_tokens=options.max_batch_tokens, max_seqs=options.max_seqs)
+            spec = instance_spec(placed, measured)
             service.member = Member(service, engine, registry, spec, report_s=place.report_s, lease_s=place.lease_s, left=service.left)
             stack.push_async_callback(service.member.close)
             app.state.member = service.member

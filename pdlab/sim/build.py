@@ -15,6 +15,7 @@ import simpy
 
 from pdlab import __version__, batching, collector, cost, load_policy
 from pdlab.control import head_of, router
+from pdlab.core.instance_spec import Measured, Placed, instance_spec
 from pdlab.core.watchdog import watched
 from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.kv import BlockPool
@@ -57,22 +58,28 @@ class Plan:
     prefill_profile: tuple[tuple[int, float], ...]
     decode_profile: tuple[tuple[int, int, float], ...]
 
-    def spec(self, name: str, role: Role) -> InstanceSpec:
+    def spec(self, name: str, role: Role, host: str, *, link_bytes_per_s: float = 0.0, host_bytes_per_s: float = 0.0) -> InstanceSpec:
         engine = self.placement.engine
-        return InstanceSpec(
+        placed = Placed(
             name=name,
             role=role,
-            kv_blocks=self.kv_blocks,
-            context_tokens=self.context_tokens,
-            block_tokens=engine.block_tokens,
-            block_bytes=self.block_bytes,
-            host=self.placement.host,
+            host=host,
             max_seqs=engine.max_seqs,
             max_batch_tokens=engine.max_batch_tokens,
             prefix_cache=engine.prefix_cache,
+            watermark=engine.watermark,
+        )
+        measured = Measured(
+            kv_blocks=self.kv_blocks,
+            block_tokens=engine.block_tokens,
+            block_bytes=self.block_bytes,
+            context_tokens=self.context_tokens,
             prefill_profile=self.prefill_profile,
             decode_profile=self.decode_profile,
+            link_bytes_per_s=link_bytes_per_s,
+            host_bytes_per_s=host_bytes_per_s,
         )
+        return instance_spec(placed, measured)
 
     def scheduler(self, hash_tokens: int) -> Scheduler:
         engine = self.placement.engine
@@ -219,8 +226,16 @@ class _Newcomers:
 
     def add(self, plan: Plan, name: str, role: Role) -> None:
         self.plans[name] = plan
-        self.network.add(self._endpoint(plan, name))
-        self.world.add(plan.spec(name, role), lambda spec: self.make(plan, spec))
+        endpoint = self._endpoint(plan, name)
+        self.network.add(endpoint)
+        spec = plan.spec(
+            name,
+            role,
+            endpoint.host,
+            link_bytes_per_s=self.network.topology.nic_bytes_per_s(endpoint),
+            host_bytes_per_s=endpoint.scaleup_bytes_per_s or endpoint.pcie_bytes_per_s,
+        )
+        self.world.add(spec, lambda incarnation: self.make(plan, incarnation))
 
     def start(self, role: Role) -> tuple[Callable[[], None], float]:
         """Like the first of that role in the file, or the first at all."""
@@ -386,6 +401,8 @@ def _warnings(made: World, workload: Workload) -> list[str]:
         beyond = getattr(instance.cost, "extrapolated", 0)
         if beyond:
             said.append(f"{name}: the cost table was extrapolated {beyond} times")
+    if blindness := made.router.blindness:
+        said.append(blindness)
     if made.leaked_blocks:
         said.append(f"{made.leaked_blocks} KV blocks were still held at the end: a bug of pdlab's, please report it")
     return said

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
 import simpy
 
 from pdlab.core.worker import Worker
@@ -96,7 +95,7 @@ class SimInstance:
         self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
         self.env, self.owner, self.scheduler, self.cost, self.gaps = env, owner, scheduler, cost, gaps
         self.worker = Worker(scheduler, name=spec.name, incarnation=spec.incarnation, role=spec.role)
-        self.spec = msgspec.structs.replace(spec, spare_blocks=scheduler.spare_blocks)
+        self.spec = spec
         self.name = spec.name
         self.jobs: dict[Job, None] = {}  # that involve it now
         self.alive = True
@@ -284,6 +283,7 @@ class SimInstance:
         """Account for `steps` done from `began_s` on: token gaps, busy time. Returns their seconds."""
         n, step_s, slope_s = batch.decodes, self.step_s, self.slope_s
         if not n:
+            self.worker.meter.took(batch, 0, self.began_s, step_s, 1, step_s)
             self.prefill_busy_s += step_s
             if self.spans is not None:
                 self._span(batch, 1, step_s)
@@ -291,6 +291,7 @@ class SimInstance:
         seconds = steps * step_s + slope_s * (steps * (steps - 1) / 2)
         joined, add_run, began_s = self.scheduler.joined, self.gaps.add_run, self.began_s
         pause_s = began_s - self.emitted_s
+        self.worker.meter.took(batch, len(joined), began_s, seconds, steps, step_s + slope_s * (steps - 1))
         if not joined and pause_s < 1e-9:
             add_run(n, step_s, slope_s, steps)
         else:  # those that joined have their first gap counted already, the others have waited `pause_s` more
@@ -301,7 +302,6 @@ class SimInstance:
                 add_run(n, step_s + slope_s, slope_s, steps - 1)
             self.scheduler.joined = NOTHING
         self.emitted_s = began_s + seconds
-        self.worker.decode_step_s = step_s + slope_s * (steps - 1)
         self.decode_tokens += n * steps
         if batch.chunks:
             self.prefill_busy_s += seconds

@@ -24,8 +24,10 @@ class Job(Timeline):
     transfer: Transfer | None = None
     done = False
     streaming = False  # its KV is pushed while the prompt is computed
+    paced = False  # it was, and came at that pace
     pushed_tokens = 0  # of its prompt, as far as they were pushed
     staging: Staging | None = None  # of a migration under way
+    flows_s: float = NAN  # when the transfer's first byte flows
     last_token_s: float = NAN
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:

@@ -139,17 +139,19 @@ class Moves:
             return  # nobody knows yet; the router hears of it as Left
         size = tokens * self.mode.bytes_per_token + self.mode.state_bytes
         job.transfer_began(self.world.env.now)
-        job.streaming = streaming
+        job.streaming = job.paced = streaming
+        delay_s += self.mode.setup_s
         job.transfer = self.network.transfer(
             job.p.name,
             job.d.name,
             size,
             self._landed,
             rate_limit_bytes_per_s=limit,
-            delay_s=delay_s + self.mode.setup_s,
+            delay_s=delay_s,
             open=streaming,
             owner=job,
         )
+        job.flows_s = job.transfer_start_s + delay_s + job.transfer.path.latency_s
 
     def _landed(self, transfer: Transfer) -> None:
         """The KV is complete on the decode instance."""
@@ -165,7 +167,8 @@ class Moves:
             p.kick()
         d.worker.arrive(dseq)
         d.kick()
-        self.world.tell(Transferred(job.request.id, job.attempt, d.name))
+        seconds = 0.0 if job.paced else max(0.0, job.transfer_end_s - job.flows_s)
+        self.world.tell(Transferred(job.request.id, job.attempt, d.name, round(transfer.size_bytes), seconds))
 
     # ------------------------------------------------------------ migration
 

@@ -35,6 +35,7 @@ from pdlab.types import (
     Request,
     Role,
     Scale,
+    StepTime,
     Switch,
     Switched,
     Tick,
@@ -81,8 +82,8 @@ def made(small, plan: tuple[str, list[str], int, bool]) -> Cluster:
             waiting_blocks=10 * waiting,
             context_tokens=used * 16,
             preempted=draw.randrange(3),
-            decode_step_s=draw.choice([0.0, 0.02]),
         )
+        world[i].decode_step_s = draw.choice([0.0, 0.02])
         world.queue(i, *(draw.randrange(1, 4000) for _ in range(draw.randrange(4))))
         for k in range(draw.randrange(5)):
             world.decoding(i, 100 * i + k, draw.randrange(1, 4000), priority=draw.randrange(2))
@@ -221,7 +222,9 @@ class Stage:
                 free_blocks=200 - used,
                 waiting_head_blocks=5 * waiting,
                 preempted=self.draw.randrange(3),
-                decode_step_s=0.02,
+                decode_steps=(steps := 1 + int(50 * self.now)),
+                decode_s=0.02 * steps,
+                steps=(StepTime(len(x.decoding), 16 * used, self.draw.choice([0, 100]), 10_000, self.draw.uniform(0.01, 1.0)),),
             )
         )
 

@@ -141,7 +141,8 @@ def test_migration_downtime_does_not_grow_with_the_context() -> None:
         world = small_world(workload([0.0], prompt, 400), policy=MoveOnce(), kv_blocks=3000, gbytes_per_s=5.0, max_batch_tokens=20_000)
         world.run()
         assert world.records.frame().iloc[0].migrations == 1
-        normal_s = world.instances["decode-1"].worker.decode_step_s
+        meter = world.instances["decode-1"].worker.meter
+        normal_s = meter.decode_s / meter.decode_steps
         first_gap = prompt * 131072 / 5e9 + 2 * normal_s
         gaps, _ = world.gaps.histogram()
         downtime[prompt] = float(gaps[(gaps < first_gap * 0.9) | (prompt == 500)].max())

@@ -156,10 +156,10 @@ class Metrics(Collector):
     def _engines(self) -> Iterable[Metric]:
         """What an engine of our own tells."""
         load, ready = self.engine.load, self.engine.ready
-        yield self._gauge("vllm:num_requests_running", "Sequences that decode.", load.running)
-        yield self._gauge("vllm:num_requests_waiting", "Sequences whose prompt is not computed yet.", load.waiting)
+        yield self._gauge("vllm:num_requests_running", "Sequences that are computed: a prompt, or token after token.", load.report.running)
+        yield self._gauge("vllm:num_requests_waiting", "Sequences in the queue.", load.report.waiting)
         yield self._gauge(
-            "vllm:kv_cache_usage_perc", "Fraction of KV blocks referenced, 0 to 1.", load.used_blocks / max(ready.kv_blocks, 1)
+            "vllm:kv_cache_usage_perc", "Fraction of KV blocks referenced, 0 to 1.", load.report.used_blocks / max(ready.kv_blocks, 1)
         )
         yield self._gauge("pdlab:leaked_blocks", "KV blocks held though no request is here.", load.leaked_blocks)
         geometry = {"block_size": str(ready.block_tokens), "num_gpu_blocks": str(ready.kv_blocks), "cache_dtype": ready.dtype}
@@ -167,7 +167,7 @@ class Metrics(Collector):
         yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", load.prompt_tokens)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", load.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there.", load.prefix_hits)
-        yield self._counter("vllm:num_preemptions", "Sequences preempted.", load.preemptions)
+        yield self._counter("vllm:num_preemptions", "Sequences preempted.", load.report.preempted)
         if ready.descriptor:
             yield from self._histograms(VLLM, self.transfers)
             yield self._counter("vllm:nixl_num_failed_transfers", "Transfers of KV to here that failed.", load.failed_transfers)

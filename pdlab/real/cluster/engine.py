@@ -13,6 +13,7 @@ from pdlab.real.cluster import metrics
 from pdlab.real.cluster.timeline import KEPT
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Ready, Step, Submit, Tokens
+from pdlab.types import Report
 
 MOST_TOKENS = 2**31 - 1  # where nothing bounds a request
 
@@ -94,17 +95,9 @@ class ClusterEngine:
 
     @property
     def load(self) -> Step:
-        """The sum of what the instances have reported last."""
+        """The sum of what the instances have reported last, as far as they know."""
         reports, log = self.world.instances.reports.values(), self.world.teller.log
-        return Step(
-            [],
-            self.world.now(),
-            sum(report.waiting for report in reports),
-            sum(report.running for report in reports),
-            sum(report.used_blocks for report in reports),
-            preemptions=sum(report.preempted for report in reports),
-            waiting_tokens=sum(report.waiting_tokens for report in reports),
-            context_tokens=sum(report.context_tokens for report in reports),
-            free_blocks=sum(report.free_blocks for report in reports),
-            log_dropped=log.dropped if log is not None else 0,
-        )
+        names = ("waiting", "waiting_tokens", "running", "context_tokens", "used_blocks", "free_blocks", "preempted")
+        told = {name: sum(max(0, getattr(report, name)) for report in reports) for name in names}
+        load = Report("", taken_s=self.world.now(), **told)
+        return Step([], load, log_dropped=log.dropped if log is not None else 0)

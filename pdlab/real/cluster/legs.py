@@ -327,7 +327,9 @@ class Legs:
         line.transferred(end_s, news.bytes)
         line.decode_began(now)
         self.world.tally.transferred(HANDOFF, news.bytes, end_s - line.transfer_start_s)
-        self.world.tell(Transferred(request.id, live.attempt, leg.member.name))
+        paced = leg.reserved and self.transfer.mode == "push" and self.transfer.granularity != "request"
+        seconds = 0.0 if paced else news.seconds
+        self.world.tell(Transferred(request.id, live.attempt, leg.member.name, news.bytes, seconds))
 
     # ------------------------------------------------------------ migration
 

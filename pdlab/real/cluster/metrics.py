@@ -135,8 +135,8 @@ def targets(world: World) -> list[dict[str, Any]]:
 def _gauges(members: Iterable[InstanceSpec], reports: Mapping[str, Report], model: str) -> Iterable[Metric]:
     """As the instances have said last."""
     labels = ("model_name", "engine", "instance", "role")
-    running = GaugeMetricFamily("vllm:num_requests_running", "Sequences that decode.", labels=labels)
-    waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Sequences whose prompt is not computed yet.", labels=labels)
+    running = GaugeMetricFamily("vllm:num_requests_running", "Sequences that are computed: a prompt, or token after token.", labels=labels)
+    waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Sequences in the queue.", labels=labels)
     usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Fraction of KV blocks referenced, 0 to 1.", labels=labels)
     geometry = GaugeMetricFamily("vllm:cache_config_info", "KV geometry.", labels=(*labels, "block_size", "num_gpu_blocks"))
     for spec in members:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from pdlab import cost
 from pdlab.real.cluster.children import Children
 from pdlab.real.cluster.keeper import Keeper
 from pdlab.real.cluster.parent import SCHEME
@@ -61,6 +62,7 @@ class Asked:
     upstream_api_key: str = ""
     trace_events: Path | None = None
     traceback: bool = False
+    self_profile: bool = True
 
     @property
     def name(self) -> str:
@@ -169,7 +171,19 @@ def engine_of(asked: Asked) -> EngineOptions:
         kv_port=asked.kv_port,
         kv_advertise=asked.advertise,
         kv_token=asked.serving.token,
+        self_profile=asked.self_profile and profile_of(asked) is None,
     )
+
+
+def profile_of(asked: Asked) -> cost.InstanceProfile | None:
+    """What `pdlab calibrate` has measured of the instance, where its row of the experiment names that as `hardware`; None where the command
+    line has another model."""
+    experiment = asked.experiment
+    if experiment is None or asked.given.get("model"):
+        return None
+    placed, name = experiment.placements(), _placed_as(asked)
+    row = next((one for one in placed if (one.name == name if name else one.role == asked.role)), None)
+    return None if row is None else cost.hardware(row.hardware, experiment.base_dir).profile
 
 
 def _placed_as(asked: Asked) -> str:
@@ -196,6 +210,7 @@ def _place(asked: Asked) -> Place | None:
         report_s=report_s,
         lease_s=lease_s,
         wait_s=asked.registry_wait_s,
+        profile=profile_of(asked),
     )
 
 
@@ -207,7 +222,7 @@ def _times(experiment: Experiment | None) -> tuple[float, float]:
 async def _keep(asked: Asked, say: Say) -> None:
     """A vLLM server's place, until a signal; then it drains."""
     report_s, lease_s = _times(asked.experiment)
-    upstream = Vllm(asked.upstream, asked.upstream_api_key, asked.serving.tls)
+    upstream = Vllm(asked.upstream, asked.upstream_api_key, asked.serving.tls, profile_of(asked))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.closing(upstream):
@@ -280,7 +295,8 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
         "idle_timeout_s": asked.serving.idle_s,
     }
     words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
-    return [sys.executable, "-m", "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair)]
+    flags = [] if asked.self_profile else ["--no-self-profile"]
+    return [sys.executable, "-m", "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair), *flags]
 
 
 def _front(asked: Asked) -> Front:

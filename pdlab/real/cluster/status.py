@@ -43,7 +43,8 @@ REPORTED = (
     "used_blocks",
     "free_blocks",
     "preempted",
-    "decode_step_s",
+    "decode_steps",
+    "decode_s",
 )
 TRANSPORTS = ("cuda_ipc", "shm", "tcp", "nixl")
 

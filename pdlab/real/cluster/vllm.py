@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from pdlab.core.instance_spec import Measured, Placed, instance_spec
+from pdlab.cost import InstanceProfile, measured_profiles
 from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.remote import ALIVE_S, Broken
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.wire import PULL
-from pdlab.types import InstanceSpec, Report, Role, UsageError
+from pdlab.types import UNKNOWN, InstanceSpec, Report, Role, StepTime, UsageError
 
 RUNNING, WAITING = ("vllm:num_requests_running",), ("vllm:num_requests_waiting",)
 KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # 0 to 1
 PREEMPTIONS = ("vllm:num_preemptions_total", "vllm:num_preemptions")
-STEPS = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+GAPS = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
+PREFILLS, PROMPTS = ("vllm:request_prefill_time_seconds",), ("vllm:request_prompt_tokens",)  # histograms over requests that have ended
+QUERIES, HITS = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_queries"), ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_hits")
+RECEIVED = ("vllm:external_prefix_cache_hits_total", "vllm:external_prefix_cache_hits")  # prompt tokens whose KV came from elsewhere
+FEWEST_TOKENS = 16  # of a prompt, that its seconds say something of
 GEOMETRY = "vllm:cache_config_info"
 
 
@@ -68,15 +75,53 @@ class Metrics:
             raise Broken(f"/metrics does not tell num_gpu_blocks and block_size in {GEOMETRY}") from None
 
 
-class Vllm:
-    """One server; of its key-value geometry `probe` asks, of its load `report`. `close` when it is not needed any more. Raises UsageError
-    where `url` or `api_key` cannot be used."""
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a server has counted of its steps since it began."""
 
-    def __init__(self, url: str, api_key: str = "", tls: Tls = PLAIN) -> None:
-        self.url = url
+    gaps: float = 0.0  # between two tokens of a sequence
+    gaps_s: float = 0.0
+    prefills: float = 0.0
+    prefills_s: float = 0.0
+    prompts: float = 0.0
+    prompt_tokens: float = 0.0
+    queries: float = 0.0  # prompt tokens looked up in the prefix cache
+    hits: float = 0.0
+    received: float = 0.0
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Sums:
+        return cls(
+            *(metrics.total(names, suffix) for names in (GAPS, PREFILLS, PROMPTS) for suffix in ("_count", "_sum")),
+            *(metrics.total(names) for names in (QUERIES, HITS, RECEIVED)),
+        )
+
+    def since(self, before: Sums) -> Sums:
+        """What came after `before`; all, of a server that began anew."""
+        anew = self.gaps < before.gaps or self.prefills < before.prefills or self.prompts < before.prompts
+        return self if anew else Sums(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
+
+    def steps(self, running: int, context_tokens: int) -> tuple[StepTime, ...]:
+        """Its mean decode step, and its mean prompt, as far as they are told."""
+        found = []
+        if self.gaps > 0:
+            found.append(StepTime(max(1, running), context_tokens, 0, 0, self.gaps_s / self.gaps))
+        if self.prefills > 0 and self.prompts > 0:
+            share = max(0.0, 1.0 - (self.hits + self.received) / self.queries) if self.queries > 0 else 1.0
+            tokens = round(share * self.prompt_tokens / self.prompts)
+            if tokens >= FEWEST_TOKENS:
+                found.append(StepTime(0, 0, tokens, tokens * tokens, self.prefills_s / self.prefills))
+        return tuple(step for step in found if step.seconds > 0.0)
+
+
+class Vllm:
+    """One server; of its key-value geometry `probe` asks, of its load `report`. `close` when it is not needed any more. `profile`: what was
+    measured of its steps before. Raises UsageError where `url` or `api_key` cannot be used."""
+
+    def __init__(self, url: str, api_key: str = "", tls: Tls = PLAIN, profile: InstanceProfile | None = None) -> None:
+        self.url, self.profile = url, profile
         self._connections = Connections(url, api_key=api_key, tls=tls)
-        self._steps = (0.0, 0.0)  # seconds, tokens: the inter-token histogram when last seen
-        self._decode_step_s = 0.0
+        self._sums = Sums()
 
     def close(self) -> None:
         self._connections.close()
@@ -98,46 +143,53 @@ class Vllm:
             raise UsageError(f"{self.url} serves {', '.join(one.id for one in models) or 'no model'}, not {model!r}: name one of its own")
         metrics = await self._metrics()
         kv_blocks, block_tokens = metrics.blocks()
-        spec = InstanceSpec(
+        placed = Placed(
             name=name,
             role=role,
-            kv_blocks=kv_blocks,
-            block_tokens=block_tokens,
-            prefix_cache=metrics.geometry[0].get("enable_prefix_caching", "True") == "True",
             url=self.url,
             engine="vllm",
             model=chosen.id,
-            capabilities=(PULL,),
-            context_tokens=max(0, chosen.max_model_len or 0),
+            prefix_cache=metrics.geometry[0].get("enable_prefix_caching", "True") == "True",
         )
+        measured = Measured(
+            kv_blocks=kv_blocks,
+            block_tokens=block_tokens,
+            context_tokens=max(0, chosen.max_model_len or 0),
+            capabilities=(PULL,),
+            tells_cache=False,
+        )
+        if (profile := self.profile) is not None:
+            limits = profile.engine
+            prefill, decode = measured_profiles(profile, limits.max_batch_tokens, limits.max_seqs, kv_blocks * block_tokens)
+            measured = replace(measured, prefill_profile=prefill, decode_profile=decode)
+        spec = instance_spec(placed, measured)
         return spec, chosen.max_model_len or 0
 
     async def report(self, spec: InstanceSpec, now: float) -> Report:
-        """Its load, as asked at `now`. What vLLM does not tell is 0. Raises Broken."""
+        """Its load, as asked at `now`; what vLLM does not tell is UNKNOWN. Raises Broken."""
         metrics = await self._metrics()
         usage = metrics.all(KV_USAGE)
-        used = round(spec.kv_blocks * min(1.0, max(0.0, sum(usage) / len(usage)))) if usage else 0
+        used = round(spec.kv_blocks * min(1.0, max(0.0, sum(usage) / len(usage)))) if usage else UNKNOWN
+        waiting, running = int(metrics.total(WAITING)), int(metrics.total(RUNNING))
+        before, self._sums = self._sums, Sums.of(metrics)
+        since = self._sums.since(before)
         return Report(
             spec.name,
             spec.incarnation,
             now,
-            waiting=int(metrics.total(WAITING)),
-            running=int(metrics.total(RUNNING)),
+            waiting=waiting,
+            waiting_tokens=UNKNOWN,
+            running=running,
+            context_tokens=UNKNOWN,
             used_blocks=used,
-            free_blocks=spec.kv_blocks - used,
+            free_blocks=spec.kv_blocks - used if used != UNKNOWN else UNKNOWN,
+            waiting_head_blocks=UNKNOWN if waiting else 0,
+            waiting_blocks=UNKNOWN if waiting else 0,
             preempted=int(metrics.total(PREEMPTIONS)),
-            decode_step_s=self._step_s(metrics),
+            decode_steps=int(self._sums.gaps),
+            decode_s=self._sums.gaps_s,
+            steps=since.steps(running, max(0, used) * spec.block_tokens),
         )
-
-    def _step_s(self, metrics: Metrics) -> float:
-        """Mean seconds between two tokens of a sequence since the last time, or the last that were known. A server that began anew counts
-        from 0."""
-        seconds, tokens = metrics.total(STEPS, "_sum"), metrics.total(STEPS, "_count")
-        before_s, before = self._steps if tokens >= self._steps[1] else (0.0, 0.0)
-        if tokens > before:
-            self._decode_step_s = max(0.0, seconds - before_s) / (tokens - before)
-        self._steps = seconds, tokens
-        return self._decode_step_s
 
     async def _models(self) -> list[_Model]:
         raw = await self._get(b"/v1/models")

@@ -98,6 +98,7 @@ class World:
         self._rng = random.Random(seed)
         self._legs = Legs(self, transfer)
         self._requests = 0
+        self._told_blind = False  # that the policy asks for predictions which nobody can make
         self._tasks: set[asyncio.Task[Any]] = set()
         perform: dict[type, Callable[[Any], None]] = {
             Dispatch: self._dispatch,
@@ -150,6 +151,9 @@ class World:
 
     def _event(self, event: AnyEvent, actions: list[Action]) -> None:
         self.tally.heard(event, actions)
+        if self.router.cluster.blind and not self._told_blind:
+            self._told_blind = True
+            logger.warning("%s", self.router.blindness)
         if self.on_members is not None and event.__class__ in MEMBER_EVENTS:
             self.on_members()
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from pdlab.core.report import keep_recent
 from pdlab.real.engine.messages import (
     FROM_ENGINE,
     AnyFromEngine,
@@ -44,7 +45,7 @@ from pdlab.real.engine.messages import (
     Vocabulary,
 )
 from pdlab.real.engine.options import EngineOptions
-from pdlab.types import Report, UsageError
+from pdlab.types import Report, StepTime, UsageError
 
 Answered = Exported | Holds | Compiled
 
@@ -63,6 +64,7 @@ class EngineClient:
         self._calls: dict[int, asyncio.Future[Answered | None]] = {}
         self._numbers = itertools.count(1)
         self._cache: dict[int, bool] = {}  # prefix hashes since the last report: stored, or evicted
+        self._recent: dict[int, StepTime] = {}  # steps since then, as `Meter.recent`
         self._listening: asyncio.Task[None] | None = None
         self._vocabulary: Vocabulary | None = None  # as told
 
@@ -88,7 +90,7 @@ class EngineClient:
             raise
         if isinstance(first, Ready):
             client.ready = first
-            client.load = Step([], free_blocks=first.kv_blocks)
+            client.load = Step([], Report("", free_blocks=first.kv_blocks))
             client._listening = asyncio.create_task(client._listen())
             return client
         await client.close()
@@ -142,11 +144,13 @@ class EngineClient:
         return found.reason if isinstance(found, Compiled) else self.down or "no answer"
 
     def report(self, name: str, incarnation: int) -> Report:
-        """The load after the last step; `stored` and `evicted` since the last call, without what was stored and evicted again."""
+        """The load after the last step; with the changes of the prefix cache, and some of the steps, since the last call."""
         cache, self._cache = self._cache, {}
-        load = load_report(self.load, name, incarnation)
+        recent, self._recent = self._recent, {}
         stored = tuple(hash for hash, here in cache.items() if here)
-        return msgspec.structs.replace(load, stored=stored, evicted=tuple(hash for hash, here in cache.items() if not here))
+        evicted = tuple(hash for hash, here in cache.items() if not here)
+        load = load_report(self.load, name, incarnation)
+        return msgspec.structs.replace(load, stored=stored, evicted=evicted, steps=tuple(recent.values()))
 
     def cancel(self, id: int, candidate: int = -1) -> None:
         """Drop a request or one of its candidates; its last tokens, with finish "abort", still arrive."""
@@ -214,8 +218,7 @@ class EngineClient:
                     answer.set_result(message)
                 continue
             self.load = message
-            if message.stored or message.evicted:
-                self._note(message)
+            self._note(message.report)
             for news in message.news:
                 self._tell(news)
             for tokens in message.outputs:
@@ -225,15 +228,12 @@ class EngineClient:
         else:
             self._fail(f"the engine process has ended with status {self.process.returncode}")
 
-    def _note(self, step: Step) -> None:
-        """The prefix cache's changes, net: what comes and goes between two reports is in neither."""
-        cache = self._cache
-        for hashes, stored in ((step.stored, True), (step.evicted, False)):
-            for hash in hashes:
-                if cache.get(hash, stored) is not stored:
-                    del cache[hash]
-                else:
-                    cache[hash] = stored
+    def _note(self, report: Report) -> None:
+        """What the next report tells: where each prefix hash is now, and of the steps those worth telling."""
+        self._cache.update(dict.fromkeys(report.stored, True))
+        self._cache.update(dict.fromkeys(report.evicted, False))
+        for step in report.steps:
+            keep_recent(self._recent, step)
 
     def _tell(self, news: News) -> None:
         if (known := self._queues.get(news.id)) is None:
@@ -266,21 +266,9 @@ class EngineClient:
 
 
 def load_report(step: Step, name: str, incarnation: int) -> Report:
-    """What a router asks of an instance's load. Its clock is the wall's."""
-    return Report(
-        name,
-        incarnation,
-        time.time(),
-        waiting=step.waiting,
-        waiting_tokens=step.waiting_tokens,
-        running=step.running,
-        context_tokens=step.context_tokens,
-        used_blocks=step.used_blocks,
-        free_blocks=step.free_blocks,
-        waiting_head_blocks=step.waiting_head_blocks,
-        waiting_blocks=step.waiting_blocks,
-        preempted=step.preemptions,
-        decode_step_s=step.decode_step_s,
+    """What a router asks of an instance's load, without what is told once. Its clock is the wall's."""
+    return msgspec.structs.replace(
+        step.report, instance=name, incarnation=incarnation, taken_s=time.time(), stored=(), evicted=(), steps=()
     )
 
 

@@ -74,7 +74,8 @@ class Engine:
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
         self.pusher: Pusher | None = None
         self.grammars: Grammars | None = None  # when the vocabulary is known
-        self.only_decoded = False  # in the last pass
+        self.batch: sched.Batch | None = None  # of the pass that is under way, or has ended and is about to be told
+        self.joined = 0  # of its decodes, how many had their first in it
         self.prompt_tokens = self.prefix_queries = self.prefix_hits = 0
 
     @property
@@ -198,6 +199,7 @@ class Engine:
     def step(self, now: float, emit: Emit, interrupted: Callable[[], bool]) -> bool:
         """Run the next batch, as often as it repeats; `emit` gets the tokens of each pass at once. `interrupted` says whether news wait.
         False: nothing could be run, for want of blocks."""
+        self.batch = None
         if self.news:
             news, self.news = self.news, []
             emit(news)
@@ -205,7 +207,7 @@ class Engine:
         batch = worker.next_batch(now)
         if batch is None:
             return False
-        self.only_decoded = not batch.chunks
+        self.batch, self.joined = batch, len(scheduler.joined)
         for victim in scheduler.victims:
             victim.owner.table = ()
         passes = 1
@@ -224,6 +226,7 @@ class Engine:
                 break
             emit(outputs)
             worker.advance(batch, 1)
+            self.batch, self.joined = batch, 0
             passes += 1
         for c, _ in ended:
             self.name_blocks(c)
@@ -301,27 +304,15 @@ class Engine:
 
     def load(self, outputs: list[Tokens], at_s: float) -> Step:
         """The outputs, with the load and the counters as they are now."""
-        load, held = self.worker.report(at_s), len(self.scheduler.held)
+        report = self.worker.report(at_s)
         return Step(
             outputs,
-            at_s,
-            load.waiting,
-            load.running,
-            load.used_blocks,
-            0 if self.groups else load.used_blocks,
-            load.preempted,
+            report,
+            0 if self.groups else report.used_blocks,
             self.prompt_tokens,
             self.prefix_queries,
             self.prefix_hits,
-            waiting_tokens=load.waiting_tokens,
-            context_tokens=load.context_tokens,
-            free_blocks=load.free_blocks,
-            waiting_head_blocks=load.waiting_head_blocks,
-            waiting_blocks=load.waiting_blocks,
-            decode_step_s=load.decode_step_s,
-            stored=list(load.stored),
-            evicted=list(load.evicted),
-            leases=held,
+            leases=len(self.scheduler.held),
         )
 
 

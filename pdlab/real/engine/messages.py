@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pdlab.types import Report
+
 
 class StructuredOutputs(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an output must be: vLLM's `structured_outputs`. One of the first six is set; `json` is a schema's text, `structural_tag` JSON
@@ -192,7 +194,8 @@ class Loading(FromEngine, frozen=True):
 
 class Ready(FromEngine, frozen=True):
     """The model is loaded and the KV memory taken. `max_tokens` bounds prompt plus output of one sequence: the model's `context_tokens` (0:
-    not told), and KV memory without the `spare_blocks` that no single request gets."""
+    not told), and KV memory without the blocks that no single request gets. The profiles, as in an InstanceSpec, are what the engine has
+    measured of itself."""
 
     model: str
     max_tokens: int
@@ -206,7 +209,8 @@ class Ready(FromEngine, frozen=True):
     descriptor: bytes = b""  # of the KV memory, for peers; empty: this engine does not exchange KV
     engine_id: str = ""
     context_tokens: int = 0
-    spare_blocks: int = 0
+    prefill_profile: tuple[tuple[int, float], ...] = ()
+    decode_profile: tuple[tuple[int, int, float], ...] = ()
 
 
 class Scored(msgspec.Struct, frozen=True, array_like=True):
@@ -314,31 +318,20 @@ class Holds(FromEngine, frozen=True):
 
 
 News = Held | Reserved | Full | Staged | Landed | Missed  # of a request's KV
+NO_LOAD = Report("")  # a Report of nobody, until its reader puts the name in
 
 
 class Step(FromEngine, frozen=True):
-    """All the news of one engine step, and the load after it. Times are the engine's monotonic clock, seconds; `waiting` and `running`
-    count sequences, `used_blocks` those referenced by some; counters are since start."""
+    """All the news of one engine step, and the load after it, as a Report means it, with the prefix cache's changes and the steps since the
+    last Step. Times are the engine's monotonic clock, seconds; counters are since start."""
 
     outputs: list[Tokens]
-    at_s: float = 0.0
-    waiting: int = 0
-    running: int = 0
-    used_blocks: int = 0
+    report: Report = NO_LOAD
     leaked_blocks: int = 0  # referenced though nothing is here; 0 unless there is a bug
-    preemptions: int = 0
     prompt_tokens: int = 0  # computed
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits: int = 0  # and found
     news: list[News] = []  # told before the outputs
-    waiting_tokens: int = 0  # prompt tokens still to compute
-    context_tokens: int = 0  # KV tokens that the decoding sequences hold
-    free_blocks: int = 0  # free or evictable
-    waiting_head_blocks: int = 0
-    waiting_blocks: int = 0
-    decode_step_s: float = 0.0  # the last decode step's
-    stored: list[int] = []  # prefix hashes cached since the last Step
-    evicted: list[int] = []  # and evicted
     leases: int = 0  # held for peers
     transfer_bytes: int = 0  # received, since start
     failed_transfers: int = 0

@@ -35,6 +35,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_token: str = ""  # only peers with the same may connect
     kv_checksums: bool = False
     lease_s: float = 30.0  # of KV that waits for a decode instance
+    self_profile: bool = False  # it measures itself before it is ready
     decisions: str = ""  # a file that takes the scheduler's decisions
 
 

@@ -138,6 +138,7 @@ def run(link: Link, options: EngineOptions) -> None:
     link.send(Loading("loading torch"))
     from pdlab.kernels.cpu_build import build_all, unbuilt
     from pdlab.real.engine.load import load
+    from pdlab.real.engine.self_profile import SelfProfile
 
     link.send(Loading("loading weights"))
     building = threading.Thread(target=build_all, name="kernels")  # while the weights are read
@@ -162,8 +163,11 @@ def run(link: Link, options: EngineOptions) -> None:
             str(loaded.dtype).removeprefix("torch."),
             block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
             context_tokens=loaded.context_tokens,
-            spare_blocks=engine.scheduler.spare_blocks,
         )
+        if options.self_profile:
+            link.send(Loading("measuring itself"))
+            profile = SelfProfile(engine)
+            ready = msgspec.structs.replace(ready, prefill_profile=profile.prefill(), decode_profile=profile.decode())
         with _peers(options, loaded, link) as peers:
             if peers is not None:
                 ready = msgspec.structs.replace(ready, descriptor=peers.endpoint.descriptor(), engine_id=peers.engine_id)
@@ -364,14 +368,15 @@ class Serving:
 
     def emit(self, outputs: list[Tokens]) -> None:
         """Tell what a pass has made, and what else there is to tell."""
-        now, peers = time.monotonic(), self.peers
-        if self.engine.only_decoded and outputs:
-            self.engine.worker.decode_step_s = now - self.mark_s
+        now, peers, engine = time.monotonic(), self.peers, self.engine
+        if engine.batch is not None:
+            seconds = now - self.mark_s
+            engine.worker.meter.took(engine.batch, engine.joined, self.mark_s, seconds, 1, seconds)
+            engine.batch = None
         self.mark_s = now
         dropped = self.log.dropped if self.log is not None else 0
         if peers is None:
-            load = self.engine.load(outputs, now)
-            self.link.send(msgspec.structs.replace(load, log_dropped=dropped))
+            self.link.send(msgspec.structs.replace(engine.load(outputs, now), log_dropped=dropped))
             return
         peers.looked_at(outputs)
         told, peers.told = peers.told, []
@@ -380,7 +385,7 @@ class Serving:
             if isinstance(answer, Exported | Holds):
                 self.link.send(answer)
         load = self.engine.load([*outputs, *more], now)
-        self.leases, self.used_blocks = load.leases, load.used_blocks
+        self.leases, self.used_blocks = load.leases, load.report.used_blocks
         self.link.send(
             msgspec.structs.replace(
                 load,

@@ -10,6 +10,8 @@ from itertools import islice
 
 import msgspec
 
+from pdlab.core.instance_spec import Measured
+from pdlab.cost import InstanceProfile, measured_profiles
 from pdlab.real.api.engine import Exchanging
 from pdlab.real.api.errors import ApiError, fenced
 from pdlab.real.api.service import Service
@@ -27,37 +29,20 @@ MOST_HASHES = 40_000  # in one report, so that it stays below the registry's bou
 LOOK_S = 0.02  # between looks whether all is at rest
 
 
-def spec_of(
-    ready: Ready,
-    name: str,
-    role: Role,
-    url: str,
-    host: str,
-    model: str,
-    *,
-    max_seqs: int = 256,
-    max_batch_tokens: int = 8192,
-    prefix_cache: bool = True,
-    max_requests: int = 0,
-) -> InstanceSpec:
-    """What an instance says of itself. `host` tells routers which instances share a machine, `url` where they reach this one."""
-    return InstanceSpec(
-        name=name,
-        role=role,
+def measured_of(ready: Ready, profile: InstanceProfile | None = None, *, max_batch_tokens: int = 0, max_seqs: int = 0) -> Measured:
+    """What an engine has found out about itself; of its steps, what was measured before, where a `profile` is given."""
+    prefill, decode = ready.prefill_profile, ready.decode_profile
+    if profile is not None:
+        prefill, decode = measured_profiles(profile, max_batch_tokens, max_seqs, ready.kv_blocks * ready.block_tokens)
+    return Measured(
         kv_blocks=ready.kv_blocks,
         block_tokens=ready.block_tokens,
         block_bytes=ready.block_bytes,
-        host=host,
-        max_seqs=max_seqs,
-        max_batch_tokens=max_batch_tokens,
-        prefix_cache=prefix_cache,
-        max_requests=max_requests,
-        url=url,
-        model=model,
+        context_tokens=ready.context_tokens or ready.max_tokens,
+        prefill_profile=prefill,
+        decode_profile=decode,
         capabilities=CAPABILITIES if ready.descriptor else (),
         descriptor=ready.descriptor.decode(),
-        context_tokens=ready.context_tokens or ready.max_tokens,
-        spare_blocks=ready.spare_blocks,
     )
 
 
@@ -219,15 +204,11 @@ class Member:
                 del self._unsent[hash]
 
     def _note(self, report: Report) -> None:
-        """What was stored and evicted since the registry heard of it is told as neither."""
+        """Of each prefix hash the registry is to hear where it is now."""
         self._cached.update(report.stored)
         self._cached.difference_update(report.evicted)
-        for hashes, stored in ((report.stored, True), (report.evicted, False)):
-            for hash in hashes:
-                if self._unsent.get(hash, stored) is stored:
-                    self._unsent[hash] = stored
-                else:
-                    del self._unsent[hash]
+        self._unsent.update(dict.fromkeys(report.stored, True))
+        self._unsent.update(dict.fromkeys(report.evicted, False))
 
     def _fence(self) -> None:
         """Others may hold that this incarnation has left: what it does for them must end."""

@@ -8,11 +8,14 @@ from typing import TypeVar
 
 import msgspec
 
-from pdlab.types import InstanceSpec, Report, UsageError
+from pdlab.types import UNKNOWN, InstanceSpec, Report, UsageError
 
 MAX_BYTES = 1 << 20  # etcd refuses requests over 1.5 MiB
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 INT64 = 1 << 63
+MAY_BE_UNKNOWN = ("waiting_tokens", "context_tokens", "used_blocks", "free_blocks", "waiting_head_blocks", "waiting_blocks")
+NUMBERS = ("incarnation", "waiting", "running", "preempted", "decode_steps", "decode_s")  # of a Report, besides those
+MOST_STEPS = 8  # in one report
 T = TypeVar("T")
 
 
@@ -57,9 +60,13 @@ def read_instance(name: str, value: bytes) -> InstanceRecord:
         spec.block_bytes,
         spec.context_tokens,
         spec.spare_blocks,
+        spec.max_seqs,
+        spec.max_batch_tokens,
+        spec.max_requests,
         *(n for row in spec.prefill_profile for n in row),
         *(n for row in spec.decode_profile for n in row),
     )
+    rates = (spec.link_bytes_per_s, spec.host_bytes_per_s)
     if not NAME.fullmatch(name):
         raise Garbage("no instance has such a name")
     if spec.name != name:
@@ -68,9 +75,9 @@ def read_instance(name: str, value: bytes) -> InstanceRecord:
         raise Garbage("lease_s is not within 0.2 to 3600")
     if not 0 < spec.incarnation < INT64:
         raise Garbage("incarnation is not above 0")
-    if min(spec.block_tokens, spec.max_seqs, spec.max_batch_tokens) < 1 or min(counts) < 0 or not 0 <= spec.link_bytes_per_s < math.inf:
+    if spec.block_tokens < 1 or min(counts) < 0 or not all(0 <= rate < math.inf for rate in rates):
         raise Garbage("a size is negative")
-    if max(*counts, spec.block_tokens, spec.max_seqs, spec.max_batch_tokens) >= INT64:
+    if not max(*counts, spec.block_tokens) < INT64:
         raise Garbage("a size is out of range")
     if spec.kv_blocks and spec.spare_blocks >= spec.kv_blocks:
         raise Garbage("it keeps all its KV blocks free")
@@ -84,8 +91,10 @@ def read_report(name: str, value: bytes) -> Report:
     report = _decode(value, _report)
     if report.instance != name:
         raise Garbage(f"it names itself {report.instance[:128]!r}")
-    numbers = [getattr(report, field) for field in Report.__struct_fields__ if field not in ("instance", "taken_s", "stored", "evicted")]
-    if min(numbers) < 0 or max(numbers) >= INT64 or not math.isfinite(report.taken_s):
+    numbers = [getattr(report, field) for field in NUMBERS]
+    numbers += [number for field in MAY_BE_UNKNOWN if (number := getattr(report, field)) != UNKNOWN]
+    numbers += [number for step in report.steps for number in msgspec.structs.astuple(step)]
+    if len(report.steps) > MOST_STEPS or not 0 <= min(numbers) <= max(numbers) < INT64 or not math.isfinite(report.taken_s):
         raise Garbage("a number is out of range")
     return report
 

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from pdlab.real.engine.messages import FromQueue, Ready, Sampling, Scored, Step, Submit, Tokens
+from pdlab.types import Report
 
 EOS, START, END = 256, 257, 258
 VOCAB, CONTEXT, BLOCK = 300, 512, 4
@@ -106,9 +107,7 @@ class EchoEngine:
             running = min(len(self.live), self.seqs)
             self.load = Step(
                 [],
-                running=running,
-                waiting=len(self.live) - running,
-                used_blocks=len(self.live),
+                Report("", running=running, waiting=len(self.live) - running, used_blocks=len(self.live)),
                 prompt_tokens=self.computed,
                 prefix_queries=self.queries,
                 prefix_hits=self.hits,

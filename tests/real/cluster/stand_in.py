@@ -22,12 +22,15 @@ import simpy
 
 from pdlab import cost, load_policy
 from pdlab.control import head_of, router
+from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.core.staging import Staging
 from pdlab.core.worker import LEASE_S, Worker
 from pdlab.log import EventLog
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.cluster.world import World
-from pdlab.real.engine.messages import Sampling, Tokens
+from pdlab.real.engine.messages import Ready, Sampling, Tokens
+from pdlab.real.instance.member import measured_of
+from pdlab.real.registry.records import InstanceRecord, encode, read_instance, read_report
 from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, PushTo, StreamEvent
 from pdlab.scheduler import Batch, Sequence
 from pdlab.sim.build import Plan, plans
@@ -262,7 +265,7 @@ class StandIn:
         extra = params.pdlab or Extra()
         job.made = len(extra.made)
         if extra.migrate is not None:
-            self._migrate(job, self.rack.instances[extra.migrate.url], extra.migrate.leg)
+            self._migrate(job, self.rack.instances[extra.migrate.url.removeprefix("http://")], extra.migrate.leg)
         elif params.remote_engine_id == self.name:
             job.seq = seq = self.leases.pop(params.remote_request_id or "")
             seq.owner = job
@@ -457,9 +460,8 @@ class StandIn:
         self._timer = self.loop.call_later(seconds, self._done, batch, seconds)
 
     def _done(self, batch: Batch, seconds: float) -> None:
+        self.worker.meter.took(batch, len(self.scheduler.joined), self.loop.time() - seconds, seconds, 1, seconds)
         prefilled, finished = self.worker.complete(batch, 1, self.loop.time())
-        if batch.decodes:
-            self.worker.decode_step_s = seconds
         for seq in finished:
             self._ended(seq)
         for seq in prefilled:
@@ -528,6 +530,10 @@ class StandIn:
         self.is_alive = False
         self.rack.world.instances.leave(self.name, self.spec.incarnation)
 
+    def report(self) -> Report:
+        """As it comes over the registry."""
+        return read_report(self.name, encode(self.worker.report(self.loop.time())))
+
 
 class Rack:
     """The instances of an experiment. `world` is set by who makes it."""
@@ -567,12 +573,7 @@ class Rack:
     def bring_up(self, name: str, capabilities: tuple[str, ...] = CAPABILITIES) -> None:
         """Start an instance of the experiment: its first incarnation, or the next."""
         plan, before = self.plans[name], self.instances.get(name)
-        spec = msgspec.structs.replace(
-            plan.spec(name, plan.placement.role),
-            incarnation=0 if before is None else before.spec.incarnation + 1,
-            url=name,
-            capabilities=capabilities,
-        )
+        spec = member_spec(plan, name, 0 if before is None else before.spec.incarnation + 1, capabilities)
         self.instances[name] = StandIn(self, plan, spec)
         self.world.instances.join(spec)
 
@@ -583,7 +584,7 @@ class Rack:
             await asyncio.sleep(due_s - self.loop.time())
             for instance in list(self.instances.values()):
                 if instance.is_alive and not instance.silent:
-                    self.world.instances.report(instance.worker.report(self.loop.time()))
+                    self.world.instances.report(instance.report())
 
     def check(self) -> None:
         """Blocks are conserved."""
@@ -598,6 +599,38 @@ class Rack:
                 assert not instance.jobs, f"{instance.name} has legs"
                 assert instance.scheduler.idle, f"{instance.name} is not idle"
                 assert instance.scheduler.pool.used == 0, f"{instance.name} holds {instance.scheduler.pool.used} blocks"
+
+
+def member_spec(plan: Plan, name: str, incarnation: int, capabilities: tuple[str, ...] = CAPABILITIES) -> InstanceSpec:
+    """What an instance says of itself when it joins live: of what its engine says when it is ready, and as the registry has it."""
+    engine = plan.placement.engine
+    placed = Placed(
+        name=name,
+        role=plan.placement.role,
+        host=plan.placement.host,
+        url=f"http://{name}",
+        max_seqs=engine.max_seqs,
+        max_batch_tokens=engine.max_batch_tokens,
+        prefix_cache=engine.prefix_cache,
+        watermark=engine.watermark,
+    )
+    ready = Ready(
+        "",
+        plan.context_tokens,
+        1 << 16,
+        engine.block_tokens,
+        plan.kv_blocks,
+        "virtual",
+        "",
+        block_bytes=plan.block_bytes,
+        descriptor=b"virtual",
+        context_tokens=plan.context_tokens,
+        prefill_profile=plan.prefill_profile,
+        decode_profile=plan.decode_profile,
+    )
+    spec = msgspec.structs.replace(instance_spec(placed, measured_of(ready)), incarnation=1, capabilities=capabilities)
+    heard = read_instance(name, encode(InstanceRecord(lease_s=3.0, spec=spec))).spec
+    return msgspec.structs.replace(heard, incarnation=incarnation)  # the registry counts from 1
 
 
 class Client:

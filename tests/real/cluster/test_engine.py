@@ -203,9 +203,10 @@ def test_what_is_ready_and_how_loaded_it_is_sums_up_the_instances() -> None:
         assert (engine.ready.max_tokens, engine.ready.kv_blocks, engine.ready.block_tokens) == (1000, 140, 16)
         for name, waiting in (("p", 3), ("d", 4)):
             made.instances.report(Report(name, waiting=waiting, running=2, used_blocks=10, free_blocks=5))
-        assert (engine.load.waiting, engine.load.running, engine.load.used_blocks, engine.load.free_blocks) == (7, 4, 20, 10)
+        load = engine.load.report
+        assert (load.waiting, load.running, load.used_blocks, load.free_blocks) == (7, 4, 20, 10)
         made.instances.leave("d", 0)
-        assert (engine.load.waiting, engine.ready.max_tokens) == (3, 1000)
+        assert (engine.load.report.waiting, engine.ready.max_tokens) == (3, 1000)
         await made.close()
 
     asyncio.run(main())

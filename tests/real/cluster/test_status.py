@@ -168,7 +168,8 @@ def test_as_json_it_is_told_to_programs() -> None:
         "used_blocks": 250,
         "free_blocks": 0,
         "preempted": 0,
-        "decode_step_s": 0.0,
+        "decode_steps": 0,
+        "decode_s": 0.0,
     }
     assert second["report"] is None and second["refusal"] == "its KV does not fit"
     assert json.loads(json.dumps(found)) == found

@@ -8,7 +8,8 @@ import pytest
 
 from pdlab.real.cluster.remote import Broken
 from pdlab.real.cluster.vllm import Metrics, Vllm
-from pdlab.types import Report, Role, UsageError
+from pdlab.real.registry.records import encode, read_report
+from pdlab.types import UNKNOWN, Report, Role, StepTime, UsageError
 from tests.real.cluster.fake_instance import Fake
 
 HEAD = """\
@@ -74,8 +75,24 @@ def test_a_probe_tells_the_model_and_its_kv_memory() -> None:
 def test_a_report_reads_new_and_old_names(metrics: str) -> None:
     async def test(fake: Fake, server: Vllm) -> None:
         spec, _ = await server.probe("vllm-0", Role.DECODE)
-        report = Report("vllm-0", 0, 7.0, waiting=2, running=3, used_blocks=10, free_blocks=40, preempted=4, decode_step_s=0.05)
-        assert await server.report(spec, 7.0) == report
+        report = Report(
+            "vllm-0",
+            0,
+            7.0,
+            waiting=2,
+            waiting_tokens=UNKNOWN,
+            running=3,
+            context_tokens=UNKNOWN,
+            used_blocks=10,
+            free_blocks=40,
+            waiting_head_blocks=UNKNOWN,
+            waiting_blocks=UNKNOWN,
+            preempted=4,
+            decode_steps=10,
+            decode_s=0.5,
+            steps=(StepTime(3, 10 * 128, 0, 0, 0.05),),
+        )
+        assert await server.report(spec, 7.0) == report == read_report("vllm-0", encode(report))
 
     world(test, metrics=HEAD + metrics)
 
@@ -86,8 +103,27 @@ def test_the_step_is_that_since_the_last_report() -> None:
         steps = []
         for tokens, seconds in ((10, 0.5), (20, 0.7), (20, 0.7), (5, 0.1)):  # the last after a restart
             fake.metrics = HEAD + f"vllm:inter_token_latency_seconds_count {tokens}\nvllm:inter_token_latency_seconds_sum {seconds}\n"
-            steps.append((await server.report(spec, 0.0)).decode_step_s)
-        assert steps == pytest.approx([0.05, 0.02, 0.02, 0.02])
+            report = await server.report(spec, 0.0)
+            assert (report.decode_steps, report.decode_s) == (tokens, seconds)
+            steps.append([step.seconds for step in report.steps])
+        assert steps == [pytest.approx([0.05]), pytest.approx([0.02]), [], pytest.approx([0.02])]
+
+    world(test, metrics=HEAD)
+
+
+def test_the_mean_prompt_since_the_last_report_is_told_without_what_was_cached_or_received() -> None:
+    async def test(fake: Fake, server: Vllm) -> None:
+        spec, _ = await server.probe("vllm-0", Role.PREFILL)
+        told = []
+        for requests, seconds, tokens, hits, received in ((2, 1.0, 400, 0, 0), (6, 2.0, 1600, 600, 300), (7, 2.1, 1700, 700, 300)):
+            fake.metrics = HEAD + (
+                f"vllm:request_prefill_time_seconds_count {requests}\nvllm:request_prefill_time_seconds_sum {seconds}\n"
+                f"vllm:request_prompt_tokens_count {requests}\nvllm:request_prompt_tokens_sum {tokens}\n"
+                f"vllm:prefix_cache_queries_total {tokens}\nvllm:prefix_cache_hits_total {hits}\n"
+                f"vllm:external_prefix_cache_hits_total {received}\n"
+            )
+            told.append([(step.prompt_tokens, step.seconds) for step in (await server.report(spec, 0.0)).steps])
+        assert told == [[(200, 0.5)], [(75, 0.25)], []]
 
     world(test, metrics=HEAD)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from pdlab.control import router
+from pdlab.core.instance_spec import Measured
 from pdlab.log import Entry, read, replay
+from pdlab.real.engine.messages import Ready
+from pdlab.real.instance.member import measured_of
 from pdlab.sim.build import simulate
 from pdlab.spec import Experiment
-from pdlab.types import Action, Dispatch, Handoff, Report, Tick
+from pdlab.types import Action, Dispatch, End, Handoff, Migrate, Report, Tick
 from pdlab.workload.spec import build
 from tests.real.cluster.stand_in import Run, played, small
 
@@ -20,7 +26,7 @@ PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill"}
 SHAPES = {"1P1D": (1, 1, 0), "2P2D": (2, 2, 0), "mixed": (0, 0, 2), "1P1D1M": (1, 1, 1)}
 
 
-def live(experiment: Experiment, log_path: Path) -> Run:
+def live(experiment: Experiment, log_path: Path, *, rejects: bool = False) -> Run:
     work = build(experiment.workload, experiment.seed, experiment.base_dir)
 
     async def play(made: Run) -> None:
@@ -31,7 +37,7 @@ def live(experiment: Experiment, log_path: Path) -> Run:
         await made.until(lambda: len(made.clients) == len(work))
 
     made = played(experiment, play, log_path, work.hash_tokens)
-    assert all(client.done for client in made.clients.values())
+    assert rejects or all(client.done for client in made.clients.values())
     return made
 
 
@@ -83,6 +89,84 @@ def test_they_decide_alike_where_prompts_share_prefixes(tmp_path: Path) -> None:
     ours, theirs = decisions(tmp_path / "live"), decisions(tmp_path / "sim")
     assert [action for _, action in ours] == [action for _, action in theirs]
     assert made.world.lines.book.records.column("cached_tokens").sum() > 0
+
+
+def shares(log_path: Path) -> Counter[str]:
+    return Counter(action.instance for _, action in decisions(log_path, (Dispatch,)) if isinstance(action, Dispatch))
+
+
+def alike(experiment: Experiment, folder: Path) -> Counter[str]:
+    """Both worlds' runs of it, which must decide alike and be told alike of every load; how many prompts each instance got."""
+    simulate(experiment, trace_events=folder / "sim")
+    live(experiment, folder / "live", rejects=True)
+    kinds = (Dispatch, Handoff, Migrate, End)
+    ours, theirs = decisions(folder / "live", kinds), decisions(folder / "sim", kinds)
+    assert [action for _, action in ours] == [action for _, action in theirs]
+    np.testing.assert_allclose([at_s for at_s, _ in ours], [at_s for at_s, _ in theirs], rtol=0, atol=1e-6)
+    for a, b in zip(reports(folder / "live"), reports(folder / "sim"), strict=False):  # the live world reports on
+        for field in Report.__struct_fields__:
+            mine, other = getattr(a, field), getattr(b, field)
+            if field == "steps":
+                assert len(mine) == len(other), (a, b)
+                for step, twin in zip(mine, other, strict=True):
+                    assert msgspec.structs.astuple(step) == pytest.approx(msgspec.structs.astuple(twin), abs=1e-6), (a, b)
+            elif field in ("stored", "evicted"):
+                assert sorted(mine) == sorted(other), (a, b)
+            else:
+                assert mine == (pytest.approx(other, abs=1e-6) if isinstance(mine, float) else other), (field, a, b)
+    return shares(folder / "live")
+
+
+def reports(log_path: Path) -> list[Report]:
+    _, entries = read(log_path)
+    found = [entry.event for entry in entries if isinstance(entry.event, Report)]
+    return sorted(found, key=lambda report: (report.taken_s, report.instance))
+
+
+def test_predicted_times_are_the_same_so_that_prompts_are_spread_alike(tmp_path: Path) -> None:
+    """An instance that says nothing of its steps gets all of them from xLLM's policy, or none."""
+    workload = {"source": "azure-conv-2023", "requests": 400, "rate": 40.0}
+    spread = alike(small("xllm_slo_aware", prefill=3, decode=2, workload=workload), tmp_path)
+    assert len(spread) == 3 and max(spread.values()) < 300, spread
+
+
+def test_that_the_policy_goes_blind_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither a profile nor, before the first reports, a step is known; then the steps are told, and nothing more is to be said."""
+
+    def unmeasured(ready: Ready) -> Measured:
+        return replace(measured_of(ready), prefill_profile=(), decode_profile=())
+
+    monkeypatch.setattr("tests.real.cluster.stand_in.measured_of", unmeasured)
+    made = live(small("xllm_slo_aware", prefill=2, decode=1), tmp_path / "log")
+    (said,) = [record.getMessage() for record in caplog.records if "was told 0 s" in record.getMessage()]
+    assert said.startswith("policy XllmSloAware asks how long steps take on decode-0, prefill-0")
+    known = made.world.router.by_name
+    assert known["prefill-0"].ttft_s(1000) > 0.0 and known["decode-0"].tpot_s(4, 4000) > 0.0
+    assert min(shares(tmp_path / "log").values()) > 10
+
+
+def test_the_same_requests_are_turned_away(tmp_path: Path) -> None:
+    workload = {"source": "azure-conv-2023", "requests": 400, "rate": 40.0}
+    spread = alike(small({"dispatch": "early_reject"}, prefill=1, decode=2, workload=workload, slo={"ttft_s": 0.3}), tmp_path)
+    assert 0 < 400 - spread.total() < 100, spread
+
+
+def test_a_slow_instance_gets_as_few(tmp_path: Path) -> None:
+    rows = [{"role": role, "hardware": name} for role, name in (("prefill", "h100-sxm"), ("prefill", "l4"), ("decode", "h100-sxm"))]
+    workload = {"source": "azure-conv-2023", "requests": 400, "rate": 10.0}
+    cluster = {"instances": rows, "network": {"gbytes_per_s": 25, "latency_us": 10}}
+    spread = alike(small("prefix_aware", workload=workload, cluster=cluster), tmp_path)
+    assert 0 < spread["prefill-1"] < 40, spread
+
+
+@pytest.mark.parametrize("policy", ["prefix_aware", "conditional"])
+def test_where_nothing_is_cached_no_prompt_is_taken_for_cached(policy: str, tmp_path: Path) -> None:
+    """All prompts begin alike: who counts on a cache that is off sends them all to one instance, or to those that decode."""
+    sessions = {"turns": 1, "system_prompt_tokens": 700, "groups": 1}
+    session = {"source": "synthetic", "requests": 300, "rate": 25.0, "prompt": 100, "output": 30, "sessions": sessions}
+    experiment = small(policy, prefill=3, decode=2, workload=session, engine={"prefix_cache": False})
+    spread = alike(experiment, tmp_path)
+    assert spread.keys() == {"prefill-0", "prefill-1", "prefill-2"}, spread
 
 
 def test_equal_runs_write_equal_logs(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_requests_side_by_side_get_transformers_tokens_and_the_log_replays(tiny:
             arriving = [client.submit(Submit(i, prompt, GREEDY)) for i, prompt in enumerate(prompts)]
             found = await asyncio.gather(*map(collect, arriving))
             assert found == [(tiny_models.greedy(reference, prompt, 10), "length") for prompt in prompts]
-            assert client.load.running == 0
+            assert client.load.report.running == 0
             assert client.load.leaked_blocks == 0
             process = client.process
         assert process.returncode == 0
@@ -85,6 +85,39 @@ def test_requests_side_by_side_get_transformers_tokens_and_the_log_replays(tiny:
         alike, difference = replay(lines)
     assert alike > 0
     assert not difference
+
+
+def test_an_engine_that_is_asked_to_measures_itself_before_it_is_ready_and_answers_as_ever(tiny: Tiny) -> None:
+    folder, reference = tiny("llama")
+    prompt = [3, 5, 7, 9, 11]
+
+    async def main() -> None:
+        stages: list[str] = []
+        options = EngineOptions(model=str(folder), block_tokens=4, kv_blocks=200, threads=1, self_profile=True)
+        client = await EngineClient.start(options, stages.append)
+        try:
+            assert stages[-1] == "measuring itself"
+            prefill, decode = client.ready.prefill_profile, client.ready.decode_profile
+            assert [tokens for tokens, _ in prefill] == [1, 64, 128, 256, 512][: len(prefill)]
+            assert decode[:2] == ((1, 128, decode[0][2]), (2, 256, decode[1][2]))
+            assert all(0.0 < point[-1] < 5.0 for point in (*prefill, *decode))
+            assert await collect(client.submit(Submit(1, prompt, GREEDY))) == (tiny_models.greedy(reference, prompt, 10), "length")
+            report = client.report("a", 1)
+            assert (report.running, report.used_blocks, report.stored) == (0, 0, ())
+            assert (report.decode_steps, [step.prompt_tokens for step in report.steps]) == (9, [5, 0])
+            assert report.decode_s >= max(step.seconds for step in report.steps if step.batch)
+        finally:
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_one_that_is_not_asked_to_does_not(tiny: Tiny) -> None:
+    async def main() -> None:
+        async with started(tiny("llama")[0]) as client:
+            assert client.ready.prefill_profile == client.ready.decode_profile == ()
+
+    asyncio.run(main())
 
 
 @pytest.fixture(scope="module")

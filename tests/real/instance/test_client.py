@@ -34,6 +34,7 @@ from pdlab.real.engine.messages import (
     Submit,
     Tokens,
 )
+from pdlab.types import Report, StepTime
 
 
 class Engine:
@@ -121,17 +122,24 @@ def test_an_engine_is_asked_whether_a_lease_holds_and_holds_none_when_it_has_end
     asyncio.run(play())
 
 
-def test_a_report_tells_the_cache_changes_since_the_last_one_net() -> None:
+def test_a_report_tells_what_became_of_each_prefix_since_the_last_one_and_a_step_of_each_kind() -> None:
     async def play() -> None:
         async with engine() as e:
             e.client.submit(Submit(1, [5]))
-            for step in (Step([], stored=[1, 2]), Step([], stored=[3], evicted=[1, 9]), Step([], stored=[9], waiting=2, preemptions=4)):
-                await e.says(step)
-            while e.client.load.waiting != 2:
+            few, many, decode = StepTime(0, 0, 10, 100, 0.1), StepTime(0, 0, 80, 6400, 0.5), StepTime(3, 90, 0, 0, 0.02)
+            for report in (
+                Report("", stored=(1, 2), steps=(many, StepTime(2, 80, 0, 0, 0.01))),
+                Report("", stored=(3,), evicted=(1, 9), steps=(few, decode)),
+                Report("", stored=(9,), waiting=2, preempted=4),
+            ):
+                await e.says(Step([], report))
+            while e.client.load.report.waiting != 2:
                 await asyncio.sleep(0)
             report = e.client.report("a", 6)
             assert (report.instance, report.incarnation, report.waiting, report.preempted) == ("a", 6, 2, 4)
-            assert (report.stored, report.evicted) == ((2, 3), ())
-            assert (e.client.report("a", 6).stored, report.taken_s > 1e9) == ((), True)
+            assert (report.stored, report.evicted) == ((2, 3, 9), (1,))  # 1 came and went: who has guessed that it is there must hear it
+            assert report.steps == (many, decode)
+            again = e.client.report("a", 6)
+            assert (again.stored, again.evicted, again.steps, report.taken_s > 1e9) == ((), (), (), True)
 
     asyncio.run(play())

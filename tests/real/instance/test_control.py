@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.real.api.app import create_app
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.service import Service
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
-from pdlab.real.instance.member import Member, spec_of
+from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.wire import About
 from pdlab.types import InstanceSpec, Report, Role
@@ -162,7 +163,8 @@ def app_of(folder: Path, exchanges: bool = True) -> Any:
     engine = Lending("fuzzed")
     service = Service(engine, Tokenizer.load(folder), "tiny", exchange=Exchange(engine, Migrations(engine)) if exchanges else None)
     app = create_app(service, ROUTES)
-    app.state.member = Member(service, engine, None, spec_of(engine.ready, "fuzzed", Role.MIXED, "http://x", "here", "tiny"))
+    placed = Placed(name="fuzzed", role=Role.MIXED, host="here", url="http://x", model="tiny")
+    app.state.member = Member(service, engine, None, instance_spec(placed, measured_of(engine.ready)))
     return app
 
 

@@ -53,7 +53,7 @@ async def at_rest(*instances: Instance) -> None:
     async with asyncio.timeout(60):
         for one in instances:
             load = None
-            while load is None or load.leases or load.used_blocks:
+            while load is None or load.leases or load.report.used_blocks:
                 assert (await one.ask(prompt="x", max_tokens=1)).status_code == 200
                 load = one.engine.load
 

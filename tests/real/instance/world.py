@@ -14,13 +14,14 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 
+from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.real.api.app import create_app
 from pdlab.real.api.exchange import Exchange, SameHost
 from pdlab.real.api.serve import bind
 from pdlab.real.api.service import Service
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
-from pdlab.real.instance.member import Member, spec_of
+from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import Registered
 from pdlab.real.registry.registry import Registry
@@ -103,7 +104,9 @@ async def instance(
     app = create_app(service, ROUTES)
     with bind("127.0.0.1", 0) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        app.state.member = member = Member(service, engine, registry, spec_of(engine.ready, name, role, url, "here", "tiny"), **options)
+        placed = Placed(name=name, role=role, host="here", url=url, model="tiny", max_seqs=256, max_batch_tokens=8192)
+        spec = instance_spec(placed, measured_of(engine.ready))
+        app.state.member = member = Member(service, engine, registry, spec, **options)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1))
         running = asyncio.create_task(server._serve([sock]))
         try:

@@ -114,7 +114,7 @@ async def world(
 async def at_rest(servers: dict[str, Server]) -> None:
     async with asyncio.timeout(200):
         for server in servers.values():
-            while (load := server.engine.load).leases or load.used_blocks or server.service.in_flight:
+            while (load := server.engine.load).leases or load.report.used_blocks or server.service.in_flight:
                 await asyncio.sleep(0.02)
             assert load.leaked_blocks == 0
 

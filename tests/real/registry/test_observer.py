@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pdlab.real.registry.observer import MOST_HELD_S, Observer, WatchEvent
 from pdlab.real.registry.records import MAX_BYTES, Garbage, InstanceRecord, encode, read_instance, read_report
-from pdlab.types import InstanceSpec, Joined, Left, Report, Role, Suspected
+from pdlab.types import UNKNOWN, InstanceSpec, Joined, Left, Report, Role, StepTime, Suspected
 from tests.real.registry.worlds import spec
 
 
@@ -164,6 +164,9 @@ def test_reports_of_the_unknown_and_of_other_incarnations_are_not_told() -> None
         {"kv_blocks": 10, "spare_blocks": 10},
         {"block_tokens": 0},
         {"link_bytes_per_s": -1.0},
+        {"host_bytes_per_s": -1.0},
+        {"max_seqs": -1},
+        {"max_requests": 10**30},
         {"role": "boss"},
         {"url": "file:///etc/passwd"},
         {"decode_profile": [[1, -2, 0.1]]},
@@ -286,3 +289,28 @@ def test_whatever_the_store_shows_the_events_make_a_story(steps: list[tuple[Any,
     observer.snapshot({}, now)
     observer.expire(now + 4000)
     assert not observer.known
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"waiting": UNKNOWN},
+        {"waiting_tokens": -2},
+        {"running": 10**30},
+        {"decode_s": -0.5},
+        {"steps": [[1, 100, 0, 0, -0.1]]},
+        {"steps": [[1, 10**30, 0, 0, 0.1]]},
+        {"steps": [[1, 100, 0, 0, 0.1]] * 9},
+        {"steps": [[1, 100]]},
+    ],
+    ids=str,
+)
+def test_a_report_that_makes_no_sense_is_garbage(change: dict[str, Any]) -> None:
+    made = msgspec.json.decode(encode(Report("p0", 1)))
+    with pytest.raises(Garbage):
+        read_report("p0", msgspec.json.encode(made | change))
+
+
+def test_a_report_says_what_its_instance_cannot_know_and_its_steps() -> None:
+    vague = Report("p0", 1, 2.0, waiting_tokens=UNKNOWN, context_tokens=UNKNOWN, steps=(StepTime(1, 100, 0, 0, 0.02),))
+    assert read_report("p0", encode(vague)) == vague

@@ -1,0 +1,104 @@
+"""What an instance tells of its load, from its scheduler's state: the one place where a `Report` is made, whoever runs the instance."""
+
+from __future__ import annotations
+
+from pdlab.scheduler import Batch, Scheduler
+from pdlab.types import Report, StepTime
+
+ALONE, DECODE, BESIDE = range(3)
+
+
+class Meter:
+    """What is remembered of an instance's steps for its reports: sums since the start, and of the steps since the last report the longest
+    prompt computed alone, the last decode alone, and the longest prompt beside decodes."""
+
+    __slots__ = ("_alone", "_beside", "_decode", "_ended_s", "decode_s", "decode_steps")
+
+    def __init__(self) -> None:
+        self.decode_steps = 0
+        self.decode_s = 0.0
+        self._ended_s = -1.0  # when a decode step last ended
+        self._decode: tuple[int, int, float] | None = None  # batch, context, seconds
+        self._alone: StepTime | None = None
+        self._beside: StepTime | None = None
+
+    def took(self, batch: Batch, joined: int, began_s: float, seconds: float, steps: int, last_s: float) -> None:
+        """`steps` of a batch took `seconds` from `began_s` on, the last of them `last_s`. `joined`: how many of its decodes had their first
+        here. `batch.context_tokens` is still that of the first."""
+        n = batch.decodes
+        if n:
+            if n > joined and 0.0 <= self._ended_s < began_s:
+                self.decode_s += began_s - self._ended_s  # they have waited, too
+            self._ended_s = began_s + seconds
+            self.decode_s += seconds
+            self.decode_steps += steps
+            if not batch.prompt_tokens:
+                self._decode = (n, batch.context_tokens + n * (steps - 1), last_s)
+                return
+        known = self._beside if n else self._alone
+        if known is None or batch.prompt_tokens >= known.prompt_tokens:
+            step = StepTime(n, batch.context_tokens, batch.prompt_tokens, batch.squared_tokens, last_s)
+            if n:
+                self._beside = step
+            else:
+                self._alone = step
+
+    def drain(self) -> tuple[StepTime, ...]:
+        """The steps to tell of; they are told once."""
+        steps = []
+        if self._alone is not None:
+            steps.append(self._alone)
+        if self._decode is not None:
+            steps.append(StepTime(self._decode[0], self._decode[1], 0, 0, self._decode[2]))
+        if self._beside is not None:
+            steps.append(self._beside)
+        self._alone = self._decode = self._beside = None
+        return tuple(steps)
+
+
+def keep_recent(recent: dict[int, StepTime], step: StepTime) -> None:
+    """Of steps that a `Meter` has told, and that wait to be told on: those that it would tell of them all."""
+    kind = DECODE if not step.prompt_tokens else BESIDE if step.batch else ALONE
+    known = recent.get(kind)
+    if known is None or step.prompt_tokens >= known.prompt_tokens:
+        recent[kind] = step
+
+
+def report_of(scheduler: Scheduler, meter: Meter, name: str, incarnation: int, now: float) -> Report:
+    """An instance's load now, as far as its scheduler's books go. What changed in its prefix cache, and its steps, are told once."""
+    pool, waiting = scheduler.pool, scheduler.waiting
+    stored, evicted = pool.drain_events()
+    head_blocks = waiting_blocks = 0
+    if waiting:
+        head_blocks = pool.blocks(waiting[0].prompt_tokens)
+        for seq in waiting:
+            waiting_blocks += pool.blocks(seq.prompt_tokens)
+    return Report(
+        name,
+        incarnation,
+        now,
+        len(waiting),
+        scheduler.waiting_tokens,
+        len(scheduler.running) + len(scheduler.landed) + prefilling(scheduler),
+        scheduler.context_tokens,
+        pool.used,
+        pool.available,
+        head_blocks,
+        waiting_blocks,
+        scheduler.preemptions,
+        meter.decode_steps,
+        meter.decode_s,
+        stored,
+        evicted,
+        meter.drain(),
+    )
+
+
+def prefilling(scheduler: Scheduler) -> int:
+    """Sequences whose prompt is partly computed, or all of it in the step under way."""
+    partly = scheduler.prefilling
+    count = len(partly)
+    for seq, _ in scheduler.computing:
+        if seq.holding is not None and seq not in partly:
+            count += 1
+    return count
