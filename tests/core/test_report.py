@@ -5,35 +5,36 @@ from __future__ import annotations
 import pytest
 
 from pdlab import batching
-from pdlab.core.report import Meter, report_of
+from pdlab.core.worker import Worker
 from pdlab.kv import BlockPool
 from pdlab.scheduler import Batch, Scheduler, Sequence
 from pdlab.types import Report, StepTime
 
 
 class One:
-    """A scheduler and its meter on a clock of our own."""
+    """A worker on a clock of our own."""
 
     def __init__(self, blocks: int = 100, *, max_batch_tokens: int = 64, max_seqs: int = 8) -> None:
         pool = BlockPool(blocks, 16)
         self.scheduler = Scheduler(pool, batching.load("chunked"), max_batch_tokens=max_batch_tokens, max_seqs=max_seqs, watermark=0.0)
-        self.meter, self.now = Meter(), 0.0
+        self.worker, self.now = Worker(self.scheduler, name="x", incarnation=3), 0.0
 
     def begin(self) -> Batch:
-        batch = self.scheduler.next_batch(self.now)
+        batch = self.worker.next_batch(self.now)
         assert batch is not None
         return batch
 
     def end(self, batch: Batch, seconds: float) -> None:
-        self.meter.took(batch, len(self.scheduler.joined), self.now, seconds, 1, seconds)
+        self.worker.meter.took(batch, len(self.scheduler.joined), self.now, seconds, 1, seconds)
         self.now += seconds
-        self.scheduler.complete(batch, 1, self.now)
+        self.worker.complete(batch, 1, self.now)
+        self.worker.settle()
 
     def step(self, seconds: float) -> None:
         self.end(self.begin(), seconds)
 
     def report(self) -> Report:
-        return report_of(self.scheduler, self.meter, "x", 3, self.now)
+        return self.worker.report(self.now)
 
 
 def test_what_has_no_blocks_waits_and_what_has_runs():
@@ -64,7 +65,7 @@ def test_a_prompt_that_is_computed_whole_in_the_step_under_way_runs():
 
 def test_the_candidates_of_a_request_come_to_the_queue_when_its_prompt_is_computed():
     one = One()
-    one.scheduler.submit(Sequence(0, 1, 40, 5, tuple(range(2)), best_of=3))
+    one.worker.submit(Sequence(0, 1, 40, 5, tuple(range(2))), [Sequence(0, 1, 40, 5, tuple(range(2))) for _ in range(2)])
     assert one.report().waiting == 1
     one.step(0.1)
     assert one.report().running == 1
