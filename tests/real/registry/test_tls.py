@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -20,6 +20,7 @@ from etcd3aio.maintenance import MaintenanceService
 
 from pdlab.real.credentials import registry_url
 from pdlab.real.registry import Registry, open_registry
+from pdlab.real.registry.etcd import EtcdStore
 from pdlab.real.tls import Tls
 from pdlab.types import Joined, UsageError
 from tests.real import certificates
@@ -168,7 +169,11 @@ def test_etcd_over_tls_with_a_user_also_after_it_has_forgotten_its_tokens(tmp_pa
             async with await opened(url, tls) as one:
                 place = await one.register(spec("p1"), lease_s=60.0)
                 stack.close()
-                await asyncio.to_thread(stack.enter_context, etcd.running())  # tokens are in its memory alone
+                await asyncio.to_thread(stack.enter_context, etcd.running())
+                store = cast(EtcdStore, one.store)  # it may find its tokens again in its log: this one it never gave out
+                store._token = "forgotten.1"
+                for service in (store.kv, store.leases):
+                    service.set_token(store._token)
                 async with asyncio.timeout(60):
                     while not await place.update(place.spec):
                         await asyncio.sleep(0.2)
