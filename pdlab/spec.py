@@ -18,8 +18,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -32,16 +30,10 @@ from pdlab.cost import CostSpec, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
 from pdlab.mistakes import mistakes
 from pdlab.read_yaml import overridden, read_yaml, replaced
+from pdlab.strict import Strict
 from pdlab.types import Role, UsageError, nearest
 from pdlab.workload import builtin
 from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC, WorkloadSpec
-
-
-def _no_bool(value: object) -> object:
-    """YAML's `yes` is no number, though Python's True is."""
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {str(value).lower()}")
-    return value
 
 
 def _hardware(name: str) -> str:
@@ -55,7 +47,7 @@ def _hardware(name: str) -> str:
 
 
 def _file_name(name: str) -> str:
-    if not name.strip(". ") or set(name) & set("/\\\0"):
+    if not name.strip(". ") or set(name) & set("/\\") or not name.isprintable() or len(name.encode()) > 200:
         raise ValueError(f"names the folder of the results, which cannot be {name!r}")
     return name
 
@@ -68,12 +60,12 @@ def _batching(name: str) -> str:
 
 MOST_INSTANCES = 10_000  # of one cluster: beyond, not even their arrival ends in a time that anybody waits
 
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(gt=0, le=1)]
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 Hardware = Annotated[str, AfterValidator(_hardware)]
 Name = Annotated[str, AfterValidator(_file_name)]
 Batching = Annotated[str, AfterValidator(_batching)]
@@ -84,11 +76,7 @@ def _plain(value: object) -> object:
     return value.model_dump(mode="json", exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
-class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EngineSpec(Spec):
+class EngineSpec(Strict):
     """How an instance runs its batches."""
 
     block_tokens: Annotated[Count, Field(le=1 << 16)] = 16
@@ -102,7 +90,7 @@ class EngineSpec(Spec):
     max_model_len: Count | None = None  # tokens of prompt and output together; None: the model's positions
 
 
-class InstancesSpec(Spec):
+class InstancesSpec(Strict):
     """`count` like instances. Role `auto`: the first `prefill` of them prefill, the others decode."""
 
     role: Literal["prefill", "decode", "mixed", "auto"]
@@ -134,7 +122,7 @@ class InstancesSpec(Spec):
         return [Role.PREFILL] * prefill + [Role.DECODE] * (self.count - prefill)
 
 
-class PathSpec(Spec):
+class PathSpec(Strict):
     """A kind of path between two instances; what is None comes from the accelerator's data sheet."""
 
     gbytes_per_s: Positive | None = None
@@ -148,12 +136,12 @@ class NetworkSpec(PathSpec):
     intra_host: PathSpec = PathSpec(latency_us=5.0)
 
 
-class ReportsSpec(Spec):
+class ReportsSpec(Strict):
     period_s: Annotated[Number, Field(ge=0.001)] = 0.5
     delay_s: NotNegative = 0.0
 
 
-class AutoscaleSpec(Spec):
+class AutoscaleSpec(Strict):
     """Whether a policy's Scale is carried out, and between how many instances in all."""
 
     enabled: bool = False
@@ -168,7 +156,7 @@ class AutoscaleSpec(Spec):
         return self
 
 
-class ClusterSpec(Spec):
+class ClusterSpec(Strict):
     instances: tuple[InstancesSpec, ...]
     network: NetworkSpec = NetworkSpec()
     reports: ReportsSpec = ReportsSpec()
@@ -184,7 +172,7 @@ class ClusterSpec(Spec):
         return rows
 
 
-class TransferSpec(Spec):
+class TransferSpec(Strict):
     """How KV gets from prefill to decode."""
 
     mode: Literal["push", "pull"] = "pull"
@@ -207,7 +195,7 @@ class TransferSpec(Spec):
         return self.reserve == "before_prefill" or (self.reserve is None and self.granularity != "request")
 
 
-class SloSpec(Spec):
+class SloSpec(Strict):
     ttft_s: Positive = 1.0
     tpot_s: Positive = 0.05
 
@@ -222,7 +210,7 @@ KINDS = {
 }
 
 
-class FaultSpec(Spec):
+class FaultSpec(Strict):
     """At `at_s`, one of: an instance dies (and comes back) or computes slowly, its link slows down or is cut, its reports are lost or
     late."""
 
@@ -263,7 +251,7 @@ class FaultSpec(Spec):
         return self
 
 
-class LimitsSpec(Spec):
+class LimitsSpec(Strict):
     """Bounds on waiting: every state of a request and of an instance ends."""
 
     request_timeout_s: Positive = 900.0
@@ -288,7 +276,7 @@ class Placement:
     row: int  # of cluster.instances
 
 
-class Experiment(Spec):
+class Experiment(Strict):
     """One experiment. `load` reads a file; `Experiment.parse` a mapping."""
 
     name: Name = "experiment"

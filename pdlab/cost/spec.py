@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from pdlab.cost.base import Cost
 from pdlab.cost.dtypes import dtype_bytes
@@ -21,6 +21,7 @@ from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
 from pdlab.cost.shapes import Hardware, Model
 from pdlab.cost.table import Table, load_profile
+from pdlab.strict import Strict
 from pdlab.types import UsageError
 
 PREFILL_TOKENS = (1, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -28,11 +29,9 @@ DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DECODE_CONTEXTS = (128, 512, 1024, 2048, 4096, 8192)
 
 
-class CostSpec(BaseModel):
+class CostSpec(Strict):
     """How to cost steps. At most one of roofline, table, fitted; formats left None are the model's published one for weights, and
     bf16 for KV."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     roofline: str | Coefficients | None = None
     table: str | None = None

@@ -18,7 +18,9 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pdlab.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Floats = NDArray[np.float64]
@@ -27,10 +29,8 @@ _NEEDS = {"gamma": ("cv",), "ramp": ("to_rate", "over_s"), "step": ("at_s", "rat
 _TAKES = {"ramp": ("cv",), "step": ("cv",), "day": ("cv", "period_s")}
 
 
-class Arrival(BaseModel):
+class Arrival(Strict):
     """See the head of this file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     process: Literal["poisson", "gamma", "constant", "ramp", "step", "day", "closed"] = "poisson"
     cv: Positive | None = None

@@ -15,8 +15,9 @@ from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from pdlab.strict import Strict
 from pdlab.types import UsageError
 from pdlab.workload.text import TextFile
 
@@ -25,10 +26,8 @@ Tokens = Annotated[int, Field(ge=1, le=MOST)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Lognormal(BaseModel):
+class Lognormal(Strict):
     """Give the median or the mean, and cv or sigma (of the logarithm)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     median: Positive | None = None
     mean: Positive | None = None
@@ -51,10 +50,8 @@ class Lognormal(BaseModel):
         return mu, sigma
 
 
-class Distribution(BaseModel):
+class Distribution(Strict):
     """One of constant, for which a number alone stands, uniform, lognormal, empirical."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     constant: Tokens | None = None
     uniform: tuple[Tokens, Tokens] | None = None

@@ -13,17 +13,17 @@ from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from pdlab.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Priority = Annotated[int, Field(ge=-(2**15), le=2**15 - 1)]
 Priorities = Annotated[dict[Priority, Positive], Field(min_length=1)]
 
 
-class Choice(BaseModel):
+class Choice(Strict):
     """One of constant, for which a number alone stands; by_priority, for which a mapping of priorities alone stands; uniform; shares."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     constant: Positive | None = None
     by_priority: Annotated[dict[Priority, Positive], Field(min_length=1)] | None = None

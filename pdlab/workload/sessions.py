@@ -13,18 +13,17 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from pdlab.strict import Strict
 from pdlab.workload.chains import Chains
 from pdlab.workload.lengths import MOST, Tokens
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Sessions(BaseModel):
+class Sessions(Strict):
     """`turns` is the mean of a geometric distribution, or with `fixed_turns` the number of every session; think times are exponential."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     turns: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
     fixed_turns: bool = False

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from pdlab.strict import Strict
 from pdlab.types import UsageError
 from pdlab.workload import arrivals, builtin, lengths, objectives, readers
 from pdlab.workload.base import Workload
@@ -45,13 +46,11 @@ Candidates = Annotated[int, Field(ge=1, le=1024)]
 Format = Literal["auto", "azure", "burstgpt", "vidur", "splitwise", "bailian", "mooncake", "guidellm", "aiperf", "vllm", "generic", "table"]
 
 
-class WorkloadSpec(BaseModel):
+class WorkloadSpec(Strict):
     """`rate` is in requests/s. `prompt` and `output` replace the source's lengths, and new prompts share nothing. Where both `requests` and
     `duration_s` are given, whichever comes first ends the workload. Prompts over `max_prompt_tokens` are dropped and counted, outputs over
     `max_output_tokens` cut. `columns` (role to the file's name) and `time_unit` are of a trace file that does not say them itself;
     `hash_tokens` behind an id of a prefix, of a file whose ids are of another unit than it seems, or of synthetic prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     format: Format = "auto"
