@@ -45,7 +45,8 @@ from pdlab.real.local_cluster import local_cluster
 from pdlab.real.pace import Pace, watched
 from pdlab.real.validate_host import BIN_S, faults, of_engines, seen
 from pdlab.result import Result
-from pdlab.spec import Experiment, Spec
+from pdlab.spec import Experiment
+from pdlab.strict import Strict
 from pdlab.types import UsageError
 
 Say = Callable[[str], None]
@@ -57,7 +58,7 @@ SPENT = 1  # requests of one token that `pdlab bench` makes of its own
 WARM_VOCAB = 100  # every model has so many
 
 
-class TwoWorlds(Spec):
+class TwoWorlds(Strict):
     """`experiment` is as in any experiment file, but for `policy` and `workload.rate`; `layouts` replace its `cluster.instances`.
     `max_model_len` bounds a request's tokens, which spares calibrating contexts that do not come; 0: the model's own."""
 
