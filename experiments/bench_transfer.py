@@ -2,6 +2,9 @@
 
     python experiments/bench_transfer.py [--seconds 0.5] [--layers 8 --kv-heads 2 --block-tokens 16 --head-dim 64] [--only tcp]
 
+As root, `--namespaces` puts the two processes into network namespaces of their own, a veth pair between them: packets pass the whole stack,
+and no path takes loopback or shared memory.
+
 A transfer is one `pull`, or one `expect` and `push`, of whole blocks, from the await to its Result, lease and all; the KV memory is 128 MiB
 at each end and the blocks are shuffled ("in order": consecutive). Medians, after one to warm up. "lag" is the longest that the event loop
 was held up at the destination while the 64 MiB ones ran.
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import random
@@ -21,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 os.environ.setdefault("UCX_NET_DEVICES", "lo")
 
@@ -33,6 +37,10 @@ from pdlab.real.transfer import nixl
 from pdlab.real.transfer.endpoint import Endpoint
 from pdlab.real.transfer.shared import shared_kv
 
+NEAR, FAR = "pdlab-near", "pdlab-far"
+ADDRESSES = {NEAR: "10.214.7.2", FAR: "10.214.7.3"}
+HERE = os.environ.get("PDLAB_BENCH_NAMESPACE", "")  # which of the two this process is in
+TOKEN = "of-a-benchmark" if HERE else ""  # between hosts nothing goes without one
 SIZES = {"64 KiB": 1 << 16, "1 MiB": 1 << 20, "64 MiB": 1 << 26}
 KV_BYTES = 1 << 27
 Shape = tuple[int, int, int, int]
@@ -47,7 +55,39 @@ def kv_of(shape: Shape, shared: bool) -> torch.Tensor:
 
 
 def endpoint(kv: torch.Tensor, name: str, transport: str) -> Endpoint:
-    return Endpoint(kv, name=name, incarnation="1", block_tokens=kv.shape[4], model_hash="bench", transport=transport)
+    host = ADDRESSES[HERE] if HERE else "127.0.0.1"
+    return Endpoint(
+        kv,
+        name=name,
+        incarnation="1",
+        block_tokens=kv.shape[4],
+        model_hash="bench",
+        transport=transport,
+        host=host,
+        token=TOKEN,
+    )
+
+
+@contextlib.contextmanager
+def namespaces() -> Iterator[None]:
+    """The two, with a veth pair between them."""
+
+    def ip(words: str, *, check: bool = True) -> None:
+        subprocess.run(["ip", *words.split()], check=check)
+
+    with contextlib.ExitStack() as stack:
+        for name in ADDRESSES:
+            ip(f"netns add {name}")
+            stack.callback(ip, f"netns del {name}", check=False)
+        ip(f"link add eth0 netns {NEAR} type veth peer name eth0 netns {FAR}")
+        for name, address in ADDRESSES.items():
+            for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                ip(f"-n {name} {command}")
+        yield
+
+
+def inside(name: str, command: list[str]) -> list[str]:
+    return ["ip", "netns", "exec", name, "env", f"PDLAB_BENCH_NAMESPACE={name}", "UCX_NET_DEVICES=eth0", "UCX_TLS=tcp", *command]
 
 
 async def serve(transport: str, shared: bool, shape: Shape) -> None:
@@ -68,7 +108,7 @@ async def serve(transport: str, shared: bool, shape: Shape) -> None:
 async def measure(transport: str, shared: bool, shape: Shape, seconds: float) -> list[tuple[str, dict[str, float], float]]:
     """(direction, {size: median seconds}, longest hold-up of the event loop)."""
     command = [sys.executable, __file__, "--serve", f"{transport},{int(shared)}", "--shape", ",".join(map(str, shape))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(inside(FAR, command) if HERE else command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
 
     def ask(what: dict[str, object] | None = None) -> str:
@@ -186,6 +226,7 @@ def main() -> None:
     for field, default in (("layers", 8), ("kv-heads", 2), ("block-tokens", 16), ("head-dim", 64)):
         parser.add_argument(f"--{field}", type=int, default=default)
     parser.add_argument("--only", default="", help="shm, tcp or nixl")
+    parser.add_argument("--namespaces", action="store_true", help="the two processes in network namespaces of their own (as root)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -193,6 +234,10 @@ def main() -> None:
         transport, shared = given.serve.split(",")
         layers, kv_heads, block_tokens, head_dim = map(int, given.shape.split(","))
         asyncio.run(serve(transport, shared == "1", (layers, kv_heads, block_tokens, head_dim)))
+        return
+    if given.namespaces and not HERE:
+        with namespaces():
+            subprocess.run(inside(NEAR, [sys.executable, __file__, *sys.argv[1:]]), check=True)
         return
     shape = (given.layers, given.kv_heads, given.block_tokens, given.head_dim)
     table = Table(
@@ -204,8 +249,10 @@ def main() -> None:
         table.add_row(name, *cells, "" if lag is None else f"{lag * 1e3:.1f} ms")
 
     row("memcpy, one thread", {size: memcpy_s(bytes, given.seconds) for size, bytes in SIZES.items()})
-    row("TCP loopback, blocking", {size: loopback_s(bytes, given.seconds) for size, bytes in SIZES.items()})
-    ways = [("shm", "shm", True), ("shm, staged", "shm", False), ("tcp", "tcp", False)]
+    ways = [("tcp", "tcp", False)]
+    if not HERE:
+        row("TCP loopback, blocking", {size: loopback_s(bytes, given.seconds) for size, bytes in SIZES.items()})
+        ways = [("shm", "shm", True), ("shm, staged", "shm", False), *ways]
     if nixl.api() is not None:
         ways.append(("nixl", "nixl", False))
     for name, transport, shared in (way for way in ways if given.only in way[1]):
