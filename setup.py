@@ -10,6 +10,7 @@ HOT = (
     "pdlab/kv.py",
     "pdlab/scheduler.py",
     "pdlab/gaps.py",
+    "pdlab/core/reach.py",
     "pdlab/cluster.py",
     "pdlab/core/teller.py",
     "pdlab/results/timeline.py",

@@ -189,7 +189,7 @@ class TransferSpec(Spec):
 
     mode: Literal["push", "pull"] = "pull"
     granularity: Literal["request", "chunk", "layer"] = "request"
-    reserve: Literal["before_prefill", "after_prefill"] | None = None  # None: as the granularity needs
+    reserve: Literal["before_prefill", "after_prefill"] | None = None  # None: as the mode needs
     first_token: Literal["prefill", "decode"] = "prefill"
     timeout_s: Positive = 30.0
 
@@ -197,14 +197,14 @@ class TransferSpec(Spec):
     def _possible(self) -> Self:
         if self.mode == "pull" and self.granularity != "request":
             raise ValueError(f"granularity {self.granularity} is for mode push: write granularity: request, or mode: push")
-        if self.granularity != "request" and self.reserve == "after_prefill":
-            raise ValueError(f"granularity {self.granularity} sends during prefill: write reserve: before_prefill")
+        if self.mode == "push" and self.reserve == "after_prefill":
+            raise ValueError("mode push writes to blocks that were set aside before prefill: write reserve: before_prefill, or mode: pull")
         return self
 
     @property
     def reserve_first(self) -> bool:
         """Does the decode instance reserve its blocks before prefill starts?"""
-        return self.reserve == "before_prefill" or (self.reserve is None and self.granularity != "request")
+        return self.mode == "push" or self.reserve == "before_prefill"
 
 
 class SloSpec(Spec):
@@ -217,20 +217,23 @@ KINDS = {
     "slow": ("factor", "decode_factor", "for_s"),
     "slow_link": ("factor", "for_s"),
     "cut_link": ("for_s",),
+    "cut": ("by_s", "for_s"),
     "lose_reports": ("for_s",),
     "delay_reports": ("by_s", "for_s"),
 }
+NEEDS = {"slow": "factor", "slow_link": "factor", "delay_reports": "by_s"}
 
 
 class FaultSpec(Spec):
     """At `at_s`, one of: an instance dies (and comes back) or computes slowly, its link slows down or is cut, its reports are lost or
-    late."""
+    late; or two of them do not reach each other."""
 
     at_s: NotNegative
     kill: str | None = None
     slow: str | None = None
     slow_link: str | None = None
     cut_link: str | None = None
+    cut: tuple[str, str] | None = None
     lose_reports: str | None = None
     delay_reports: str | None = None
     restart_after_s: Positive | None = None  # None: never
@@ -244,9 +247,10 @@ class FaultSpec(Spec):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
-    def instance(self) -> str:
-        """The name of the one it befalls."""
-        return str(getattr(self, self.kind))
+    def instances(self) -> tuple[str, ...]:
+        """The names of those it befalls."""
+        named = getattr(self, self.kind)
+        return (named,) if isinstance(named, str) else tuple(named)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -257,14 +261,16 @@ class FaultSpec(Spec):
         for key in ("restart_after_s", "factor", "decode_factor", "by_s", "for_s"):
             if getattr(self, key) is not None and key not in takes:
                 raise ValueError(f"{given[0]} takes no {key}, only {' and '.join(takes)}")
-        for key in ("factor", "by_s"):
-            if key in takes and getattr(self, key) is None:
-                raise ValueError(f"{given[0]} needs {key}")
+        needed = NEEDS.get(given[0])
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"{given[0]} needs {needed}")
+        if self.cut is not None and self.cut[0] == self.cut[1]:
+            raise ValueError(f"cut names two instances, not {self.cut[0]} twice")
         return self
 
 
 class LimitsSpec(Spec):
-    """Bounds on waiting: every state of a request and of an instance ends."""
+    """Bounds on waiting, so that every state of a request and of an instance ends; and on what is taken in."""
 
     request_timeout_s: Positive = 900.0
     max_attempts: Count = 3
@@ -272,6 +278,7 @@ class LimitsSpec(Spec):
     probe_s: NotNegative = 2.0
     suspect_s: NotNegative = 15.0
     grace_s: NotNegative = 0.0
+    max_in_flight: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,8 +441,9 @@ class Experiment(Spec):
     def _targets(self, placed: Sequence[Placement]) -> Iterator[str]:
         names = [p.name for p in placed]
         for index, fault in enumerate(self.faults):
-            if fault.instance not in names:
-                yield f"faults.{index}.{fault.kind}: no instance is named {fault.instance!r}; there are {', '.join(names)}"
+            for named in fault.instances:
+                if named not in names:
+                    yield f"faults.{index}.{fault.kind}: no instance is named {named!r}; there are {', '.join(names)}"
 
 
 def indivisible(hash_tokens: int, block_tokens: int) -> str | None:

@@ -24,6 +24,7 @@ class Job(Timeline):
     transfer: Transfer | None = None
     done = False
     streaming = False  # its KV is pushed while the prompt is computed
+    blocked = False  # the instances of this attempt do not reach each other, and what is pushed does not come
     pushed_tokens = 0  # of its prompt, as far as they were pushed
     staging: Staging | None = None  # of a migration under way
     last_token_s: float = NAN

@@ -14,8 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.remote import ALIVE_S, Broken
 from pdlab.real.tls import PLAIN, Tls
-from pdlab.real.wire import PULL
-from pdlab.types import InstanceSpec, Report, Role, UsageError
+from pdlab.types import PULL, InstanceSpec, Report, Role, UsageError
 
 RUNNING, WAITING = ("vllm:num_requests_running",), ("vllm:num_requests_waiting",)
 KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # 0 to 1
