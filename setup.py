@@ -12,6 +12,7 @@ HOT = (
     "pdlab/core/report.py",
     "pdlab/gaps.py",
     "pdlab/predict.py",
+    "pdlab/core/reach.py",
     "pdlab/cluster.py",
     "pdlab/core/teller.py",
     "pdlab/results/timeline.py",

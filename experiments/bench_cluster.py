@@ -39,9 +39,8 @@ from pdlab.real.cluster.http import HttpRemote
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.serve import run_until_stopped
-from pdlab.real.wire import MADE, PULL
 from pdlab.router import Router
-from pdlab.types import InstanceSpec, Report, Role
+from pdlab.types import MADE, PULL, InstanceSpec, Report, Role
 from tests.real.api.stand_in import VOCAB, byte_tokenizer
 from tests.real.cluster.fake_instance import key_of
 

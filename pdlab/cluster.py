@@ -16,8 +16,9 @@ from math import inf
 
 import msgspec
 
+from pdlab.core.reach import Reach
 from pdlab.predict import DecodePredictor, PrefillPredictor, learn
-from pdlab.types import UNKNOWN, InstanceSpec, InstanceState, Report, Request, Role, Stage
+from pdlab.types import MIGRATE, UNKNOWN, InstanceSpec, InstanceState, Report, Request, Role, Stage
 
 UNKNOWN_BLOCKS = 1 << 40  # of an instance that does not tell how many it has
 FORGET = 0.1  # of a link's best rate with each transfer that does not reach it
@@ -39,6 +40,7 @@ class Running:
     due_s = 0.0  # by when its KV transfer must be done
     avoid: Instance | None = None  # a decode instance that its KV did not reach
     moving: tuple[tuple[str, str], int] | None = None  # its KV: (from, to), bytes
+    goes_on = True  # whoever decodes it in this attempt can go on from a token that another has made
 
     def __init__(self, request: Request, expires_s: float = inf) -> None:
         self.request = request
@@ -110,6 +112,10 @@ class Instance:
     def ready(self) -> bool:
         """May be given new work."""
         return self.state is InstanceState.READY or self.state is InstanceState.LEASE_LOST
+
+    def can(self, what: str) -> bool:
+        """Has it that one of `types.CAPABILITIES`?"""
+        return what in self.spec.capabilities
 
     @property
     def has_place(self) -> bool:
@@ -342,6 +348,7 @@ class Cluster:
         "live",
         "now",
         "prefill",
+        "reach",
         "ready",
         "rng",
         "smallest_tokens",
@@ -368,6 +375,7 @@ class Cluster:
         self.degraded = False  # nobody of role decode or mixed is left: prefill instances decode
         self.live: dict[int, Running] = {}  # every request that has not ended
         self.capacity = capacity or Capacity({})
+        self.reach = Reach()
         self._known: dict[str, Instance] = {}  # by name
         self.index = PrefixIndex(hash_tokens)
         self.links = Links()
@@ -415,6 +423,20 @@ class Cluster:
         prefill = [x for x in ready if x.role is not Role.DECODE and capacity.can_prefill(live, x)]
         known = [x for x in self.instances if capacity.can_decode(live, x) or capacity.can_prefill(live, x)]
         return known, [x for x in prefill or decode if not x.busy], [x for x in decode if not x.full and not x.busy], False
+
+    def can_migrate(self, live: Running, target: Instance) -> bool:
+        """May a decoding request be moved there now? Both instances must be able to, and reach each other; of several candidates none is
+        moved."""
+        source = live.decode
+        return (
+            source is not None
+            and source is not target
+            and live.request.best_of == 1
+            and source.can(MIGRATE)
+            and target.can(MIGRATE)
+            and self.capacity.can_decode(live, target)
+            and self.reach.open(source.name, target.name, self.now)
+        )
 
     def cached_tokens(self, request: Request) -> dict[Instance, int]:
         """Prompt tokens each instance is believed to hold, contiguous from the first; instances that hold none are left out.

@@ -24,6 +24,7 @@ def router(deployment: Deployment, *, hash_tokens: int, policy: Policy | None = 
             probe_s=limits.probe_s,
             suspect_s=limits.suspect_s,
             grace_s=limits.grace_s,
+            max_in_flight=limits.max_in_flight,
         ),
         hash_tokens=hash_tokens,
         ttft_slo_s=deployment.slo.ttft_s,

@@ -9,6 +9,8 @@ Requests that cannot be placed now wait in two queues, in order of arrival: for 
 heads are asked for again after every event that could have made room. An instance that dies is fenced by its incarnation; what it
 served is dispatched anew, with the tokens its clients already have as part of the prompt.
 
+A way on which KV did not come is closed for a while (`reach`): requests are then decoded by others, or stay where they were prefilled.
+
 Whoever can never hold a request (its KV blocks, its model's context) is left out of the view before the policy is asked for it. Where
 nobody can, now or when those come back that are expected to, the request is refused, with the numbers.
 """
@@ -26,6 +28,11 @@ from pdlab.cluster import Capacity, Cluster, Instance, Running
 from pdlab.core.blame import Endless, blamed
 from pdlab.policy import Policy, Reject
 from pdlab.types import (
+    DRAIN,
+    MADE,
+    MIGRATE,
+    RESERVE,
+    SWITCH,
     Abort,
     Action,
     AnyEvent,
@@ -45,6 +52,7 @@ from pdlab.types import (
     Lost,
     Migrate,
     Migrated,
+    Notice,
     PrefillDone,
     Refused,
     RegistryAway,
@@ -59,6 +67,7 @@ from pdlab.types import (
     Tick,
     TransferFailed,
     Transferred,
+    Unreachable,
     UsageError,
 )
 
@@ -70,7 +79,7 @@ READY, PREFILL_ROLE = InstanceState.READY, Role.PREFILL
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on waiting. Seconds."""
+    """Bounds on waiting, in seconds, and on what is taken in."""
 
     request_timeout_s: float = 900.0  # arrival to end
     transfer_timeout_s: float = 30.0  # hand-off to arrival of the KV
@@ -79,6 +88,7 @@ class Limits:
     probe_s: float = 2.0
     suspect_s: float = 15.0  # and is fenced when suspect for that long
     grace_s: float = 0.0  # that requests wait for an instance when the last that could serve them has left
+    max_in_flight: int | None = None  # requests that have arrived and not ended; more are refused
 
 
 class Router:
@@ -120,7 +130,12 @@ class Router:
             tpot_slo_s=tpot_slo_s,
             capacity=Capacity(self._tokens),
         )
+        self.reach = self.cluster.reach
+        self._closed = self.reach.closed
+        self._most_in_flight = self.limits.max_in_flight
         self.by_name: dict[str, Instance] = {}
+        self.all_go_on = True  # each instance can go on from tokens that another has made
+        self._noticed: set[str] = set()
         self.queue: deque[Running] = deque()  # no prefill instance yet
         self.handoffs: deque[Running] = deque()  # prompt computed, no decode instance yet
         self.transfers: deque[tuple[float, int]] = deque()
@@ -140,6 +155,7 @@ class Router:
             PrefillDone: self._prefill_done,
             Transferred: self._transferred,
             TransferFailed: self._transfer_failed,
+            Unreachable: self._unreachable,
             Migrated: self._migrated,
             Lost: self._lost,
             Finished: self._finished,
@@ -167,6 +183,12 @@ class Router:
         states = [x.state for x in self.cluster.instances]
         expected = any(state is not InstanceState.GONE for state in states) or self.cluster.now < self.back_by_s
         return InstanceState.SUSPECT in states or (self.registry_away and expected)
+
+    @property
+    def overloaded(self) -> bool:
+        """Are as many requests in flight as may be?"""
+        most = self.limits.max_in_flight
+        return most is not None and len(self.cluster.live) >= most
 
     @property
     def rests(self) -> bool:
@@ -217,7 +239,10 @@ class Router:
         live = Running(request, cluster.now + self.limits.request_timeout_s)
         cluster.live[request.id] = live
         tokens = self._tokens[request.id] = request.prompt_tokens + event.max_tokens
-        if not (cluster.ready or self.accepts):
+        most = self._most_in_flight
+        if most is not None and len(cluster.live) > most:
+            self._end(live, Stage.REJECTED, f"{len(cluster.live) - 1} requests are in flight, and no more may be", overload=True)
+        elif not (cluster.ready or self.accepts):
             self._end(live, Stage.REJECTED, "no instance is ready")
         elif tokens > cluster.smallest_tokens and self._hopeless(live):
             return
@@ -249,7 +274,7 @@ class Router:
             return False
         if choice.__class__ is not Instance:
             if isinstance(choice, Reject):
-                self._end(live, Stage.REJECTED, choice.reason)
+                self._end(live, Stage.REJECTED, choice.reason, overload=True)
                 return True
             raise self._blame("dispatch", request.id, f"returned {choice!r}, not an instance, None or Reject")
         if choice.state is not READY and not choice.ready:
@@ -257,12 +282,17 @@ class Router:
         if self._narrowed and choice not in cluster.instances:  # it did not go by what it was shown
             choice = min(cluster.prefill, key=lambda x: (x.prefill_tokens, x.index))
         decode: Instance | None = None
+        all_go_on = self.all_go_on
+        if not all_go_on:
+            live.goes_on = False  # it need not, as long as nothing is made
         if choice.role is not PREFILL_ROLE or cluster.degraded:
             decode = choice
         elif self.pairs:
-            decode = self._choose_decode(live)
+            decode = self._choose_decode(live, choice)
             if decode is None:
                 return False
+        if not live.goes_on:
+            live.goes_on = all_go_on or (decode is not None and decode.can(MADE) and choice.can(MADE))
         live.attempt += 1
         live.prefill = choice
         live.stage = QUEUED_P
@@ -277,10 +307,12 @@ class Router:
         choice.unreported.append((cluster.now, tokens, 0))
         if not choice.has_place:
             self._set_busy(choice, True)
+        name: str | None = None
         if decode is not None:
             self._assign_decode(live, decode)
-        name = decode.name if decode is not None else None
-        self._actions.append(Dispatch(request.id, live.attempt, choice.name, name, live.sent_tokens))
+            if decode is choice or decode.can(RESERVE):  # else it hears of it after prefill
+                name = decode.name
+        self._actions.append(Dispatch(request.id, live.attempt, choice.name, name, live.sent_tokens, live.goes_on))
         return True
 
     def _among_able(self, live: Running, ask: Callable[[Running], bool]) -> bool:
@@ -313,13 +345,21 @@ class Router:
         self._end(live, Stage.FAILED if unfit or live.sent_tokens else Stage.REJECTED, reason, unfit=unfit)
         return True
 
-    def _choose_decode(self, live: Running) -> Instance | None:
+    def _choose_decode(self, live: Running, src: Instance) -> Instance | None:
+        """Ask who decodes what `src` prefills, among those that can and that it reaches; None when there is nobody now."""
         cluster, request = self.cluster, live.request
-        candidates = cluster.decode
-        if not candidates:
+        candidates = wanted = cluster.decode
+        picky = self._closed or not self.all_go_on
+        if picky:
+            wanted = [x for x in candidates if self._comes(live, src, x)]
+            if not wanted and not self._may_come(live, src):
+                return src if cluster.capacity.can_decode(live, src) else None
+        if not wanted:
             return None
         if live.avoid is not None:
-            cluster.decode = [x for x in candidates if x is not live.avoid] or candidates
+            wanted = [x for x in wanted if x is not live.avoid] or wanted
+        if wanted is not candidates:
+            cluster.decode = wanted
         try:
             choice = self.policy.handoff(request, cluster)
         except (Exception, Endless) as error:
@@ -330,11 +370,31 @@ class Router:
             return None
         if choice.__class__ is not Instance:
             raise self._blame("handoff", request.id, f"returned {choice!r}, not an instance or None")
-        if choice.state is not READY and not choice.ready and choice is not live.prefill:
+        if choice.state is not READY and not choice.ready and choice is not src:
             raise self._blame("handoff", request.id, f"returned {choice.name}, which is {choice.state}")
-        if self._narrowed and not cluster.capacity.can_decode(live, choice):  # it did not go by what it was shown
-            return min(cluster.decode, key=lambda x: (x.decode_tokens, x.index))
+        if not (picky or self._narrowed):
+            return choice
+        unable = self._narrowed and not cluster.capacity.can_decode(live, choice)
+        if unable or (picky and not self._comes(live, src, choice)):  # it did not go by what it was shown
+            choice = min(wanted, key=lambda x: (x.decode_tokens, x.index))
+        if self._closed:
+            self.reach.sends(src.name, choice.name, cluster.now)
         return choice
+
+    def _comes(self, live: Running, src: Instance, x: Instance) -> bool:
+        """Can what `src` prefills be decoded by `x` now, as far as the way and what is made are concerned?"""
+        return x is src or (self.reach.open(src.name, x.name, self.cluster.now) and (x.can(MADE) or not live.goes_on))
+
+    def _may_come(self, live: Running, src: Instance) -> bool:
+        """Is there somebody else who can decode it, busy or full though he may be?"""
+        return any(
+            x.ready
+            and x.role.decodes
+            and not self.reach.doubtful(src.name, x.name)
+            and (x.can(MADE) or not live.goes_on)
+            and self.cluster.capacity.can_decode(live, x)
+            for x in self.cluster.instances
+        )
 
     def _assign_decode(self, live: Running, decode: Instance) -> None:
         request = live.request
@@ -395,19 +455,21 @@ class Router:
         elif decode is live.prefill:
             self._decoding(live)
         else:
+            if not decode.can(RESERVE):  # it was chosen, and hears of it now
+                self._actions.append(Handoff(live.request.id, live.attempt, event.instance, decode.name))
             self._transfer(live)
-        if self.queue:
+        if self.queue or (self._closed and self.handoffs):
             self._retry()
 
     def _handoff(self, live: Running) -> bool:
         """Ask who decodes it; False when there is nobody now. True, too, when it is given up."""
         if self._tokens[live.request.id] > self.cluster.smallest_tokens and not self._narrowed:
             return self._among_able(live, self._handoff)
-        decode = self._choose_decode(live)
+        assert live.prefill is not None, f"request {live.request.id} has no KV to hand over"
+        decode = self._choose_decode(live, live.prefill)
         if decode is None:
             return not (self._narrowed or self.cluster.ready) and self._hopeless(live)
         self._assign_decode(live, decode)
-        assert live.prefill is not None
         self._actions.append(Handoff(live.request.id, live.attempt, live.prefill.name, decode.name))
         if decode is live.prefill:
             self._decoding(live)
@@ -461,6 +523,8 @@ class Router:
     def _transferred(self, event: Transferred) -> None:
         live = self.cluster.live.get(event.request_id)
         if live is not None and live.attempt == event.attempt:
+            if self._closed and live.prefill is not None:
+                self._came(live.prefill.name, event.instance)
             if event.seconds and live.moving is not None:
                 self.cluster.links.reached(live.moving[0], event.size_bytes, event.seconds)
             self._decoding(live)
@@ -479,6 +543,30 @@ class Router:
         else:
             self._lose_transfer(live, event.reason)
         self._retry()
+
+    def _unreachable(self, event: Unreachable) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is None or live.attempt != event.attempt:
+            return
+        self._close(event.src, event.dst, event.reason)
+        if live.migrating is not None:
+            live.migrating = None
+        elif event.held:  # somebody else may read it
+            self._unassign_decode(live)
+            live.stage = LEASED
+            self._enqueue(self.handoffs, live)
+        else:
+            self._lose_transfer(live, event.reason)
+        self._retry()
+
+    def _close(self, src: str, dst: str, reason: str) -> None:
+        pause_s = self.reach.failed(src, dst, self.cluster.now)
+        if pause_s:
+            self._actions.append(Notice(f"no KV from {src} to {dst} for the next {pause_s:g} s: {reason}"))
+
+    def _came(self, src: str, dst: str) -> None:
+        if self.reach.came(src, dst):
+            self._actions.append(Notice(f"KV from {src} reaches {dst} again"))
 
     def _lost(self, event: Lost) -> None:
         live = self.cluster.live.get(event.request_id)
@@ -517,16 +605,31 @@ class Router:
     def _retry(self) -> None:
         """Something changed: ask again for the heads of both queues, as long as they get a place."""
         handoffs, queue, live = self.handoffs, self.queue, self.cluster.live
-        while handoffs:
-            head = handoffs[0]
-            if head.stage is LEASED and live.get(head.request.id) is head and not self._handoff(head):
-                break
-            handoffs.popleft()
+        if self._closed:
+            self._hand_over_by_source()
+        else:
+            while handoffs:
+                head = handoffs[0]
+                if head.stage is LEASED and live.get(head.request.id) is head and not self._handoff(head):
+                    break
+                handoffs.popleft()
         while queue:
             head = queue[0]
             if head.prefill is None and live.get(head.request.id) is head and not self._dispatch(head):
                 break
             queue.popleft()
+
+    def _hand_over_by_source(self) -> None:
+        """Where ways are closed, who waits for one holds up those of its own prefill instance, and no others."""
+        stuck: set[Instance] = set()
+        waiting: deque[Running] = deque()
+        for head in list(self.handoffs):
+            if head.stage is not LEASED or self.cluster.live.get(head.request.id) is not head or head.prefill is None:
+                continue
+            if head.prefill in stuck or not self._handoff(head):
+                stuck.add(head.prefill)
+                waiting.append(head)
+        self.handoffs = waiting
 
     # ------------------------------------------------------------ loss
 
@@ -544,11 +647,11 @@ class Router:
 
     def _lose(self, live: Running, reason: str, sent: int | None = None, *, charged: bool = True) -> None:
         """This attempt is lost: try again from the start, tokens already sent being part of the prompt, or give up. Where the world does
-        not say how many this attempt has `sent`, it is none, or the first one if that came from the prefill instance. Only what is
-        `charged` counts against `max_attempts`."""
+        not say how many this attempt has `sent`, it is none, or the first one if that came from the prefill instance. Several candidates
+        are made anew. Only what is `charged` counts against `max_attempts`."""
         if sent is None:
-            sent = int(self.first_token == "prefill" and live.stage in (LEASED, TRANSFER))
-        live.sent_tokens += sent
+            sent = int(self.first_token == "prefill" and live.goes_on and live.stage in (LEASED, TRANSFER))
+        live.sent_tokens += sent if live.request.best_of == 1 else 0
         self._abort(live)
         live.losses += charged
         if charged and live.losses >= self.limits.max_attempts:
@@ -563,11 +666,11 @@ class Router:
         live.avoid = live.decode
         self._lose(live, reason)
 
-    def _end(self, live: Running, stage: Stage, reason: str, unfit: bool = False) -> None:
+    def _end(self, live: Running, stage: Stage, reason: str, *, unfit: bool = False, overload: bool = False) -> None:
         live.stage = stage
         del self.cluster.live[live.request.id]
         del self._tokens[live.request.id]
-        self._actions.append(End(live.request.id, stage, reason, unfit))
+        self._actions.append(End(live.request.id, stage, reason, unfit, overload))
 
     # ------------------------------------------------------------ instances
 
@@ -583,8 +686,13 @@ class Router:
         instance.heard_s = self.cluster.now
         if known is None and self.starting:
             self.starting -= 1
-        self.cluster.refresh()
+        self._census()
         self._retry()
+
+    def _census(self) -> None:
+        """Somebody has joined or left."""
+        self.all_go_on = all(x.can(MADE) for x in self.cluster.instances if x.state is not InstanceState.GONE)
+        self.cluster.refresh()
 
     def _left(self, event: Left) -> None:
         instance = self.by_name.get(event.instance)
@@ -597,7 +705,8 @@ class Router:
         self.left_s = self.cluster.now
         back_s = self.limits.grace_s if charged else max(self.limits.grace_s, self.limits.suspect_s)
         self.back_by_s = max(self.back_by_s, self.cluster.now + back_s)
-        self.cluster.refresh()
+        self._census()
+        self.reach.forget(instance.name)
         self.cluster.index.drop(instance.bit)
         self.cluster.links.forget(instance.name)
         for live in list(self.cluster.live.values()):
@@ -683,6 +792,7 @@ class Router:
         if live is None or live.attempt != event.attempt:
             return
         target = self.by_name[event.dst]
+        self._came(event.src, event.dst)
         self._unassign_decode(live)
         live.migrating = None
         self.cluster.links.arrive(live)
@@ -703,6 +813,8 @@ class Router:
             due_s, request_id = self.transfers.popleft()
             late = cluster.live.get(request_id)
             if late is not None and late.stage is TRANSFER and late.due_s == due_s:
+                if late.prefill is not None and late.decode is not None:
+                    self._close(late.prefill.name, late.decode.name, f"nothing came within {limits.transfer_timeout_s:g} s")
                 self._lose_transfer(late, f"KV transfer not done within {limits.transfer_timeout_s:g} s")
         for instance in cluster.instances:
             silent_s = now - instance.heard_s
@@ -744,10 +856,28 @@ class Router:
                 continue
             if not target.ready:
                 raise self._blame("migrate", request_id, f"returned {target.name}, which is {target.state}")
-            if target is not live.decode and self.cluster.capacity.can_decode(live, target):
+            if self.cluster.can_migrate(live, target):
+                self.reach.sends(live.decode.name, target.name, self.cluster.now)
                 live.migrating = target
                 self.cluster.links.depart(live, live.decode, target, self.cluster.context_tokens(live))
                 self._actions.append(Migrate(request_id, live.attempt, live.decode.name, target.name))
+            elif live.request.best_of > 1:
+                self._notice("migrate: requests with best_of above 1 cannot be moved")
+            elif target is not live.decode:
+                self._can(MIGRATE, "migrate", live.decode, target)
+
+    def _can(self, what: str, hook: str, *instances: Instance) -> bool:
+        """Can each of them do what the policy's hook asks for? Who cannot is named, once."""
+        unable = next((x for x in instances if not x.can(what)), None)
+        if unable is not None:
+            self._notice(f"{hook}: {unable.name} (engine {unable.spec.engine}) cannot {what}")
+        return unable is None
+
+    def _notice(self, why: str) -> None:
+        text = f"policy {type(self.policy).__name__}.{why}, so nothing is done"
+        if text not in self._noticed:
+            self._noticed.add(text)
+            self._actions.append(Notice(text))
 
     def _resizes(self) -> None:
         try:
@@ -763,7 +893,7 @@ class Router:
             instance, role = want
             if not instance.ready:
                 raise self._blame("resize", None, f"wants to switch {instance.name}, which is {instance.state}")
-            if role is not instance.role and self._role_survives(instance, role):
+            if role is not instance.role and self._can(SWITCH, "resize", instance) and self._role_survives(instance, role):
                 instance.state = InstanceState.SWITCHING
                 self.cluster.refresh()
                 self._actions.append(Switch(instance.name, role))
@@ -782,17 +912,18 @@ class Router:
         staying = sum(x.state not in (InstanceState.GONE, InstanceState.DRAINING) for x in self.cluster.instances)
         leaving = [x for x in self.cluster.instances if x.ready and x.role is want.role][want.count :]
         for instance in leaving[::-1][: max(0, staying - least)]:
-            if self._role_survives(instance, None):
+            if self._can(DRAIN, "resize", instance) and self._role_survives(instance, None):
                 instance.state = InstanceState.DRAINING
                 self.cluster.refresh()
                 self._actions.append(Stop(instance.name))
 
     def _role_survives(self, instance: Instance, role: Role | None) -> bool:
-        """Would both phases still have a ready instance of their own if this one changed its role (or went, with None)?"""
+        """Would both phases have a ready instance once this one has changed its role (or gone, with None)? Until then another must be
+        ready, and serves both where nobody else does."""
         others = [x.role for x in self.cluster.instances if x.ready and x is not instance]
-        prefills, decodes = any(r.prefills for r in others), any(r.decodes for r in others)
-        switching = instance.role
-        return (prefills or not switching.prefills) and (decodes or not switching.decodes) and bool(others) and role is not switching
+        after = others if role is None else [*others, role]
+        prefills, decodes = any(r.prefills for r in after), any(r.decodes for r in after)
+        return bool(others) and (prefills or not instance.role.prefills) and (decodes or not instance.role.decodes)
 
     def _blame(self, hook: str, request_id: int | None, error: BaseException | str) -> UsageError:
         who, what = blamed(self.policy, hook, error)

@@ -33,6 +33,11 @@ class Lines(Protocol):
     def close(self) -> None: ...
 
 
+# What an instance may say it can do; vLLM's servers can "pull", and nothing else of it.
+PULL, PUSH, LAYERS, RESERVE, MIGRATE, MADE, SWITCH, DRAIN = "pull", "push", "push_by_layer", "reserve", "migrate", "made", "switch", "drain"
+CAPABILITIES = (PULL, PUSH, LAYERS, RESERVE, MIGRATE, MADE, SWITCH, DRAIN)
+
+
 class Role(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
@@ -119,7 +124,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     engine: str = "pdlab"  # or vllm: what answers at `url`
     model: str = ""  # the name it serves
-    capabilities: tuple[str, ...] = ()  # of pdlab.real.wire.CAPABILITIES
+    capabilities: tuple[str, ...] = CAPABILITIES  # those of them that it has
     descriptor: str = ""  # of its KV memory, for peers
     draining: bool = False  # nothing new, please
     max_requests: int = 0  # that it takes in at once; 0: any number
@@ -215,7 +220,7 @@ class Report(Event, frozen=True):
 
 
 class Refused(Event, frozen=True):
-    """A decode instance had no room to reserve for a request; the router waits for room or asks another."""
+    """A decode instance that was asked had no room to reserve for a request; the router waits for room or asks another."""
 
     request_id: int
     attempt: int
@@ -252,6 +257,18 @@ class TransferFailed(Event, frozen=True):
     reason: str
     lost: bool = False
     sent: int = 0
+
+
+class Unreachable(Event, frozen=True):
+    """The KV of a hand-off or migration did not get from `src` to `dst`, both of which live: they do not reach each other. `held`: it
+    waits at `src` still, so that another may read it; of a migration, the request goes on there."""
+
+    request_id: int
+    attempt: int
+    src: str
+    dst: str
+    reason: str
+    held: bool = False
 
 
 class Migrated(Event, frozen=True):
@@ -342,13 +359,15 @@ class Action(msgspec.Struct, frozen=True, tag=True):
 class Dispatch(Action, frozen=True):
     """Prefill the request on `instance`. With `decode` set, that instance has to reserve room before prefill starts; where
     it is `instance` itself, the request stays there. `sent_tokens` of its output were delivered by an earlier attempt and
-    belong to the prompt now."""
+    belong to the prompt now. `goes_on`: whoever decodes it can go on from output tokens that another has made, so that the first may be
+    the prefill instance's."""
 
     request_id: int
     attempt: int
     instance: str
     decode: str | None = None
     sent_tokens: int = 0
+    goes_on: bool = True
 
 
 class Handoff(Action, frozen=True):
@@ -378,12 +397,14 @@ class Abort(Action, frozen=True):
 
 
 class End(Action, frozen=True):
-    """The request is over without success: `stage` is ABORTED, EXPIRED, REJECTED or FAILED. `unfit`: the request itself is at fault."""
+    """The request is over without success: `stage` is ABORTED, EXPIRED, REJECTED or FAILED. `unfit`: the request itself is at fault.
+    `overload`: there is too much to do now, and it may come again later."""
 
     request_id: int
     stage: Stage
     reason: str
     unfit: bool = False
+    overload: bool = False
 
 
 class Switch(Action, frozen=True):
@@ -414,6 +435,12 @@ class Scale(Action, frozen=True):
     role: Role
 
 
+class Notice(Action, frozen=True):
+    """What whoever runs the cluster should know: for the log."""
+
+    text: str
+
+
 AnyEvent = (
     Arrived
     | Cancelled
@@ -424,6 +451,7 @@ AnyEvent = (
     | PrefillDone
     | Transferred
     | TransferFailed
+    | Unreachable
     | Migrated
     | Lost
     | Finished
@@ -435,4 +463,4 @@ AnyEvent = (
     | Suspected
     | Tick
 )
-AnyAction = Dispatch | Handoff | Migrate | Abort | End | Switch | Stop | Evict | Scale
+AnyAction = Dispatch | Handoff | Migrate | Abort | End | Switch | Stop | Evict | Scale | Notice

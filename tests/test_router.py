@@ -427,7 +427,7 @@ def test_a_router_that_stood_still_blames_nobody_for_it() -> None:
     assert r.handle(Tick(late_s=20.0), 22.0) == []
     assert all(x.ready for x in r.cluster.instances)
     r.handle(Report("p0", taken_s=24.0, free_blocks=1000), 24.0)
-    assert r.handle(Tick(), 26.5)[0] == Abort(0, 1, "p0"), "5 s without those"
+    assert Abort(0, 1, "p0") in r.handle(Tick(), 26.5), "5 s without those"
     r.check()
 
 

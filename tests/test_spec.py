@@ -85,8 +85,8 @@ MISTAKES = [
     ("transfer.granularity", "layer", "transfer: granularity layer is for mode push: write granularity: request, or mode: push"),
     (
         "transfer",
-        {"mode": "push", "granularity": "chunk", "reserve": "after_prefill"},
-        "transfer: granularity chunk sends during prefill: write reserve: before_prefill",
+        {"mode": "push", "reserve": "after_prefill"},
+        "transfer: mode push writes to blocks that were set aside before prefill: write reserve: before_prefill, or mode: pull",
     ),
     ("policy", "prefix_awre", "policy: unknown policy 'prefix_awre' (did you mean prefix_aware?)"),
     ("policy", {"dispach": "random"}, "policy: unknown key 'dispach' (did you mean dispatch?)"),
@@ -99,10 +99,14 @@ MISTAKES = [
         "faults.0.kill: no instance is named 'decode-9'; there are prefill-0, decode-0, decode-1",
     ),
     ("faults", [{"at_s": 1, "kil": "decode-0"}], "faults.0.kil: unknown key; nearest is kill"),
+    ("faults", [{"at_s": 1, "cut": ["decode-0", "x"]}], "faults.0.cut: no instance is named 'x'; there are prefill-0, decode-0, decode-1"),
+    ("faults", [{"at_s": 1, "cut": ["decode-0", "decode-0"]}], "faults.0: cut names two instances, not decode-0 twice"),
+    ("faults", [{"at_s": 1, "cut": ["decode-0", "decode-1"], "factor": 0.5}], "faults.0: cut takes no factor, only by_s and for_s"),
+    ("limits.max_in_flight", 0, "limits.max_in_flight: must be at least 1, not 0"),
     (
         "faults",
         [{"at_s": 1}],
-        "faults.0: a fault is one of kill, drain, slow, slow_link, cut_link, lose_reports, delay_reports, not none of them",
+        "faults.0: a fault is one of kill, drain, slow, slow_link, cut_link, cut, lose_reports, delay_reports, not none of them",
     ),
     ("faults", [{"at_s": 1, "slow_link": "decode-0"}], "faults.0: slow_link needs factor"),
     ("faults", [{"at_s": 1, "kill": "decode-0", "for_s": 3}], "faults.0: kill takes no for_s, only restart_after_s"),
@@ -206,7 +210,8 @@ def test_the_decode_instance_reserves_first_where_sending_starts_first() -> None
     assert not reserves()
     assert reserves(mode="push", granularity="layer")
     assert reserves(mode="pull", reserve="before_prefill")
-    assert not reserves(mode="push", granularity="request")
+    assert reserves(mode="push", granularity="request")
+    assert not reserves(mode="pull", reserve="after_prefill")
 
 
 def test_a_resolved_experiment_is_the_same_experiment_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.types import InstanceSpec, Role
+from pdlab.types import CAPABILITIES, InstanceSpec, Role
 
 PLACES = 2  # for requests, for each sequence that can decode at once: more wait at the router, which may choose another for them
 
@@ -39,7 +39,7 @@ class Measured:
     link_bytes_per_s: float = 0.0
     host_bytes_per_s: float = 0.0
     tells_cache: bool = True
-    capabilities: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = CAPABILITIES
     descriptor: str = ""
 
 

@@ -34,9 +34,9 @@ FORMAT = Use(sim="as `cost` leaves formats open; not of measured hardware")
 class TransferSpec(Spec):
     """How KV gets from prefill to decode."""
 
-    mode: Annotated[Literal["push", "pull"], Use(serve="push only where reserved before prefill")] = "pull"
+    mode: Literal["push", "pull"] = "pull"
     granularity: Literal["request", "chunk", "layer"] = "request"
-    reserve: Literal["before_prefill", "after_prefill"] | None = None  # None: as the granularity needs
+    reserve: Literal["before_prefill", "after_prefill"] | None = None  # None: as the mode needs
     first_token: Literal["prefill", "decode"] = "prefill"
     timeout_s: Positive = 30.0
 
@@ -44,14 +44,14 @@ class TransferSpec(Spec):
     def _possible(self) -> Self:
         if self.mode == "pull" and self.granularity != "request":
             raise ValueError(f"granularity {self.granularity} is for mode push: write granularity: request, or mode: push")
-        if self.granularity != "request" and self.reserve == "after_prefill":
-            raise ValueError(f"granularity {self.granularity} sends during prefill: write reserve: before_prefill")
+        if self.mode == "push" and self.reserve == "after_prefill":
+            raise ValueError("mode push writes to blocks that were set aside before prefill: write reserve: before_prefill, or mode: pull")
         return self
 
     @property
     def reserve_first(self) -> bool:
         """Does the decode instance reserve its blocks before prefill starts?"""
-        return self.reserve == "before_prefill" or (self.reserve is None and self.granularity != "request")
+        return self.mode == "push" or self.reserve == "before_prefill"
 
 
 class SloSpec(Spec):
@@ -60,7 +60,7 @@ class SloSpec(Spec):
 
 
 class LimitsSpec(Spec):
-    """Bounds on waiting: every state of a request and of an instance ends."""
+    """Bounds on waiting, so that every state of a request and of an instance ends; and on what is taken in."""
 
     request_timeout_s: Positive = 900.0
     max_attempts: Count = 3
@@ -68,6 +68,7 @@ class LimitsSpec(Spec):
     probe_s: NotNegative = 2.0
     suspect_s: NotNegative = 15.0
     grace_s: NotNegative = 0.0
+    max_in_flight: Count | None = None
 
 
 class Deployment(Spec):

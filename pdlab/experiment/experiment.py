@@ -119,8 +119,9 @@ class Experiment(Study, Deployment):
     def _targets(self, placed: Sequence[Placement]) -> Iterator[str]:
         names = [p.name for p in placed]
         for index, fault in enumerate(self.faults):
-            if fault.instance not in names:
-                yield f"faults.{index}.{fault.kind}: no instance is named {fault.instance!r}; there are {', '.join(names)}"
+            for named in fault.instances:
+                if named not in names:
+                    yield f"faults.{index}.{fault.kind}: no instance is named {named!r}; there are {', '.join(names)}"
 
 
 def indivisible(hash_tokens: int, block_tokens: int) -> str | None:

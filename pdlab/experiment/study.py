@@ -21,14 +21,16 @@ KINDS = {
     "slow": ("factor", "decode_factor", "for_s"),
     "slow_link": ("factor", "for_s"),
     "cut_link": ("for_s",),
+    "cut": ("by_s", "for_s"),
     "lose_reports": ("for_s",),
     "delay_reports": ("by_s", "for_s"),
 }
+NEEDS = {"slow": "factor", "slow_link": "factor", "delay_reports": "by_s"}
 
 
 class FaultSpec(Spec):
     """At `at_s`, one of: an instance dies (and comes back), is drained and leaves, or computes slowly, its link slows down or is cut, its
-    reports are lost or late."""
+    reports are lost or late; or two of them do not reach each other."""
 
     at_s: NotNegative
     kill: str | None = None
@@ -36,6 +38,7 @@ class FaultSpec(Spec):
     slow: str | None = None
     slow_link: str | None = None
     cut_link: str | None = None
+    cut: tuple[str, str] | None = None
     lose_reports: str | None = None
     delay_reports: str | None = None
     restart_after_s: Positive | None = None  # None: never
@@ -49,9 +52,10 @@ class FaultSpec(Spec):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
-    def instance(self) -> str:
-        """The name of the one it befalls."""
-        return str(getattr(self, self.kind))
+    def instances(self) -> tuple[str, ...]:
+        """The names of those it befalls."""
+        named = getattr(self, self.kind)
+        return (named,) if isinstance(named, str) else tuple(named)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -62,9 +66,11 @@ class FaultSpec(Spec):
         for key in ("restart_after_s", "factor", "decode_factor", "by_s", "for_s"):
             if getattr(self, key) is not None and key not in takes:
                 raise ValueError(f"{given[0]} takes no {key}, only {' and '.join(takes)}")
-        for key in ("factor", "by_s"):
-            if key in takes and getattr(self, key) is None:
-                raise ValueError(f"{given[0]} needs {key}")
+        needed = NEEDS.get(given[0])
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"{given[0]} needs {needed}")
+        if self.cut is not None and self.cut[0] == self.cut[1]:
+            raise ValueError(f"cut names two instances, not {self.cut[0]} twice")
         return self
 
 

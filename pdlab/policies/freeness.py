@@ -23,7 +23,7 @@ from typing import Literal
 
 from pdlab.cluster import Cluster, Instance, Running
 from pdlab.policy import Policy, Reject, require
-from pdlab.types import InstanceState, Request, Stage
+from pdlab.types import MIGRATE, InstanceState, Request, Stage
 
 Room = Mapping[Instance, tuple[float, int]]
 
@@ -114,7 +114,7 @@ class Freeness(Policy):
     def _destinations(self, cluster: Cluster, room: Room, preempted: Set[Instance], receiving: Set[Instance | None]) -> list[Instance]:
         """The freest first."""
         busy = preempted | receiving
-        found = [x for x in cluster.decode if steps(*room[x]) > self.migrate_out_threshold and x not in busy]
+        found = [x for x in cluster.decode if steps(*room[x]) > self.migrate_out_threshold and x not in busy and x.can(MIGRATE)]
         return sorted(found, key=lambda x: (-steps(*room[x]), x.index))
 
     def _sources(self, known: Sequence[Instance], room: Room, preempted: Set[Instance], sending: Set[Instance | None]) -> list[Instance]:
@@ -123,7 +123,7 @@ class Freeness(Policy):
             x
             for x in known
             if (steps(*room[x]) < self.migrate_out_threshold or x in preempted)
-            and (x.ready and x.decoding and x not in sending and not self.must_leave(x))
+            and (x.ready and x.decoding and x not in sending and not self.must_leave(x) and x.can(MIGRATE))
             and x.report.taken_s > self._sent_s.get(x, -math.inf)
         ]
         return sorted(found, key=lambda x: (steps(*room[x]), x.index))
@@ -144,7 +144,7 @@ class Freeness(Policy):
 
     def _fits(self, live: Running, target: Instance, free_blocks: float, cluster: Cluster) -> bool:
         assert live.decode is not None, f"request {live.request.id} decodes somewhere"
-        return cluster.context_tokens(live) < free_blocks * live.decode.spec.block_tokens and cluster.capacity.can_decode(live, target)
+        return cluster.context_tokens(live) < free_blocks * live.decode.spec.block_tokens and cluster.can_migrate(live, target)
 
     def _accepts(self, live: Running, source: tuple[float, int], target: tuple[float, int], cluster: Cluster) -> bool:
         """The pairing's test of one move, given (free blocks, requests) at both ends."""

@@ -6,13 +6,14 @@ For a prompt of L tokens, with each instance's predictors fitted to its own prof
  3. If t_min misses the objective and D_min is not the choice of 1, has TPOT to spare and would start sooner, prefill (and decode) there.
  4. If no decode instance meets its objective, and prefill has time to spare or the fewer instances are on decode: flip the instance
     of 2 to decode.
- 5. A decode instance with nothing left flips to prefill. One instance of each role always remains, and mixed ones are given a role at
-    the start: the first decodes, the others prefill.
+ 5. A decode instance that has served and has nothing left flips to prefill. One instance of each role always remains, and mixed ones are
+    given a role at the start: the first decodes, the others prefill.
 
 Flips happen in `resize`. Beyond the original: prefill time left shrinks while the head of the queue is computed; an instance keeps
 its role for `min_flip_interval_s`; and a switch, which costs about `switch_cost_s`, has to be worth it: 4 needs the objective to have been
-out of reach for that long, 5 needs prompts to wait longer than that. `as_found=True` leaves all of this out and, as in the
-original's later versions, never carries out 4. The books lose a request's share once, whatever ends its prefill.
+out of reach for that long; 5 looks at the last empty one alone, since the first are filled first, and takes it while the objective is met,
+and though it has never served where prompts wait longer than that. `as_found=True` leaves all of this out and, as in the original's later
+versions, never carries out 4. The books lose a request's share once, whatever ends its prefill.
 """
 
 from __future__ import annotations
@@ -165,8 +166,8 @@ class XllmSloAware(Policy):
         self._books = {x: book for x, book in self._books.items() if book.shares_s}
         mixed = [x for x in ready if x.role is Role.MIXED]
         prefill = [x for x in ready if x.role is Role.PREFILL]
-        self.rests = bool(prefill or mixed)  # else a flip may be a matter of time
         decode = [x for x in ready if x.role is Role.DECODE]
+        self.rests = bool(prefill or mixed) and not self._flips_in_time(decode, cluster.now)  # else a flip may be a matter of time
         if mixed:
             if len(ready) < 2:
                 return ()
@@ -188,9 +189,23 @@ class XllmSloAware(Policy):
             return [(x, Role.PREFILL) for x in idle]
         wait_s = sum(self.left_s(x, now) for x in prefill) / len(prefill) if prefill else float("inf")
         last = next((x for x in reversed(idle) if self._may_flip(x, now)), None)  # the first ones are filled first
-        if last is None or len(decode) < 2 or self._short_since_s is not None or wait_s <= self.switch_cost_s:
+        if last is None or len(decode) < 2 or self._short_since_s is not None or not self._predicts(last):
             return []
+        if last not in self._served and wait_s <= self.switch_cost_s:
+            return []
+        self._served.discard(last)
         return [(last, Role.PREFILL)]
+
+    def _flips_in_time(self, decode: list[Instance], now: float) -> bool:
+        """Though nothing happens: where the last empty one has served, or some may not flip yet."""
+        idle = [x for x in decode if not x.decode_requests]
+        if len(decode) < 2 or not idle or self._short_since_s is not None or not self._predicts(idle[-1]):
+            return False
+        return idle[-1] in self._served or not all(self._may_flip(x, now) for x in idle)
+
+    def _predicts(self, x: Instance) -> bool:
+        """Else no shortage is seen, and 4 would never flip back what 5 has flipped."""
+        return x.tpot_s(1, 1) > 0.0
 
     def _may_flip(self, x: Instance, now: float) -> bool:
         return now - x.flipped_s >= self.min_flip_interval_s

@@ -15,10 +15,6 @@ MOST_IDS = 1 << 20  # block or token ids in one message
 TOKEN_HEADER = "x-pdlab-token"
 TIMELINE_HEADER = "x-pdlab-timeline"
 
-# What an instance may say it can do; vLLM's servers can "pull", and nothing else of it.
-PULL, PUSH, LAYERS, RESERVE, MIGRATE, MADE, SWITCH, DRAIN = "pull", "push", "push_by_layer", "reserve", "migrate", "made", "switch", "drain"
-CAPABILITIES = (PULL, PUSH, LAYERS, RESERVE, MIGRATE, MADE, SWITCH, DRAIN)
-
 
 class PushTo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a prefill instance is to write: blocks that a decode instance has reserved under `ticket`. The first `cached_tokens` are

@@ -397,7 +397,7 @@ def _uses(made: World, experiment: Experiment, duration_s: float) -> list[Instan
 
 
 def _warnings(made: World, workload: Workload) -> list[str]:
-    said = list(workload.notes)
+    said = [*workload.notes, *made.notices]
     if workload.dropped and not any("dropped" in note for note in workload.notes):  # which would say why, too
         said.append(f"{workload.dropped} rows of the workload were dropped")
     for name, instance in made.instances.items():

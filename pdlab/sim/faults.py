@@ -1,5 +1,5 @@
-"""What goes wrong, and when: kills, drains, slow instances, slow and cut links, lost and late reports. Undone after `for_s`, where that is
-given."""
+"""What goes wrong, and when: kills, drains, slow instances, slow and cut links, instances cut apart, lost and late reports. Undone after
+`for_s`, where that is given."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ def _at(world: World, at_s: float, action: Callable[[], None]) -> None:
 
 
 def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callable[[], None] | None]:
-    name = fault.instance
+    name = fault.instances[0]
     until_s = fault.at_s + fault.for_s if fault.for_s is not None else math.inf
+    if fault.cut is not None:
+        a, b = fault.cut
+        return lambda: world.moves.cut(a, b, fault.by_s), lambda: world.moves.mend(a, b)
     if fault.kill is not None:
         return lambda: world.lifecycle.kill(name, fault.restart_after_s), None
     if fault.drain is not None:

@@ -25,6 +25,7 @@ class Job(Timeline):
     done = False
     streaming = False  # its KV is pushed while the prompt is computed
     paced = False  # it was, and came at that pace
+    blocked = False  # the instances of this attempt do not reach each other, and what is pushed does not come
     pushed_tokens = 0  # of its prompt, as far as they were pushed
     staging: Staging | None = None  # of a migration under way
     flows_s: float = NAN  # when the transfer's first byte flows

@@ -6,6 +6,9 @@ chunk when it is computed; by layer: while it is computed, the bytes appearing a
 it. Pushes by chunk and layer need a decode instance that has reserved before prefill starts; without one they fall back to one push at
 the end.
 
+Instances that are cut apart do not reach each other. A reader knows after a while, and what was reserved is given back; a push is lost, and
+its reader waits in vain.
+
 A migration copies in stages while the request goes on decoding (`Staging`); for the last it stands still.
 """
 
@@ -23,7 +26,7 @@ from pdlab.scheduler import Sequence
 from pdlab.sim.instance import After, SimInstance
 from pdlab.sim.job import Job
 from pdlab.sim.link import Network, Transfer
-from pdlab.types import Migrate, Migrated, Refused, Stage, TransferFailed, Transferred
+from pdlab.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
 
 if TYPE_CHECKING:
     from pdlab.sim.world import World
@@ -53,6 +56,7 @@ class Moves:
         self.pulls = mode.mode == "pull"
         self.by_layer = mode.mode == "push" and mode.granularity == "layer"
         self.by_chunk = mode.mode == "push" and mode.granularity == "chunk"
+        self.cuts: dict[frozenset[str], float] = {}  # between whom nothing passes, and the seconds until a reader knows
 
     # ------------------------------------------------------------ hand-off
 
@@ -87,6 +91,62 @@ class Moves:
             return False
         wanted = job.dseq is dseq and job.attempt == dseq.attempt and job.stage is TRANSFER and job.transfer is None
         return wanted and job.p.alive and job.d.alive
+
+    # ------------------------------------------------------------ no way
+
+    def cut(self, a: str, b: str, knows_s: float | None) -> None:
+        """Nothing passes between these two from now on; what is under way breaks off. A reader knows after `knows_s`, by default when it
+        has asked."""
+        way = frozenset((a, b))
+        self.cuts[way] = self.world.asking_s if knows_s is None else knows_s
+        for job in list(self.world.jobs.values()):
+            src, dst = (job.p, job.d) if job.target is None else (job.d, job.target)
+            if job.transfer is None or src is None or dst is None or way != {src.name, dst.name}:
+                continue
+            self.cancel(job)
+            if job.tseq is None:
+                self._block(job)
+            else:
+                self._uncopied(job, job.tseq)
+
+    def mend(self, a: str, b: str) -> None:
+        self.cuts.pop(frozenset((a, b)), None)
+
+    def _is_cut(self, src: SimInstance, dst: SimInstance) -> bool:
+        return bool(self.cuts) and frozenset((src.name, dst.name)) in self.cuts
+
+    def _block(self, job: Job) -> None:
+        """A hand-off's KV does not come."""
+        assert job.p is not None and job.d is not None
+        if self.pulls:
+            After(self.world.env, self.cuts[frozenset((job.p.name, job.d.name))], [self._unreached], (job, job.dseq))
+            return
+        job.blocked = True
+        if job.pseq is not None:
+            job.p.worker.release(job.pseq)
+            job.p.kick()
+
+    def _unreached(self, event: simpy.Event) -> None:
+        job, dseq = event._value
+        if not self._waits(job, dseq):
+            return
+        p, d = job.p, job.d
+        job.d = job.dseq = None
+        job.refused()
+        self.world.drop(job, d, dseq)
+        self.world.tell(Unreachable(job.request.id, job.attempt, p.name, d.name, f"{p.name} does not answer", held=True))
+
+    def _uncopied(self, job: Job, tseq: Sequence | None) -> None:
+        """A migration's KV does not come."""
+        assert job.d is not None and job.target is not None
+        After(self.world.env, self.cuts[frozenset((job.d.name, job.target.name))], [self._uncopied_is_known], (job, tseq))
+
+    def _uncopied_is_known(self, event: simpy.Event) -> None:
+        job, tseq = event._value
+        if job.tseq is tseq and not job.done:
+            self.call_off(job, f"{job.d.name} does not answer", reached=False)
+
+    # ------------------------------------------------------------ push
 
     def step_started(self, job: Job, seq: Sequence, tokens: int, seconds: float) -> None:
         """By layer: a chunk is being computed, for `seconds`."""
@@ -137,6 +197,9 @@ class Moves:
         assert job.p is not None and job.d is not None
         if not job.d.alive:
             return  # nobody knows yet; the router hears of it as Left
+        if job.blocked or self._is_cut(job.p, job.d):
+            self._block(job)
+            return
         size = tokens * self.mode.bytes_per_token + self.mode.state_bytes
         job.transfer_began(self.world.env.now)
         job.streaming = job.paced = streaming
@@ -185,7 +248,7 @@ class Moves:
         tokens = src.scheduler.kv_tokens(seq)
         tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
         if not dst.reserve(tseq):
-            self.world.tell(Refused(job.request.id, job.attempt, dst.name))
+            self.world.refuse(job, dst)
             return
         dst.jobs[job] = None
         job.target, job.tseq = dst, tseq
@@ -195,6 +258,9 @@ class Moves:
     def _copy(self, job: Job, tokens: int, *, last: bool) -> None:
         """Copy what has come since the last stage, up to `tokens` in all."""
         assert job.d is not None and job.target is not None and job.tseq is not None and job.staging is not None
+        if self._is_cut(job.d, job.target):
+            self._uncopied(job, job.tseq)
+            return
         size = job.staging.copy(tokens) * self.mode.bytes_per_token + (self.mode.state_bytes if last else 0.0)
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
@@ -249,7 +315,7 @@ class Moves:
         dst.kick()
         self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name))
 
-    def call_off(self, job: Job, reason: str) -> None:
+    def call_off(self, job: Job, reason: str, *, reached: bool = True) -> None:
         """Give a migration up: the source goes on, the target frees what it reserved."""
         src, dst, seq, tseq = job.d, job.target, job.active, job.tseq
         if dst is None or tseq is None or src is None:
@@ -260,7 +326,10 @@ class Moves:
         if src.alive and seq is not None:
             src.worker.resume(seq)
             src.kick()
-        self._failed(job, src.name, dst.name, reason)
+        if reached:
+            self._failed(job, src.name, dst.name, reason)
+        else:
+            self.world.tell(Unreachable(job.request.id, job.attempt, src.name, dst.name, reason, held=True))
 
     def _failed(self, job: Job, src: str, dst: str, reason: str) -> None:
         self.world.tell(TransferFailed(job.request.id, job.attempt, src, dst, reason))

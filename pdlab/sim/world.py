@@ -35,6 +35,7 @@ from pdlab.types import (
     InstanceSpec,
     Joined,
     Migrate,
+    Notice,
     PrefillDone,
     Refused,
     Report,
@@ -84,6 +85,8 @@ class World:
         self.moves = Moves(self, network, transfer)
         self.lifecycle = Lifecycle(self, switch_s=switch_s, detect_s=detect_s)
         self.network = network
+        self.asking_s = 2.0 * network.topology.latency_s + transfer.ask_s  # until the router has an instance's answer
+        self.notices: dict[str, None] = {}
         self.follows_chunks = self.moves.by_chunk or self.moves.by_layer
         self.first_token_from_prefill = transfer.first_token == "prefill"
         self.start_instance = start_instance
@@ -120,6 +123,7 @@ class World:
             Stop: self.lifecycle.stop,
             Evict: self.lifecycle.evict,
             Scale: self.lifecycle.scale,
+            Notice: lambda action: self.notices.setdefault(action.text),
         }
         self.teller = Teller(router, perform, log)
 
@@ -268,6 +272,7 @@ class World:
             job.sent = sent
             job.d = job.pseq = job.dseq = None
             job.pushed_tokens = 0
+            job.blocked = False
         if not p.alive:
             job.dispatched(self.env.now, p.name)
             return  # nobody knows yet; the router hears of it as Left
@@ -289,20 +294,29 @@ class World:
         p.kick()
 
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
-        """Take the prompt's blocks on the decode instance; tells the router where there is no room."""
+        """Take the prompt's blocks on the decode instance; where there is no room, the router hears of it."""
         made = 1 if self.first_token_from_prefill else 0
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
         if not d.reserve(seq, _others(request, seq) if request.best_of > 1 else NOTHING):
             if job.pseq is None and job.p is not None:
                 job.p.jobs.pop(job, None)
-            self.tell(Refused(request.id, job.attempt, d.name))
+            self.refuse(job, d)
             return False
         job.d, job.dseq = d, seq
         job.assigned(d.name)
         d.jobs[job] = None
         d.requests += 1
         return True
+
+    def refuse(self, job: Job, d: SimInstance) -> None:
+        """That instance has no room: known when it has been asked."""
+        After(self.env, self.asking_s, [self._refused], (job, job.attempt, d))
+
+    def _refused(self, event: simpy.Event) -> None:
+        job, attempt, d = event._value
+        if d.alive and job.attempt == attempt and not job.done:
+            self.tell(Refused(job.request.id, attempt, d.name))
 
     def _handoff(self, action: Handoff) -> None:
         job = self.jobs[action.request_id]
@@ -312,7 +326,7 @@ class World:
         if action.dst == action.src:
             job.d = p
             job.handed_off(self.env.now, p.name)
-            p.worker.stay(seq)
+            p.worker.stay(seq, _others(job.request, seq) if job.request.best_of > 1 else NOTHING)
             p.kick()
             return
         d = self.instances[action.dst]

@@ -101,6 +101,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "faults.slow": ([{"at_s": 0.3, "slow": "prefill-0", "factor": 0.1}], {}),
     "faults.slow_link": ([{"at_s": 0.3, "slow_link": "prefill-0", "factor": 0.01}], {}),
     "faults.cut_link": ([{"at_s": 0.3, "cut_link": "prefill-0", "for_s": 0.5}], {}),
+    "faults.cut": ([{"at_s": 0.3, "cut": ["prefill-0", "decode-0"], "for_s": 1.0}], {}),
     "faults.lose_reports": ([{"at_s": 0.3, "lose_reports": "prefill-0"}], SILENT | {"faults": []}),
     "faults.delay_reports": ([{"at_s": 0.3, "delay_reports": "prefill-0", "by_s": 3.0}], SILENT | {"faults": []}),
     "faults.restart_after_s": ([{"at_s": 0.3, "kill": "decode-0", "restart_after_s": 0.1}], KILLED),
@@ -168,6 +169,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "limits.lease_s": (30.0, SILENT),
     "limits.probe_s": (30.0, SILENT),
     "limits.suspect_s": (30.0, SILENT),
+    "limits.max_in_flight": (3, {}),
     "limits.grace_s": (5.0, {"faults": ALL_DEAD, "cluster.detect_s": 0.05}),
 }  # fmt: skip
 REFUSED = {"workload.format"}  # whose other value is an error with this file
@@ -316,7 +318,6 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
     router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
     prefill = SimpleNamespace(can=lambda _: True)
     legs = Legs(SimpleNamespace(instances=SimpleNamespace(all_go_on=True)), deployment.transfer)  # type: ignore[arg-type]
-    live = SimpleNamespace(single=True, given=[])
     head = control.head_of(deployment, router.policy, 16)
     return (
         alone.registry,
@@ -325,7 +326,6 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
         (router.limits, router.pairs, router.first_token, router.autoscale, router.cluster.hash_tokens, router.cluster.rng.random()),
         (router.cluster.ttft_slo_s, router.cluster.tpot_slo_s, head.policy_hash, head.experiment["name"]),
         legs._push(prefill, StreamEvent("reserved")),  # type: ignore[arg-type]
-        legs._gives_first(live, prefill, None),  # type: ignore[arg-type]
     )
 
 

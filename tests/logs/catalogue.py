@@ -21,7 +21,11 @@ RECORDINGS = [
     ),
     Recording("prefix", simulated, {"prefix": 240, "cached": 150, "evicted": 100, "stays": 20, "Left": 1, "again": 1}),
     Recording("flips", simulated, {"Switch": 5, "Switched": 5, "paired": 280, "Left": 1, "goes on": 1}),
-    Recording("migrations", simulated, {"Migrate": 20, "Migrated": 20, "TransferFailed": 2, "Left": 1, "preempted": 20, "priority": 10}),
+    Recording(
+        "migrations",
+        simulated,
+        {"Migrate": 20, "Migrated": 20, "TransferFailed": 2, "Unreachable": 1, "Left": 1, "preempted": 20, "priority": 10},
+    ),
     Recording("best_of", simulated, {"best_of": 200, "paired": 200, "Refused": 100, "preempted": 20, "Left": 1}),
     Recording("autoscale", simulated, {"Scale": 5, "Stop": 5, "Left": 5, "Joined": 8, "End": 20}),
     Recording(
@@ -30,7 +34,7 @@ RECORDINGS = [
         {
             "Migrate": 8,
             "Migrated": 8,
-            "TransferFailed": 1,
+            "Unreachable": 1,
             "Lost": 1,
             "Cancelled": 3,
             "Left": 3,

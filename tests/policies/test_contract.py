@@ -29,6 +29,7 @@ from pdlab.types import (
     Left,
     Migrate,
     Migrated,
+    Notice,
     PrefillDone,
     Refused,
     Report,
@@ -205,7 +206,7 @@ class Stage:
         elif isinstance(action, End):
             self.ended.append(action.request_id)
         else:
-            assert isinstance(action, Abort), action
+            assert isinstance(action, Abort | Notice), action
 
     def report(self, name: str) -> None:
         x = self.router.by_name[name]

@@ -160,6 +160,28 @@ def test_step_5_flips_an_idle_decode_instance_when_prompts_wait(small, ask):
     assert list(policy.resize(world.cluster)) == [(world[2], Role.PREFILL)]
 
 
+def test_step_5_flips_one_back_that_has_served_and_is_empty_though_no_prompt_waits(small, ask):
+    world, policy = small("PDD"), XllmSloAware(min_flip_interval_s=5.0)
+    load(world, 1, 300)
+    assert policy.dispatch(ask(10, 1), world.cluster) is world[0]
+    assert policy.handoff(ask(10, 1), world.cluster) is world[2], "the first is full"
+    world[2].decode_requests += 1
+    policy.observe(PrefillDone(1, 1, "x0"), world.cluster)
+    assert list(policy.resize(world.cluster)) == []
+    world[2].decode_requests -= 1
+    world[2].flipped_s = world.cluster.now - 4.0
+    assert list(policy.resize(world.cluster)) == [], "lately flipped"
+    assert not policy.rests, "time alone will flip it"
+    world.cluster.now += 2.0
+    assert list(policy.resize(world.cluster)) == [(world[2], Role.PREFILL)]
+
+
+def test_step_5_leaves_one_that_has_never_served_as_it_is_and_rests(small):
+    world, policy = small("PDD"), XllmSloAware()
+    assert list(policy.resize(world.cluster)) == []
+    assert policy.rests
+
+
 def test_step_5_keeps_the_last_decode_instance_and_a_lately_flipped_one(small, ask):
     world, policy = small("PD"), XllmSloAware(switch_cost_s=0.0)
     policy.dispatch(ask(4000, 1), world.cluster)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pdlab.cluster import Cluster, Instance
 from pdlab.cost import build, hardware, model
 from pdlab.cost.spec import CostSpec
 from pdlab.experiment.study import FaultSpec
+from pdlab.policies.random import Random
+from pdlab.policy import Policy
 from pdlab.router import Limits
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
@@ -68,6 +71,52 @@ def test_a_cut_link_stalls_transfers_until_their_deadline() -> None:
     stalled = frame[frame.attempts > 1]
     assert len(stalled) > 0
     assert set(stalled.decode_instance) == {"decode-1"}, "stalled ones went elsewhere after their deadline"
+
+
+MIXED_MODES = [TransferMode(), TransferMode("push", "request"), TransferMode("push", "chunk"), TransferMode("push", "layer")]
+SLOW = {"gbytes_per_s": 1.0, "limits": Limits(transfer_timeout_s=2.0)}
+
+
+@pytest.mark.parametrize("by_s", [0.01, None, 100.0])
+@pytest.mark.parametrize("mode", MIXED_MODES, ids=lambda mode: f"{mode.mode} by {mode.granularity}")
+def test_what_is_under_way_between_two_that_are_cut_apart_goes_elsewhere(mode: TransferMode, by_s: float | None) -> None:
+    """Transfers take 40 ms, and one is under way."""
+    reserve = mode.mode == "push"
+    events = {"at_s": 1.02, "cut": ["prefill-0", "decode-0"], "by_s": by_s}
+    world = run(events, requests=60, transfer=mode, reserve_first=reserve, policy=Random(), **SLOW)
+    frame = world.records.frame()
+    assert (frame.status == "done").all()
+    pairs = {*zip(frame.prefill_instance[frame.arrival_s > 1.0], frame.decode_instance[frame.arrival_s > 1.0], strict=True)}
+    assert ("prefill-0", "decode-0") not in pairs
+    assert {("prefill-0", "decode-1"), ("prefill-1", "decode-0")} <= pairs
+    assert list(world.notices)
+
+
+def test_two_that_were_cut_apart_find_each_other_again() -> None:
+    events = {"at_s": 0.0, "cut": ["prefill-0", "decode-0"], "for_s": 8.0}
+    frame = run(events, members=ONE_EACH, requests=200).records.frame()
+    assert (frame.attempts == 1).all()
+    assert set(frame[frame.arrival_s < 7.5].decode_instance) == {"prefill-0"}, "it decodes what it has prefilled"
+    assert set(frame[frame.arrival_s > 16.0].decode_instance) == {"decode-0"}
+
+
+@pytest.mark.parametrize("at_s", [0.0, 0.72, 0.75])
+def test_a_migration_between_two_that_are_cut_apart_leaves_the_request_where_it_is(at_s: float) -> None:
+    """From before it begins; in a stage of it."""
+
+    class Move(Policy):
+        tick_s = 0.7
+
+        def migrate(self, cluster: Cluster) -> list[tuple[int, Instance]]:
+            return [(live.request.id, cluster.decode[1]) for live in cluster.live.values() if live.decode is cluster.decode[0]]
+
+    world = small_world(workload([0.0], 3000, 200), policy=Move(), gbytes_per_s=5.0)
+    faults.plan(world, [FaultSpec(at_s=at_s, cut=("decode-0", "decode-1"))])
+    world.run()
+    row = world.records.frame().iloc[0]
+    assert (row.status, row.decode_instance, row.migrations, row.attempts) == ("done", "decode-0", 0, 1)
+    assert list(world.notices) == ["no KV from decode-0 to decode-1 for the next 5 s: decode-0 does not answer"]
+    assert world.leaked_blocks == 0
 
 
 def test_a_slow_link_slows_transfers() -> None:

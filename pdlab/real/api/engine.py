@@ -26,10 +26,11 @@ from pdlab.types import Report, Stage
 
 class Ended(Tokens, frozen=True):
     """The last of a candidate that did not succeed; `finish` is "abort" or "error". `stage` says how the request ended; `unfit`: the
-    request itself is at fault, and `error` is for the client."""
+    request itself is at fault, and `error` is for the client; `overload`: it may come again when there is less to do."""
 
     stage: Stage = Stage.FAILED
     unfit: bool = False
+    overload: bool = False
 
 
 class Engine(Protocol):

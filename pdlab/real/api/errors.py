@@ -52,6 +52,12 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
     return ApiError(400, message, param=param, code=code)
 
 
+def overloaded(why: str, wait_s: int) -> ApiError:
+    """There is too much to do now."""
+    message = f"{why}: try again in {wait_s} s"
+    return ApiError(429, message, kind="rate_limit_error", code="overloaded", retry_after_s=wait_s)
+
+
 def draining() -> ApiError:
     return ApiError(503, "the server is draining and takes no new requests", code="draining", retry_after_s=5)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from pdlab.prefix import chain
 from pdlab.real.api.engine import Ended, Engine
-from pdlab.real.api.errors import ApiError
+from pdlab.real.api.errors import ApiError, overloaded
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.legs import Alone, Here, Leg, Move, Prefill, Pull, Reserve, kv_lost
 from pdlab.real.api.metrics import Metrics
@@ -478,6 +478,8 @@ def _failure(ended: Ended) -> ApiError:
     """How a cluster's request came to no good end."""
     if ended.unfit:
         return ApiError(400, ended.error, code="unfit")
+    if ended.overload:
+        return overloaded(ended.error, 1)
     match ended.stage:
         case Stage.REJECTED:
             return ApiError(503, ended.error, code="rejected", retry_after_s=1)

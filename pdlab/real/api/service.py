@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pdlab.real.api.engine import Compiling, Engine, Foreign
-from pdlab.real.api.errors import ApiError, bad, draining, fenced
+from pdlab.real.api.errors import ApiError, bad, draining, fenced, overloaded
 from pdlab.real.api.exchange import Exchange
 from pdlab.real.api.generate import Choice, Delta, Generation
 from pdlab.real.api.legs import Here, Leg, Move, Prefill, Pull
@@ -29,6 +29,7 @@ PART = 1 << 18  # characters
 BODY_BYTES, MOST_BODY_BYTES = 1 << 20, 32 << 20
 ESCAPED = 12  # bytes of JSON, at most, for a byte of text
 COMMENT_S = 5.0
+MOST_PROMPTS = 1024  # of one request, where nothing else bounds them
 
 
 class Shape(Protocol):
@@ -71,10 +72,10 @@ class Job:
 
 
 class Service:
-    """At most `max_requests` prompts are in flight. With `api_key` or the cluster's `token` /v1 asks for either, unless there is no key and
-    it is `open_to_clients`; /pdlab, and whatever has to do with other instances, asks for the token.
-    `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not. A stream that
-    has nothing to say for `comment_s` says so."""
+    """At most `max_requests` prompts are in flight; None: the engine says when there are too many. With `api_key` or the cluster's `token`
+    /v1 asks for either, unless there is no key and it is `open_to_clients`; /pdlab, and whatever has to do with other instances, asks for
+    the token. `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not. A
+    stream that has nothing to say for `comment_s` says so."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Service:
         tokenizer: Tokenizer,
         model: str,
         *,
-        max_requests: int = 1024,
+        max_requests: int | None = 1024,
         api_key: str | None = None,
         token: str | None = None,
         exchange: Exchange | None = None,
@@ -120,7 +121,7 @@ class Service:
             reasons.append("draining")
         elif self.closed:
             reasons.append(self.closed)
-        if self.in_flight >= self.max_requests:
+        if self.max_requests is not None and self.in_flight >= self.max_requests:
             reasons.append(f"overloaded: {self.in_flight} requests in flight, at most {self.max_requests}")
         return reasons
 
@@ -144,15 +145,9 @@ class Service:
             raise draining()
 
     def _check_room(self, prompts: int) -> None:
-        if self.in_flight + prompts > self.max_requests:
+        if self.max_requests is not None and self.in_flight + prompts > self.max_requests:
             wait_s = max(1, min(60, math.ceil(self.took_s)))
-            raise ApiError(
-                429,
-                f"{self.in_flight} requests are in flight, at most {self.max_requests} are allowed: try again in {wait_s} s",
-                kind="rate_limit_error",
-                code="overloaded",
-                retry_after_s=wait_s,
-            )
+            raise overloaded(f"{self.in_flight} requests are in flight, at most {self.max_requests} are allowed", wait_s)
 
     @contextmanager
     def admitted(self, job: Job, name: str) -> Iterator[Generation]:
@@ -198,8 +193,9 @@ class Service:
             raise ApiError(404, f"the model {name!r} does not exist; this server has {self.model!r}", param="model", code="model_not_found")
 
     def check_prompts(self, prompts: int) -> None:
-        if prompts > self.max_requests:
-            raise bad(f"prompt has {prompts} prompts, more than the {self.max_requests} that may be in flight", "prompt")
+        most = MOST_PROMPTS if self.max_requests is None else self.max_requests
+        if prompts > most:
+            raise bad(f"prompt has {prompts} prompts, more than the {most} that may be in flight", "prompt")
 
     @property
     def most_text_bytes(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pdlab import load_policy
 from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.fields import ignored_line
 
@@ -31,8 +30,6 @@ def ignored(asked: Asked) -> str:
         because["--role all keeps its own in memory"] = [path for path in ("registry",) if _has(said, path)]
     if asked.engine == "pdlab" and asked.role != "router" and set(_devices(asked, deployment)) == {"cpu"}:
         because["engine.kv_blocks says it where there is only a CPU"] = list(_utilization(said))
-    if asked.role in ("all", "router") and deployment.transfer.mode == "push" and not _reserves(deployment):
-        because["KV is pulled that was not reserved before prefill"] = ["transfer.mode"]
     return ignored_line("serve", because)
 
 
@@ -50,10 +47,6 @@ def _utilization(said: dict[str, Any]) -> Iterator[str]:
         yield "engine.hbm_utilization"
     if any(_has(row, "engine.hbm_utilization") for row in said.get("cluster", {}).get("instances", ())):
         yield "cluster.instances.engine.hbm_utilization"
-
-
-def _reserves(deployment: Deployment) -> bool:
-    return deployment.transfer.reserve_first or load_policy.build(deployment.policy, deployment.base_dir).pairs
 
 
 def _has(said: Any, path: str) -> bool:

@@ -13,7 +13,6 @@ import msgspec
 from pdlab.real.cluster.evidence import Inquiry, Verdict
 from pdlab.real.cluster.metrics import HANDOFF
 from pdlab.real.cluster.remote import Broken, Remote
-from pdlab.real.wire import MADE
 from pdlab.types import (
     AnyEvent,
     Drained,
@@ -58,14 +57,13 @@ class Member:
 
 
 class Instances:
-    """`members` are the present incarnations, `reports` their last; `all_go_on`: each of them can go on from a token that another has
-    made. `connect` makes the Remote of one that has joined, `start` brings up one more of a role."""
+    """`members` are the present incarnations, `reports` their last. `connect` makes the Remote of one that has joined, `start` brings up
+    one more of a role."""
 
     def __init__(self, world: World, connect: Callable[[InstanceSpec], Remote], unix: Callable[[], float], start: Start | None) -> None:
         self.world = world
         self.members: dict[str, Member] = {}
         self.reports: dict[str, Report] = {}
-        self.all_go_on = True
         self._connect, self._unix, self._start = connect, unix, start
         self._inquiries: dict[Member, asyncio.Task[bool]] = {}
         self._asking: asyncio.Task[None] | None = None
@@ -80,13 +78,12 @@ class Instances:
                 self.gone(known)
             self.members[spec.name] = Member(spec, self._connect(spec))
             self.world.lines.book.place(spec.name)
-            self._census()
+            self.reports.pop(spec.name, None)
             self.world.tell(Joined(spec))
             if spec.draining:
                 self.world.tell(Drained(spec.name, spec.incarnation))
         elif spec.incarnation == known.spec.incarnation and not known.gone:
             before, known.spec = known.spec, spec
-            self._census()
             if spec.role is not before.role:
                 self.world.tell(Switched(spec.name, spec.incarnation, spec.role))
             if spec.draining is not before.draining:
@@ -144,7 +141,6 @@ class Instances:
         if member.gone:
             return
         member.gone = True
-        self.world.pairs.forget(member)
         sent: dict[int, int] = {}
         for live in self.world.live.values():
             takes_part = any(leg.member is member and leg.kind != "target" for leg in live.legs.values())
@@ -158,7 +154,7 @@ class Instances:
             if live.held is not None and live.held.member is member:
                 live.held = None
         member.remote.close()
-        self._census()
+        self.reports.pop(member.name, None)
         self.world.tell(Left(member.name, member.spec.incarnation, sent, died))
 
     def report(self, report: Report) -> None:
@@ -199,10 +195,6 @@ class Instances:
                 if report is not None:
                     self.report(report)
             await asyncio.sleep(ASK_LOAD_S)
-
-    def _census(self) -> None:
-        self.all_go_on = all(member.can(MADE) for member in self.members.values() if not member.gone)
-        self.reports = {name: report for name, report in self.reports.items() if not self.members[name].gone}
 
     # ------------------------------------------------------------ what the router asks of them
 

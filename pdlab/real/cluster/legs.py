@@ -24,8 +24,8 @@ from pdlab.real.cluster.live import Held, Leg, Live
 from pdlab.real.cluster.metrics import HANDOFF, MIGRATION
 from pdlab.real.cluster.remote import Broken, Busy, Fenced, Full, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit, Unheard
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.wire import LAYERS, MADE, PUSH, RESERVE, Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
-from pdlab.types import Failed, Lost, Migrated, PrefillDone, Refused, Stage, TransferFailed, Transferred
+from pdlab.real.wire import Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
+from pdlab.types import LAYERS, MADE, PUSH, Failed, Lost, Migrated, PrefillDone, Refused, Stage, TransferFailed, Transferred, Unreachable
 
 if TYPE_CHECKING:
     from pdlab.real.cluster.world import World
@@ -43,29 +43,17 @@ class Legs:
         if decode is prefill:
             self._dispatched(live, prefill)
             self._alone(live, prefill)
-        elif decode is None or not decode.can(RESERVE):
-            self._prefill(live, prefill, then=decode)
-        elif self.world.pairs.tries(prefill, decode):
+        elif decode is None:
+            self._prefill(live, prefill)
+        else:
             leg = self._leg(live, "reserve", decode)
             params = KvParams(do_remote_prefill=True, pdlab=Extra(made=live.given, reserve=True, events=True))
             self._run(live, leg, partial(self._read, live, leg, params=params, prefill=prefill))
-        elif self._others(prefill, decode):
-            self.world.tell(Refused(live.request.id, live.attempt, decode.name))
-        else:
-            self._dispatched(live, prefill)
-            self._alone(live, prefill)
-            self.world.tell(Migrated(live.request.id, live.attempt, decode.name, prefill.name))
 
     def hand_off(self, live: Live, src: Member, dst: Member) -> None:
-        """Decode at `dst` from the KV that waits at `src`; at `src` where it does not reach `dst`, nor anybody else."""
+        """Decode at `dst` from the KV that waits at `src`."""
         answer, line = live.prefilled, live.line
         assert answer is not None
-        if dst is not src and not self.world.pairs.tries(src, dst):
-            if self._others(src, dst):
-                self.world.tell(Refused(live.request.id, live.attempt, dst.name))
-            else:
-                self._stay(live, src, dst)
-            return
         line.handed_off(self.world.now(), dst.name)
         if dst is src and (live.given or not (dst.can(MADE) and live.single)):
             self._alone(live, dst)
@@ -83,52 +71,34 @@ class Legs:
 
     def migrate(self, live: Live, src: Member, dst: Member) -> None:
         source = live.legs.get("decode")
-        if source is None or source.member is not src or not live.single or self.world.pairs.doubtful(src, dst):
-            self.world.tell(TransferFailed(live.request.id, live.attempt, src.name, dst.name, "the request cannot be moved now"))
+        if source is None or source.member is not src:
+            self.world.tell(TransferFailed(live.request.id, live.attempt, src.name, dst.name, "the request does not run there any more"))
             return
         leg = self._leg(live, "target", dst)
         extra = Extra(migrate=MigrateFrom(src.spec.url, source.name), events=True)
         self._run(live, leg, partial(self._read, live, leg, params=KvParams(do_remote_prefill=True, pdlab=extra)))
 
-    # ------------------------------------------------------------ instances that do not reach each other
+    # ------------------------------------------------------------ KV that does not come
 
-    def _others(self, src: Member, dst: Member) -> bool:
-        """Is there somebody else to decode, as far as is known?"""
-        world, known = self.world, self.world.router.by_name
-        ready = [
-            m for m in world.instances.members.values() if not m.gone and m.spec.role.decodes and m.name in known and known[m.name].ready
-        ]
-        return any(m is src or (m is not dst and not world.pairs.doubtful(src, m)) for m in ready)
-
-    def _stay(self, live: Live, src: Member, dst: Member) -> None:
-        """The router has it on its way from `src` to `dst`, and no KV goes there: it is decoded where it was computed."""
-        self.hand_off(live, src, src)
-        self.world.tell(Migrated(live.request.id, live.attempt, dst.name, src.name))
-        self.world.tell(Transferred(live.request.id, live.attempt, src.name))
-
-    def note_late(self, live: Live, leg: Leg) -> None:
+    def count_late(self, live: Live, leg: Leg) -> None:
         """The leg is given up. Because its KV did not come in time?"""
-        line, limit_s = live.line, self.world.router.limits.transfer_timeout_s
-        src = self.world.instances.members.get(line.prefill_instance or "")
-        waits = leg.kind in ("decode", "reserve") and not leg.landed and line.stage is Stage.TRANSFER
-        if waits and src is not None and src is not leg.member and self.world.now() - line.handoff_s >= limit_s:
-            self.world.pairs.failed(src, leg.member, f"nothing came within {limit_s:g} s")
+        late = self.world.now() - live.line.handoff_s >= self.world.router.limits.transfer_timeout_s
+        waits = leg.kind in ("decode", "reserve") and not leg.landed and live.line.stage is Stage.TRANSFER
+        if waits and late and leg.member.name != live.line.prefill_instance:
             self.world.tally.transfer_failed(HANDOFF, "deadline")
 
-    async def _cut(self, live: Live, leg: Leg, trouble: TransferTrouble) -> bool:
-        """KV did not come to a leg that waits for it. True: it is seen to. A lease that has ended says nothing of the way."""
-        src, dst, held = self.world.instances.members.get(live.line.prefill_instance or ""), leg.member, live.held
-        if src is None or src is dst or src.gone or live.line.stage is not Stage.TRANSFER:
+    async def _unreached(self, live: Live, leg: Leg, trouble: TransferTrouble) -> bool:
+        """KV did not come to a leg that waits for it. Is that for want of a way? A lease that has ended says nothing of it."""
+        src, held = self.world.instances.members.get(live.line.prefill_instance or ""), live.held
+        if src is None or src is leg.member or src.gone or live.line.stage is not Stage.TRANSFER:
             return False
         if held is not None and not await src.remote.renew(held.lease):
             return leg.over
-        if leg.over:
-            return True
-        self.world.pairs.failed(src, dst, str(trouble))
-        if held is None or self._others(src, dst):
-            return False
-        live.drop(leg)
-        self._stay(live, src, dst)
+        if not leg.over:
+            live.drop(leg)
+            live.line.refused()
+            here = live.held is not None
+            self.world.tell(Unreachable(live.request.id, live.attempt, src.name, leg.member.name, str(trouble), here))
         return True
 
     # ------------------------------------------------------------ legs
@@ -184,15 +154,13 @@ class Legs:
 
     # ------------------------------------------------------------ prefill
 
-    def _prefill(
-        self, live: Live, member: Member, *, reserved: Leg | None = None, push: PushTo | None = None, then: Member | None = None
-    ) -> None:
-        """Compute the prompt. `reserved` waits for it, the KV being pushed, or pulled by it; `then` is chosen, but cannot reserve."""
+    def _prefill(self, live: Live, member: Member, *, reserved: Leg | None = None, push: PushTo | None = None) -> None:
+        """Compute the prompt. `reserved` waits for it, the KV being pushed, or pulled by it."""
         self._dispatched(live, member)
         leg = self._leg(live, "prefill", member)
-        self._run(live, leg, partial(self._prefilling, live, leg, reserved, push, then))
+        self._run(live, leg, partial(self._prefilling, live, leg, reserved, push))
 
-    async def _prefilling(self, live: Live, leg: Leg, reserved: Leg | None, push: PushTo | None, then: Member | None) -> None:
+    async def _prefilling(self, live: Live, leg: Leg, reserved: Leg | None, push: PushTo | None) -> None:
         params = KvParams(do_remote_decode=True, pdlab=Extra(push=push) if push is not None else None)
         sampling = live.ask()[1]
         dropped = not live.single or bool(live.given)
@@ -214,7 +182,7 @@ class Legs:
             return
         if push is None and answer.raw_params is None:
             raise Broken("it answered without kv_transfer_params")
-        if self._gives_first(live, leg.member, reserved.member if reserved is not None else then):
+        if self.transfer.first_token == "prefill" and live.goes_on and live.single and not live.given:
             live.first(self.world.now(), None)
         live.drop(leg)
         live.line.prefilled()
@@ -223,8 +191,6 @@ class Legs:
             return  # it was told of something else meanwhile
         if reserved is not None:
             await self._proceed(live, reserved, answer.params if push is None else None)
-        elif then is not None:
-            self.hand_off(live, leg.member, then)
 
     def _prefilled(self, live: Live, queue_s: float, cached_tokens: int) -> None:
         live.line.prefill_started(live.line.dispatched_s + queue_s, cached_tokens)
@@ -236,12 +202,6 @@ class Legs:
             return None
         granularity = "chunk" if self.transfer.granularity == "layer" and not prefill.can(LAYERS) else self.transfer.granularity
         return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, self.transfer.timeout_s)
-
-    def _gives_first(self, live: Live, prefill: Member, decode: Member | None) -> bool:
-        """Does the prefill instance's token go to the client? Only where whoever decodes can go on from it."""
-        if self.transfer.first_token != "prefill" or not live.single or live.given or not prefill.can(MADE):
-            return False
-        return decode.can(MADE) if decode is not None else self.world.instances.all_go_on
 
     async def _proceed(self, live: Live, leg: Leg, pull: KvParams | None) -> None:
         live.line.handed_off(self.world.now(), leg.member.name)
@@ -314,9 +274,6 @@ class Legs:
             elif source.moved:
                 raise Broken("its source kept tokens back")
             return
-        src = self.world.instances.members.get(live.line.prefill_instance or "")
-        if src is not None and src is not leg.member:
-            self.world.pairs.came(src, leg.member)
         held, live.held = live.held, None  # it was read
         if held is not None and held.member is leg.member:
             live.line.decode_began(now)  # the router knows
@@ -382,7 +339,7 @@ class Legs:
         elif isinstance(trouble, (Full, TransferTrouble)) and waits:
             if isinstance(trouble, Full):
                 self.world.tally.transfer_failed(HANDOFF, "full")
-            if isinstance(trouble, TransferTrouble) and await self._cut(live, leg, trouble):
+            if isinstance(trouble, TransferTrouble) and await self._unreached(live, leg, trouble):
                 return
             live.drop(leg)
             self.world.tell(TransferFailed(request_id, attempt, live.line.prefill_instance or "", name, reason))
@@ -403,4 +360,7 @@ class Legs:
             self.world.tell(Refused(live.request.id, live.attempt, leg.member.name))
         else:
             src, dst = source.member.name, leg.member.name
-            self.world.tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.kept))
+            if isinstance(trouble, TransferTrouble) and trouble.cause == "unreachable" and not lost:
+                self.world.tell(Unreachable(live.request.id, live.attempt, src, dst, reason, held=True))
+            else:
+                self.world.tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.kept))

@@ -80,7 +80,8 @@ class Live:
         self.held: Held | None = None
         self.prefilled: Prefilled | None = None  # this attempt's, by a leg that does not decode
         self.made: list[int] = []  # of this attempt's tokens, those its decode leg goes on from
-        self.unfit = False
+        self.unfit = self.overload = False
+        self.goes_on = True  # whoever decodes this attempt can go on from given tokens
         self.scores: list[Scored] | None = None  # of the prompt, on the way to the client
 
     @property
@@ -115,9 +116,9 @@ class Live:
         return bool(s.temperature > 0 or s.presence_penalty or s.frequency_penalty or follows)
 
     def begin(self, attempt: int, *, goes_on: bool) -> None:
-        """A new attempt; the last one's legs are gone. `goes_on`: every instance can go on from given tokens."""
+        """A new attempt; the last one's legs are gone."""
         assert not self.legs, f"request {self.request.id}: attempt {attempt} begins beside {list(self.legs)}"
-        self.attempt = attempt
+        self.attempt, self.goes_on = attempt, goes_on
         self.keeps = self.single and (goes_on or self.sampling.structured is None)
         self.base = len(self.candidates[0].tokens) if self.keeps else 0
         self.given = self.candidates[0].tokens[: self.base] if goes_on and self.looks_back else []
@@ -216,4 +217,5 @@ class Live:
         for number, c in enumerate(self.candidates):
             if c.finish is None:
                 c.finish = finish
-                self.deliver(Ended(self.request.id, number, len(c.tokens), [], finish, error=reason, stage=stage, unfit=self.unfit))
+                said = Ended(self.request.id, number, len(c.tokens), [], finish, error=reason, stage=stage)
+                self.deliver(msgspec.structs.replace(said, unfit=self.unfit, overload=self.overload))

@@ -48,9 +48,9 @@ LOOK_S = 0.05  # between looks whether all have joined
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
     """Where clients come in. `token` is the cluster's internal one, `upstream_api_key` that of vLLM servers; `asks_token` is what this
-    router's own /pdlab asks for where the cluster has made its token for itself (empty: nothing). Without an API key /v1 is
-    `open_to_clients`, or asks for the token. `context_tokens`: the model's bound on prompt plus output (0: not known). With `traceback`
-    a policy's mistake is logged with all that Python says of it."""
+    router's own /pdlab asks for where the cluster has made its token for itself (empty: nothing). `max_requests` holds where the experiment
+    has no `limits.max_in_flight`. Without an API key /v1 is `open_to_clients`, or asks for the token. `context_tokens`: the model's bound
+    on prompt plus output (0: not known). With `traceback` a policy's mistake is logged with all that Python says of it."""
 
     name: str
     model: str
@@ -101,14 +101,14 @@ class Brood:
 
 
 class ClusterService(Service):
-    """Where nobody can serve it says who is missing."""
+    """How many requests are too many its router says. Where nobody can serve it says who is missing."""
 
     def __init__(self, engine: ClusterEngine, front: Front, members: Members) -> None:
         super().__init__(
             engine,
             front.tokenizer,
             front.model,
-            max_requests=front.max_requests,
+            max_requests=None,
             api_key=front.api_key,
             token=front.guard or None,
             tool_parser=front.tool_parser,
@@ -118,6 +118,9 @@ class ClusterService(Service):
 
     def not_ready(self) -> list[str]:
         reasons = super().not_ready()
+        if self.router.overloaded:
+            most = self.router.limits.max_in_flight
+            reasons.append(f"overloaded: {len(self.router.cluster.live)} requests in flight, at most {most}")
         if self.engine.down is not None or not self.router.cluster.ready:
             there = sorted(self.members.known.items())
             who = ", ".join(f"{name} ({known.spec.role}) is {known.state}" for name, known in there) or "nobody is registered"
@@ -147,6 +150,8 @@ class Connected:
 async def route(deployment: Deployment, front: Front, registry: Registry, *, brood: Brood | None = None, say: Say = print) -> None:
     """Bind, follow the registry, serve, drain. Raises UsageError on mistakes."""
     started_s = time.monotonic()
+    if deployment.limits.max_in_flight is None:
+        deployment = deployment.with_({"limits.max_in_flight": front.max_requests})
     router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
     connected, members = Connected(front), Members(front.model)
     with (

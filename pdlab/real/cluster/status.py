@@ -28,8 +28,8 @@ from pdlab.real.registry.store import LEADER, StoreAway
 from pdlab.real.tls import PLAIN, Tls
 from pdlab.real.transfer.descriptor import Descriptor, decode
 from pdlab.real.transfer.result import Trouble
-from pdlab.real.wire import DRAIN, PULL, SWITCH, RoleChange
-from pdlab.types import InstanceSpec, Report, Role, UsageError, nearest
+from pdlab.real.wire import RoleChange
+from pdlab.types import DRAIN, PULL, SWITCH, InstanceSpec, Report, Role, UsageError, nearest
 
 LOOK_S = 0.2
 WATCH_S = 1.0

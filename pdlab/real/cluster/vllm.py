@@ -17,8 +17,7 @@ from pdlab.cost import InstanceProfile, measured_profiles
 from pdlab.real.cluster.connections import Connections
 from pdlab.real.cluster.remote import ALIVE_S, Broken
 from pdlab.real.tls import PLAIN, Tls
-from pdlab.real.wire import PULL
-from pdlab.types import UNKNOWN, InstanceSpec, Report, Role, StepTime, UsageError
+from pdlab.types import PULL, UNKNOWN, InstanceSpec, Report, Role, StepTime, UsageError
 
 RUNNING, WAITING = ("vllm:num_requests_running",), ("vllm:num_requests_waiting",)
 KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # 0 to 1

@@ -24,7 +24,6 @@ from pdlab.real.cluster.instances import Instances, Start
 from pdlab.real.cluster.legs import Legs
 from pdlab.real.cluster.live import Deliver, Leg, Live
 from pdlab.real.cluster.metrics import Tally
-from pdlab.real.cluster.pairs import Pairs
 from pdlab.real.cluster.remote import Remote
 from pdlab.real.cluster.timeline import Timelines
 from pdlab.real.engine.messages import Sampling
@@ -46,6 +45,7 @@ from pdlab.types import (
     Left,
     Lost,
     Migrate,
+    Notice,
     RegistryAway,
     Report,
     Request,
@@ -94,7 +94,6 @@ class World:
         self.on_members: Callable[[], None] | None = None  # called when they may have changed
         self._now = now
         self._latest_s = 0.0
-        self.pairs = Pairs(self.now)
         self._rng = random.Random(seed)
         self._legs = Legs(self, transfer)
         self._requests = 0
@@ -110,6 +109,7 @@ class World:
             Stop: self.instances.stop,
             Evict: self.instances.evict,
             Scale: self.instances.scale,
+            Notice: lambda action: logger.warning("%s", action.text),
         }
         self.teller = Teller(router, perform, log)
         self.teller.on_event = self._event
@@ -256,7 +256,7 @@ class World:
     def _end(self, action: End) -> None:
         live = self.live.get(action.request_id)
         if live is not None:
-            live.unfit = live.unfit or action.unfit
+            live.unfit, live.overload = live.unfit or action.unfit, action.overload
             self._over(live, action.stage, action.reason)
 
     def _over(self, live: Live, stage: Stage, reason: str) -> None:
@@ -284,7 +284,7 @@ class World:
         live = self.live.get(action.request_id)
         if live is None:
             return  # its end is about to be told
-        live.begin(action.attempt, goes_on=self.instances.all_go_on)
+        live.begin(action.attempt, goes_on=action.goes_on)
         decode = None if action.decode is None else self.instances.members[action.decode]
         self._legs.dispatch(live, self.instances.members[action.instance], decode)
 
@@ -305,7 +305,7 @@ class World:
         live.prefilled = None
         for leg in list(live.legs.values()):
             if leg.member.name == action.instance:
-                self._legs.note_late(live, leg)
+                self._legs.count_late(live, leg)
                 live.drop(leg)
                 leg.cancel()
         if live.held is not None and live.held.member.name == action.instance:

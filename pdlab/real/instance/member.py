@@ -21,8 +21,7 @@ from pdlab.real.registry.records import Garbage, read_instance
 from pdlab.real.registry.registry import Registration, Registry
 from pdlab.real.registry.store import INSTANCE, RegistrySilent, StoreAway
 from pdlab.real.transfer.descriptor import incompatible
-from pdlab.real.wire import CAPABILITIES
-from pdlab.types import InstanceSpec, Report, Role, UsageError
+from pdlab.types import CAPABILITIES, InstanceSpec, Report, Role, UsageError
 
 log = logging.getLogger(__name__)
 MOST_HASHES = 40_000  # in one report, so that it stays below the registry's bound

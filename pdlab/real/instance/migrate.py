@@ -110,7 +110,9 @@ class Migrations:
                 if answer.status != 200:
                     raise kv_lost(f"{move.url} answers {answer.status}: {raw[:200].decode(errors='replace')}")
                 return _read_exported(raw)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError, msgspec.MsgspecError) as trouble:
+        except (aiohttp.ClientConnectionError, TimeoutError, OSError) as trouble:
+            raise kv_lost(f"{move.url}: {trouble or type(trouble).__name__}", "unreachable") from None
+        except (aiohttp.ClientError, ValueError, RecursionError, msgspec.MsgspecError) as trouble:
             raise kv_lost(f"{move.url}: {trouble or type(trouble).__name__}") from None
 
     def _call_off(self, move: Move) -> None:

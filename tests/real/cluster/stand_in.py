@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from itertools import count
@@ -32,12 +33,12 @@ from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import measured_of
 from pdlab.real.registry.records import InstanceRecord, encode, read_instance, read_report
-from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, PushTo, StreamEvent
+from pdlab.real.wire import Continue, Extra, KvParams, PushTo, StreamEvent
 from pdlab.scheduler import NOTHING, Batch, Sequence
 from pdlab.sim.build import Plan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint
-from pdlab.types import InstanceSpec, Report, Role, Switched
+from pdlab.types import CAPABILITIES, InstanceSpec, Report, Role, Switched
 from tests.real.cluster.virtual import VirtualLoop, run
 
 TIMEOUT_S = 3.0  # of a transfer
@@ -89,6 +90,13 @@ class Wire:
         self._await_next()
 
 
+class Unreached(Exception):
+    """No KV comes from there; that is known after `fails_s`."""
+
+    def __init__(self, fails_s: float) -> None:
+        self.fails_s = fails_s
+
+
 class Job:
     """One leg at one instance."""
 
@@ -103,6 +111,7 @@ class Job:
         self.source: StandIn | None = None  # that its KV comes from
         self.staging: Staging | None = None  # of a migration
         self.told = self.pushed = False  # to a leg that has reserved: what is made; all of its KV
+        self.pushed_from = ""  # the lease of the KV that is pushed to it
 
     def token(self) -> int:
         token = self._word(self.made)
@@ -159,9 +168,13 @@ class StandIn:
             self._drop(job)
 
     async def decode(self, ask: LegAsk, hear: Hear) -> None:
-        job = self._job(ask)
         try:
-            self._begin(job)
+            job = self._job(ask)
+        except Full:
+            await self.rack.asking()
+            raise
+        try:
+            await self._begin(job)
             running = ask.sampling.best_of
             while running:
                 news = await job.inbox.get()
@@ -282,7 +295,17 @@ class StandIn:
         self.worker.submit(job.seq, self._others(job, job.seq) if stays else NOTHING)
         self.kick()
 
-    def _begin(self, job: Job) -> None:
+    async def _begin(self, job: Job) -> None:
+        try:
+            self._take_in(job)
+        except Full:
+            await self.rack.asking()
+            raise
+        except Unreached as unreached:
+            await asyncio.sleep(unreached.fails_s)
+            raise TransferTrouble("the source does not answer", cause="unreachable") from None
+
+    def _take_in(self, job: Job) -> None:
         params = job.ask.params
         if params is None or not params.do_remote_prefill:
             self._submit(job, stays=True)
@@ -384,7 +407,7 @@ class StandIn:
             self.worker.release(seq)
             return
         self.leases[job.ask.leg] = seq
-        there.source = self
+        there.source, there.pushed_from = self, job.ask.leg
         there.transfer = self.rack.wire.send(
             self.name, target.name, target._size(there.seq), partial(self._pushed, job.ask.leg, target, there)
         )
@@ -407,6 +430,8 @@ class StandIn:
     # ------------------------------------------------------------ migration
 
     def _migrate(self, job: Job, source: StandIn, leg: str) -> None:
+        if (fails_s := self.rack.cuts.get((source.name, self.name))) is not None:
+            raise Unreached(fails_s)
         there = source.jobs.get(leg)
         old = None if there is None else there.seq
         if there is None or old is None or (reason := source.worker.export(old)):
@@ -576,6 +601,8 @@ class Rack:
         self.bytes_per_token = max(model.kv_bytes_per_token(kv, p.placement.tp) for p in self.plans.values())
         self.instances: dict[str, StandIn] = {}
         self.asked: list[LegAsk] = []
+        self._answers: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self.asking_s = 2 * network.latency_us * 1e-6  # until the router has an instance's answer
         self.cuts: dict[tuple[str, str], float] = {}  # no KV goes from one to the other; seconds until a read says so
         for name, plan in self.plans.items():
             self._wire(name, plan)
@@ -611,6 +638,33 @@ class Rack:
             for instance in list(self.instances.values()):
                 if instance.is_alive and not instance.silent:
                     self.world.instances.report(instance.report())
+
+    async def asking(self) -> None:
+        """Until who asks has the answer, in the order in which they asked."""
+        due_s, answer = self.loop.time() + self.asking_s, self.loop.create_future()
+        self._answers.append((due_s, answer))
+        self.loop.call_at(due_s, self._answer)
+        await answer
+
+    def _answer(self) -> None:
+        while self._answers and self._answers[0][0] <= self.loop.time():
+            answer = self._answers.popleft()[1]
+            if not answer.done():
+                answer.set_result(None)
+
+    def cut(self, a: str, b: str, fails_s: float) -> None:
+        """Nothing passes between these two any more, nor what is under way."""
+        self.cuts[a, b] = self.cuts[b, a] = fails_s
+        for instance in self.instances.values():
+            for job in list(instance.jobs.values()):
+                if job.source is not None and job.transfer is not None and {job.source.name, instance.name} == {a, b}:
+                    source = job.source
+                    instance._stop_transfer(job)
+                    if job.pushed_from:
+                        source._end_lease(job.pushed_from)
+                        source.kick()
+                    else:
+                        self.loop.call_later(fails_s, job.inbox.put_nowait, TransferTrouble(f"{source.name} does not answer"))
 
     def check(self) -> None:
         """Blocks are conserved."""

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import uvicorn
 
+from pdlab.cluster import Cluster, Instance
 from pdlab.experiment.deployment import TransferSpec
 from pdlab.log import EventLog, Head
-from pdlab.policy import Policy
+from pdlab.policy import Policy, Reject
 from pdlab.real.api.app import create_app
 from pdlab.real.api.engine import Ended, Engine
 from pdlab.real.api.serve import bind
@@ -25,9 +26,9 @@ from pdlab.real.cluster.remote import Broken, Hear, LegAsk, LegTokens, Prefilled
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens
 from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.real.wire import CAPABILITIES, Continue, KvParams, StreamEvent
+from pdlab.real.wire import Continue, KvParams, StreamEvent
 from pdlab.router import Limits, Router
-from pdlab.types import InstanceSpec, Report, Role, Stage, Tick
+from pdlab.types import CAPABILITIES, InstanceSpec, Report, Request, Role, Stage, Tick
 from tests.real.api import stand_in
 
 PARAMS = KvParams(do_remote_prefill=True, remote_request_id="lease")
@@ -39,10 +40,13 @@ class Alphabet:
     def __init__(self, spec: InstanceSpec) -> None:
         self.spec = spec
         self.broken = False
+        self.halted = asyncio.Event()  # no prompt is computed until it is set
+        self.halted.set()
         self.asks: list[LegAsk] = []
 
     async def prefill(self, ask: LegAsk) -> Prefilled:
         self.asks.append(ask)
+        await self.halted.wait()
         return Prefilled(ord("a"), "length", 2, 0.0, b"{}", PARAMS)
 
     async def decode(self, ask: LegAsk, hear: Hear) -> None:
@@ -86,21 +90,27 @@ def spec(name: str, kv_blocks: int = 100) -> InstanceSpec:
     return InstanceSpec(name=name, role=role, kv_blocks=kv_blocks, capabilities=CAPABILITIES)
 
 
-def world() -> World:
+def world(policy: Policy | None = None, limits: Limits | None = None) -> World:
     started_s = time.monotonic()
-    return World(Router(Policy()), Alphabet, transfer=TransferSpec(), now=lambda: time.monotonic() - started_s)
+    router = Router(policy or Policy(), limits=limits)
+    return World(router, Alphabet, transfer=TransferSpec(), now=lambda: time.monotonic() - started_s)
 
 
-def served(folder: Path, test: Callable[[httpx.AsyncClient, World], Awaitable[None]]) -> None:
+def served(
+    folder: Path,
+    test: Callable[[httpx.AsyncClient, World], Awaitable[None]],
+    policy: Policy | None = None,
+    limits: Limits | None = None,
+) -> None:
     async def main() -> None:
-        made = world()
+        made = world(policy, limits)
         made.instances.join(spec("p"))
         made.instances.join(spec("d"))
         made.open()
         tokenizer = Tokenizer.load(folder)
         engine: Engine = ClusterEngine(made, "tiny", tokenizer.vocab)
         sock = bind("127.0.0.1", 0)
-        config = uvicorn.Config(create_app(Service(engine, tokenizer, "tiny")), log_level="warning", lifespan="off")
+        config = uvicorn.Config(create_app(Service(engine, tokenizer, "tiny", max_requests=None)), log_level="warning", lifespan="off")
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
@@ -143,6 +153,42 @@ def test_a_stop_string_ends_a_request_as_a_success(folder: Path) -> None:
         assert world.timeline(0)["status"] == "done"
 
     served(folder, test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_router_refuses_what_is_too_much_and_clients_may_come_again(folder: Path, stream: bool) -> None:
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "temperature": 0, "stream": stream}
+
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        world.instances.members["p"].remote.halted.clear()  # type: ignore[attr-defined]
+        first = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(2)]
+        while len(world.live) < 2:
+            await asyncio.sleep(0.01)
+        answer = await http.post("/v1/completions", json=body)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "overloaded")
+        assert error["message"] == "2 requests are in flight, and no more may be: try again in 1 s"
+        assert 'pdlab:router_http_requests_rejected_total{code="429",model_name="tiny"} 1.0' in (await http.get("/metrics")).text
+        world.instances.members["p"].remote.halted.set()  # type: ignore[attr-defined]
+        assert [(await one).status_code for one in first] == [200, 200]
+        assert world.tally.ends["rejected"] == 1
+        assert (await http.post("/v1/completions", json=body)).status_code == 200
+
+    served(folder, test, limits=Limits(max_in_flight=2))
+
+
+def test_whom_the_policy_turns_away_may_come_again(folder: Path) -> None:
+    class Busy(Policy):
+        def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
+            return Reject("its TTFT would be 7 s")
+
+    async def test(http: httpx.AsyncClient, world: World) -> None:
+        answer = await http.post("/v1/completions", json={"model": "tiny", "prompt": "hello"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+        assert "its TTFT would be 7 s" in answer.text
+
+    served(folder, test, Busy())
 
 
 def test_candidates_are_told_apart(folder: Path) -> None:

@@ -146,7 +146,7 @@ PUSH = {"transfer": {"mode": "push"}}
         ),
         ("all", {"engine": {"hbm_utilization": 0.5}, "device": "cuda"}, {}, ""),
         ("all", {"engine": {"hbm_utilization": 0.5}}, {"given": {"device": "cuda"}}, ""),
-        ("router", PUSH, {}, "since KV is pulled that was not reserved before prefill: transfer.mode"),
+        ("router", PUSH, {}, ""),
         ("router", {"transfer": {"mode": "push", "reserve": "before_prefill"}}, {}, ""),
         ("router", {"transfer": {"mode": "push", "granularity": "layer"}}, {}, ""),
         ("router", {**PUSH, "policy": "xllm_slo_aware"}, {}, ""),
@@ -154,7 +154,7 @@ PUSH = {"transfer": {"mode": "push"}}
             "router",
             {"cost": {}, **PUSH},
             {},
-            "since they are the simulator's: cost; since KV is pulled that was not reserved before prefill: transfer.mode",
+            "since they are the simulator's: cost",
         ),
     ],
 )

@@ -121,7 +121,7 @@ def test_no_role_is_left_empty_unless_forced(folder: Path) -> None:
 
 def test_mistakes_are_one_line(folder: Path) -> None:
     async def main(registry: Registry, views: Source, made: dict[str, Instance]) -> None:
-        await registry.register(spec("v0", engine="vllm"))
+        await registry.register(spec("v0", engine="vllm", capabilities=("pull",)))
         for ask, says in (
             (status.drain(views, "i9", TOKEN), "no instance is named 'i9'; nearest is i"),
             (status.drain(views, "i0", "wrong"), "wants the cluster's token: give --internal-token"),

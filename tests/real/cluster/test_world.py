@@ -18,9 +18,9 @@ from pdlab.real.api.engine import Ended
 from pdlab.real.cluster.remote import Broken, Full, Hear, LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Sampling, Tokens
-from pdlab.real.wire import CAPABILITIES, Continue, Extra, KvParams, StreamEvent
+from pdlab.real.wire import Continue, Extra, KvParams, StreamEvent
 from pdlab.router import Router
-from pdlab.types import Drained, Event, InstanceSpec, Leads, Left, Report, Role, Scale, Stage, Suspected, UsageError
+from pdlab.types import CAPABILITIES, Drained, Event, InstanceSpec, Leads, Left, Report, Role, Scale, Stage, Suspected, UsageError
 from tests.real.cluster.virtual import VirtualLoop, run
 
 GREEDY = Sampling(max_tokens=4, temperature=0.0)

@@ -18,7 +18,7 @@ from pdlab.log import Entry, read, replay
 from pdlab.real.engine.messages import Ready
 from pdlab.real.instance.member import measured_of
 from pdlab.sim.build import simulate
-from pdlab.types import Action, Dispatch, End, Handoff, Migrate, Report, Tick
+from pdlab.types import Action, Dispatch, End, Handoff, Migrate, Notice, Refused, Report, Tick, Unreachable
 from pdlab.workload.spec import build
 from tests.real.cluster.stand_in import Run, played, small
 
@@ -27,9 +27,14 @@ SHAPES = {"1P1D": (1, 1, 0), "2P2D": (2, 2, 0), "mixed": (0, 0, 2), "1P1D1M": (1
 
 
 def live(experiment: Experiment, log_path: Path, *, rejects: bool = False) -> Run:
+    """Its requests, and instances cut apart as its faults say."""
     work = build(experiment.workload, experiment.seed, experiment.base_dir)
 
     async def play(made: Run) -> None:
+        for fault in experiment.faults:
+            assert fault.cut is not None and fault.by_s is not None and fault.for_s is not None
+            made.loop.call_at(fault.at_s, made.rack.cut, *fault.cut, fault.by_s)
+            made.loop.call_at(fault.at_s + fault.for_s, made.rack.cuts.clear)
         sizes = zip(work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
         for i, (at_s, prompt, output) in enumerate(sizes):
             hashes = () if work.hashes is None else work.hashes[i][: prompt // work.hash_tokens]
@@ -48,7 +53,7 @@ def decisions(log_path: Path, kinds: tuple[type[Action], ...] = (Dispatch, Hando
 
 def happenings(log_path: Path) -> list[Entry]:
     _, entries = read(log_path)
-    return [entry for entry in entries if not isinstance(entry.event, (Report, Tick))]
+    return [entry for entry in entries if entry.actions or not isinstance(entry.event, (Report, Tick))]
 
 
 @pytest.mark.parametrize("transfer", [{}, {"first_token": "decode"}, PUSH], ids=["pull", "pull, first token from decode", "push"])
@@ -167,6 +172,84 @@ def test_where_nothing_is_cached_no_prompt_is_taken_for_cached(policy: str, tmp_
     experiment = small(policy, prefill=3, decode=2, workload=session, engine={"prefix_cache": False})
     spread = alike(experiment, tmp_path)
     assert spread.keys() == {"prefill-0", "prefill-1", "prefill-2"}, spread
+
+
+SCARCE = {"kv_blocks": 1000, "max_model_len": 8192}
+
+
+def alike_in_all(experiment: Experiment, folder: Path) -> list[Entry]:
+    """What happens in the live world, which is what happens in the simulated one."""
+    simulate(experiment, trace_events=folder / "sim")
+    live(experiment, folder / "live")
+    ours, theirs = happenings(folder / "live"), happenings(folder / "sim")
+    for a, b in zip(ours, theirs, strict=False):
+        assert (type(a.event), a.actions) == (type(b.event), b.actions), f"{a} live, {b} simulated"
+        assert a.now == pytest.approx(b.now, abs=1e-6), f"{a} live, {b} simulated"
+    assert len(ours) == len(theirs)
+    return ours
+
+
+@pytest.mark.parametrize("reserve", ["after_prefill", "before_prefill"])
+def test_they_decide_alike_where_a_full_decode_instance_refuses_and_is_asked_no_quicker(reserve: str, tmp_path: Path) -> None:
+    network = {"gbytes_per_s": 25, "latency_us": 2000}
+    few = {"requests": 50}
+    experiment = small(
+        "least_loaded", prefill=2, decode=2, workload=few, transfer={"reserve": reserve}, engine=SCARCE, cluster={"network": network}
+    )
+    entries = alike_in_all(experiment, tmp_path)
+    refused = 0
+    asked_s: dict[int, float] = {}
+    for entry in entries:
+        if isinstance(entry.event, Refused):
+            refused += 1
+            assert entry.now - asked_s[entry.event.request_id] == pytest.approx(0.004, abs=1e-6), "there and back"
+        asked_s |= {a.request_id: entry.now for a in entry.actions if isinstance(a, (Dispatch, Handoff))}
+    assert refused > 10
+
+
+CUT = {"at_s": 0.5, "cut": ["prefill-0", "decode-0"], "for_s": 9.0}
+RESERVED = {"reserve": "before_prefill"}
+
+
+@pytest.mark.parametrize("fails_s", [0.05, 100.0], ids=["refused", "in vain"])
+@pytest.mark.parametrize("transfer", [{}, {"first_token": "decode"}, RESERVED, PUSH], ids=["pull", "D samples", "reserved", "push"])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2)], ids=["1P1D", "2P1D", "2P2D"])
+def test_they_decide_alike_where_two_do_not_reach_each_other(
+    shape: tuple[int, int], transfer: dict[str, Any], fails_s: float, tmp_path: Path
+) -> None:
+    workload = {"requests": 100, "rate": 7.0}
+    experiment = small(
+        "least_loaded",
+        prefill=shape[0],
+        decode=shape[1],
+        workload=workload,
+        transfer={**transfer, "timeout_s": 2.0},
+        faults=[{**CUT, "by_s": fails_s}],
+    )
+    entries = alike_in_all(experiment, tmp_path)
+    assert [a for entry in entries for a in entry.actions if isinstance(a, Notice)]
+    unreached = [entry for entry in entries if isinstance(entry.event, Unreachable)]
+    assert bool(unreached) is (fails_s < 2.0 and transfer is not PUSH)
+    there = {a.dst for entry in entries for a in entry.actions if isinstance(a, Handoff) and a.src == "prefill-0"}
+    assert ("prefill-0" in there) is (shape[1] == 1 and transfer not in (RESERVED, PUSH)) or unreached, "it stays where it is"
+
+
+def test_a_push_is_pushed_though_the_file_does_not_say_when_blocks_are_set_aside(tmp_path: Path) -> None:
+    experiment = small("least_loaded", transfer={"mode": "push"}, workload={"requests": 20})
+    alike_in_all(experiment, tmp_path)
+    asked = [ask.params for ask in live(experiment, tmp_path / "again").rack.asked if ask.params is not None]
+    pushed = [params for params in asked if params.do_remote_decode]
+    assert len(pushed) == 20
+    assert all(params.pdlab is not None and params.pdlab.push is not None for params in pushed), "or it is pulled"
+
+
+def test_two_mixed_instances_are_given_a_role_each_in_both_worlds(tmp_path: Path) -> None:
+    experiment = small("xllm_slo_aware", prefill=0, decode=0, mixed=2, workload={"requests": 200, "rate": 20.0})
+    summary = simulate(experiment).summary
+    made = live(experiment, tmp_path / "live")
+    for roles in ({x["role"] for x in summary["instances"]}, {str(x.role) for x in made.world.router.cluster.instances}):
+        assert roles == {"prefill", "decode"}
+    assert min(x["requests"] for x in summary["instances"]) >= 80
 
 
 def test_equal_runs_write_equal_logs(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pdlab.control import router
 from pdlab.log import read, replay
+from pdlab.types import Dispatch, Handoff, Migrated, Refused, Transferred
 from tests.real.cluster.stand_in import PULL, TIMEOUT_S, TRANSFERS, Client, Run, cluster, played
 
 NEVER_S = 1e6
@@ -38,6 +39,42 @@ def test_what_does_not_get_through_is_decoded_where_it_is_without_being_computed
 
     made = played(cluster(PULL), play)
     assert all(client.done for client in made.clients.values())
+
+
+def test_what_fails_at_once_is_read_by_another_without_being_computed_again() -> None:
+    async def play(made: Run) -> None:
+        made.rack.cuts[LINK] = 0.1
+        clients = [made.submit(1000, 40) for _ in range(4)]
+        await ended(made, *clients)
+        assert {where(made, client) for client in clients} == {("decode-1", 1)}
+
+    made = played(cluster(PULL, 1, 2), play)
+    assert all(client.done for client in made.clients.values())
+
+
+@TRANSFERS
+def test_the_router_is_told_of_nothing_that_did_not_happen(transfer: dict[str, Any], tmp_path: Path) -> None:
+    """Who refuses was asked, who has been given a request was to be, and no transfer ends that has not begun."""
+
+    async def play(made: Run) -> None:
+        made.rack.cuts[LINK] = 0.2
+        for at in range(12):
+            made.submit_at(made.loop.time() + 0.5 * at, 500, 30)
+        await made.until(lambda: len(made.clients) == 12, 30.0)
+
+    for decode in (1, 2):
+        played(cluster(transfer, 1, decode), play, tmp_path / "log")
+        asked: set[tuple[int, str]] = set()
+        for entry in read(tmp_path / "log")[1]:
+            event = entry.event
+            assert not isinstance(event, Migrated), f"nobody asked for {event}"
+            if isinstance(event, Refused | Transferred):
+                assert (event.request_id, event.instance) in asked, f"{event} of one who was not asked"
+            for action in entry.actions:
+                if isinstance(action, Dispatch) and action.decode not in (None, action.instance):
+                    asked.add((action.request_id, str(action.decode)))
+                elif isinstance(action, Handoff) and action.src != action.dst:
+                    asked.add((action.request_id, action.dst))
 
 
 @TRANSFERS

@@ -80,3 +80,29 @@ def test_a_client_that_goes_during_a_migration_leaves_nothing_behind() -> None:
 
         made = shuttled(play)
         assert made.clients[1].done, k
+
+
+@pytest.mark.parametrize("unable", ["decode-0", "decode-1"])
+def test_nothing_is_asked_of_an_instance_that_cannot_take_or_give_a_running_request(unable: str) -> None:
+    async def play(made: Run) -> None:
+        made.rack.instances[unable].kill()
+        made.rack.bring_up(unable, capabilities=("pull", "reserve", "made"))
+        await asyncio.sleep(0.1)
+        for i in range(4):
+            made.submit(400 + 100 * i, 300)
+
+    made = shuttled(play)
+    assert all(c.done for c in made.clients.values())
+    assert not [ask for ask in made.rack.asked if ask.params is not None and ask.params.pdlab is not None and ask.params.pdlab.migrate]
+
+
+def test_of_two_that_do_not_reach_each_other_neither_is_asked_again_and_again() -> None:
+    async def play(made: Run) -> None:
+        made.rack.cut("decode-0", "decode-1", 0.01)
+        made.submit(600, 400)
+
+    made = shuttled(play)
+    assert made.clients[0].done
+    migrations = [ask for ask in made.rack.asked if ask.params is not None and ask.params.pdlab is not None and ask.params.pdlab.migrate]
+    assert len(migrations) == 1, "2 s of decoding, and 0.1 s between two tries"
+    assert made.world.timeline(0)["migrations"] == 0
