@@ -9,6 +9,7 @@ HOT = (
     "pdlab/core/worker.py",
     "pdlab/kv.py",
     "pdlab/scheduler.py",
+    "pdlab/decisions.py",
     "pdlab/gaps.py",
     "pdlab/cluster.py",
     "pdlab/core/teller.py",
