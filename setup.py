@@ -10,6 +10,7 @@ HOT = (
     "pdlab/kv.py",
     "pdlab/scheduler.py",
     "pdlab/core/report.py",
+    "pdlab/decisions.py",
     "pdlab/gaps.py",
     "pdlab/predict.py",
     "pdlab/core/reach.py",

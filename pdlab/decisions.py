@@ -16,7 +16,7 @@ import msgspec
 
 from pdlab import batching
 from pdlab.kv import BlockPool
-from pdlab.scheduler import Batch, Scheduler, Sequence
+from pdlab.scheduler import Batch, Commands, Scheduler, Sequence
 from pdlab.types import Lines, UsageError
 
 
@@ -45,7 +45,7 @@ class Setup:
 _read_setup = msgspec.json.Decoder(Setup).decode
 
 
-class Recorded:
+class Recorded(Commands):
     """Stands before a fresh Scheduler, and writes down what passes. Steps that are told to `advance` are counted with those that
     `complete` is told of."""
 

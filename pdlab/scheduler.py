@@ -14,6 +14,7 @@ A sequence that has computed its prompt either decodes here (`stays`), or is *he
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from heapq import heappop, heappush
 from typing import Any, Protocol
@@ -89,21 +90,36 @@ class Batching(Protocol):
         """(prompt chunks, whether the running sequences decode)."""
 
 
-class Commands(Protocol):
+class Commands(ABC):
     """What a Scheduler is told. Whoever stands between it and its worker has the same."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def submit(self, seq: Sequence) -> None: ...
+    @abstractmethod
     def reserve(self, seq: Sequence) -> bool: ...
+    @abstractmethod
     def extend(self, seq: Sequence, tokens: int) -> bool: ...
+    @abstractmethod
     def arrive(self, seq: Sequence, missing: int = 0) -> None: ...
+    @abstractmethod
     def hold(self, seq: Sequence) -> None: ...
+    @abstractmethod
     def stay(self, seq: Sequence) -> None: ...
+    @abstractmethod
     def release(self, seq: Sequence) -> None: ...
+    @abstractmethod
     def remove(self, seq: Sequence) -> None: ...
+    @abstractmethod
     def rename(self, seq: Sequence, hashes: tuple[int, ...]) -> None: ...
+    @abstractmethod
     def lengthen(self, seq: Sequence, output_tokens: int) -> None: ...
+    @abstractmethod
     def next_batch(self, now: float) -> Batch | None: ...
+    @abstractmethod
     def advance(self, batch: Batch, steps: int) -> None: ...
+    @abstractmethod
     def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]: ...
 
 
@@ -111,7 +127,7 @@ NOTHING: list[Sequence] = []  # never changed
 NO_CHUNKS: list[tuple[Sequence, int]] = []
 
 
-class Scheduler:
+class Scheduler(Commands):
     """`max_batch_tokens` bounds a step's prompt chunks plus decodes; `max_seqs` the running sequences; `watermark` is the fraction of
     blocks that admitting a prompt must leave available."""
 
