@@ -24,6 +24,7 @@ WORLDS = ("pdlab.sim", "pdlab.real", "pdlab.kernels")
 ALLOWED = {
     "pdlab.types": (),
     "pdlab.prefix": (),
+    "pdlab.strict": (),
     "pdlab.kv": ("pdlab.types",),
     "pdlab.predict": ("pdlab.types",),
     "pdlab.cluster": ("pdlab.types", "pdlab.predict"),
@@ -39,10 +40,10 @@ ALLOWED = {
     "pdlab.core.teller": ("pdlab.types", "pdlab.router"),
     "pdlab.log_file": (),
     "pdlab.log": ("pdlab.types", "pdlab.log_file", "pdlab.router"),
-    "pdlab.cost": ("pdlab.types", "pdlab.cost"),
+    "pdlab.cost": ("pdlab.types", "pdlab.strict", "pdlab.cost"),
     "pdlab.workload.cli": ("pdlab.types", "pdlab.workload", "pdlab.report.units", "pdlab.mistakes", "pdlab.read_yaml"),
     "pdlab.workload.figures": ("pdlab.workload", "pdlab.report.look"),
-    "pdlab.workload": ("pdlab.types", "pdlab.workload", "pdlab.report.units"),
+    "pdlab.workload": ("pdlab.types", "pdlab.strict", "pdlab.workload", "pdlab.report.units"),
 }
 
 
