@@ -13,30 +13,8 @@ from pdlab.load_policy import names
 from tests.support.contract import EXCEPTIONS, TRAITS, experiment, live, simulated, workload
 from tests.support.views import Seen, difference, to_the_end, without
 
-# What does not hold yet, and why.
-ORDER = "a simulated refusal comes within the decision that asked, a live one takes an answer"
-CACHE = "a hash that is stored and evicted between two reports is told of by the simulator, and not live"
-PENDING = {
-    "conditional": CACHE,
-    "freeness": ORDER,
-    "least_kv": ORDER,
-    "least_loaded": ORDER,
-    "llumnix": ORDER,
-    "power_of_two": CACHE,
-    "prefix_aware": ORDER,
-    "random": CACHE,
-    "round_robin": CACHE,
-    "xllm_cache_aware": ORDER,
-    "xllm_slo_aware": ORDER,
-}
 
-
-def cases() -> list[object]:
-    pending = {name: [pytest.mark.xfail(strict=True, reason=why)] for name, why in PENDING.items()}
-    return [pytest.param(name, marks=pending.get(name, [])) for name in names()]
-
-
-@pytest.mark.parametrize("policy", cases())
+@pytest.mark.parametrize("policy", names())
 def test_a_policy_sees_and_decides_the_same_in_both_worlds(policy: str) -> None:
     plan, work = experiment(policy), workload()
     ours, theirs = simulated(plan, work), live(plan, work)
@@ -57,9 +35,10 @@ def test_the_contract_is_about_every_kind_of_trouble() -> None:
     events = Counter(type(one.event).__name__ for one in seen)
     assert events["Refused"] > 10, "a decode instance is full"
     assert events["Drained"] == 1
+    assert events["Unreachable"] > 0, "two do not reach each other"
     assert events["Left"] == 2, "one died, one was drained"
     arrived = [one.event for one in seen if type(one.event).__name__ == "Arrived"]
-    assert {"prefixes", "priorities", "objectives", "kill", "drain", "full"} <= set(TRAITS)
+    assert {"prefixes", "priorities", "objectives", "kill", "drain", "cut", "full"} <= set(TRAITS)
     assert len({a.request.priority for a in arrived}) > 1  # type: ignore[attr-defined]
     assert any(a.request.ttft_slo_s for a in arrived)  # type: ignore[attr-defined]
     assert max(tokens for one in seen for x in one.view.instances.values() for tokens in x["cached_tokens"]) > 0  # type: ignore[attr-defined]

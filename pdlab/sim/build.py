@@ -148,7 +148,7 @@ def world(
 ) -> World:
     """The simulated cluster of an experiment, ready to `run`. `horizon` bounds the decode steps slept through at once; `policy` is asked in
     place of the experiment's."""
-    env = simpy.Environment()
+    env = simpy.Environment(0.0)
     spec = experiment.cluster
     inside = spec.network.intra_host
     transport = next(t for t in TRANSPORTS if t.name == spec.network.transport)
