@@ -7,9 +7,6 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pdlab.types import UsageError
 from pdlab.workload.text import TextFile
 
@@ -18,6 +15,9 @@ _BATCH_ROWS = 10_000
 
 def parquet_rows(file: TextFile) -> Iterator[dict[str, Any]]:
     """One object a row; dates as text, as other files have them. Raises UsageError where the file is damaged."""
+    import pyarrow as pa  # a third of a small simulation's memory, and few traces are Parquet files
+    import pyarrow.parquet as pq
+
     file.counted, file.line = "row", 0
     try:
         with pq.ParquetFile(file.path) as rows:
