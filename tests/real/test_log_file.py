@@ -88,7 +88,8 @@ def test_a_server_says_once_that_its_event_log_has_stopped(caplog: pytest.LogCap
 
 def test_an_engines_decisions_stop_where_the_disk_is_full(small_disk: Path) -> None:
     log = LogFile(small_disk / "decisions", lambda _: None)
-    scheduler = decisions.Recorded(decisions.Setup(1000, prefix_cache=False), log)
+    setup = decisions.Setup(1000, prefix_cache=False)
+    scheduler = decisions.Recorded(setup, setup.scheduler(), log)
     for order in range(1, 1000):
         seq = decisions.Sequence(order, 1, 100, 5)
         scheduler.submit(seq)

@@ -124,7 +124,7 @@ def alike(experiment: Experiment, folder: Path) -> Counter[str]:
 
 def reports(log_path: Path) -> list[Report]:
     _, entries = read(log_path)
-    found = [entry.event for entry in entries if isinstance(entry.event, Report)]
+    found = [entry.event for entry in entries if isinstance(entry.event, Report) and entry.event.taken_s > 0]  # not the one on joining
     return sorted(found, key=lambda report: (report.taken_s, report.instance))
 
 

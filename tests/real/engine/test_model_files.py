@@ -134,7 +134,7 @@ def test_random_weights_need_a_config_only(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_catalogue_name_is_enough_for_random_weights() -> None:
     loaded = load(EngineOptions(model="smollm2-135m", load_format="dummy", kv_blocks=20, max_model_len=256))
     assert loaded.config.layers == 30
-    assert loaded.engine.max_tokens == 256
+    assert loaded.engine.worker.most_tokens == 256
     with pytest.raises(UsageError, match="only dense models of the families"):
         load(EngineOptions(model="deepseek-v3", load_format="dummy"))
 

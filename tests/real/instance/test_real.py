@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from pdlab.real.api.metrics import CAUSES
 from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.messages import Exported
 from pdlab.real.engine.options import EngineOptions
@@ -119,7 +120,8 @@ def test_every_way_from_one_instance_to_the_other(tmp_path: Path) -> None:
             assert (lost.status_code, error["code"], error["cause"]) == (409, "kv_lost", "expired")
             page = (await b.http.get("/metrics")).text
             failures = [line for line in page.splitlines() if line.startswith("pdlab:transfer_failures_total{")]
-            assert [line.endswith(" 1.0") for line in failures if 'cause="expired"' in line] == [True] and len(failures) == 4
+            assert [line.endswith(" 1.0") for line in failures if 'cause="expired"' in line] == [True]
+            assert len(failures) == len(CAUSES)
 
     asyncio.run(play())
 
