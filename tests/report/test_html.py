@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
-from pdlab.records import Samples
 from pdlab.report.html import run_page
-from pdlab.result import Result
+from pdlab.results.records import Samples
+from pdlab.results.result import Result
 
 Made = Callable[..., Result]
 VOID = {"meta", "link", "br", "img", "input"}
