@@ -21,7 +21,7 @@ from pdlab.real.net.tls import CA_CERTS, Tls
 
 if TYPE_CHECKING:
     from pdlab.proof.bench.run import Progress
-    from pdlab.results.result import Result
+    from pdlab.report.result import Result
 
 
 def bench(

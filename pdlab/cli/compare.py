@@ -23,8 +23,8 @@ def compare(
 ) -> None:
     """Simulated against measured, and repeated runs among themselves; of several policies, also whether they rank the same."""
     from pdlab.report.compare import comparison_page, comparison_table
+    from pdlab.report.result import Result
     from pdlab.results.comparison import compare as compared
-    from pdlab.results.result import Result
 
     if len(directories) < 2:
         raise UsageError("compare takes a result of pdlab sim and at least one of pdlab bench")

@@ -38,7 +38,7 @@ from pdlab.real.net.tls import CA_CERTS, Tls
 if TYPE_CHECKING:
     from pdlab.experiment.deployment import Deployment
     from pdlab.experiment.experiment import Experiment
-    from pdlab.results.result import Result
+    from pdlab.report.result import Result
 
 Progress = Callable[[float, int, int], None]
 LEAST_LOG_BYTES = 1 << 12  # that are kept of an event log for whose results a disk has no room
@@ -471,8 +471,9 @@ def serve(
     try:
         from pdlab.real.api.cors import cors_of
         from pdlab.real.host.logs import configured
+        from pdlab.real.launch.asked import Asked
         from pdlab.real.launch.instance import Listening
-        from pdlab.real.launch.serve import Asked, start
+        from pdlab.real.launch.serve import start
     except ImportError as error:
         raise lacks("pdlab serve", error) from None
     given = {

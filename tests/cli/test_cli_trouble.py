@@ -18,7 +18,7 @@ from pdlab.core.types import Tick, UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.make_router import head_of
 from pdlab.replay.log import EventLog, cut_to_lines, read
-from pdlab.results.result import Result
+from pdlab.report.result import Result
 from pdlab.sim import simulate
 
 EXPERIMENT = """

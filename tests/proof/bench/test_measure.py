@@ -21,8 +21,8 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.proof.bench import run as bench_run
 from pdlab.proof.bench.poll import poll
 from pdlab.proof.bench.run import Target, measure
+from pdlab.report.result import Result
 from pdlab.results.records import Samples
-from pdlab.results.result import Result
 from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import WorkloadSpec, build
