@@ -206,7 +206,7 @@ def schema() -> dict[str, Any]:
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _SHORT: dict[str, list[dict[str, Any]]] = {  # what may stand for a mapping
     "#/$defs/Distribution": [{"type": "number"}],
-    "#/$defs/Choice": [
+    "#/$defs/ObjectiveChoice": [
         {"type": "number"},
         {"type": "object", "patternProperties": {"^-?[0-9]+$": {"type": "number"}}, "additionalProperties": False},
     ],
