@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pdlab.core.types import Drained, Evict, Left, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.sim.job import Job
 from pdlab.sim.worker import After, SimInstance
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Lifecycle:
         sent: dict[int, int] = {}
         calls_off = []
         for job in list(instance.jobs):
+            assert isinstance(job, Job)
             if job.target is instance:
                 calls_off.append(job)
                 continue

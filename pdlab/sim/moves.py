@@ -25,7 +25,8 @@ from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
 from pdlab.sim.job import Job
-from pdlab.sim.link import Network, Transfer
+from pdlab.sim.link import Network
+from pdlab.sim.path import Transfer
 from pdlab.sim.worker import After, SimInstance
 
 if TYPE_CHECKING:

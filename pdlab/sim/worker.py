@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import ceil, inf, sqrt
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import simpy
 
@@ -19,10 +19,8 @@ from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.core.worker import Worker
 from pdlab.cost.base import Cost
 from pdlab.results.metrics import Gaps
-
-if TYPE_CHECKING:
-    from pdlab.sim.host import Host
-    from pdlab.sim.job import Job
+from pdlab.results.timeline import Timeline
+from pdlab.sim.host import Host
 
 NORMAL = simpy.events.NORMAL
 
@@ -97,7 +95,7 @@ class SimInstance:
         self.worker = Worker(scheduler, name=spec.name, incarnation=spec.incarnation, role=spec.role)
         self.spec = spec
         self.name = spec.name
-        self.jobs: dict[Job, None] = {}  # that involve it now
+        self.jobs: dict[Timeline, None] = {}  # that involve it now
         self.alive = True
         self.wakes = False  # at the next deadline
         self.spans: list[tuple[int, float, float, str, int, int]] | None = None

@@ -38,7 +38,8 @@ from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegBroken, LegN
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, head_of
 from pdlab.sim.build import InstancePlan, plans
-from pdlab.sim.link import Network, Transfer
+from pdlab.sim.link import Network
+from pdlab.sim.path import Transfer
 from pdlab.sim.topology import Endpoint
 from tests.support.virtual import VirtualLoop, run
 
