@@ -1,1 +1,0 @@
-"""Sockets, TLS, connections, and what passes over them."""

@@ -27,8 +27,9 @@ from pdlab.core.types import (
     Switch,
     Switched,
 )
+from pdlab.real.net.http import Broken
 from pdlab.real.router.metrics import HANDOFF
-from pdlab.real.router.remote import LegBroken, Remote
+from pdlab.real.router.remote import Remote
 
 if TYPE_CHECKING:
     from pdlab.real.router.world import LiveWorld
@@ -204,7 +205,7 @@ class Instances:
     async def _switching(self, member: Incarnation, role: Role) -> None:
         try:
             await member.remote.switch(role)
-        except LegBroken:
+        except Broken:
             if await self.lives(member):  # it stays what it was
                 self.world.tell(Switched(member.name, member.spec.incarnation, member.spec.role))
             else:
@@ -216,7 +217,7 @@ class Instances:
     async def _stopping(self, member: Incarnation) -> None:
         try:
             await member.remote.drain()
-        except LegBroken:
+        except Broken:
             if await self.lives(member):  # it stays, unless it has said that it drains
                 self.world.tell(Drained(member.name, member.spec.incarnation, member.spec.draining))
             else:

@@ -34,11 +34,12 @@ from pdlab.core.types import (
 )
 from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.engine.messages import Sampling
+from pdlab.real.net.http import Broken, Unheard
 from pdlab.real.net.wire import Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
 from pdlab.real.router.instances import Incarnation
 from pdlab.real.router.live import HeldKv, Leg, Live
 from pdlab.real.router.metrics import HANDOFF, MIGRATION
-from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegBroken, LegNews, LegTokens, TransferTrouble, Unfit, Unheard
+from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
 
 if TYPE_CHECKING:
     from pdlab.real.router.world import LiveWorld
@@ -138,7 +139,7 @@ class Legs:
     async def _guarded(self, live: Live, leg: Leg, way: Way) -> None:
         try:
             await way()
-        except (InstanceFull, Unfit, LegBroken, TransferTrouble) as trouble:
+        except (InstanceFull, Unfit, Broken, TransferTrouble) as trouble:
             if not leg.over:
                 await self._trouble(live, leg, trouble)
         except Exception as error:
@@ -194,7 +195,7 @@ class Legs:
             self.world.finish(live, leg)
             return
         if push is None and answer.raw_params is None:
-            raise LegBroken("it answered without kv_transfer_params")
+            raise Broken("it answered without kv_transfer_params")
         if self.transfer.first_token == "prefill" and live.goes_on and live.single and not live.given:
             live.first(self.world.now(), None)
         live.drop(leg)
@@ -221,7 +222,7 @@ class Legs:
         leg.next[0] = len(live.made)
         try:
             await leg.member.remote.proceed(Continue(leg.name, live.given + live.made, pull))
-        except LegBroken as broken:
+        except Broken as broken:
             if not leg.over:
                 await self._trouble(live, leg, broken)
                 leg.cancel()  # its stream may not know
@@ -234,7 +235,7 @@ class Legs:
         """A decode leg to its end. `prefill`: whom to ask for the prompt when blocks are reserved."""
         await leg.member.remote.decode(self._ask(live, leg, None, params, raw), partial(self._hear, live, leg, prefill))
         if not leg.over and not leg.moved and leg.ended < len(live.candidates):
-            raise LegBroken("its stream ended early")
+            raise Broken("its stream ended early")
 
     def _hear(self, live: Live, leg: Leg, prefill: Incarnation | None, news: LegNews) -> None:
         if leg.over:
@@ -285,7 +286,7 @@ class Legs:
             if live.sent >= leg.goes_on_from:
                 self._commit(live, source, leg)
             elif source.moved:
-                raise LegBroken("its source kept tokens back")
+                raise Broken("its source kept tokens back")
             return
         held, live.held = live.held, None  # it was read
         if held is not None and held.member is leg.member:
@@ -308,7 +309,7 @@ class Legs:
         leg.moved = True
         target = live.legs.get("target")
         if target is None or target.landed:
-            raise LegBroken("it was moved away")
+            raise Broken("it was moved away")
 
     def _commit(self, live: Live, source: Leg, target: Leg) -> None:
         live.drop(source)
@@ -324,14 +325,14 @@ class Legs:
 
     # ------------------------------------------------------------ trouble
 
-    async def _trouble(self, live: Live, leg: Leg, trouble: InstanceFull | Unfit | LegBroken | TransferTrouble) -> None:
+    async def _trouble(self, live: Live, leg: Leg, trouble: InstanceFull | Unfit | Broken | TransferTrouble) -> None:
         request_id, attempt, name = live.request.id, live.attempt, leg.member.name
         reason = str(trouble) or type(trouble).__name__
         waits = leg.kind in ("decode", "reserve", "target") and not leg.landed
         if isinstance(trouble, Fenced):
             self.world.instances.gone(leg.member, died=False)
             return
-        if isinstance(trouble, LegBroken) and not await self.world.instances.lives(leg.member):
+        if isinstance(trouble, Broken) and not await self.world.instances.lives(leg.member):
             if not leg.over:
                 self.world.instances.unreachable(leg.member)
             return

@@ -24,9 +24,10 @@ from pdlab.real.api.http_server import bind
 from pdlab.real.api.service import Service
 from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens
 from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import Continue, KvParams, StreamEvent
 from pdlab.real.router.cluster_engine import ClusterEngine
-from pdlab.real.router.remote import Hear, LegAsk, LegBroken, LegTokens, Prefilled
+from pdlab.real.router.remote import Hear, LegAsk, LegTokens, Prefilled
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, Head
 from tests.real.api import stand_in
@@ -59,7 +60,7 @@ class Alphabet:
             for k in range(made, ask.sampling.max_tokens):
                 await asyncio.sleep(0)
                 if self.broken:
-                    raise LegBroken("reset")
+                    raise Broken("reset")
                 finish = "length" if k == ask.sampling.max_tokens - 1 else None
                 hear(LegTokens(candidate, [ord("a") + k % 26], finish))
 
