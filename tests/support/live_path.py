@@ -271,8 +271,8 @@ async def play(
         loop.call_at(float(workload.arrival_s[i]), submit, world, workload, i, clients)
     making = asyncio.create_task(trouble(site))
     await making
-    while len(clients) < len(workload) or world.live:
-        assert loop.time() < LONGEST_S, f"requests {list(world.live)} do not end"
+    while len(clients) < len(workload) or world.requests.by_id:
+        assert loop.time() < LONGEST_S, f"requests {list(world.requests.by_id)} do not end"
         await asyncio.sleep(0.05)
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)

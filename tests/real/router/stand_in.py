@@ -800,7 +800,7 @@ class Run:
 
     async def rest(self) -> None:
         """All clients' requests end; then nothing is held or live anywhere."""
-        await self.until(lambda: not self.world.live and all(client.ended for client in self.clients.values()))
+        await self.until(lambda: not self.world.requests.by_id and all(client.ended for client in self.clients.values()))
         await self.until(lambda: all(not x.jobs and x.scheduler.idle for x in self.rack.instances.values() if x.is_alive), 60.0)
         self.rack.at_rest()
         assert not self.world.router.cluster.live

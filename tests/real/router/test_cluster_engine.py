@@ -150,7 +150,7 @@ def test_a_stop_string_ends_a_request_as_a_success(folder: Path) -> None:
         answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
         assert answer["choices"][0]["text"] == "abcdef"
         assert answer["choices"][0]["finish_reason"] == "stop"
-        assert not world.live
+        assert not world.requests.by_id
         assert world.timeline(0)["status"] == "done"
 
     served(folder, test)
@@ -163,7 +163,7 @@ def test_the_router_refuses_what_is_too_much_and_clients_may_come_again(folder: 
     async def test(http: httpx.AsyncClient, world: LiveWorld) -> None:
         world.instances.members["p"].remote.halted.clear()  # type: ignore[attr-defined]
         first = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(2)]
-        while len(world.live) < 2:
+        while len(world.requests.by_id) < 2:
             await asyncio.sleep(0.01)
         answer = await http.post("/v1/completions", json=body)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
