@@ -471,8 +471,9 @@ def serve(
     try:
         from pdlab.real.api.cors import cors_of
         from pdlab.real.host.logs import configured
+        from pdlab.real.launch.asked import Asked
         from pdlab.real.launch.instance import Listening
-        from pdlab.real.launch.serve import Asked, start
+        from pdlab.real.launch.serve import start
     except ImportError as error:
         raise lacks("pdlab serve", error) from None
     given = {

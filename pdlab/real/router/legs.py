@@ -236,13 +236,6 @@ class Legs:
         live.line.prefill_started(live.line.dispatched_s + queue_s, cached_tokens)
         self._tally.prefilled(live.request.prompt_tokens, cached_tokens)
 
-    def _push(self, prefill: Incarnation, to: StreamEvent) -> PushTo | None:
-        """Where `prefill` is to write; None: the KV is pulled."""
-        if self.transfer.mode != "push" or not prefill.can(PUSH):
-            return None
-        granularity = "chunk" if self.transfer.granularity == "layer" and not prefill.can(LAYERS) else self.transfer.granularity
-        return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, self.transfer.timeout_s)
-
     async def _proceed(self, live: Live, leg: Leg, pull: KvParams | None) -> None:
         live.line.handed_off(self._now(), leg.member.name)
         leg.next[0] = len(live.made)
@@ -270,7 +263,7 @@ class Legs:
             self._tokens(live, leg, news)
         elif news.event == "reserved" and prefill is not None and not leg.reserved:
             leg.reserved = True
-            self._prefill(live, prefill, reserved=leg, push=self._push(prefill, news))
+            self._prefill(live, prefill, reserved=leg, push=push_to(self.transfer, prefill, news))
         elif news.event == "transferred" and not leg.landed:
             self._landed(live, leg, news)
         elif news.event == "prefilled" and leg.kind == "alone" and live.prefilled is None:
@@ -404,3 +397,11 @@ class Legs:
                 self._tell(Unreachable(live.request.id, live.attempt, src, dst, reason, held=True))
             else:
                 self._tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.kept))
+
+
+def push_to(transfer: TransferSpec, prefill: Incarnation, to: StreamEvent) -> PushTo | None:
+    """Where `prefill` is to write; None: the KV is pulled."""
+    if transfer.mode != "push" or not prefill.can(PUSH):
+        return None
+    granularity = "chunk" if transfer.granularity == "layer" and not prefill.can(LAYERS) else transfer.granularity
+    return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, transfer.timeout_s)
