@@ -44,10 +44,10 @@ from pdlab.proof.local_cluster import local_cluster
 from pdlab.proof.validate_host import BIN_S, faults, of_engines, seen
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Pace, watched
+from pdlab.report.result import Result
 from pdlab.results import comparison_stored as compare_stored
 from pdlab.results.comparison import Comparison, compare
 from pdlab.results.comparison_stored import Check
-from pdlab.results.result import Result
 
 Say = Callable[[str], None]
 Turned = TypeVar("Turned")

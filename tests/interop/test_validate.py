@@ -15,7 +15,7 @@ import yaml
 
 from pdlab.cost.profile import load_instance_profile
 from pdlab.experiment.yaml import read_yaml
-from pdlab.results.result import Result
+from pdlab.report.result import Result
 from tests.interop.test_cluster import needs_redis
 
 pytestmark = [pytest.mark.interop, needs_redis]

@@ -14,8 +14,8 @@ from pdlab.cli.main import main
 from pdlab.core.types import UsageError
 from pdlab.experiment.yaml import read_yaml
 from pdlab.proof.validate import SPENT, Outcome, TwoWorlds, take_turns, turned
+from pdlab.report.result import Result
 from pdlab.results.comparison import Comparison, Ranking
-from pdlab.results.result import Result
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 

@@ -24,9 +24,9 @@ from pdlab.proof.bench.server import BenchServer, address, ask
 from pdlab.proof.bench.uses import uses
 from pdlab.real.net.http import HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
+from pdlab.report.result import Result
 from pdlab.results.metrics import summarise
 from pdlab.results.records import Records, Samples
-from pdlab.results.result import Result
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 

@@ -1,4 +1,4 @@
-"""What `pdlab serve` was asked for, as its command line and file say it."""
+"""What the command line of `pdlab serve` asks for."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ from pdlab.real.launch.instance import (
     served_name_of,
     tokenizer_of,
 )
+from pdlab.real.launch.router import ChildInstances, RouterFront, route
 from pdlab.real.models import config, gguf_file
 from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
-from pdlab.real.router.process import ChildInstances, RouterFront, route
 from pdlab.real.router.vllm import Vllm
 
 ROLES = (*(str(role) for role in Role), "router", "all")
