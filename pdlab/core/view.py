@@ -323,6 +323,8 @@ class Capacity:
         what = f"its prompt of {prompt:,} tokens" if too_long else f"with {prompt:,} tokens of prompt and {tokens - prompt:,} of output it"
         if most < x.spec.kv_most_tokens:
             return f"{what} exceeds the context of {x.spec.context_tokens:,} tokens that {x.name} has"
+        if x.spec.sequence_tokens:
+            return f"{what} exceeds the {x.spec.sequence_tokens:,} tokens that the KV memory of {x.name} can hold of one request"
         total = x.spec.kv_blocks
         blocks = -(-(prompt if too_long else tokens - 1) // x.spec.block_tokens)
         if blocks > total:

@@ -113,6 +113,7 @@ DESCRIPTIONS = {
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",
     "EngineSpec.kv_blocks": "KV blocks of an instance; by default what memory holds beside the weights.",
+    "EngineSpec.hybrid_kv": "Layers with a window keep its KV only, as vLLM's hybrid KV cache manager has it; false: all of a sequence.",
     "EngineSpec.hbm_utilization": "The part of the accelerator's memory that may be used (vLLM: --gpu-memory-utilization).",
     "EngineSpec.max_model_len": "Tokens of prompt and output together that a request may have; by default the model's.",
     "TransferSpec.mode": "pull: the decode instance reads when the prompt is computed; push: the prefill instance writes.",

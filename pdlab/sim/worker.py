@@ -225,8 +225,8 @@ class SimInstance:
         if batch is None or self.k == 1:
             return worker.reserve(seq, others)
         pool = self.scheduler.pool
-        growth = batch.decodes * (self.k // pool.block_tokens + 1)
-        if growth + pool.blocks(seq.prompt_tokens) + self.scheduler.spare_blocks <= pool.free:
+        growth = batch.decodes * (self.k // pool.block_tokens + 1) * pool.shares
+        if growth + pool.held(seq.prompt_tokens) + self.scheduler.spare_blocks <= pool.free:
             return worker.reserve(seq, others)
         self.sync()
         if not worker.reserve(seq, others):
@@ -245,7 +245,9 @@ class SimInstance:
     def _tighten(self) -> None:
         """Blocks were taken in the middle of a run: cut it if they might be missed before its end."""
         batch, pool = self.worker.batch, self.scheduler.pool
-        if batch is not None and self.k > 1 and not self.cut and batch.decodes * (self.k // pool.block_tokens + 1) > pool.available:
+        if batch is None or self.k <= 1 or self.cut:
+            return
+        if batch.decodes * (self.k // pool.block_tokens + 1) * pool.shares > pool.available:
             self._cut()
 
     def _steps_by(self, elapsed_s: float) -> int:

@@ -531,7 +531,7 @@ class World:
         return not silent and all(x.rests for x in alive)
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
-        self.book.sample(self.env.now, report, instance.scheduler.pool.total)
+        self.book.sample(self.env.now, report, instance.spec.kv_blocks)
         now, delay_s = self.env.now, self.report_delay_s
         if self.silent_until_s and now < self.silent_until_s.get(instance.name, -1.0):
             return

@@ -158,6 +158,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "engine.prefix_cache": (False, {"workload": SESSIONS}),
     "engine.watermark": (0.6, {"engine.kv_blocks": 150}),
     "engine.kv_blocks": (150, {}),
+    "engine.hybrid_kv": (False, {"model": "gpt-oss-20b"}),
     "engine.hbm_utilization": (0.5, {}),
     "engine.max_model_len": (600, {}),
     "transfer.mode": ("push", {**SLOW, "transfer.reserve": "before_prefill"}),
