@@ -250,6 +250,8 @@ class Moves:
         if job is None or job.attempt != action.attempt:
             return
         src, seq, dst = job.d, job.active, self.world.instances[action.dst]
+        if not dst.alive:
+            self.world.lifecycle.asked(dst)
         reason = "it does not run there" if src is None or seq is None or not (src.alive and dst.alive) else src.worker.export(seq)
         if src is None or seq is None or reason:
             self._failed(job, action.src, action.dst, reason)

@@ -110,7 +110,7 @@ class SimInstance:
         bounds = (n for n in range(1, scheduler.max_seqs + 1) if cost.decode_is_compute_bound(n))
         self.compute_bound_from = next(bounds, scheduler.max_seqs + 1)  # decode batches of that many are bound by arithmetic
         self._done_callbacks: list[Callable[[Any], None]] = [self._done]
-        self.up_s = env.now
+        self.joined_s = self.up_s = env.now
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
         self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.switches = 0

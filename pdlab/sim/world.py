@@ -275,7 +275,8 @@ class World:
             job.blocked = False
         if not p.alive:
             job.dispatched(self.env.now, p.name)
-            return  # nobody knows yet; the router hears of it as Left
+            self.lifecycle.asked(p)
+            return
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
         decodes_here = action.decode == action.instance
         p.jobs[job] = None
@@ -285,7 +286,9 @@ class World:
             job.assigned(p.name)
         elif action.decode is not None:
             d = self.instances[action.decode]
-            if d.alive and not self._reserve(job, d, prompt, output):
+            if not d.alive:
+                self.lifecycle.asked(d)
+            elif not self._reserve(job, d, prompt, output):
                 return
         job.pseq = seq
         job.dispatched(self.env.now, p.name)
@@ -330,7 +333,9 @@ class World:
             p.kick()
             return
         d = self.instances[action.dst]
-        if d.alive and self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
+        if not d.alive:
+            self.lifecycle.asked(d)
+        elif self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
             self.moves.send_all(job)
 
     def _abort(self, action: Abort) -> None:

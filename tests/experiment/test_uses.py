@@ -100,6 +100,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "workload.best_of": (3, {}),
     "faults.at_s": ([{"at_s": 0.8, "kill": "decode-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
     "faults.kill": ([{"at_s": 0.3, "kill": "prefill-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
+    "faults.stop": ([{"at_s": 0.3, "stop": "prefill-0", "for_s": 0.5}], {}),
     "faults.drain": ([{"at_s": 0.3, "drain": "prefill-0"}], {}),
     "faults.slow": ([{"at_s": 0.3, "slow": "prefill-0", "factor": 0.1}], {}),
     "faults.slow_link": ([{"at_s": 0.3, "slow_link": "prefill-0", "factor": 0.01}], {}),

@@ -22,7 +22,7 @@ def scenario(seed: int) -> dict[str, object]:
         hashes = [tuple(f << 20 | u for u in range((p + o) // 16)) for f, p, o in zip(families, prompts, outputs, strict=True)]
     events = []
     for _ in range(r.randint(0, 4)):
-        kind = r.choice(["kill", "kill", "slow", "slow_link", "cut_link", "cut", "lose_reports", "delay_reports"])
+        kind = r.choice(["kill", "kill", "stop", "slow", "slow_link", "cut_link", "cut", "lose_reports", "delay_reports"])
         named = r.sample([name for name, _ in members], 2) if kind == "cut" else r.choice(members)[0]
         fault: dict[str, object] = {"at_s": r.uniform(0, 6), kind: named}
         fault |= {"restart_after_s": r.uniform(0.1, 5)} if kind == "kill" else {"for_s": r.uniform(0.1, 30)}
