@@ -74,14 +74,14 @@ class Worker:
         self.commands.submit(seq)
 
     def stay(self, seq: Sequence, others: list[Sequence] = NOTHING, output_tokens: int = 0) -> None:
-        """What is held decodes here after all; it makes `output_tokens` in all, where that has changed."""
+        """What is held decodes here after all; it makes `output_tokens` in all, where that has changed. Of several candidates each samples
+        its own first token here, from the prompt's KV: the one that is made is dropped."""
         if output_tokens:
             self.commands.lengthen(seq, output_tokens)
         del self.due[seq]
         if others:
             self._tie(seq, others)
-        self.commands.stay(seq)
-        self._fork(seq)
+        self.commands.stay(seq, missing=1 if others else 0)
 
     # ------------------------------------------------------------ computed elsewhere
 

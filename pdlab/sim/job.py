@@ -15,6 +15,7 @@ class Job(Timeline):
 
     attempt = 0
     sent = 0  # tokens its client has from lost attempts
+    samples_anew = False  # whoever decodes it makes its first token, from the prompt's KV; the prefill instance's is dropped
     p: SimInstance | None = None
     d: SimInstance | None = None
     target: SimInstance | None = None  # of a migration

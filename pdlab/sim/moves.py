@@ -228,7 +228,7 @@ class Moves:
         if p.alive:
             p.worker.release(pseq)
             p.kick()
-        d.worker.arrive(dseq)
+        d.worker.arrive(dseq, 0 if dseq.made else 1)
         d.kick()
         seconds = 0.0 if job.paced else max(0.0, job.transfer_end_s - job.flows_s)
         self.world.tell(Transferred(job.request.id, job.attempt, d.name, round(transfer.size_bytes), seconds))

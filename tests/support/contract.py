@@ -22,8 +22,7 @@ from tests.support.views import Seen, Tolerated, Witness, blanked
 
 HASH_TOKENS = 16
 SYSTEM_PROMPTS, SYSTEM_TOKENS = 3, 192
-TRAITS = ("prefixes", "priorities", "objectives", "kill", "drain", "cut", "full")
-LATER = ("best_of",)  # which the two worlds do not have alike yet
+TRAITS = ("prefixes", "priorities", "objectives", "best_of", "kill", "drain", "cut", "full")
 
 
 def experiment(policy: str | dict[str, Any], traits: tuple[str, ...] = TRAITS, **changes: Any) -> Experiment:

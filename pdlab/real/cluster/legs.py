@@ -55,11 +55,11 @@ class Legs:
         answer, line = live.prefilled, live.line
         assert answer is not None
         line.handed_off(self.world.now(), dst.name)
-        if dst is src and (live.given or not (dst.can(MADE) and live.single)):
+        if dst is src and (live.given or not dst.can(MADE)):
             self._alone(live, dst)
             self.world.release(live)
             return
-        if dst is src and not live.made:
+        if dst is src and live.single and not live.made:
             live.first(self.world.now(), None)  # that token is in the KV already
         leg = self._leg(live, "decode", dst)
         if not dst.can(MADE) or answer.params is None:

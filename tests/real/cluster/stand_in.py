@@ -278,7 +278,7 @@ class StandIn:
 
     def _sequence(self, job: Job, *, made: int = 0, stays: bool = True) -> Sequence:
         ask = job.ask
-        prompt, output = len(ask.tokens), ask.sampling.max_tokens
+        prompt, output = len(ask.tokens), ask.sampling.max_tokens if stays else max(2, ask.sampling.max_tokens)
         if reason := self.worker.refusal(prompt, output if stays else 1):
             raise Unfit(f"{self.name}: {reason}")
         return Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, stays)
@@ -316,9 +316,9 @@ class StandIn:
             self._migrate(job, self.rack.instances[extra.migrate.url.removeprefix("http://")], extra.migrate.leg)
         elif params.remote_engine_id == self.name:
             job.seq = seq = self.leases.pop(params.remote_request_id or "")
-            seq.owner = job
+            seq.owner, seq.output_tokens = job, job.ask.sampling.max_tokens
             job.inbox.put_nowait(StreamEvent("transferred", made=job.made))
-            self.worker.stay(seq)
+            self.worker.stay(seq, self._others(job, seq))
             self.kick()
         elif job.made and not extra.reserve and params.remote_request_id is None:
             job.seq = self._sequence(job)
@@ -422,7 +422,7 @@ class StandIn:
     def _landed(self, job: Job) -> None:
         assert job.seq is not None
         job.transfer = job.source = None
-        self.worker.arrive(job.seq)
+        self.worker.arrive(job.seq, 0 if job.seq.made else 1)
         self.kick()
         size = round(self._size(job.seq))
         job.inbox.put_nowait(StreamEvent("transferred", bytes=size, made=job.made))
