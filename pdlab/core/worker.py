@@ -178,9 +178,14 @@ class Worker:
         """Let what is here end; then take that role, or leave. `drained` says when."""
         self.draining, self.goal = True, goal
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is here, running, waiting, leased or expected."""
+        return self.batch is None and self.scheduler.idle
+
     def drained(self) -> bool:
-        """It was to drain, and nothing is here any more, running, waiting, leased or expected. True once."""
-        if not self.draining or self.batch is not None or not self.scheduler.idle:
+        """It was to drain, and is idle. True once."""
+        if not self.draining or not self.idle:
             return False
         self.draining = False
         return True

@@ -14,7 +14,7 @@ from pdlab.control import router
 from pdlab.experiment.experiment import Experiment
 from pdlab.log import EventLog
 from pdlab.sim import build
-from pdlab.types import Joined, Report, Request, Transferred
+from pdlab.types import Joined, Migrated, Report, Request, Transferred
 from pdlab.workload.base import Workload
 from tests.real.cluster.virtual import VirtualLoop, run
 from tests.support.live_path import Asker, Site, play
@@ -156,7 +156,7 @@ def _unmeasured(seen: Seen) -> Seen:
     event = seen.event
     if isinstance(event, Joined):
         event = Joined(msgspec.structs.replace(event.spec, link_bytes_per_s=0.0, host_bytes_per_s=0.0))
-    elif isinstance(event, Transferred):
+    elif isinstance(event, Transferred | Migrated):
         event = msgspec.structs.replace(event, size_bytes=0, seconds=0.0)
     cluster = {name: value for name, value in seen.view.cluster.items() if name != "links._reached"}
     return blanked(replace(seen, event=event, view=replace(seen.view, cluster=cluster)), OF_LINKS)

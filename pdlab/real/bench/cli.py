@@ -46,7 +46,7 @@ def bench(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
 ) -> None:
     """Measure a running server with an experiment's workload: same arrivals, lengths and shared prefixes as pdlab sim, same files."""
-    from pdlab.experiment.experiment import Experiment
+    from pdlab.experiment.experiment import Trial
 
     try:
         from pdlab.real.bench.run import Target, measure
@@ -57,7 +57,7 @@ def bench(
         overrides.append(f"seed={seed}")
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
-    experiment = Experiment.load(file, overrides)
+    experiment = Trial.load(file, overrides)
     directory = out_dir or Path("out") / f"{experiment.name}-real"
     _check_writable(directory)
     err = Console(stderr=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pdlab import __version__, collector, load_policy
-from pdlab.experiment.experiment import Experiment
+from pdlab.experiment.experiment import Trial
 from pdlab.metrics import summarise
 from pdlab.real.bench import overhead
 from pdlab.real.bench.http import Client
@@ -47,7 +47,7 @@ class Target:
     tls: Tls = PLAIN
 
 
-def measure(experiment: Experiment, target: Target, *, progress: Progress | None = None, workload: Workload | None = None) -> Result:
+def measure(experiment: Trial, target: Target, *, progress: Progress | None = None, workload: Workload | None = None) -> Result:
     """Send the workload and wait for all answers. `progress(seconds, requests ended, requests)` is called several times a second. SIGINT
     ends the run early: what there is by then comes back marked partial. Raises UsageError."""
     if workload is None:
@@ -55,7 +55,7 @@ def measure(experiment: Experiment, target: Target, *, progress: Progress | None
     return asyncio.run(_measure(experiment, target, workload, progress))
 
 
-async def _measure(experiment: Experiment, target: Target, workload: Workload, progress: Progress | None) -> Result:
+async def _measure(experiment: Trial, target: Target, workload: Workload, progress: Progress | None) -> Result:
     async with Client(target.url, time.perf_counter, target.api_key, target.tls) as client:
         server = await ask(client, model=target.model, vocab=target.vocab, extra=_all_extras(workload))
         prompts = Prompts(workload, experiment.seed + (target.salt << 32), server.vocabulary)
@@ -129,9 +129,7 @@ def _all_extras(workload: Workload) -> dict[str, Any]:
     return extras(Request(0, 0.0, 1, priority=priority, ttft_slo_s=ttft_s, tpot_slo_s=tpot_s))
 
 
-def _result(
-    experiment: Experiment, load: Load, samples: Samples, server: Server, cost: dict[str, Any], *, salt: int, partial: bool
-) -> Result:
+def _result(experiment: Trial, load: Load, samples: Samples, server: Server, cost: dict[str, Any], *, salt: int, partial: bool) -> Result:
     policy = load_policy.build(experiment.policy, experiment.base_dir)
     records = load.book.records
     instances = uses(records, load.duration_s, first_by_prefill=experiment.transfer.first_token == "prefill")

@@ -267,6 +267,7 @@ class Legs:
         if leg.kind == "target":
             live.line.copied(news.bytes)
             self.world.tally.transferred(MIGRATION, news.bytes, news.seconds)
+            leg.bytes, leg.seconds = news.bytes, news.seconds
             leg.next[0] = leg.goes_on_from = news.made - len(live.given)
             source = live.legs["decode"]
             if live.sent >= leg.goes_on_from:
@@ -305,7 +306,8 @@ class Legs:
         target.kind = "decode"
         live.line.migrated(target.member.name)
         self.world.tally.migrations += 1
-        self.world.tell(Migrated(live.request.id, live.attempt, source.member.name, target.member.name))
+        names = source.member.name, target.member.name
+        self.world.tell(Migrated(live.request.id, live.attempt, *names, target.bytes, target.seconds))
         if live.finished and not target.over:
             self.world.finish(live, target)
 

@@ -145,6 +145,7 @@ class StandIn:
         self.leases: dict[str, Sequence] = {}
         self.is_alive, self.stalled, self.silent, self.refuses = True, False, False, False
         self.slow, self.probes = False, 0  # no answer to probes in time
+        self.on_settled: Callable[[], None] = lambda: None  # called when nothing is under way
         self._decoding: list[Sequence] = []
         self._timer: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -491,6 +492,8 @@ class StandIn:
     def kick(self) -> None:
         if self.worker.batch is None and self.is_alive and not self.stalled and self.scheduler.stirred:
             self._start()
+        if self.worker.batch is None:
+            self.on_settled()
 
     def _start(self) -> None:
         scheduler, price, now = self.scheduler, self.plan.cost, self.loop.time()
@@ -530,6 +533,8 @@ class StandIn:
         self._set_alarm()
         if self.is_alive and not self.stalled:
             self._start()
+        if self.worker.batch is None:
+            self.on_settled()
 
     def _say(self, seq: Sequence) -> None:
         job: Job = seq.owner
