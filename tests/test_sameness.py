@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from pdlab.load_policy import names
-from pdlab.types import Arrived, Handoff
+from pdlab.core.types import Arrived, Handoff
+from pdlab.policies.load import names
 from tests.support.contract import EXCEPTIONS, TRAITS, experiment, live, simulated, workload
 from tests.support.views import Seen, difference, to_the_end, without
 

@@ -12,18 +12,10 @@ from typing import Any
 
 import simpy
 
+from pdlab.core.router import Router
+from pdlab.core.scheduler import NOTHING, Batch, Sequence
 from pdlab.core.teller import Teller
-from pdlab.log import EventLog
-from pdlab.results.timeline import Book
-from pdlab.router import Router
-from pdlab.scheduler import NOTHING, Batch, Sequence
-from pdlab.sim.host import Host
-from pdlab.sim.instance import After, SimInstance
-from pdlab.sim.job import Job
-from pdlab.sim.lifecycle import Lifecycle
-from pdlab.sim.link import Network
-from pdlab.sim.moves import Moves, TransferMode
-from pdlab.types import (
+from pdlab.core.types import (
     Abort,
     AnyEvent,
     Arrived,
@@ -47,6 +39,14 @@ from pdlab.types import (
     Switch,
     Tick,
 )
+from pdlab.replay.log import EventLog
+from pdlab.results.timeline import Book
+from pdlab.sim.host import Host
+from pdlab.sim.job import Job
+from pdlab.sim.lifecycle import Lifecycle
+from pdlab.sim.link import Network
+from pdlab.sim.moves import Moves, TransferMode
+from pdlab.sim.worker import After, SimInstance
 from pdlab.workload.base import Workload
 
 QUEUED_P, PREFILL, DONE = Stage.QUEUED_P, Stage.PREFILL, Stage.DONE  # enum look-ups cost
@@ -276,22 +276,22 @@ class World:
             job.dispatched(self.env.now, p.name)
             return  # nobody knows yet; the router hears of it as Left
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
-        stays = action.decode == action.instance
+        decodes_here = action.decode == action.instance
         p.jobs[job] = None
-        seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, stays)
-        if stays:
+        seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, decodes_here)
+        if decodes_here:
             job.d = p
             job.assigned(p.name)
         elif action.decode is not None:
             d = self.instances[action.decode]
             if d.alive and not self._reserve(job, d, prompt, output):
                 return
-        if not stays and request.best_of > 1:
+        if not decodes_here and request.best_of > 1:
             seq.output_tokens = max(2, output)  # its token is dropped, so it does not end with it
         job.pseq = seq
         job.dispatched(self.env.now, p.name)
         p.requests += 1
-        p.worker.submit(seq, _others(request, seq) if stays and request.best_of > 1 else NOTHING)
+        p.worker.submit(seq, _others(request, seq) if decodes_here and request.best_of > 1 else NOTHING)
         p.kick()
 
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
@@ -404,9 +404,9 @@ class World:
         if job.stage is not PREFILL:
             self._token_at(job, now)  # it is sampled anew, or was preempted, and goes on decoding
             return
-        if seq.stays or not job.samples_anew:
+        if seq.decodes_here or not job.samples_anew:
             self._token_at(job, now)
-        if not seq.stays:
+        if not seq.decodes_here:
             job.prefilled()
         self.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens))
         if job.done or job.attempt != seq.attempt:
@@ -463,7 +463,7 @@ class World:
         seq = job.active
         if seq is None:
             return 0
-        if job.dseq is None and not seq.stays and job.samples_anew:
+        if job.dseq is None and not seq.decodes_here and job.samples_anew:
             return 0  # the prefill instance's token is dropped
         where = job.d if job.d is not None else job.p
         made = where.made_by_now(seq) if where is not None else seq.made
