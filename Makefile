@@ -22,7 +22,7 @@ serve-pd: .venv/real.stamp  ## the same on a prefill and a decode instance, behi
 	.venv/bin/pdlab serve experiments/quickstart_live.yaml --role all $(SERVE)
 
 test: .venv/test.stamp servers  ## the tests, but for the slow ones (pytest -m slow) [WORKERS=3]: they wait more than they compute
-	.venv/bin/python -m pytest -n $(or $(WORKERS),3)
+	.venv/bin/python -m pytest -n $(or $(WORKERS),3) --dist worksteal
 
 servers:  # etcd and redis for the registry's tests, which skip, saying so, without
 	@if ! { command -v etcd && command -v redis-server; } > /dev/null; then \

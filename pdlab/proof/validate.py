@@ -39,7 +39,7 @@ from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.yaml import read_yaml
 from pdlab.proof.bench.run import Target, measure
 from pdlab.proof.calibrate.pool import pooled
-from pdlab.proof.calibrate.stream import MeasuredServer, connect, model_of
+from pdlab.proof.calibrate.stream import servers
 from pdlab.proof.local_cluster import local_cluster
 from pdlab.proof.validate_host import BIN_S, faults, of_engines, seen
 from pdlab.real.host import processes
@@ -291,8 +291,7 @@ async def warm_up(url: str, seconds: float) -> None:
         while time.monotonic() < until_s:
             await server.ask(server.prompt(WARM_TOKENS), WARM_TOKENS)
 
-    async with await connect() as session:
-        server = MeasuredServer(session, url, await model_of(session, url), WARM_VOCAB, seed=1)
+    async with servers([url], WARM_VOCAB, seed=1) as [server]:
         await asyncio.gather(go_on(), go_on())
 
 
@@ -300,8 +299,7 @@ async def take_turns(url: str, prefill: Sequence[str], decode: Sequence[str]) ->
     """Ask until it is the first instance's turn, as it is when a simulation begins: a policy that takes turns goes on where the requests
     before have left it, and the instance that serves beside an engine is not the same as the other. `pdlab bench` asks for one token before
     its clock runs (`SPENT`). Policies that do not take turns are asked twice round in vain."""
-    async with await connect() as session:
-        server = MeasuredServer(session, url, await model_of(session, url), WARM_VOCAB, seed=2)
+    async with servers([url], WARM_VOCAB, seed=2) as [server]:
         for stage, names, last, tokens in (("decode_instance", decode, 0, 2), ("prefill_instance", prefill, SPENT, 1)):
             if len(names) < 2:
                 continue

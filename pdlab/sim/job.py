@@ -6,7 +6,7 @@ from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Request
 from pdlab.results.timeline import NAN, Timeline
-from pdlab.sim.link import Transfer
+from pdlab.sim.path import Transfer
 from pdlab.sim.worker import SimInstance
 
 

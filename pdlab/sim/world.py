@@ -274,7 +274,8 @@ class World:
             job.blocked = False
         if not p.alive:
             job.dispatched(self.env.now, p.name)
-            return  # nobody knows yet; the router hears of it as Left
+            self.lifecycle.asked(p)
+            return
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
         decodes_here = action.decode == action.instance
         p.jobs[job] = None
@@ -284,7 +285,9 @@ class World:
             job.assigned(p.name)
         elif action.decode is not None:
             d = self.instances[action.decode]
-            if d.alive and not self._reserve(job, d, prompt, output):
+            if not d.alive:
+                self.lifecycle.asked(d)
+            elif not self._reserve(job, d, prompt, output):
                 return
         if not decodes_here and request.best_of > 1:
             seq.output_tokens = max(2, output)  # its token is dropped, so it does not end with it
@@ -334,7 +337,9 @@ class World:
             p.kick()
             return
         d = self.instances[action.dst]
-        if d.alive and self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
+        if not d.alive:
+            self.lifecycle.asked(d)
+        elif self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
             self.moves.send_all(job)
 
     def _abort(self, action: Abort) -> None:
@@ -529,7 +534,7 @@ class World:
         return not silent and all(x.rests for x in alive)
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
-        self.book.sample(self.env.now, report, instance.scheduler.pool.total)
+        self.book.sample(self.env.now, report, instance.spec.kv_blocks)
         now, delay_s = self.env.now, self.report_delay_s
         if self.silent_until_s and now < self.silent_until_s.get(instance.name, -1.0):
             return

@@ -23,10 +23,11 @@ from pdlab.real.api.errors import ApiError
 from pdlab.real.api.service import Service
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import Member, measured_of
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import PROTOCOL, Continue
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
-from pdlab.real.router.remote import Busy, Fenced, Hear, LegAsk, LegBroken, Prefilled
+from pdlab.real.router.remote import Busy, Fenced, Hear, LegAsk, Prefilled
 from pdlab.real.router.roster import Members, follow
 from pdlab.real.router.world import LiveWorld
 from pdlab.real.transfer.descriptor import Descriptor, Geometry
@@ -152,11 +153,11 @@ class Hosted:
 
     def _ask(self, what: Callable[[], None]) -> None:
         if not self.engine.is_alive:
-            raise LegBroken("no answer")
+            raise Broken("no answer")
         try:
             what()
         except ApiError as error:
-            raise LegBroken(str(error)) from None
+            raise Broken(str(error)) from None
 
     def close(self) -> None:
         self.engine.close()
@@ -260,8 +261,8 @@ async def play(
         loop.call_at(float(workload.arrival_s[i]), submit, world, workload, i, clients)
     making = asyncio.create_task(trouble(site))
     await making
-    while len(clients) < len(workload) or world.live:
-        assert loop.time() < LONGEST_S, f"requests {list(world.live)} do not end"
+    while len(clients) < len(workload) or world.requests.by_id:
+        assert loop.time() < LONGEST_S, f"requests {list(world.requests.by_id)} do not end"
         await asyncio.sleep(0.05)
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,12 +17,12 @@ from pdlab.core.types import Request, UsageError
 from pdlab.experiment.experiment import Trial
 from pdlab.policies import load as load_policy
 from pdlab.proof.bench import overhead
-from pdlab.proof.bench.http import BenchClient
 from pdlab.proof.bench.load import Load, extras
 from pdlab.proof.bench.poll import poll
 from pdlab.proof.bench.prompts import Prompts
-from pdlab.proof.bench.server import BenchServer, ask
+from pdlab.proof.bench.server import BenchServer, address, ask
 from pdlab.proof.bench.uses import uses
+from pdlab.real.net.http import HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.report.result import Result
 from pdlab.results.metrics import summarise
@@ -33,6 +32,7 @@ from pdlab.workload.spec import build as build_workload
 
 Progress = Callable[[float, int, int], None]
 _LEAST_POLL_S = 0.5
+MOST_IDLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def measure(experiment: Trial, target: Target, *, progress: Progress | None = No
 
 
 async def _measure(experiment: Trial, target: Target, workload: Workload, progress: Progress | None) -> Result:
-    async with BenchClient(target.url, time.perf_counter, target.api_key, target.tls) as client:
+    with contextlib.closing(HttpClient(address(target.url), api_key=target.api_key or "", tls=target.tls, most_idle=MOST_IDLE)) as client:
         server = await ask(client, model=target.model, vocab=target.vocab, extra=_all_extras(workload))
         prompts = Prompts(workload, experiment.seed + (target.salt << 32), server.vocabulary)
         with _written(target.raw) as raw, collector.seldom():

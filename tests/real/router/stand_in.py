@@ -28,17 +28,19 @@ from pdlab.core.staging import Staging
 from pdlab.core.types import CAPABILITIES, InstanceSpec, Report, Role, Switched
 from pdlab.core.worker import LEASE_S, Worker
 from pdlab.experiment.experiment import Experiment
-from pdlab.experiment.make_router import head_of, router
+from pdlab.experiment.make_router import router
 from pdlab.policies import load as load_policy
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import measured_of
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import Continue, Extra, KvParams, PushTo, StreamEvent
 from pdlab.real.registry.records import InstanceRecord, encode, read_instance, read_report
-from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegBroken, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.router.world import LiveWorld
-from pdlab.replay.log import EventLog
+from pdlab.replay.log import EventLog, head_of
 from pdlab.sim.build import InstancePlan, plans
-from pdlab.sim.link import Network, Transfer
+from pdlab.sim.link import Network
+from pdlab.sim.path import Transfer
 from pdlab.sim.topology import Endpoint
 from tests.support.virtual import VirtualLoop, run
 
@@ -194,7 +196,7 @@ class StandIn:
     async def proceed(self, go: Continue) -> None:
         job = self.jobs.get(go.leg)
         if not self.is_alive or job is None or job.seq is None:
-            raise LegBroken("there is no such leg")
+            raise Broken("there is no such leg")
         assert not job.made or job.made == len(go.made)
         job.made = job.seq.made = len(go.made)
         job.told = True
@@ -232,13 +234,13 @@ class StandIn:
 
     async def switch(self, role: Role) -> None:
         if not self.is_alive:
-            raise LegBroken("no answer")
+            raise Broken("no answer")
         self.worker.drain(role)
         self._when_drained(partial(self._switched, role))
 
     async def drain(self) -> None:
         if not self.is_alive:
-            raise LegBroken("no answer")
+            raise Broken("no answer")
         self.worker.drain(None)
         self._when_drained(self._leave)
 
@@ -253,7 +255,7 @@ class StandIn:
                 timer.cancel()
         for job in list(self.jobs.values()):
             self._stop_transfer(job)
-            job.inbox.put_nowait(LegBroken("connection reset"))
+            job.inbox.put_nowait(Broken("connection reset"))
         for other in self.rack.instances.values():
             for job in list(other.jobs.values()):
                 if job.source is self and other.is_alive:
@@ -263,13 +265,13 @@ class StandIn:
     def cut(self) -> None:
         """Every connection breaks; the instance lives on."""
         for job in list(self.jobs.values()):
-            job.inbox.put_nowait(LegBroken("connection reset"))
+            job.inbox.put_nowait(Broken("connection reset"))
 
     # ------------------------------------------------------------ legs
 
     def _job(self, ask: LegAsk) -> Job:
         if not self.is_alive:
-            raise LegBroken("connection refused")
+            raise Broken("connection refused")
         if self.refuses:
             raise InstanceFull("no room")
         assert ask.leg not in self.jobs, f"leg {ask.leg} twice"
@@ -804,7 +806,7 @@ class Run:
 
     async def rest(self) -> None:
         """All clients' requests end; then nothing is held or live anywhere."""
-        await self.until(lambda: not self.world.live and all(client.ended for client in self.clients.values()))
+        await self.until(lambda: not self.world.requests.by_id and all(client.ended for client in self.clients.values()))
         await self.until(lambda: all(not x.jobs and x.scheduler.idle for x in self.rack.instances.values() if x.is_alive), 60.0)
         self.rack.at_rest()
         assert not self.world.router.cluster.live
