@@ -60,10 +60,12 @@ def test_no_output_is_stored(path: Path) -> None:
 @pytest.mark.skipif(not STORED.is_dir(), reason=f"{STORED.name}/ is not stored yet")
 def test_the_stored_checks_are_those_of_the_stored_results() -> None:
     again = {(c.run, c.policy, c.key): c for run, comparison in stored(STORED).items() for c in checks(run, comparison)}
-    kept = {(c.run, c.policy, c.key): c for c in load_checks(STORED / "checks.json")}
+    kept = {(c.run, c.policy, c.key): c for c in load_checks(STORED)}
     assert again.keys() == kept.keys() and kept
     for key, check in kept.items():
         found = again[key]
         assert found.holds == check.holds, key
         assert (found.simulated, found.measured) == pytest.approx((check.simulated, check.measured), nan_ok=True), key
-    assert sum(file.stat().st_size for file in STORED.rglob("*") if file.is_file()) < 3_000_000
+    sizes = {file.name: file.stat().st_size for file in STORED.iterdir()}
+    assert sizes.keys() == {"manifest.json", "requests.parquet"}
+    assert sizes["requests.parquet"] <= 300_000
