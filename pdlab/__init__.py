@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pdlab.core.types import Request, Role, Scale, UsageError
     from pdlab.core.view import Cluster, Instance
     from pdlab.experiment.experiment import Experiment
-    from pdlab.results.result import Result
+    from pdlab.report.result import Result
     from pdlab.sim import simulate
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _HOMES = {
     "Policy": "pdlab.core.policy",
     "Reject": "pdlab.core.policy",
     "Request": "pdlab.core.types",
-    "Result": "pdlab.results.result",
+    "Result": "pdlab.report.result",
     "Role": "pdlab.core.types",
     "Scale": "pdlab.core.types",
     "UsageError": "pdlab.core.types",

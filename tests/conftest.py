@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pdlab.core.types import Stage
+from pdlab.report.result import Result
 from pdlab.results.gaps import Gaps
 from pdlab.results.metrics import InstanceUse, LinkUse, summarise
 from pdlab.results.records import Records, Samples
-from pdlab.results.result import Result
 
 NAN = float("nan")
 

@@ -15,7 +15,7 @@ from pdlab import Cluster, Experiment, Instance, Policy, Request, UsageError, si
 from pdlab.policies import load as load_policy
 from pdlab.policies.prefix_aware import PrefixAware
 from pdlab.policies.round_robin import RoundRobin
-from pdlab.results.result import RequestFrame
+from pdlab.results.run import RequestFrame
 
 HERE = Path(__file__).parent.parent
 QUICK = HERE / "experiments" / "quickstart.yaml"

@@ -68,10 +68,10 @@ DESCRIPTIONS = {
     "Lognormal.cv": "Coefficient of variation; either this or sigma.",
     "Lognormal.sigma": "Of the logarithm; either this or cv.",
     "Lognormal.max": "Nothing longer, tokens.",
-    "Choice.constant": "The same for all, seconds.",
-    "Choice.by_priority": "Seconds for each priority.",
-    "Choice.uniform": "Drawn between these two, seconds.",
-    "Choice.shares": "[seconds, share of the requests], the shares adding up to 1.",
+    "ObjectiveChoice.constant": "The same for all, seconds.",
+    "ObjectiveChoice.by_priority": "Seconds for each priority.",
+    "ObjectiveChoice.uniform": "Drawn between these two, seconds.",
+    "ObjectiveChoice.shares": "[seconds, share of the requests], the shares adding up to 1.",
     "Sessions.turns": "Turns of a chat, on average.",
     "Sessions.fixed_turns": "Every chat has that many.",
     "Sessions.think_s": "Seconds between an answer and the next turn, on average.",
@@ -206,7 +206,7 @@ def schema() -> dict[str, Any]:
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _SHORT: dict[str, list[dict[str, Any]]] = {  # what may stand for a mapping
     "#/$defs/Distribution": [{"type": "number"}],
-    "#/$defs/Choice": [
+    "#/$defs/ObjectiveChoice": [
         {"type": "number"},
         {"type": "object", "patternProperties": {"^-?[0-9]+$": {"type": "number"}}, "additionalProperties": False},
     ],

@@ -47,7 +47,7 @@ from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Pace, watched
 from pdlab.results.comparison import Comparison
 from pdlab.results.comparison_stored import Check, all_checks, compared, plain
-from pdlab.results.result import Result
+from pdlab.results.run import Run
 from pdlab.results.run_store import RunStore, StoredRun, name_of
 from pdlab.sim import simulate
 
@@ -220,7 +220,7 @@ def _measured(store: RunStore, directory: Path, of: tuple[str, str, float], repe
     return found
 
 
-def _measure_run(experiment: Experiment, target: Target, pace: Pace) -> tuple[Result, list[list[float]]]:
+def _measure_run(experiment: Experiment, target: Target, pace: Pace) -> tuple[Run, list[list[float]]]:
     """A run, and what the probe saw of each engine's core meanwhile. Raises KeyboardInterrupt where it was stopped."""
     placed = list(experiment.placements())
     prefill = sorted(p.name for p in placed if p.role.prefills)

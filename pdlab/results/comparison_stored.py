@@ -13,7 +13,7 @@ from typing import Any
 
 from pdlab.core.types import UsageError
 from pdlab.results.comparison import Comparison, compare
-from pdlab.results.result import Result
+from pdlab.results.run import Run
 from pdlab.results.run_store import RunStore, StoredRun
 
 BAR = {f"{key}.{point}": bound for key in ("ttft_s", "tpot_s", "e2e_s") for point, bound in (("mean", 0.05), ("p99", 0.10))}
@@ -85,7 +85,7 @@ def compared(runs: Iterable[StoredRun], *, undisturbed: bool = False) -> dict[st
     own: dict[tuple[str, str, float], list[StoredRun]] = {}
     for run in runs:
         own.setdefault((run.layout, run.policy, run.rate), []).append(run)
-    results: dict[str, list[tuple[str, Result]]] = {}
+    results: dict[str, list[tuple[str, Run]]] = {}
     for (layout, _, rate), alike in own.items():
         informed = not undisturbed and any(run.world == "sim" and run.repeat for run in alike)
         counting = [run for run in alike if run.world == "real" or bool(run.repeat) == informed]

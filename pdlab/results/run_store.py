@@ -21,7 +21,7 @@ import numpy as np
 from pdlab.core.types import UsageError
 from pdlab.results.gaps import Gaps
 from pdlab.results.records import FIELDS, Records, Samples
-from pdlab.results.result import MANIFEST, REQUESTS, SUMMARY, Result
+from pdlab.results.run import MANIFEST, REQUESTS, SUMMARY, Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ class StoredRun:
     rate: float
     world: str
     repeat: int
-    result: Result
+    result: Run
     loop_s: list[list[float]] = field(default_factory=list)
 
     @property
@@ -128,7 +128,7 @@ class RunStore:
             name, summary = entry["run"], entry["summary"]
             experiment = {**manifest["experiments"].get(entry["experiment"], {}), **entry["changes"]}
             records = _records(frames.get(name, none), [use["name"] for use in summary["instances"]])
-            result = Result(summary, records, Gaps.restore(gaps[name]), Samples(), experiment)
+            result = Run(summary, records, Gaps.restore(gaps[name]), Samples(), experiment)
             store.put(StoredRun(**{key: entry[key] for key in _KEY}, result=result, loop_s=entry["loop_s"]))
         return store
 

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
 from pydantic import ValidationError
 
 from pdlab import Experiment, UsageError
-from pdlab.cli.main import app, main
+from pdlab.cli.main import app, command, main
 from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.spellings import FLAGS, KEYS
 from pdlab.experiment.yaml import read_yaml
@@ -27,9 +26,7 @@ QUICK = read_yaml(ROOT / "experiments" / "quickstart.yaml")
 
 def options(name: str) -> dict[str, str]:
     """A command's flags, and the parameter behind each."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group) or hasattr(group, "commands")
-    return {flag: str(one.name) for one in group.commands[name].params for flag in (*one.opts, *one.secondary_opts) if flag.startswith("-")}
+    return {flag: str(one.name) for one in command(name).params for flag in (*one.opts, *one.secondary_opts) if flag.startswith("-")}
 
 
 def ended(*arguments: str) -> tuple[int, str]:

@@ -15,7 +15,7 @@ import pytest
 from pdlab.core.types import Tick
 from pdlab.experiment.make_router import router
 from pdlab.real.api.metrics import EngineMetrics
-from pdlab.real.router import process as serve
+from pdlab.real.launch import router as serve
 from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.replay import scheduler_log as decisions
 from pdlab.replay.log import read

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.container import BarContainer
 
 from pdlab.report import figures
+from pdlab.report.result import Result
 from pdlab.report.stages import stretches
 from pdlab.results.records import Records, Samples
-from pdlab.results.result import Result
 
 Made = Callable[..., Result]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 
 from pdlab.report.html import run_page
+from pdlab.report.result import Result
 from pdlab.results.records import Samples
-from pdlab.results.result import Result
 
 Made = Callable[..., Result]
 VOID = {"meta", "link", "br", "img", "input"}

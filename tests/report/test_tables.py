@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console, RenderableType
 
+from pdlab.report.result import Result
 from pdlab.report.tables import compared, comparison, summary_table
 from pdlab.results.metrics import DEFINITIONS
-from pdlab.results.result import Result
 from pdlab.results.units import number, percent, seconds, size
 
 Made = Callable[..., Result]

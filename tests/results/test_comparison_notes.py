@@ -7,8 +7,8 @@ from typing import Any
 
 from pdlab.cost.profile import save_instance_profile
 from pdlab.experiment.experiment import Experiment
+from pdlab.report.result import Result
 from pdlab.results.comparison import compare
-from pdlab.results.result import Result
 from tests.cost.test_measured import PROFILE
 from tests.measured import measured, simulated
 

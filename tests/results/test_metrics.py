@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pdlab.core.types import Stage
+from pdlab.report.result import Result
 from pdlab.results.gaps import Gaps
 from pdlab.results.metrics import FIELDS, InstanceUse, LinkUse, Records, Samples, summarise
-from pdlab.results.result import Result
 
 NAN = float("nan")
 SLO = (1.0, 0.05)
@@ -178,5 +178,5 @@ def test_itl_comes_from_the_gaps(made_run: Callable[..., Result]) -> None:
 
 def test_importing_metrics_loads_neither_pandas_nor_matplotlib() -> None:
     heavy = "('pandas', 'matplotlib', 'pyarrow', 'rich')"
-    code = f"import sys, pdlab.results.metrics, pdlab.results.result; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, pdlab.results.metrics, pdlab.report.result; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

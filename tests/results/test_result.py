@@ -10,7 +10,7 @@ import pytest
 
 from pdlab.core.types import UsageError
 from pdlab.report import html
-from pdlab.results.result import Result
+from pdlab.report.result import Result
 
 FILES = {"summary.json", "requests.parquet", "timeline.parquet", "report.html", "experiment.yaml"}
 Made = Callable[..., Result]

@@ -11,7 +11,7 @@ import pytest
 
 from pdlab.core.types import UsageError
 from pdlab.results.records import FIELDS
-from pdlab.results.result import Result
+from pdlab.results.run import Run
 from pdlab.results.run_store import RunStore, StoredRun, name_of
 from tests.measured import measured, simulated
 
@@ -36,7 +36,7 @@ def back(store: RunStore, folder: Path) -> RunStore:
     return RunStore.load(folder)
 
 
-def same(a: Result, b: Result) -> None:
+def same(a: Run, b: Run) -> None:
     assert a.summary == b.summary and a.experiment == b.experiment and a.gaps.state() == b.gaps.state()
     ours, theirs = a.records.columns(), b.records.columns()
     assert list(ours) == list(theirs)
@@ -151,4 +151,4 @@ def test_a_folder_for_each_run_was_another_version(tmp_path: Path) -> None:
 def test_a_store_is_no_result(tmp_path: Path) -> None:
     store_of(*both_worlds()).save(tmp_path)
     with pytest.raises(UsageError, match="the runs of pdlab validate, many results"):
-        Result.load(tmp_path)
+        Run.load(tmp_path)

@@ -12,7 +12,7 @@ from pdlab.core.types import Role, UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.policies.load import names
 from pdlab.policies.round_robin import RoundRobin
-from pdlab.results.result import Result
+from pdlab.report.result import Result
 from pdlab.sim import simulate
 from pdlab.sim.moves import TransferMode
 from tests.sim.small_world import small_world, workload

@@ -25,9 +25,9 @@ from pdlab.proof.bench.prompts import Prompts
 from pdlab.proof.bench.server import BenchServer, ask
 from pdlab.proof.bench.uses import uses
 from pdlab.real.net.tls import PLAIN, Tls
+from pdlab.report.result import Result
 from pdlab.results.metrics import summarise
 from pdlab.results.records import Records, Samples
-from pdlab.results.result import Result
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 

@@ -9,7 +9,7 @@ import pytest
 
 from pdlab.experiment.experiment import Experiment
 from pdlab.proof.bench.run import Target, measure
-from pdlab.results.result import Result
+from pdlab.report.result import Result
 from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from tests.proof.bench.wire import tokens, wired

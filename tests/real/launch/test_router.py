@@ -11,10 +11,10 @@ import pytest
 
 from pdlab.core import watchdog
 from pdlab.experiment.experiment import Experiment
+from pdlab.real.launch.router import RouterFront, route
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
-from pdlab.real.router.process import RouterFront, route
 
 POLICY = """\
 import time
