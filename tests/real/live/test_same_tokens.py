@@ -105,7 +105,7 @@ async def world(
             made.instances.join(msgspec.structs.replace(server.member.spec, role=roles[name], incarnation=1))
         yield made
         made.check()
-        assert not made.live
+        assert not made.requests.by_id
         await at_rest(servers)
     finally:
         await made.close()

@@ -1,4 +1,4 @@
-"""A vocabulary as its files tell it, and how a Hugging Face folder does."""
+"""What a tokenizer is made of, and how a Hugging Face folder tells it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Vocabulary:
+class TokenizerParts:
     """`eos_ids` end a generation, `names` are the special tokens by role (bos_token, ...), `templates` those of chats by name."""
 
     backend: Backend
@@ -27,7 +27,7 @@ class Vocabulary:
     templates: Mapping[str, str]
 
 
-def of_folder(folder: Path) -> Vocabulary:
+def of_folder(folder: Path) -> TokenizerParts:
     """Raises UsageError that names the file and what is wrong with it."""
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -51,7 +51,7 @@ def of_folder(folder: Path) -> Vocabulary:
     ends = set() if end is None else {end}
     for file in ("generation_config.json", "config.json"):
         ends |= set(_ids(_json(folder / file).get("eos_token_id"), folder / file))
-    return Vocabulary(backend, folder, frozenset(ends), names, _templates(folder, options))
+    return TokenizerParts(backend, folder, frozenset(ends), names, _templates(folder, options))
 
 
 def _json(path: Path) -> dict[str, Any]:
