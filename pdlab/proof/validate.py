@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -44,6 +43,7 @@ from pdlab.proof.local_cluster import local_cluster
 from pdlab.proof.validate_host import BIN_S, faults, of_engines, seen
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Pace, watched
+from pdlab.real.host.processes import MODULE
 from pdlab.report.result import Result
 from pdlab.results import comparison_stored as compare_stored
 from pdlab.results.comparison import Comparison, compare
@@ -330,7 +330,7 @@ def _write(path: Path, plan: Mapping[str, Any]) -> Path:
 
 
 def _run(*arguments: str) -> None:
-    ended = subprocess.run([sys.executable, "-m", "pdlab", *arguments], capture_output=True, text=True, check=False)
+    ended = subprocess.run([*MODULE, "pdlab", *arguments], capture_output=True, text=True, check=False)
     if ended.returncode:
         raise UsageError(f"pdlab {' '.join(arguments)} failed: {(ended.stderr or ended.stdout).strip()[-2000:]}")
 
