@@ -18,7 +18,6 @@ import asyncio
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -45,6 +44,7 @@ from pdlab.proof.local_cluster import local_cluster
 from pdlab.proof.validate_host import faults, of_engines, seen
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Pace, watched
+from pdlab.real.host.processes import MODULE
 from pdlab.results.comparison import Comparison
 from pdlab.results.comparison_stored import Check, all_checks, compared, plain
 from pdlab.results.run import Run
@@ -294,7 +294,7 @@ def _write(path: Path, plan: Mapping[str, Any]) -> Path:
 
 
 def _run(*arguments: str) -> None:
-    ended = subprocess.run([sys.executable, "-m", "pdlab", *arguments], capture_output=True, text=True, check=False)
+    ended = subprocess.run([*MODULE, "pdlab", *arguments], capture_output=True, text=True, check=False)
     if ended.returncode:
         raise UsageError(f"pdlab {' '.join(arguments)} failed: {(ended.stderr or ended.stdout).strip()[-2000:]}")
 
