@@ -35,7 +35,7 @@ class Holding:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """What a block's bytes belong to: `full` shares to layers that keep all of a sequence, and each of `windows`, (shares, tokens), to
     layers that keep so many tokens, and of a prompt the chunk that is computed, of `chunk_tokens` at most."""
 
@@ -48,7 +48,7 @@ class Layout:
         return self.full + sum([share for share, _ in self.windows])
 
 
-PLAIN = Layout()
+PLAIN = BlockLayout()
 
 
 class BlockPool:
@@ -73,7 +73,9 @@ class BlockPool:
         "windows",
     )
 
-    def __init__(self, blocks: int, block_tokens: int, hash_tokens: int = 0, prefix_cache: bool = True, layout: Layout = PLAIN) -> None:
+    def __init__(
+        self, blocks: int, block_tokens: int, hash_tokens: int = 0, prefix_cache: bool = True, layout: BlockLayout = PLAIN
+    ) -> None:
         hash_tokens = hash_tokens or block_tokens
         assert hash_tokens % block_tokens == 0, f"hash_tokens {hash_tokens} is not a multiple of block_tokens {block_tokens}"
         self.layout = layout

@@ -531,8 +531,7 @@ class Router:
         if live is not None and live.attempt == event.attempt:
             if self._closed and live.prefill is not None:
                 self._came(live.prefill.name, event.instance)
-            if event.seconds and live.moving is not None:
-                self.cluster.links.reached(live.moving[0], event.size_bytes, event.seconds)
+            self.cluster.links.measured(live, event.size_bytes, event.seconds)
             self._decoding(live)
             if self.queue:
                 self._retry()
@@ -800,6 +799,7 @@ class Router:
         self._came(event.src, event.dst)
         self._unassign_decode(live)
         live.migrating = None
+        self.cluster.links.measured(live, event.size_bytes, event.seconds)
         self.cluster.links.arrive(live)
         self._assign_decode(live, target)
         self._retry()

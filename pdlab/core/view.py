@@ -286,10 +286,11 @@ class Links:
         else:
             del self.in_flight_bytes[pair]
 
-    def reached(self, pair: tuple[str, str], size_bytes: int, seconds: float) -> None:
-        """A transfer took so long."""
-        if size_bytes <= 0 or seconds <= 0.0:
+    def measured(self, live: LiveRequest, size_bytes: int, seconds: float) -> None:
+        """What is on its way took so long; 0.0 seconds: nobody knows."""
+        if live.moving is None or size_bytes <= 0 or seconds <= 0.0:
             return
+        pair = live.moving[0]
         rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
         self._reached[pair] = max(rate, best + FORGET * (rate - best))
 

@@ -17,7 +17,7 @@ import simpy
 from pdlab import __version__, batching, cost
 from pdlab.core import collector
 from pdlab.core.instance_spec import MeasuredInstance, Placed, instance_spec
-from pdlab.core.kv import PLAIN, UNBOUNDED, BlockPool, Layout
+from pdlab.core.kv import PLAIN, UNBOUNDED, BlockLayout, BlockPool
 from pdlab.core.policy import Policy
 from pdlab.core.scheduler import Scheduler
 from pdlab.core.types import InstanceSpec, Role, UsageError
@@ -88,7 +88,7 @@ class InstancePlan:
         return instance_spec(placed, measured)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> BlockLayout:
         """Its blocks' bytes by how much of a sequence they are kept, in whole numbers as small as can be."""
         if not self.windows:
             return PLAIN
@@ -96,7 +96,7 @@ class InstancePlan:
         full = self.token_bytes - sum(size for size, _ in self.windows)
         unit = gcd(full, *(size for size, _ in self.windows))
         chunk_tokens = engine.max_batch_tokens if engine.batching == "chunked" else UNBOUNDED
-        return Layout(full // unit, tuple((size // unit, tokens) for size, tokens in self.windows), chunk_tokens)
+        return BlockLayout(full // unit, tuple((size // unit, tokens) for size, tokens in self.windows), chunk_tokens)
 
     def scheduler(self, hash_tokens: int) -> Scheduler:
         engine = self.placement.engine

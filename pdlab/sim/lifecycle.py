@@ -140,7 +140,8 @@ class Lifecycle:
             if job.target is instance:
                 calls_off.append(job)
                 continue
-            if tokens := world.client_tokens(job):
+            tokens = world.client_tokens(job)
+            if tokens and job.request.best_of == 1:  # several are made anew
                 sent[job.request.id] = tokens
             job.received_tokens = job.sent + tokens
             if job.stage is Stage.DECODE and instance.runs(job.active):

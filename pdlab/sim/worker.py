@@ -56,9 +56,6 @@ class Owner(Protocol):
     def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
         """These sequences have just joined the running; their next token comes at `at_s`."""
 
-    def first_steps_later(self, joined: list[Sequence], foretold_s: float, at_s: float) -> None:
-        """That was foretold for `foretold_s`, and comes at `at_s`."""
-
     def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
 
     def finished(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
@@ -189,10 +186,7 @@ class SimInstance:
 
     def stretch(self, seconds: float) -> None:
         """The single step under way takes longer."""
-        foretold_s = self.began_s + self.step_s
         self.step_s += seconds
-        if self.scheduler.joined:
-            self.owner.first_steps_later(self.scheduler.joined, foretold_s, self.began_s + self.step_s)
         self.generation = generation = self.generation + 1
         After(self.env, self.began_s + self.step_s - self.env.now, self._done_callbacks, generation)
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pdlab.core.kv import PLAIN, UNBOUNDED, BlockPool, Holding, Layout
+from pdlab.core.kv import PLAIN, UNBOUNDED, BlockLayout, BlockPool, Holding
 
 
 def chain(name: int, units: int) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ def test_block_tables_share_cached_blocks_and_nothing_else() -> None:
     assert sorted(pool.table(third)) == list(range(40)), "evicting the cache gives its ids back"
 
 
-WINDOWED = Layout(1, ((2, 33),), chunk_tokens=64)
+WINDOWED = BlockLayout(1, ((2, 33),), chunk_tokens=64)
 
 
 def test_a_windowed_sequence_keeps_its_window_and_while_it_is_computed_a_chunk_beside_it() -> None:
@@ -142,12 +142,12 @@ def test_a_cached_unit_costs_the_layers_that_keep_it_while_it_is_used_and_all_wh
 
 
 def test_the_longest_sequence_is_one_that_fits_while_it_is_computed() -> None:
-    for layout in (PLAIN, WINDOWED, Layout(3, ((1, 20), (2, 500)), 1 << 40)):
+    for layout in (PLAIN, WINDOWED, BlockLayout(3, ((1, 20), (2, 500)), 1 << 40)):
         pool = BlockPool(100, 16, layout=layout)
         most = pool.most_tokens(spare=10)
         assert pool.held(most - 1, most - 1) <= pool.total - 10 < pool.held(most, most)
     assert BlockPool(100, 16).most_tokens(10) == 90 * 16 + 1
-    assert BlockPool(100, 16, layout=Layout(0, ((1, 64),), 256)).most_tokens(0) == UNBOUNDED + 1
+    assert BlockPool(100, 16, layout=BlockLayout(0, ((1, 64),), 256)).most_tokens(0) == UNBOUNDED + 1
 
 
 class PoolMachine(RuleBasedStateMachine):

@@ -9,7 +9,7 @@ import numpy as np
 import simpy
 
 from pdlab import batching
-from pdlab.core.kv import PLAIN, BlockPool, Layout
+from pdlab.core.kv import PLAIN, BlockLayout, BlockPool
 from pdlab.core.policy import Policy
 from pdlab.core.router import Limits, Router
 from pdlab.core.scheduler import Scheduler
@@ -22,7 +22,7 @@ from pdlab.sim.worker import SimInstance
 from pdlab.sim.world import World
 from pdlab.workload.base import Workload
 
-WINDOWS = (Layout(1, ((1, 100),), 256), Layout(2, ((1, 20), (3, 300)), 64), Layout(0, ((1, 128),), 1 << 40))
+WINDOWS = (BlockLayout(1, ((1, 100),), 256), BlockLayout(2, ((1, 20), (3, 300)), 64), BlockLayout(0, ((1, 128),), 1 << 40))
 PD = (("prefill-0", Role.PREFILL), ("prefill-1", Role.PREFILL), ("decode-0", Role.DECODE), ("decode-1", Role.DECODE))
 
 
@@ -64,7 +64,7 @@ def small_world(
     policy: Policy | None = None,
     members: Sequence[tuple[str, Role]] = PD,
     kv_blocks: int = 2000,
-    layout: Layout = PLAIN,
+    layout: BlockLayout = PLAIN,
     cost: Cost | None = None,
     transfer: TransferMode | None = None,
     batch: str = "chunked",

@@ -72,7 +72,7 @@ class Load:
     def __init__(self, engine: StandIn) -> None:
         self._engine = engine
         self.on_load: Callable[[], None]
-        engine.leases = Leases(self)
+        engine.on_settled = lambda: self.on_load()
 
     @property
     def down(self) -> str | None:
@@ -80,20 +80,10 @@ class Load:
 
     @property
     def load(self) -> SimpleNamespace:
-        return SimpleNamespace(leases=len(self._engine.leases))
+        return SimpleNamespace(idle=self._engine.worker.idle)
 
     def report(self, name: str, incarnation: int) -> Report:
         return msgspec.structs.replace(self._engine.worker.report(self._engine.loop.time()), instance=name, incarnation=incarnation)
-
-
-class Leases(dict[str, Any]):
-    def __init__(self, load: Load) -> None:
-        self._load = load
-
-    def pop(self, *args: Any) -> Any:
-        lease = super().pop(*args)
-        self._load.on_load()
-        return lease
 
 
 class Hosted:

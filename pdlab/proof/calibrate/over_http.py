@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,6 +19,7 @@ from pdlab.core.types import UsageError
 from pdlab.cost.profile import Overheads, Point
 from pdlab.proof.calibrate.grid import Bounds, held_out, knots
 from pdlab.proof.calibrate.stream import Heard, MeasuredServer
+from pdlab.real.host.processes import MODULE
 from pdlab.real.net.http import Broken, HttpClient
 
 OUTPUT_TOKENS = 12
@@ -103,7 +103,7 @@ async def overheads(server: MeasuredServer, decode_s: Callable[[int, int], float
 @asynccontextmanager
 async def served(options: list[str]) -> AsyncIterator[str]:
     """`pdlab serve` with these options on a free port, as a process of its own; its URL."""
-    command = [sys.executable, "-u", "-m", "pdlab", "serve", "--port", "0", *options]
+    command = [*MODULE, "pdlab", "serve", "--port", "0", *options]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     try:

@@ -45,6 +45,10 @@ class MeasuredServer:
         self.http, self.model, self.vocab, self.temperature = http, model, vocab, temperature
         self.random = random.Random(seed)
 
+    @property
+    def url(self) -> str:
+        return self.http.url
+
     def prompt(self, tokens: int) -> list[int]:
         return [self.random.randrange(self.vocab) for _ in range(tokens)]
 
@@ -61,7 +65,7 @@ class MeasuredServer:
         )
         if kv is not None:
             body["kv_transfer_params"] = kv
-        url, stream = self.http.url, TimedStream(lambda gap_s: None, keep=True)
+        url, stream = self.url, TimedStream(lambda gap_s: None, keep=True)
         request = self.http.request(b"POST", b"/v1/completions", msgspec.json.encode(body))
         sent_s = time.perf_counter()
         try:
@@ -86,14 +90,14 @@ class MeasuredServer:
         body = self._body(prompt, 1, temperature=self.temperature, kv_transfer_params={"do_remote_decode": True})
         kv = (await self._whole(body, "a prefill leg")).get("kv_transfer_params")
         if not kv:
-            raise UsageError(f"{self.http.url} keeps no KV for another server: start it with a KV connector that does")
+            raise UsageError(f"{self.url} keeps no KV for another server: start it with a KV connector that does")
         return dict(kv)
 
     def _body(self, prompt: Sequence[int], output_tokens: int, **more: Any) -> dict[str, Any]:
         return {"model": self.model, "prompt": list(prompt), "max_tokens": output_tokens, "ignore_eos": True, **more}
 
     async def _whole(self, body: dict[str, Any], what: str, headers: bytes = b"") -> dict[str, Any]:
-        url = self.http.url
+        url = self.url
         try:
             status, raw = await self.http.call(b"POST", b"/v1/completions", msgspec.json.encode(body), ANSWER_S, headers)
         except Broken as error:

@@ -121,15 +121,15 @@ class KvLending:
             self.news.refuse(submit, f"lease {message.lease} has ended")
             return
         del self.lent[message.lease], self.leases[id]
-        first = c.held
-        if submit.sampling.max_tokens == 1:
+        first, alone = c.held, submit.sampling.best_of == 1
+        if alone and submit.sampling.max_tokens == 1:
             self.exchange.release(id)
             if not message.made:
                 self.news.outputs.append(msgspec.structs.replace(first, id=submit.id, finish="length"))
             return
         self.exchange.resume_as(id, submit, now)
         self.news.told.append(Landed(submit.id, 0, 0.0, "", len(message.made)))
-        if not message.made:
+        if alone and not message.made:
             self.news.outputs.append(msgspec.structs.replace(first, id=submit.id, finish=None))
 
     def cancel(self, message: Cancel) -> bool:

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 
 from pdlab.core.types import UsageError
 from pdlab.real.models import gguf_file
-from pdlab.real.models.vocabulary import Vocabulary
+from pdlab.real.models.folder_vocabulary import TokenizerParts
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -45,7 +45,7 @@ END_NAMES = frozenset({"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # GGUF token types
 
 
-def of_gguf(header: gguf_file.Header) -> Vocabulary:
+def of_gguf(header: gguf_file.Header) -> TokenizerParts:
     """Raises UsageError that names the file and what is wrong with it."""
     fields = {key.removeprefix("tokenizer.ggml."): value for key, value in header.fields.items() if key.startswith("tokenizer.ggml.")}
     tokens, model, kind = fields.get("tokens"), fields.get("model"), str(fields.get("pre", "default"))
@@ -94,7 +94,7 @@ def of_gguf(header: gguf_file.Header) -> Vocabulary:
         if key.startswith(f"{prefix}.") or key == prefix
     }
     ends = frozenset([*of("eos"), *of("eot"), *of("eom"), *named_ends])
-    return Vocabulary(backend, header.path, ends, names, templates)
+    return TokenizerParts(backend, header.path, ends, names, templates)
 
 
 def _byte_level(fields: Mapping[str, Any], kind: str, path: Path) -> Backend:

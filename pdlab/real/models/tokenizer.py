@@ -11,9 +11,9 @@ from typing import Any
 
 from pdlab.real.models import gguf_file
 from pdlab.real.models.chat_templates import ChatTemplates
+from pdlab.real.models.folder_vocabulary import TokenizerParts, of_folder
 from pdlab.real.models.gguf_vocabulary import of_gguf
 from pdlab.real.models.spelling import byte_of, spelling_of
-from pdlab.real.models.vocabulary import Vocabulary, of_folder
 
 
 class Tokenizer:
@@ -21,17 +21,17 @@ class Tokenizer:
     token stands for more than `longest_token_bytes` of text (but for runs of unknown characters in a vocabulary that makes one token of
     them)."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        backend = self.backend = vocabulary.backend
+    def __init__(self, parts: TokenizerParts) -> None:
+        backend = self.backend = parts.backend
         backend.no_truncation()
         backend.no_padding()
-        self.source, self.eos_ids = vocabulary.source, vocabulary.eos_ids
+        self.source, self.eos_ids = parts.source, parts.eos_ids
         self.spelling = spelling_of(backend, self.source)
         self.special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
         self.vocab: int = backend.get_vocab_size()
         self.longest_token_bytes = max((len(token.encode()) for token in backend.get_vocab()), default=1)
-        self.templates = ChatTemplates(vocabulary.templates, vocabulary.names, self.source)
-        self._names = dict(vocabulary.names)
+        self.templates = ChatTemplates(parts.templates, parts.names, self.source)
+        self._names = dict(parts.names)
         self._pieces: dict[int, bytes] = {}
 
     @classmethod

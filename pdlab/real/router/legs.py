@@ -84,11 +84,11 @@ class Legs:
         answer, line = live.prefilled, live.line
         assert answer is not None
         line.handed_off(self._now(), dst.name)
-        if dst is src and (live.given or not (dst.can(MADE) and live.single)):
+        if dst is src and (live.given or not dst.can(MADE)):
             self._alone(live, dst)
             self._requests.release(live)
             return
-        if dst is src and not live.made:
+        if dst is src and live.single and not live.made:
             live.first(self._now(), None)  # that token is in the KV already
         leg = self._leg(live, "decode", dst)
         if not dst.can(MADE) or answer.params is None:
@@ -300,6 +300,7 @@ class Legs:
         if leg.kind == "target":
             live.line.copied(news.bytes)
             self._tally.transferred(MIGRATION, news.bytes, news.seconds)
+            leg.bytes, leg.seconds = news.bytes, news.seconds
             leg.next[0] = leg.goes_on_from = news.made - len(live.given)
             source = live.legs["decode"]
             if live.sent >= leg.goes_on_from:
@@ -338,7 +339,8 @@ class Legs:
         target.kind = "decode"
         live.line.migrated(target.member.name)
         self._tally.migrations += 1
-        self._tell(Migrated(live.request.id, live.attempt, source.member.name, target.member.name))
+        names = source.member.name, target.member.name
+        self._tell(Migrated(live.request.id, live.attempt, *names, target.bytes, target.seconds))
         if live.finished and not target.over:
             self._requests.finish(live, target)
 

@@ -36,6 +36,8 @@ class Leg:
     ended: int = 0  # candidates that it has brought to their end
     moved: bool = False  # its request has been migrated away
     goes_on_from: int = 0  # a migration's destination: how many tokens its source has made
+    bytes: int = 0  # of its KV, that came in `seconds`
+    seconds: float = 0.0
 
     def cancel(self) -> None:
         self.over = True

@@ -171,6 +171,23 @@ def test_what_is_leased_may_be_decoded_where_it_is(made_counts: bool, start: Cal
     p.at_rest()
 
 
+@pytest.mark.parametrize("most", [1, 8])
+def test_candidates_of_what_is_decoded_where_it_is_sample_all_their_tokens(
+    most: int, start: Callable[..., Node], options: EngineOptions
+) -> None:
+    p = start("p")
+    sampling = Sampling(max_tokens=most, seed=9, best_of=3)
+    prompt = prompts(6)[4]
+    reference = Driver(load(options).engine)
+    reference.submit(0, prompt, sampling)
+    reference.run()
+    p.tell(submit(0, prompt, Sampling(max_tokens=1, seed=4), decodes_here=False))
+    p.tell(Resume(submit(7, prompt, sampling), held(p, 0).lease))
+    until(lambda: all(p.finish(7, i) for i in range(3)), p)
+    assert [p.tokens(7, i) for i in range(3)] == [reference.tokens[0, i] for i in range(3)]
+    p.at_rest()
+
+
 def migrate(
     src: Node, dst: Node, id: int, prompt: list[int], sampling: Sampling, stages: int, on: Callable[[], None] = lambda: None
 ) -> int:

@@ -148,6 +148,7 @@ class StandIn:
         self.leases: dict[str, Sequence] = {}
         self.is_alive, self.stalled, self.silent, self.refuses = True, False, False, False
         self.slow, self.probes = False, 0  # no answer to probes in time
+        self.on_settled: Callable[[], None] = lambda: None  # called when nothing is under way
         self._decoding: list[Sequence] = []
         self._timer: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -281,7 +282,7 @@ class StandIn:
 
     def _sequence(self, job: Job, *, made: int = 0, decodes_here: bool = True) -> Sequence:
         ask = job.ask
-        prompt, output = len(ask.tokens), ask.sampling.max_tokens
+        prompt, output = len(ask.tokens), ask.sampling.max_tokens if decodes_here else max(2, ask.sampling.max_tokens)
         if reason := self.worker.refusal(prompt, output if decodes_here else 1):
             raise Unfit(f"{self.name}: {reason}")
         return Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, decodes_here)
@@ -319,9 +320,9 @@ class StandIn:
             self._migrate(job, self.rack.instances[extra.migrate.url.removeprefix("http://")], extra.migrate.leg)
         elif params.remote_engine_id == self.name:
             job.seq = seq = self.leases.pop(params.remote_request_id or "")
-            seq.owner = job
+            seq.owner, seq.output_tokens = job, job.ask.sampling.max_tokens
             job.inbox.put_nowait(StreamEvent("transferred", made=job.made))
-            self.worker.stay(seq)
+            self.worker.stay(seq, self._others(job, seq))
             self.kick()
         elif job.made and not extra.reserve and params.remote_request_id is None:
             job.seq = self._sequence(job)
@@ -425,7 +426,7 @@ class StandIn:
     def _landed(self, job: Job) -> None:
         assert job.seq is not None
         job.transfer = job.source = None
-        self.worker.arrive(job.seq)
+        self.worker.arrive(job.seq, 0 if job.seq.made else 1)
         self.kick()
         size = round(self._size(job.seq))
         job.inbox.put_nowait(StreamEvent("transferred", bytes=size, made=job.made))
@@ -494,6 +495,8 @@ class StandIn:
     def kick(self) -> None:
         if self.worker.batch is None and self.is_alive and not self.stalled and self.scheduler.stirred:
             self._start()
+        if self.worker.batch is None:
+            self.on_settled()
 
     def _start(self) -> None:
         scheduler, price, now = self.scheduler, self.plan.cost, self.loop.time()
@@ -533,6 +536,8 @@ class StandIn:
         self._set_alarm()
         if self.is_alive and not self.stalled:
             self._start()
+        if self.worker.batch is None:
+            self.on_settled()
 
     def _say(self, seq: Sequence) -> None:
         job: Job = seq.owner

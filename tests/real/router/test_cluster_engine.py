@@ -123,7 +123,7 @@ def served(
             await made.close()
             sock.close()
         made.check()
-        assert not made.live
+        assert not made.requests.by_id
 
     asyncio.run(main())
 
@@ -334,8 +334,8 @@ def test_slos_and_the_ids_of_whoever_asks_go_through() -> None:
         made.instances.join(spec("p"))
         made.instances.join(spec("d"))
         queue = engine.submit(Submit(77, [1, 2, 3], Sampling(max_tokens=3), ttft_slo_s=0.5, tpot_slo_s=0.25))
-        assert made.live[0].request.ttft_slo_s == 0.5
-        assert made.live[0].request.tpot_slo_s == 0.25
+        assert made.requests.by_id[0].request.ttft_slo_s == 0.5
+        assert made.requests.by_id[0].request.tpot_slo_s == 0.25
         ended = await last(queue)
         assert (ended.id, ended.finish) == (77, "length")
         line = engine.timeline(77)
