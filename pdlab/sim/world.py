@@ -440,7 +440,9 @@ class World(Scene):
         job.count_preemptions()
         self.book.write(job)
         job.done = True
-        job.pseq = job.dseq = job.tseq = None  # they know it too: leave the garbage collector no cycle
+        job.pseq = job.dseq = None  # they know it too: leave the garbage collector no cycle
+        if job.tseq is not None:  # a 31st attribute makes an object of pure Python dear
+            job.tseq = None
         del self.jobs[i]
         self.ended += 1
         if self._followers and (turns := self._followers.pop(i, None)):
