@@ -108,7 +108,7 @@ class Commands(ABC):
     @abstractmethod
     def hold(self, seq: Sequence) -> None: ...
     @abstractmethod
-    def stay(self, seq: Sequence) -> None: ...
+    def stay(self, seq: Sequence, missing: int = 0) -> None: ...
     @abstractmethod
     def release(self, seq: Sequence) -> None: ...
     @abstractmethod
@@ -239,19 +239,17 @@ class Scheduler(Commands):
         seq.computed = seq.prompt_tokens - missing
         if seq.hashes and seq.holding is not None:
             self.pool.cache(seq.holding, seq.hashes, seq.computed)
-        if missing:
-            self.prefilling.append(seq)
-            self.waiting_tokens += missing
-        else:
-            self.landed.append(seq)
-        self.stirred = True
+        self._land(seq, missing)
 
-    def stay(self, seq: Sequence) -> None:
-        """A held sequence decodes here after all."""
+    def stay(self, seq: Sequence, missing: int = 0) -> None:
+        """A held sequence decodes here after all. The last `missing` tokens of its prompt are computed once more, where what was sampled of
+        them is dropped."""
         del self.held[seq]
         seq.decodes_here = True
-        self.landed.append(seq)
-        self.stirred = True
+        if missing:
+            seq.computed -= missing
+            seq.made = 0
+        self._land(seq, missing)
 
     def hold(self, seq: Sequence) -> None:
         """Stop a sequence that decodes, or is about to, and lease its KV, for the last stage of a migration. At a step boundary only."""
@@ -495,6 +493,14 @@ class Scheduler(Commands):
         assert self.context_tokens == sum(self.kv_tokens(s) + 1 for s in self.running.values())
 
     # ------------------------------------------------------------ inside
+
+    def _land(self, seq: Sequence, missing: int) -> None:
+        if missing:
+            self.prefilling.append(seq)
+            self.waiting_tokens += missing
+        else:
+            self.landed.append(seq)
+        self.stirred = True
 
     def _join(self) -> None:
         """Landed sequences start to decode, as far as `max_seqs` goes."""

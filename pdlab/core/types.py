@@ -275,10 +275,14 @@ class Unreachable(Event, frozen=True):
 
 
 class Migrated(Event, frozen=True):
+    """A request decodes at `dst` from now on. `size_bytes` and `seconds` as in Transferred, summed over the stages of its copy."""
+
     request_id: int
     attempt: int
     src: str
     dst: str
+    size_bytes: int = 0
+    seconds: float = 0.0
 
 
 class Lost(Event, frozen=True):

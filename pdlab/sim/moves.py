@@ -25,7 +25,8 @@ from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
 from pdlab.sim.job import Job
-from pdlab.sim.link import Network, Transfer
+from pdlab.sim.link import Network
+from pdlab.sim.path import Transfer
 from pdlab.sim.worker import After, SimInstance
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class Moves:
         if p.alive:
             p.worker.release(pseq)
             p.kick()
-        d.worker.arrive(dseq)
+        d.worker.arrive(dseq, 0 if dseq.made else 1)
         d.kick()
         seconds = 0.0 if job.paced else max(0.0, job.transfer_end_s - job.flows_s)
         self.world.tell(Transferred(job.request.id, job.attempt, d.name, round(transfer.size_bytes), seconds))
@@ -249,6 +250,8 @@ class Moves:
         if job is None or job.attempt != action.attempt:
             return
         src, seq, dst = job.d, job.active, self.world.instances[action.dst]
+        if not dst.alive:
+            self.world.lifecycle.asked(dst)
         reason = "it does not run there" if src is None or seq is None or not (src.alive and dst.alive) else src.worker.export(seq)
         if src is None or seq is None or reason:
             self._failed(job, action.src, action.dst, reason)
@@ -262,6 +265,7 @@ class Moves:
         dst.jobs[job] = None
         job.target, job.tseq = dst, tseq
         job.staging = Staging(src.scheduler.pool.block_tokens, tseq.cached_tokens)
+        job.copied_bytes = job.copied_s = 0.0
         self._copy(job, tokens, last=False)
 
     def _copy(self, job: Job, tokens: int, *, last: bool) -> None:
@@ -274,10 +278,13 @@ class Moves:
         size = self.mode.size_bytes(tokens - new, tokens, tokens) + (self.mode.state_bytes if last else 0.0)
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
+        job.flows_s = self.world.env.now + job.transfer.path.latency_s
 
     def _copied(self, job: Job, tseq: Sequence, last: bool, transfer: Transfer) -> None:
         job.transfer = None
         job.copied(transfer.size_bytes)
+        job.copied_bytes += transfer.size_bytes
+        job.copied_s += max(0.0, self.world.env.now - job.flows_s)
         src, dst, seq = job.d, job.target, job.active
         assert src is not None and dst is not None and seq is not None and job.tseq is tseq and job.staging is not None
         if last:
@@ -323,7 +330,7 @@ class Moves:
         dst.requests += 1
         dst.worker.arrive(tseq)
         dst.kick()
-        self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name))
+        self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name, round(job.copied_bytes), job.copied_s))
 
     def call_off(self, job: Job, reason: str, *, reached: bool = True) -> None:
         """Give a migration up: the source goes on, the target frees what it reserved."""

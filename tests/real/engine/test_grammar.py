@@ -227,7 +227,7 @@ def test_it_goes_on_at_another_engine(temperature: float, bytes_model: Path) -> 
         until(lambda: p.finish(0) == "held", p, d)
         (first,) = p.tokens(0)
         assert first == expected[0]
-        held = p.peers.lent
+        held = p.peers.lending.lent
         (lease,) = held
         kv = p.peers.exchange.lease(0)
         d.tell(Receive(submit(1, PROMPT, sampling), [first], Source(p.descriptor, lease, kv.blocks, kv.kv_tokens)))
