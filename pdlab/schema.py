@@ -198,7 +198,7 @@ def schema() -> dict[str, Any]:
         **whole,
         "title": "pdlab experiment",
         "description": "What `pdlab sim`, `serve` and `bench` read. A simulation needs `workload`, and `hardware` of its instances. "
-        "docs/experiment-file.md explains it.",
+        "docs/reference/experiment-file.md explains it.",
     }
 
 

@@ -29,7 +29,7 @@ from pdlab.real.serve import Serving
 from pdlab.real.wire import StreamEvent
 from tests.cost.test_measured import PROFILE
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "experiment-file.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "experiment-file.md"
 BASE: dict[str, Any] = {
     "model": "llama-3.1-8b",
     "seed": 7,
