@@ -31,12 +31,10 @@ from pdlab.real import wire
 from pdlab.schema import schema
 from pdlab.workload import builtin
 from pdlab.workload.cli import app as trace
-from tests.docs.pages import pages
+from tests.docs.pages import PART, pages
 from tests.real.api import stand_in
 from tests.real.cluster.test_engine import World, served
 from tests.real.instance.world import instance
-
-PART = re.compile(r"<!-- generated: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def cell(text: object) -> str:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^( *)```+ *(\w*) *(.*)$")
 TITLE = re.compile(r'title="([^"]+)"')
+PART = re.compile(r"<!-- generated: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 COMMENT = re.compile(r"^<!-- *(.*?) *-->$")
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from pdlab import Experiment, load_policy, simulate
 from pdlab.schema import schema
-from tests.docs.generated import PART, part
-from tests.docs.pages import DOCS, ROOT, name, pages
+from tests.docs.generated import part
+from tests.docs.pages import DOCS, PART, ROOT, name, pages
 
 SUMMARY = (DOCS / "reference" / "summary.md").read_text(encoding="utf-8")
 THERE = [(page, m[1], m[2]) for page in pages() for m in PART.finditer(page.read_text(encoding="utf-8"))]

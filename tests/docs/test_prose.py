@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import FENCE, ROOT, name, pages
+from tests.docs.pages import FENCE, PART, ROOT, name, pages
 
 MOST_PARAGRAPH_WORDS = 80
 MOST_SENTENCE_WORDS = 25  # as a rule
@@ -19,8 +19,8 @@ ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|vs|etc|cf|No|al)\.")
 
 
 def paragraphs(page: Path) -> list[str]:
-    """Each paragraph and each item of a list, without code, tables, headings and comments."""
-    text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    """Each paragraph and each item of a list, without code, tables, headings, comments, and what the code writes."""
+    text = re.sub(r"<!--.*?-->", "", PART.sub("", page.read_text(encoding="utf-8")), flags=re.DOTALL)
     there: list[list[str]] = [[]]
     fenced = False
     for line in (x.strip() for x in text.splitlines()):
