@@ -188,8 +188,9 @@ def metrics(of: str) -> str:
     rows = []
     for name, kind, text, labels in series(exposed()[of]):
         if name.startswith(("vllm:", "pdlab:")):
-            rows.append(row(code(name), kind, cell(text), ", ".join(map(code, labels))))
-    return table("series, kind, meaning, labels beside the server's", sorted(rows))
+            own = [label for label in labels if of == "router" or label not in ("instance", "role")]
+            rows.append(row(code(name), kind, cell(text), ", ".join(map(code, own))))
+    return table("series, kind, meaning, labels", sorted(rows))
 
 
 def series(page: str) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -198,9 +199,8 @@ def series(page: str) -> Iterator[tuple[str, str, str, list[str]]]:
         labels: dict[str, None] = {}
         for braces in re.findall(rf"^{re.escape(name)}(?:_bucket|_sum|_count|_created)?{{(.*?)}} ", page, re.MULTILINE):
             labels |= dict.fromkeys(re.findall(r"(\w+)=", braces))
-        own = [x for x in labels if x not in ("le", "engine", "model_name")]
         if not name.endswith("_created"):
-            yield name, kind, helps.get(name, ""), own
+            yield name, kind, helps.get(name, ""), [x for x in labels if x not in ("le", "engine", "model_name")]
 
 
 _EXPOSED: dict[str, str] = {}

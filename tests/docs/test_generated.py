@@ -11,6 +11,7 @@ from pdlab import Experiment, load_policy, simulate
 from pdlab.schema import schema
 from tests.docs.generated import part
 from tests.docs.pages import DOCS, PART, ROOT, name, pages
+from tests.docs.test_prose import MOST_PARAGRAPH_WORDS
 
 SUMMARY = (DOCS / "reference" / "summary.md").read_text(encoding="utf-8")
 THERE = [(page, m[1], m[2]) for page in pages() for m in PART.finditer(page.read_text(encoding="utf-8"))]
@@ -52,3 +53,10 @@ def test_every_policy_has_a_line_that_says_when_it_wins() -> None:
         r"^\| `(\w+)` \| .+ \| .+ \|$", (DOCS / "reference" / "policies.md").read_text().split("## Each policy")[0], re.MULTILINE
     )
     assert sorted(lines) == load_policy.names()
+
+
+@pytest.mark.parametrize("what", ["policies", "messages"])
+def test_what_docstrings_say_comes_in_short_paragraphs(what: str) -> None:
+    prose = [x for x in part(what).split("\n\n") if not x.startswith(("|", "#", "```"))]
+    long = [f"{len(item.split())} words: {item[:60]}" for x in prose for item in x.split("\n") if len(item.split()) > MOST_PARAGRAPH_WORDS]
+    assert not long, "\n".join(long)
