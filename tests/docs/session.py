@@ -4,7 +4,7 @@
   what one sees; they are not compared.
 - A `python` block is run by Python. Any block with `title="NAME"` is written to that file instead.
 - `pdlab serve` and `make serve` stay until the next of them begins, and end with the page. The next command waits until they are ready.
-  Port 8000 is another one, a free one, wherever it is named.
+  Port 8000 is another one, a free one, wherever it is named; engines do not measure themselves, which takes seconds.
 - A comment in the line before a block says what else holds: `<!-- not run: REASON -->`, one of `REASONS`; `<!-- exit: 1 -->`, all of its
   commands end so.
 """
@@ -29,6 +29,7 @@ REASONS = {
     "machines": "it needs several machines, or a program that is not pdlab's",
     "time": "it takes minutes",
     "a sketch": "it names files that the reader has",
+    "elsewhere": "another page has the same commands, and they are run there",
 }
 SERVE = re.compile(r"(?:^|/|\s)pdlab serve\b|^make serve")
 WAIT_S = 180.0
@@ -77,7 +78,8 @@ class Session:
 
     def serve(self, command: str) -> None:
         self.end()
-        own = f"{command} SERVE='--port {self.port}'" if command.startswith("make") else f"{command} --port {self.port}"
+        options = f"--port {self.port} --no-self-profile"
+        own = f"{command} SERVE='{options}'" if command.startswith("make") else f"{command} {options}"
         log = self.folder / "server.log"
         with log.open("wb") as out:
             self.server = subprocess.Popen(

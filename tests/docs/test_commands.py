@@ -51,6 +51,12 @@ def test_what_is_not_run_says_why_and_is_the_smaller_part() -> None:
     assert run > not_run
 
 
+def test_what_is_run_elsewhere_is_run_there() -> None:
+    consoles = [block for page in READ for block in blocks(page) if block.language == "console"]
+    run = {command for block in consoles if not block.note.startswith(NOT_RUN) for command in commands(block)}
+    assert [x for block in consoles if block.note == f"{NOT_RUN}elsewhere" for x in commands(block) if x not in run] == []
+
+
 @pytest.mark.parametrize("page", READ, ids=name)
 def test_shells_are_consoles(page: Path) -> None:
     """So that no command is missed by its block's name."""
