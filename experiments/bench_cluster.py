@@ -28,21 +28,21 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from pdlab import load_policy
+from pdlab.core.router import Router
+from pdlab.core.types import MADE, PULL, InstanceSpec, Report, Role
 from pdlab.experiment.deployment import TransferSpec
+from pdlab.policies import load as load_policy
 from pdlab.real.api.app import create_app
-from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.service import Service
-from pdlab.real.cluster.connections import Connections
-from pdlab.real.cluster.engine import ClusterEngine
-from pdlab.real.cluster.http import HttpRemote
-from pdlab.real.cluster.world import World
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.real.serve import run_until_stopped
-from pdlab.router import Router
-from pdlab.types import MADE, PULL, InstanceSpec, Report, Role
+from pdlab.real.launch.instance import run_until_stopped
+from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.connections import Connections
+from pdlab.real.router.cluster_engine import ClusterEngine
+from pdlab.real.router.http_remote import HttpRemote
+from pdlab.real.router.world import LiveWorld
 from tests.real.api.stand_in import VOCAB, byte_tokenizer
-from tests.real.cluster.fake_instance import key_of
+from tests.real.router.fake_instance import key_of
 
 ROOT = Path(__file__).parents[1]
 STEP_S = 0.02
@@ -68,7 +68,7 @@ async def route(urls: list[str], policy: str) -> None:
     """Serves the cluster of these instances, the last of which decodes, until SIGTERM."""
     started_s = time.monotonic()
     router = Router(load_policy.build(policy, Path()), seed=1)
-    world = World(router, HttpRemote, transfer=TransferSpec(), now=lambda: time.monotonic() - started_s)
+    world = LiveWorld(router, HttpRemote, transfer=TransferSpec(), now=lambda: time.monotonic() - started_s)
     world.open()
     specs = [
         InstanceSpec(
@@ -222,7 +222,7 @@ def cpu_s(pid: int) -> float:
 
 
 def measure(given: argparse.Namespace) -> None:
-    fake = "tests.real.cluster.fake_instance"
+    fake = "tests.real.router.fake_instance"
     with process(1, fake) as (prefill, _), process(1, fake) as (instant, _), process(1, fake, "--interval-s", str(STEP_S)) as (steps, _):
         routing = [__spec__.name, "--policy", given.policy, "--route"]
         with process(0, *routing, f"{prefill},{instant}") as (url, pid):

@@ -79,8 +79,8 @@ def write_model(folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from pdlab.real.engine import gguf_file
-    from pdlab.real.engine.gguf_file import default_model
+    from pdlab.real.models import gguf_file
+    from pdlab.real.models.gguf_file import default_model
 
     source = default_model()
     save_file(

@@ -13,9 +13,9 @@ import statistics
 import time
 from pathlib import Path
 
-from pdlab import load_policy
-from pdlab.router import Router
-from pdlab.types import Arrived, Dispatch, Finished, Handoff, InstanceSpec, Joined, PrefillDone, Report, Request, Role, Transferred
+from pdlab.core.router import Router
+from pdlab.core.types import Arrived, Dispatch, Finished, Handoff, InstanceSpec, Joined, PrefillDone, Report, Request, Role, Transferred
+from pdlab.policies import load as load_policy
 
 
 def chain(request: int) -> tuple[int, ...]:

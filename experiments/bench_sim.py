@@ -141,9 +141,9 @@ def table(sketch_path: Path | None, dynamo_python: Path | None, repeats: int, mi
 
 
 def _compiled() -> bool:
-    import pdlab.scheduler
+    import pdlab.core.scheduler
 
-    return not str(pdlab.scheduler.__file__).endswith(".py")
+    return not str(pdlab.core.scheduler.__file__).endswith(".py")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pdlab.real.transfer import nixl
-from pdlab.real.transfer.endpoint import Endpoint
+from pdlab.real.transfer.endpoint import KvEndpoint
 from pdlab.real.transfer.shared import shared_kv
 
 NEAR, FAR = "pdlab-near", "pdlab-far"
@@ -54,9 +54,9 @@ def kv_of(shape: Shape, shared: bool) -> torch.Tensor:
     return kv.fill_(1.0)
 
 
-def endpoint(kv: torch.Tensor, name: str, transport: str) -> Endpoint:
+def endpoint(kv: torch.Tensor, name: str, transport: str) -> KvEndpoint:
     host = ADDRESSES[HERE] if HERE else "127.0.0.1"
-    return Endpoint(
+    return KvEndpoint(
         kv,
         name=name,
         incarnation="1",

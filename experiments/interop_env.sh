@@ -40,7 +40,7 @@ fi
 
 if [ ! -f "$model/tokenizer.json" ]; then
   echo "writing the model to $model"
-  gguf=$(.venv/bin/python -c "from pdlab.real.engine.gguf_file import default_model; print(default_model())")
+  gguf=$(.venv/bin/python -c "from pdlab.real.models.gguf_file import default_model; print(default_model())")
   HF_HUB_OFFLINE=1 "$venv/bin/python" - "$gguf" "$model" << 'PY'
 import sys
 from pathlib import Path

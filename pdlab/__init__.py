@@ -14,12 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pdlab.cluster import Cluster, Instance
+    from pdlab.core.policy import Policy, Reject
+    from pdlab.core.types import Request, Role, Scale, UsageError
+    from pdlab.core.view import Cluster, Instance
     from pdlab.experiment.experiment import Experiment
-    from pdlab.policy import Policy, Reject
-    from pdlab.result import Result
+    from pdlab.report.result import Result
     from pdlab.sim import simulate
-    from pdlab.types import Request, Role, Scale, UsageError
 
 __version__ = "0.1.0"
 
@@ -39,16 +39,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Cluster": "pdlab.cluster",
+    "Cluster": "pdlab.core.view",
     "Experiment": "pdlab.experiment.experiment",
-    "Instance": "pdlab.cluster",
-    "Policy": "pdlab.policy",
-    "Reject": "pdlab.policy",
-    "Request": "pdlab.types",
-    "Result": "pdlab.result",
-    "Role": "pdlab.types",
-    "Scale": "pdlab.types",
-    "UsageError": "pdlab.types",
+    "Instance": "pdlab.core.view",
+    "Policy": "pdlab.core.policy",
+    "Reject": "pdlab.core.policy",
+    "Request": "pdlab.core.types",
+    "Result": "pdlab.report.result",
+    "Role": "pdlab.core.types",
+    "Scale": "pdlab.core.types",
+    "UsageError": "pdlab.core.types",
     "simulate": "pdlab.sim",
 }
 

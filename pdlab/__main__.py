@@ -12,7 +12,7 @@ def main() -> None:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else the shell has it ignored
     if usual:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    from pdlab.cli import main as run
+    from pdlab.cli.main import main as run
 
     try:
         if usual:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pdlab.gaps import Gaps
-from pdlab.metrics import InstanceUse, LinkUse, summarise
-from pdlab.records import Records, Samples
-from pdlab.result import Result
-from pdlab.types import Stage
+from pdlab.core.types import Stage
+from pdlab.report.result import Result
+from pdlab.results.gaps import Gaps
+from pdlab.results.metrics import InstanceUse, LinkUse, summarise
+from pdlab.results.records import Records, Samples
 
 NAN = float("nan")
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from pdlab.experiment.experiment import Experiment
-from pdlab.metrics import summarise
-from pdlab.records import FIELDS, Records
-from pdlab.result import Result
+from pdlab.report.result import Result
+from pdlab.results.metrics import summarise
+from pdlab.results.records import FIELDS, Records
 from pdlab.sim import simulate
 
 TIMES = (

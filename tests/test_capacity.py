@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.load_policy import names, policy_class
-from pdlab.policy import Policy, Reject
-from pdlab.router import Limits, Router
-from pdlab.types import (
+from pdlab.core.policy import Policy, Reject
+from pdlab.core.router import Limits, Router
+from pdlab.core.types import (
     Abort,
     Action,
     Arrived,
@@ -37,6 +35,8 @@ from pdlab.types import (
     Tick,
     Transferred,
 )
+from pdlab.core.view import Cluster, Instance
+from pdlab.policies.load import names, policy_class
 
 CLASSES = {name: policy_class(name, Path(__file__).parent) for name in names()}
 ROLES = {"P": Role.PREFILL, "D": Role.DECODE, "M": Role.MIXED}

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from pdlab import __version__
-from pdlab.cli import main
-from pdlab.real.cluster import start
+from pdlab.cli.main import main
+from pdlab.real.launch import serve as start
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())

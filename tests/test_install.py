@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.extras import REAL, WEIGHTS
+from pdlab.core.extras import REAL, WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
 AWAY = (

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pdlab import load_policy
 from pdlab.experiment.experiment import Experiment
-from pdlab.real.validate import TwoWorlds
+from pdlab.policies import load as load_policy
+from pdlab.proof.validate import TwoWorlds
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "pdlab").rglob("*.py"))
@@ -22,31 +22,31 @@ WORLDS = ("pdlab.sim", "pdlab.real", "pdlab.kernels")
 
 # What a module may import of pdlab, by DESIGN §2; a package stands for all in it, the longest name that fits counts.
 ALLOWED = {
-    "pdlab.types": (),
-    "pdlab.prefix": (),
-    "pdlab.kv": ("pdlab.types",),
-    "pdlab.predict": ("pdlab.types",),
+    "pdlab.core.types": (),
+    "pdlab.core.prefix": (),
+    "pdlab.core.kv": ("pdlab.core.types",),
+    "pdlab.core.predict": ("pdlab.core.types",),
     "pdlab.core.reach": (),
-    "pdlab.cluster": ("pdlab.types", "pdlab.predict", "pdlab.core.reach"),
-    "pdlab.policy": ("pdlab.types", "pdlab.cluster"),
-    "pdlab.policies": ("pdlab.types", "pdlab.cluster", "pdlab.policy", "pdlab.policies"),
-    "pdlab.compose": ("pdlab.types", "pdlab.cluster", "pdlab.policy"),
-    "pdlab.core.blame": ("pdlab.policy",),
-    "pdlab.core.watchdog": ("pdlab.types", "pdlab.policy", "pdlab.core.blame"),
-    "pdlab.load_policy": ("pdlab.types", "pdlab.policy", "pdlab.compose", "pdlab.core.blame"),
-    "pdlab.scheduler": ("pdlab.types", "pdlab.kv"),
-    "pdlab.core.report": ("pdlab.types", "pdlab.kv", "pdlab.scheduler"),
-    "pdlab.decisions": ("pdlab.types", "pdlab.kv", "pdlab.scheduler", "pdlab.batching"),
-    "pdlab.batching": ("pdlab.types", "pdlab.scheduler"),
-    "pdlab.router": ("pdlab.types", "pdlab.cluster", "pdlab.policy", "pdlab.core.blame"),
-    "pdlab.core.teller": ("pdlab.types", "pdlab.router"),
-    "pdlab.log_file": (),
-    "pdlab.strict": (),
-    "pdlab.log": ("pdlab.types", "pdlab.log_file", "pdlab.router"),
-    "pdlab.cost": ("pdlab.types", "pdlab.cost", "pdlab.strict"),
-    "pdlab.workload.cli": ("pdlab.types", "pdlab.workload", "pdlab.report.units", "pdlab.mistakes", "pdlab.read_yaml"),
-    "pdlab.workload.figures": ("pdlab.workload", "pdlab.report.look"),
-    "pdlab.workload": ("pdlab.types", "pdlab.workload", "pdlab.report.units", "pdlab.strict"),
+    "pdlab.core.view": ("pdlab.core.types", "pdlab.core.predict", "pdlab.core.reach"),
+    "pdlab.core.policy": ("pdlab.core.types", "pdlab.core.view"),
+    "pdlab.policies": ("pdlab.core.types", "pdlab.core.view", "pdlab.core.policy", "pdlab.policies"),
+    "pdlab.policies.compose": ("pdlab.core.types", "pdlab.core.view", "pdlab.core.policy"),
+    "pdlab.core.blame": ("pdlab.core.policy",),
+    "pdlab.core.watchdog": ("pdlab.core.types", "pdlab.core.policy", "pdlab.core.blame"),
+    "pdlab.policies.load": ("pdlab.core.types", "pdlab.core.policy", "pdlab.policies.compose", "pdlab.core.blame"),
+    "pdlab.core.scheduler": ("pdlab.core.types", "pdlab.core.kv"),
+    "pdlab.core.report": ("pdlab.core.types", "pdlab.core.kv", "pdlab.core.scheduler"),
+    "pdlab.replay.scheduler_log": ("pdlab.core.types", "pdlab.core.kv", "pdlab.core.scheduler", "pdlab.batching"),
+    "pdlab.batching": ("pdlab.core.types", "pdlab.core.scheduler"),
+    "pdlab.core.router": ("pdlab.core.types", "pdlab.core.view", "pdlab.core.policy", "pdlab.core.blame"),
+    "pdlab.core.teller": ("pdlab.core.types", "pdlab.core.router"),
+    "pdlab.replay.log_file": (),
+    "pdlab.core.strict": (),
+    "pdlab.replay.log": ("pdlab.core.types", "pdlab.replay.log_file", "pdlab.core.router"),
+    "pdlab.cost": ("pdlab.core.types", "pdlab.cost", "pdlab.core.strict"),
+    "pdlab.cli.trace": ("pdlab.core.types", "pdlab.workload", "pdlab.results.units", "pdlab.experiment.mistakes", "pdlab.experiment.yaml"),
+    "pdlab.report.workload": ("pdlab.workload", "pdlab.report.look"),
+    "pdlab.workload": ("pdlab.core.types", "pdlab.workload", "pdlab.results.units", "pdlab.core.strict"),
 }
 
 
@@ -116,8 +116,8 @@ def test_imports_go_the_one_way_of_the_design(path: Path) -> None:
     used = {found for found, _ in imports(path) if within(found, "pdlab") and found != name}
     if layer is not None:
         assert not {found for found in used if not any(within(found, allowed) for allowed in (*ALLOWED[layer], layer))}
-    elif not any(within(name, top) for top in ("pdlab.sim", "pdlab.real", "pdlab.cli", "pdlab.__main__")) and name != "pdlab":
-        assert not {found for found in used if any(within(found, top) for top in ("pdlab.sim", "pdlab.real", "pdlab.cli"))}
+    elif not any(within(name, top) for top in ("pdlab.sim", "pdlab.real", "pdlab.cli.main", "pdlab.__main__")) and name != "pdlab":
+        assert not {found for found in used if any(within(found, top) for top in ("pdlab.sim", "pdlab.real", "pdlab.cli.main"))}
 
 
 def test_there_is_no_import_cycle() -> None:
@@ -153,7 +153,7 @@ def test_the_package_and_its_command_need_no_torch() -> None:
 
 def test_importing_the_package_or_the_command_waits_for_nothing_heavy() -> None:
     heavy = "[m for m in ('numpy', 'pandas', 'matplotlib', 'pyarrow', 'simpy', 'pydantic') if m in sys.modules]"
-    assert run_python(f"import sys, pdlab, pdlab.cli; print({heavy})").strip() == "[]"
+    assert run_python(f"import sys, pdlab, pdlab.cli.main; print({heavy})").strip() == "[]"
 
 
 def test_every_public_name_of_the_package_is_there() -> None:

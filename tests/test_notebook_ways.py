@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pdlab import Cluster, Experiment, Instance, Policy, Request, UsageError, load_policy, simulate
+from pdlab import Cluster, Experiment, Instance, Policy, Request, UsageError, simulate
+from pdlab.policies import load as load_policy
 from pdlab.policies.prefix_aware import PrefixAware
 from pdlab.policies.round_robin import RoundRobin
-from pdlab.result import Requests
+from pdlab.report.result import Requests
 
 HERE = Path(__file__).parent.parent
 QUICK = HERE / "experiments" / "quickstart.yaml"

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from pdlab.load_policy import names
+from pdlab.policies.load import names
 from tests.support.contract import EXCEPTIONS, TRAITS, experiment, live, simulated, workload
 from tests.support.views import Seen, difference, to_the_end, without
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from pdlab.scheduler import Batching
-from pdlab.types import UsageError
+from pdlab.core.scheduler import Batching
+from pdlab.core.types import UsageError
 
 
 def names() -> list[str]:

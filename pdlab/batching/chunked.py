@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.scheduler import Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler, Sequence
 
 
 @dataclass(frozen=True, slots=True)

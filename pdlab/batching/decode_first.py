@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.scheduler import Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler, Sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Collection, Iterator
 from types import CodeType, TracebackType
 
-from pdlab.policy import Policy
+from pdlab.core.policy import Policy
 
 HOOK_S = 10.0
 GENERATED = "<string>"  # where dataclasses write their functions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.types import CAPABILITIES, InstanceSpec, Role
+from pdlab.core.types import CAPABILITIES, InstanceSpec, Role
 
 PLACES = 2  # for requests, for each sequence that can decode at once: more wait at the router, which may choose another for them
 
@@ -27,7 +27,7 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class MeasuredInstance:
     """What it turned out to be: its memory, and how fast it is. Profiles and the rest as in an InstanceSpec."""
 
     kv_blocks: int
@@ -43,7 +43,7 @@ class Measured:
     descriptor: str = ""
 
 
-def instance_spec(placed: Placed, measured: Measured) -> InstanceSpec:
+def instance_spec(placed: Placed, measured: MeasuredInstance) -> InstanceSpec:
     places = PLACES * placed.max_seqs
     return InstanceSpec(
         name=placed.name,

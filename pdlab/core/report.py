@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pdlab.scheduler import Batch, Scheduler
-from pdlab.types import Report, StepTime
+from pdlab.core.scheduler import Batch, Scheduler
+from pdlab.core.types import Report, StepTime
 
 ALONE, DECODE, BESIDE = range(3)
 

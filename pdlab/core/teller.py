@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from pdlab.router import Router
-from pdlab.types import Action, AnyEvent, UsageError
+from pdlab.core.router import Router
+from pdlab.core.types import Action, AnyEvent, UsageError
 
 
 class Log(Protocol):

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from types import CodeType, FrameType
 
 from pdlab.core.blame import HOOK_S, Endless, hook_code
-from pdlab.policy import HOOKS, Policy
-from pdlab.types import UsageError
+from pdlab.core.policy import HOOKS, Policy
+from pdlab.core.types import UsageError
 
 LOOK_S = 1.0
 LOOKS = round(HOOK_S / LOOK_S)  # that see the same call, until it is cut off

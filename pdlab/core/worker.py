@@ -25,8 +25,8 @@ from collections.abc import Callable
 from math import inf
 
 from pdlab.core.report import Meter, report_of
-from pdlab.scheduler import NOTHING, Batch, Commands, Scheduler, Sequence
-from pdlab.types import Report, Role
+from pdlab.core.scheduler import NOTHING, Batch, Commands, Scheduler, Sequence
+from pdlab.core.types import Report, Role
 
 LEASE_S = 30.0
 
@@ -212,7 +212,7 @@ class Worker:
         if seq not in self.scheduler.held:
             del self.due[seq]
             self.abort(seq)
-        elif seq.stays:
+        elif seq.decodes_here:
             self.resume(seq)
         else:
             self.release(seq)
@@ -262,7 +262,7 @@ class Worker:
         if ended:
             prefilled = [seq for seq in prefilled if seq.holding is not None]
         for seq in prefilled:
-            if not seq.stays:
+            if not seq.decodes_here:
                 self.due[seq] = now + self.lease_s
         return prefilled, finished
 
@@ -290,7 +290,7 @@ class Worker:
     def _fork(self, seq: Sequence) -> None:
         """If its prompt is computed, and it goes on here: those who wait for it follow."""
         others = seq.others
-        if others and seq.stays and not others[0].order:
+        if others and seq.decodes_here and not others[0].order:
             for other in others:
                 self.commands.submit(other)
 

@@ -10,14 +10,13 @@ from pdlab.cost.capacity import kv_bytes_per_token, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
 from pdlab.cost.fitted import Fitted, FittedCoefficients
 from pdlab.cost.measured import MeasuredCost
-from pdlab.cost.profile import Beside, InstanceProfile, Overheads, load_instance_profile, save_instance_profile
+from pdlab.cost.profile import InstanceProfile, Interference, Overheads, load_instance_profile, save_instance_profile
 from pdlab.cost.roofline import Coefficients, Roofline
 from pdlab.cost.shapes import Hardware, Model
 from pdlab.cost.spec import CostSpec, build, measured_profiles, profiles
 from pdlab.cost.table import Profile, Table, load_profile, save_profile
 
 __all__ = [
-    "Beside",
     "Coefficients",
     "Cost",
     "CostSpec",
@@ -25,6 +24,7 @@ __all__ = [
     "FittedCoefficients",
     "Hardware",
     "InstanceProfile",
+    "Interference",
     "MeasuredCost",
     "Model",
     "Overheads",

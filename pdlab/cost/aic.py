@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pdlab.core.types import UsageError
 from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile, save_profile
-from pdlab.types import UsageError
 
 TOKENS = (1, 32, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
 CACHED = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 
 class Cost(ABC):
-    """Seconds of one engine step. `unsampled_s`: by how much a step is shorter in which no sequence gets a token, since all of its chunks
+    """Seconds of one engine step. `unfinished_chunk_saving_s`: by how much a step is shorter in which no sequence gets a token, since all of its chunks
     leave something of their prompts to later ones: what comes after the layers is left out. Zero where engines do it all the same."""
 
-    unsampled_s: float = 0.0
+    unfinished_chunk_saving_s: float = 0.0
 
     @abstractmethod
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:

@@ -55,12 +55,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 from pdlab.cost.capacity import kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
 from pdlab.cost.roofline import Coefficients, Roofline
 from pdlab.cost.shapes import Hardware, Model
-from pdlab.types import UsageError
 
 Floats = NDArray[np.float64]
 MOST_ACHIEVED = 0.95  # of any peak
@@ -149,7 +149,7 @@ class ClosedLoop:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MeasuredStep:
     """One measured step: a prompt batch, or (`prefill` false) the mean decode step while `output_tokens` were made."""
 
     model: Model
@@ -177,7 +177,7 @@ class Step:
         return f"{self.model.name} tp{self.tp} {phase} {self.prompt_tokens}x{self.batch}/{self.output_tokens}"
 
 
-Row = ClosedLoop | Step
+Row = ClosedLoop | MeasuredStep
 
 
 def closed_loop_tpot_s(cost: Cost, concurrency: float, prompt_tokens: int, output_tokens: float, prefill_first: bool = False) -> float:
@@ -226,7 +226,7 @@ def read_closed_loop(path: Path) -> list[ClosedLoop]:
     return rows
 
 
-def read_steps(path: Path, machine: str) -> list[Step]:
+def read_steps(path: Path, machine: str) -> list[MeasuredStep]:
     """Steps of splitwise's table on `machine` ("a100-80gb", "h100-80gb"), repeats replaced by their median. Prompt batches above 8192
     tokens are left out, and so are tp 2's at batch 64, which are shorter than at batch 8: the engine had no memory left for them."""
     groups: dict[tuple[str, int, int, int, int], list[tuple[float, float]]] = {}
@@ -241,8 +241,8 @@ def read_steps(path: Path, machine: str) -> list[Step]:
         prefill_s, decode_s = (float(np.median(column)) for column in zip(*times, strict=True))
         shape = (model(name), hardware(machine), tp)
         if prompt * batch <= 8192 and output == 128:
-            steps.append(Step(*shape, True, prompt, batch, output, prefill_s))
-        steps.append(Step(*shape, False, prompt, batch, output, decode_s))
+            steps.append(MeasuredStep(*shape, True, prompt, batch, output, prefill_s))
+        steps.append(MeasuredStep(*shape, False, prompt, batch, output, decode_s))
     return steps
 
 

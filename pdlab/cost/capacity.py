@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pdlab.core.types import UsageError
 from pdlab.cost.shapes import GIB, Hardware, Model
-from pdlab.types import UsageError
 
 RUNTIME_BYTES = GIB  # context, kernels, CUDA graphs, collectives' buffers
 

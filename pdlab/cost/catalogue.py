@@ -15,12 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
+from pdlab.core.types import UsageError
 from pdlab.cost.huggingface import Understood, understand
 from pdlab.cost.layers import Latent, Layer, Mlp, Moe, Outer, Softmax, assemble
 from pdlab.cost.profile import load_instance_profile
 from pdlab.cost.quantization import published_as
 from pdlab.cost.shapes import GIB, Hardware, Model
-from pdlab.types import UsageError
 
 __all__ = ["Hardware", "Model", "hardware", "hardware_names", "model", "model_names", "understood"]
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 
 # What sizes are called in one family or another.
 HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed")

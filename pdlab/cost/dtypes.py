@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 
 # Four-bit formats carry their scales: one bf16 for 128 weights (wint4), one byte for 32 (mxfp4) or 16 (nvfp4). Of wint8, wint4, wint3 and
 # wint2 only the weights are quantised: they are widened before they are multiplied.

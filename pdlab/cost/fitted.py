@@ -18,8 +18,8 @@ from math import inf
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
-from pdlab.types import UsageError
 
 
 class PrefillFit(BaseModel):

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pdlab.core.types import UsageError, nearest
 from pdlab.cost import decoders, hybrids, special
 from pdlab.cost.config_keys import HEADS, HIDDEN, LAYERS, POSITIONS, Keys
 from pdlab.cost.decoders import Decoder
@@ -23,7 +24,6 @@ from pdlab.cost.quantization import Quantization
 from pdlab.cost.quantization_formats import Mistake
 from pdlab.cost.quantization_methods import read_quantization
 from pdlab.cost.shapes import Model
-from pdlab.types import UsageError, nearest
 
 DTYPE = ("torch_dtype", "dtype")
 QUANTIZATION = ("quantization_config", "compression_config", "quantization")

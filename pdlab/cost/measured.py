@@ -7,7 +7,7 @@ F(n) = T(n, 0) - X(n, n / 2) is what depends on the number of tokens alone, howe
 several chunks:   F(sum of n) + sum of (T(n, c) - F(n)) + prompt_s for each but the first
 mixed:            the chunks' step + A(sum of n, b) + (D(b, c) - D(b, shortest context)),  A measured
 
-Each sequence that gets a token adds `token_s`; a step in which none does is `unsampled_s` shorter, which is the caller's to take off.
+Each sequence that gets a token adds `token_s`; a step in which none does is `unfinished_chunk_saving_s` shorter, which is the caller's to take off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MeasuredCost(Table):
     def __init__(self, steps: StepTimes, overheads: Overheads | None = None, name: str = "the fit") -> None:
         super().__init__(Profile(name=name, prefill=steps.prefill, decode=steps.decode), extrapolate=True)
         self._added, self._prompt_s = steps.added, steps.prompt_s
-        self.unsampled_s = steps.unsampled_s
+        self.unfinished_chunk_saving_s = steps.unfinished_chunk_saving_s
         self._token_s = overheads.token_s if overheads is not None else 0.0
 
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:

@@ -11,18 +11,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pdlab.core.types import UsageError
 from pdlab.cost.shapes import Hardware, Model
 from pdlab.cost.table import DecodeGrid, PrefillGrid, check_grid
-from pdlab.types import UsageError
 
 SCHEMA = 1
 
 
-class Part(BaseModel):
+class ProfilePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Machine(Part):
+class Machine(ProfilePart):
     """Where it was measured. `threads` of a CPU engine; 0: not known."""
 
     cpu: str
@@ -32,7 +32,7 @@ class Machine(Part):
     system: str = ""
 
 
-class ModelShape(Part):
+class ModelShape(ProfilePart):
     """Whose step times these are. `fingerprint` is that of its weights and number formats; empty over HTTP."""
 
     name: str
@@ -55,7 +55,7 @@ class ModelShape(Part):
         return ""
 
 
-class EngineShape(Part):
+class EngineShape(ProfilePart):
     """How the instance batches, and its KV memory; `kv_blocks` 0: not known."""
 
     device: str = ""
@@ -67,7 +67,7 @@ class EngineShape(Part):
     temperature: float = Field(default=0.0, ge=0.0)
 
 
-class AddedGrid(Part):
+class AddedGrid(ProfilePart):
     """seconds[i][j] that batch[j] decodes of short context add to a step of tokens[i] prompt tokens."""
 
     tokens: tuple[int, ...]
@@ -80,19 +80,19 @@ class AddedGrid(Part):
         return self
 
 
-class StepTimes(Part):
-    """The fit. `prompt_s`: each further prompt that ends in the same step. `unsampled_s`: what a step takes less in which none ends, and
+class StepTimes(ProfilePart):
+    """The fit. `prompt_s`: each further prompt that ends in the same step. `unfinished_chunk_saving_s`: what a step takes less in which none ends, and
     nothing decodes. `additive`: mixed steps and several prompts were not seen, but are put together from what was."""
 
     prefill: PrefillGrid
     decode: DecodeGrid
     added: AddedGrid
     prompt_s: float = Field(default=0.0, ge=0.0)
-    unsampled_s: float = Field(default=0.0, ge=0.0)
+    unfinished_chunk_saving_s: float = Field(default=0.0, ge=0.0)
     additive: bool = False
 
 
-class Overheads(Part):
+class Overheads(ProfilePart):
     """Seconds besides engine steps: of a request (front end to engine, engine to client), that a router adds to it, that telling each token
     adds to its step, until a transfer's first byte flows, and of the first step with prompts of each size (tokens in all), for which an
     engine's libraries make kernels."""
@@ -104,7 +104,7 @@ class Overheads(Part):
     new_size_s: float = Field(default=0.0, ge=0.0)
 
 
-class Beside(Part):
+class Interference(ProfilePart):
     """Seconds that a step takes longer while another engine computes on the same machine: engines of one CPU share its memory, from which
     every step reads all weights, however many tokens it has; and what a prefill computes besides, for each of its tokens. A step with
     prompt tokens is a prefill."""
@@ -129,7 +129,7 @@ class Beside(Part):
         return self.decode_beside_prefill_s if other_prefill else self.decode_beside_decode_s
 
 
-class BesideSeen(Part):
+class BesideSeen(ProfilePart):
     """How much longer, in seconds, steps of one engine took once while another was busy with `load` than just before: a prompt of
     `few_tokens`, one of `many_tokens`, and a decode. By chance some take less."""
 
@@ -141,7 +141,7 @@ class BesideSeen(Part):
     decode_s: float
 
 
-class Front(Part):
+class FrontCosts(ProfilePart):
     """What serves an engine (HTTP, router, client) computes: seconds of a request, of each step whose tokens are told, of each of these
     tokens. They pass beside the engine where the machine has a core to spare; else on a core that an engine computes on, whose steps take
     so much longer."""
@@ -155,7 +155,7 @@ class Front(Part):
         return any(self.model_dump().values())
 
 
-class Unsteady(Part):
+class CoreSpeed(ProfilePart):
     """A machine whose cores are now and then slower, since a host gives the other half of a physical core to another guest. There a short
     loop takes r times the CPU time that it takes undisturbed, and the engine's steps 1 + share (r - 1) times: `prefill_share` of those with
     prompts, `decode_share` of the others. Undisturbed the loop takes `prefill_loop_s` beside the former, `decode_loop_s` beside the latter:
@@ -176,14 +176,14 @@ class Unsteady(Part):
         return 1.0 + (self.prefill_share if prefill else self.decode_share) * (slower - 1.0)
 
 
-class Moved(Part):
+class Moved(ProfilePart):
     """One size of transfer: its bytes, and seconds of each."""
 
     bytes: int = Field(ge=0)
     seconds: tuple[float, ...]
 
 
-class TransferFit(Part):
+class TransferFit(ProfilePart):
     """Seconds of a transfer: `Overheads.handoff_s` + bytes / bytes_per_s."""
 
     transport: str
@@ -192,7 +192,7 @@ class TransferFit(Part):
     moved: tuple[Moved, ...] = ()
 
 
-class Point(Part):
+class Point(ProfilePart):
     """One kind of step, measured. `tokens` new tokens of each of `prompts`, after `cached`, which end with them or do not; `batch` decodes
     of `context` KV tokens each."""
 
@@ -216,8 +216,8 @@ class Point(Part):
         return "cached" if self.cached else "prefill"
 
 
-class Measured(Part):
-    """A point, and the seconds of each repeat; `loop_s`: what the loop of `Unsteady` took meanwhile, where that was looked at."""
+class MeasuredPoint(ProfilePart):
+    """A point, and the seconds of each repeat; `loop_s`: what the loop of `CoreSpeed` took meanwhile, where that was looked at."""
 
     point: Point
     seconds: tuple[float, ...] = Field(min_length=1)
@@ -234,7 +234,7 @@ class Measured(Part):
         return sum(self.seconds) / len(self.seconds)
 
 
-class FitError(Part):
+class FitError(ProfilePart):
     """Of the held-out points of a kind: relative, absolute values."""
 
     kind: str
@@ -243,7 +243,7 @@ class FitError(Part):
     worst: float
 
 
-class InstanceProfile(Part):
+class InstanceProfile(ProfilePart):
     """A profile, as kept in JSON."""
 
     schema_version: int = SCHEMA
@@ -256,15 +256,15 @@ class InstanceProfile(Part):
     engine: EngineShape
     steps: StepTimes
     overheads: Overheads = Overheads()
-    beside: Beside = Beside()
-    front: Front = Front()
-    unsteady: Unsteady = Unsteady()
+    beside: Interference = Interference()
+    front: FrontCosts = FrontCosts()
+    unsteady: CoreSpeed = CoreSpeed()
     transfer: TransferFit | None = None
     errors: tuple[FitError, ...] = ()
     warnings: tuple[str, ...] = ()
-    points: tuple[Measured, ...] = ()
+    points: tuple[MeasuredPoint, ...] = ()
     beside_seen: tuple[BesideSeen, ...] = ()
-    references: tuple[Measured, ...] = ()  # some of which all calibrations have many repeats
+    references: tuple[MeasuredPoint, ...] = ()  # some of which all calibrations have many repeats
 
     @field_validator("schema_version")
     @classmethod

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pdlab.core.types import nearest
 from pdlab.cost.dtypes import Format
 from pdlab.cost.quantization import Names, Quantization, Rule
 from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, kv_remark, left_alone, whole
-from pdlab.types import nearest
 
 CLASSES = ("Linear", "Embedding", "Experts", "MoE", "ParallelLMHead")
 

@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from pdlab.core.types import nearest
 from pdlab.cost.dtypes import Format
 from pdlab.cost.quantization import Names, Quantization, Rule, unquantised
 from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, kv_remark, left_alone, whole
 from pdlab.cost.quantization_groups import compressed_tensors, modelopt
 from pdlab.cost.quantization_torchao import quark, torchao
 from pdlab.cost.shapes import Part
-from pdlab.types import nearest
 
 REFUSED = {
     "aqlm": "its codebooks' sizes are not in the config",

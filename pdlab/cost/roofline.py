@@ -35,11 +35,11 @@ from functools import cache
 from importlib import resources
 from math import ceil, hypot, inf, log2
 
+from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 from pdlab.cost.capacity import check_tp
 from pdlab.cost.dtypes import EIGHT_BIT, Format, dtype_bytes
 from pdlab.cost.shapes import OUTER, Hardware, Model, Part
-from pdlab.types import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
+from pdlab.core.strict import Strict
+from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 from pdlab.cost.dtypes import dtype_bytes
 from pdlab.cost.fitted import Fitted, FittedCoefficients, shipped_fit
@@ -22,8 +24,6 @@ from pdlab.cost.profile import InstanceProfile
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
 from pdlab.cost.shapes import Hardware, Model
 from pdlab.cost.table import Table, load_profile
-from pdlab.strict import Strict
-from pdlab.types import UsageError
 
 PREFILL_TOKENS = (1, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
-from pdlab.types import UsageError
 
 
 class PrefillGrid(BaseModel):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pdlab.core.types import Role
 from pdlab.experiment.fields import (
     PROFILE,
     SERVE,
@@ -22,7 +23,6 @@ from pdlab.experiment.fields import (
     Spec,
     Use,
 )
-from pdlab.types import Role
 
 MOST_INSTANCES = 10_000  # of one cluster: beyond, not even their arrival ends in a time that anybody waits
 

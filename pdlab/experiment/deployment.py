@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from pdlab import load_policy
+from pdlab.core.types import UsageError
 from pdlab.experiment.cluster import ClusterSpec, EngineSpec, InstancesSpec, Placement
 from pdlab.experiment.fields import SERVE, Count, Device, Name, NotNegative, Positive, Seed, Spec, Use, unused, used
+from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.study import Study
-from pdlab.mistakes import mistakes
-from pdlab.read_yaml import overridden, read_yaml, replaced
-from pdlab.types import UsageError
+from pdlab.experiment.yaml import overridden, read_yaml, replaced
+from pdlab.policies import load as load_policy
 
 FORMAT = Use(sim="as `cost` leaves formats open; not of measured hardware")
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
-from pdlab import spellings
+from pdlab.core.types import UsageError
 from pdlab.cost import CostSpec, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
+from pdlab.experiment import spellings
 from pdlab.experiment.cluster import ClusterSpec, Placement
 from pdlab.experiment.deployment import Deployment, roles_missing
 from pdlab.experiment.fields import ignored_line, unused
 from pdlab.experiment.study import Study
-from pdlab.types import UsageError
 from pdlab.workload import builtin
 from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC
 
@@ -59,7 +59,7 @@ class Experiment(Study, Deployment):
         )
 
     def _repr_html_(self) -> str:
-        from pdlab.report.experiment import fragment
+        from pdlab.experiment.html import fragment
 
         return fragment(self)
 

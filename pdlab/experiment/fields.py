@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from pdlab import batching
+from pdlab.core.strict import Strict
+from pdlab.core.types import UsageError, nearest
 from pdlab.cost.catalogue import hardware
-from pdlab.strict import Strict
-from pdlab.types import UsageError, nearest
 
 
 class Spec(Strict):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.cluster import Cluster, Instance
+from pdlab.core.policy import Reject, require
+from pdlab.core.types import Request
+from pdlab.core.view import Cluster, Instance
 from pdlab.policies.prefix_aware import PrefixAware
-from pdlab.policy import Reject, require
-from pdlab.types import Request
 
 
 @dataclass

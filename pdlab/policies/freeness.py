@@ -24,9 +24,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from pdlab.cluster import Cluster, Instance, Running
-from pdlab.policy import Policy, Reject, require
-from pdlab.types import MIGRATE, InstanceState, Request, Stage
+from pdlab.core.policy import Policy, Reject, require
+from pdlab.core.types import MIGRATE, InstanceState, Request, Stage
+from pdlab.core.view import Cluster, Instance, LiveRequest
 
 Room = Mapping[Instance, tuple[float, int]]
 
@@ -137,7 +137,7 @@ class Freeness(Policy):
             self._calm[x] = x.report.preempted
         return x.report.preempted > self._calm.get(x, 0)
 
-    def _in_order(self, x: Instance, cluster: Cluster) -> list[Running]:
+    def _in_order(self, x: Instance, cluster: Cluster) -> list[LiveRequest]:
         """The requests that can be moved from there, the one to move first first."""
         movable = [r for r in x.decoding.values() if r.stage is Stage.DECODE and r.migrating is None]
         if self.request_order == "LCR":
@@ -145,11 +145,11 @@ class Freeness(Policy):
         sign = 1 if self.request_order == "SR" else -1
         return sorted(movable, key=lambda r: (r.request.priority, sign * cluster.context_tokens(r), r.request.id))
 
-    def _fits(self, live: Running, target: Instance, free_blocks: float, cluster: Cluster) -> bool:
+    def _fits(self, live: LiveRequest, target: Instance, free_blocks: float, cluster: Cluster) -> bool:
         assert live.decode is not None, f"request {live.request.id} decodes somewhere"
         return cluster.context_tokens(live) < free_blocks * live.decode.spec.block_tokens and cluster.can_migrate(live, target)
 
-    def _accepts(self, live: Running, source: tuple[float, int], target: tuple[float, int], cluster: Cluster) -> bool:
+    def _accepts(self, live: LiveRequest, source: tuple[float, int], target: tuple[float, int], cluster: Cluster) -> bool:
         """The pairing's test of one move, given (free blocks, requests) at both ends."""
         if self.pairing == "defrag":
             return True

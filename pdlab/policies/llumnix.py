@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.cluster import Cluster, Instance
+from pdlab.core.policy import Reject
+from pdlab.core.types import Request, Role
+from pdlab.core.view import Cluster, Instance
 from pdlab.policies.freeness import Freeness, steps
-from pdlab.policy import Reject
-from pdlab.types import Request, Role
 
 
 @dataclass

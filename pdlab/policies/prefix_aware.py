@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.policy import Policy, Reject
-from pdlab.types import Request
+from pdlab.core.policy import Policy, Reject
+from pdlab.core.types import Request
+from pdlab.core.view import Cluster, Instance
 
 NOMINAL_S_PER_TOKEN = 1e-4  # of an instance without a profile: any figure ranks them alike
 

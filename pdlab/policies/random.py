@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.policy import Policy
-from pdlab.types import Request
+from pdlab.core.policy import Policy
+from pdlab.core.types import Request
+from pdlab.core.view import Cluster, Instance
 
 
 @dataclass

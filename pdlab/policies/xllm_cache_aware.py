@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.policy import Policy, require
-from pdlab.types import Request
+from pdlab.core.policy import Policy, require
+from pdlab.core.types import Request
+from pdlab.core.view import Cluster, Instance
 
 
 @dataclass

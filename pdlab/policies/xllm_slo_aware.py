@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.policy import Policy, Reject, require
-from pdlab.types import Cancelled, Event, Failed, Finished, Left, PrefillDone, Refused, Request, Role, Scale, Tick, TransferFailed
+from pdlab.core.policy import Policy, Reject, require
+from pdlab.core.types import Cancelled, Event, Failed, Finished, Left, PrefillDone, Refused, Request, Role, Scale, Tick, TransferFailed
+from pdlab.core.view import Cluster, Instance
 
 
 class PrefillBook:

@@ -13,12 +13,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pdlab.compare import Comparison, Group, Line, Pairs
-from pdlab.compare_stored import Check
-from pdlab.metrics import DEFINITIONS
 from pdlab.report.compare_figures import distributions, scatter
 from pdlab.report.page import definition_list, escaped, page, svg, table
-from pdlab.report.units import MISSING, number, percent, seconds
+from pdlab.results.comparison import ComparedFigure, Comparison, Group, Pairs
+from pdlab.results.comparison_stored import Check
+from pdlab.results.metrics import DEFINITIONS
+from pdlab.results.units import MISSING, number, percent, seconds
 
 INSIDE = "✓"
 WORDS = {
@@ -157,7 +157,7 @@ def _section(k: int, group: Group) -> list[str]:
     return found
 
 
-def _marks(lines: Sequence[Line], column: int) -> list[list[bool]]:
+def _marks(lines: Sequence[ComparedFigure], column: int) -> list[list[bool]]:
     return [[line.inside and k == column for k in range(column + 2)] for line in lines]
 
 
@@ -169,17 +169,17 @@ def signed(error: float) -> str:
     return MISSING if math.isnan(error) else f"{round(error * 100, 1) + 0.0:+,.1f} %"
 
 
-def _shown(lines: Sequence[Line]) -> list[Line]:
+def _shown(lines: Sequence[ComparedFigure]) -> list[ComparedFigure]:
     """Without those that neither world has."""
     return [line for line in lines if not (math.isnan(line.simulated) and math.isnan(line.mean))]
 
 
-def _cells(line: Line) -> list[str]:
+def _cells(line: ComparedFigure) -> list[str]:
     word = _wording(line.key)
     return [word(line.simulated), word(line.mean), signed(line.error), _spread(line)]
 
 
-def _spread(line: Line) -> str:
+def _spread(line: ComparedFigure) -> str:
     if math.isnan(line.spread):
         return MISSING
     return f"±{line.spread * 100:,.1f} %" + (f" {INSIDE}" if line.inside else "")

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from pdlab.compare import Comparison, Group
-from pdlab.compare_stored import Check
-from pdlab.gaps import Gaps
-from pdlab.records import Column
 from pdlab.report.look import GRID, INK, LIMIT, PALETTE, STYLE, Picture, completed, curve, nothing, picture, share_axis, tick, time_axis
+from pdlab.results.comparison import Comparison, Group
+from pdlab.results.comparison_stored import Check
+from pdlab.results.gaps import Gaps
+from pdlab.results.records import Column
 
 SIMULATED, MEASURED = PALETTE[1], PALETTE[0]
 HELD = PALETTE[2]

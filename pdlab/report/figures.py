@@ -17,11 +17,11 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pdlab.records import Column, Records, Samples
+from pdlab.core.types import Stage
 from pdlab.report.look import PALETTE, STYLE, Picture, completed, curve, limit_line, nothing, picture, share_axis, time_axis
 from pdlab.report.stages import stretches
-from pdlab.report.units import seconds
-from pdlab.types import Stage
+from pdlab.results.records import Column, Records, Samples
+from pdlab.results.units import seconds
 
 STAGE_COLOURS = {
     "queued": "#c3c9d1",

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from pdlab.metrics import DEFINITIONS
-from pdlab.records import Records, Samples
 from pdlab.report import figures, tables
 from pdlab.report.page import definition_list, escaped, page, svg, table
-from pdlab.report.units import number, percent, seconds, size
+from pdlab.results.metrics import DEFINITIONS
+from pdlab.results.records import Records, Samples
+from pdlab.results.units import number, percent, seconds, size
 
 Summary = Mapping[str, Any]
 _HASH_SHOWN = 12  # digits; summary.json has all

@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from pdlab.records import Column, Records, latencies
-from pdlab.report.units import seconds
-from pdlab.types import Stage
+from pdlab.core.types import Stage
+from pdlab.results.records import Column, Records, latencies
+from pdlab.results.units import seconds
 
 INK, GRID = "#4a5058", "#d5d9de"
 PALETTE = ("#2f7ed8", "#e0803a", "#3aa06b", "#8e62c7", "#d1517a", "#2aa5b0", "#a08a2c", "#6f7b8a")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pdlab.records import Records, Samples
+from pdlab.core.types import Stage
 from pdlab.report.stages import stretches
-from pdlab.types import Stage
+from pdlab.results.records import Records, Samples
 
 Span = tuple[str | int, float, float, str, int, int]  # instance (its name or index), start_s, end_s, kind, sequences, tokens
 

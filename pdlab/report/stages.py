@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pdlab.records import Column, Records
+from pdlab.results.records import Column, Records
 
 
 @dataclass(frozen=True, slots=True)

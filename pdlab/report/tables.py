@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pdlab.metrics import DEFINITIONS
-from pdlab.report.units import MISSING, number, percent, seconds, size
+from pdlab.results.metrics import DEFINITIONS
+from pdlab.results.units import MISSING, number, percent, seconds, size
 
 Summary = Mapping[str, Any]
 
@@ -127,7 +127,7 @@ def _plain(*columns: str) -> Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One line of a comparison: how to read it, how to word it, and which direction is better (0: neither)."""
 
     label: str
@@ -136,7 +136,7 @@ class Row:
     better: int
 
 
-def _rows() -> list[Row]:
+def _rows() -> list[TableRow]:
     def point(key: str, name: str) -> Callable[[Summary], float | None]:
         return lambda s: s[key][name]
 
@@ -144,17 +144,17 @@ def _rows() -> list[Row]:
         return lambda s: s[key]
 
     return [
-        Row("SLO attainment", plain("slo_attainment"), percent, 1),
-        Row("goodput, req/s", plain("goodput_rps"), number, 1),
-        Row("  per accelerator", plain("goodput_rps_per_accelerator"), number, 1),
-        Row("throughput, req/s", plain("throughput_rps"), number, 1),
-        Row("output tokens/s", plain("output_tokens_per_s"), number, 1),
-        *(Row(f"{label} {p}", point(key, p), seconds, -1) for label, key in SPREADS[:5] for p in ("mean", "p50", "p90", "p99")),
-        Row("failed", plain("failed"), number, -1),
-        Row("rejected", plain("rejected"), number, -1),
-        Row("prefix hits", plain("prefix_hit_rate"), percent, 1),
-        Row("KV moved", plain("transfer_bytes"), size, 0),
-        Row("preemptions", plain("preemptions"), number, -1),
+        TableRow("SLO attainment", plain("slo_attainment"), percent, 1),
+        TableRow("goodput, req/s", plain("goodput_rps"), number, 1),
+        TableRow("  per accelerator", plain("goodput_rps_per_accelerator"), number, 1),
+        TableRow("throughput, req/s", plain("throughput_rps"), number, 1),
+        TableRow("output tokens/s", plain("output_tokens_per_s"), number, 1),
+        *(TableRow(f"{label} {p}", point(key, p), seconds, -1) for label, key in SPREADS[:5] for p in ("mean", "p50", "p90", "p99")),
+        TableRow("failed", plain("failed"), number, -1),
+        TableRow("rejected", plain("rejected"), number, -1),
+        TableRow("prefix hits", plain("prefix_hit_rate"), percent, 1),
+        TableRow("KV moved", plain("transfer_bytes"), size, 0),
+        TableRow("preemptions", plain("preemptions"), number, -1),
     ]
 
 

@@ -25,9 +25,9 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from pdlab.gaps import Gaps
-from pdlab.records import FIELDS, SAMPLE_FIELDS, Records, Samples
-from pdlab.types import Report, Request, Stage
+from pdlab.core.types import Report, Request, Stage
+from pdlab.results.gaps import Gaps
+from pdlab.results.records import FIELDS, SAMPLE_FIELDS, Records, Samples
 
 NAN = math.nan
 QUEUED_P, PREFILL, LEASED, QUEUED_D = Stage.QUEUED_P, Stage.PREFILL, Stage.LEASED, Stage.QUEUED_D  # enum look-ups cost

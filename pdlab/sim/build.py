@@ -13,29 +13,31 @@ from typing import Any
 import numpy as np
 import simpy
 
-from pdlab import __version__, batching, collector, cost, load_policy
-from pdlab.control import head_of, router
-from pdlab.core.instance_spec import Measured, Placed, instance_spec
+from pdlab import __version__, batching, cost
+from pdlab.core import collector
+from pdlab.core.instance_spec import MeasuredInstance, Placed, instance_spec
+from pdlab.core.kv import BlockPool
+from pdlab.core.policy import Policy
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.types import InstanceSpec, Role, UsageError
 from pdlab.core.watchdog import watched
 from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.experiment.cluster import Placement
 from pdlab.experiment.experiment import Experiment, indivisible
-from pdlab.kv import BlockPool
-from pdlab.log import EventLog
-from pdlab.metrics import summarise
-from pdlab.policy import Policy
-from pdlab.records import InstanceUse
-from pdlab.result import Result
-from pdlab.scheduler import Scheduler
+from pdlab.experiment.make_router import head_of, router
+from pdlab.policies import load as load_policy
+from pdlab.replay.log import EventLog
+from pdlab.report.result import Result
+from pdlab.results.metrics import summarise
+from pdlab.results.records import InstanceUse
 from pdlab.sim import faults
 from pdlab.sim.host import Host
-from pdlab.sim.instance import SimInstance
 from pdlab.sim.link import Network
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.topology import Endpoint
 from pdlab.sim.transport import TRANSPORTS
+from pdlab.sim.worker import SimInstance
 from pdlab.sim.world import World
-from pdlab.types import InstanceSpec, Role, UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 
@@ -45,7 +47,7 @@ Progress = Callable[[float, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class InstancePlan:
     """One kind of instance: all that its incarnations share."""
 
     placement: Placement
@@ -70,7 +72,7 @@ class Plan:
             prefix_cache=engine.prefix_cache,
             watermark=engine.watermark,
         )
-        measured = Measured(
+        measured = MeasuredInstance(
             kv_blocks=self.kv_blocks,
             block_tokens=engine.block_tokens,
             block_bytes=self.block_bytes,
@@ -93,7 +95,7 @@ class Plan:
         )
 
 
-def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
+def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
     """Every instance of the cluster, with its cost and capacity."""
     model = cost.model(experiment.model, experiment.base_dir)
     formats = experiment.formats
@@ -121,7 +123,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[Plan]:
         token_bytes = cost.kv_bytes_per_token(model, chip, kv, placement.tp)
         overheads = chip.profile.overheads if chip.profile is not None else cost.Overheads()
         found.append(
-            Plan(
+            InstancePlan(
                 placement=placement,
                 cost=model_cost,
                 kv_blocks=blocks,
@@ -186,7 +188,7 @@ def world(
         start_instance=fresh.start if spec.autoscale.enabled else None,
     )
 
-    def make(plan: Plan, incarnation: InstanceSpec) -> SimInstance:
+    def make(plan: InstancePlan, incarnation: InstanceSpec) -> SimInstance:
         scheduler = plan.scheduler(workload.hash_tokens)
         host, new_size_s = hosts.get(plan.placement.host), plan.overheads.new_size_s
         if host is None or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
@@ -202,7 +204,7 @@ def world(
     return made
 
 
-def _hosts(members: Sequence[Plan]) -> dict[str, Host]:
+def _hosts(members: Sequence[InstancePlan]) -> dict[str, Host]:
     """Machines whose instances slow each other, as their profiles say. What serves them takes their cores where all are on one machine, and
     as many threads as it has cores."""
     found = {}
@@ -220,13 +222,13 @@ def _hosts(members: Sequence[Plan]) -> dict[str, Host]:
 class _Newcomers:
     """Adds instances to a world: those of the file, and those that a policy scales up."""
 
-    def __init__(self, members: Sequence[Plan], network: Network, experiment: Experiment) -> None:
+    def __init__(self, members: Sequence[InstancePlan], network: Network, experiment: Experiment) -> None:
         self.members, self.network, self.experiment = members, network, experiment
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, InstancePlan] = {}
         self.world: World
-        self.make: Callable[[Plan, InstanceSpec], SimInstance]
+        self.make: Callable[[InstancePlan, InstanceSpec], SimInstance]
 
-    def add(self, plan: Plan, name: str, role: Role) -> None:
+    def add(self, plan: InstancePlan, name: str, role: Role) -> None:
         self.plans[name] = plan
         endpoint = self._endpoint(plan, name)
         self.network.add(endpoint)
@@ -248,7 +250,7 @@ class _Newcomers:
         self.plans[name] = like
         return lambda: self.add(like, name, role), self.experiment.cluster.autoscale.start_s
 
-    def _endpoint(self, plan: Plan, name: str) -> Endpoint:
+    def _endpoint(self, plan: InstancePlan, name: str) -> Endpoint:
         placement, network = plan.placement, self.experiment.cluster.network
         chip, inside = cost.hardware(placement.hardware, self.experiment.base_dir), network.intra_host.gbytes_per_s
         gbytes = network.gbytes_per_s

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pdlab.cost.profile import Beside, Front
+from pdlab.cost.profile import FrontCosts, Interference
 
 if TYPE_CHECKING:
-    from pdlab.sim.instance import SimInstance
+    from pdlab.sim.worker import SimInstance
 
 
 class Host:
@@ -15,7 +15,7 @@ class Host:
     client, none where the machine has a core to spare. All of it is done on the core of the instance that joined last, whose steps take so
     much longer; while that has nothing to do it costs nobody anything. Instances sleep through single steps only."""
 
-    def __init__(self, beside: Beside, front: Front | None = None) -> None:
+    def __init__(self, beside: Interference, front: FrontCosts | None = None) -> None:
         self.beside, self.front = beside, front
         self.instances: dict[str, SimInstance] = {}
         self.last = ""  # the instance on whose core the front end runs
@@ -27,7 +27,7 @@ class Host:
             self.last = instance.name
         self.instances[instance.name] = instance
 
-    def longer_s(self, instance: SimInstance, prefill_tokens: int) -> float:
+    def extra_s(self, instance: SimInstance, prefill_tokens: int) -> float:
         """How much longer the step takes that `instance` begins now, of so many tokens where some are of prompts, or 0: a decode."""
         added_s = 0.0
         for other in self.instances.values():
@@ -42,7 +42,7 @@ class Host:
         if self.front is not None:
             self._work(self.front.request_s)
 
-    def told(self, instance: SimInstance, tokens: int) -> None:
+    def step_ended(self, instance: SimInstance, tokens: int) -> None:
         """A step of `instance` has ended, and made so many."""
         if self.front is None or not tokens:
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
+from pdlab.core.types import Request
 from pdlab.results.timeline import NAN, Timeline
-from pdlab.scheduler import Sequence
-from pdlab.sim.instance import SimInstance
 from pdlab.sim.link import Transfer
-from pdlab.types import Request
+from pdlab.sim.worker import SimInstance
 
 
 class Job(Timeline):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pdlab.sim.instance import After, SimInstance
-from pdlab.types import Drained, Evict, Left, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.core.types import Drained, Evict, Left, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.sim.worker import After, SimInstance
 
 if TYPE_CHECKING:
     from pdlab.sim.world import World

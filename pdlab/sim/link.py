@@ -21,7 +21,7 @@ from typing import Any
 
 import simpy
 
-from pdlab.records import LinkUse
+from pdlab.results.records import LinkUse
 from pdlab.sim.topology import Endpoint, Path, Resource, Topology
 from pdlab.sim.transport import IDEAL, Transport
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 import simpy
 
+from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
-from pdlab.scheduler import Sequence
-from pdlab.sim.instance import After, SimInstance
+from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
 from pdlab.sim.job import Job
 from pdlab.sim.link import Network, Transfer
-from pdlab.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
+from pdlab.sim.worker import After, SimInstance
 
 if TYPE_CHECKING:
     from pdlab.sim.world import World

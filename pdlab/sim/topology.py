@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
+from pdlab.core.types import UsageError
 from pdlab.cost.shapes import Hardware
-from pdlab.records import LinkUse
+from pdlab.results.records import LinkUse
 from pdlab.sim.transport import Transport
-from pdlab.types import UsageError
 
 if TYPE_CHECKING:
     from pdlab.sim.link import Transfer

@@ -12,18 +12,10 @@ from typing import Any
 
 import simpy
 
+from pdlab.core.router import Router
+from pdlab.core.scheduler import NOTHING, Batch, Sequence
 from pdlab.core.teller import Teller
-from pdlab.log import EventLog
-from pdlab.results.timeline import Book
-from pdlab.router import Router
-from pdlab.scheduler import NOTHING, Batch, Sequence
-from pdlab.sim.host import Host
-from pdlab.sim.instance import After, SimInstance
-from pdlab.sim.job import Job
-from pdlab.sim.lifecycle import Lifecycle
-from pdlab.sim.link import Network
-from pdlab.sim.moves import Moves, TransferMode
-from pdlab.types import (
+from pdlab.core.types import (
     Abort,
     AnyEvent,
     Arrived,
@@ -47,6 +39,14 @@ from pdlab.types import (
     Switch,
     Tick,
 )
+from pdlab.replay.log import EventLog
+from pdlab.results.timeline import Book
+from pdlab.sim.host import Host
+from pdlab.sim.job import Job
+from pdlab.sim.lifecycle import Lifecycle
+from pdlab.sim.link import Network
+from pdlab.sim.moves import Moves, TransferMode
+from pdlab.sim.worker import After, SimInstance
 from pdlab.workload.base import Workload
 
 QUEUED_P, DONE = Stage.QUEUED_P, Stage.DONE  # enum look-ups cost
@@ -277,10 +277,10 @@ class World:
             job.dispatched(self.env.now, p.name)
             return  # nobody knows yet; the router hears of it as Left
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
-        stays = action.decode == action.instance
+        decodes_here = action.decode == action.instance
         p.jobs[job] = None
-        seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, stays)
-        if stays:
+        seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, decodes_here)
+        if decodes_here:
             job.d = p
             job.assigned(p.name)
         elif action.decode is not None:
@@ -290,7 +290,7 @@ class World:
         job.pseq = seq
         job.dispatched(self.env.now, p.name)
         p.requests += 1
-        p.worker.submit(seq, _others(request, seq) if stays and request.best_of > 1 else NOTHING)
+        p.worker.submit(seq, _others(request, seq) if decodes_here and request.best_of > 1 else NOTHING)
         p.kick()
 
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
@@ -406,9 +406,9 @@ class World:
         if seq.made > 1 or seq is not job.pseq:
             self._token_at(job, now)  # computed anew after a preemption; it goes on decoding
             return
-        if seq.stays or self.first_token_from_prefill:
+        if seq.decodes_here or self.first_token_from_prefill:
             self._token_at(job, now)
-        if not seq.stays:
+        if not seq.decodes_here:
             job.prefilled()
         self.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens))
         if job.done or job.attempt != seq.attempt:
@@ -465,7 +465,7 @@ class World:
         seq = job.active
         if seq is None:
             return 0
-        if job.dseq is None and not seq.stays and not self.first_token_from_prefill:
+        if job.dseq is None and not seq.decodes_here and not self.first_token_from_prefill:
             return 0  # the prefill instance's token is dropped
         where = job.d if job.d is not None else job.p
         made = where.made_by_now(seq) if where is not None else seq.made

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.chains import Chains
 
 Floats = NDArray[np.float64]

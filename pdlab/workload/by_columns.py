@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload import mooncake
 from pdlab.workload.columns import FORMS, LABELS, REQUIRED, ROLES, TURNS, Form, Wanted, known_columns
-from pdlab.workload.csv_rows import Table
+from pdlab.workload.csv_rows import CsvTable
 from pdlab.workload.hash_unit import USUAL, HashUnit
 from pdlab.workload.json_rows import json_rows, peek
-from pdlab.workload.requests import OPTIONAL, Requests, by_arrival
-from pdlab.workload.rows import Layout, Row, collect, missing
+from pdlab.workload.requests import OPTIONAL, RequestRows, by_arrival
+from pdlab.workload.rows import Layout, TraceRow, collect, missing
 from pdlab.workload.text import TextFile
 from pdlab.workload.times import PER_S, Clock, named_unit
 
@@ -28,7 +28,7 @@ _LONG_GAP_S, _SHORT_GAP_S = 100.0, 0.005  # seconds between requests that may be
 
 def csv_fields(file: TextFile, lines: Iterator[str], header: str, form: Form | None, limit: int | None, wanted: Wanted) -> dict[str, Any]:
     """The Workload's fields, of a file whose columns are those of `form`, or None: told by their names. Raises UsageError."""
-    table = Table(file, lines, header)
+    table = CsvTable(file, lines, header)
     columns = _columns(file, table.columns, table.columns, form, wanted)
     lower = {name.lower() for name in table.columns}
     columns = {role: name for role, name in columns.items() if role in (*REQUIRED, *wanted.columns) or name.lower() in lower}
@@ -116,7 +116,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-Rows = Callable[[Layout], Iterator[Row]]
+Rows = Callable[[Layout], Iterator[TraceRow]]
 
 
 def _fields(
@@ -136,7 +136,7 @@ def _fields(
         stated = wanted.hash_tokens or (form.hash_tokens if form else None)
         unit = HashUnit(file, columns["hash_ids"], stated, fewer=wanted.hash_tokens is None)
     turns = "session_id" in columns and columns["session_id"] in names
-    requests = Requests(file, columns, None if shuffled else limit, ordered=not (shuffled or turns), steps=in_steps, unit=unit)
+    requests = RequestRows(file, columns, None if shuffled else limit, ordered=not (shuffled or turns), steps=in_steps, unit=unit)
     collect(rows(layout), requests, layout, file)
     fields, notes = requests.fields(shares=False), []
     if unit is not None and unit.rows:

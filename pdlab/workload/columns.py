@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.times import Unit, named_unit
 
 REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.requests import OPTIONAL
-from pdlab.workload.rows import Layout, Row, missing
+from pdlab.workload.rows import Layout, TraceRow, missing
 from pdlab.workload.text import TextFile
 
 _DELIMITERS = ",;\t|"
@@ -25,7 +25,7 @@ def header_names(header: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([header], delimiter=delimiter(header)))]
 
 
-class Table:
+class CsvTable:
     """A CSV file below its header, with commas, semicolons, tabs or bars between. `columns` are the header's names as they stand there."""
 
     def __init__(self, file: TextFile, lines: Iterator[str], header: str) -> None:
@@ -56,7 +56,7 @@ class Table:
         except csv.Error as error:
             raise self.file.wrong(str(error)) from None
 
-    def rows(self, layout: Layout) -> Iterator[Row]:
+    def rows(self, layout: Layout) -> Iterator[TraceRow]:
         """Raises UsageError."""
         place = {role: self.find(name) for role, name in layout.columns.items()}
         arrival, prompt, output = (place.get(role) for role in ("arrival_s", "prompt_tokens", "output_tokens"))
@@ -65,7 +65,7 @@ class Table:
         for cells in self.cells():
             try:
                 if plain:
-                    yield Row(clock(cells[arrival]), whole(cells[prompt]), whole(cells[output]))  # type: ignore[index]
+                    yield TraceRow(clock(cells[arrival]), whole(cells[prompt]), whole(cells[output]))  # type: ignore[index]
                     continue
                 if "gap_s" in place:
                     passed_s += real(cells[place["gap_s"]].strip() or "0") / layout.gap_per_s
@@ -73,13 +73,13 @@ class Table:
             except (ValueError, OverflowError):
                 raise self._refused(cells, place, layout) from None
 
-    def _row(self, cells: Sequence[str], place: Mapping[str, int], layout: Layout, passed_s: float) -> Row:
+    def _row(self, cells: Sequence[str], place: Mapping[str, int], layout: Layout, passed_s: float) -> TraceRow:
         there = {role: text for role, index in place.items() if (text := cells[index].strip()) or role in _NEVER_EMPTY}
         delay = there.get("delay_s")
         arrival = there.get("arrival_s", None if "arrival_s" in place else "0")
         if arrival is None and delay is None:
             raise ValueError("no time")
-        return Row(
+        return TraceRow(
             None if arrival is None else layout.clock(arrival) if "arrival_s" in place else passed_s,
             whole(there["prompt_tokens"]) if "prompt_tokens" in place else 1,
             whole(there["output_tokens"]) if "output_tokens" in place else 1,

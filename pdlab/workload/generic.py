@@ -17,12 +17,12 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.columns import REQUIRED, TURNS
-from pdlab.workload.csv_rows import Table
+from pdlab.workload.csv_rows import CsvTable
 from pdlab.workload.json_rows import json_lines, json_rows
-from pdlab.workload.requests import OPTIONAL, Requests
-from pdlab.workload.rows import Layout, Row, add
+from pdlab.workload.requests import OPTIONAL, RequestRows
+from pdlab.workload.rows import Layout, TraceRow, add
 from pdlab.workload.text import TextFile
 from pdlab.workload.times import Seconds
 
@@ -34,7 +34,7 @@ def read_csv(
     file: TextFile, lines: Iterator[str], header: str, comments: Sequence[str], limit: int | None, hash_tokens: int | None = None
 ) -> dict[str, Any]:
     """The Workload's fields; `hash_tokens` in place of the head's. Raises UsageError."""
-    table = Table(file, lines, header)
+    table = CsvTable(file, lines, header)
     lower = {name.lower(): name for name in table.columns}
     there = [name for name in _MORE if name in lower]
     layout = Layout({name: lower.get(name, name) for name in (*REQUIRED, *there)}, Seconds())
@@ -61,7 +61,7 @@ def read_jsonl(
 
 def _read(
     file: TextFile,
-    rows: Iterator[Row],
+    rows: Iterator[TraceRow],
     layout: Layout,
     there: Collection[str],
     head: dict[str, Any],
@@ -69,7 +69,7 @@ def _read(
     hash_tokens: int | None,
 ) -> dict[str, Any]:
     """`there`: the optional columns, of which JSON's are known when the rows are."""
-    requests = Requests(file, {name: name for name in (*REQUIRED, *_MORE)}, limit, strict=True)
+    requests = RequestRows(file, {name: name for name in (*REQUIRED, *_MORE)}, limit, strict=True)
     for row in rows:
         if row.labels.get("after", -1) >= 0 and "concurrency" in head:
             raise file.wrong("a closed loop (concurrency in the head) has none; requests come one after another anyway", "after")
@@ -89,7 +89,7 @@ def _read(
     return {**requests.fields(shares=shares), **head} | ({} if hash_tokens is None else {"hash_tokens": hash_tokens})
 
 
-def _fitting(file: TextFile, row: Row, hash_tokens: int) -> None:
+def _fitting(file: TextFile, row: TraceRow, hash_tokens: int) -> None:
     """Ids go as far as prompt and output do."""
     context = row.prompt_tokens + row.output_tokens
     if len(row.ids) > -(-context // hash_tokens):

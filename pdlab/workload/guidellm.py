@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.text import TextFile
 
 KEY = "benchmarks"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.text import TextFile
 
 USUAL = 512

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.columns import known_columns
 from pdlab.workload.requests import OPTIONAL
-from pdlab.workload.rows import NO_LABELS, Layout, Row, missing
+from pdlab.workload.rows import NO_LABELS, Layout, TraceRow, missing
 from pdlab.workload.text import TextFile
 
 _KINDS = {
@@ -92,7 +92,7 @@ def json_document(file: TextFile, lines: Iterator[str], first: str) -> Any:
         raise UsageError(f"{file.path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
 
 
-def json_rows(file: TextFile, objects: Iterator[dict[str, Any]], layout: Layout) -> Iterator[Row]:
+def json_rows(file: TextFile, objects: Iterator[dict[str, Any]], layout: Layout) -> Iterator[TraceRow]:
     """Raises UsageError."""
     values = _Values(file, layout)
     labels = [role for role in OPTIONAL if role in layout.columns]
@@ -105,7 +105,7 @@ def json_rows(file: TextFile, objects: Iterator[dict[str, Any]], layout: Layout)
             passed_s += (values.number("gap_s") or 0.0) / layout.gap_per_s
         time = values.get("arrival_s") if "arrival_s" in layout.columns else passed_s
         session = values.get("session_id") if turns else None
-        yield Row(
+        yield TraceRow(
             None if time is None and (delay is not None or session is not None) else values.time(time),
             values.tokens("prompt_tokens"),
             values.tokens("output_tokens"),

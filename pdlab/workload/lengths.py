@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
-from pdlab.strict import Strict
-from pdlab.types import UsageError
+from pdlab.core.strict import Strict
+from pdlab.core.types import UsageError
 from pdlab.workload.text import TextFile
 
 MOST = 1 << 24  # tokens; far beyond any model's context, and sums of a few stay within 32 bits

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
-from pdlab.strict import Strict
+from pdlab.core.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Priority = Annotated[int, Field(ge=-(2**15), le=2**15 - 1)]
 Priorities = Annotated[dict[Priority, Positive], Field(min_length=1)]
 
 
-class Choice(Strict):
+class ObjectiveChoice(Strict):
     """One of constant, for which a number alone stands; by_priority, for which a mapping of priorities alone stands; uniform; shares."""
 
     constant: Positive | None = None
@@ -43,14 +43,14 @@ class Choice(Strict):
 
 
 def _named(value: object) -> object:
-    if value is None or isinstance(value, Choice):
+    if value is None or isinstance(value, ObjectiveChoice):
         return value
     if not isinstance(value, dict):
         return {"constant": value}
     return {"by_priority": value} if any(isinstance(key, int) for key in value) else value
 
 
-Objective = Annotated[Choice | None, BeforeValidator(_named)]
+Objective = Annotated[ObjectiveChoice | None, BeforeValidator(_named)]
 
 
 def draw_priorities(priorities: dict[int, float], count: int, rng: np.random.Generator) -> NDArray[np.int16]:
@@ -59,7 +59,7 @@ def draw_priorities(priorities: dict[int, float], count: int, rng: np.random.Gen
     return rng.choice(np.array(list(priorities), np.int16), count, p=shares / shares.sum())
 
 
-def draw(objective: Choice, priority: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.float64]:
+def draw(objective: ObjectiveChoice, priority: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.float64]:
     """[n] seconds for requests of the given priorities; nan where the objective says nothing."""
     count = len(priority)
     if objective.uniform is not None:

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.text import TextFile
 
 _BATCH_ROWS = 10_000

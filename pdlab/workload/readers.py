@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload import generic, guidellm, vllm_log
 from pdlab.workload.base import Workload
 from pdlab.workload.by_columns import csv_fields, json_fields

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload import mooncake
 from pdlab.workload.chains import Chains
 from pdlab.workload.columns import LABELS
@@ -46,7 +46,7 @@ OPTIONAL = {
 assert {*LABELS, "after"} == set(OPTIONAL)
 
 
-class Requests:
+class RequestRows:
     """The rows so far.
 
     `names`: what the file calls the columns, by role, for messages. `limit`: the number of requests after which `full` is true; `steps`:

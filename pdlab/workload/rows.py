@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from pdlab.types import UsageError
-from pdlab.workload.requests import Requests
+from pdlab.core.types import UsageError
+from pdlab.workload.requests import RequestRows
 from pdlab.workload.text import TextFile
 from pdlab.workload.times import Clock, Seconds
 
 NO_LABELS: Mapping[str, float] = {}
 
 
-class Row(NamedTuple):
+class TraceRow(NamedTuple):
     """One request. `arrival_s` None: only a delay is known; `labels`: cells of optional columns that are not empty."""
 
     arrival_s: float | None
@@ -45,7 +45,7 @@ class Layout:
         return "delay_s" in self.columns
 
 
-def collect(rows: Iterator[Row], requests: Requests, layout: Layout, file: TextFile) -> None:
+def collect(rows: Iterator[TraceRow], requests: RequestRows, layout: Layout, file: TextFile) -> None:
     """Add rows until there are enough."""
     for row in rows:
         add(row, requests, layout, file)
@@ -53,7 +53,7 @@ def collect(rows: Iterator[Row], requests: Requests, layout: Layout, file: TextF
             break
 
 
-def add(row: Row, requests: Requests, layout: Layout, file: TextFile) -> None:
+def add(row: TraceRow, requests: RequestRows, layout: Layout, file: TextFile) -> None:
     """One more request, or one more turn of a session. Raises UsageError."""
     if row.session is not None:
         requests.add_turn(row.session, row.arrival_s, row.delay_s, *row[1:5])

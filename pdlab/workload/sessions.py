@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pdlab.strict import Strict
+from pdlab.core.strict import Strict
 from pdlab.workload.chains import Chains
 from pdlab.workload.lengths import MOST, Tokens
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from pdlab.strict import Strict
-from pdlab.types import UsageError
+from pdlab.core.strict import Strict
+from pdlab.core.types import UsageError
 from pdlab.workload import arrivals, builtin, lengths, objectives, readers
 from pdlab.workload.base import Workload
 from pdlab.workload.chains import Chains

@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol
 
 import zstandard
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 
 Progress = Callable[[int, int], None]  # bytes of the file read, bytes in all
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.columns import Wanted
-from pdlab.workload.requests import Requests, by_arrival
+from pdlab.workload.requests import RequestRows, by_arrival
 from pdlab.workload.text import TextFile
 
 _LINE = re.compile(r"^(?:\([^)]*\)\s*)?(?:INFO|DEBUG|WARNING|ERROR)\s+\d\d-\d\d \d\d:\d\d:\d\d\b")
@@ -82,7 +82,7 @@ def read(file: TextFile, lines: Iterator[str], limit: int | None, wanted: Wanted
     outputs = [_output(one, by_limit) for one in logged]
     _complain(file, logged, outputs, wanted)
     names = {"arrival_s": "time", "prompt_tokens": "prompt_token_ids", "output_tokens": "output_token_ids"}
-    requests = Requests(file, names, None, ordered=False)
+    requests = RequestRows(file, names, None, ordered=False)
     several = any(one.n > 1 for one in logged)
     for one, output in zip(logged, outputs, strict=True):
         prompt, ids = one.prompt or (int("prompt_tokens" in wanted.replaced), ())

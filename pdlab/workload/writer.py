@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.columns import REQUIRED
 from pdlab.workload.requests import OPTIONAL

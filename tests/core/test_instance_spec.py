@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pdlab import batching
-from pdlab.core.instance_spec import Measured, Placed, instance_spec
-from pdlab.kv import BlockPool
-from pdlab.scheduler import Scheduler
+from pdlab.core.instance_spec import MeasuredInstance, Placed, instance_spec
+from pdlab.core.kv import BlockPool
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.types import InstanceSpec, Role
 from pdlab.sim.build import plans, world
-from pdlab.types import InstanceSpec, Role
 from pdlab.workload.spec import build
-from tests.real.cluster.stand_in import member_spec, small
+from tests.real.router.stand_in import member_spec, small
 
 LIVE = {"url", "capabilities", "descriptor"}  # that an instance has which can be asked
 NETWORK = {"link_bytes_per_s", "host_bytes_per_s"}  # that the simulator knows, and transfers tell live
@@ -34,13 +34,13 @@ def test_the_blocks_kept_free_are_the_schedulers():
     for watermark, blocks in ((0.01, 999), (0.0, 10), (0.3, 101)):
         scheduler = Scheduler(BlockPool(blocks, 16), batching.load("chunked"), watermark=watermark)
         placed = Placed(name="a", role=Role.MIXED, watermark=watermark, max_seqs=4)
-        spec = instance_spec(placed, Measured(kv_blocks=blocks, block_tokens=16))
+        spec = instance_spec(placed, MeasuredInstance(kv_blocks=blocks, block_tokens=16))
         assert spec.spare_blocks == scheduler.spare_blocks
         assert spec.kv_most_tokens == scheduler.most_tokens
 
 
 def test_an_instance_takes_in_two_requests_for_each_sequence_or_what_its_front_lets_in():
-    placed, measured = Placed(name="a", role=Role.MIXED, max_seqs=4), Measured(kv_blocks=10, block_tokens=16)
+    placed, measured = Placed(name="a", role=Role.MIXED, max_seqs=4), MeasuredInstance(kv_blocks=10, block_tokens=16)
     assert instance_spec(placed, measured).max_requests == 8
     assert instance_spec(replace(placed, max_requests=5), measured).max_requests == 5
     assert instance_spec(replace(placed, max_requests=500), measured).max_requests == 8

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pdlab import Experiment, Policy, UsageError, simulate
-from pdlab.cli import app
+from pdlab.cli.main import app
 from pdlab.core import watchdog
 from pdlab.core.blame import culprit
 
@@ -182,7 +182,7 @@ def test_nothing_is_left_of_a_watch(tmp_path: Path) -> None:
 
 def test_without_a_traceback_the_hook_is_what_is_shown() -> None:
     place, name = culprit(Policy(), "dispatch", None)
-    assert place.startswith("pdlab/policy.py:")
+    assert place.startswith("pdlab/core/policy.py:")
     assert name == "Policy"
 
 
@@ -195,7 +195,7 @@ def test_a_policys_file_runs_once_and_what_ran_is_hashed(tmp_path: Path) -> None
     experiment = mine(tmp_path, body)
     first = simulate(experiment).summary["run"]["policy_hash"]
     assert (tmp_path / "mine.py.ran").read_text() == "x"
-    from pdlab.load_policy import build, source_hash
+    from pdlab.policies.load import build, source_hash
 
     loaded = build("mine.py", tmp_path)
     (tmp_path / "mine.py").write_text("nothing like it")
@@ -209,7 +209,7 @@ def test_a_policys_file_runs_once_and_what_ran_is_hashed(tmp_path: Path) -> None
 def test_a_module_that_was_changed_since_it_was_imported_is_hashed_as_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import import_module
 
-    from pdlab.load_policy import source_hash
+    from pdlab.policies.load import source_hash
 
     monkeypatch.syspath_prepend(str(tmp_path))
     file = tmp_path / "lying_policy.py"

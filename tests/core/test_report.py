@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pdlab import batching
+from pdlab.core.kv import BlockPool
+from pdlab.core.scheduler import Batch, Scheduler, Sequence
+from pdlab.core.types import Report, StepTime
 from pdlab.core.worker import Worker
-from pdlab.kv import BlockPool
-from pdlab.scheduler import Batch, Scheduler, Sequence
-from pdlab.types import Report, StepTime
 
 
 class One:
@@ -76,7 +76,7 @@ def test_the_candidates_of_a_request_come_to_the_queue_when_its_prompt_is_comput
 
 def test_what_is_leased_or_reserved_counts_in_the_blocks_alone():
     one = One()
-    one.scheduler.submit(Sequence(0, 1, 40, 5, stays=False))
+    one.scheduler.submit(Sequence(0, 1, 40, 5, decodes_here=False))
     one.step(0.1)
     one.scheduler.reserve(Sequence(1, 1, 100, 5))
     held = one.report()
@@ -101,7 +101,7 @@ def test_decode_time_is_from_token_to_token_pauses_and_prompts_beside_included()
 def test_steps_are_told_once_and_of_each_kind_the_one_that_says_most():
     one = One(max_batch_tokens=1000)
     for tokens, seconds in ((20, 0.1), (300, 0.5), (50, 0.2)):
-        one.scheduler.submit(Sequence(tokens, 1, tokens, 30, stays=False))
+        one.scheduler.submit(Sequence(tokens, 1, tokens, 30, decodes_here=False))
         one.step(seconds)
     one.scheduler.submit(Sequence(1, 1, 40, 30))
     one.step(0.3)
@@ -119,7 +119,7 @@ def test_steps_are_told_once_and_of_each_kind_the_one_that_says_most():
 
 def test_a_chunk_after_others_tells_what_attention_has_to_do():
     one = One(max_batch_tokens=64)
-    one.scheduler.submit(Sequence(0, 1, 128, 5, stays=False))
+    one.scheduler.submit(Sequence(0, 1, 128, 5, decodes_here=False))
     one.step(0.1)
     one.report()
     one.step(0.2)

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from pdlab.cluster import Cluster, Instance
+from pdlab.core.policy import Policy
+from pdlab.core.router import Router
 from pdlab.core.teller import Teller
-from pdlab.log import EventLog, Head, read
-from pdlab.policy import Policy
-from pdlab.router import Router
-from pdlab.types import (
+from pdlab.core.types import (
     Action,
     Arrived,
     Dispatch,
@@ -29,6 +27,8 @@ from pdlab.types import (
     Tick,
     UsageError,
 )
+from pdlab.core.view import Cluster, Instance
+from pdlab.replay.log import EventLog, Head, read
 from tests.sim.small_world import small_world, workload
 
 HEAD = Head(pdlab="", seed=0, policy="", policy_hash="", hash_tokens=16, experiment={})

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pdlab import batching
+from pdlab.core.kv import BlockPool
+from pdlab.core.scheduler import Batch, Scheduler, Sequence
+from pdlab.core.types import Role
 from pdlab.core.worker import LEASE_S, Worker
-from pdlab.kv import BlockPool
-from pdlab.scheduler import Batch, Scheduler, Sequence
-from pdlab.types import Role
 
 
 def worker(blocks: int = 100, *, budget: int = 256, max_seqs: int = 8, prefix_cache: bool = True, context_tokens: int = 0) -> Worker:
@@ -132,7 +132,7 @@ def test_without_the_first_candidate_the_next_computes_the_prompt() -> None:
 
 def test_a_prompt_for_another_instance_is_held_until_read_or_until_its_lease_ends() -> None:
     w = worker()
-    read, forgotten = Sequence(1, 1, 64, 10, stays=False), Sequence(2, 1, 64, 10, stays=False)
+    read, forgotten = Sequence(1, 1, 64, 10, decodes_here=False), Sequence(2, 1, 64, 10, decodes_here=False)
     w.submit(read)
     w.submit(forgotten)
     assert step(w, 5.0) == ([1, 2], [])
@@ -169,7 +169,7 @@ def test_what_waits_at_its_own_instance_is_no_bound_on_time() -> None:
 
 def test_what_is_held_can_stay() -> None:
     w = worker()
-    seq = Sequence(1, 1, 64, 10, (1, 2, 3), stays=False)
+    seq = Sequence(1, 1, 64, 10, (1, 2, 3), decodes_here=False)
     w.submit(seq)
     step(w)
     w.stay(seq, candidates(seq, 2), 5)
@@ -254,7 +254,7 @@ def test_a_step_under_way_keeps_what_it_runs() -> None:
 
 def test_a_drain_is_over_when_nothing_is_here_and_says_so_once() -> None:
     w = worker()
-    seq = Sequence(1, 1, 40, 30, stays=False)
+    seq = Sequence(1, 1, 40, 30, decodes_here=False)
     w.submit(seq)
     w.drain(Role.DECODE)
     step(w)
@@ -267,7 +267,7 @@ def test_a_drain_is_over_when_nothing_is_here_and_says_so_once() -> None:
 
 def test_the_dead_do_nothing() -> None:
     w = worker()
-    seq = Sequence(1, 1, 40, 30, stays=False)
+    seq = Sequence(1, 1, 40, 30, decodes_here=False)
     w.submit(seq)
     step(w)
     w.submit(Sequence(2, 1, 40, 30))
@@ -297,10 +297,10 @@ class Commands(RuleBasedStateMachine):
         self.here: dict[int, Sequence] = {}  # by request, while not ended
         self.ended: set[int] = set()
 
-    def make(self, prompt: int, output: int, family: int, *, made: int = 0, stays: bool = True) -> Sequence:
+    def make(self, prompt: int, output: int, family: int, *, made: int = 0, decodes_here: bool = True) -> Sequence:
         self.ids += 1
         hashes = tuple(family << 20 | unit for unit in range(prompt // 16)) if family else ()
-        seq = self.here[self.ids] = Sequence(self.ids, 0, prompt, output, hashes, made=made, stays=stays)
+        seq = self.here[self.ids] = Sequence(self.ids, 0, prompt, output, hashes, made=made, decodes_here=decodes_here)
         return seq
 
     def pick(self, data: st.DataObject, among: list[Sequence]) -> Sequence:
@@ -319,7 +319,7 @@ class Commands(RuleBasedStateMachine):
 
     @rule(prompt=st.integers(1, 300), family=st.integers(0, 2))
     def submit_for_another(self, prompt: int, family: int) -> None:
-        self.worker.submit(self.make(prompt, 10, family, stays=False))
+        self.worker.submit(self.make(prompt, 10, family, decodes_here=False))
 
     @rule(prompt=st.integers(1, 300), best_of=st.sampled_from([1, 1, 3]), due=st.sampled_from([inf, 5.0]))
     def reserve(self, prompt: int, best_of: int, due: float) -> None:
@@ -352,7 +352,7 @@ class Commands(RuleBasedStateMachine):
             self.worker.release(seq)
             self.gone(seq)
         elif how == "stays":
-            self.worker.stay(seq, candidates(seq, 3) if not seq.stays else [])
+            self.worker.stay(seq, candidates(seq, 3) if not seq.decodes_here else [])
         else:
             assert self.worker.renew(seq, self.now + 2.0)
 
@@ -377,7 +377,7 @@ class Commands(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for seq in self.worker.overdue(self.now):
-            if not (seq in self.worker.scheduler.held and seq.stays):
+            if not (seq in self.worker.scheduler.held and seq.decodes_here):
                 self.gone(seq)
             self.worker.lapse(seq)
         assert not (self.worker.wake_s() or inf) <= self.now or self.batch is not None

@@ -1,9 +1,9 @@
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost import aic
 from pdlab.cost.aic import make_profile
 from pdlab.cost.table import Table
-from pdlab.types import UsageError
 
 
 def test_it_makes_a_profile_that_a_table_reads():

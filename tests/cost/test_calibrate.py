@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 from pdlab.cost.calibrate import (
     CLOSED_LOOP,
@@ -23,7 +24,6 @@ from pdlab.cost.calibrate import (
 )
 from pdlab.cost.catalogue import hardware, model
 from pdlab.cost.roofline import Roofline, coefficient_sets, coefficients
-from pdlab.types import UsageError
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 

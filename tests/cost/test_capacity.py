@@ -1,8 +1,8 @@
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost.capacity import kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
-from pdlab.types import UsageError
 
 # DistServe's own count of KV tokens that fit beside OPT on A100-80GB, at tensor parallelism 1, 2, 4, ...
 DISTSERVE = [("opt-13b", 1, 66144), ("opt-13b", 2, 163008), ("opt-13b", 4, 356736), ("opt-66b", 4, 78496), ("opt-66b", 8, 212304)]

@@ -3,10 +3,10 @@ from importlib import resources
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost import catalogue
 from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
 from pdlab.cost.shapes import GIB
-from pdlab.types import UsageError
 
 PUBLISHED = {
     row["name"]: (float(row["total_params_b"] or 0), float(row["active_params_b"] or 0))

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost.huggingface import parse
-from pdlab.types import UsageError
 from tests.cost.published_configs import PUBLISHED
 
 LLAMA = {

@@ -1,10 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
+from pdlab.core.predict import DecodePredictor, PrefillPredictor
+from pdlab.core.types import UsageError
 from pdlab.cost import CostSpec, Fitted, Roofline, Table, build, hardware, model, profiles, save_profile
 from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile
-from pdlab.predict import DecodePredictor, PrefillPredictor
-from pdlab.types import UsageError
 
 LLAMA, H100 = model("llama-3.1-8b"), hardware("h100")
 PROFILE = Profile(

@@ -3,8 +3,8 @@ from math import inf
 import pytest
 from pydantic import ValidationError
 
+from pdlab.core.types import UsageError
 from pdlab.cost.fitted import DecodeFit, Fitted, FittedCoefficients, PrefillFit, shipped_fit
-from pdlab.types import UsageError
 
 FIT = FittedCoefficients(
     prefill=PrefillFit(base_s=0.01, s_per_token=1e-4, s_per_token2=1e-8),

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost.catalogue import model
-from pdlab.types import UsageError
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,

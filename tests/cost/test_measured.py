@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdlab import cost
+from pdlab.core.types import UsageError
 from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.profile import (
     SCHEMA,
@@ -23,7 +24,6 @@ from pdlab.cost.profile import (
     save_instance_profile,
 )
 from pdlab.cost.table import DecodeGrid, PrefillGrid
-from pdlab.types import UsageError
 
 SMOL = cost.model("smollm2-135m")
 FIXED, TOKEN, PAIR, PROMPT, SEQ = 4e-3, 1e-4, 1e-8, 5e-4, 1e-3  # a step, a token, a token attending to a token, a prompt, a decode

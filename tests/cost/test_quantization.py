@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost.catalogue import model
 from pdlab.cost.huggingface import parse
 from pdlab.cost.shapes import Part
-from pdlab.types import UsageError
 
 DENSE = {
     "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16,

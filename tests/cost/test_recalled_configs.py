@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost.catalogue import model
 from pdlab.cost.huggingface import parse
 from pdlab.cost.shapes import Part
-from pdlab.types import UsageError
 from tests.cost.published_configs import PUBLISHED
 from tests.cost.recalled_configs import RECALLED
 from tests.cost.test_config_strict import LLAMA, MIXTRAL

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdlab.core.types import UsageError
 from pdlab.cost.catalogue import hardware, hardware_names, model
 from pdlab.cost.roofline import Coefficients, Roofline, coefficient_sets, coefficients
-from pdlab.types import UsageError
 
 IDEAL = Coefficients(
     compute=1.0,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdlab.core.types import UsageError
 from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile, Table, load_profile, save_profile
-from pdlab.types import UsageError
 
 
 def prefill_at(tokens, cached):

@@ -21,20 +21,21 @@ import httpx
 import msgspec
 import typer
 
-from pdlab import Policy, load_policy
-from pdlab.cli import app
+from pdlab import Policy
+from pdlab.cli.main import app
+from pdlab.cli.trace import app as trace
+from pdlab.core.policy import HOOKS
 from pdlab.cost import hardware_names, model_names
 from pdlab.cost.catalogue import hardware
-from pdlab.metrics import DEFINITIONS
-from pdlab.policy import HOOKS
-from pdlab.real import wire
-from pdlab.schema import schema
+from pdlab.experiment.schema import schema
+from pdlab.policies import load as load_policy
+from pdlab.real.net import wire
+from pdlab.results.metrics import DEFINITIONS
 from pdlab.workload import builtin
-from pdlab.workload.cli import app as trace
 from tests.docs.pages import PART, pages
 from tests.real.api import stand_in
-from tests.real.cluster.test_engine import World, served
 from tests.real.instance.world import instance
+from tests.real.router.test_cluster_engine import LiveWorld, served
 
 
 def cell(text: object) -> str:
@@ -211,7 +212,7 @@ def exposed() -> dict[str, str]:
     if _EXPOSED:
         return _EXPOSED
 
-    async def router(http: httpx.AsyncClient, made: World) -> None:
+    async def router(http: httpx.AsyncClient, made: LiveWorld) -> None:
         _EXPOSED["router"] = (await http.get("/metrics")).text
 
     async def engine(folder: Path) -> None:

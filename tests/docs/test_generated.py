@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pdlab import Experiment, load_policy, simulate
-from pdlab.schema import schema
+from pdlab import Experiment, simulate
+from pdlab.experiment.schema import schema
+from pdlab.policies import load as load_policy
 from tests.docs.generated import part
 from tests.docs.pages import DOCS, PART, ROOT, name, pages
 from tests.docs.test_prose import MOST_PARAGRAPH_WORDS

@@ -12,7 +12,7 @@ import yaml
 from pdlab import Experiment, UsageError
 from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.experiment import read_back
-from tests.test_spec import PLAIN
+from tests.experiment.test_spec import PLAIN
 
 SERVED: dict[str, Any] = {"model": "some/folder", "cluster": {"instances": [{"role": "prefill"}, {"role": "decode", "count": 2}]}}
 

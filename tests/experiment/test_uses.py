@@ -14,19 +14,20 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pdlab import Experiment, UsageError, control, simulate
+from pdlab import Experiment, UsageError, simulate
 from pdlab.cost import save_instance_profile, save_profile
 from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile
+from pdlab.experiment import make_router as control
 from pdlab.experiment.cluster import EngineSpec
 from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.fields import Use, nested, use_of
 from pdlab.experiment.table import table
-from pdlab.read_yaml import replaced
-from pdlab.real.cluster import start
-from pdlab.real.cluster.ignored import ignored
-from pdlab.real.cluster.legs import Legs
-from pdlab.real.serve import Serving
-from pdlab.real.wire import StreamEvent
+from pdlab.experiment.yaml import replaced
+from pdlab.real.launch import serve as start
+from pdlab.real.launch.ignored_keys import ignored
+from pdlab.real.launch.instance import Listening
+from pdlab.real.net.wire import StreamEvent
+from pdlab.real.router.legs import Legs
 from tests.cost.test_measured import PROFILE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "experiment-file.md"
@@ -297,7 +298,7 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
     deployment = Deployment.parse(plain)
 
     def asked(role: str, name: str, registry: str) -> start.Asked:
-        how = Serving()
+        how = Listening()
         return start.settled(
             start.Asked(
                 role=role,
@@ -353,6 +354,6 @@ def test_a_key_that_a_server_does_not_use_changes_nothing_and_is_named(path: str
     plain, changed = mapping(path, folder, False), mapping(path, folder, True)
     assert served(changed) == served(plain)
     deployment = Deployment.parse(changed)
-    line = ignored(start.Asked(role="router", file=None, deployment=deployment, given={}, serving=Serving()))
+    line = ignored(start.Asked(role="router", file=None, deployment=deployment, given={}, serving=Listening()))
     named = line.removeprefix("serve: ignored, since they are the simulator's: ").split(", ")
     assert any(path == one or path.startswith(f"{one}.") for one in named), line

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pdlab import Experiment, simulate
-from pdlab.result import Result
+from pdlab.report.result import Result
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdlab.real import processes
+from pdlab.real.host import processes
 
 NAME = "smol"
 READY_S = 360.0

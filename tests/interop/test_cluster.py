@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.interop.cluster import Outcome, cluster, summary
 from tests.interop.servers import VllmServer
 

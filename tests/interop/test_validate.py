@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from pdlab.cost.profile import load_instance_profile
-from pdlab.read_yaml import read_yaml
-from pdlab.result import Result
+from pdlab.experiment.yaml import read_yaml
+from pdlab.report.result import Result
 from tests.interop.test_cluster import needs_redis
 
 pytestmark = [pytest.mark.interop, needs_redis]

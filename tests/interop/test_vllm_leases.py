@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from pdlab.real.cluster import http
-from pdlab.real.cluster.http import HttpRemote
-from pdlab.real.cluster.remote import LegAsk
+from pdlab.core.types import InstanceSpec, Role
 from pdlab.real.engine.messages import Sampling
-from pdlab.types import InstanceSpec, Role
-from tests.real.cluster.fake_instance import Fake
+from pdlab.real.router import http_remote as http
+from pdlab.real.router.http_remote import HttpRemote
+from pdlab.real.router.remote import LegAsk
+from tests.real.router.fake_instance import Fake
 
 
 def test_kv_that_waits_too_long_counts_as_lost_before_its_lease_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from pdlab.core.types import Drained, Leads, RegistryAway, Role, Suspected
 from pdlab.experiment.experiment import Experiment
-from pdlab.real.cluster.remote import Unfit
-from pdlab.types import Drained, Leads, RegistryAway, Role, Suspected
+from pdlab.real.router.remote import Unfit
 from pdlab.workload.spec import build
-from tests.real.cluster.stand_in import Run, StandIn, played
+from tests.real.router.stand_in import Run, StandIn, played
 
 HASH_TOKENS = 16
 SYSTEM_PROMPTS, SYSTEM_UNITS = 3, 12

@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 import zstandard
 
-from pdlab.control import router
+from pdlab.core.types import Action, Arrived, Dispatch, Event, Handoff, PrefillDone, Report
 from pdlab.experiment.experiment import Experiment
-from pdlab.log import Entry, Head, read, replay
-from pdlab.types import Action, Arrived, Dispatch, Event, Handoff, PrefillDone, Report
+from pdlab.experiment.make_router import router
+from pdlab.replay.log import Entry, Head, read, replay
 
 FOLDER = Path(__file__).parent
 ABSENT = object()

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pdlab.log import Entry
-from pdlab.types import AnyAction, AnyEvent
+from pdlab.core.types import AnyAction, AnyEvent
+from pdlab.replay.log import Entry
 from tests.logs.catalogue import BY_NAME, RECORDINGS
 from tests.logs.record import main, record
 from tests.logs.recording import FOLDER, Log, Recording, difference

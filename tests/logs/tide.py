@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.policy import Policy
-from pdlab.types import Role, Scale
+from pdlab.core.policy import Policy
+from pdlab.core.types import Role, Scale
+from pdlab.core.view import Cluster, Instance
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from pdlab.compare_stored import checks, load_checks, stored
+from pdlab.results.comparison_stored import checks, load_checks, stored
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 STORED = FOLDER / "two_worlds"  # results of `pdlab validate`

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from pdlab.cluster import Cluster, Instance, Running
-from pdlab.types import InstanceSpec, Report, Request, Role, Stage
+from pdlab.core.types import InstanceSpec, Report, Request, Role, Stage
+from pdlab.core.view import Cluster, Instance, LiveRequest
 
 PREFILL_PROFILE = tuple((tokens, 1e-4 * tokens) for tokens in (100, 1000, 4000))  # 0.1 ms a token
 DECODE_PROFILE = tuple((b, t, 0.01 + 1e-3 * b + 1e-6 * t) for b in (1, 8, 32) for t in (1000, 10_000, 100_000))
@@ -49,9 +49,9 @@ class Small:
         self[i].prefill_requests += len(prompts)
         self[i].prefill_tokens += sum(prompts)
 
-    def decoding(self, i: int, request_id: int, prompt_tokens: int, *, priority: int = 0) -> Running:
+    def decoding(self, i: int, request_id: int, prompt_tokens: int, *, priority: int = 0) -> LiveRequest:
         """A request decoding on instance i."""
-        live = Running(Request(request_id, 0.0, prompt_tokens, priority=priority))
+        live = LiveRequest(Request(request_id, 0.0, prompt_tokens, priority=priority))
         live.stage, live.decode, live.attempt, live.decode_tokens = Stage.DECODE, self[i], 1, prompt_tokens
         self.cluster.live[request_id] = self[i].decoding[request_id] = live
         self[i].decode_requests += 1

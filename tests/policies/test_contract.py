@@ -11,11 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.load_policy import names, policy_class
-from pdlab.policy import HOOKS, Policy, Reject
-from pdlab.router import Router
-from pdlab.types import (
+from pdlab.core.policy import HOOKS, Policy, Reject
+from pdlab.core.router import Router
+from pdlab.core.types import (
     Abort,
     Arrived,
     Cancelled,
@@ -42,6 +40,8 @@ from pdlab.types import (
     Tick,
     Transferred,
 )
+from pdlab.core.view import Cluster, Instance
+from pdlab.policies.load import names, policy_class
 
 HERE = Path(__file__).parent
 CLASSES = {name: policy_class(name, HERE) for name in names()}

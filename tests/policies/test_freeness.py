@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from pdlab.core.types import InstanceState, Stage, UsageError
 from pdlab.policies.freeness import Freeness, room, steps
 from pdlab.policies.llumnix import Llumnix
-from pdlab.types import InstanceState, Stage, UsageError
 
 
 def loaded(world, i, requests, free_blocks, **more):

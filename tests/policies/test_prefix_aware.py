@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from pdlab.core.policy import Reject
+from pdlab.core.types import UsageError
 from pdlab.policies.conditional import Conditional
 from pdlab.policies.early_reject import EarlyReject
 from pdlab.policies.prefix_aware import PrefixAware
-from pdlab.policy import Reject
-from pdlab.types import UsageError
 
 HASHES = tuple(range(100, 164))  # 64 blocks of 16 tokens
 

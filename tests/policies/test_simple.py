@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
+from pdlab.core.types import InstanceState, UsageError
 from pdlab.policies.least_kv import LeastKv
 from pdlab.policies.least_loaded import LeastLoaded
 from pdlab.policies.power_of_two import PowerOfTwo
 from pdlab.policies.random import Random
 from pdlab.policies.round_robin import RoundRobin
-from pdlab.types import InstanceState, UsageError
 
 
 def test_round_robin_takes_each_in_turn_and_keeps_a_turn_for_each_phase(small, ask):

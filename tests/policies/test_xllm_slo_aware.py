@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pdlab.core.types import Cancelled, Joined, PrefillDone, Role, Tick, UsageError
 from pdlab.policies.xllm_slo_aware import PrefillBook, XllmSloAware
-from pdlab.types import Cancelled, Joined, PrefillDone, Role, Tick, UsageError
 
 
 def load(world, i, requests, tokens_each=0):

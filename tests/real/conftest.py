@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real import served
 
 for waiting in ("connect", "read", "write", "pool"):  # for calls that name no time-out: 5 s are few on a busy machine

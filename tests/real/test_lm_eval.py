@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real import served
 
 LM_EVAL = shutil.which(os.environ.get("LM_EVAL", "lm_eval"))

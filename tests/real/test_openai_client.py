@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 
 PROMPT = "The quick brown fox"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from pdlab.compare import Comparison, compare
-from pdlab.compare_stored import Check, checks
-from pdlab.report import compare_cli
+from pdlab.cli import compare as compare_cli
+from pdlab.core.types import UsageError
 from pdlab.report.compare import agreement, checks_markdown, checks_table, comparison_page, comparison_table, ranking_table, signed
-from pdlab.result import Result
-from pdlab.types import UsageError
+from pdlab.report.result import Result
+from pdlab.results.comparison import Comparison, compare
+from pdlab.results.comparison_stored import Check, checks
 from tests.measured import measured, simulated
 
 

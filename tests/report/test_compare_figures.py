@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdlab.compare import Comparison, compare
-from pdlab.compare_stored import Check, checks
 from pdlab.report.compare_figures import HELD, SHOWN, distributions, errors, policies, scatter
 from pdlab.report.look import LIMIT
+from pdlab.results.comparison import Comparison, compare
+from pdlab.results.comparison_stored import Check, checks
 from tests.measured import measured, simulated
 
 

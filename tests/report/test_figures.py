@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.container import BarContainer
 
-from pdlab.records import Records, Samples
 from pdlab.report import figures
+from pdlab.report.result import Result
 from pdlab.report.stages import stretches
-from pdlab.result import Result
+from pdlab.results.records import Records, Samples
 
 Made = Callable[..., Result]
 

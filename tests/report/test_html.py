@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
-from pdlab.records import Samples
 from pdlab.report.html import run_page
-from pdlab.result import Result
+from pdlab.report.result import Result
+from pdlab.results.records import Samples
 
 Made = Callable[..., Result]
 VOID = {"meta", "link", "br", "img", "input"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pdlab.report.perfetto import Span, trace_events, write_trace
-from pdlab.result import Result
+from pdlab.report.result import Result
 
 Made = Callable[..., Result]
 SPANS: list[Span] = [(0, 1.0, 1.25, "prefill", 3, 2048), ("decode-9", 2.0, 2.5, "decode", 40, 40)]

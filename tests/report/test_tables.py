@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console, RenderableType
 
-from pdlab.metrics import DEFINITIONS
+from pdlab.report.result import Result
 from pdlab.report.tables import compared, comparison, summary_table
-from pdlab.report.units import number, percent, seconds, size
-from pdlab.result import Result
+from pdlab.results.metrics import DEFINITIONS
+from pdlab.results.units import number, percent, seconds, size
 
 Made = Callable[..., Result]
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from pdlab.records import FIELDS
+from pdlab.core.types import Report, Request, Stage
+from pdlab.results.records import FIELDS
 from pdlab.results.timeline import TIMES, Book, Timeline
-from pdlab.types import Report, Request, Stage
 
 REQUEST = Request(7, 10.0, 100, priority=2, ttft_slo_s=0.5, n=2, best_of=3)
 

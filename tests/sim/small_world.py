@@ -9,17 +9,17 @@ import numpy as np
 import simpy
 
 from pdlab import batching
+from pdlab.core.kv import BlockPool
+from pdlab.core.policy import Policy
+from pdlab.core.router import Limits, Router
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.types import InstanceSpec, Role
 from pdlab.cost.base import Cost
-from pdlab.kv import BlockPool
-from pdlab.policy import Policy
-from pdlab.router import Limits, Router
-from pdlab.scheduler import Scheduler
-from pdlab.sim.instance import SimInstance
 from pdlab.sim.link import Network
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.topology import Endpoint
+from pdlab.sim.worker import SimInstance
 from pdlab.sim.world import World
-from pdlab.types import InstanceSpec, Role
 from pdlab.workload.base import Workload
 
 PD = (("prefill-0", Role.PREFILL), ("prefill-1", Role.PREFILL), ("decode-0", Role.DECODE), ("decode-1", Role.DECODE))

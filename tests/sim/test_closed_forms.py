@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from pdlab.core.types import Role
 from pdlab.sim.moves import TransferMode
-from pdlab.types import Role
 from tests.sim.small_world import Linear, small_world, workload
 
 ONE_SERVER = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
@@ -120,7 +120,7 @@ def test_busy_time_is_the_work_done() -> None:
 
 def test_migration_downtime_does_not_grow_with_the_context() -> None:
     """Llumnix' claim; a blocking copy would grow linearly."""
-    from pdlab.policy import Policy
+    from pdlab.core.policy import Policy
 
     class MoveOnce(Policy):
         tick_s = 0.25

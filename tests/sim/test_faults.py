@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pdlab.cluster import Cluster, Instance
+from pdlab.core.policy import Policy
+from pdlab.core.router import Limits
+from pdlab.core.types import InstanceState, Role
+from pdlab.core.view import Cluster, Instance
 from pdlab.cost import build, hardware, model
 from pdlab.cost.spec import CostSpec
 from pdlab.experiment.study import FaultSpec
 from pdlab.policies.random import Random
-from pdlab.policy import Policy
-from pdlab.router import Limits
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from pdlab.types import InstanceState, Role
 from tests.sim.small_world import Linear, small_world, workload
 
 ONE_EACH = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdlab.cluster import Cluster, Instance
+from pdlab.core.policy import Policy
+from pdlab.core.types import Event, Role, Scale, Tick
+from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.study import FaultSpec
-from pdlab.load_policy import build, names
 from pdlab.policies.least_loaded import LeastLoaded
-from pdlab.policy import Policy
+from pdlab.policies.load import build, names
 from pdlab.sim import faults, simulate
 from pdlab.sim.build import world as world_of
 from pdlab.sim.world import World
-from pdlab.types import Event, Role, Scale, Tick
 from pdlab.workload.base import Workload
 from tests.sim.small_world import small_world, workload
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdlab import load_policy
+from pdlab.core.router import Limits, Router
+from pdlab.core.types import InstanceState, Role, Stage
 from pdlab.experiment.study import FaultSpec
-from pdlab.log import EventLog, Head, read, replay
-from pdlab.router import Limits, Router
+from pdlab.policies import load as load_policy
+from pdlab.replay.log import EventLog, Head, read, replay
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from pdlab.types import InstanceState, Role, Stage
 from tests.sim.small_world import PD, small_world, workload
 
 CLUSTERS = (PD, (*PD, ("mixed-0", Role.MIXED)), (("m-0", Role.MIXED), ("m-1", Role.MIXED)), (("p-0", Role.PREFILL), ("d-0", Role.DECODE)))

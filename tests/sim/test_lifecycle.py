@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from pdlab import Experiment, simulate
-from pdlab.cluster import Cluster, Instance
+from pdlab.core.types import InstanceState, Role, Scale
+from pdlab.core.view import Cluster, Instance
 from pdlab.policies.round_robin import RoundRobin
-from pdlab.types import InstanceState, Role, Scale
 from tests.sim.small_world import small_world, workload
 
 
@@ -44,7 +44,7 @@ def test_a_switch_drains_then_costs_its_time_then_serves_the_other_role() -> Non
 
 def test_scaling_starts_and_stops_instances_within_the_bounds(tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "grow.py").write_text(
-        "from pdlab import Policy\nfrom pdlab.types import Role, Scale\n\n\nclass Grow(Policy):\n    tick_s = 1.0\n\n"
+        "from pdlab import Policy\nfrom pdlab.core.types import Role, Scale\n\n\nclass Grow(Policy):\n    tick_s = 1.0\n\n"
         "    def resize(self, cluster):\n        return [Scale(1 if cluster.now < 8 else -1, Role.DECODE)]\n"
     )
     experiment = Experiment.parse(

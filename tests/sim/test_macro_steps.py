@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdlab.core.types import Role
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from pdlab.types import Role
 from tests.sim.small_world import PD, Bent, Linear, small_world, workload
 
 TIMES = ("dispatched_s", "prefill_start_s", "first_token_s", "transfer_start_s", "transfer_end_s", "decode_start_s", "finish_s")

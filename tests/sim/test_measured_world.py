@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.cost.profile import Beside, Front, save_instance_profile
+from pdlab.core.types import Role
+from pdlab.cost.profile import FrontCosts, Interference, save_instance_profile
 from pdlab.experiment.experiment import Experiment
-from pdlab.result import Result
+from pdlab.report.result import Result
 from pdlab.sim.build import simulate
-from pdlab.sim.instance import After
 from pdlab.sim.moves import TransferMode
-from pdlab.types import Role
+from pdlab.sim.worker import After
 from tests.cost.test_measured import PROFILE
 from tests.sim.small_world import Linear, small_world, workload
 
 
 def run(
     folder: Path,
-    beside: Beside,
+    beside: Interference,
     hosts: tuple[str, ...],
-    front: Front | None = None,
+    front: FrontCosts | None = None,
     cores: int = 2,
     new_size_s: float = 0.0,
-    unsampled_s: float = 0.0,
+    unfinished_chunk_saving_s: float = 0.0,
     step_tokens: int = 2048,
     **work: object,
 ) -> Result:
@@ -32,8 +32,8 @@ def run(
     engine has one."""
     machine = PROFILE.machine.model_copy(update={"cores": cores, "threads": 1})
     overheads = PROFILE.overheads.model_copy(update={"new_size_s": new_size_s})
-    steps = PROFILE.steps.model_copy(update={"unsampled_s": unsampled_s})
-    changes = {"steps": steps, "beside": beside, "front": front or Front(), "machine": machine, "overheads": overheads}
+    steps = PROFILE.steps.model_copy(update={"unfinished_chunk_saving_s": unfinished_chunk_saving_s})
+    changes = {"steps": steps, "beside": beside, "front": front or FrontCosts(), "machine": machine, "overheads": overheads}
     save_instance_profile(PROFILE.model_copy(update=changes), folder / "profile.json")
     plan = {
         "model": "smollm2-135m",
@@ -61,7 +61,7 @@ def seconds(result: Result) -> tuple[float, float]:
 
 
 def test_engines_of_one_machine_slow_each_other(tmp_path: Path) -> None:
-    prefills, decodes = Beside(prefill_beside_prefill_s=0.05), Beside(decode_beside_decode_s=0.01)
+    prefills, decodes = Interference(prefill_beside_prefill_s=0.05), Interference(decode_beside_decode_s=0.01)
     alone = seconds(run(tmp_path, prefills, ("a",)))
     assert seconds(run(tmp_path, prefills, ("a", "b"))) == pytest.approx(alone)
     assert seconds(run(tmp_path, prefills, ("a", "a"))) == pytest.approx((alone[0] + 0.05, alone[1]), rel=0.02)
@@ -70,28 +70,31 @@ def test_engines_of_one_machine_slow_each_other(tmp_path: Path) -> None:
 
 
 def test_each_further_engine_slows_them_again(tmp_path: Path) -> None:
-    beside = Beside(decode_beside_decode_s=0.01)
+    beside = Interference(decode_beside_decode_s=0.01)
     alone, three = seconds(run(tmp_path, beside, ("a",))), seconds(run(tmp_path, beside, ("a", "a", "a")))
     assert three[1] == pytest.approx(alone[1] + 49 * 0.02, rel=0.02)
 
 
 def test_a_longer_prefill_is_slowed_more(tmp_path: Path) -> None:
-    beside = Beside(prefill_beside_prefill_s=0.05, prefill_token_beside_prefill_s=0.001)
+    beside = Interference(prefill_beside_prefill_s=0.05, prefill_token_beside_prefill_s=0.001)
     alone, two = seconds(run(tmp_path, beside, ("a",))), seconds(run(tmp_path, beside, ("a", "a")))
     assert two[0] == pytest.approx(alone[0] + 0.05 + 100 * 0.001, rel=0.02)
 
 
 def test_the_first_step_of_each_size_takes_longer_on_each_instance(tmp_path: Path) -> None:
     apart = {"requests": 5, "rate": 0.01}  # one after the other, by turns
-    before = run(tmp_path, Beside(), ("a", "b"), **apart).records.frame()
-    after = run(tmp_path, Beside(), ("a", "b"), new_size_s=0.25, **apart).records.frame()
+    before = run(tmp_path, Interference(), ("a", "b"), **apart).records.frame()
+    after = run(tmp_path, Interference(), ("a", "b"), new_size_s=0.25, **apart).records.frame()
     assert list(after.first_token_s - before.first_token_s) == pytest.approx([0.25, 0.25, 0.0, 0.0, 0.0])
     assert list(after.finish_s - before.finish_s) == pytest.approx([0.25, 0.25, 0.0, 0.0, 0.0]), "decodes alone have no new size"
 
 
 def test_a_step_in_which_no_prompt_ends_and_nothing_decodes_is_shorter(tmp_path: Path) -> None:
     def more_s(prompt: int) -> float:
-        took_s = [seconds(run(tmp_path, Beside(), ("a",), unsampled_s=s, step_tokens=256, prompt=prompt, output=2))[0] for s in (0.01, 0.0)]
+        took_s = [
+            seconds(run(tmp_path, Interference(), ("a",), unfinished_chunk_saving_s=s, step_tokens=256, prompt=prompt, output=2))[0]
+            for s in (0.01, 0.0)
+        ]
         return took_s[1] - took_s[0]
 
     assert more_s(256) == 0.0
@@ -105,22 +108,22 @@ def by_instance(result: Result) -> list[float]:
 
 
 def test_the_front_end_takes_its_time_from_the_instance_on_whose_core_it_runs(tmp_path: Path) -> None:
-    front = Front(step_s=0.001, token_s=0.0005)
-    before = by_instance(run(tmp_path, Beside(), ("a", "a")))
-    first, last = by_instance(run(tmp_path, Beside(), ("a", "a"), front))
+    front = FrontCosts(step_s=0.001, token_s=0.0005)
+    before = by_instance(run(tmp_path, Interference(), ("a", "a")))
+    first, last = by_instance(run(tmp_path, Interference(), ("a", "a"), front))
     assert first == pytest.approx(before[0])
     told = (last - before[1]) / 0.0015
     assert 49 < told < 2 * 49 + 1, "its own tokens, and the other's while it computes"
-    assert by_instance(run(tmp_path, Beside(), ("a", "a"), front, cores=3)) == pytest.approx(before), "the third core has it"
-    assert by_instance(run(tmp_path, Beside(), ("a", "b"), front)) == pytest.approx(before), "two machines"
-    alone = by_instance(run(tmp_path, Beside(), ("a",), front, cores=1))
+    assert by_instance(run(tmp_path, Interference(), ("a", "a"), front, cores=3)) == pytest.approx(before), "the third core has it"
+    assert by_instance(run(tmp_path, Interference(), ("a", "b"), front)) == pytest.approx(before), "two machines"
+    alone = by_instance(run(tmp_path, Interference(), ("a",), front, cores=1))
     assert alone[0] == pytest.approx(before[0] + 49 * 0.0015, abs=0.0016)
 
 
 def test_a_request_that_arrives_takes_time_from_the_step_under_way_there(tmp_path: Path) -> None:
     arriving = {"requests": 3, "rate": 10.0}  # the second is on the last instance from 0.1 s on, and decodes when the third comes
-    before = run(tmp_path, Beside(), ("a", "a"), **arriving).records.frame()
-    after = run(tmp_path, Beside(), ("a", "a"), Front(request_s=0.003), **arriving).records.frame()
+    before = run(tmp_path, Interference(), ("a", "a"), **arriving).records.frame()
+    after = run(tmp_path, Interference(), ("a", "a"), FrontCosts(request_s=0.003), **arriving).records.frame()
     decodes = (before.first_token_s[1], before.finish_s[1])
     assert decodes[0] < before.arrival_s[2] < decodes[1]
     assert list(after.finish_s - before.finish_s) == pytest.approx([0.0, 0.003, 0.0])
@@ -130,13 +133,13 @@ def test_a_request_that_arrives_takes_time_from_the_step_under_way_there(tmp_pat
 def test_a_first_token_comes_as_late_as_its_step_ends(at_s: float, first_s: float) -> None:
     """Decode begins at 0.1 s, in steps of 0.05 s; one of them is made 3 ms longer at `at_s`."""
     found = []
-    for longer_s in (0.0, 0.003):
+    for extra_s in (0.0, 0.003):
         cost = Linear(a=0.1, b=0.0, c=0.05, d=0.0, e=0.0)
         transfer = TransferMode(first_token="decode")
         world = small_world(
             workload([0.0], 32, 5), members=(("p", Role.PREFILL), ("d", Role.DECODE)), cost=cost, horizon=1, transfer=transfer
         )
-        After(world.env, at_s, [lambda _, seconds=longer_s, world=world: world.instances["d"].stretch(seconds)])
+        After(world.env, at_s, [lambda _, seconds=extra_s, world=world: world.instances["d"].stretch(seconds)])
         world.run()
         found.append(world.records.frame().iloc[0])
     assert found[1].first_token_s - found[0].first_token_s == pytest.approx(first_s)

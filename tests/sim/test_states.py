@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.cost.catalogue import model
 from pdlab.experiment.experiment import Experiment
 from pdlab.sim import simulate
 from pdlab.sim.moves import TransferMode
-from pdlab.types import UsageError
 from tests.cost.published_configs import PUBLISHED
 from tests.sim.small_world import small_world, workload
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import simpy
 
+from pdlab.core.types import UsageError
 from pdlab.cost import hardware
 from pdlab.sim.link import Network
 from pdlab.sim.topology import Endpoint, endpoint, packed_hosts
 from pdlab.sim.transport import MOONCAKE_ROCE, Transport
-from pdlab.types import UsageError
 
 GB = 1e9
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdlab.core.types import Role, UsageError
 from pdlab.experiment.experiment import Experiment
-from pdlab.load_policy import names
+from pdlab.policies.load import names
 from pdlab.policies.round_robin import RoundRobin
-from pdlab.result import Result
+from pdlab.report.result import Result
 from pdlab.sim import simulate
 from pdlab.sim.moves import TransferMode
-from pdlab.types import Role, UsageError
 from tests.sim.small_world import small_world, workload
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "sim"

@@ -10,15 +10,15 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from pdlab.control import router
+from pdlab.core.types import Joined, Report, Request, Transferred
 from pdlab.experiment.experiment import Experiment
-from pdlab.log import EventLog
+from pdlab.experiment.make_router import router
+from pdlab.replay.log import EventLog
 from pdlab.sim import build
-from pdlab.types import Joined, Report, Request, Transferred
 from pdlab.workload.base import Workload
-from tests.real.cluster.virtual import VirtualLoop, run
 from tests.support.live_path import Asker, Site, play
 from tests.support.views import Seen, Tolerated, Witness, blanked
+from tests.support.virtual import VirtualLoop, run
 
 HASH_TOKENS = 16
 SYSTEM_PROMPTS, SYSTEM_TOKENS = 3, 192

@@ -14,27 +14,27 @@ from typing import Any, cast
 
 import msgspec
 
-from pdlab.control import router
 from pdlab.core.instance_spec import Placed, instance_spec
+from pdlab.core.router import Router
+from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.experiment.experiment import Experiment
-from pdlab.log import EventLog
+from pdlab.experiment.make_router import router
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.service import Service
-from pdlab.real.cluster.members import Members, follow
-from pdlab.real.cluster.remote import Broken, Busy, Fenced, Hear, LegAsk, Prefilled
-from pdlab.real.cluster.world import World
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import Member, measured_of
+from pdlab.real.net.wire import PROTOCOL, Continue
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
+from pdlab.real.router.remote import Busy, Fenced, Hear, LegAsk, LegBroken, Prefilled
+from pdlab.real.router.roster import Members, follow
+from pdlab.real.router.world import LiveWorld
 from pdlab.real.transfer.descriptor import Descriptor, Geometry
-from pdlab.real.wire import PROTOCOL, Continue
-from pdlab.router import Router
-from pdlab.sim.build import Plan
-from pdlab.types import InstanceSpec, Report, Role
+from pdlab.replay.log import EventLog
+from pdlab.sim.build import InstancePlan
 from pdlab.workload.base import Floats, Workload
-from tests.real.cluster.stand_in import Rack, StandIn, word
-from tests.real.cluster.virtual import VirtualLoop
+from tests.real.router.stand_in import Rack, StandIn, word
+from tests.support.virtual import VirtualLoop
 
 MODEL = "the model"
 LONGEST_S = 300.0  # of a run
@@ -98,7 +98,7 @@ class Leases(dict[str, Any]):
 class Hosted:
     """One process: an engine, its door, its membership. It is the `Remote` that the router's world speaks to."""
 
-    def __init__(self, site: Site, plan: Plan, name: str, role: Role) -> None:
+    def __init__(self, site: Site, plan: InstancePlan, name: str, role: Role) -> None:
         self.site = site
         spec = spec_of_ready(plan, name, role)
         self.engine = StandIn(site, plan, spec)
@@ -162,11 +162,11 @@ class Hosted:
 
     def _ask(self, what: Callable[[], None]) -> None:
         if not self.engine.is_alive:
-            raise Broken("no answer")
+            raise LegBroken("no answer")
         try:
             what()
         except ApiError as error:
-            raise Broken(str(error)) from None
+            raise LegBroken(str(error)) from None
 
     def close(self) -> None:
         self.engine.close()
@@ -202,7 +202,7 @@ class Site(Rack):
         self.instances[name] = hosted.engine
         await hosted.member.join()
 
-    async def follow(self, world: World) -> None:
+    async def follow(self, world: LiveWorld) -> None:
         async def speaks(_: InstanceSpec) -> int:
             return PROTOCOL
 
@@ -248,7 +248,7 @@ async def play(
 ) -> dict[int, Asker]:
     """Serve a workload to its end, while `trouble` happens. `watch` is shown the router before it begins."""
     site = Site(loop, experiment, workload.hash_tokens)
-    world = site.world = World(
+    world = site.world = LiveWorld(
         watch(router(experiment, hash_tokens=workload.hash_tokens)),
         site.connect,
         transfer=experiment.transfer,
@@ -287,7 +287,7 @@ async def settled(loop: VirtualLoop) -> None:
     await done
 
 
-def submit(world: World, workload: Workload, i: int, clients: dict[int, Asker]) -> None:
+def submit(world: LiveWorld, workload: Workload, i: int, clients: dict[int, Asker]) -> None:
     prompt, output = int(workload.prompt_tokens[i]), int(workload.output_tokens[i])
     best_of = 1 if workload.best_of is None else int(workload.best_of[i])
     client = clients[i] = Asker(prompt, best_of)
@@ -313,7 +313,7 @@ class ByUrl(dict[str, StandIn]):
         return self[url.removeprefix("http://")]
 
 
-def spec_of_ready(plan: Plan, name: str, role: Role) -> InstanceSpec:
+def spec_of_ready(plan: InstancePlan, name: str, role: Role) -> InstanceSpec:
     """As `pdlab serve` makes it, of what an engine says when it is ready."""
     engine = plan.placement.engine
     geometry = Geometry(32, 8, engine.block_tokens, 128, "bfloat16", MODEL)

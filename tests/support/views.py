@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from pdlab.cluster import Cluster, Instance, Running
-from pdlab.router import Router
-from pdlab.types import Action, Arrived, Event, Request
+from pdlab.core.router import Router
+from pdlab.core.types import Action, Arrived, Event, Request
+from pdlab.core.view import Cluster, Instance, LiveRequest
 
 TOLERANCE = 1e-6  # of times and other real numbers: two clocks add up the same steps in another order
 PROMPTS = (64, 700, 3000)  # tokens that the predictors are asked for
@@ -64,7 +64,7 @@ class Seen:
 
 
 class Witness:
-    """Takes the place of a `pdlab.log.EventLog`. `chains` are prompts whose prefixes are looked up at every event."""
+    """Takes the place of a `pdlab.replay.log.EventLog`. `chains` are prompts whose prefixes are looked up at every event."""
 
     stopped, dropped = "", 0
     path = None
@@ -125,7 +125,7 @@ def _instance(x: Instance, cluster: Cluster, hits: Sequence[Mapping[str, int]]) 
     return seen
 
 
-def _request(live: Running, cluster: Cluster) -> Values:
+def _request(live: LiveRequest, cluster: Cluster) -> Values:
     seen = {name: plain(getattr(live, name)) for name in fields_of(live) if name != "request"}
     seen |= {f"request.{name}": getattr(live.request, name) for name in live.request.__struct_fields__}
     seen["context_tokens"] = Counted(cluster.context_tokens(live))
@@ -153,7 +153,7 @@ def plain(value: object) -> Any:
         return value
     if isinstance(value, Instance):
         return value.name
-    if isinstance(value, Running):
+    if isinstance(value, LiveRequest):
         return value.request.id
     if isinstance(value, Mapping):
         return {plain(key): plain(each) for key, each in value.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.chains import Chains
 

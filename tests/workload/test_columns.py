@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pdlab.types import UsageError
+from pdlab.cli.trace import app
+from pdlab.core.types import UsageError
 from pdlab.workload.base import Workload
-from pdlab.workload.cli import app
 from pdlab.workload.columns import Wanted
 from pdlab.workload.readers import load
 from pdlab.workload.spec import WorkloadSpec, build

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.hash_unit import HashUnit
 from pdlab.workload.text import TextFile
 

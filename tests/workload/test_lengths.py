@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.lengths import MOST, Distribution, Lengths, draw, normal_quantile, read
 
 PARSED: TypeAdapter[Distribution] = TypeAdapter(Lengths)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.columns import Wanted
 from pdlab.workload.readers import load
 

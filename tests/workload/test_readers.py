@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.readers import load
 
 TRACES = Path(__file__).resolve().parents[2] / "../shared/data/traces"

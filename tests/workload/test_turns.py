@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.sim import simulate
-from pdlab.types import UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.readers import load
 from pdlab.workload.spec import WorkloadSpec, build

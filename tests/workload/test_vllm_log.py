@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.columns import Wanted
 from pdlab.workload.readers import load

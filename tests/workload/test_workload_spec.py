@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload import builtin
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import WorkloadSpec, build

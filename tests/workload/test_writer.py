@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 from pdlab.workload.base import Workload
 from pdlab.workload.readers import load
 from pdlab.workload.writer import write

@@ -11,12 +11,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pdlab.real.api.engine import Timed
+from pdlab.real.api.backend import Timed
 from pdlab.real.api.errors import ApiError, encode
 from pdlab.real.api.generate import Delta, Generation, Gone
 from pdlab.real.api.legs import Prefill, handed_on
-from pdlab.real.api.service import Job, Service, Shape
-from pdlab.real.wire import StreamEvent
+from pdlab.real.api.service import GenerateJob, Service, Shape
+from pdlab.real.net.wire import StreamEvent
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": waiting\n\n"
@@ -78,7 +78,7 @@ class Answer(Response):
     """Not begun before it is called; until the first token, or event, an error is still an answer of its own. `timeline`: the request's
     stages are told at the end, if the engine knows them."""
 
-    def __init__(self, service: Service, job: Job, request_id: str, timeline: bool = False) -> None:
+    def __init__(self, service: Service, job: GenerateJob, request_id: str, timeline: bool = False) -> None:
         super().__init__(media_type="text/event-stream" if job.stream else "application/json")
         del self.headers["content-length"]
         self.service, self.job, self.name = service, job, request_id

@@ -16,14 +16,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pdlab import __version__
 from pdlab.real.api.answer import Answer
+from pdlab.real.api.backend import Routing
 from pdlab.real.api.chat import chat_job
 from pdlab.real.api.completions import completion_job
 from pdlab.real.api.cors import NO_PAGES, Cors
-from pdlab.real.api.engine import Routing
 from pdlab.real.api.errors import ApiError, encode, loading
-from pdlab.real.api.service import Job, Service
+from pdlab.real.api.service import GenerateJob, Service
 from pdlab.real.api.tokenize import detokenized, tokenized
-from pdlab.real.wire import TIMELINE_HEADER, TOKEN_HEADER
+from pdlab.real.net.wire import TIMELINE_HEADER, TOKEN_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ async def _chat(service: Service, request: Request) -> Response:
     return _answer(service, await chat_job(service, await read(request), _of_the_cluster(service, request)), request)
 
 
-def _answer(service: Service, job: Job, request: Request) -> Answer:
+def _answer(service: Service, job: GenerateJob, request: Request) -> Answer:
     return Answer(service, job, request.state.request_id, request.headers.get(TIMELINE_HEADER) == "1")
 
 

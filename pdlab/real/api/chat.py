@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from pdlab.core.types import UsageError
 from pdlab.real.api.errors import bad
 from pdlab.real.api.generate import Choice, Delta, Logprob
 from pdlab.real.api.legs import Prefill, check_leg, check_origin, leg_of
@@ -16,15 +17,14 @@ from pdlab.real.api.parse import parse
 from pdlab.real.api.prompts import check_scores, cut, prompt_scores, told_scores
 from pdlab.real.api.refused import IN_CHATS, Refusals
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, choices
-from pdlab.real.api.service import Job, Service
+from pdlab.real.api.service import GenerateJob, Service
 from pdlab.real.api.structured import check_size, structured_field
 from pdlab.real.api.tools import call_of, calls_of, tools_of
 from pdlab.real.engine.messages import Scored
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.types import UsageError
+from pdlab.real.models.tokenizer import Tokenizer
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: str
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
@@ -75,7 +75,7 @@ def _text(part: dict[str, Any]) -> str:
 
 
 class ChatRequest(Common, frozen=True, kw_only=True):
-    messages: list[Message]
+    messages: list[ChatMessage]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -145,7 +145,7 @@ def _call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-async def chat_job(service: Service, raw: bytes, of_the_cluster: bool = True) -> Job:
+async def chat_job(service: Service, raw: bytes, of_the_cluster: bool = True) -> GenerateJob:
     """Raises ApiError naming what is wrong. Only what is `of_the_cluster` may have kv_transfer_params."""
     body = parse(raw, DECODER)
     check_origin(body.kv_transfer_params, of_the_cluster)
@@ -194,7 +194,7 @@ async def chat_job(service: Service, raw: bytes, of_the_cluster: bool = True) ->
     if leg is not None:
         check_leg(leg, asked, bool(body.stream), 1)
     shape = Chats(service.tokenizer, logprobs, bool(body.return_tokens_as_token_ids), prompt, scores)
-    return Job(shape, [prompt], asked, n, bool(body.stream), body.wants_usage, leg, body.wants_usage_always)
+    return GenerateJob(shape, [prompt], asked, n, bool(body.stream), body.wants_usage, leg, body.wants_usage_always)
 
 
 def template_options(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def template_options(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 async def chat_tokens(
-    service: Service, messages: list[Message], options: dict[str, Any], special: bool = False, cut: bool = False
+    service: Service, messages: list[ChatMessage], options: dict[str, Any], special: bool = False, cut: bool = False
 ) -> list[int]:
     """The messages through the model's template. What this refuses is told with its own words."""
     if not messages:

@@ -15,11 +15,11 @@ from pdlab.real.api.parse import parse
 from pdlab.real.api.prompts import Echo, check_scores, cut, prompt_scores, told_scores
 from pdlab.real.api.refused import IN_COMPLETIONS, Refusals
 from pdlab.real.api.requests import MOST_LOGPROBS, Common, ask, check_tokens, choices
-from pdlab.real.api.service import Job, Service
+from pdlab.real.api.service import GenerateJob, Service
 from pdlab.real.api.structured import structured_field
-from pdlab.real.engine.detokenize import Detokenizer
 from pdlab.real.engine.messages import Scored
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.detokenize import Detokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 
 
 class CompletionRequest(Common, frozen=True, kw_only=True):
@@ -145,7 +145,7 @@ class Completions:
         return text if "\ufffd" not in text else "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.tokenizer.piece_bytes(token))
 
 
-async def completion_job(service: Service, raw: bytes, of_the_cluster: bool = True) -> Job:
+async def completion_job(service: Service, raw: bytes, of_the_cluster: bool = True) -> GenerateJob:
     """Raises ApiError naming what is wrong. Only what is `of_the_cluster` may have kv_transfer_params."""
     body = parse(raw, DECODER)
     check_origin(body.kv_transfer_params, of_the_cluster)
@@ -204,7 +204,7 @@ async def completion_job(service: Service, raw: bytes, of_the_cluster: bool = Tr
         skip_special=asked.skip_special,
         texts=asked.text,
     )
-    return Job(shape, prompts, asked, n, bool(body.stream), body.wants_usage, leg, body.wants_usage_always)
+    return GenerateJob(shape, prompts, asked, n, bool(body.stream), body.wants_usage, leg, body.wants_usage_always)
 
 
 def _max_tokens(body: CompletionRequest, prefills: bool, shows_prompt: bool) -> int:

@@ -8,7 +8,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 
 EXPOSED = ("X-Request-Id", "Retry-After")
 

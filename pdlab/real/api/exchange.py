@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from pdlab.real.api.engine import Exchanging
+from pdlab.real.api.backend import Exchanging
 from pdlab.real.api.legs import Move, kv_lost
-from pdlab.real.credentials import loopback
 from pdlab.real.engine.messages import FromQueue, News, Submit
+from pdlab.real.net.credentials import loopback
 from pdlab.real.transfer.descriptor import decode
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 
 
 class Mover(Protocol):
@@ -44,7 +44,7 @@ class SameHost:
     async def check_descriptor(self, descriptor: bytes) -> None:
         try:
             tcp = decode(descriptor).tcp
-        except Trouble:
+        except TransferStopped:
             return  # nobody can be reached by what cannot be read, and the engine says why
         if tcp is not None and not loopback(tcp.host):
             raise kv_lost(f"{tcp.host} is another host, and this server has neither registry nor token")
@@ -58,7 +58,7 @@ SAME_HOST = SameHost()
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class KvExchange:
     """`host` and `port`: where peers are told to find this server; as their request reached it where not given."""
 
     engine: Exchanging

@@ -11,15 +11,15 @@ from types import TracebackType
 
 import msgspec
 
-from pdlab.prefix import chain
-from pdlab.real.api.engine import Ended, Engine
+from pdlab.core.prefix import chain
+from pdlab.core.types import Stage
+from pdlab.real.api.backend import Backend, Ended
 from pdlab.real.api.errors import ApiError, overloaded
-from pdlab.real.api.exchange import Exchange
+from pdlab.real.api.exchange import KvExchange
 from pdlab.real.api.legs import Alone, Here, Leg, Move, Prefill, Pull, Reserve, kv_lost
-from pdlab.real.api.metrics import Metrics
+from pdlab.real.api.metrics import EngineMetrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.api.tool_calls import CallParser, CallPiece
-from pdlab.real.engine.detokenize import Detokenizer, StopStrings
 from pdlab.real.engine.messages import (
     FromQueue,
     Full,
@@ -36,9 +36,9 @@ from pdlab.real.engine.messages import (
     Submit,
     Tokens,
 )
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.real.wire import StreamEvent
-from pdlab.types import Stage
+from pdlab.real.models.detokenize import Detokenizer, StopStrings
+from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.wire import StreamEvent
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class _Arriving(asyncio.Queue[FromQueue]):
     """What waits for a reader of these requests. Where that is too much they are cancelled, and the rest is dropped: `overrun`. It knows
     nothing of its Generation, so that neither waits for the garbage collector."""
 
-    def __init__(self, engine: Engine, ids: Iterable[int]) -> None:
+    def __init__(self, engine: Backend, ids: Iterable[int]) -> None:
         super().__init__()
         self.overrun = False
         self._engine, self._ids = engine, ids
@@ -139,14 +139,14 @@ class Generation:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Backend,
         tokenizer: Tokenizer,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         ids: Sequence[int],
         prompts: Sequence[list[int]],
         ask: Ask,
         leg: Leg | None = None,
-        exchange: Exchange | None = None,
+        exchange: KvExchange | None = None,
     ) -> None:
         self.engine, self.metrics, self.ask = engine, metrics, ask
         self.leg, self.exchange = None if isinstance(leg, Alone) else leg, exchange
@@ -184,14 +184,16 @@ class Generation:
 
     def __enter__(self) -> Generation:
         self.started_s = self._clock()
-        ready, ask, stays = self.engine.ready, self.ask, not isinstance(self.leg, Prefill)
+        ready, ask, decodes_here = self.engine.ready, self.ask, not isinstance(self.leg, Prefill)
         push = self.leg.push if isinstance(self.leg, Prefill) else None
         for id, prompt in zip(self.first_id, self.prompts, strict=True):
             hashes = chain(prompt, ready.block_tokens) if ask.sampling.prompt_logprobs is None else ()
             sampling, left = ask.sampling, ready.max_tokens - len(prompt)
             if 0 < left < sampling.max_tokens:  # of a default: what a client asks for was checked
                 sampling = msgspec.structs.replace(sampling, max_tokens=left)
-            self._begin(Submit(id, prompt, sampling, hashes, ask.priority, stays, push, ask.ttft_slo_s, ask.tpot_slo_s, time.monotonic()))
+            self._begin(
+                Submit(id, prompt, sampling, hashes, ask.priority, decodes_here, push, ask.ttft_slo_s, ask.tpot_slo_s, time.monotonic())
+            )
         return self
 
     def _begin(self, submit: Submit) -> None:
@@ -225,7 +227,7 @@ class Generation:
             self.exchange.engine.release(self.held.lease)
         self.open = 0
 
-    async def _move(self, exchange: Exchange, move: Move, submit: Submit) -> None:
+    async def _move(self, exchange: KvExchange, move: Move, submit: Submit) -> None:
         try:
             await exchange.mover.bring(move, submit, self.arriving, self._news, self._give)
         except ApiError as error:

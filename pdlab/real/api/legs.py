@@ -12,7 +12,7 @@ from typing import Any
 from pdlab.real.api.errors import ApiError, bad
 from pdlab.real.api.requests import Ask, check_tokens
 from pdlab.real.engine.messages import Held, Push, Ready, Source
-from pdlab.real.wire import TOKEN_HEADER, Extra, KvParams, PushTo
+from pdlab.real.net.wire import TOKEN_HEADER, Extra, KvParams, PushTo
 
 PARAM = "kv_transfer_params"
 GRANULARITIES = ("request", "chunk", "layer")

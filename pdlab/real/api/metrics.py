@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from pdlab.real.api.engine import Engine, Routing
+from pdlab.real.api.backend import Backend, Routing
 
 VLLM, PDLAB, ROUTER = "vllm:", "pdlab:", "pdlab:router_"
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0)
@@ -46,11 +46,11 @@ class Histogram:
         return found
 
 
-class Metrics(Collector):
+class EngineMetrics(Collector):
     """What is recorded here, and the engine's own load and counters as they are at the scrape. `place` tells an instance's name and role
     at that time: all of its series bear them."""
 
-    def __init__(self, model: str, engine: Engine) -> None:
+    def __init__(self, model: str, engine: Backend) -> None:
         self.engine, self.model = engine, model
         self.place: Callable[[], tuple[str, str]] | None = None
         self.generation_tokens = 0

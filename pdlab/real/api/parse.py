@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pdlab.real.api.errors import ApiError, bad
-from pdlab.real.api.refused import Refused
+from pdlab.real.api.refused import RefusedFields
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -25,7 +25,7 @@ def parse(raw: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
             body = _with_whole_numbers(msgspec.json.decode(raw), error, decoder)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad(f"the body is not valid JSON: {error}") from None
-    if isinstance(body, Refused):
+    if isinstance(body, RefusedFields):
         body.refusals.check(body)
     return body
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pdlab.real.api.errors import bad
 from pdlab.real.api.requests import MOST_LOGPROBS, Common
-from pdlab.real.engine.detokenize import Detokenizer
 from pdlab.real.engine.messages import Scored
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.detokenize import Detokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 
 MOST_SCORES = 1 << 17  # log-probabilities of prompts that one answer may have
 

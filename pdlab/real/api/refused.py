@@ -42,7 +42,7 @@ class Refusals(Mapping[str, Refusal]):
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def check(self, body: Refused) -> None:
+    def check(self, body: RefusedFields) -> None:
         """Raises ApiError naming the first field that asks for what is not had."""
         values = self._values(body)
         if values == self._none:
@@ -120,7 +120,7 @@ IN_CHATS = Refusals(
 )
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True):
+class RefusedFields(msgspec.Struct, frozen=True, kw_only=True):
     """What may be refused, so that it is read; None: not given. A request that has a field of this name says what it is."""
 
     use_beam_search: Any = None

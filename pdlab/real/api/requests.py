@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from pdlab.real.api.errors import bad
-from pdlab.real.api.refused import Refused
+from pdlab.real.api.refused import RefusedFields
 from pdlab.real.api.structured import StructuredAsk, structured_of
 from pdlab.real.api.tools import ToolUse
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.real.wire import KvParams
+from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.wire import KvParams
 
 MOST_STOPS, MOST_CHOICES, MOST_LOGPROBS, MOST_BIASES = 16, 128, 20, 1024
 MOST_BAD_WORDS, MOST_BAD_CHARACTERS = 128, 256  # words, and characters of one
@@ -26,7 +26,7 @@ class StreamOptions(msgspec.Struct, frozen=True):
     continuous_usage_stats: bool | None = None
 
 
-class Common(Refused, frozen=True, kw_only=True):
+class Common(RefusedFields, frozen=True, kw_only=True):
     """What both endpoints take. None: not given."""
 
     model: str | None = None

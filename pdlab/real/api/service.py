@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pdlab.real.api.engine import Compiling, Engine, Foreign
+from pdlab.real.api.backend import Backend, Compiling, Foreign
 from pdlab.real.api.errors import ApiError, bad, draining, fenced, overloaded
-from pdlab.real.api.exchange import Exchange
+from pdlab.real.api.exchange import KvExchange
 from pdlab.real.api.generate import Choice, Delta, Generation
 from pdlab.real.api.legs import Here, Leg, Move, Prefill, Pull
-from pdlab.real.api.metrics import Metrics
+from pdlab.real.api.metrics import EngineMetrics
 from pdlab.real.api.requests import Ask
 from pdlab.real.api.structured import GrammarCheck
 from pdlab.real.engine.messages import Scored, StructuredOutputs
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 
 LONG_TEXT = 16_384  # characters
 LONG_TEXTS = 4  # tokenized at once: a byte of text can take 500 of memory meanwhile
@@ -57,7 +57,7 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GenerateJob:
     """A checked request: what to compute, and how to tell it. `n` of each prompt's `ask.sampling.best_of` candidates are shown. `leg`: the
     part that other instances have in it. `usage_always`: each chunk tells the usage so far."""
 
@@ -79,14 +79,14 @@ class Service:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Backend,
         tokenizer: Tokenizer,
         model: str,
         *,
         max_requests: int | None = 1024,
         api_key: str | None = None,
         token: str | None = None,
-        exchange: Exchange | None = None,
+        exchange: KvExchange | None = None,
         tool_parser: str = "",
         open_to_clients: bool = False,
         comment_s: float = COMMENT_S,
@@ -97,7 +97,7 @@ class Service:
         self.tool_parser = tool_parser
         self.legs: dict[str, Generation] = {}
         self.running: set[Generation] = set()
-        self.metrics = Metrics(model, engine)
+        self.metrics = EngineMetrics(model, engine)
         self.grammars = GrammarCheck(tokenizer)
         self.in_flight = 0
         self.on_end: Callable[[], None] = lambda: None  # called when a request is not in flight any more
@@ -150,7 +150,7 @@ class Service:
             raise overloaded(f"{self.in_flight} requests are in flight, at most {self.max_requests} are allowed", wait_s)
 
     @contextmanager
-    def admitted(self, job: Job, name: str) -> Iterator[Generation]:
+    def admitted(self, job: GenerateJob, name: str) -> Iterator[Generation]:
         """The job in flight: submitted on entry, cancelled where it is left before its end. Raises ApiError where there is no room."""
         prompts = len(job.prompts)
         self.check_open(prompts, job.leg)

@@ -17,7 +17,7 @@ import msgspec
 
 from pdlab.real.api.errors import bad
 from pdlab.real.engine.messages import StructuredOutputs, Vocabulary
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
@@ -47,7 +47,7 @@ class StructuredAsk(msgspec.Struct, frozen=True):
     disable_additional_properties: bool = False
 
 
-class Asks(Protocol):
+class StructuredFields(Protocol):
     """A body's fields that are read here."""
 
     @property
@@ -66,7 +66,7 @@ class Asks(Protocol):
     def response_format(self) -> dict[str, Any] | None: ...
 
 
-def structured_field(body: Asks) -> str:
+def structured_field(body: StructuredFields) -> str:
     """Which field says what the output must be, or "". Raises ApiError where several do."""
     if _fields(body) == _NO_FIELDS:
         return ""
@@ -78,7 +78,7 @@ def structured_field(body: Asks) -> str:
     return fields[0] if fields else ""
 
 
-def structured_of(body: Asks) -> StructuredOutputs | None:
+def structured_of(body: StructuredFields) -> StructuredOutputs | None:
     """Raises ApiError naming the field that is wrong or too large."""
     field = structured_field(body)
     if not field:

@@ -6,17 +6,17 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from pdlab.real.api.chat import ChatRequest, Message, chat_tokens, template_options
+from pdlab.real.api.chat import ChatMessage, ChatRequest, chat_tokens, template_options
 from pdlab.real.api.errors import bad
 from pdlab.real.api.parse import parse
-from pdlab.real.api.refused import ANYWHERE, Refusals, Refused
+from pdlab.real.api.refused import ANYWHERE, Refusals, RefusedFields
 from pdlab.real.api.requests import check_tokens
 from pdlab.real.api.service import Service
 
 
-class TokenizeRequest(Refused, frozen=True, kw_only=True):
+class TokenizeRequest(RefusedFields, frozen=True, kw_only=True):
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: list[ChatMessage] | None = None
     add_special_tokens: bool | None = None
     model: str | None = None
     return_token_strs: bool | None = None

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from pdlab.core.types import UsageError, nearest
 from pdlab.real.api.errors import bad
 from pdlab.real.api.tool_calls import (
     HERMES_BEGIN,
@@ -24,8 +25,7 @@ from pdlab.real.api.tool_calls import (
     Required,
 )
 from pdlab.real.engine.messages import StructuredOutputs
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.types import UsageError, nearest
+from pdlab.real.models.tokenizer import Tokenizer
 
 MOST_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -49,7 +49,7 @@ def parser_of(tokenizer: Tokenizer, parser: str | None, enabled: bool | None) ->
     return parser or guess
 
 
-class Asks(Protocol):
+class ToolFields(Protocol):
     """A body's fields that are read here."""
 
     @property
@@ -70,7 +70,7 @@ class ToolUse:
     kept_ids: frozenset[int] = frozenset()
 
 
-def tools_of(body: Asks, tokenizer: Tokenizer, parser: str) -> tuple[StructuredOutputs | None, ToolUse | None]:
+def tools_of(body: ToolFields, tokenizer: Tokenizer, parser: str) -> tuple[StructuredOutputs | None, ToolUse | None]:
     """What the output must be, and how it is read; neither where no tool may be called. Raises ApiError."""
     tools = _functions(body.tools or [])
     choice = body.tool_choice

@@ -14,13 +14,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-import pdlab.scheduler as sched
+import pdlab.core.scheduler as sched
+from pdlab.core.prefix import chain
 from pdlab.core.worker import Worker
-from pdlab.prefix import chain
 from pdlab.real.engine.grammar import GrammarError, Grammars
 from pdlab.real.engine.messages import Scored, Step, Submit, Tokens
 from pdlab.real.engine.runner import Piece, Runner
-from pdlab.real.engine.sampler import Row, Sampled, sample
+from pdlab.real.engine.sampler import Sampled, SamplerRow, sample
 
 Emit = Callable[[list[Tokens]], None]
 AfterLayer = Callable[[int], None]
@@ -46,7 +46,7 @@ class Candidate:
     submit: Submit
     index: int
     tokens: list[int]
-    row: Row
+    row: SamplerRow
     seq: sched.Sequence
     submitted_s: float
     table: Sequence[int] = ()
@@ -117,7 +117,7 @@ class Engine:
             return "the prompt is empty"
         if s.max_tokens < 1 or s.best_of < 1:
             return f"max_tokens {s.max_tokens} and best_of {s.best_of} must be at least 1"
-        if not submit.stays and s.best_of > 1:
+        if not submit.decodes_here and s.best_of > 1:
             return f"best_of {s.best_of} is for the instance that decodes"
         if reason := self.worker.refusal(len(submit.tokens), s.max_tokens):
             return reason
@@ -145,14 +145,14 @@ class Engine:
         s = submit.sampling
         seed = self.seeds.getrandbits(64) if s.seed is None else s.seed
         stop_ids = s.stop_token_ids if s.ignore_eos else (*s.stop_token_ids, *self.eos_ids)
-        row = Row(s, random.Random(f"{seed}/{index}"), stop_ids)
+        row = SamplerRow(s, random.Random(f"{seed}/{index}"), stop_ids)
         if s.repetition_penalty != 1.0:
             row.prompt = tuple(set(submit.tokens))
         if s.structured is not None and self.grammars is not None:
             row.grammar = self.grammars.matcher(s.structured)
-        output = s.max_tokens if submit.stays else max(s.max_tokens, 2)  # what is held has more to come, elsewhere
+        output = s.max_tokens if submit.decodes_here else max(s.max_tokens, 2)  # what is held has more to come, elsewhere
         hashes = submit.hashes if s.prompt_logprobs is None else ()  # the prefix cache would leave positions out
-        seq = sched.Sequence(submit.id, index, len(submit.tokens), output, hashes, submit.priority, stays=submit.stays)
+        seq = sched.Sequence(submit.id, index, len(submit.tokens), output, hashes, submit.priority, decodes_here=submit.decodes_here)
         candidate = Candidate(submit, index, list(submit.tokens), row, seq, now if submit.sent_s is None else submit.sent_s)
         seq.owner = candidate
         if s.prompt_logprobs is not None and not index:
@@ -283,7 +283,7 @@ class Engine:
         finish = None
         if token in c.row.stop_ids or (grammar is not None and grammar.ended):
             finish = "stop"
-        elif not c.submit.stays:
+        elif not c.submit.decodes_here:
             finish = "held"
         elif c.row.made >= c.submit.sampling.max_tokens:
             finish = "length"

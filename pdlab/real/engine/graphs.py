@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdlab.real.engine.model import Inputs, Model
 from pdlab.real.engine.runner import Piece, Runner
+from pdlab.real.models.model import DecoderModel, Inputs
 
 SIZES = (1, 2, 4, 8, *range(16, 257, 16))
 
@@ -31,7 +31,7 @@ class Captured:
 class GraphRunner(Runner):
     """A Runner on CUDA. `max_tokens` bounds a sequence, and so the width of the block tables."""
 
-    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int, max_tokens: int) -> None:
+    def __init__(self, model: DecoderModel, *, kv_blocks: int, block_tokens: int, max_tokens: int) -> None:
         super().__init__(model, kv_blocks=kv_blocks, block_tokens=block_tokens)
         self.width = -(-max_tokens // block_tokens)
         self.captured: dict[int, Captured] = {}

@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pdlab.core.types import Lines, UsageError
 from pdlab.core.worker import Worker
-from pdlab.decisions import Recorded, Setup
-from pdlab.real.engine import config as configs
-from pdlab.real.engine import gguf_file, weights
-from pdlab.real.engine.config import ModelConfig
 from pdlab.real.engine.engine import Engine
-from pdlab.real.engine.linear import bfloat16_products, maker
 from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks
-from pdlab.real.engine.model import Model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Runner
-from pdlab.types import Lines, UsageError
+from pdlab.real.models import config as configs
+from pdlab.real.models import gguf_file, weights
+from pdlab.real.models.config import ModelConfig
+from pdlab.real.models.linear import bfloat16_products, maker
+from pdlab.real.models.model import DecoderModel
+from pdlab.replay.scheduler_log import Recorded, Setup
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
     if device.type == "cpu" and dtype == torch.bfloat16 and not bfloat16_products():
         log.warning("this CPU cannot multiply bfloat16 (it has no AVX-512): prompts are computed in float32, at about its speed")
     make = maker(options.quantization, pack=_packs(config, device, dtype))
-    model = Model(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors)
+    model = DecoderModel(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors)
     setup = Setup(
         _kv_blocks(options, config, device, dtype),
         options.block_tokens,

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pdlab.real.engine import config as configs
-from pdlab.real.engine.config import ModelConfig
+from pdlab.core.types import UsageError
 from pdlab.real.engine.options import EngineOptions
-from pdlab.types import UsageError
+from pdlab.real.models import config as configs
+from pdlab.real.models.config import ModelConfig
 
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")

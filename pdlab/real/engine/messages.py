@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pdlab.types import Report
+from pdlab.core.types import Report
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -95,7 +95,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Submit(ToEngine, frozen=True):
-    """`hashes` is the chain of the prompt's full blocks (`pdlab.prefix.chain`). Unless it `stays`, its KV is leased after the first token
+    """`hashes` is the chain of the prompt's full blocks (`pdlab.core.prefix.chain`). Unless it `decodes_here`, its KV is leased after the first token
     (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says. `sent_s`, on this machine's monotonic clock,
     is when it began to wait; without it, when the engine looked, which is between two steps."""
 
@@ -104,7 +104,7 @@ class Submit(ToEngine, frozen=True):
     sampling: Sampling = Sampling()
     hashes: tuple[int, ...] = ()
     priority: int = 0
-    stays: bool = True
+    decodes_here: bool = True
     push: Push | None = None
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
@@ -148,12 +148,12 @@ class Release(ToEngine, frozen=True):
     lease: str
 
 
-class Renew(ToEngine, frozen=True):
+class RenewLease(ToEngine, frozen=True):
     lease: str
     lease_s: float = 30.0
 
 
-class Ask(ToEngine, frozen=True):
+class AskLease(ToEngine, frozen=True):
     """Does a lease still hold? Answered by `Holds`, under `call`."""
 
     call: int
@@ -178,7 +178,7 @@ class Cancel(ToEngine, frozen=True):
     candidate: int = -1
 
 
-class Stop(ToEngine, frozen=True):
+class StopEngine(ToEngine, frozen=True):
     """End the process; whatever still runs is dropped."""
 
 
@@ -339,15 +339,15 @@ class Step(FromEngine, frozen=True):
     log_dropped: int = 0  # lines of its own log that a full disk did not take, since start
 
 
-class Broken(FromEngine, frozen=True):
+class EngineBroken(FromEngine, frozen=True):
     """The engine cannot start (`usage`: the user's mistake, one clear line), or a step failed and the engine has ended."""
 
     reason: str
     usage: bool = False
 
 
-AnyToEngine = Submit | Vocabulary | Compile | Receive | Proceed | Resume | Release | Renew | Ask | Export | Cancel | Stop
-AnyFromEngine = Loading | Ready | Step | Exported | Holds | Compiled | Broken
+AnyToEngine = Submit | Vocabulary | Compile | Receive | Proceed | Resume | Release | RenewLease | AskLease | Export | Cancel | StopEngine
+AnyFromEngine = Loading | Ready | Step | Exported | Holds | Compiled | EngineBroken
 FromQueue = Tokens | Held | Reserved | Full | Staged | Landed | Missed  # what a request's queue brings
 
 TO_ENGINE: msgspec.msgpack.Decoder[AnyToEngine] = msgspec.msgpack.Decoder(AnyToEngine)

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pdlab.real.engine.fast import FastStep
 from pdlab.real.engine.messages import Scored
-from pdlab.real.engine.model import Inputs, Model
 from pdlab.real.engine.sampler import score
-from pdlab.real.pages import keep_memory, use_huge_pages
+from pdlab.real.host.huge_pages import keep_memory, use_huge_pages
+from pdlab.real.models.fast import FastStep
+from pdlab.real.models.model import DecoderModel, Inputs
 from pdlab.real.transfer.shared import shared_kv
 
 ROOM = 4  # times what a step's results take at once, since what else is kept lies between them
@@ -42,7 +42,7 @@ class Runner:
     """A model and its paged KV memory: `kv` [layers, 2, blocks, kv_heads, block_tokens, head_dim]; `shared` with other processes of this
     host, where it is a CPU's. `step_tokens`: at most so many in a step, for whose results room is kept."""
 
-    def __init__(self, model: Model, *, kv_blocks: int, block_tokens: int, shared: bool = False, step_tokens: int = 0) -> None:
+    def __init__(self, model: DecoderModel, *, kv_blocks: int, block_tokens: int, shared: bool = False, step_tokens: int = 0) -> None:
         c = model.config
         self.step_tokens = step_tokens
         self.model = model

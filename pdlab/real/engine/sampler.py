@@ -19,7 +19,7 @@ from pdlab.real.engine.messages import Sampling, Scored
 
 
 @dataclass(slots=True)
-class Row:
+class SamplerRow:
     """What sampling needs of a sequence. `output` counts its tokens made so far, `recent` are the last of them, as far as bad words look
     back; `prompt` are the distinct tokens of its prompt. All are kept only where something asks for them."""
 
@@ -78,7 +78,7 @@ class Sampled:
     top: list[tuple[int, float]] | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
+def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[Sampled]:
     """One token for each row of `logits`, float32 [rows, vocab]."""
     if not rows:
         return []
@@ -127,7 +127,7 @@ def _with_logprobs(raw: Tensor, token: int, count: int) -> Sampled:
     return Sampled(token, raw[token].item(), list(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _constrain(logits: Tensor, computed: Tensor, constrained: list[int], rows: Sequence[Row]) -> None:
+def _constrain(logits: Tensor, computed: Tensor, constrained: list[int], rows: Sequence[SamplerRow]) -> None:
     """Take away what the grammars of these rows do not allow next, in place. Where bans leave nothing of what one allows (the end before
     `min_tokens`), the row is as it was `computed`."""
     words = np.zeros((len(constrained), -(-logits.shape[1] // 32)), np.int32)
@@ -144,7 +144,7 @@ def _constrain(logits: Tensor, computed: Tensor, constrained: list[int], rows: S
             logits[i] = computed[i].masked_fill(mask, -torch.inf)
 
 
-def _alter(logits: Tensor, row: Row) -> None:
+def _alter(logits: Tensor, row: SamplerRow) -> None:
     s = row.sampling
     if s.allowed_token_ids:
         if row.allowed is None:
@@ -178,7 +178,7 @@ def _ban(logits: Tensor, tokens: list[int], allowed: Tensor | None) -> None:
         logits[allowed] = before
 
 
-def _draw(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
     device = logits.device
 
     def column(values: list[float]) -> Tensor:

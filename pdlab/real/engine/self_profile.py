@@ -15,7 +15,7 @@ from pdlab.cost.spec import DECODE_BATCHES, DECODE_CONTEXTS, PREFILL_TOKENS
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.runner import Piece
-from pdlab.real.engine.sampler import Row, sample
+from pdlab.real.engine.sampler import SamplerRow, sample
 
 BUDGET_S = 2.4  # half for prompts, half for decodes
 REPEATS = 2  # of a point: the first run of a size makes kernels ready, the quicker one counts
@@ -75,5 +75,5 @@ class SelfProfile:
         return self.clock() - began_s
 
     def _run(self, pieces: list[Piece]) -> None:
-        rows = [Row(GREEDY, random.Random(0), ()) for piece in pieces if piece.samples]
+        rows = [SamplerRow(GREEDY, random.Random(0), ()) for piece in pieces if piece.samples]
         sample(self.runner.run(pieces), rows)

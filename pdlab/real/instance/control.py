@@ -6,8 +6,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pdlab.core.types import Role
 from pdlab.real.api.app import Route, as_json, read
-from pdlab.real.api.engine import Exchanging
+from pdlab.real.api.backend import Exchanging
 from pdlab.real.api.errors import ApiError, bad, loading
 from pdlab.real.api.exchange import Directory
 from pdlab.real.api.generate import Generation
@@ -15,12 +16,11 @@ from pdlab.real.api.legs import PARAM, Reserve, bounded, check_made, seconds, so
 from pdlab.real.api.parse import parse
 from pdlab.real.api.requests import check_tokens
 from pdlab.real.api.service import Service
-from pdlab.real.engine.client import load_report
+from pdlab.real.instance.engine_client import load_report
 from pdlab.real.instance.member import Member
-from pdlab.real.wire import About, Continue, Export, Exported, Rejoin, Release, RoleChange
-from pdlab.types import Role
+from pdlab.real.net.wire import About, Continue, ExportAnswer, ExportBody, LeaseBody, Rejoin, RoleChange
 
-CONTINUE, RELEASE, EXPORT = msgspec.json.Decoder(Continue), msgspec.json.Decoder(Release), msgspec.json.Decoder(Export)
+CONTINUE, RELEASE, EXPORT = msgspec.json.Decoder(Continue), msgspec.json.Decoder(LeaseBody), msgspec.json.Decoder(ExportBody)
 ROLE_CHANGE, REJOIN = msgspec.json.Decoder(RoleChange), msgspec.json.Decoder(Rejoin)
 
 
@@ -95,8 +95,8 @@ async def _export(service: Service, request: Request) -> Response:
     if found.error:
         raise ApiError(404, f"leg {body.leg[:80]!r}: {found.error}", param="leg", code="leg_unknown")
     if body.resume:
-        return as_json(Exported())
-    return as_json(Exported(found.lease, engine.ready.descriptor.decode(), found.blocks, found.kv_tokens, found.made))
+        return as_json(ExportAnswer())
+    return as_json(ExportAnswer(found.lease, engine.ready.descriptor.decode(), found.blocks, found.kv_tokens, found.made))
 
 
 async def _role(service: Service, request: Request) -> Response:

@@ -10,9 +10,10 @@ from itertools import islice
 
 import msgspec
 
-from pdlab.core.instance_spec import Measured
+from pdlab.core.instance_spec import MeasuredInstance
+from pdlab.core.types import CAPABILITIES, InstanceSpec, Report, Role, UsageError
 from pdlab.cost import InstanceProfile, measured_profiles
-from pdlab.real.api.engine import Exchanging
+from pdlab.real.api.backend import Exchanging
 from pdlab.real.api.errors import ApiError, fenced
 from pdlab.real.api.service import Service
 from pdlab.real.engine.messages import Ready
@@ -21,19 +22,18 @@ from pdlab.real.registry.records import Garbage, read_instance
 from pdlab.real.registry.registry import Registration, Registry
 from pdlab.real.registry.store import INSTANCE, RegistrySilent, StoreAway
 from pdlab.real.transfer.descriptor import incompatible
-from pdlab.types import CAPABILITIES, InstanceSpec, Report, Role, UsageError
 
 log = logging.getLogger(__name__)
 MOST_HASHES = 40_000  # in one report, so that it stays below the registry's bound
 AGAIN_S = 0.02  # between two tries to publish
 
 
-def measured_of(ready: Ready, profile: InstanceProfile | None = None, *, max_batch_tokens: int = 0, max_seqs: int = 0) -> Measured:
+def measured_of(ready: Ready, profile: InstanceProfile | None = None, *, max_batch_tokens: int = 0, max_seqs: int = 0) -> MeasuredInstance:
     """What an engine has found out about itself; of its steps, what was measured before, where a `profile` is given."""
     prefill, decode = ready.prefill_profile, ready.decode_profile
     if profile is not None:
         prefill, decode = measured_profiles(profile, max_batch_tokens, max_seqs, ready.kv_blocks * ready.block_tokens)
-    return Measured(
+    return MeasuredInstance(
         kv_blocks=ready.kv_blocks,
         block_tokens=ready.block_tokens,
         block_bytes=ready.block_bytes,

@@ -13,21 +13,21 @@ import aiohttp
 import msgspec
 
 from pdlab.core.staging import Staging
-from pdlab.real.api.engine import Exchanging
+from pdlab.real.api.backend import Exchanging
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.exchange import Directory, SameHost
 from pdlab.real.api.legs import Move, check_made, descriptor, kv_lost
 from pdlab.real.api.requests import check_tokens
 from pdlab.real.engine.messages import FromQueue, Landed, News, Proceed, Receive, Reserved, Source, Staged, Submit
-from pdlab.real.tls import PLAIN, Tls
-from pdlab.real.wire import TOKEN_HEADER, Export, Exported, KvParams
+from pdlab.real.net.tls import PLAIN, Tls
+from pdlab.real.net.wire import TOKEN_HEADER, ExportAnswer, ExportBody, KvParams
 
 log = logging.getLogger(__name__)
 CALL_S = aiohttp.ClientTimeout(total=5.0, connect=2.0)
 MOST_ANSWER_BYTES = 32 << 20
 T = TypeVar("T", Reserved, Staged, Landed)
 
-_read_exported = msgspec.json.Decoder(Exported).decode
+_read_exported = msgspec.json.Decoder(ExportAnswer).decode
 
 
 class Migrations:
@@ -81,7 +81,7 @@ class Migrations:
         await _next(news, Landed)
 
     async def _export(self, move: Move, submit: Submit, *, stop: bool = False) -> tuple[list[int], Source]:
-        found = await self._ask(move, Export(move.leg, stop, lease_s=move.deadline_s))
+        found = await self._ask(move, ExportBody(move.leg, stop, lease_s=move.deadline_s))
         await self.directory.check_descriptor(found.descriptor.encode(errors="replace"))
         ready = self.engine.ready
         try:
@@ -95,7 +95,7 @@ class Migrations:
             raise kv_lost("the source's answer makes no sense: its blocks and tokens do not go together")
         return found.made, Source(at, found.lease, blocks, found.kv_tokens)
 
-    async def _ask(self, move: Move, export: Export) -> Exported:
+    async def _ask(self, move: Move, export: ExportBody) -> ExportAnswer:
         if self._http is None:
             self._http = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self.tls.trusting() if move.url.startswith("https:") else True),
@@ -120,7 +120,7 @@ class Migrations:
 
         async def tell() -> None:
             try:
-                await self._ask(move, Export(move.leg, resume=True))
+                await self._ask(move, ExportBody(move.leg, resume=True))
             except ApiError as error:
                 log.info("leg %s at %s was not told that it stays: %s", move.leg, move.url, error.message)
 

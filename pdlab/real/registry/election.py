@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from pdlab.real.registry import lease
-from pdlab.real.registry.lease import Holding
+from pdlab.real.registry.lease import HeldLease
 from pdlab.real.registry.records import LeaderRecord, encode
 from pdlab.real.registry.store import LEADER, Store, StoreAway
 
@@ -26,7 +26,7 @@ class Leadership:
         self.store, self.clock, self.lease_s = store, clock, lease_s
         self.candidate, self.election = candidate, election
         self.fencing = 0  # of the last term, 0 before the first
-        self.holding: Holding | None = None
+        self.holding: HeldLease | None = None
         self._told = (False, 0)
         self._turn = asyncio.Event()
         self.task = asyncio.create_task(self._campaign(), name=f"{candidate} campaigns for {election}")

@@ -23,12 +23,12 @@ from etcd3aio.errors import EtcdError
 from etcd3aio.kv import KVService, prefix_range_end
 from etcd3aio.lease import LeaseService
 
-from pdlab.real.credentials import REGISTRY_PASSWORD
+from pdlab.core.types import UsageError
+from pdlab.real.net.credentials import REGISTRY_PASSWORD
+from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.registry.lease import answering
 from pdlab.real.registry.settling import Seen
 from pdlab.real.registry.store import Change, Claim, Denied, Peek, Snapshot, StoreAway
-from pdlab.real.tls import PLAIN, Tls
-from pdlab.types import UsageError
 
 CHANNEL = [
     ("grpc.lb_policy_name", "round_robin"),

@@ -23,7 +23,7 @@ async def claim(
     floor: int = 0,
     settle_s: float = 0.0,
     patient: bool = False,
-) -> Holding | None:
+) -> HeldLease | None:
     """Claim `key` with a number above `floor` and all earlier ones; None while another holds it. `patient` holders keep it while the store
     is silent. Raises StoreAway."""
     before: Peek | None = None
@@ -40,7 +40,7 @@ async def claim(
             value = value_of(number)
             made = await store.claim(key, seen, number, value, lease_s)
         if made is not None:
-            return Holding(store, clock, made, value, since, patient=patient)
+            return HeldLease(store, clock, made, value, since, patient=patient)
 
 
 @asynccontextmanager
@@ -53,7 +53,7 @@ async def answering(seconds: float) -> AsyncIterator[None]:
         raise StoreAway("no answer in time") from None
 
 
-class Holding:
+class HeldLease:
     """A claim that renews itself until it is released, dropped, or `lost`."""
 
     def __init__(

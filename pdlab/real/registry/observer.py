@@ -11,9 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 
+from pdlab.core.types import InstanceSpec, Joined, Left, Report, Suspected, Switched
 from pdlab.real.registry.records import Garbage, read_instance, read_report
 from pdlab.real.registry.store import INSTANCE, REPORT
-from pdlab.types import InstanceSpec, Joined, Left, Report, Suspected, Switched
 
 log = logging.getLogger(__name__)
 WatchEvent = Joined | Left | Report | Suspected | Switched

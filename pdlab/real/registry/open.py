@@ -6,13 +6,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from urllib.parse import parse_qs, urlsplit
 
-from pdlab.real.credentials import without_password
+from pdlab.core.types import UsageError
+from pdlab.real.net.credentials import without_password
+from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.records import check_name
 from pdlab.real.registry.registry import Registry
 from pdlab.real.registry.store import Denied, RegistrySilent, Store, StoreAway
-from pdlab.real.tls import PLAIN, Tls
-from pdlab.types import UsageError
 
 FORMS = "memory://, etcd://host:2379[,host:2379], redis://host:6379[/db], or etcds:// and rediss:// for TLS"
 PACKAGES = {"etcd": "etcd3aio", "etcds": "etcd3aio", "redis": "redis", "rediss": "redis"}

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from pdlab.types import UNKNOWN, InstanceSpec, Report, UsageError
+from pdlab.core.types import UNKNOWN, InstanceSpec, Report, UsageError
 
 MAX_BYTES = 1 << 20  # etcd refuses requests over 1.5 MiB
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)

@@ -19,11 +19,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
+from pdlab.core.types import UsageError
+from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.registry.lease import answering
 from pdlab.real.registry.settling import Seen
 from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Denied, Peek, Snapshot, StoreAway
-from pdlab.real.tls import PLAIN, Tls
-from pdlab.types import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from typing import Self
 
 import msgspec
 
+from pdlab.core.types import InstanceSpec, Report, UsageError
 from pdlab.real.registry import lease
 from pdlab.real.registry.election import Leadership
-from pdlab.real.registry.lease import Holding
+from pdlab.real.registry.lease import HeldLease
 from pdlab.real.registry.observer import WatchEvent
 from pdlab.real.registry.records import MAX_BYTES, Garbage, InstanceRecord, check_lease, check_name, encode, read_instance
 from pdlab.real.registry.store import INSTANCE, REPORT, NameHeld, RegistrySilent, Store, StoreAway
 from pdlab.real.registry.watch import Feed, watch
-from pdlab.types import InstanceSpec, Report, UsageError
 
 
 class Registration:
@@ -27,7 +27,7 @@ class Registration:
     register again then, as a new incarnation. `close` sets it too.
     """
 
-    def __init__(self, holding: Holding, spec: InstanceSpec) -> None:
+    def __init__(self, holding: HeldLease, spec: InstanceSpec) -> None:
         self._holding = holding
         self.spec = spec
         self.lost = holding.lost

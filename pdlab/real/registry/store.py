@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple, Protocol
 
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
 
 INSTANCE, REPORT, LEADER = "instance", "report", "leader"
 

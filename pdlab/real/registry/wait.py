@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from pdlab.core.types import UsageError
 from pdlab.real.registry.store import NameHeld, RegistrySilent
-from pdlab.types import UsageError
 
 RETRY_S = 0.5
 T = TypeVar("T")

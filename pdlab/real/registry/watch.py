@@ -7,10 +7,10 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
 
+from pdlab.core.types import InstanceSpec
 from pdlab.real.registry.lease import CALL_S, answering
 from pdlab.real.registry.observer import Observer, WatchEvent
 from pdlab.real.registry.store import Change, Store, StoreAway
-from pdlab.types import InstanceSpec
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.1

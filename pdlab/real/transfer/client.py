@@ -13,23 +13,23 @@ from typing import Literal
 from pdlab.real.transfer import descriptor as descriptors
 from pdlab.real.transfer import move, wire
 from pdlab.real.transfer.blocks import Ids, Layers
-from pdlab.real.transfer.connection import Connection, Self
+from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.descriptor import Descriptor, Way, incompatible
 from pdlab.real.transfer.pool import Pool
-from pdlab.real.transfer.result import Result, Trouble
+from pdlab.real.transfer.result import TransferResult, TransferStopped
 
 Route = Literal["tcp", "shm", "cuda_ipc", "nixl"]
 ROUTES: tuple[Route, ...] = ("cuda_ipc", "shm", "nixl", "tcp")
 
 
-class Job:
+class TransferJob:
     """A transfer in a thread, or waiting for one. Whoever calls `abort` must still wait for its thread: only then is it over."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self._lock = threading.Lock()
         self._begun = self._aborted = False
-        self._connection: Connection | None = None
+        self._connection: PeerConnection | None = None
 
     def begin(self) -> bool:
         with self._lock:
@@ -49,7 +49,7 @@ class Job:
                 self._connection.abort()
 
     @contextmanager
-    def holding(self, connection: Connection, pool: Pool) -> Iterator[None]:
+    def holding(self, connection: PeerConnection, pool: Pool) -> Iterator[None]:
         """The connection goes back to the pool if all went well, and is closed if not."""
         with self._lock:
             self._connection = connection
@@ -71,9 +71,9 @@ class Job:
 
     def check(self) -> None:
         if self._aborted:
-            raise Trouble("cancelled")
+            raise TransferStopped("cancelled")
         if time.monotonic() >= self.deadline:
-            raise Trouble("the deadline has passed")
+            raise TransferStopped("the deadline has passed")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -81,7 +81,7 @@ class Job:
         yield
 
 
-class Client:
+class TransferClient:
     """Its methods block, in a thread each, and give a Result whatever happens. `transport`: that of the endpoint."""
 
     def __init__(self, own: Self, transport: str) -> None:
@@ -91,7 +91,9 @@ class Client:
     def close(self) -> None:
         self._pool.close()
 
-    def pull(self, job: Job, peer_descriptor: bytes, lease_id: str, source: Ids, target: Ids, layers: Layers, release: bool) -> Result:
+    def pull(
+        self, job: TransferJob, peer_descriptor: bytes, lease_id: str, source: Ids, target: Ids, layers: Layers, release: bool
+    ) -> TransferResult:
         began = time.monotonic()
         route = ""
         try:
@@ -107,20 +109,20 @@ class Client:
                         finish = wire.Finish(lease_id, transfer, packed, *layers, release, self._blocks.crc32(target, layers))
                     connection.send(finish)
                     fetched = True
-                    connection.receive(wire.Finished)
-            except Trouble as trouble:
+                    connection.receive(wire.TransferFinished)
+            except TransferStopped as trouble:
                 if not trouble.broken or not fetched:
                     raise
                 job.check()
                 again = self._pool.take(connection.peer, way=connection.way, deadline=job.deadline)
                 with job.holding(again, self._pool):
                     again.send(finish)
-                    again.receive(wire.Finished)
-            return Result("done", len(target) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
-        except Trouble as trouble:
-            return Result(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
+                    again.receive(wire.TransferFinished)
+            return TransferResult("done", len(target) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+        except TransferStopped as trouble:
+            return TransferResult(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
 
-    def push(self, job: Job, peer_descriptor: bytes, ticket: str, source: Ids, target: Ids, layers: Layers) -> Result:
+    def push(self, job: TransferJob, peer_descriptor: bytes, ticket: str, source: Ids, target: Ids, layers: Layers) -> TransferResult:
         began = time.monotonic()
         route = ""
         try:
@@ -131,7 +133,7 @@ class Client:
                 if how != "wire":
                     self._blocks.settle()
                 connection.send(
-                    wire.Push(ticket, wire.pack_ids(source), wire.pack_ids(target), *layers, job.deadline - time.monotonic(), how)
+                    wire.PushRequest(ticket, wire.pack_ids(source), wire.pack_ids(target), *layers, job.deadline - time.monotonic(), how)
                 )
                 if not connection.receive(wire.Go).arrived:
                     if how == "wire":
@@ -140,23 +142,25 @@ class Client:
                         connection.receive(wire.Copied)
                     job.check()
                     connection.send(wire.Commit(self._blocks.crc32(source, layers) if self._own.checksums else None))
-                    connection.receive(wire.Finished)
-            return Result("done", len(source) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
-        except Trouble as trouble:
-            return Result(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
+                    connection.receive(wire.TransferFinished)
+            return TransferResult("done", len(source) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+        except TransferStopped as trouble:
+            return TransferResult(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
 
-    def renew(self, job: Job, peer_descriptor: bytes, leases: list[str], lease_s: float, known: list[str]) -> Result:
+    def renew(self, job: TransferJob, peer_descriptor: bytes, leases: list[str], lease_s: float, known: list[str]) -> TransferResult:
         """Adds those that hold to `known`."""
         try:
             _, connection = self._connect(job, peer_descriptor)
             with job.holding(connection, self._pool):
-                connection.send(wire.Renew(leases, lease_s))
+                connection.send(wire.RenewLeases(leases, lease_s))
                 known += connection.receive(wire.Renewed).known
-            return Result("done")
-        except Trouble as trouble:
-            return Result("failed", reason=trouble.reason)
+            return TransferResult("done")
+        except TransferStopped as trouble:
+            return TransferResult("failed", reason=trouble.reason)
 
-    def _fetch(self, job: Job, connection: Connection, route: Route, lease_id: str, source: Ids, target: Ids, layers: Layers) -> None:
+    def _fetch(
+        self, job: TransferJob, connection: PeerConnection, route: Route, lease_id: str, source: Ids, target: Ids, layers: Layers
+    ) -> None:
         if not len(source):
             return
         if route == "nixl":
@@ -167,36 +171,38 @@ class Client:
             connection.send(wire.Read(lease_id, wire.pack_ids(source), *layers, job.deadline - time.monotonic()))
             move.receive_blocks(connection, target, layers, job.writing)
 
-    def _send(self, connection: Connection, source: Ids, layers: Layers, job: Job) -> None:
+    def _send(self, connection: PeerConnection, source: Ids, layers: Layers, job: TransferJob) -> None:
         try:
             move.send_blocks(connection, source, layers, job.check)
-        except Trouble as trouble:
+        except TransferStopped as trouble:
             if trouble.broken:  # because the peer refused and hung up?
                 connection.deadline = time.monotonic() + 0.05
                 with contextlib.suppress(TimeoutError):
                     try:
-                        connection.receive(wire.Finished)
-                    except Trouble as told:
+                        connection.receive(wire.TransferFinished)
+                    except TransferStopped as told:
                         if not told.broken:
                             raise
             raise
 
-    def _connect(self, job: Job, peer_descriptor: bytes) -> tuple[Route, Connection]:
+    def _connect(self, job: TransferJob, peer_descriptor: bytes) -> tuple[Route, PeerConnection]:
         peer = descriptors.decode(peer_descriptor)
         refusal = incompatible(self._own.descriptor, peer)
         if refusal is not None:
-            raise Trouble(refusal)
+            raise TransferStopped(refusal)
         routes = self._routes(peer)
         if not routes:
             there = [route for route in ROUTES if getattr(peer, route) is not None]
             where = "" if peer.host == self._own.descriptor.host else ", on another host"
-            raise Trouble(f"no way to {peer.name}: it offers {', '.join(there) or 'nothing'}{where}; this endpoint uses {self._transport}")
+            raise TransferStopped(
+                f"no way to {peer.name}: it offers {', '.join(there) or 'nothing'}{where}; this endpoint uses {self._transport}"
+            )
         for route in routes:
             job.check()
             way: Way = "tcp" if route == "nixl" else route
             try:
                 return route, self._pool.take(peer, way=way, deadline=job.deadline)
-            except Trouble as trouble:
+            except TransferStopped as trouble:
                 if not trouble.broken or route == routes[-1]:
                     raise
         raise AssertionError("the last route raises or returns")

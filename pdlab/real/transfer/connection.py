@@ -14,21 +14,21 @@ from typing import TypeVar
 
 import numpy as np
 
-from pdlab.real.credentials import loopback
-from pdlab.real.local_peer import stranger
-from pdlab.real.sockets import keep_alive
+from pdlab.real.net.credentials import loopback
+from pdlab.real.net.local_peer import stranger
+from pdlab.real.net.sockets import keep_alive
 from pdlab.real.transfer import wire
 from pdlab.real.transfer.blocks import Blocks
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Opened
 from pdlab.real.transfer.descriptor import Descriptor, Way, decode, incompatible
 from pdlab.real.transfer.nixl import Nixl
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 from pdlab.real.transfer.shared import Mapping, Mappings, Segment
 
 SLOTS = 2  # of a staging buffer: one is filled while the other is emptied
 HANDSHAKE_S = 5.0
 MAX_PIECES = 512  # a call of sendmsg; Linux takes 1024
-M = TypeVar("M", bound=wire.Message)
+M = TypeVar("M", bound=wire.WireMessage)
 
 
 class Self:
@@ -47,7 +47,7 @@ class Self:
         self.mappings = Mappings()
 
 
-class Connection:
+class PeerConnection:
     """`peer` is known once `connect` or `accept` returned. `deadline` (monotonic seconds; None: none) is the holder's to set."""
 
     def __init__(self, sock: socket.socket, own: Self, deadline: float | None) -> None:
@@ -66,11 +66,11 @@ class Connection:
             keep_alive(sock)  # while it transfers, its deadline ends it
 
     @classmethod
-    def connect(cls, peer: Descriptor, own: Self, *, way: Way, deadline: float) -> Connection:
+    def connect(cls, peer: Descriptor, own: Self, *, way: Way, deadline: float) -> PeerConnection:
         """By one of the peer's `ways`. Trouble: it is not there, is another one, or does not want us."""
         local = peer.shm if way == "shm" else peer.cuda_ipc if way == "cuda_ipc" else None
         if local is None and peer.tcp is not None and not own.token and not loopback(peer.tcp.host):
-            raise Trouble(
+            raise TransferStopped(
                 f"{peer.name} is on another host, {peer.tcp.host}, and without a token nobody there can prove who it is", broken=True
             )
         sock = socket.socket(socket.AF_INET if local is None else socket.AF_UNIX, socket.SOCK_STREAM)
@@ -87,14 +87,14 @@ class Connection:
             connection._introduce(peer)
         except (OSError, UnicodeError) as error:
             sock.close()
-            raise Trouble(f"cannot connect to {peer.name}: {error}", broken=True) from error
+            raise TransferStopped(f"cannot connect to {peer.name}: {error}", broken=True) from error
         except BaseException:
             sock.close()
             raise
         return connection
 
     @classmethod
-    def accept(cls, sock: socket.socket, own: Self) -> Connection:
+    def accept(cls, sock: socket.socket, own: Self) -> PeerConnection:
         """The other side of `connect`. The socket is closed where it fails."""
         connection = cls(sock, own, time.monotonic() + HANDSHAKE_S)
         try:
@@ -111,10 +111,10 @@ class Connection:
         self.send(wire.Hello(self.own.encoded, nonce, self.way == "cuda_ipc"))
         theirs = self.receive(wire.Welcome, limit=wire.MAX_HELLO_BYTES)
         if theirs.incarnation != peer.incarnation:
-            raise Trouble(f"{peer.name} is incarnation {theirs.incarnation} now, not {peer.incarnation}")
+            raise TransferStopped(f"{peer.name} is incarnation {theirs.incarnation} now, not {peer.incarnation}")
         expected = wire.proof(token, "server", theirs.nonce, nonce, self.own.encoded)
         if len(theirs.nonce) != wire.NONCE_BYTES or (token and not hmac.compare_digest(expected, theirs.proof)):
-            raise Trouble(f"{peer.name} has another token")
+            raise TransferStopped(f"{peer.name} has another token")
         self.send(wire.Prove(wire.proof(token, "client", nonce, theirs.nonce, self.own.encoded)))
         self.receive(wire.Accepted, limit=wire.MAX_HELLO_BYTES)
         if self.way == "shm":
@@ -127,25 +127,25 @@ class Connection:
         token, nonce = self.own.token, secrets.token_bytes(wire.NONCE_BYTES)
         hello = self.receive(wire.Hello, limit=wire.MAX_HELLO_BYTES)
         if len(hello.nonce) != wire.NONCE_BYTES:
-            raise Trouble("a nonce of the wrong length")
+            raise TransferStopped("a nonce of the wrong length")
         self.send(wire.Welcome(self.own.descriptor.incarnation, nonce, wire.proof(token, "server", nonce, hello.nonce, hello.descriptor)))
         proved = self.receive(wire.Prove, limit=wire.MAX_HELLO_BYTES).proof
         if token and not hmac.compare_digest(wire.proof(token, "client", hello.nonce, nonce, hello.descriptor), proved):
-            self.send(wire.Refused("failed", "wrong token"))
-            raise Trouble("wrong token")
+            self.send(wire.TransferRefused("failed", "wrong token"))
+            raise TransferStopped("wrong token")
         try:
             self.peer = decode(hello.descriptor)
             refusal = incompatible(self.own.descriptor, self.peer)
             if refusal is not None:
-                raise Trouble(refusal)
+                raise TransferStopped(refusal)
             self.send(wire.Accepted())
             if hello.cuda_ipc:
                 self.way = "cuda_ipc"
                 self._open_gpu_memory()
                 self.send(self._cuda_ipc().exported)
-        except Trouble as trouble:
+        except TransferStopped as trouble:
             if not trouble.broken:
-                self.send(wire.Refused("failed", trouble.reason))
+                self.send(wire.TransferRefused("failed", trouble.reason))
             raise
         if self.way == "shm":
             self._receive_memory()
@@ -154,11 +154,11 @@ class Connection:
     def _check_user(self) -> None:
         """Before anything is said: who maps memory sees all of it, and a GPU's handle gives leave to write."""
         if self.local and (why := stranger(self.sock)):
-            raise Trouble(why, broken=True)
+            raise TransferStopped(why, broken=True)
 
     def _cuda_ipc(self) -> CudaIpc:
         if self.own.cuda_ipc is None or not self.local:
-            raise Trouble("no cuda_ipc here")
+            raise TransferStopped("no cuda_ipc here")
         return self.own.cuda_ipc
 
     def _exchange_gpu_memory(self) -> None:
@@ -167,15 +167,15 @@ class Connection:
         try:
             self.send(self._cuda_ipc().exported)
             self._open_gpu_memory()
-        except Trouble as trouble:
+        except TransferStopped as trouble:
             if not trouble.broken:
                 self.own.cuda_ipc.give_up(*self.peer.key, trouble.reason)
-            raise Trouble(trouble.reason, broken=True) from trouble
+            raise TransferStopped(trouble.reason, broken=True) from trouble
 
     def _open_gpu_memory(self) -> None:
         """That which the peer tells of next."""
         ours, blocks = self._cuda_ipc(), self.own.blocks
-        told = self.receive(wire.Exported, limit=wire.MAX_HELLO_BYTES)
+        told = self.receive(wire.CudaHandle, limit=wire.MAX_HELLO_BYTES)
         self.mapped = ours.open(told, blocks.block_bytes((0, blocks.layers)) * self.peer.blocks)
 
     def _send_memory(self) -> None:
@@ -195,7 +195,7 @@ class Connection:
         if len(fds) != 1 or kind not in (b"K", b"S"):
             for fd in fds:
                 os.close(fd)
-            raise Trouble("the peer passed no memory", broken=True)
+            raise TransferStopped("the peer passed no memory", broken=True)
         blocks = self.own.blocks
         try:
             if kind == b"K":
@@ -203,9 +203,9 @@ class Connection:
             else:
                 self.incoming = self.own.mappings.map(fds[0], SLOTS * blocks.chunk_bytes)
         except ValueError as error:
-            raise Trouble(str(error)) from error
+            raise TransferStopped(str(error)) from error
 
-    def send(self, message: wire.Message) -> None:
+    def send(self, message: wire.WireMessage) -> None:
         self.send_bytes(wire.frame(message))
 
     def send_bytes(self, what: bytes | memoryview) -> None:
@@ -235,10 +235,10 @@ class Connection:
     def receive(self, kind: type[M], limit: int = wire.MAX_FRAME_BYTES) -> M:
         """The next message, which must be of this kind. `Refused` is raised as the Trouble it tells of."""
         message = self.receive_any(limit)
-        if isinstance(message, wire.Refused):
-            raise Trouble(message.reason, message.status)
+        if isinstance(message, wire.TransferRefused):
+            raise TransferStopped(message.reason, message.status)
         if not isinstance(message, kind):
-            raise Trouble(f"{type(message).__name__} came instead of {kind.__name__}", broken=True)
+            raise TransferStopped(f"{type(message).__name__} came instead of {kind.__name__}", broken=True)
         return message
 
     def receive_any(self, limit: int = wire.MAX_FRAME_BYTES) -> wire.AnyMessage:
@@ -289,11 +289,11 @@ class Connection:
         self.sock.close()
         self.mapped = self.incoming = self.outgoing = self._buffer = None
 
-    def _broken(self, error: OSError) -> Trouble:
+    def _broken(self, error: OSError) -> TransferStopped:
         name = self.peer.name if hasattr(self, "peer") else "peer"
         if isinstance(error, TimeoutError):
-            return Trouble(f"{name} did not answer before the deadline", broken=True)
-        return Trouble(f"the connection to {name} broke: {error}", broken=True)
+            return TransferStopped(f"{name} did not answer before the deadline", broken=True)
+        return TransferStopped(f"the connection to {name} broke: {error}", broken=True)
 
 
 def _left(deadline: float | None) -> float | None:

@@ -20,7 +20,7 @@ import weakref
 from typing import Any, Protocol
 
 from pdlab.real.transfer import wire
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Memory(Protocol):
     def pci(self) -> str:
         """The GPU's PCIe address, such as "0000:3b:00.0"."""
 
-    def export(self, address: int, size: int) -> wire.Exported: ...
+    def export(self, address: int, size: int) -> wire.CudaHandle: ...
 
     def open(self, handle: bytes) -> tuple[int, int]:
         """Where the peer's allocation is mapped in this process, and how many bytes it has."""
@@ -64,13 +64,13 @@ class Driver:
         self._check("cuDeviceGetPCIBusId", found, ctypes.c_int(len(found)), self._device)
         return found.value.decode("ascii").lower()
 
-    def export(self, address: int, size: int) -> wire.Exported:
+    def export(self, address: int, size: int) -> wire.CudaHandle:
         base, bytes_there = self._range(address)
         if address + size > base + bytes_there:
             raise OSError("the KV memory is not one allocation")
         handle = _Handle()
         self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(base))
-        return wire.Exported(bytes(handle.bytes), address - base, size)
+        return wire.CudaHandle(bytes(handle.bytes), address - base, size)
 
     def open(self, handle: bytes) -> tuple[int, int]:
         mapped = ctypes.c_uint64()
@@ -113,7 +113,7 @@ class Driver:
 class Opened:
     """A peer's KV memory, at `address` in this process for as long as this object lives."""
 
-    def __init__(self, memory: Memory, told: wire.Exported) -> None:
+    def __init__(self, memory: Memory, told: wire.CudaHandle) -> None:
         mapped, there = memory.open(told.handle)
         self.close = weakref.finalize(self, _close, memory, mapped)
         self.close.atexit = False  # the driver unmaps what an ending process leaves, and may be gone by then
@@ -134,19 +134,19 @@ class CudaIpc:
     """An endpoint's part in it: `exported` is what its peers are told, and each peer's memory is opened once, however many connections lead
     to it."""
 
-    def __init__(self, memory: Memory, exported: wire.Exported) -> None:
+    def __init__(self, memory: Memory, exported: wire.CudaHandle) -> None:
         self.exported = exported
         self._memory = memory
         self._refused: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._found: weakref.WeakValueDictionary[wire.Exported, Opened] = weakref.WeakValueDictionary()
+        self._found: weakref.WeakValueDictionary[wire.CudaHandle, Opened] = weakref.WeakValueDictionary()
 
-    def open(self, told: wire.Exported, size: int) -> Opened:
+    def open(self, told: wire.CudaHandle, size: int) -> Opened:
         """What a peer has told of its KV memory, which must be `size` bytes. Trouble: it is not, or the driver will not."""
         if len(told.handle) != HANDLE_BYTES:
-            raise Trouble(f"a CUDA handle of {len(told.handle)} bytes")
+            raise TransferStopped(f"a CUDA handle of {len(told.handle)} bytes")
         if told.size != size or not 0 <= told.offset < 1 << 48 or told.offset % ALIGNMENT_BYTES:
-            raise Trouble(f"{told.size} bytes of GPU memory from {told.offset} on, where {size} are to be")
+            raise TransferStopped(f"{told.size} bytes of GPU memory from {told.offset} on, where {size} are to be")
         try:
             with self._lock:
                 opened = self._found.get(told)
@@ -154,7 +154,7 @@ class CudaIpc:
                     opened = self._found[told] = Opened(self._memory, told)
                 return opened
         except OSError as error:
-            raise Trouble(f"GPU memory cannot be opened: {error}") from error
+            raise TransferStopped(f"GPU memory cannot be opened: {error}") from error
 
     def give_up(self, name: str, incarnation: str, reason: str) -> None:
         """That peer's memory could not be opened here, or ours there: another way is taken from now on."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,15 +98,15 @@ _read = msgspec.json.Decoder(Descriptor).decode  # made once, here: built by sev
 def decode(text: bytes) -> Descriptor:
     """Raises Trouble where it is no descriptor, or one of another protocol."""
     if len(text) > MAX_DESCRIPTOR_BYTES:
-        raise Trouble(f"the peer's descriptor has {len(text)} bytes; at most {MAX_DESCRIPTOR_BYTES}")
+        raise TransferStopped(f"the peer's descriptor has {len(text)} bytes; at most {MAX_DESCRIPTOR_BYTES}")
     try:
         found = _read(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Trouble(f"the peer's descriptor cannot be read: {error}") from error
+        raise TransferStopped(f"the peer's descriptor cannot be read: {error}") from error
     if not 0 <= found.blocks <= MAX_BLOCKS or (found.tcp is not None and not 0 < found.tcp.port < 65536):
-        raise Trouble("the peer's descriptor has figures out of range")
+        raise TransferStopped("the peer's descriptor has figures out of range")
     if found.tcp is not None and "\0" in found.tcp.host:
-        raise Trouble("the peer's descriptor has no address")
+        raise TransferStopped("the peer's descriptor has no address")
     return found
 
 
@@ -114,7 +114,7 @@ def incompatible(ours: bytes | Descriptor, theirs: bytes | Descriptor) -> str | 
     """Why KV cannot pass between two endpoints: each field that differs, with both values. None: it can."""
     try:
         a, b = (decode(d) if isinstance(d, bytes) else d for d in (ours, theirs))
-    except Trouble as trouble:
+    except TransferStopped as trouble:
         return trouble.reason
     differing = [
         f"{field} {getattr(a.geometry, field)!r} at {a.name} and {getattr(b.geometry, field)!r} at {b.name}"

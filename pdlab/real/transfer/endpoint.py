@@ -16,18 +16,18 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from pdlab.core.types import UsageError
 from pdlab.real.transfer import descriptor as descriptors
 from pdlab.real.transfer import nixl, rdma
 from pdlab.real.transfer.blocks import Blocks, Ids, Layers, copy_pieces
-from pdlab.real.transfer.client import ROUTES, Client, Job
+from pdlab.real.transfer.client import ROUTES, TransferClient, TransferJob
 from pdlab.real.transfer.connection import Self
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Driver, Memory
 from pdlab.real.transfer.descriptor import CudaIpcAddress, Descriptor, Shm, Tcp, incompatible
 from pdlab.real.transfer.leases import End, Leases
-from pdlab.real.transfer.result import Result
-from pdlab.real.transfer.server import Server
+from pdlab.real.transfer.result import TransferResult
+from pdlab.real.transfer.server import TransferServer
 from pdlab.real.transfer.tickets import Tickets
-from pdlab.types import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ LeaseRead = Callable[[str, list[int]], None]
 LeasesRenewed = Callable[[list[str], float], None]
 
 
-class Endpoint:
+class KvEndpoint:
     """KV memory [layers, 2, blocks, kv_heads, block_tokens, head_dim] that peers may read from and push to.
 
     transport: "tcp", "shm" (same host), "cuda_ipc" (GPUs of one host), "nixl", or "auto", which offers what there is and takes for each
@@ -88,14 +88,14 @@ class Endpoint:
         self._leases, self._tickets = Leases(), Tickets()
         self._size = threads
         self._own: Self
-        self._client: Client
-        self._server: Server
+        self._client: TransferClient
+        self._server: TransferServer
         self._threads: ThreadPoolExecutor
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: set[Job] = set()
-        self._expected: dict[str, tuple[asyncio.Future[Result], asyncio.TimerHandle]] = {}
+        self._jobs: set[TransferJob] = set()
+        self._expected: dict[str, tuple[asyncio.Future[TransferResult], asyncio.TimerHandle]] = {}
 
-    async def __aenter__(self) -> Endpoint:
+    async def __aenter__(self) -> KvEndpoint:
         await self.start()
         return self
 
@@ -150,7 +150,7 @@ class Endpoint:
 
     async def renew_at(self, peer_descriptor: bytes, lease_ids: Sequence[str], *, lease_s: float, deadline_s: float) -> list[str] | None:
         """A destination's heartbeat to the source. Those of the leases that still hold; None: the peer cannot be asked."""
-        job = Job(time.monotonic() + deadline_s)
+        job = TransferJob(time.monotonic() + deadline_s)
         known: list[str] = []
         result = await self._run(job, deadline_s, partial(self._client.renew, job, peer_descriptor, list(lease_ids), lease_s, known))
         return known if result.status == "done" else None
@@ -165,7 +165,7 @@ class Endpoint:
         layers: Layers | None = None,
         deadline_s: float,
         release: bool | None = None,
-    ) -> Result:
+    ) -> TransferResult:
         """The peer's blocks, in layers first <= l < last, into blocks of ours. With `release` (default: if the last layer is among them)
         success ends the lease; so does pulling no block at all, where all of them are here already. When this returns, or raises
         CancelledError, nothing of it writes any more."""
@@ -174,7 +174,7 @@ class Endpoint:
         assert len(np.unique(target)) == len(target), "a block is written twice"
         span = self._span(layers)
         end = span[1] == self._blocks.layers if release is None else release
-        job = Job(time.monotonic() + deadline_s)
+        job = TransferJob(time.monotonic() + deadline_s)
         return await self._run(job, deadline_s, partial(self._client.pull, job, peer_descriptor, lease_id, source, target, span, end))
 
     async def push(
@@ -186,18 +186,18 @@ class Endpoint:
         *,
         layers: Layers | None = None,
         deadline_s: float,
-    ) -> Result:
+    ) -> TransferResult:
         """A part of what the peer expects under `ticket`. Our blocks must stay as they are until this returns."""
         source, target = self._ids(src_block_ids), np.fromiter(dst_block_ids, np.int32)
         assert len(source) == len(target), f"{len(source)} blocks for {len(target)}"
-        job = Job(time.monotonic() + deadline_s)
+        job = TransferJob(time.monotonic() + deadline_s)
         return await self._run(
             job, deadline_s, partial(self._client.push, job, peer_descriptor, ticket, source, target, self._span(layers))
         )
 
     def expect(
         self, ticket: str, dst_block_ids: Iterable[int], *, layers: Layers | None = None, deadline_s: float
-    ) -> asyncio.Future[Result]:
+    ) -> asyncio.Future[TransferResult]:
         """Peers may push into these blocks under `ticket`, which is used once. Resolves when all of every block and layer has come, or at
         the deadline, or when a peer that pushed has died; from then on nothing writes there."""
         assert self._loop is not None, "start the endpoint first"
@@ -259,9 +259,9 @@ class Endpoint:
             npu_address=rdma.npu_address(device.index or 0, os.environ) if device.type == "npu" else "",
         )
         self._own = Self(own, self._blocks, self._token, agent, self._checksums, gpu)
-        self._client = Client(self._own, way)
+        self._client = TransferClient(self._own, way)
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="kv-transfer")
-        self._server = Server(self._own, self._leases, self._tickets, self._read_by_peer, self._renewed, listeners)
+        self._server = TransferServer(self._own, self._leases, self._tickets, self._read_by_peer, self._renewed, listeners)
 
     def _listen_tcp(self, opened: contextlib.ExitStack, listeners: list[socket.socket]) -> Tcp:
         try:
@@ -297,7 +297,7 @@ class Endpoint:
         if self._own.nixl is not None:
             self._own.nixl.close()
 
-    async def _run(self, job: Job, deadline_s: float, work: Callable[[], Result]) -> Result:
+    async def _run(self, job: TransferJob, deadline_s: float, work: Callable[[], TransferResult]) -> TransferResult:
         assert self._loop is not None, "start the endpoint first"
         future = self._loop.run_in_executor(self._threads, _begun, job, work)
         self._jobs.add(job)
@@ -305,7 +305,7 @@ class Endpoint:
             await asyncio.wait({future}, timeout=deadline_s)
             if not future.done():
                 if job.drop():
-                    return Result("failed", 0, deadline_s, "the deadline has passed: no thread was free for it")
+                    return TransferResult("failed", 0, deadline_s, "the deadline has passed: no thread was free for it")
                 await asyncio.wait({future}, timeout=GRACE_S)  # its own time-outs say what it was waiting for
                 job.abort()
                 await asyncio.wait({future})
@@ -327,7 +327,7 @@ class Endpoint:
         if self._leases_renewed is not None:
             self._leases_renewed(leases, lease_s)
 
-    def _resolve(self, ticket: str, result: Result) -> None:
+    def _resolve(self, ticket: str, result: TransferResult) -> None:
         future, timer = self._expected.pop(ticket)
         timer.cancel()
         if not future.done():
@@ -339,8 +339,8 @@ class Endpoint:
                 self._loop.call_soon_threadsafe(call, *args)
 
 
-def _begun(job: Job, work: Callable[[], Result]) -> Result:
-    return work() if job.begin() else Result("failed", reason="cancelled before it began")
+def _begun(job: TransferJob, work: Callable[[], TransferResult]) -> TransferResult:
+    return work() if job.begin() else TransferResult("failed", reason="cancelled before it began")
 
 
 def _listen_locally(opened: contextlib.ExitStack, listeners: list[socket.socket]) -> str:

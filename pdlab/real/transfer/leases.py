@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import Literal
 
 from pdlab.real.transfer.blocks import Ids
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 
 End = Literal["read", "released", "expired"]
 REMEMBERED = 8192  # ended leases, so that a question asked again is answered as before
@@ -58,9 +58,11 @@ class Leases:
         lent = self._open.get(lease_id)
         if lent is None:
             known = lease_id in self._ended
-            raise Trouble(f"lease {lease_id} has ended: {self._ended[lease_id][0]}" if known else f"lease {lease_id} is unknown", "expired")
+            raise TransferStopped(
+                f"lease {lease_id} has ended: {self._ended[lease_id][0]}" if known else f"lease {lease_id} is unknown", "expired"
+            )
         if not lent.issuperset(blocks.tolist()):
-            raise Trouble(f"lease {lease_id} does not cover block {min(set(blocks.tolist()) - lent)}")
+            raise TransferStopped(f"lease {lease_id} does not cover block {min(set(blocks.tolist()) - lent)}")
 
     def _end(self, lease_id: str, how: End, transfer: int) -> frozenset[int] | None:
         lent = self._open.pop(lease_id, None)

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 
 from pdlab.real.transfer import wire
 from pdlab.real.transfer.blocks import Ids, Layers
-from pdlab.real.transfer.connection import SLOTS, Connection
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.connection import SLOTS, PeerConnection
+from pdlab.real.transfer.result import TransferStopped
 
 Writing = Callable[[], AbstractContextManager[None]]
 
 
-def send_blocks(connection: Connection, ids: Ids, layers: Layers, still_held: Callable[[], None]) -> None:
+def send_blocks(connection: PeerConnection, ids: Ids, layers: Layers, still_held: Callable[[], None]) -> None:
     """As Chunks: by the staging buffer where this end has one, else raw. `still_held` raises Trouble once it is useless to go on: whether
     what was sent is sound is said at the end."""
     blocks, segment = connection.own.blocks, connection.outgoing
@@ -41,18 +41,18 @@ def send_blocks(connection: Connection, ids: Ids, layers: Layers, still_held: Ca
             connection.receive(wire.Taken)
 
 
-def receive_blocks(connection: Connection, ids: Ids, layers: Layers, writing: Writing) -> None:
+def receive_blocks(connection: PeerConnection, ids: Ids, layers: Layers, writing: Writing) -> None:
     """The other end of `send_blocks`. Sizes are checked against our own figures before a byte is taken."""
     blocks, staging = connection.own.blocks, connection.incoming
     size, done = blocks.block_bytes(layers), 0
     while done < len(ids):
         chunk = connection.receive(wire.Chunk)
         if not 0 < chunk.blocks <= len(ids) - done or chunk.size != chunk.blocks * size or chunk.size > blocks.chunk_bytes:
-            raise Trouble(
+            raise TransferStopped(
                 f"a chunk of {chunk.blocks} blocks, {chunk.size} bytes, where {len(ids) - done} of {size} are to come", broken=True
             )
         if (staging is None) != (chunk.slot == -1) or not -1 <= chunk.slot < SLOTS:
-            raise Trouble(f"a chunk in slot {chunk.slot}", broken=True)
+            raise TransferStopped(f"a chunk in slot {chunk.slot}", broken=True)
         if staging is None:
             buffer, address = connection.buffer()
             connection.receive_into(buffer[: chunk.size])
@@ -65,7 +65,7 @@ def receive_blocks(connection: Connection, ids: Ids, layers: Layers, writing: Wr
         done += chunk.blocks
 
 
-def copy_blocks(connection: Connection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
+def copy_blocks(connection: PeerConnection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
     """From the peer's mapped KV memory, that of a GPU or not, once. Whether it was sound is for the peer to say afterwards."""
     blocks, mapped = connection.own.blocks, connection.mapped
     assert mapped is not None
@@ -82,10 +82,10 @@ def copy_blocks(connection: Connection, source: Ids, ids: Ids, layers: Layers, w
                 blocks.copy_from(mapped.address, connection.peer.blocks, there, here, layers)
 
 
-def read_blocks(connection: Connection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
+def read_blocks(connection: PeerConnection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
     """By NIXL, with the connection as a witness of the peer's life."""
     nixl = connection.own.nixl
     if nixl is None or connection.peer.nixl is None:
-        raise Trouble("NIXL is not at both ends")
+        raise TransferStopped("NIXL is not at both ends")
     assert connection.deadline is not None
     nixl.read(connection.peer, source, ids, layers, writing, lambda: not connection.alive(), connection.deadline)

@@ -24,7 +24,7 @@ import torch
 from pdlab.real.transfer.blocks import Addresses, Blocks, Ids, Layers, copy_pieces
 from pdlab.real.transfer.descriptor import Descriptor, NixlAddress
 from pdlab.real.transfer.rdma import Nic
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,9 @@ class Nixl:
                 if now >= deadline or gone():
                     with self._lock:
                         self._stuck.append((handle, staging))
-                    raise Trouble("the READ did not end before the deadline" if now >= deadline else "the peer hung up", broken=True)
+                    raise TransferStopped(
+                        "the READ did not end before the deadline" if now >= deadline else "the peer hung up", broken=True
+                    )
                 time.sleep(0 if now - began < SPIN_S else 5e-5)
                 with self._lock:
                     state = self._agent.check_xfer_state(handle)
@@ -150,7 +152,7 @@ class Nixl:
                 handle.release()
             if state != "DONE":
                 raise RuntimeError(state)
-        except Trouble:
+        except TransferStopped:
             raise
         except Exception as error:  # NIXL's own kinds; all of them end the READ
             with self._lock:
@@ -159,7 +161,7 @@ class Nixl:
                         handle.release()
                 self._free.append(staging)
                 self._drop(there.agent)
-            raise Trouble(f"NIXL: {type(error).__name__} {error}".rstrip(), broken=True) from error
+            raise TransferStopped(f"NIXL: {type(error).__name__} {error}".rstrip(), broken=True) from error
 
     def _unpack(self, staging: _Staging, ids: Ids, layers: Layers) -> None:
         blocks = self.blocks
@@ -182,7 +184,7 @@ class Nixl:
                     still.append((handle, staging))
             self._stuck = still
             if len(still) >= MAX_STUCK:
-                raise Trouble(f"{len(still)} READs have not ended since they were given up: NIXL is not used until they have")
+                raise TransferStopped(f"{len(still)} READs have not ended since they were given up: NIXL is not used until they have")
             if not self._free:
                 self._free.append(_Staging(self._agent, self._staging_bytes, self.blocks.kv.device))
             return self._free.pop()
@@ -201,7 +203,7 @@ class Nixl:
             self._remote[there.agent] = name.decode() if isinstance(name, bytes) else str(name)
             if self._remote[there.agent] != there.agent:
                 self._drop(there.agent)
-                raise Trouble("the peer's NIXL metadata is that of another agent")
+                raise TransferStopped("the peer's NIXL metadata is that of another agent")
         return self._remote[there.agent]
 
     def _drop(self, agent: str) -> None:

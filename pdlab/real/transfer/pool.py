@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from pdlab.real.transfer.connection import Connection, Self
+from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.descriptor import Descriptor, Way
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 
 IDLE = 8
 Key = tuple[Descriptor, Way]
@@ -19,15 +19,15 @@ class Pool:
     def __init__(self, own: Self) -> None:
         self._own = own
         self._lock = threading.Lock()
-        self._idle: dict[Key, list[Connection]] = {}
+        self._idle: dict[Key, list[PeerConnection]] = {}
         self._closed = False
 
-    def take(self, peer: Descriptor, *, way: Way, deadline: float) -> Connection:
+    def take(self, peer: Descriptor, *, way: Way, deadline: float) -> PeerConnection:
         """One at rest that is still alive, else a new one. Trouble: the peer cannot be reached."""
         while True:
             with self._lock:
                 if self._closed:
-                    raise Trouble("this endpoint is closed")
+                    raise TransferStopped("this endpoint is closed")
                 idle = self._idle.get((peer, way))
                 if not idle:
                     self._idle.pop((peer, way), None)
@@ -37,9 +37,9 @@ class Pool:
                 found.deadline = deadline
                 return found
             found.close()
-        return Connection.connect(peer, self._own, way=way, deadline=min(deadline, time.monotonic() + 5.0))
+        return PeerConnection.connect(peer, self._own, way=way, deadline=min(deadline, time.monotonic() + 5.0))
 
-    def give(self, connection: Connection) -> None:
+    def give(self, connection: PeerConnection) -> None:
         """Back, between two exchanges."""
         with self._lock:
             idle = self._idle.setdefault((connection.peer, connection.way), [])

@@ -9,7 +9,7 @@ Status = Literal["done", "failed", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TransferResult:
     """The one terminal status of a transfer. `expired`: the lease or ticket was over, a retry of the same is useless; `failed`: anything
     else, its deadline included, and the same blocks may be tried again. `bytes` of KV were moved in `seconds`."""
 
@@ -20,7 +20,7 @@ class Result:
     transport: str = ""
 
 
-class Trouble(Exception):
+class TransferStopped(Exception):
     """Ends the transfer under way. `broken`: the connection, not the peer's decision, so that asking again can help."""
 
     def __init__(self, reason: str, status: Status = "failed", *, broken: bool = False) -> None:

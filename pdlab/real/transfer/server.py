@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from pdlab.real.transfer import move, wire
-from pdlab.real.transfer.connection import Connection, Self
+from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.descriptor import Descriptor
 from pdlab.real.transfer.leases import Leases
-from pdlab.real.transfer.result import Trouble
+from pdlab.real.transfer.result import TransferStopped
 from pdlab.real.transfer.tickets import Tickets
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ PROBE_S = 0.6  # with the accept loop's own delay, a dead peer is known within a
 WATCH_S = 0.1
 
 
-class Server:
+class TransferServer:
     """Serves until `close`. Called from any thread: `lease_read(id, blocks)`, when a reader has had all it wants, `renewed(ids, seconds)`,
     when readers want leases that hold for longer."""
 
@@ -89,7 +89,7 @@ class Server:
     def _serve(self, sock: socket.socket) -> None:
         peer: Descriptor | None = None
         try:
-            connection = Connection.accept(sock, self._own)
+            connection = PeerConnection.accept(sock, self._own)
             peer = connection.peer
             with self._lock:
                 self._live[peer.key] += 1
@@ -99,7 +99,7 @@ class Server:
                 with self._lock:
                     self._sockets.discard(sock)
                 connection.close()
-        except (Trouble, OSError) as error:
+        except (TransferStopped, OSError) as error:
             log.debug("a KV connection ended: %s", error)
         finally:
             last = False
@@ -116,49 +116,49 @@ class Server:
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _converse(self, connection: Connection) -> None:
+    def _converse(self, connection: PeerConnection) -> None:
         while True:
             connection.deadline = None
             request = connection.receive_any()
             connection.deadline = time.monotonic() + ANSWER_S
             try:
                 self._answer(connection, request)
-            except Trouble as trouble:
+            except TransferStopped as trouble:
                 if trouble.broken:
                     raise
                 self._refuse(connection, trouble)
                 return
             except Exception:
                 log.exception("a KV request failed")
-                self._refuse(connection, Trouble("internal error"))
+                self._refuse(connection, TransferStopped("internal error"))
                 return
 
-    def _refuse(self, connection: Connection, trouble: Trouble) -> None:
+    def _refuse(self, connection: PeerConnection, trouble: TransferStopped) -> None:
         """Says so, then reads on for a while: hanging up on unread bytes could overtake the message."""
         connection.deadline = time.monotonic() + DRAIN_S
-        with contextlib.suppress(Trouble, OSError):
-            connection.send(wire.Refused(trouble.status, trouble.reason[:4096]))
+        with contextlib.suppress(TransferStopped, OSError):
+            connection.send(wire.TransferRefused(trouble.status, trouble.reason[:4096]))
             connection.sock.shutdown(socket.SHUT_WR)
             scratch = memoryview(bytearray(1 << 16))
             while True:
                 connection.receive_into(scratch)
 
-    def _answer(self, connection: Connection, request: wire.AnyMessage) -> None:
+    def _answer(self, connection: PeerConnection, request: wire.AnyMessage) -> None:
         match request:
             case wire.Read():
                 self._read(connection, request)
             case wire.Finish():
                 self._finish(connection, request)
-            case wire.Push():
+            case wire.PushRequest():
                 self._push(connection, request)
-            case wire.Renew():
+            case wire.RenewLeases():
                 known = [lease for lease in request.leases if lease in self._leases]
                 self._renewed(known, min(max(0.0, request.lease_s), MAX_BUDGET_S))
                 connection.send(wire.Renewed(known))
             case _:
-                raise Trouble(f"{type(request).__name__} is no request", broken=True)
+                raise TransferStopped(f"{type(request).__name__} is no request", broken=True)
 
-    def _read(self, connection: Connection, request: wire.Read) -> None:
+    def _read(self, connection: PeerConnection, request: wire.Read) -> None:
         blocks = self._own.blocks
         ids, layers = wire.block_ids(request.blocks, blocks.count), wire.checked_layers(request.first, request.last, blocks.layers)
         connection.deadline = _until(request.budget_s)
@@ -169,7 +169,7 @@ class Server:
         self._leases.check(request.lease, ids)
         move.send_blocks(connection, ids, layers, still_held)
 
-    def _finish(self, connection: Connection, request: wire.Finish) -> None:
+    def _finish(self, connection: PeerConnection, request: wire.Finish) -> None:
         blocks = self._own.blocks
         ids, layers = wire.block_ids(request.blocks, blocks.count), wire.checked_layers(request.first, request.last, blocks.layers)
         if request.crc32 is not None and request.crc32 != blocks.crc32(ids, layers):
@@ -178,14 +178,14 @@ class Server:
         ended = self._leases.finish(request.lease, ids, transfer=request.transfer, release=request.release)
         if ended is not None:
             self._lease_read(request.lease, ended)
-        connection.send(wire.Finished())
+        connection.send(wire.TransferFinished())
 
-    def _push(self, connection: Connection, request: wire.Push) -> None:
+    def _push(self, connection: PeerConnection, request: wire.PushRequest) -> None:
         blocks = self._own.blocks
         source, target = wire.block_ids(request.source, connection.peer.blocks), wire.block_ids(request.target, blocks.count)
         layers = wire.checked_layers(request.first, request.last, blocks.layers)
         if len(source) != len(target):
-            raise Trouble(f"{len(source)} blocks for {len(target)}")
+            raise TransferStopped(f"{len(source)} blocks for {len(target)}")
         connection.deadline = _until(request.budget_s)
         part = self._tickets.begin(request.ticket, connection.peer.key, target, layers, connection.deadline)
         try:
@@ -200,7 +200,7 @@ class Server:
                 elif request.how == "mapped" and connection.mapped is not None:
                     move.copy_blocks(connection, source, target, layers, part.writing)
                 else:
-                    raise Trouble(f"no way {request.how!r} to push")
+                    raise TransferStopped(f"no way {request.how!r} to push")
                 connection.send(wire.Copied())
             crc32 = connection.receive(wire.Commit).crc32
             if crc32 is not None and blocks.crc32(target, layers) != crc32:
@@ -208,14 +208,14 @@ class Server:
             part.commit()
         finally:
             part.leave()
-        connection.send(wire.Finished())
+        connection.send(wire.TransferFinished())
 
     def _watch(self, peer: Descriptor) -> None:
         """The last connection from a peer that pushes has gone: is the peer gone too? Asks it, and stays while it matters."""
         while not self._closed and self._tickets.of_peer(peer.key):
             try:
-                probe = Connection.connect(peer, self._own, way=(*peer.ways, "tcp")[0], deadline=time.monotonic() + PROBE_S)
-            except (Trouble, AssertionError):
+                probe = PeerConnection.connect(peer, self._own, way=(*peer.ways, "tcp")[0], deadline=time.monotonic() + PROBE_S)
+            except (TransferStopped, AssertionError):
                 for ticket in self._tickets.of_peer(peer.key):
                     self._tickets.close(ticket, "failed", f"{peer.name} has gone")
                 if self._own.nixl is not None and peer.nixl is not None:
@@ -234,5 +234,5 @@ def _until(budget_s: float) -> float:
     return time.monotonic() + min(max(0.0, budget_s), MAX_BUDGET_S)
 
 
-def _differs(what: str) -> Trouble:
-    return Trouble(f"{what}: the checksum of what arrived differs")
+def _differs(what: str) -> TransferStopped:
+    return TransferStopped(f"{what}: the checksum of what arrived differs")

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdlab.real.transfer.blocks import Ids, Layers
-from pdlab.real.transfer.result import Result, Status, Trouble
+from pdlab.real.transfer.result import Status, TransferResult, TransferStopped
 
 REMEMBERED = 8192
-Ended = Callable[[Result], None]
+Ended = Callable[[TransferResult], None]
 
 
 class _Ticket:
@@ -36,12 +36,14 @@ class _Ticket:
         self.started = time.monotonic()
         self.ended = ended
 
-    def result(self) -> Result:
+    def result(self) -> TransferResult:
         assert self.closed is not None
-        return Result(self.closed[0], int(self.arrived.sum()) * self.layer_block_bytes, time.monotonic() - self.started, self.closed[1])
+        return TransferResult(
+            self.closed[0], int(self.arrived.sum()) * self.layer_block_bytes, time.monotonic() - self.started, self.closed[1]
+        )
 
 
-class Part:
+class TicketPart:
     """One push into a ticket. `arrived`: an earlier attempt brought it, nothing is to be written."""
 
     def __init__(self, tickets: Tickets, name: str, ticket: _Ticket, rows: NDArray[np.intp], columns: slice, arrived: bool) -> None:
@@ -53,7 +55,7 @@ class Part:
         tickets, ticket = self.tickets, self.ticket
         with tickets.changed:
             if ticket.closed is not None:
-                raise Trouble(f"ticket {self.name} is over: {ticket.closed[1] or ticket.closed[0]}", "expired")
+                raise TransferStopped(f"ticket {self.name} is over: {ticket.closed[1] or ticket.closed[0]}", "expired")
             ticket.writers += 1
         try:
             yield
@@ -66,7 +68,7 @@ class Part:
         """All of it is here and sound."""
         with self.tickets.changed:
             if self.ticket.closed is not None:
-                raise Trouble(f"ticket {self.name} is over: {self.ticket.closed[1] or self.ticket.closed[0]}", "expired")
+                raise TransferStopped(f"ticket {self.name} is over: {self.ticket.closed[1] or self.ticket.closed[0]}", "expired")
             self.ticket.arrived[self.rows, self.columns] = True
             if self.ticket.arrived.all():
                 self.tickets.close(self.name, "done", "")
@@ -85,7 +87,7 @@ class Tickets:
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
         self._open: dict[str, _Ticket] = {}
-        self._ended: OrderedDict[str, Result] = OrderedDict()
+        self._ended: OrderedDict[str, TransferResult] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -122,7 +124,7 @@ class Tickets:
             self._ended.popitem(last=False)
         ticket.ended(result)
 
-    def begin(self, name: str, peer: tuple[str, str], blocks: Ids, layers: Layers, deadline: float) -> Part:
+    def begin(self, name: str, peer: tuple[str, str], blocks: Ids, layers: Layers, deadline: float) -> TicketPart:
         """Write `blocks` in `layers` under this ticket, or Trouble: an unknown or ended one, blocks outside, a part partly here. Waits
         for an overlapping part until `deadline`."""
         with self.changed:
@@ -130,23 +132,25 @@ class Tickets:
                 ticket = self._open.get(name)
                 if ticket is None or ticket.closed is not None:
                     if ticket is None and name not in self._ended:
-                        raise Trouble(f"ticket {name} is not expected here")
+                        raise TransferStopped(f"ticket {name} is not expected here")
                     status, reason = (self._ended[name].status, self._ended[name].reason) if ticket is None else ticket.closed or ("", "")
                     if status == "done":
-                        return Part(self, name, _Ticket(blocks[:0], layers, 0, lambda _: None), np.zeros(0, np.intp), slice(0, 0), True)
-                    raise Trouble(f"ticket {name} is over: {reason or status}", "expired")
+                        return TicketPart(
+                            self, name, _Ticket(blocks[:0], layers, 0, lambda _: None), np.zeros(0, np.intp), slice(0, 0), True
+                        )
+                    raise TransferStopped(f"ticket {name} is over: {reason or status}", "expired")
                 rows, columns = self._place(name, ticket, blocks, layers)
                 if not ticket.busy[rows, columns].any():
                     break
                 if not self.changed.wait(max(0.0, deadline - time.monotonic())):
-                    raise Trouble(f"ticket {name}: an earlier push of the same blocks is still under way")
+                    raise TransferStopped(f"ticket {name}: an earlier push of the same blocks is still under way")
             here = ticket.arrived[rows, columns]
             if here.any() and not here.all():
-                raise Trouble(f"ticket {name}: some of these blocks and layers have arrived already")
+                raise TransferStopped(f"ticket {name}: some of these blocks and layers have arrived already")
             ticket.peers.add(peer)
             if not here.all():
                 ticket.busy[rows, columns] = True
-            return Part(self, name, ticket, rows, columns, bool(here.all()))
+            return TicketPart(self, name, ticket, rows, columns, bool(here.all()))
 
     def of_peer(self, peer: tuple[str, str]) -> list[str]:
         """Open tickets that this peer has pushed to."""
@@ -156,11 +160,11 @@ class Tickets:
     @staticmethod
     def _place(name: str, ticket: _Ticket, blocks: Ids, layers: Layers) -> tuple[NDArray[np.intp], slice]:
         if not (ticket.layers[0] <= layers[0] < layers[1] <= ticket.layers[1]):
-            raise Trouble(f"ticket {name} expects layers {ticket.layers[0]} to {ticket.layers[1]}, not {layers[0]} to {layers[1]}")
+            raise TransferStopped(f"ticket {name} expects layers {ticket.layers[0]} to {ticket.layers[1]}, not {layers[0]} to {layers[1]}")
         try:
             rows = np.fromiter((ticket.rows[block] for block in blocks.tolist()), np.intp, len(blocks))
         except KeyError as missing:
-            raise Trouble(f"ticket {name} does not expect block {missing}") from None
+            raise TransferStopped(f"ticket {name} does not expect block {missing}") from None
         if len(np.unique(rows)) != len(rows):
-            raise Trouble(f"ticket {name}: a block is named twice")
+            raise TransferStopped(f"ticket {name}: a block is named twice")
         return rows, slice(layers[0] - ticket.layers[0], layers[1] - ticket.layers[0])

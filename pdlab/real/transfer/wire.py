@@ -12,8 +12,8 @@
     push, cuda_ipc                               likewise
     push, nixl Push, Go, [D READs] Copied, Commit, Finished
 
-`Finish` is answered by `Finished` only if the lease has been valid all along, so what was read before is sound. `Commit` says the same of a
-pushed part: the pusher still held its blocks when they had been copied. `Refused` may stand for any answer.
+`Finish` is answered by `TransferFinished` only if the lease has been valid all along, so what was read before is sound. `Commit` says the same of a
+pushed part: the pusher still held its blocks when they had been copied. `TransferRefused` may stand for any answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 from pdlab.real.transfer.blocks import Ids
 from pdlab.real.transfer.descriptor import MAX_DESCRIPTOR_BYTES
-from pdlab.real.transfer.result import Status, Trouble
+from pdlab.real.transfer.result import Status, TransferStopped
 
 HEADER = struct.Struct(">I")
 MAX_HELLO_BYTES = MAX_DESCRIPTOR_BYTES + 4096
@@ -35,11 +35,11 @@ MAX_FRAME_BYTES = 1 << 20
 NONCE_BYTES = 32
 
 
-class Message(msgspec.Struct, frozen=True, tag=True):
+class WireMessage(msgspec.Struct, frozen=True, tag=True):
     """Block ids are little-endian int32."""
 
 
-class Hello(Message, frozen=True):
+class Hello(WireMessage, frozen=True):
     """`cuda_ipc`: what local connections pass on afterwards is Exported, not file descriptors."""
 
     descriptor: bytes
@@ -47,7 +47,7 @@ class Hello(Message, frozen=True):
     cuda_ipc: bool = False
 
 
-class Welcome(Message, frozen=True):
+class Welcome(WireMessage, frozen=True):
     """`incarnation`: a port may have passed on to another process."""
 
     incarnation: str
@@ -55,15 +55,15 @@ class Welcome(Message, frozen=True):
     proof: bytes
 
 
-class Prove(Message, frozen=True):
+class Prove(WireMessage, frozen=True):
     proof: bytes
 
 
-class Accepted(Message, frozen=True):
+class Accepted(WireMessage, frozen=True):
     pass
 
 
-class Exported(Message, frozen=True):
+class CudaHandle(WireMessage, frozen=True):
     """A CUDA IPC handle of an allocation; `offset` bytes into it begin `size` bytes of KV memory."""
 
     handle: bytes
@@ -71,12 +71,12 @@ class Exported(Message, frozen=True):
     size: int
 
 
-class Refused(Message, frozen=True):
+class TransferRefused(WireMessage, frozen=True):
     status: Status
     reason: str
 
 
-class Read(Message, frozen=True):
+class Read(WireMessage, frozen=True):
     """`budget_s`: when the reader gives up."""
 
     lease: str
@@ -86,7 +86,7 @@ class Read(Message, frozen=True):
     budget_s: float
 
 
-class Chunk(Message, frozen=True):
+class Chunk(WireMessage, frozen=True):
     """`blocks` more blocks: the `size` bytes that follow, or those at `slot` of the staging buffer (-1: they follow)."""
 
     blocks: int
@@ -94,11 +94,11 @@ class Chunk(Message, frozen=True):
     slot: int
 
 
-class Taken(Message, frozen=True):
+class Taken(WireMessage, frozen=True):
     slot: int
 
 
-class Finish(Message, frozen=True):
+class Finish(WireMessage, frozen=True):
     """`transfer` names the attempt, so that the same question asked twice gets the same answer. `release`: the lease has served."""
 
     lease: str
@@ -110,20 +110,20 @@ class Finish(Message, frozen=True):
     crc32: int | None = None
 
 
-class Finished(Message, frozen=True):
+class TransferFinished(WireMessage, frozen=True):
     pass
 
 
-class Renew(Message, frozen=True):
+class RenewLeases(WireMessage, frozen=True):
     leases: list[str]
     lease_s: float
 
 
-class Renewed(Message, frozen=True):
+class Renewed(WireMessage, frozen=True):
     known: list[str]
 
 
-class Push(Message, frozen=True):
+class PushRequest(WireMessage, frozen=True):
     """`budget_s`: when the pusher gives up. `how` the bytes come: "wire" (Chunks), "nixl", "mapped" (from its KV memory, by shm or
     cuda_ipc)."""
 
@@ -136,17 +136,17 @@ class Push(Message, frozen=True):
     how: str
 
 
-class Go(Message, frozen=True):
+class Go(WireMessage, frozen=True):
     """`arrived`: these blocks are here already, by an earlier attempt; send nothing."""
 
     arrived: bool
 
 
-class Copied(Message, frozen=True):
+class Copied(WireMessage, frozen=True):
     pass
 
 
-class Commit(Message, frozen=True):
+class Commit(WireMessage, frozen=True):
     crc32: int | None = None
 
 
@@ -155,30 +155,30 @@ AnyMessage = (
     | Welcome
     | Prove
     | Accepted
-    | Exported
-    | Refused
+    | CudaHandle
+    | TransferRefused
     | Read
     | Chunk
     | Taken
     | Finish
-    | Finished
-    | Renew
+    | TransferFinished
+    | RenewLeases
     | Renewed
-    | Push
+    | PushRequest
     | Go
     | Copied
     | Commit
 )
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=WireMessage)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
 
-def frame(message: Message) -> bytes:
+def frame(message: WireMessage) -> bytes:
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
-        raise Trouble(f"a message of {len(body)} bytes is over {MAX_FRAME_BYTES}: give fewer blocks at a time")
+        raise TransferStopped(f"a message of {len(body)} bytes is over {MAX_FRAME_BYTES}: give fewer blocks at a time")
     return HEADER.pack(len(body)) + body
 
 
@@ -186,7 +186,7 @@ def body_bytes(header: bytes | bytearray, limit: int) -> int:
     """Length of the body that follows; Trouble if it is over `limit`, before any memory is taken for it."""
     (length,) = HEADER.unpack(header)
     if not 0 < length <= limit:
-        raise Trouble(f"a frame of {length} bytes came; at most {limit} are taken", broken=True)
+        raise TransferStopped(f"a frame of {length} bytes came; at most {limit} are taken", broken=True)
     return int(length)
 
 
@@ -194,7 +194,7 @@ def parse(body: bytes | bytearray) -> AnyMessage:
     try:
         return _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Trouble(f"not a message: {error}", broken=True) from error
+        raise TransferStopped(f"not a message: {error}", broken=True) from error
 
 
 def pack_ids(ids: Ids) -> bytes:
@@ -204,16 +204,16 @@ def pack_ids(ids: Ids) -> bytes:
 def block_ids(packed: bytes, blocks: int) -> Ids:
     """Ids as they came, each within 0 <= id < blocks, or Trouble."""
     if len(packed) % 4:
-        raise Trouble("block ids are cut off")
+        raise TransferStopped("block ids are cut off")
     found = np.frombuffer(packed, "<i4").astype(np.int32)
     if len(found) and (found.min() < 0 or found.max() >= blocks):
-        raise Trouble(f"block ids from {found.min()} to {found.max()}, of {blocks} blocks")
+        raise TransferStopped(f"block ids from {found.min()} to {found.max()}, of {blocks} blocks")
     return found
 
 
 def checked_layers(first: int, last: int, layers: int) -> tuple[int, int]:
     if not 0 <= first < last <= layers:
-        raise Trouble(f"layers {first} to {last} of {layers}")
+        raise TransferStopped(f"layers {first} to {last} of {layers}")
     return first, last
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real.api.stand_in import EchoEngine, byte_tokenizer
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pdlab.real.engine.client import load_report
+from pdlab.core.types import Report
 from pdlab.real.engine.messages import (
     Exported,
     FromQueue,
@@ -26,7 +26,7 @@ from pdlab.real.engine.messages import (
     Submit,
     Tokens,
 )
-from pdlab.types import Report
+from pdlab.real.instance.engine_client import load_report
 from tests.real.api.stand_in import BLOCK, CONTEXT, EchoEngine, Sequence
 
 GEOMETRY = {"layers": 2, "kv_heads": 1, "block_tokens": BLOCK, "head_dim": 8, "dtype": "float32", "model_hash": "m"}
@@ -81,7 +81,7 @@ class KvEngine(EchoEngine):
 
     def finished(self, one: Sequence, finish: str | None) -> str | None:
         """A prompt that does not stay is held after its first token."""
-        if one.submit.stays or finish == "stop":
+        if one.submit.decodes_here or finish == "stop":
             return finish
         if one.submit.push is None:
             lease, blocks = self.lease(one, len(one.submit.tokens))

@@ -9,11 +9,11 @@ import signal
 import sys
 from pathlib import Path
 
+from pdlab.core.types import UsageError
 from pdlab.real.api.app import create_app
-from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.service import Service
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.types import UsageError
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real.api.stand_in import EchoEngine, Sequence
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from pdlab.core.types import Report
 from pdlab.real.engine.messages import FromQueue, Ready, Sampling, Scored, Step, Submit, Tokens
-from pdlab.types import Report
 
 EOS, START, END = 256, 257, 258
 VOCAB, CONTEXT, BLOCK = 300, 512, 4

@@ -24,8 +24,8 @@ from starlette.applications import Starlette
 from pdlab.real.api import app as apps
 from pdlab.real.api import service as services
 from pdlab.real.api.app import MOST_REQUEST_ID
+from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.protocol import MOST_HEAD_BYTES
-from pdlab.real.api.serve import bind, serve
 from tests.real.api.stand_in import EchoEngine
 from tests.real.api.world import World, served
 
@@ -238,8 +238,8 @@ MEASURE = """
 import asyncio, resource, sys
 from pdlab.real.api.service import Service
 from pdlab.real.api.errors import ApiError
-from pdlab.real.engine.gguf_file import default_model
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.gguf_file import default_model
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real.api.stand_in import EchoEngine
 service = Service(EchoEngine(context=8192), Tokenizer.load(default_model()), "m")
 def rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from pdlab.prefix import chain
+from pdlab.core.prefix import chain
 from tests.real.api.stand_in import BLOCK, CONTEXT, EOS, EchoEngine
 from tests.real.api.world import World, served
 
@@ -30,7 +30,7 @@ def chat(client: openai.OpenAI, content: Any = "hi", **asked: Any) -> Any:
 
 
 def test_no_torch_in_the_http_process() -> None:
-    code = "import sys, pdlab.real.api.app, pdlab.real.api.serve; sys.exit('torch' in sys.modules)"
+    code = "import sys, pdlab.real.api.app, pdlab.real.api.http_server; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=180).returncode == 0
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.real.api.cors import Cors, cors_of
-from pdlab.types import UsageError
 from tests.real.api.world import served
 
 PAGE = "https://page.example"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pdlab.real.api.chat import ChatRequest
 from pdlab.real.api.completions import CompletionRequest
-from pdlab.real.api.refused import Refused
+from pdlab.real.api.refused import RefusedFields
 from tests.real.api import stand_in
 from tests.real.api.stand_in import CONTEXT, EOS, EchoEngine
 from tests.real.api.world import World, served
@@ -401,7 +401,7 @@ def test_what_would_change_an_answer_is_refused_by_name(http: httpx.Client, path
 def test_every_field_that_may_be_refused_has_its_test() -> None:
     assert set(CompletionRequest.refusals) == {name for name, _ in CHANGES_AN_ANSWER + OF_COMPLETIONS}
     assert set(ChatRequest.refusals) == {name for name, _ in CHANGES_AN_ANSWER + OF_CHATS} - {"documents", "reasoning_effort"}
-    fields = {field.name for field in msgspec.structs.fields(Refused)}
+    fields = {field.name for field in msgspec.structs.fields(RefusedFields)}
     assert fields == set(CompletionRequest.refusals) | set(ChatRequest.refusals)
 
 

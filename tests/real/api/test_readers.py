@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdlab.real.api.app import create_app
-from pdlab.real.api.serve import bind, serve
+from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.service import Service
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.real.sockets import UNANSWERED, Reading, Sent, sent
-from pdlab.real.transfer.connection import Connection
+from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.sockets import UNANSWERED, Reading, Sent, sent
+from pdlab.real.transfer.connection import PeerConnection
 from tests.real.api.stand_in import EchoEngine
 from tests.real.api.test_trouble import body
 
@@ -144,7 +144,7 @@ def test_no_connection_of_ours_ends_a_closed_window() -> None:
     """TCP_USER_TIMEOUT would: for clients, between members, and for KV."""
     with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as sock:
         assert not listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-        Connection(sock, None, None)  # type: ignore[arg-type]
+        PeerConnection(sock, None, None)  # type: ignore[arg-type]
         assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pdlab.real.api.serve import bind
+from pdlab.real.api.http_server import bind
 
 
 def test_small_answers_do_not_wait_for_the_clients_ack() -> None:

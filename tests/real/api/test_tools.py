@@ -11,10 +11,10 @@ import httpx
 import openai
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.real.api.tools import parser_of
 from pdlab.real.engine.messages import StructuredOutputs
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.types import UsageError
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real.api import stand_in
 from tests.real.api.world import World, served, until
 

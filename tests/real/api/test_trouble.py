@@ -19,8 +19,8 @@ import httpx
 import openai
 import pytest
 
-from pdlab.real.api.serve import bind
-from pdlab.types import UsageError
+from pdlab.core.types import UsageError
+from pdlab.real.api.http_server import bind
 from tests.real.api.stand_in import EchoEngine
 from tests.real.api.world import World, served, until
 

@@ -18,9 +18,9 @@ from starlette.applications import Starlette
 
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
-from pdlab.real.api.serve import bind
+from pdlab.real.api.http_server import bind
 from pdlab.real.api.service import Service
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real.api.stand_in import EchoEngine
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from pdlab.prefix import chain
+from pdlab.core.prefix import chain
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling, Submit, Tokens

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pdlab.prefix import chain
-from pdlab.real.engine.background import Background
+from pdlab.core.prefix import chain
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import AnyToEngine, Exported, FromEngine, Sampling, Step, Submit, Tokens
 from pdlab.real.engine.options import EngineOptions
-from pdlab.real.engine.peers import Peers
-from pdlab.real.engine.process import Serving
-from pdlab.real.transfer.endpoint import Endpoint
+from pdlab.real.host.background import Background
+from pdlab.real.instance.engine_process import EngineLoop
+from pdlab.real.instance.kv_service import Peers
+from pdlab.real.transfer.endpoint import KvEndpoint
 
 T = TypeVar("T")
 BLOCK = 4
@@ -36,7 +36,7 @@ class Line:
 class Node:
     def __init__(self, name: str, engine: Engine, peers: Peers, line: Line) -> None:
         self.name, self.engine, self.peers, self.line = name, engine, peers, line
-        self.serving = Serving(line, engine, peers)  # type: ignore[arg-type]
+        self.serving = EngineLoop(line, engine, peers)  # type: ignore[arg-type]
 
     @property
     def descriptor(self) -> bytes:
@@ -111,7 +111,7 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
     loaded = load(options)
     line = Line()
     ended: list[Peers] = []
-    endpoint = Endpoint(
+    endpoint = KvEndpoint(
         loaded.engine.runner.kv,
         name=name,
         incarnation="1",
@@ -132,5 +132,5 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
         background.close()
 
 
-def submit(id: int, prompt: list[int], sampling: Sampling, *, stays: bool = True) -> Submit:
-    return Submit(id, prompt, sampling, chain(prompt, BLOCK), stays=stays)
+def submit(id: int, prompt: list[int], sampling: Sampling, *, decodes_here: bool = True) -> Submit:
+    return Submit(id, prompt, sampling, chain(prompt, BLOCK), decodes_here=decodes_here)

@@ -16,12 +16,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pdlab.decisions import Recorded, replay
+from pdlab.core.types import UsageError
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling, Submit
 from pdlab.real.engine.options import EngineOptions
-from pdlab.types import UsageError
+from pdlab.replay.scheduler_log import Recorded, replay
 from tests.real.engine.conftest import Driver
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
@@ -219,7 +219,7 @@ def test_a_changed_decision_shows_in_the_replay(tiny: Tiny) -> None:
 
 
 def test_the_scheduler_is_the_simulators() -> None:
-    from pdlab.scheduler import Commands, Scheduler
+    from pdlab.core.scheduler import Commands, Scheduler
 
     told = {name for name in vars(Commands) if not name.startswith("_")}
     assert {name for name in vars(Recorded) if not name.startswith("_")} == told  # each is noted, and passed on

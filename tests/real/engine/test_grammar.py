@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdlab.real.engine.gguf_file import default_model
+from pdlab.core.types import UsageError
 from pdlab.real.engine.grammar import GrammarError, Grammars
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Receive, Sampling, Source, StructuredOutputs, Vocabulary
 from pdlab.real.engine.options import EngineOptions
-from pdlab.real.engine.sampler import Row, sample
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.types import UsageError
+from pdlab.real.engine.sampler import SamplerRow, sample
+from pdlab.real.models.gguf_file import default_model
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real import served
 from tests.real.engine.conftest import Driver
 from tests.real.engine.nodes import Node, node, submit, until
@@ -213,7 +213,7 @@ def test_it_goes_on_at_another_engine(temperature: float, bytes_model: Path) -> 
     with node("p", options) as p, node("d", options) as d:
         for one in (p, d):
             one.engine.grammars = Grammars(BYTES)
-        p.tell(submit(0, PROMPT, sampling, stays=False))
+        p.tell(submit(0, PROMPT, sampling, decodes_here=False))
         until(lambda: p.finish(0) == "held", p, d)
         (first,) = p.tokens(0)
         assert first == expected[0]
@@ -248,9 +248,9 @@ def test_rows_with_a_grammar_get_a_token_it_allows_and_the_others_are_as_without
     compiled = Grammars(LETTERS)
     logits = torch.randn(len(grammars), 7, generator=torch.Generator().manual_seed(seed))  # a padded vocabulary
 
-    def row(letter: str | None) -> Row:
+    def row(letter: str | None) -> SamplerRow:
         matcher = None if letter is None else compiled.matcher(StructuredOutputs(regex=f"{letter}+"))
-        return Row(Sampling(temperature=temperature), random.Random(seed), (4,), grammar=matcher)
+        return SamplerRow(Sampling(temperature=temperature), random.Random(seed), (4,), grammar=matcher)
 
     before = logits.clone()
     rows = [row(letter) for letter in grammars]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.real.engine import memory
-from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.options import EngineOptions
-from pdlab.real.serve import Serving, run
-from pdlab.types import UsageError
+from pdlab.real.instance.engine_client import EngineClient
+from pdlab.real.launch.instance import Listening, run
 
 GIB = 2**30
 MEMINFO = "MemTotal:       25165824 kB\nMemFree:          200000 kB\nMemAvailable:    7025459 kB\nCached:          6800000 kB\n"
@@ -71,4 +71,4 @@ def test_a_server_that_finds_no_room_says_so_before_it_starts_an_engine(monkeypa
     monkeypatch.setattr(EngineClient, "start", never)
     options = EngineOptions(model="llama-3.1-8b", load_format="dummy", kv_gib=1e6)
     with pytest.raises(UsageError, match=r"KV memory of 1000000\.0 GiB exceeds the .* give less with --kv-gib"):
-        asyncio.run(run(options, Serving(port=0)))
+        asyncio.run(run(options, Listening(port=0)))

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from pdlab.core.types import UsageError
 from pdlab.kernels.linear import Int8Weight, dequantize_int4, dequantize_int8
-from pdlab.real.engine.linear import Dense
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
-from pdlab.types import UsageError
+from pdlab.real.models.linear import Dense
 from tests.real.engine.conftest import Driver
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from pdlab.real.engine import linear
 from pdlab.real.engine import load as loading
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.models import linear
 
 ROOT = Path(__file__).resolve().parents[3]
 AVX2_ALONE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PDLAB_KERNELS": "x86-64-v3"}

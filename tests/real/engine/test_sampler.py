@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.engine.sampler import Row, sample, score
+from pdlab.real.engine.sampler import SamplerRow, sample, score
 
 DRAWS = 20_000
 
 
-def row(seed: int = 0, stop_ids: tuple[int, ...] = (), **fields: object) -> Row:
-    return Row(Sampling(**fields), random.Random(seed), stop_ids)  # type: ignore[arg-type]
+def row(seed: int = 0, stop_ids: tuple[int, ...] = (), **fields: object) -> SamplerRow:
+    return SamplerRow(Sampling(**fields), random.Random(seed), stop_ids)  # type: ignore[arg-type]
 
 
 def counts(logits: Tensor, **fields: object) -> Tensor:
     generator = random.Random(5)
-    rows = [Row(Sampling(**fields), generator, ()) for _ in range(DRAWS)]  # type: ignore[arg-type]
+    rows = [SamplerRow(Sampling(**fields), generator, ()) for _ in range(DRAWS)]  # type: ignore[arg-type]
     drawn = Counter(s.token for at in range(0, DRAWS, 2000) for s in sample(logits.expand(2000, -1), rows[at : at + 2000]))
     return torch.tensor([drawn[i] for i in range(logits.shape[-1])], dtype=torch.float64)
 

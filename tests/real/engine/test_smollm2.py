@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pdlab.real.engine import gguf_file
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
-from pdlab.real.engine.tokenizer import Tokenizer
+from pdlab.real.models import gguf_file
+from pdlab.real.models.tokenizer import Tokenizer
 from tests.real.engine.conftest import Driver
 
 SUBJECTS = ("rivers", "prime numbers", "the French revolution", "bees", "tides", "glass", "chess", "the moon", "bread", "sleep")

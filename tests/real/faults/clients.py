@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from pdlab.real.wire import TIMELINE_HEADER
+from pdlab.real.net.wire import TIMELINE_HEADER
 from tests.real.faults.cluster import NAME
 
 TIMEOUT = httpx.Timeout(130.0)

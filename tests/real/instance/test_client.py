@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from pdlab.real.engine.client import EngineClient
+from pdlab.core.types import Report, StepTime
 from pdlab.real.engine.messages import (
     AnyToEngine,
-    Ask,
+    AskLease,
     Export,
     Exported,
     FromEngine,
@@ -26,7 +26,7 @@ from pdlab.real.engine.messages import (
     Proceed,
     Receive,
     Release,
-    Renew,
+    RenewLease,
     Reserved,
     Resume,
     Sampling,
@@ -34,7 +34,7 @@ from pdlab.real.engine.messages import (
     Submit,
     Tokens,
 )
-from pdlab.types import Report, StepTime
+from pdlab.real.instance.engine_client import EngineClient
 
 
 class Engine:
@@ -81,7 +81,7 @@ def test_news_of_the_kv_come_before_the_tokens_and_full_ends_a_request() -> None
             e.client.proceed(Proceed(3))
             e.client.release("lease")
             e.client.renew("lease", 5.0)
-            assert [await e.hears() for _ in range(3)] == [Proceed(3), Release("lease"), Renew("lease", 5.0)]
+            assert [await e.hears() for _ in range(3)] == [Proceed(3), Release("lease"), RenewLease("lease", 5.0)]
 
     asyncio.run(play())
 
@@ -111,7 +111,7 @@ def test_an_engine_is_asked_whether_a_lease_holds_and_holds_none_when_it_has_end
         async with engine() as e:
             asking = [asyncio.create_task(e.client.leased(lease)) for lease in ("a", "b", "c")]
             heard = [await e.hears() for _ in asking]
-            assert heard[1] == Ask(heard[1].call, "b")
+            assert heard[1] == AskLease(heard[1].call, "b")
             await e.says(Holds(heard[1].call, True))
             await e.says(Holds(heard[0].call, False))
             assert [await asking[at] for at in (0, 1)] == [False, True]

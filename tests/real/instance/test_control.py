@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdlab.core.instance_spec import Placed, instance_spec
+from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.real.api.app import create_app
-from pdlab.real.api.exchange import Exchange
+from pdlab.real.api.exchange import KvExchange
 from pdlab.real.api.service import Service
-from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
 from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
-from pdlab.real.wire import About
-from pdlab.types import InstanceSpec, Report, Role
+from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.wire import About
 from tests.real.api.kv_stand_in import KvEngine
 from tests.real.api.stand_in import EchoEngine
 from tests.real.instance.world import Lending, instance
@@ -161,7 +161,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 def app_of(folder: Path, exchanges: bool = True) -> Any:
     engine = Lending("fuzzed")
-    service = Service(engine, Tokenizer.load(folder), "tiny", exchange=Exchange(engine, Migrations(engine)) if exchanges else None)
+    service = Service(engine, Tokenizer.load(folder), "tiny", exchange=KvExchange(engine, Migrations(engine)) if exchanges else None)
     app = create_app(service, ROUTES)
     placed = Placed(name="fuzzed", role=Role.MIXED, host="here", url="http://x", model="tiny")
     app.state.member = Member(service, engine, None, instance_spec(placed, measured_of(engine.ready)))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pdlab.real.api.legs import NOWHERE
-from pdlab.real.engine.messages import Ask, Cancel, Export, Held, Holds, Landed, Receive, Release, Renew, Sampling, Source, Staged
+from pdlab.real.engine.messages import AskLease, Cancel, Export, Held, Holds, Landed, Receive, Release, RenewLease, Sampling, Source, Staged
 from pdlab.real.engine.options import EngineOptions
-from pdlab.real.transfer.result import Result
+from pdlab.real.transfer.result import TransferResult
 from tests.real.engine.nodes import BLOCK, Node, node, submit, until
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
@@ -30,7 +30,7 @@ def start(model: Path) -> Iterator[Callable[..., Node]]:
 
 
 def leased(p: Node, id: int, sampling: Sampling = GREEDY, prompt: list[int] = PROMPT) -> Source:
-    p.tell(submit(id, prompt, sampling, stays=False))
+    p.tell(submit(id, prompt, sampling, decodes_here=False))
     held = until(lambda: p.news(Held, id) or None, p)[0]
     return Source(p.descriptor, held.lease, held.blocks, held.kv_tokens)
 
@@ -42,9 +42,9 @@ def holds(p: Node, call: int) -> bool:
 def test_an_engine_tells_whether_a_lease_holds(start: Callable[..., Node]) -> None:
     p = start("p")
     lease = leased(p, 0).lease
-    for call, (told, expected) in enumerate([(Renew(lease), True), (Renew("no such"), False), (Release(lease), False)]):
+    for call, (told, expected) in enumerate([(RenewLease(lease), True), (RenewLease("no such"), False), (Release(lease), False)]):
         p.tell(told)
-        p.tell(Ask(call, told.lease))
+        p.tell(AskLease(call, told.lease))
         assert holds(p, call) is expected
     p.at_rest()
 
@@ -52,7 +52,7 @@ def test_an_engine_tells_whether_a_lease_holds(start: Callable[..., Node]) -> No
 def test_a_read_ends_when_its_source_says_that_the_lease_has_ended(start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
     p, d = start("p"), start("d", lease_s=0.3)
 
-    async def never(*_: object, **__: object) -> Result:
+    async def never(*_: object, **__: object) -> TransferResult:
         await asyncio.Event().wait()
         raise AssertionError
 

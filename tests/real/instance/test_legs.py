@@ -47,7 +47,7 @@ def test_a_prefill_leg_answers_what_vllm_answers_and_a_descriptor(folder: Path) 
             }
             assert answer["pdlab"] == {"event": "prefilled", "queue_s": 0.25}
             (submit,) = p.engine.submitted
-            assert not submit.stays
+            assert not submit.decodes_here
 
     asyncio.run(play())
 

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from pdlab.core.types import Report, Role, UsageError
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
 from pdlab.real.registry.store import INSTANCE, REPORT
-from pdlab.types import Report, Role, UsageError
 from tests.real.api.kv_stand_in import KvEngine, descriptor
 from tests.real.instance import world
 from tests.real.instance.world import Instance, instance, until

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pdlab.real.api.metrics import CAUSES
-from pdlab.real.engine.client import EngineClient
 from pdlab.real.engine.messages import Exported
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.instance.engine_client import EngineClient
 from tests.real import served
 from tests.real.engine import tiny_models
 from tests.real.instance.world import Instance, instance, tokens_of

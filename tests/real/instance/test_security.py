@@ -12,15 +12,15 @@ import httpx
 import msgspec
 import pytest
 
+from pdlab.core.types import InstanceSpec, Role
 from pdlab.real.api.legs import MOST_DESCRIPTOR, MOST_NAME, MOST_SECONDS
 from pdlab.real.engine.messages import Receive, Source
 from pdlab.real.instance import migrate
 from pdlab.real.instance.registered import FRESH_S, NamedByProxies, Registered
+from pdlab.real.net.wire import MOST_IDS, ExportAnswer, KvParams
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
 from pdlab.real.transfer.descriptor import Descriptor, Geometry, Tcp
-from pdlab.real.wire import MOST_IDS, Exported, KvParams
-from pdlab.types import InstanceSpec, Role
 from tests.real.instance.world import Instance, instance, until
 
 PROMPT = list(b"abcdefghij")
@@ -139,7 +139,7 @@ def test_a_registered_member_that_names_another_in_its_answer_is_not_followed(fo
 
     async def play() -> None:
         async with listening() as listener, registry() as members, instance(folder, "d", registry=members) as one:
-            answer = msgspec.json.encode(Exported("lease", listener.descriptor(), [1, 2, 3], 10, [1]))
+            answer = msgspec.json.encode(ExportAnswer("lease", listener.descriptor(), [1, 2, 3], 10, [1]))
 
             async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 await reader.readuntil(b"\r\n\r\n")

@@ -15,17 +15,17 @@ import uvicorn
 from starlette.applications import Starlette
 
 from pdlab.core.instance_spec import Placed, instance_spec
+from pdlab.core.types import Role
 from pdlab.real.api.app import create_app
-from pdlab.real.api.exchange import Exchange, SameHost
-from pdlab.real.api.serve import bind
+from pdlab.real.api.exchange import KvExchange, SameHost
+from pdlab.real.api.http_server import bind
 from pdlab.real.api.service import Service
-from pdlab.real.engine.tokenizer import Tokenizer
 from pdlab.real.instance.control import ROUTES
 from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import Registered
+from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.registry.registry import Registry
-from pdlab.types import Role
 from tests.real.api.kv_stand_in import KvEngine
 
 TOKEN = "of-the-cluster"
@@ -100,7 +100,7 @@ async def instance(
     engine = engine or Lending(name)
     directory = SameHost() if registry is None else Registered(registry)
     migrations = Migrations(engine, TOKEN, directory)
-    service = Service(engine, Tokenizer.load(folder), "tiny", token=TOKEN, exchange=Exchange(engine, migrations, directory=directory))
+    service = Service(engine, Tokenizer.load(folder), "tiny", token=TOKEN, exchange=KvExchange(engine, migrations, directory=directory))
     app = create_app(service, ROUTES)
     with bind("127.0.0.1", 0) as sock:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"

@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 import uvicorn
 
+from pdlab.core.types import Role
 from pdlab.real.api.app import create_app
-from pdlab.real.api.serve import bind
+from pdlab.real.api.http_server import bind
 from pdlab.real.api.service import Service
-from pdlab.real.cluster.engine import ClusterEngine
-from pdlab.real.cluster.world import World
-from pdlab.real.engine.tokenizer import Tokenizer
-from pdlab.types import Role
+from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.router.cluster_engine import ClusterEngine
+from pdlab.real.router.world import LiveWorld
 from tests.real import served
 from tests.real.engine import tiny_models
 from tests.real.instance.world import Instance as Server
@@ -31,7 +31,7 @@ GREEDY = {"prompt": PROMPT, "temperature": 0, "max_tokens": 10, "ignore_eos": Tr
 
 
 @asynccontextmanager
-async def front(cluster: World, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def front(cluster: LiveWorld, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
     tokenizer = Tokenizer.load(folder)
     app = create_app(Service(ClusterEngine(cluster, "tiny", tokenizer.vocab, context_tokens=400), tokenizer, "tiny", comment_s=0.05))
     with bind("127.0.0.1", 0) as sock:

@@ -14,18 +14,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from pdlab.cluster import Cluster, Instance
-from pdlab.control import head_of, router
+from pdlab.core.policy import Policy
+from pdlab.core.prefix import chain
+from pdlab.core.types import Role
+from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.experiment import Experiment
-from pdlab.log import EventLog, read, replay
-from pdlab.policy import Policy
-from pdlab.prefix import chain
-from pdlab.real.cluster.http import HttpRemote
-from pdlab.real.cluster.world import World
-from pdlab.real.engine.client import EngineClient
+from pdlab.experiment.make_router import head_of, router
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.real.engine.options import EngineOptions
-from pdlab.types import Role
+from pdlab.real.instance.engine_client import EngineClient
+from pdlab.real.router.http_remote import HttpRemote
+from pdlab.real.router.world import LiveWorld
+from pdlab.replay.log import EventLog, read, replay
 from tests.real import served
 from tests.real.engine import tiny_models
 from tests.real.instance.world import TOKEN, instance
@@ -88,10 +88,10 @@ async def engines(folder: Path, names: str, transport: str, **options: object) -
 @asynccontextmanager
 async def world(
     servers: dict[str, Server], roles: dict[str, Role], asked: Experiment, policy: Policy | None = None, log: EventLog | None = None
-) -> AsyncIterator[World]:
+) -> AsyncIterator[LiveWorld]:
     loop = asyncio.get_running_loop()
     started_s = loop.time()
-    made = World(
+    made = LiveWorld(
         router(asked, hash_tokens=BLOCK, policy=policy),
         lambda spec: HttpRemote(spec, token=TOKEN),
         transfer=asked.transfer,
@@ -119,7 +119,7 @@ async def at_rest(servers: dict[str, Server]) -> None:
             assert load.leaked_blocks == 0
 
 
-async def ask(world: World, prompts: list[list[int]], sampling: Sampling) -> list[list[list[int]]]:
+async def ask(world: LiveWorld, prompts: list[list[int]], sampling: Sampling) -> list[list[list[int]]]:
     clients = [Client([[] for _ in range(sampling.best_of)]) for _ in prompts]
     for client, prompt in zip(clients, prompts, strict=True):
         world.submit(prompt, sampling, client.take, hashes=chain(prompt, BLOCK))
@@ -238,7 +238,7 @@ def test_the_log_of_two_hundred_requests_replays_to_identical_decisions(policy: 
     assert not differences
 
 
-async def reports(world: World, servers: dict[str, Server]) -> None:
+async def reports(world: LiveWorld, servers: dict[str, Server]) -> None:
     while True:
         for name, server in servers.items():
             world.instances.report(server.engine.report(name, 1))

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pdlab.real.cluster.world import World
+from pdlab.core.types import Role
 from pdlab.real.engine.messages import Sampling, StructuredOutputs
-from pdlab.types import Role
+from pdlab.real.router.world import LiveWorld
 from tests.real import served
 from tests.real.engine import tiny_models
 from tests.real.instance.world import Instance as Server
@@ -34,7 +34,7 @@ PROMPTS = some_prompts(3)
 SLOW = {**tiny_models.SLOW, "intermediate_size": 1024}
 
 
-async def outputs(cluster: World, sampling: Sampling, ended: list[Client] | None = None) -> list[list[list[int]]]:
+async def outputs(cluster: LiveWorld, sampling: Sampling, ended: list[Client] | None = None) -> list[list[list[int]]]:
     clients = [Client([[] for _ in range(sampling.best_of)]) for _ in PROMPTS]
     for client, prompt in zip(clients, PROMPTS, strict=True):
         cluster.submit(prompt, sampling, client.take)

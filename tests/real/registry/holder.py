@@ -6,8 +6,8 @@ import asyncio
 import sys
 import time
 
+from pdlab.core.types import InstanceSpec, Role
 from pdlab.real.registry import open_registry
-from pdlab.types import InstanceSpec, Role
 
 
 async def main(url: str, what: str, name: str, lease_s: float) -> None:

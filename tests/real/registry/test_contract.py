@@ -12,11 +12,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from pdlab.core.types import Joined, Left, Report, Role, Suspected, Switched, UsageError
 from pdlab.real.registry import Leadership, Registry
-from pdlab.real.registry.lease import Holding, claim
+from pdlab.real.registry.lease import HeldLease, claim
 from pdlab.real.registry.redis import RedisStore
 from pdlab.real.registry.store import Peek, StoreAway
-from pdlab.types import Joined, Left, Report, Role, Suspected, Switched, UsageError
 from tests.real.registry.worlds import SERVERS, MemoryWorld, Process, Redis, Server, World, report, spec, watching
 
 NewServer = Callable[[str], Server]
@@ -416,7 +416,7 @@ def test_a_store_that_lost_its_data_between_two_looks_is_no_free_place(mortal: W
     if how == "flushed" and not isinstance(mortal, Redis):
         pytest.skip("only redis is emptied while it runs")
 
-    async def vote(registry: Registry) -> Holding | None:
+    async def vote(registry: Registry) -> HeldLease | None:
         try:
             return await claim(registry.store, registry.clock, "leader/x", lambda number: b"%d" % number, 4.0, settle_s=4.0)
         except StoreAway:  # a connection was to the one before

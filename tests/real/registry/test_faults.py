@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdlab.core.types import Joined, Left, Report, UsageError
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
-from pdlab.types import Joined, Left, Report, UsageError
 from tests.real.registry.worlds import MemoryWorld, Seen, report, spec, watching
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdlab.core.types import UNKNOWN, InstanceSpec, Joined, Left, Report, Role, StepTime, Suspected
 from pdlab.real.registry.observer import MOST_HELD_S, Observer, WatchEvent
 from pdlab.real.registry.records import MAX_BYTES, Garbage, InstanceRecord, encode, read_instance, read_report
-from pdlab.types import UNKNOWN, InstanceSpec, Joined, Left, Report, Role, StepTime, Suspected
 from tests.real.registry.worlds import spec
 
 

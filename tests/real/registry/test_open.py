@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from pdlab.core.types import Report, UsageError
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.memory import MemoryStore
-from pdlab.types import Report, UsageError
 from tests.real.registry.worlds import spec
 
 

@@ -18,11 +18,11 @@ from etcd3aio.errors import EtcdError
 from etcd3aio.kv import prefix_range_end
 from etcd3aio.maintenance import MaintenanceService
 
-from pdlab.real.credentials import registry_url
+from pdlab.core.types import Joined, UsageError
+from pdlab.real.net.credentials import registry_url
+from pdlab.real.net.tls import Tls
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.etcd import EtcdStore
-from pdlab.real.tls import Tls
-from pdlab.types import Joined, UsageError
 from tests.real import certificates
 from tests.real.certificates import Certificates
 from tests.real.registry.conftest import missing

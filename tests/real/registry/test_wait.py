@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pdlab.core.types import UsageError
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.store import NameHeld, RegistrySilent
 from pdlab.real.registry.wait import patiently
-from pdlab.types import UsageError
 from tests.real import served
 from tests.real.faults.cluster import Process, until
 from tests.real.registry.worlds import SERVERS, MemoryWorld, Server, spec

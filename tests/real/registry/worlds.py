@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from pdlab.core.types import InstanceSpec, Report, Role, UsageError
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.observer import WatchEvent
-from pdlab.types import InstanceSpec, Report, Role, UsageError
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from pdlab.real.transfer import wire
-from pdlab.real.transfer.endpoint import Endpoint
-from pdlab.real.transfer.result import Result
+from pdlab.real.transfer.endpoint import KvEndpoint
+from pdlab.real.transfer.result import TransferResult
 from pdlab.real.transfer.shared import SEGMENT, shared_kv
 from tests.real.transfer import gpu
 
@@ -39,12 +39,12 @@ def memory(blocks: int, dtype: torch.dtype = torch.float32, *, seed: int, shared
     return kv
 
 
-def endpoint(kv: torch.Tensor, transport: str = "tcp", *, name: str = "here", **more: Any) -> Endpoint:
+def endpoint(kv: torch.Tensor, transport: str = "tcp", *, name: str = "here", **more: Any) -> KvEndpoint:
     """`on_gpu`, as it is if the transport is cuda_ipc: the memory is said to be a GPU's."""
     given: dict[str, Any] = {"incarnation": "1", "block_tokens": BLOCK_TOKENS, "model_hash": "tiny", **more}
     if given.pop("on_gpu", transport == "cuda_ipc"):
         given["gpu"] = gpu.driver(kv)
-    return Endpoint(kv, name=name, transport=transport, **given)
+    return KvEndpoint(kv, name=name, transport=transport, **given)
 
 
 class Peer:
@@ -84,8 +84,8 @@ class Peer:
         """An endpoint in it; its descriptor."""
         return base64.b64decode(self.ask("make", name=name, transport=transport, **more))
 
-    def result(self, number: int) -> Result:
-        return Result(**self.answer(number))
+    def result(self, number: int) -> TransferResult:
+        return TransferResult(**self.answer(number))
 
     def signal(self, number: int) -> None:
         """When this returns from SIGSTOP, every thread of it stands."""
@@ -106,9 +106,9 @@ class Peer:
 
 class _Served:
     def __init__(self) -> None:
-        self.made: dict[str, Endpoint] = {}
+        self.made: dict[str, KvEndpoint] = {}
         self.kv: dict[str, torch.Tensor] = {}
-        self.tickets: dict[str, asyncio.Future[Result]] = {}
+        self.tickets: dict[str, asyncio.Future[TransferResult]] = {}
         self.read: dict[str, list[list[Any]]] = {}
         self.renewed: dict[str, list[list[Any]]] = {}
 
@@ -170,7 +170,7 @@ class _Served:
         """From when it has sent so many chunks of blocks."""
         frame = wire.frame
 
-        def stopping(message: wire.Message) -> bytes:
+        def stopping(message: wire.WireMessage) -> bytes:
             nonlocal after_chunks
             if isinstance(message, wire.Chunk):
                 if not after_chunks:

@@ -12,7 +12,7 @@ import torch
 from pdlab.kernels.kv_blocks import gather_blocks, reference
 from pdlab.real.transfer.blocks import Blocks, Ids
 from pdlab.real.transfer.leases import Leases
-from pdlab.real.transfer.result import Result, Trouble
+from pdlab.real.transfer.result import TransferResult, TransferStopped
 from pdlab.real.transfer.tickets import Tickets
 from tests.real.transfer.peer import memory
 
@@ -28,11 +28,11 @@ def test_a_lease_covers_its_blocks_until_it_ends() -> None:
     leases.offer("a", ids(1, 2, 3))
     leases.check("a", ids(3, 1))
     leases.check("a", ids())
-    with pytest.raises(Trouble, match="does not cover block 4") as told:
+    with pytest.raises(TransferStopped, match="does not cover block 4") as told:
         leases.check("a", ids(4))
     assert told.value.status == "failed"
     assert "a" in leases and leases.end("a", "expired")
-    with pytest.raises(Trouble, match="lease a has ended: expired") as told:
+    with pytest.raises(TransferStopped, match="lease a has ended: expired") as told:
         leases.check("a", ids(1))
     assert told.value.status == "expired"
     assert "a" not in leases and not leases.end("a", "released") and len(leases) == 0
@@ -46,12 +46,12 @@ def test_finishing_twice_with_the_same_number_gets_the_same_answer() -> None:
     assert leases.finish("a", ids(1), transfer=7, release=False) is None
     assert leases.finish("a", ids(2), transfer=8, release=True) == {1, 2}
     assert leases.finish("a", ids(2), transfer=8, release=True) is None
-    with pytest.raises(Trouble, match="has ended: read"):
+    with pytest.raises(TransferStopped, match="has ended: read"):
         leases.finish("a", ids(2), transfer=9, release=True)
 
 
-def opened(blocks: Ids) -> tuple[Tickets, list[Result]]:
-    tickets, ended = Tickets(), list[Result]()
+def opened(blocks: Ids) -> tuple[Tickets, list[TransferResult]]:
+    tickets, ended = Tickets(), list[TransferResult]()
     tickets.open("t", blocks, (0, 2), 10, ended.append)
     return tickets, ended
 
@@ -76,11 +76,11 @@ def test_a_closed_ticket_resolves_with_its_last_writer() -> None:
     with part.writing():
         assert tickets.close("t", "failed", "deadline") and not tickets.close("t", "done", "")
         assert not ended  # its blocks are still being written
-        with pytest.raises(Trouble) as told, part.writing():
+        with pytest.raises(TransferStopped) as told, part.writing():
             raise AssertionError
         assert told.value.status == "expired"
     assert [(result.status, result.bytes, result.reason) for result in ended] == [("failed", 0, "deadline")]
-    with pytest.raises(Trouble):
+    with pytest.raises(TransferStopped):
         part.commit()
     part.leave()
     assert len(ended) == 1
@@ -90,14 +90,14 @@ def test_an_overlapping_part_waits_and_the_ticket_s_end_wakes_it() -> None:
     tickets, ended = opened(ids(5, 3))
     first = tickets.begin("t", ME, ids(5), (0, 2), 0.0)
     tickets.begin("t", ME, ids(3), (0, 2), 0.0).leave()  # no overlap
-    with pytest.raises(Trouble, match="still under way"):
+    with pytest.raises(TransferStopped, match="still under way"):
         tickets.begin("t", ME, ids(5, 3), (1, 2), time.monotonic() + 0.02)
     found: list[str] = []
 
     def second() -> None:
         try:
             tickets.begin("t", ME, ids(5), (0, 1), time.monotonic() + 10)
-        except Trouble as trouble:
+        except TransferStopped as trouble:
             found.append(trouble.status)
 
     waiting = threading.Thread(target=second)

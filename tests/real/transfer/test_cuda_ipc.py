@@ -18,13 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdlab.core.types import UsageError
 from pdlab.real.transfer import wire
 from pdlab.real.transfer.blocks import Blocks
-from pdlab.real.transfer.connection import Connection, Self
+from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.cuda_ipc import HANDLE_BYTES, CudaIpc, Driver
 from pdlab.real.transfer.descriptor import decode
-from pdlab.real.transfer.result import Trouble
-from pdlab.types import UsageError
+from pdlab.real.transfer.result import TransferStopped
 from tests.real.transfer import gpu
 from tests.real.transfer.peer import LAYERS, Peer, endpoint, memory
 from tests.real.transfer.test_intruders import FUZZ
@@ -115,7 +115,7 @@ def test_who_has_not_the_token_learns_no_handle(peer: Peer, name: str) -> None:
 
 def test_memory_that_the_driver_cannot_export_is_a_user_s_error_or_not_offered() -> None:
     class Cannot(Driver):
-        def export(self, address: int, size: int) -> wire.Exported:
+        def export(self, address: int, size: int) -> wire.CudaHandle:
             raise OSError("CUDA_ERROR_INVALID_VALUE")
 
     kv = memory(16, seed=1)
@@ -164,7 +164,7 @@ def test_whatever_a_peer_tells_of_its_memory_is_opened_only_if_it_is_there(chang
     changed = msgspec.structs.replace(told, **change)
     try:
         opened = ipc.open(changed, kv.nbytes)
-    except Trouble:
+    except TransferStopped:
         assert changed != told
     else:
         assert (changed.handle, changed.size, changed.offset) == (told.handle, told.size, 0)
@@ -181,25 +181,25 @@ def test_a_peer_that_tells_of_memory_it_has_not_is_refused(peer: Peer, name: str
     own = msgspec.structs.replace(at, name="stranger")
     for wrong in ({"handle": b""}, {"handle": bytes(64)}, {"offset": 16}, {"offset": -16}, {"size": 2**62}, {"offset": 8}):
         ipc = CudaIpc(driver, msgspec.structs.replace(told, **wrong))  # type: ignore[arg-type]
-        with pytest.raises(Trouble):
-            Connection.connect(at, Self(own, blocks, b"", None, False, ipc), way="cuda_ipc", deadline=time.monotonic() + 60)
+        with pytest.raises(TransferStopped):
+            PeerConnection.connect(at, Self(own, blocks, b"", None, False, ipc), way="cuda_ipc", deadline=time.monotonic() + 60)
         assert not ipc.works_with(*at.key)
     assert at.tcp is not None
     with socket.create_connection((at.tcp.host, at.tcp.port)) as sock:
-        connection = Connection(sock, Self(own, blocks, b"", None, False), time.monotonic() + 60)
+        connection = PeerConnection(sock, Self(own, blocks, b"", None, False), time.monotonic() + 60)
         connection.send(wire.Hello(own.encode(), bytes(wire.NONCE_BYTES), cuda_ipc=True))
         connection.receive(wire.Welcome)
         connection.send(wire.Prove(b""))
         connection.receive(wire.Accepted)
-        with pytest.raises(Trouble, match="no cuda_ipc here"):
-            connection.receive(wire.Exported)
+        with pytest.raises(TransferStopped, match="no cuda_ipc here"):
+            connection.receive(wire.CudaHandle)
     user = os.geteuid()
     with monkeypatch.context() as changed:
         changed.setattr(os, "geteuid", lambda: user + 1)
-        with pytest.raises(Trouble, match=f"run as users {user} and {user + 1}"):
-            Connection.connect(at, Self(own, blocks, b"", None, False, ipc), way="cuda_ipc", deadline=time.monotonic() + 60)
+        with pytest.raises(TransferStopped, match=f"run as users {user} and {user + 1}"):
+            PeerConnection.connect(at, Self(own, blocks, b"", None, False, ipc), way="cuda_ipc", deadline=time.monotonic() + 60)
     sound = Self(own, blocks, b"", None, False, CudaIpc(driver, told))
-    Connection.connect(at, sound, way="cuda_ipc", deadline=time.monotonic() + 60).close()
+    PeerConnection.connect(at, sound, way="cuda_ipc", deadline=time.monotonic() + 60).close()
     for _ in range(200):
         if peer.ask("opened") == before:
             break

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pdlab.real.transfer import descriptor, server, wire
-from pdlab.real.transfer.connection import Connection, Self
+from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.descriptor import incompatible
-from pdlab.real.transfer.endpoint import Endpoint
-from pdlab.real.transfer.result import Result, Trouble
+from pdlab.real.transfer.endpoint import KvEndpoint
+from pdlab.real.transfer.result import TransferResult, TransferStopped
 from pdlab.real.transfer.shared import Mapping, shared_kv
 from tests.real.transfer.peer import BLOCK_BYTES_F32, LAYERS, endpoint, memory
 
@@ -36,39 +36,39 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-names = st.sampled_from([kind.__name__ for kind in wire.Message.__subclasses__()])
-fields = st.sampled_from(sorted({field for kind in wire.Message.__subclasses__() for field in kind.__struct_fields__}))
+names = st.sampled_from([kind.__name__ for kind in wire.WireMessage.__subclasses__()])
+fields = st.sampled_from(sorted({field for kind in wire.WireMessage.__subclasses__() for field in kind.__struct_fields__}))
 nearly = st.builds(lambda kind, found: {"type": kind, **found}, names, st.dictionaries(fields, values, max_size=7))
 
 
 @FUZZ
 @given(st.binary(max_size=200) | st.builds(msgspec.msgpack.encode, nearly | values))
 def test_any_bytes_are_a_message_or_trouble(body: bytes) -> None:
-    with contextlib.suppress(Trouble):
-        assert isinstance(wire.parse(body), wire.Message)
+    with contextlib.suppress(TransferStopped):
+        assert isinstance(wire.parse(body), wire.WireMessage)
 
 
 def test_deep_nesting_is_trouble() -> None:
     for body in (b"\x91" * 100_000, b"\x81\xa4type" * 50_000):
-        with pytest.raises(Trouble):
+        with pytest.raises(TransferStopped):
             wire.parse(body)
 
 
 @FUZZ
 @given(st.binary(min_size=4, max_size=4), st.integers(1, 2**31))
 def test_frames_over_the_limit_are_refused_before_memory_is_taken(header: bytes, limit: int) -> None:
-    with contextlib.suppress(Trouble):
+    with contextlib.suppress(TransferStopped):
         assert 0 < wire.body_bytes(header, limit) <= limit
 
 
 def test_a_frame_has_a_bound_at_both_ends() -> None:
-    with pytest.raises(Trouble, match="give fewer blocks at a time"):
+    with pytest.raises(TransferStopped, match="give fewer blocks at a time"):
         wire.frame(wire.Hello(b"d" * wire.MAX_FRAME_BYTES, b""))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connection = Connection(ours, None, time.monotonic() + 60.0)  # type: ignore[arg-type]
+        connection = PeerConnection(ours, None, time.monotonic() + 60.0)  # type: ignore[arg-type]
         theirs.sendall(wire.HEADER.pack(wire.MAX_FRAME_BYTES + 1))
-        with pytest.raises(Trouble, match=f"at most {wire.MAX_FRAME_BYTES} are taken"):
+        with pytest.raises(TransferStopped, match=f"at most {wire.MAX_FRAME_BYTES} are taken"):
             connection.receive_any()
         connection.close()
 
@@ -76,14 +76,14 @@ def test_a_frame_has_a_bound_at_both_ends() -> None:
 @FUZZ
 @given(st.binary(max_size=64), st.integers(0, 1000))
 def test_block_ids_are_in_range_or_trouble(packed: bytes, blocks: int) -> None:
-    with contextlib.suppress(Trouble):
+    with contextlib.suppress(TransferStopped):
         assert all(0 <= block < blocks for block in wire.block_ids(packed, blocks))
 
 
 @FUZZ
 @given(st.binary(max_size=100) | st.builds(msgspec.json.encode, values) | st.text(max_size=50).map(str.encode))
 def test_any_bytes_are_a_descriptor_or_trouble(text: bytes) -> None:
-    with contextlib.suppress(Trouble):
+    with contextlib.suppress(TransferStopped):
         assert isinstance(descriptor.decode(text), descriptor.Descriptor)
     assert incompatible(text, text) is None or incompatible(text, text)
 
@@ -107,7 +107,7 @@ def test_a_descriptor_that_is_too_long_is_not_read() -> None:
     text = WHOLE.encode()
     most = descriptor.MAX_DESCRIPTOR_BYTES
     descriptor.decode(text + b" " * (most - len(text)))
-    with pytest.raises(Trouble, match=f"has {most + 1} bytes"):
+    with pytest.raises(TransferStopped, match=f"has {most + 1} bytes"):
         descriptor.decode(text + b" " * (most + 1 - len(text)))
 
 
@@ -119,7 +119,7 @@ def test_a_descriptor_with_any_field_changed_is_one_or_trouble(draw: st.DataObje
     while isinstance(at[field := draw.draw(st.sampled_from(sorted(at)))], dict) and draw.draw(st.booleans()):
         at = at[field]
     at[field] = draw.draw(values)
-    with contextlib.suppress(Trouble):
+    with contextlib.suppress(TransferStopped):
         found = descriptor.decode(msgspec.json.encode(changed))
         assert 0 <= found.blocks <= 2**31 and set(found.ways) <= {"tcp", "shm", "cuda_ipc"}
 
@@ -152,7 +152,7 @@ def test_a_transfer_with_a_descriptor_that_leads_nowhere_fails(wrong: dict[str, 
 
 
 @contextmanager
-def serving(**more: object) -> Iterator[Endpoint]:
+def serving(**more: object) -> Iterator[KvEndpoint]:
     """An endpoint whose event loop runs in another thread, block 1 and 2 of it leased as "lease" and 3 and 4 expected as "ticket"."""
     loop, made = asyncio.new_event_loop(), endpoint(memory(16, seed=1), "auto", **more)
 
@@ -174,32 +174,32 @@ def serving(**more: object) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Endpoint]:
+def served() -> Iterator[KvEndpoint]:
     with serving() as found:
         yield found
 
 
 @contextmanager
-def stranger(served: Endpoint, **more: object) -> Iterator[Connection]:
+def stranger(served: KvEndpoint, **more: object) -> Iterator[PeerConnection]:
     """A connection by hand, introduced as it should be."""
     own = served._own  # it plays another one of the same geometry
     other = msgspec.structs.replace(own.descriptor, name="stranger", **more)  # type: ignore[arg-type]
-    found = Connection.connect(own.descriptor, Self(other, own.blocks, b"", None, False), way="tcp", deadline=time.monotonic() + 60)
+    found = PeerConnection.connect(own.descriptor, Self(other, own.blocks, b"", None, False), way="tcp", deadline=time.monotonic() + 60)
     try:
         yield found
     finally:
         found.close()
 
 
-def still_serves(served: Endpoint) -> bool:
+def still_serves(served: KvEndpoint) -> bool:
     with stranger(served) as connection:
-        connection.send(wire.Renew(["lease", "none"], 60.0))
+        connection.send(wire.RenewLeases(["lease", "none"], 60.0))
         return connection.receive(wire.Renewed).known == ["lease"]
 
 
 @FUZZ
 @given(st.binary(max_size=300) | st.builds(wire.HEADER.pack, st.integers(0, 2**32 - 1)))
-def test_garbage_instead_of_an_introduction(served: Endpoint, garbage: bytes) -> None:
+def test_garbage_instead_of_an_introduction(served: KvEndpoint, garbage: bytes) -> None:
     assert served._own.descriptor.tcp is not None
     at = "127.0.0.1", served._own.descriptor.tcp.port
     with socket.create_connection(at, 5) as sock, contextlib.suppress(OSError):  # it may hang up before we do
@@ -210,9 +210,9 @@ def test_garbage_instead_of_an_introduction(served: Endpoint, garbage: bytes) ->
 
 @FUZZ
 @given(st.lists(nearly | values, min_size=1, max_size=3))
-def test_wild_messages_from_a_peer_with_the_token(served: Endpoint, messages: list[object]) -> None:
+def test_wild_messages_from_a_peer_with_the_token(served: KvEndpoint, messages: list[object]) -> None:
     before = served._blocks.kv.clone()
-    with stranger(served) as connection, contextlib.suppress(Trouble, OSError):
+    with stranger(served) as connection, contextlib.suppress(TransferStopped, OSError):
         for message in messages:
             body = msgspec.msgpack.encode(message)
             connection.send_bytes(wire.HEADER.pack(len(body)) + body)
@@ -223,15 +223,15 @@ def test_wild_messages_from_a_peer_with_the_token(served: Endpoint, messages: li
     assert still_serves(served)
 
 
-def test_requests_that_are_wrong_in_one_field(served: Endpoint) -> None:
+def test_requests_that_are_wrong_in_one_field(served: KvEndpoint) -> None:
     good = {"lease": "lease", "blocks": IDS, "first": 0, "last": LAYERS, "budget_s": 5.0}
     push = {"ticket": "ticket", "source": IDS, "target": IDS, "first": 0, "last": LAYERS, "budget_s": 5.0, "how": "wire"}
     far, odd = wire.pack_ids(np.array([2**31 - 1], np.int32)), IDS[:5]
-    wrong: list[wire.Message] = [
+    wrong: list[wire.WireMessage] = [
         *(wire.Read(**{**good, **change}) for change in ({"blocks": far}, {"blocks": odd}, {"first": 3, "last": 2}, {"last": 2**62})),  # type: ignore[arg-type]
-        *(wire.Push(**{**push, **change}) for change in ({}, {"target": far}, {"source": far}, {"source": odd}, {"how": "magic"})),  # type: ignore[arg-type]
-        wire.Push(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "mapped"}),  # type: ignore[arg-type]
-        wire.Push(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "nixl"}),  # type: ignore[arg-type]
+        *(wire.PushRequest(**{**push, **change}) for change in ({}, {"target": far}, {"source": far}, {"source": odd}, {"how": "magic"})),  # type: ignore[arg-type]
+        wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "mapped"}),  # type: ignore[arg-type]
+        wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "nixl"}),  # type: ignore[arg-type]
         wire.Finish("lease", 1, far, 0, LAYERS, True),
         wire.Finish("lease", 1, IDS, 0, LAYERS, True, crc32=1),
         wire.Copied(),
@@ -243,18 +243,18 @@ def test_requests_that_are_wrong_in_one_field(served: Endpoint) -> None:
             while isinstance(answer, wire.Go):
                 try:
                     answer = connection.receive_any()
-                except Trouble as trouble:
+                except TransferStopped as trouble:
                     answer = trouble.reason
-            assert isinstance(answer, wire.Refused) or (isinstance(message, wire.Copied) and "broke" in str(answer))
+            assert isinstance(answer, wire.TransferRefused) or (isinstance(message, wire.Copied) and "broke" in str(answer))
     assert still_serves(served)
 
 
-def test_late_bytes_of_a_push_do_not_land(served: Endpoint) -> None:
+def test_late_bytes_of_a_push_do_not_land(served: KvEndpoint) -> None:
     """The pusher stops in the middle; the destination gives the ticket up and its blocks to somebody else; the pusher goes on."""
     with serving() as here:
         ids = wire.pack_ids(np.array([3, 4], np.int32))
         with stranger(here) as pusher:
-            pusher.send(wire.Push("ticket", IDS, ids, 0, LAYERS, 30.0, "wire"))
+            pusher.send(wire.PushRequest("ticket", IDS, ids, 0, LAYERS, 30.0, "wire"))
             assert not pusher.receive(wire.Go).arrived
             pusher.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
             pusher.send_bytes(b"\x55" * BLOCK_BYTES_F32)
@@ -266,36 +266,36 @@ def test_late_bytes_of_a_push_do_not_land(served: Endpoint) -> None:
                 time.sleep(0.001)
             here._blocks.kv[:, :, [3, 4]] = 7.0
             pusher.send_bytes(b"\x55" * BLOCK_BYTES_F32)
-            with pytest.raises(Trouble, match="ticket ticket is over: cancelled") as told:
-                pusher.receive(wire.Finished)
+            with pytest.raises(TransferStopped, match="ticket ticket is over: cancelled") as told:
+                pusher.receive(wire.TransferFinished)
             assert told.value.status == "expired"
         assert (here._blocks.kv[:, :, [3, 4]] == 7.0).all()
 
 
-def test_a_push_replaced_by_another_does_not_overwrite_it(served: Endpoint) -> None:
+def test_a_push_replaced_by_another_does_not_overwrite_it(served: KvEndpoint) -> None:
     with serving() as here:
         ids = wire.pack_ids(np.array([3, 4], np.int32))
-        push = wire.Push("ticket", IDS, ids, 0, LAYERS, 30.0, "wire")
+        push = wire.PushRequest("ticket", IDS, ids, 0, LAYERS, 30.0, "wire")
         with stranger(here) as first, stranger(here) as second:
             first.send(push)
             first.receive(wire.Go)
             second.send(push)
             second.deadline = time.monotonic() + 0.2
-            with pytest.raises(Trouble, match="deadline"):  # it waits for the first
+            with pytest.raises(TransferStopped, match="deadline"):  # it waits for the first
                 second.receive(wire.Go)
             first.close()
             second.deadline = time.monotonic() + 60
-            with contextlib.suppress(Trouble):
+            with contextlib.suppress(TransferStopped):
                 assert not second.receive(wire.Go).arrived
                 second.send(wire.Chunk(2, 2 * BLOCK_BYTES_F32, -1))
                 second.send_bytes(b"\x55" * (2 * BLOCK_BYTES_F32))
                 second.send(wire.Commit())
-                second.receive(wire.Finished)
+                second.receive(wire.TransferFinished)
         assert (here._blocks.kv[:, :, [3, 4]].view(torch.uint8) == 0x55).all()
         assert not len(here._tickets)
 
 
-def source_that(answers: Callable[[Connection], None], own: Endpoint) -> tuple[bytes, threading.Thread, socket.socket]:
+def source_that(answers: Callable[[PeerConnection], None], own: KvEndpoint) -> tuple[bytes, threading.Thread, socket.socket]:
     """A source by hand: after the introduction and a Read, `answers`."""
     listener = socket.create_server(("127.0.0.1", 0))
     described = msgspec.structs.replace(
@@ -307,12 +307,12 @@ def source_that(answers: Callable[[Connection], None], own: Endpoint) -> tuple[b
             sock, _ = listener.accept()
         except OSError:  # nobody came before the deadline
             return
-        connection = Connection.accept(sock, Self(described, own._blocks, b"", None, False))
+        connection = PeerConnection.accept(sock, Self(described, own._blocks, b"", None, False))
         connection.deadline = time.monotonic() + 60
         try:
             connection.receive(wire.Read)
             answers(connection)
-        except Trouble:
+        except TransferStopped:
             pass
         finally:
             connection.close()
@@ -322,8 +322,10 @@ def source_that(answers: Callable[[Connection], None], own: Endpoint) -> tuple[b
     return described.encode(), thread, listener
 
 
-def pulled(own_memory: torch.Tensor, answers: Callable[[Connection], None], deadline_s: float = 60.0, after: float = 0.0) -> Result:
-    async def go() -> Result:
+def pulled(
+    own_memory: torch.Tensor, answers: Callable[[PeerConnection], None], deadline_s: float = 60.0, after: float = 0.0
+) -> TransferResult:
+    async def go() -> TransferResult:
         async with endpoint(own_memory) as own:
             at, thread, listener = source_that(answers, own)
             result = await own.pull(at, "lease", [1, 2], [3, 4], deadline_s=deadline_s)
@@ -351,7 +353,7 @@ def test_chunks_of_wrong_size_are_refused(chunk: tuple[int, int, int]) -> None:
 def test_late_bytes_of_a_pull_do_not_land() -> None:
     kv = memory(16, seed=1)
 
-    def slow(connection: Connection) -> None:
+    def slow(connection: PeerConnection) -> None:
         connection.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
         connection.send_bytes(b"\x55" * BLOCK_BYTES_F32)
         connection.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
@@ -364,7 +366,7 @@ def test_late_bytes_of_a_pull_do_not_land() -> None:
 
 
 def test_a_source_that_trickles_still_meets_the_deadline() -> None:
-    def trickle(connection: Connection) -> None:
+    def trickle(connection: PeerConnection) -> None:
         connection.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
         for _ in range(12_000):  # for two minutes, if it is let
             connection.send_bytes(b"\x55")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pdlab.real.transfer.endpoint import Endpoint
-from pdlab.real.transfer.result import Result
+from pdlab.real.transfer.endpoint import KvEndpoint
+from pdlab.real.transfer.result import TransferResult
 from tests.real.transfer.peer import LAYERS, Peer, endpoint, memory
 
 SOURCE, TARGET = [7, 3, 4, 5, 19, 0], [1, 15, 16, 9, 2, 30]
@@ -63,7 +63,9 @@ def test_pull_whole_and_by_layer(peer: Peer, name: str, way: tuple[str, bool], d
             assert [f"{name} layers", [9, 10, 11, 12]] in peer.ask("read_leases", name=name)
             # all of it was here: only the source is told
             peer.ask("offer", name=name, lease=f"{name} none", blocks=[1])
-            assert await own.pull(at, f"{name} none", [], [], deadline_s=60) == Result("done", 0, pytest.approx(0, abs=5), "", transport)
+            assert await own.pull(at, f"{name} none", [], [], deadline_s=60) == TransferResult(
+                "done", 0, pytest.approx(0, abs=5), "", transport
+            )
             assert [f"{name} none", [1]] in peer.ask("read_leases", name=name)
             assert same(here, expected)
 
@@ -85,7 +87,7 @@ def test_push_whole_and_by_layer_and_chunk(peer: Peer, name: str, way: tuple[str
             peer.ask("expect", name=name, ticket=f"{name} whole", blocks=TARGET, deadline_s=60)
             result = await own.push(at, f"{name} whole", SOURCE, TARGET, deadline_s=60)
             assert (result.status, result.reason, result.transport) == ("done", "", transport)
-            assert Result(**peer.ask("arrived", ticket=f"{name} whole")).bytes == result.bytes > 0
+            assert TransferResult(**peer.ask("arrived", ticket=f"{name} whole")).bytes == result.bytes > 0
             expected = moved(expected, here, SOURCE, TARGET)
             assert same(bits(peer, name, expected), expected)
             # chunks of blocks, each by layer, all under way at once
@@ -96,7 +98,7 @@ def test_push_whole_and_by_layer_and_chunk(peer: Peer, name: str, way: tuple[str
                 for layer in range(LAYERS)
             ]
             assert {result.status for result in await asyncio.gather(*parts)} == {"done"}
-            result = Result(**peer.ask("arrived", ticket=f"{name} parts"))
+            result = TransferResult(**peer.ask("arrived", ticket=f"{name} parts"))
             assert (result.status, result.bytes) == ("done", 4 * here[:, :, 0].numel() * here.element_size())
             expected = moved(expected, here, [6, 6, 2, 2], [21, 3, 4, 8])
             assert same(bits(peer, name, expected), expected)
@@ -177,7 +179,7 @@ def test_the_event_loop_goes_on(peer: Peer, name: str, way: tuple[str, bool]) ->
     blocks = list(range(8000))
     at = peer.make(name, transport, blocks=8000, seed=5, dtype="float32", shared=shared)
 
-    async def median_gap_s(own: Endpoint, lease: str) -> float:
+    async def median_gap_s(own: KvEndpoint, lease: str) -> float:
         peer.ask("offer", name=name, lease=lease, blocks=blocks)
         pull = asyncio.ensure_future(own.pull(at, lease, blocks, blocks, deadline_s=60))
         gaps = []

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from pdlab.real.cluster.status import Row, View, nics, table
+from pdlab.real.router.status import InstanceRow, View, nics, table
 from pdlab.real.transfer import nixl, rdma
 from pdlab.real.transfer.descriptor import Descriptor, decode
 from tests.real.registry.worlds import spec
@@ -161,7 +161,9 @@ def test_operators_see_nics_and_addresses_where_there_are_any(sysfs: Path, monke
     found = asyncio.run(told())
     on_npu = msgspec.structs.replace(found, nics=(), npu_address="192.168.100.101")
     none = msgspec.structs.replace(found, nics=())
-    rows = {name: Row(spec(name, descriptor=one.encode().decode()), "ready") for name, one in (("a", found), ("b", on_npu), ("c", none))}
+    rows = {
+        name: InstanceRow(spec(name, descriptor=one.encode().decode()), "ready") for name, one in (("a", found), ("b", on_npu), ("c", none))
+    }
     assert {name: nics(row.spec) for name, row in rows.items()} == {
         "a": ["mlx5_0:1", "mlx5_2:1", "mlx5_3:1"],
         "b": ["192.168.100.101"],
@@ -169,7 +171,7 @@ def test_operators_see_nics_and_addresses_where_there_are_any(sysfs: Path, monke
     }
     shown = text(View(list(rows.values())))
     assert "mlx5_0:1 mlx5_2:1 mlx5_3:1" in shown and "192.168.100.101" in shown and "NICs" in shown
-    assert "NICs" not in text(View([rows["c"], Row(spec("d"), "ready")]))
+    assert "NICs" not in text(View([rows["c"], InstanceRow(spec("d"), "ready")]))
 
 
 def test_the_addresses_of_npus_come_from_hccn_conf(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Above both worlds: measuring real engines, and holding simulations against them."""

@@ -1,0 +1,405 @@
+"""The engine's own process: `python -m pdlab.real.instance.engine_process FD`.
+
+It speaks length-prefixed msgpack over the socket it inherits; first its options come there, since anybody may read a command line.
+One thread takes messages in and one sends them off while a step computes, so
+that no step waits for HTTP; between two passes the engine looks whether any have come. Where nothing runs it sleeps on the queue. When the
+other end closes, it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pdlab.core.types import UsageError
+from pdlab.real.engine.messages import (
+    TO_ENGINE,
+    AnyToEngine,
+    AskLease,
+    Cancel,
+    Compile,
+    Compiled,
+    EngineBroken,
+    Export,
+    Exported,
+    FromEngine,
+    Holds,
+    Loading,
+    Proceed,
+    Ready,
+    Receive,
+    Release,
+    RenewLease,
+    Resume,
+    StopEngine,
+    StructuredOutputs,
+    Submit,
+    Tokens,
+    Vocabulary,
+)
+from pdlab.real.engine.options import OPTIONS, EngineOptions
+from pdlab.real.host.logs import inherited
+from pdlab.replay.log_file import LogFile
+
+if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
+    from llguidance import LLMatcher
+
+    from pdlab.real.engine.engine import Engine
+    from pdlab.real.engine.grammar import Grammars
+    from pdlab.real.engine.load import Loaded
+    from pdlab.real.instance.kv_service import Peers
+
+log = logging.getLogger(__name__)
+ALONE = "this engine exchanges no KV"
+COMPILER_STACK_BYTES = 64 << 20  # many times what a grammar was let through with
+
+
+class Link:
+    """The engine's end of the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.inbox: queue.SimpleQueue[AnyToEngine | Callable[[], None]] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.encoder = msgspec.msgpack.Encoder()
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+        self.writer = threading.Thread(target=self._write, name="outbox", daemon=True)
+        self.writer.start()
+
+    def _read(self) -> None:
+        file = self.sock.makefile("rb")
+        try:
+            while head := file.read(4):
+                self.inbox.put(TO_ENGINE.decode(file.read(int.from_bytes(head, "little"))))
+        except (OSError, msgspec.MsgspecError):
+            pass
+        self.inbox.put(StopEngine())
+
+    def _write(self) -> None:
+        try:
+            while raw := self.outbox.get():
+                self.sock.sendall(len(raw).to_bytes(4, "little") + raw)
+        except OSError:
+            self.inbox.put(StopEngine())
+
+    def send(self, message: FromEngine) -> None:
+        self.outbox.put(self.encoder.encode(message))
+
+    def close(self) -> None:
+        """Wait until what was sent is on its way."""
+        self.outbox.put(b"")
+        self.writer.join(5)
+
+
+def main() -> int:
+    """Exits with 0 when told to stop, with 1 when broken."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the HTTP process decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    options = _options(sock)
+    link = Link(sock)
+    try:
+        with inherited():
+            run(link, options)
+    except UsageError as error:
+        link.send(EngineBroken(str(error), usage=True))
+    except Exception as error:
+        log.exception("the engine has failed")
+        link.send(EngineBroken(f"{type(error).__name__}: {error}"))
+    else:
+        return 0
+    finally:
+        link.close()
+    return 1
+
+
+def _options(sock: socket.socket) -> EngineOptions:
+    head = sock.recv(4, socket.MSG_WAITALL)
+    return OPTIONS.decode(sock.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL))
+
+
+def run(link: Link, options: EngineOptions) -> None:
+    """Load, say so, and serve until told to stop."""
+    started_s = time.perf_counter()
+    decisions = _log(options.decisions)
+    link.send(Loading("loading torch"))
+    from pdlab.kernels.cpu_build import build_all, unbuilt
+    from pdlab.real.engine.load import load
+    from pdlab.real.engine.self_profile import SelfProfile
+
+    link.send(Loading("loading weights"))
+    building = threading.Thread(target=build_all, name="kernels")  # while the weights are read
+    if options.device == "cpu":
+        if missing := unbuilt():
+            link.send(Loading(f"loading weights; building kernels, once on this machine: {', '.join(missing)}"))
+        building.start()
+    try:
+        loaded = load(options, decisions)
+        engine, config = loaded.engine, loaded.config
+        if options.device == "cpu":
+            building.join()
+        link.send(Loading("warming up"))
+        engine.runner.warm_up()
+        ready = Ready(
+            config.name,
+            engine.worker.most_tokens,
+            config.vocab,
+            options.block_tokens,
+            engine.scheduler.pool.total,
+            str(loaded.device),
+            str(loaded.dtype).removeprefix("torch."),
+            block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
+            context_tokens=loaded.context_tokens,
+        )
+        if options.self_profile:
+            link.send(Loading("measuring itself"))
+            profile = SelfProfile(engine)
+            ready = msgspec.structs.replace(ready, prefill_profile=profile.prefill(), decode_profile=profile.decode())
+        with _peers(options, loaded, link) as peers:
+            if peers is not None:
+                ready = msgspec.structs.replace(ready, descriptor=peers.endpoint.descriptor(), engine_id=peers.engine_id)
+            link.send(msgspec.structs.replace(ready, load_s=time.perf_counter() - started_s))
+            EngineLoop(link, engine, peers, decisions).run()
+    finally:
+        if decisions is not None:
+            decisions.close()
+
+
+def _log(path: str) -> LogFile | None:
+    """Of the scheduler's decisions. Raises UsageError where it cannot be opened."""
+
+    def warn(why: str) -> None:
+        log.warning("%s: %s: nothing more is written to it, and requests are served on", path, why)
+
+    try:
+        return LogFile(Path(path), warn) if path else None
+    except OSError as error:
+        raise UsageError(f"--log {path}: {error.strerror}") from None
+
+
+@contextmanager
+def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[Peers | None]:
+    """The exchange of KV with other engines; None where none is wanted."""
+    if not options.kv_name:
+        yield None
+        return
+    from pdlab.real.host.background import Background
+    from pdlab.real.instance.kv_service import Peers
+    from pdlab.real.transfer.endpoint import KvEndpoint
+
+    incarnation = secrets.token_hex(4)
+
+    endpoint = KvEndpoint(
+        loaded.engine.runner.kv,
+        name=options.kv_name,
+        incarnation=incarnation,
+        block_tokens=options.block_tokens,
+        model_hash=loaded.fingerprint,
+        transport=options.kv_transport,
+        host=options.kv_host,
+        port=options.kv_port,
+        advertise=options.kv_advertise,
+        token=options.kv_token,
+        checksums=options.kv_checksums,
+        lease_read=lambda lease, blocks: peers.lease_read(lease, blocks),
+        leases_renewed=lambda leases, lease_s: peers.leases_renewed(leases, lease_s),
+    )
+    background = Background("kv")
+    try:
+        background.run(endpoint.start())
+        try:
+            engine_id = f"{options.kv_name}-{incarnation}"
+            peers = Peers(loaded.engine, endpoint, background, link.inbox.put, engine_id=engine_id, lease_s=options.lease_s)
+            yield peers
+        finally:
+            background.run(endpoint.close())
+    finally:
+        background.close()
+
+
+class Compiler:
+    """Compiles grammars in a thread of its own, so that no step waits for one; the engine's thread keeps what comes of it."""
+
+    def __init__(self, link: Link, engine: Engine) -> None:
+        self.link, self.engine = link, engine
+        self.work: queue.SimpleQueue[Vocabulary | Compile] = queue.SimpleQueue()
+        self.grammars: Grammars | None = None
+        self.trouble = "the engine was not told its vocabulary"
+        self.thread: threading.Thread | None = None
+
+    def start(self, vocabulary: Vocabulary) -> None:
+        if self.thread is None:
+            before = threading.stack_size(COMPILER_STACK_BYTES)
+            self.thread = threading.Thread(target=self._run, name="grammars", daemon=True)
+            self.thread.start()
+            threading.stack_size(before)
+        self.work.put(vocabulary)
+
+    def compile(self, call: int, structured: StructuredOutputs) -> None:
+        if self.thread is None:
+            self.link.send(Compiled(call, self.trouble))
+        else:
+            self.work.put(Compile(call, structured))
+
+    def _run(self) -> None:
+        from pdlab.real.engine.grammar import Grammars
+
+        while True:
+            work = self.work.get()
+            try:
+                if isinstance(work, Vocabulary):
+                    self.grammars = Grammars(work)
+                elif self.grammars is None:
+                    self._answer(work.call, self.trouble)
+                else:
+                    self._keep(work, self.grammars, self.grammars.compile(work.structured))
+            except Exception as error:  # whoever asked waits for an answer
+                if isinstance(work, Vocabulary):
+                    self.trouble = str(error)
+                else:
+                    self._answer(work.call, str(error))
+
+    def _answer(self, call: int, reason: str) -> None:
+        self.link.inbox.put(lambda: self.link.send(Compiled(call, reason)))
+
+    def _keep(self, work: Compile, grammars: Grammars, compiled: LLMatcher) -> None:
+        def keep() -> None:
+            self.engine.grammars = grammars
+            grammars.keep(work.structured, compiled)
+            self.link.send(Compiled(work.call, ""))
+
+        self.link.inbox.put(keep)
+
+
+class EngineLoop:
+    """The engine's loop: what has come is taken in between two passes; where nothing can run, it sleeps until something comes."""
+
+    def __init__(self, link: Link, engine: Engine, peers: Peers | None, log: LogFile | None = None) -> None:
+        self.link, self.engine, self.peers, self.log = link, engine, peers, log
+        self.compiler = Compiler(link, engine)
+        self.mark_s = 0.0
+        self.leases = self.used_blocks = 0  # as last told
+
+    def run(self) -> None:
+        inbox, engine = self.link.inbox, self.engine
+        while True:
+            while not engine.runnable or not inbox.empty():
+                if not self.take(self.come()):
+                    return
+            self.mark_s = time.monotonic()
+            if not engine.step(self.mark_s, self.emit, self.interrupted) and not self.take(self.come()):
+                return
+            if self.left_s() == 0.0:
+                self.take(self.deadlines)
+
+    def left_s(self) -> float | None:
+        """Until the worker's next deadline."""
+        wake_s = self.engine.worker.wake_s()
+        return None if wake_s is None else max(0.0, wake_s - time.monotonic())
+
+    def come(self) -> AnyToEngine | Callable[[], None]:
+        """What comes next, if only a deadline."""
+        try:
+            return self.link.inbox.get(timeout=self.left_s())
+        except queue.Empty:
+            return self.deadlines
+
+    def deadlines(self) -> None:
+        if self.peers is not None:
+            self.peers.deadlines()
+
+    def interrupted(self) -> bool:
+        return not self.link.inbox.empty()
+
+    def take(self, message: AnyToEngine | Callable[[], None]) -> bool:
+        """False: the end."""
+        match message:
+            case Submit():
+                self.engine.submit(message, time.monotonic())
+                if self.peers is not None:
+                    self.peers.submitted(message)
+            case Cancel(id, candidate):
+                if self.peers is None or not self.peers.cancel(message):
+                    self.engine.cancel(id, candidate)
+            case Vocabulary():
+                self.compiler.start(message)
+            case Compile(call, structured):
+                self.compiler.compile(call, structured)
+            case StopEngine():
+                return False
+            case Receive() | Resume() | Proceed() | Release() | RenewLease() | AskLease() | Export():
+                if self.peers is not None:
+                    self.peers.take(message, time.monotonic())
+                else:
+                    self.refuse(message)
+            case _ if callable(message):
+                message()
+        if self.peers is not None and (self.peers.told or self.peers.outputs or self.changed):
+            self.emit([])
+        return True
+
+    @property
+    def changed(self) -> bool:
+        """Since it was last told. Blocks of a read that was called off are free when it has ended, which no pass tells."""
+        return len(self.engine.scheduler.held) != self.leases or self.engine.scheduler.pool.used != self.used_blocks
+
+    def refuse(self, message: Receive | Resume | Proceed | Release | RenewLease | AskLease | Export) -> None:
+        """There is nobody to exchange KV with."""
+        if isinstance(message, Export):
+            self.link.send(Exported(message.call, ALONE))
+        elif isinstance(message, AskLease):
+            self.link.send(Holds(message.call, False))
+        elif isinstance(message, Receive | Resume):
+            submit = message.submit
+            self.emit([Tokens(submit.id, i, 0, [], "error", error=ALONE) for i in range(submit.sampling.best_of)])
+
+    def emit(self, outputs: list[Tokens]) -> None:
+        """Tell what a pass has made, and what else there is to tell."""
+        now, peers, engine = time.monotonic(), self.peers, self.engine
+        if engine.batch is not None:
+            seconds = now - self.mark_s
+            engine.worker.meter.took(engine.batch, engine.joined, self.mark_s, seconds, 1, seconds)
+            engine.batch = None
+        self.mark_s = now
+        dropped = self.log.dropped if self.log is not None else 0
+        if peers is None:
+            self.link.send(msgspec.structs.replace(engine.load(outputs, now), log_dropped=dropped))
+            return
+        peers.looked_at(outputs)
+        told, peers.told = peers.told, []
+        more, peers.outputs = peers.outputs, []
+        for answer in told:
+            if isinstance(answer, Exported | Holds):
+                self.link.send(answer)
+        load = self.engine.load([*outputs, *more], now)
+        self.leases, self.used_blocks = load.leases, load.report.used_blocks
+        self.link.send(
+            msgspec.structs.replace(
+                load,
+                news=[one for one in told if not isinstance(one, Exported | Holds)],
+                transfer_bytes=peers.received_bytes,
+                failed_transfers=peers.failed,
+                expired_leases=peers.expired,
+                log_dropped=dropped,
+            )
+        )
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # no need to wait for torch's threads

@@ -1,0 +1,246 @@
+"""The router's process: the OpenAI API over a cluster whose members come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pdlab.core.router import Router
+from pdlab.core.types import InstanceSpec, Role, UsageError
+from pdlab.core.watchdog import watched
+from pdlab.experiment import make_router as control
+from pdlab.experiment.deployment import Deployment
+from pdlab.real.api.app import Route, as_json, create_app
+from pdlab.real.api.cors import NO_PAGES, Cors
+from pdlab.real.api.errors import ApiError
+from pdlab.real.api.http_server import IDLE_S, bind, serve
+from pdlab.real.api.service import Service
+from pdlab.real.launch.child_instances import Children
+from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net import credentials
+from pdlab.real.net.tls import PLAIN, Tls
+from pdlab.real.registry import Registry
+from pdlab.real.registry.store import StoreAway
+from pdlab.real.router.cluster_engine import ClusterEngine
+from pdlab.real.router.http_remote import HttpRemote
+from pdlab.real.router.roster import Members, follow, lead, protocol_of
+from pdlab.real.router.status import view_of
+from pdlab.real.router.world import LiveWorld
+from pdlab.replay.log import EventLog
+
+logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
+LOOK_S = 0.05  # between looks whether all have joined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterFront:
+    """Where clients come in. `token` is the cluster's internal one, `upstream_api_key` that of vLLM servers; `asks_token` is what this
+    router's own /pdlab asks for where the cluster has made its token for itself (empty: nothing). `max_requests` holds where the experiment
+    has no `limits.max_in_flight`. Without an API key /v1 is `open_to_clients`, or asks for the token. `context_tokens`: the model's bound
+    on prompt plus output (0: not known). With `traceback` a policy's mistake is logged with all that Python says of it."""
+
+    name: str
+    model: str
+    tokenizer: Tokenizer
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    token: str = ""
+    upstream_api_key: str = ""
+    max_requests: int = 1024
+    drain_s: float = 30.0
+    idle_s: float = IDLE_S
+    context_tokens: int = 0
+    trace_events: Path | None = None
+    traceback: bool = False
+    tool_parser: str = ""
+    asks_token: str | None = None
+    open_to_clients: bool = True
+    tls: Tls = PLAIN
+    cors: Cors = NO_PAGES
+
+    @property
+    def guard(self) -> str:
+        return self.token if self.asks_token is None else self.asks_token
+
+
+@dataclass(frozen=True, slots=True)
+class ChildInstances:
+    """The instances that a router starts itself: the `first` ones by name, and more of a role where the policy scales. `command` starts one
+    of that name and role, given its socket's number."""
+
+    children: Children
+    first: Mapping[str, Role]
+    command: Callable[[str, Role, int], list[str]]
+
+    async def all_joined(self, members: Members) -> None:
+        """Start the first ones, and wait until all have a place."""
+        for name, role in self.first.items():
+            self.children.add(name, partial(self.command, name, role))
+        while not all((known := members.known.get(name)) and not known.refusal for name in self.first):
+            await asyncio.sleep(LOOK_S)
+
+    async def scale(self, role: Role) -> None:
+        """One more, under a name that nobody has had."""
+        name = next(name for n in count() if (name := f"{role}-{n}") not in self.children.names)
+        self.children.say(f"starting {name}, which the policy asks for")
+        self.children.add(name, partial(self.command, name, role), needed=False)
+
+
+class ClusterService(Service):
+    """How many requests are too many its router says. Where nobody can serve it says who is missing."""
+
+    def __init__(self, engine: ClusterEngine, front: RouterFront, members: Members) -> None:
+        super().__init__(
+            engine,
+            front.tokenizer,
+            front.model,
+            max_requests=None,
+            api_key=front.api_key,
+            token=front.guard or None,
+            tool_parser=front.tool_parser,
+            open_to_clients=front.open_to_clients,
+        )
+        self.members, self.router = members, engine.world.router
+
+    def not_ready(self) -> list[str]:
+        reasons = super().not_ready()
+        if self.router.overloaded:
+            most = self.router.limits.max_in_flight
+            reasons.append(f"overloaded: {len(self.router.cluster.live)} requests in flight, at most {most}")
+        if self.engine.down is not None or not self.router.cluster.ready:
+            there = sorted(self.members.known.items())
+            who = ", ".join(f"{name} ({known.spec.role}) is {known.state}" for name, known in there) or "nobody is registered"
+            reasons.append(f"no instance can prefill or decode: {who}")
+        return reasons
+
+
+class Connected:
+    """The Remotes of a World, the latest of each name."""
+
+    def __init__(self, front: RouterFront) -> None:
+        self.front = front
+        self.remotes: dict[str, HttpRemote] = {}
+
+    def connect(self, spec: InstanceSpec) -> HttpRemote:
+        if (before := self.remotes.get(spec.name)) is not None:
+            before.close()
+        api_key = "" if spec.engine == "pdlab" else self.front.upstream_api_key
+        made = self.remotes[spec.name] = HttpRemote(spec, token=self.front.token, api_key=api_key, tls=self.front.tls)
+        return made
+
+    def close(self) -> None:
+        for remote in self.remotes.values():
+            remote.close()
+
+
+async def route(
+    deployment: Deployment, front: RouterFront, registry: Registry, *, brood: ChildInstances | None = None, say: Say = print
+) -> None:
+    """Bind, follow the registry, serve, drain. Raises UsageError on mistakes."""
+    started_s = time.monotonic()
+    if deployment.limits.max_in_flight is None:
+        deployment = deployment.with_({"limits.max_in_flight": front.max_requests})
+    router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
+    connected, members = Connected(front), Members(front.model)
+    with (
+        contextlib.ExitStack() as opened,
+        contextlib.closing(bind(front.host, front.port)) as sock,
+        watched(router.policy),
+        event_log(deployment, router, front.trace_events) as log,
+    ):
+        world = LiveWorld(
+            router,
+            connected.connect,
+            transfer=deployment.transfer,
+            now=lambda: time.monotonic() - started_s,
+            log=log,
+            seed=deployment.seed,
+            start=None if brood is None else brood.scale,
+            traceback=front.traceback,
+        )
+        engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
+        app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service
+        serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
+        jobs: list[asyncio.Future[Any]] = [
+            serving,
+            asyncio.create_task(
+                follow(registry, world.instances, members, ask=partial(protocol_of, token=front.token, tls=front.tls), say=say)
+            ),
+            asyncio.create_task(lead(registry, world.instances, front.name)),
+        ]
+        try:
+            if brood is not None:
+                jobs.append(brood.children.failed)
+                await _first_of(jobs, asyncio.create_task(brood.all_joined(members)))
+            world.open()  # no sooner: the policy would scale up for want of those that still start
+            if not serving.done():
+                app.state.service = ClusterService(engine, front, members)
+                host, port = f"[{front.host}]" if ":" in front.host else front.host, sock.getsockname()[1]
+                where = f"{front.tls.scheme}://{host}:{port}"
+                if front.asks_token is not None:
+                    try:
+                        opened.enter_context(credentials.kept(port, front.token))
+                    except UsageError as error:
+                        say(f"pdlab drain and switch will lack the token: {error}")
+                say(f"{front.model}: {len(members.known) or 'no'} instances have joined")
+                say(f"ready after {time.monotonic() - started_s:.1f} s: {where}/v1")
+                await _first_of(jobs)
+            if left := serving.result():
+                say(f"stopped with {left} requests unfinished")
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+            await world.close()
+            connected.close()
+            if brood is not None:
+                await brood.children.close()
+
+
+async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]) -> None:
+    """Wait until one has ended; raises what it raised. Those of `more` are cancelled then."""
+    try:
+        done, _ = await asyncio.wait((*jobs, *more), return_when=asyncio.FIRST_COMPLETED)
+        for job in done:
+            job.result()
+    finally:
+        for job in more:
+            job.cancel()
+
+
+@contextmanager
+def event_log(deployment: Deployment, router: Router, path: Path | None) -> Iterator[EventLog | None]:
+    """The event log that `pdlab replay` reads. Raises UsageError where it cannot be opened."""
+    if path is None:
+        yield None
+        return
+    try:
+        log = EventLog(path, control.head_of(deployment, router.policy, router.cluster.hash_tokens), warn=logger.warning)
+    except OSError as error:
+        raise UsageError(f"--trace-events {path}: {error.strerror}") from None
+    with log:
+        yield log
+
+
+def _routes(registry: Registry, members: Members) -> tuple[Route, ...]:
+    async def cluster(service: Service, request: Request) -> Response:
+        try:
+            return as_json(await view_of(registry, members))
+        except StoreAway as away:
+            raise ApiError(503, f"the registry does not answer: {away}", code="registry_away") from None
+
+    return (("GET", "/pdlab/v1/cluster", cluster),)

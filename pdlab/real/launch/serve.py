@@ -1,0 +1,375 @@
+"""`pdlab serve` in all its roles: what was asked for is checked as a whole, then started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from pdlab import cost
+from pdlab.core.types import Role, UsageError, nearest
+from pdlab.experiment.cluster import Placement
+from pdlab.experiment.deployment import Deployment
+from pdlab.real.engine.memory import check_cpu_kv
+from pdlab.real.engine.options import EngineOptions
+from pdlab.real.host.logs import tell
+from pdlab.real.instance.vllm_sidecar import Keeper
+from pdlab.real.launch.child_instances import Children
+from pdlab.real.launch.ignored_keys import ignored
+from pdlab.real.launch.instance import (
+    ClusterPlace,
+    Listening,
+    engine_options,
+    registry_at,
+    run,
+    run_until_stopped,
+    served_name_of,
+    tokenizer_of,
+)
+from pdlab.real.launch.router import ChildInstances, RouterFront, route
+from pdlab.real.models import config, gguf_file
+from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password
+from pdlab.real.registry import Registry
+from pdlab.real.registry.child_registry import SCHEME
+from pdlab.real.registry.memory import MemoryStore
+from pdlab.real.router.vllm import Vllm
+
+ROLES = (*(str(role) for role in Role), "router", "all")
+TRANSPORTS = ("auto", "shm", "tcp", "cuda_ipc", "nixl")
+CHILD_LEASE_S = 15.0
+SECRETS = ("PDLAB_API_KEY", "PDLAB_INTERNAL_TOKEN", "PDLAB_UPSTREAM_API_KEY", "PDLAB_REGISTRY", "PDLAB_REGISTRY_PASSWORD")
+NOT_FOR_CHILDREN = (*SECRETS, *(f"{name}_FILE" for name in SECRETS))
+ENGINES = ("pdlab", "vllm")
+ROUTER = Deployment(name="router", model="smollm2-135m")  # what one without a file follows
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The command line. `given` are the engine's options; None: not given."""
+
+    role: str
+    file: Path | None
+    deployment: Deployment | None
+    given: Mapping[str, object]
+    serving: Listening
+    registry: str = ""
+    registry_wait_s: float = 0.0
+    instance_name: str = ""
+    advertise: str = ""
+    kv_transport: str = "auto"
+    kv_port: int = 0
+    engine: str = "pdlab"
+    upstream: str = ""
+    upstream_api_key: str = ""
+    trace_events: Path | None = None
+    traceback: bool = False
+    self_profile: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of the instance or the router, unique among its peers unless somebody gave two the same."""
+        return self.instance_name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.role}-{platform.node()}-{os.getpid()}")[:128]
+
+    @property
+    def placed(self) -> Placement | None:
+        """Which of the file's instances it is: the one of its name, else one of its role. One that was scaled up is like the first of its
+        role, or the first at all, as simulated. Raises UsageError where the file leaves it open."""
+        if self.deployment is None:
+            return None
+        if not self.is_child:
+            return self.deployment.place_of(self.instance_name, self.role)
+        placed = self.deployment.placements()
+        like = [one for one in placed if one.name == self.instance_name] or [one for one in placed if one.role == self.role] or placed
+        return like[0]
+
+    @property
+    def is_child(self) -> bool:
+        """Of a `--role all`."""
+        return self.registry.startswith(SCHEME)
+
+    @property
+    def alone(self) -> bool:
+        """A server without a cluster."""
+        return self.role == "mixed" and not self.registry
+
+
+def start(asked: Asked, say: Say) -> None:
+    """Until stopped. Raises UsageError with a line for the first thing that is wrong."""
+    asked = settled(asked)
+    check(asked)
+    asked.serving.tls.check()
+    if not asked.is_child and (line := ignored(asked)):
+        tell(line)
+    if asked.engine == "vllm":
+        run_until_stopped(_keep(asked, say))
+    elif asked.role == "router":
+        run_until_stopped(_route(asked, say))
+    elif asked.role == "all":
+        run_until_stopped(_all(asked, say))
+    else:
+        run_until_stopped(run(engine_of(asked), asked.serving, _place(asked), say=say))
+
+
+def settled(asked: Asked) -> Asked:
+    """With the file's registry, where the command line gives none."""
+    own = asked.deployment.registry if asked.deployment is not None and asked.role != "all" else None
+    return asked if asked.registry or not own else replace(asked, registry=with_password(own))
+
+
+def check(asked: Asked) -> None:
+    """Raises UsageError where options do not go together."""
+    for option, value, known in (
+        ("--role", asked.role, ROLES),
+        ("--engine", asked.engine, ENGINES),
+        ("--kv-transport", asked.kv_transport, TRANSPORTS),
+    ):
+        if value not in known:
+            raise UsageError(f"{option} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
+    for wrong, line in _wrong(asked):
+        if wrong:
+            raise UsageError(line)
+    if asked.deployment is not None and asked.engine == "pdlab" and asked.role != "router":
+        _check_tp(asked, asked.deployment)
+
+
+def _check_tp(asked: Asked, deployment: Deployment) -> None:
+    placed = asked.placed if asked.role != "all" else None
+    for one in deployment.placements() if placed is None else [placed]:
+        if one.tp > 1:
+            raise UsageError(
+                f"{asked.file}: cluster.instances.{one.row}.tp: {one.tp}, but pdlab's engine runs an instance in one process: write tp: 1, "
+                "or start a vLLM server with --tensor-parallel-size and register it with --engine vllm --upstream URL"
+            )
+
+
+def _wrong(asked: Asked) -> list[tuple[bool, str]]:
+    role, host, vllm = asked.role, asked.serving.host, asked.engine == "vllm"
+    router = role in ("router", "all")
+    exposed = not loopback(host) or bool(asked.advertise and not loopback(asked.advertise))
+    return [
+        (bool(asked.upstream) and not vllm, "--upstream is for --engine vllm: add it, or remove --upstream"),
+        (vllm and not asked.upstream, "--engine vllm needs --upstream URL: where the vLLM server answers"),
+        (vllm and router, f"--engine vllm is for instances: give --role prefill, decode or mixed, not {role}"),
+        (vllm and not asked.registry, "--engine vllm needs --registry URL: the server at --upstream is registered there"),
+        (role == "router" and not asked.registry, "--role router needs --registry URL: it finds its instances there"),
+        (
+            role == "all" and bool(asked.registry),
+            "--role all keeps its registry in memory: remove --registry, or start each role by itself",
+        ),
+        (
+            role == "all" and not (asked.deployment is not None and asked.deployment.cluster.instances),
+            "--role all needs an experiment file: its cluster.instances say what to start",
+        ),
+        (
+            asked.registry.startswith("memory:"),
+            "--registry memory:// is inside one process: use --role all, or an etcd:// or redis:// server",
+        ),
+        (
+            asked.trace_events is not None and not router,
+            "--trace-events is a router's: use it with --role router or all (an engine has --log)",
+        ),
+        (bool(asked.given.get("decisions")) and (router or vllm), "--log is an engine's: use it with --role prefill, decode or mixed"),
+        (role == "router" and asked.kv_transport != "auto", "--kv-transport is for instances; a router moves no KV"),
+        (bool(asked.kv_port) and (router or vllm), "--kv-port is for a single instance: use it with --role prefill, decode or mixed"),
+        (bool(asked.advertise) and (router or vllm), "--advertise is for instances that register themselves: remove it"),
+        (
+            not (asked.alone or router or vllm) and _wildcard(host) and not asked.advertise,
+            f"--host {host} is no address that others can reach: give --advertise HOST, too",
+        ),
+        (
+            exposed and not vllm and not asked.serving.token and (asked.alone or router) and not asked.serving.api_key,
+            f"--host {host} can be reached by others: give --api-key (or PDLAB_API_KEY); this makes one: "
+            + MAKES_ONE.format(name="PDLAB_API_KEY"),
+        ),
+        (
+            exposed and not (vllm or asked.alone or router) and not asked.serving.token,
+            f"--host {host} can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster; "
+            "this makes one: " + MAKES_ONE.format(name="PDLAB_INTERNAL_TOKEN"),
+        ),
+        (
+            bool(asked.serving.api_key and asked.registry and not (asked.serving.token or vllm)),
+            "--api-key needs --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all of the cluster: else its instances answer "
+            "whoever asks them; this makes one: " + MAKES_ONE.format(name="PDLAB_INTERNAL_TOKEN"),
+        ),
+    ]
+
+
+def _wildcard(host: str) -> bool:
+    return host in ("0.0.0.0", "::", "")
+
+
+# ---------------------------------------------------------------- an instance
+
+
+def engine_of(asked: Asked) -> EngineOptions:
+    options = engine_options(asked.deployment, asked.given, asked.placed)
+    if asked.alone:
+        return options
+    return msgspec.structs.replace(
+        options,
+        kv_name=asked.name,
+        kv_transport=asked.kv_transport,
+        kv_host=asked.serving.host,
+        kv_port=asked.kv_port,
+        kv_advertise=asked.advertise,
+        kv_token=asked.serving.token,
+        self_profile=asked.self_profile and profile_of(asked) is None,
+    )
+
+
+def profile_of(asked: Asked) -> cost.InstanceProfile | None:
+    """What `pdlab calibrate` has measured of the instance, where its row of the experiment names that as `hardware`; None where the command
+    line has another model."""
+    placed = asked.placed
+    if asked.deployment is None or placed is None or not placed.hardware or asked.given.get("model"):
+        return None
+    return cost.hardware(placed.hardware, asked.deployment.base_dir).profile
+
+
+def _place(asked: Asked) -> ClusterPlace | None:
+    if asked.alone:
+        return None
+    report_s, lease_s = _times(asked.deployment)
+    if asked.is_child:  # the parent notices at once when a child dies, and a loaded machine may pause one
+        lease_s = max(lease_s, CHILD_LEASE_S)
+    return ClusterPlace(
+        name=asked.name,
+        role=Role(asked.role),
+        registry=asked.registry,
+        advertise=asked.advertise,
+        report_s=report_s,
+        lease_s=lease_s,
+        wait_s=asked.registry_wait_s,
+        profile=profile_of(asked),
+    )
+
+
+def _times(deployment: Deployment | None) -> tuple[float, float]:
+    """Between reports, and of a lease."""
+    plain = deployment or ROUTER
+    return plain.cluster.reports.period_s, plain.limits.lease_s
+
+
+async def _keep(asked: Asked, say: Say) -> None:
+    """A vLLM server's place, until a signal; then it drains."""
+    report_s, lease_s = _times(asked.deployment)
+    upstream = Vllm(asked.upstream, asked.upstream_api_key, asked.serving.tls, profile_of(asked))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(upstream):
+        async with await registry_at(asked.registry, asked.serving.tls, asked.registry_wait_s, say) as registry:
+            role, model = Role(asked.role), asked.serving.served_name
+            keeper = Keeper(
+                registry, upstream, asked.name, role, model, report_s=report_s, lease_s=lease_s, wait_s=asked.registry_wait_s, say=say
+            )
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop.set)
+            keeping, stopping = asyncio.create_task(keeper.run()), asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait((keeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+                for number in (signal.SIGTERM, signal.SIGINT):  # a second one ends it at once
+                    loop.remove_signal_handler(number)
+                if keeping.done():
+                    keeping.result()
+                if left := await keeper.drain(asked.serving.drain_s):
+                    say(f"left with {left} requests at {asked.upstream}")
+            finally:
+                for task in (keeping, stopping):
+                    task.cancel()
+                await asyncio.gather(keeping, stopping, return_exceptions=True)
+
+
+# ---------------------------------------------------------------- a router
+
+
+async def _route(asked: Asked, say: Say) -> None:
+    front = _front(asked)
+    async with await registry_at(asked.registry, asked.serving.tls, asked.registry_wait_s, say) as registry:
+        await route(asked.deployment or ROUTER, front, registry, say=say)
+
+
+async def _all(asked: Asked, say: Say) -> None:
+    """The instances of the file's cluster, each a child, and their router."""
+    assert asked.deployment is not None, "checked"
+    front = _front(asked)
+    if not front.token:  # the instances ask for one all the same: each user of this host could reach them
+        token = secrets.token_hex(32)
+        front = replace(front, token=token, asks_token=token if front.api_key else "")
+    placed = asked.deployment.placements()
+    first = {one.name: one.role for one in placed}
+    check_cpu_kv(*(engine_options(asked.deployment, asked.given, one) for one in placed))
+    threads = max(1, int(str(asked.given.get("threads") or len(os.sched_getaffinity(0)))) // len(first))
+    store = MemoryStore()
+    environment = {**dict.fromkeys(NOT_FOR_CHILDREN, ""), "PDLAB_INTERNAL_TOKEN": front.token}
+    children = Children(store, environment=environment, say=say)
+    say(f"starting {len(first)} instances of {front.model} with {threads} CPU threads each: {', '.join(first)}")
+    async with Registry(store) as registry:
+        brood = ChildInstances(children, first, partial(child_command, asked, front.model, threads))
+        await route(asked.deployment, front, registry, brood=brood, say=say)
+
+
+def child_command(asked: Asked, model: str, threads: int, name: str, role: Role, fd: int) -> list[str]:
+    """That starts an instance which finds its registry at the socket `fd`."""
+    options: dict[str, object] = {
+        **asked.given,
+        "role": role,
+        "registry": f"fd://{fd}",
+        "instance_name": name,
+        "port": 0,
+        "threads": threads,
+        "served_model_name": model,
+        "kv_transport": asked.kv_transport,
+        "tokenizer": asked.serving.tokenizer,
+        "max_requests": asked.serving.max_requests,
+        "drain_s": asked.serving.drain_s,
+        "tool_call_parser": asked.serving.tool_call_parser,
+        "idle_timeout_s": asked.serving.idle_s,
+    }
+    words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
+    flags = [] if asked.self_profile else ["--no-self-profile"]
+    return [sys.executable, "-m", "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair), *flags]
+
+
+def _front(asked: Asked) -> RouterFront:
+    how = asked.serving
+    options = engine_options(asked.deployment, asked.given)
+    tokenizer = tokenizer_of(options, how.tokenizer)
+    return RouterFront(
+        name=asked.name,
+        model=served_name_of(options, how.served_name),
+        tokenizer=tokenizer,
+        host=how.host,
+        port=how.port,
+        api_key=how.api_key,
+        token=how.token,
+        upstream_api_key=asked.upstream_api_key,
+        max_requests=how.max_requests,
+        drain_s=how.drain_s,
+        idle_s=how.idle_s,
+        context_tokens=options.max_model_len or _context_tokens(Path(options.model)),
+        trace_events=asked.trace_events,
+        traceback=asked.traceback,
+        tool_parser=how.tool_parser(tokenizer),
+        open_to_clients=loopback(how.host),
+        tls=how.tls,
+        cors=how.cors,
+    )
+
+
+def _context_tokens(path: Path) -> int:
+    """What the model's own files allow; 0 where they say nothing."""
+    if path.suffix == ".gguf":
+        return config.parse(gguf_file.config(path), path.name, str(path)).max_positions
+    return config.read(path).max_positions if (path / "config.json").is_file() else 0

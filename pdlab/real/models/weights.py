@@ -1,0 +1,93 @@
+"""Weights by name, from a Hugging Face folder, a GGUF file, or at random. One tensor at a time, so that loading needs no second copy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pdlab.core.types import UsageError
+from pdlab.real.models.config import ModelConfig
+
+
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor the model needs: its Hugging Face name and shape."""
+    c = config
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab, c.hidden), "model.norm.weight": (c.hidden,)}
+    if not c.tied:
+        found["lm_head.weight"] = (c.vocab, c.hidden)
+    for layer in range(c.layers):
+        at = f"model.layers.{layer}"
+        found[f"{at}.input_layernorm.weight"] = (c.hidden,)
+        found[f"{at}.post_attention_layernorm.weight"] = (c.hidden,)
+        for name, width in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+            found[f"{at}.self_attn.{name}.weight"] = (width, c.hidden)
+            if c.qkv_bias:
+                found[f"{at}.self_attn.{name}.bias"] = (width,)
+        found[f"{at}.self_attn.o_proj.weight"] = (c.hidden, q)
+        if c.out_bias:
+            found[f"{at}.self_attn.o_proj.bias"] = (c.hidden,)
+        if c.qk_norm:
+            found[f"{at}.self_attn.q_norm.weight"] = (c.head_dim,)
+            found[f"{at}.self_attn.k_norm.weight"] = (c.head_dim,)
+        for name, out, inner in (("gate_proj", c.ffn, c.hidden), ("up_proj", c.ffn, c.hidden), ("down_proj", c.hidden, c.ffn)):
+            found[f"{at}.mlp.{name}.weight"] = (out, inner)
+            if c.mlp_bias:
+                found[f"{at}.mlp.{name}.bias"] = (out,)
+    return found
+
+
+def at_random(config: ModelConfig, seed: int = 0, std: float = 0.02) -> Iterator[tuple[str, Tensor]]:
+    """Random weights, for load tests and benchmarks where no file is at hand."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in shapes(config).items():
+        if name.endswith("norm.weight"):
+            yield name, torch.ones(shape)
+        elif name.endswith("bias"):
+            yield name, torch.zeros(shape)
+        else:
+            yield name, torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def from_folder(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder's safetensors. Raises UsageError that names the file, and what it lacks or has wrong."""
+    wanted = shapes(config)
+    for path in _files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    if name in wanted:
+                        tensor = file.get_tensor(name)
+                        if tuple(tensor.shape) != wanted.pop(name):
+                            raise UsageError(
+                                f"model file {path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {shapes(config)[name]}"
+                            )
+                        yield name, tensor
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"model file {path} is not a readable safetensors file: {error}") from None
+    if wanted:
+        rest = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
+        raise UsageError(f"model {folder}: its safetensors lack {next(iter(wanted))}{rest}")
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise UsageError(f"model file {index} has no readable weight_map") from None
+        files = [folder / Path(str(name)).name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UsageError(f"model {folder} has no *.safetensors; convert its weights first")
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"model {folder}: {index.name} names {path.name}, which is not there")
+    return files

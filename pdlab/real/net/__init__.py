@@ -1,0 +1,1 @@
+"""Sockets, TLS, connections, and what passes over them."""

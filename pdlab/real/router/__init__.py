@@ -1,0 +1,1 @@
+"""The live world: a router's process, and how it reaches instances."""

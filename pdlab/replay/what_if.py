@@ -1,0 +1,104 @@
+"""What another policy would have decided, asked beside the one that decides: same view, same moments, and no effect.
+
+The other policy keeps its own memory, as if its answers had been followed; what it is shown is the run as it was. So its answers say where
+two policies part on one run, not how a run of the other's would have gone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pdlab.core.policy import Policy, Reject
+from pdlab.core.types import Event, Request, Role, Scale
+from pdlab.core.view import Cluster, Instance
+from pdlab.experiment.experiment import read_back
+from pdlab.experiment.make_router import router
+from pdlab.policies import load as load_policy
+from pdlab.replay.log import Difference, read, replay
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """`request_id` is None for migrate and resize, which are about the cluster."""
+
+    now: float
+    hook: str
+    request_id: int | None
+    decided: str
+    other: str
+
+
+class Shadow(Policy):
+    """Decides as `policy`; `departures` are the answers of `other` that differ, `asked` how often each hook was asked."""
+
+    def __init__(self, policy: Policy, other: Policy, *, seed: int) -> None:
+        self.policy, self.other = policy, other
+        self.tick_s, self.pairs = policy.tick_s, policy.pairs
+        self.rng = random.Random(seed)
+        self.asked: Counter[str] = Counter()
+        self.departures: list[Departure] = []
+
+    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
+        return self._both("dispatch", request.id, cluster, lambda policy: policy.dispatch(request, cluster), _place)
+
+    def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
+        return self._both("handoff", request.id, cluster, lambda policy: policy.handoff(request, cluster), _place)
+
+    def migrate(self, cluster: Cluster) -> Sequence[tuple[int, Instance]]:
+        return self._both("migrate", None, cluster, lambda policy: list(policy.migrate(cluster)), _moves)
+
+    def resize(self, cluster: Cluster) -> Sequence[tuple[Instance, Role] | Scale]:
+        return self._both("resize", None, cluster, lambda policy: list(policy.resize(cluster)), _sizes)
+
+    def observe(self, event: Event, cluster: Cluster) -> None:
+        self.policy.observe(event, cluster)
+        self._aside(cluster, lambda: self.other.observe(event, cluster))
+
+    def _both(self, hook: str, request_id: int | None, cluster: Cluster, ask: Callable[[Policy], T], tell: Callable[[T], str]) -> T:
+        decided = ask(self.policy)
+        self.asked[hook] += 1
+        other = self._aside(cluster, lambda: ask(self.other))
+        if tell(decided) != tell(other):
+            self.departures.append(Departure(cluster.now, hook, request_id, tell(decided), tell(other)))
+        return decided
+
+    def _aside(self, cluster: Cluster, ask: Callable[[], T]) -> T:
+        """With a generator of its own, so that the run's draws stay as they were."""
+        own, cluster.rng = cluster.rng, self.rng
+        try:
+            return ask()
+        finally:
+            cluster.rng = own
+
+
+def beside(log: Path, other: object) -> tuple[Shadow, int, list[Difference]]:
+    """Replay a log with `other` asked beside its own policy: the shadow, the events, and where the replay itself differs from the log.
+    `other` is as an experiment's `policy:` has it, a file's path being from here. Raises UsageError."""
+    asked = load_policy.build(other, Path())
+    head, entries = read(log)
+    experiment = read_back(head.experiment, str(log))
+    shadow = Shadow(load_policy.build(experiment.policy, experiment.base_dir), asked, seed=experiment.seed)
+    events, differences = replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
+    return shadow, events, differences
+
+
+def _place(answer: Instance | Reject | None) -> str:
+    if isinstance(answer, Reject):
+        return f"reject ({answer.reason})"
+    return "wait" if answer is None else answer.name
+
+
+def _moves(answer: Sequence[tuple[int, Instance]]) -> str:
+    return ", ".join(f"{id} to {target.name}" for id, target in answer) or "nothing"
+
+
+def _sizes(answer: Sequence[tuple[Instance, Role] | Scale]) -> str:
+    said = [f"{a.count:+d} {a.role}" if isinstance(a, Scale) else f"{a[0].name} to {a[1]}" for a in answer]
+    return ", ".join(said) or "nothing"

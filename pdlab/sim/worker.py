@@ -1,0 +1,407 @@
+"""A simulated instance: its worker decides, the cost model says how long it takes, SimPy sleeps.
+
+Many identical decode steps are slept through at once (a *run*). With n sequences, c context tokens and a step cost base + slope * c, k
+steps take k * (base + slope * c) + slope * n * k (k - 1) / 2 seconds, since every step adds n tokens of context. When something stirs
+the scheduler in the middle, the run is cut at the next step boundary, found by solving that sum for k; a wake-up that a cut has made
+stale is recognised by its generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, inf, sqrt
+from typing import TYPE_CHECKING, Any, Protocol
+
+import simpy
+
+from pdlab.core.scheduler import NOTHING, Batch, Scheduler, Sequence
+from pdlab.core.types import InstanceSpec, Report, Role
+from pdlab.core.worker import Worker
+from pdlab.cost.base import Cost
+from pdlab.results.metrics import Gaps
+
+if TYPE_CHECKING:
+    from pdlab.sim.host import Host
+    from pdlab.sim.job import Job
+
+NORMAL = simpy.events.NORMAL
+
+
+class After(simpy.Event):
+    """Call `callbacks` with this event in `delay` seconds; its `_value` is `value`. A SimPy Timeout that is born with its callbacks: a
+    list made once serves every event of a kind, which makes it the cheapest event there is."""
+
+    _ok = True
+
+    def __init__(self, env: simpy.Environment, delay: float, callbacks: list[Callable[[Any], None]], value: object = None) -> None:
+        self.env = env
+        self.callbacks = callbacks
+        self._value = value
+        env.schedule(self, NORMAL, delay)
+
+
+class Owner(Protocol):
+    """What an instance tells its world."""
+
+    follows_chunks: bool  # it wants to hear of `batch_ended`
+    wake_callbacks: list[Callable[[Any], None]]  # get an event whose `_value` is the instance, which is to `wake` then
+
+    def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
+        """Prompt chunks are under way."""
+
+    def batch_ended(self, instance: SimInstance, batch: Batch) -> None:
+        """Prompt chunks are computed."""
+
+    def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
+        """These gave their blocks up."""
+
+    def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
+        """These sequences have just joined the running; their next token comes at `at_s`."""
+
+    def first_steps_later(self, joined: list[Sequence], foretold_s: float, at_s: float) -> None:
+        """That was foretold for `foretold_s`, and comes at `at_s`."""
+
+    def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
+
+    def finished(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
+
+    def overdue(self, instance: SimInstance, seq: Sequence) -> None:
+        """Its lease ends now, unless it is renewed."""
+
+    def drained(self, instance: SimInstance) -> None: ...
+
+
+class SimInstance:
+    """`spec` says who it is; `index` is its place in every record."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        owner: Owner,
+        spec: InstanceSpec,
+        scheduler: Scheduler,
+        cost: Cost,
+        gaps: Gaps,
+        *,
+        horizon: int = 1 << 30,
+        host: Host | None = None,
+        new_size_s: float = 0.0,
+    ) -> None:
+        self.index = -1
+        self.new_size_s = new_size_s  # that the first step with prompts of each size takes longer
+        self.sizes: set[int] = set()  # tokens of such steps so far
+        self.host = host  # whose other instances slow this one; the horizon is 1 then
+        self.longer = self.decode_longer = 1.0  # by what its steps are multiplied: those with prompts, and those that only decode
+        self.horizon = horizon  # steps slept through at once, at most; 1 is one event a step
+        self.env, self.owner, self.scheduler, self.cost, self.gaps = env, owner, scheduler, cost, gaps
+        self.worker = Worker(scheduler, name=spec.name, incarnation=spec.incarnation, role=spec.role)
+        self.spec = spec
+        self.name = spec.name
+        self.jobs: dict[Job, None] = {}  # that involve it now
+        self.alive = True
+        self.wakes = False  # at the next deadline
+        self.spans: list[tuple[int, float, float, str, int, int]] | None = None
+        self.cut = False  # the run under way ends at the next boundary already
+        self.generation = 0
+        self.k = 0  # steps of the run under way; 1 when it cannot be cut, which includes that it is just being wound up
+        self.began_s = 0.0  # when the first of them began
+        self.step_s = 0.0  # its duration
+        self.slope_s = 0.0  # by which each next step takes longer
+        self.emitted_s = 0.0  # when the running sequences got their last token
+        self.lines: dict[int, tuple[float, float, float]] = {}
+        bounds = (n for n in range(1, scheduler.max_seqs + 1) if cost.decode_is_compute_bound(n))
+        self.compute_bound_from = next(bounds, scheduler.max_seqs + 1)  # decode batches of that many are bound by arithmetic
+        self._done_callbacks: list[Callable[[Any], None]] = [self._done]
+        self.up_s = env.now
+        self.lived_s = 0.0
+        self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
+        self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.switches = 0
+        self.reports_at_rest = 0  # that were not made, as there was no load
+
+    @property
+    def batch(self) -> Batch | None:
+        return self.worker.batch
+
+    @property
+    def role(self) -> Role:
+        return self.worker.role
+
+    # ------------------------------------------------------------ the loop
+
+    def kick(self) -> None:
+        """Something was given to it: start if idle, cut the run under way if it would go on otherwise."""
+        worker = self.worker
+        if worker.batch is None:
+            if self.alive and (self.scheduler.stirred or worker.draining):
+                self._start(self.env.now)
+        elif self.k > 1 and not self.cut and self.scheduler.stirred:
+            self._cut()
+
+    def _start(self, now: float) -> None:
+        scheduler = self.scheduler
+        batch = self.worker.next_batch(now)
+        if scheduler.victims:
+            self.owner.preempted(self, scheduler.victims)
+        if batch is None:
+            if self.worker.drained():
+                self.owner.drained(self)
+            return
+        self.began_s = now
+        n, context = batch.decodes, batch.context_tokens
+        if batch.chunks:
+            chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
+            step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
+            if (
+                self.cost.unfinished_chunk_saving_s
+                and not n
+                and all(seq.computed + tokens < seq.prompt_tokens for seq, tokens in batch.chunks)
+            ):
+                step_s = max(0.0, step_s - self.cost.unfinished_chunk_saving_s)
+            if self.new_size_s or self.host is not None:
+                size = n + sum([tokens for tokens, _ in chunks])
+                if size not in self.sizes:
+                    self.sizes.add(size)
+                    step_s += self.new_size_s
+                if self.host is not None:
+                    step_s += self.host.extra_s(self, size)
+            step_s *= self.longer
+            seconds = step_s
+            self.k = 1
+            self.step_s, self.slope_s = step_s, 0.0
+            self.owner.batch_started(self, batch, now, step_s)
+        else:
+            base_s, per_token_s, until = self.lines.get(n) or self._line(n, context)
+            k = batch.repeat
+            if k > self.horizon:
+                k = self.horizon
+            if until != inf:
+                k = min(k, max(1, ceil((until - context) / n)))
+            step_s = base_s + per_token_s * context
+            slope_s = per_token_s * n
+            if self.host is not None:
+                step_s += self.host.extra_s(self, 0)
+            step_s *= self.decode_longer
+            slope_s *= self.decode_longer
+            seconds = k * step_s + slope_s * (k * (k - 1) / 2)
+            self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
+        if scheduler.joined:
+            self.owner.first_steps(scheduler.joined, now, now + step_s)
+        self.generation = generation = self.generation + 1
+        After(self.env, seconds, self._done_callbacks, generation)
+
+    def stretch(self, seconds: float) -> None:
+        """The single step under way takes longer."""
+        foretold_s = self.began_s + self.step_s
+        self.step_s += seconds
+        if self.scheduler.joined:
+            self.owner.first_steps_later(self.scheduler.joined, foretold_s, self.began_s + self.step_s)
+        self.generation = generation = self.generation + 1
+        After(self.env, self.began_s + self.step_s - self.env.now, self._done_callbacks, generation)
+
+    def slow_down(self, longer: float, decode_longer: float) -> None:
+        """Steps with prompts take `longer` times as long as the cost model says from now on, others `decode_longer` times, and so does what
+        is left of the step under way."""
+        before = (self.longer, self.decode_longer)
+        self.longer, self.decode_longer = longer, decode_longer
+        batch = self.worker.batch
+        if batch is None:
+            return
+        ratio = longer / before[0] if batch.chunks else decode_longer / before[1]
+        self.sync()
+        if self.k > 1 and not self.cut:
+            self._cut()
+        if self.k == 1:
+            self.stretch((ratio - 1.0) * (self.began_s + self.step_s - self.env.now))
+
+    def _line(self, n: int, context: int) -> tuple[float, float, float]:
+        """`Cost.decode_line`, remembered where it never bends, neither after `context` nor before."""
+        line = self.cost.decode_line(n, context)
+        if line[2] == inf and line == self.cost.decode_line(n, 0):
+            self.lines[n] = line
+        return line
+
+    def reserve(self, seq: Sequence, others: list[Sequence] = NOTHING) -> bool:
+        """`Worker.reserve`, as single steps would see it. Where blocks are ample for the whole run under way, that needs no look at
+        how far it has come."""
+        worker, batch = self.worker, self.worker.batch
+        if batch is None or self.k == 1:
+            return worker.reserve(seq, others)
+        pool = self.scheduler.pool
+        growth = batch.decodes * (self.k // pool.block_tokens + 1)
+        if growth + pool.blocks(seq.prompt_tokens) + self.scheduler.spare_blocks <= pool.free:
+            return worker.reserve(seq, others)
+        self.sync()
+        if not worker.reserve(seq, others):
+            return False
+        self._tighten()
+        return True
+
+    def extend(self, seq: Sequence, tokens: int) -> bool:
+        """`Worker.extend`, likewise."""
+        self.sync()
+        if not self.worker.extend(seq, tokens):
+            return False
+        self._tighten()
+        return True
+
+    def _tighten(self) -> None:
+        """Blocks were taken in the middle of a run: cut it if they might be missed before its end."""
+        batch, pool = self.worker.batch, self.scheduler.pool
+        if batch is not None and self.k > 1 and not self.cut and batch.decodes * (self.k // pool.block_tokens + 1) > pool.available:
+            self._cut()
+
+    def _steps_by(self, elapsed_s: float) -> int:
+        """Whole steps of the run done after `elapsed_s`."""
+        a = self.slope_s / 2
+        b = self.step_s - a
+        if a > 1e-18:
+            steps = int((sqrt(b * b + 4 * a * elapsed_s) - b) / (2 * a) + 1e-9)
+        else:
+            steps = int(elapsed_s / b + 1e-9)
+        return steps if steps < self.k else self.k - 1
+
+    def _cut(self) -> None:
+        now, began_s = self.env.now, self.began_s
+        steps = self._steps_by(now - began_s) + 1
+        self.cut = True
+        if steps < self.k:
+            self.k = steps
+            left_s = began_s + steps * self.step_s + self.slope_s * (steps * (steps - 1) / 2) - now
+            self.generation = generation = self.generation + 1
+            After(self.env, left_s if left_s > 0.0 else 0.0, self._done_callbacks, generation)
+
+    def sync(self) -> None:
+        """Book the steps of the run that are done by now, so that whoever looks sees what single steps would show."""
+        batch = self.worker.batch
+        if batch is None or self.k <= 1:
+            return
+        steps = self._steps_by(self.env.now - self.began_s)
+        if steps > 0:
+            seconds = self._book(batch, steps)
+            self.worker.advance(batch, steps)
+            self.k -= steps
+            self.began_s += seconds
+            self.step_s += self.slope_s * steps
+
+    def _book(self, batch: Batch, steps: int) -> float:
+        """Account for `steps` done from `began_s` on: token gaps, busy time. Returns their seconds."""
+        n, step_s, slope_s = batch.decodes, self.step_s, self.slope_s
+        if not n:
+            self.worker.meter.took(batch, 0, self.began_s, step_s, 1, step_s)
+            self.prefill_busy_s += step_s
+            if self.spans is not None:
+                self._span(batch, 1, step_s)
+            return step_s
+        seconds = steps * step_s + slope_s * (steps * (steps - 1) / 2)
+        joined, add_run, began_s = self.scheduler.joined, self.gaps.add_run, self.began_s
+        pause_s = began_s - self.emitted_s
+        self.worker.meter.took(batch, len(joined), began_s, seconds, steps, step_s + slope_s * (steps - 1))
+        if not joined and pause_s < 1e-9:
+            add_run(n, step_s, slope_s, steps)
+        else:  # those that joined have their first gap counted already, the others have waited `pause_s` more
+            continuing = n - len(joined)
+            if continuing:
+                add_run(continuing, pause_s + step_s, 0.0, 1)
+            if steps > 1:
+                add_run(n, step_s + slope_s, slope_s, steps - 1)
+            self.scheduler.joined = NOTHING
+        self.emitted_s = began_s + seconds
+        self.decode_tokens += n * steps
+        if batch.chunks:
+            self.prefill_busy_s += seconds
+        else:
+            self.decode_busy_s += seconds
+            if n >= self.compute_bound_from:
+                self.compute_bound_s += seconds
+        if self.spans is not None:
+            self._span(batch, steps, seconds)
+        return seconds
+
+    def _done(self, event: simpy.Event) -> None:
+        if event._value != self.generation:
+            return  # cut, or dead, since
+        worker, owner, k, now = self.worker, self.owner, self.k, self.env.now
+        batch = worker.batch
+        assert batch is not None
+        self._book(batch, k)
+        used = self.scheduler.pool.used
+        if used > self.peak_blocks:
+            self.peak_blocks = used
+        prefilled, finished = worker.complete(batch, k, now)
+        self.k = 1  # what comes in from here on waits for the end of this
+        if self.host is not None:
+            self.host.step_ended(self, batch.decodes + len(prefilled))
+        if batch.chunks:
+            for _, tokens in batch.chunks:
+                self.prefill_tokens += tokens
+            if owner.follows_chunks:
+                owner.batch_ended(self, batch)
+        for seq in finished:
+            owner.finished(self, seq, now)
+        for seq in prefilled:
+            owner.prefilled(self, seq, now)
+        if worker.waits:
+            worker.settle()
+        if self.alive:
+            self._start(now)
+        if worker.due and not self.wakes:
+            self._await_wake()
+
+    def _await_wake(self) -> None:
+        """Be woken at the next deadline."""
+        due_s = self.worker.wake_s()
+        self.wakes = due_s is not None
+        if due_s is not None:
+            After(self.env, max(0.0, due_s - self.env.now), self.owner.wake_callbacks, self)
+
+    def wake(self) -> None:
+        """A deadline has come, unless it was moved."""
+        for seq in self.worker.overdue(self.env.now):
+            self.owner.overdue(self, seq)
+        self._await_wake()
+
+    def when_between_steps(self, call: Callable[[], None]) -> None:
+        """Run `call` at the next step boundary; at once when nothing is under way."""
+        self.worker.between_steps(call)
+        self.kick()
+        if self.worker.due and not self.wakes:
+            self._await_wake()
+
+    def abort(self, seq: Sequence) -> None:
+        """Take a sequence off, at the next step boundary if it may be in the step under way."""
+        self.worker.abort(seq)
+        self.kick()
+
+    def made_by_now(self, seq: Sequence) -> int:
+        """Tokens a sequence has made, as single steps would show."""
+        made = self.scheduler.made(seq)
+        if self.batch is not None and self.k > 1 and self.runs(seq):
+            made += self._steps_by(self.env.now - self.began_s)
+        return made
+
+    def runs(self, seq: Sequence | None) -> bool:
+        """Is it decoding here now?"""
+        return self.alive and seq is not None and self.scheduler.running.get(seq.order) is seq
+
+    @property
+    def rests(self) -> bool:
+        """Does it neither do nor hold anything?"""
+        worker = self.worker
+        return worker.batch is None and not worker.draining and not self.scheduler.pool.used and not self.scheduler.waiting
+
+    def die(self) -> None:
+        self.alive = False
+        self.generation += 1
+        self.worker.die()
+
+    # ------------------------------------------------------------ what it says of itself
+
+    def report(self) -> Report:
+        self.sync()
+        return self.worker.report(self.env.now)
+
+    def _span(self, batch: Batch, steps: int, seconds: float) -> None:
+        assert self.spans is not None
+        kind = "mixed" if batch.chunks and batch.decodes else "prefill" if batch.chunks else "decode"
+        tokens = sum(t for _, t in batch.chunks) + batch.decodes * steps
+        self.spans.append((self.index, self.began_s, self.began_s + seconds, kind, len(batch.chunks) + batch.decodes, tokens))

@@ -1,0 +1,57 @@
+"""The engine and the simulator understand a config alike, and the engine names what it cannot run."""
+
+import pytest
+
+from pdlab.core.types import UsageError
+from pdlab.cost.huggingface import parse
+from pdlab.real.models import config as engine_config
+
+BASE = {
+    "vocab_size": 3000, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096, "torch_dtype": "bfloat16",
+}  # fmt: skip
+MIXED = ["sliding_attention", "full_attention"] * 3
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("llama", {}),
+        ("llama", {"num_key_value_heads": None}),
+        ("llama", {"head_dim": 96, "tie_word_embeddings": True}),
+        ("llama", {"sliding_window": 128}),
+        ("mistral", {"sliding_window": 128}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 128, "layer_types": MIXED}),
+        ("qwen2", {"sliding_window": 128, "use_sliding_window": False, "max_window_layers": 2}),
+        ("qwen2", {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 2}),
+        ("qwen2", {"sliding_window": 128, "use_sliding_window": True, "layer_types": MIXED}),
+        ("qwen3", {"head_dim": 128, "tie_word_embeddings": True}),
+    ],
+)
+def test_the_engine_and_the_simulator_read_one_shape(family, more):
+    config = BASE | {"model_type": family} | more
+    own, model = engine_config.parse(config, "m", "m"), parse(config, "m").model
+    for key in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "tied", "max_positions"):
+        assert getattr(own, key) == getattr(model, key), key
+    assert own.kv_bytes_per_token(2) == model.kv_bytes_per_token()
+    assert sum(window > 0 for window in own.windows) == model.window_layers
+    assert max(own.windows) == model.window_tokens
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"model_type": "gemma2"}, "model_type 'gemma2' is not one of"),
+        ({"num_local_experts": 8}, "'num_local_experts', which looks as if it decided a figure"),
+        ({"kv_lora_rank": 512}, "'kv_lora_rank', which looks as if it decided a figure"),
+        ({"layer_types": ["linear_attention"] * 6}, "layer_types[0] is 'linear_attention'"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quantised with compressed-tensors are not supported"),
+        ({"max_position_embeddings": None}, "lacks 'max_position_embeddings'"),
+        ({"num_attention_heads": 7}, "is no multiple of 7 heads"),
+    ],
+)  # fmt: skip
+def test_the_engine_names_what_it_cannot_run(more, says):
+    with pytest.raises(UsageError) as caught:
+        engine_config.parse(BASE | {"model_type": "llama"} | more, "m", "m")
+    assert says in str(caught.value)
