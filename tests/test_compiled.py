@@ -39,7 +39,7 @@ def simulated(name: str, out: Path, path: str) -> tuple[bytes, str]:
     """(event log, where the scheduler was imported from)."""
     sets = [part for value in RUNS[name] for part in ("--set", value)]
     command = ["sim", str(ROOT / "experiments" / f"{name}.yaml"), *sets, "--out", str(out), "--trace-events", "--quiet"]
-    code = "import sys, pdlab.core.scheduler as s; print(s.__file__); from pdlab.cli import main; main(sys.argv[1:])"
+    code = "import sys, pdlab.core.scheduler as s; print(s.__file__); from pdlab.cli.main import main; main(sys.argv[1:])"
     ended = subprocess.run(
         [sys.executable, "-c", code, *command], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, cwd=out
     )

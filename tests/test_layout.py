@@ -18,36 +18,23 @@ from pdlab.proof.validate import TwoWorlds
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "pdlab").rglob("*.py"))
-WORLDS = ("pdlab.sim", "pdlab.real", "pdlab.kernels")
 
-# What a module may import of pdlab, by DESIGN §2; a package stands for all in it, the longest name that fits counts.
-ALLOWED = {
-    "pdlab.core.types": (),
-    "pdlab.core.prefix": (),
-    "pdlab.core.kv": ("pdlab.core.types",),
-    "pdlab.core.predict": ("pdlab.core.types",),
-    "pdlab.core.reach": (),
-    "pdlab.core.view": ("pdlab.core.types", "pdlab.core.predict", "pdlab.core.reach"),
-    "pdlab.core.policy": ("pdlab.core.types", "pdlab.core.view"),
-    "pdlab.policies": ("pdlab.core.types", "pdlab.core.view", "pdlab.core.policy", "pdlab.policies"),
-    "pdlab.policies.compose": ("pdlab.core.types", "pdlab.core.view", "pdlab.core.policy"),
-    "pdlab.core.blame": ("pdlab.core.policy",),
-    "pdlab.core.watchdog": ("pdlab.core.types", "pdlab.core.policy", "pdlab.core.blame"),
-    "pdlab.policies.load": ("pdlab.core.types", "pdlab.core.policy", "pdlab.policies.compose", "pdlab.core.blame"),
-    "pdlab.core.scheduler": ("pdlab.core.types", "pdlab.core.kv"),
-    "pdlab.core.report": ("pdlab.core.types", "pdlab.core.kv", "pdlab.core.scheduler"),
-    "pdlab.replay.scheduler_log": ("pdlab.core.types", "pdlab.core.kv", "pdlab.core.scheduler", "pdlab.batching"),
-    "pdlab.batching": ("pdlab.core.types", "pdlab.core.scheduler"),
-    "pdlab.core.router": ("pdlab.core.types", "pdlab.core.view", "pdlab.core.policy", "pdlab.core.blame"),
-    "pdlab.core.teller": ("pdlab.core.types", "pdlab.core.router"),
-    "pdlab.replay.log_file": (),
-    "pdlab.core.strict": (),
-    "pdlab.replay.log": ("pdlab.core.types", "pdlab.replay.log_file", "pdlab.core.router"),
-    "pdlab.cost": ("pdlab.core.types", "pdlab.cost", "pdlab.core.strict"),
-    "pdlab.cli.trace": ("pdlab.core.types", "pdlab.workload", "pdlab.results.units", "pdlab.experiment.mistakes", "pdlab.experiment.yaml"),
-    "pdlab.report.workload": ("pdlab.workload", "pdlab.report.look"),
-    "pdlab.workload": ("pdlab.core.types", "pdlab.workload", "pdlab.results.units", "pdlab.core.strict"),
-}
+# The rooms, from the ground (DESIGN §2). A room imports what lies on floors below its own, and itself.
+FLOORS = (
+    ("core", "kernels"),
+    ("policies", "batching", "cost", "workload"),
+    ("experiment",),
+    ("results",),
+    ("replay", "report"),
+    ("sim", "real"),
+    ("proof", "search"),
+    ("lab",),
+    ("cli",),
+    ("__main__",),
+)
+# Within real/: what an instance and a router are made of, and what starts them.
+REAL = ("host", "net", "transfer", "registry", "models", "engine", "api", "instance", "router", "launch")
+WORLDLY = ("pdlab.sim", "pdlab.real", "pdlab.proof", "pdlab.search", "pdlab.lab", "pdlab.kernels")
 
 
 def name_of(path: Path) -> str:
@@ -83,7 +70,7 @@ def within(name: str, package: str) -> bool:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_decisions_know_neither_clock_nor_accelerator(path: Path) -> None:
-    if any(within(name_of(path), world) for world in WORLDS):
+    if any(within(name_of(path), room) for room in WORLDLY):
         return
     roots = {name.split(".")[0] for name, runtime in imports(path)}
     assert not roots & {"simpy", "asyncio", "torch", "time"}
@@ -109,33 +96,54 @@ def test_the_worlds_do_not_know_each_other() -> None:
                 assert not [name for name, _ in imports(path) if within(name, other)], f"{name_of(path)} imports {other}"
 
 
+def room(name: str, depth: int = 1) -> str:
+    return [*name.split("."), "", ""][depth]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_go_the_one_way_of_the_design(path: Path) -> None:
+def test_imports_go_down_only(path: Path) -> None:
+    """For types, too."""
     name = name_of(path)
-    layer = max((key for key in ALLOWED if within(name, key)), key=len, default=None)
-    used = {found for found, _ in imports(path) if within(found, "pdlab") and found != name}
-    if layer is not None:
-        assert not {found for found in used if not any(within(found, allowed) for allowed in (*ALLOWED[layer], layer))}
-    elif not any(within(name, top) for top in ("pdlab.sim", "pdlab.real", "pdlab.cli.main", "pdlab.__main__")) and name != "pdlab":
-        assert not {found for found in used if any(within(found, top) for top in ("pdlab.sim", "pdlab.real", "pdlab.cli.main"))}
+    if name == "pdlab":  # which passes on what users need
+        return
+    height = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    used = {found for found, _ in imports(path) if within(found, "pdlab") and found != "pdlab"}
+    assert room(name) in height, f"{name} is in no room of the design"
+    up = {found for found in used if room(found) != room(name) and height[room(found)] >= height[room(name)]}
+    assert not up, f"{name} imports from beside or above it"
+    if room(name) == "real" and room(name, 2):
+        up = {found for found in used if room(found) == "real" and REAL.index(room(found, 2)) > REAL.index(room(name, 2))}
+        assert not up, f"{name} imports from above it in real/"
 
 
-def test_there_is_no_import_cycle() -> None:
-    graph = {name_of(path): {found for found, runtime in imports(path) if runtime and found in NAMES} for path in MODULES}
-    for package in [name for name in graph if (ROOT / name.replace(".", "/")).is_dir()]:
-        graph[package] = {found for found in graph[package] if not within(found, package)}  # a package gathers its own modules' names
+def test_there_is_no_import_circle() -> None:
+    """For types, too."""
+    graph = {name_of(path): {found for found, _ in imports(path) if found in NAMES} for path in MODULES}
     graph["pdlab"] = set()  # imports lazily
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, f"cycle: {' -> '.join((*above[above.index(name) :], name))}"
+        assert name not in above, f"circle: {' -> '.join((*above[above.index(name) :], name))}"
         if name not in done:
-            for other in graph[name]:
+            for other in sorted(graph[name]):
                 visit(other, (*above, name))
             done.add(name)
 
-    for name in graph:
+    for name in sorted(graph):
         visit(name, ())
+
+
+def test_no_module_lies_loose_in_the_package() -> None:
+    assert {path.stem for path in (ROOT / "pdlab").glob("*.py")} == {"__init__", "__main__"}
+
+
+def test_a_class_name_is_used_once() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in (*MODULES, *(ROOT / "kernels").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: files for name, files in homes.items() if len(files) > 1}
 
 
 def run_python(code: str) -> str:
@@ -147,7 +155,8 @@ def run_python(code: str) -> str:
 def test_the_package_and_its_command_need_no_torch() -> None:
     blocked = "import sys; sys.modules.update(torch=None, nixl=None, vllm=None)\n"
     names = [name_of(path) for path in MODULES]
-    simulator = [name for name in names if not within(name, "pdlab.real") and not name.endswith((".__main__", ".aic"))]
+    simulator = [name for name in names if room(name) not in ("real", "proof", "cli") and not name.endswith((".__main__", ".aic"))]
+    simulator += [f"pdlab.cli.{name}" for name in ("main", "sim", "trace", "compare", "replay", "schema", "policies", "models", "hardware")]
     run_python(blocked + "\n".join(f"import {name}" for name in simulator))
 
 

@@ -15,7 +15,7 @@ from pdlab import Cluster, Experiment, Instance, Policy, Request, UsageError, si
 from pdlab.policies import load as load_policy
 from pdlab.policies.prefix_aware import PrefixAware
 from pdlab.policies.round_robin import RoundRobin
-from pdlab.report.result import Requests
+from pdlab.results.run import RequestFrame
 
 HERE = Path(__file__).parent.parent
 QUICK = HERE / "experiments" / "quickstart.yaml"
@@ -155,9 +155,9 @@ def test_an_experiment_shows_itself_shortly(tiny: Experiment) -> None:
 def test_requests_have_their_columns_as_types(tiny: Experiment) -> None:
     result = simulate(tiny)
     frame = result.requests
-    assert list(Requests.__annotations__) == list(frame.columns)
+    assert list(RequestFrame.__annotations__) == list(frame.columns)
     kinds = {"int": "i", "float": "f", "bool": "b", "str": "O"}
-    for name, kind in Requests.__annotations__.items():
+    for name, kind in RequestFrame.__annotations__.items():
         what = re.fullmatch(r"pd\.Series\[(\w+)\]", kind)
         assert what is not None, kind
         column = frame[name]

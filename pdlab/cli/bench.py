@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich import progress as bars
 from rich.markup import escape
 
-from pdlab.core.extras import lacks
-from pdlab.core.types import UsageError
+from pdlab.cli.results import check_writable, show
+from pdlab.cli.shared import Overrides, err
+from pdlab.experiment.experiment import Experiment
+from pdlab.proof.bench.run import Progress, Target, measure
 from pdlab.real.net.credentials import from_file
 from pdlab.real.net.tls import CA_CERTS, Tls
-
-if TYPE_CHECKING:
-    from pdlab.proof.bench.run import Progress
-    from pdlab.report.result import Result
+from pdlab.results.units import percent, seconds
 
 
 def bench(
     file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The file that pdlab sim reads.", show_default=False)],
     url: Annotated[str, typer.Option(help="Any server with OpenAI's /v1/completions that takes token ids.")] = "http://127.0.0.1:8000",
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-real")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the file.")] = None,
+    set_: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Short for --set workload.requests=N.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The name it is served under.", show_default="the server's first")] = None,
@@ -46,12 +44,6 @@ def bench(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
 ) -> None:
     """Measure a running server with an experiment's workload: same arrivals, lengths and shared prefixes as pdlab sim, same files."""
-    from pdlab.experiment.experiment import Experiment
-
-    try:
-        from pdlab.proof.bench.run import Target, measure
-    except ImportError as error:
-        raise lacks("pdlab bench", error) from None
     overrides = list(set_ or ())
     if seed is not None:
         overrides.append(f"seed={seed}")
@@ -59,10 +51,9 @@ def bench(
         overrides.append(f"workload.requests={requests}")
     experiment = Experiment.load(file, overrides)
     directory = out_dir or Path("out") / f"{experiment.name}-real"
-    _check_writable(directory)
-    err = Console(stderr=True)
+    check_writable(directory)
     try:
-        with _progress(err, experiment.name, quiet) as progress:
+        with _progress(experiment.name, quiet) as progress:
             result = measure(experiment, Target(url, model, vocab, api_key, raw, salt, Tls(ca_certs=ca_certs)), progress=progress)
     except KeyboardInterrupt:
         err.print(f"interrupted: nothing of {experiment.name} was kept")
@@ -71,7 +62,7 @@ def bench(
     if as_json:
         print(json.dumps(result.summary, indent=2))
     elif not quiet:
-        _show(result, directory)
+        show(result, directory, client_line(result.summary["client"]))
     if result.summary["partial"]:
         err.print("interrupted: this result is partial, and marked so")
         raise typer.Exit(130)
@@ -81,29 +72,8 @@ def bench(
         raise typer.Exit(1)
 
 
-def _check_writable(directory: Path) -> None:
-    there = directory.absolute()
-    while not there.exists():
-        there = there.parent
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise UsageError(f"{directory}: cannot write there; give another directory with --out")
-
-
-def _show(result: Result, directory: Path) -> None:
-    from pdlab.report.tables import summary_table
-
-    out = Console()
-    out.print(summary_table(result.summary, result.name))
-    out.print(client_line(result.summary["client"]), highlight=False, markup=False)
-    out.print(f"picture  {directory / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
-    others = sorted(file.name for file in directory.iterdir() if file.name != "report.html" and not file.name.startswith("."))
-    out.print(f"files    {directory}: {', '.join(others)}", highlight=False, soft_wrap=True, markup=False)
-
-
 def client_line(client: dict[str, Any]) -> str:
     """What the client itself cost, in a line."""
-    from pdlab.results.units import percent, seconds
-
     late, read = client["send_late_s"], client["read_late_s"]
     return (
         f"client   {percent(client['cpu_share'])} of a core; sent {seconds(late['p50'])} late at p50, {seconds(late['p99'])} at p99; "
@@ -112,13 +82,11 @@ def client_line(client: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _progress(err: Console, name: str, quiet: bool) -> Iterator[Progress | None]:
+def _progress(name: str, quiet: bool) -> Iterator[Progress | None]:
     """A bar on stderr: requests, and the run's time. Nothing where nobody looks."""
     if quiet or not err.is_terminal:
         yield None
         return
-    from rich import progress as bars
-
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn("requests"))
     with bars.Progress(*columns, bars.TimeElapsedColumn(), console=err, transient=True) as bar:
         task = bar.add_task(escape(name), total=None)

@@ -9,6 +9,9 @@ import typer
 from rich.console import Console
 
 from pdlab.core.types import UsageError
+from pdlab.report.compare import comparison_page, comparison_table
+from pdlab.report.result import Result
+from pdlab.results.comparison import compare as compared
 
 
 def compare(
@@ -22,9 +25,6 @@ def compare(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Simulated against measured, and repeated runs among themselves; of several policies, also whether they rank the same."""
-    from pdlab.report.compare import comparison_page, comparison_table
-    from pdlab.report.result import Result
-    from pdlab.results.comparison import compare as compared
 
     if len(directories) < 2:
         raise UsageError("compare takes a result of pdlab sim and at least one of pdlab bench")

@@ -6,16 +6,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from pdlab.cost.huggingface import Understood
-    from pdlab.cost.shapes import Attention, Model
+from pdlab.cost import model, model_names
+from pdlab.cost.catalogue import understood
+from pdlab.cost.huggingface import Understood
+from pdlab.cost.shapes import Attention, Model
 
 app = typer.Typer(help="The models known by name; `show` says what was understood of one, or of a config.json.", no_args_is_help=False)
 KIB = 1024
@@ -27,7 +28,6 @@ def models(context: typer.Context) -> None:
     """The models known by name. Unverified figures were recalled, not read from a primary source."""
     if context.invoked_subcommand is not None:
         return
-    from pdlab.cost import model, model_names
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(("model", "parameters", "layers", "KV per token", "formats", "")):
@@ -47,7 +47,6 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What was understood of a model: parameters, weights by part and format, KV, context, layers by kind, what was ignored."""
-    from pdlab.cost.catalogue import understood
 
     read = understood(name, Path())
     if as_json:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pdlab.core.extras import lacks
 from pdlab.core.types import UsageError
-
-if TYPE_CHECKING:
-    from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.launch.instance import model_path
+from pdlab.real.models.tokenizer import Tokenizer
 
 app = typer.Typer(help="Look after a model's vocabulary.", no_args_is_help=True)
 
@@ -31,11 +29,6 @@ def command(
     ] = "",
 ) -> None:
     """Write a folder that transformers' AutoTokenizer loads, for clients and benchmarks that want the tokenizer of a served model."""
-    try:
-        from pdlab.real.launch.instance import model_path
-        from pdlab.real.models.tokenizer import Tokenizer
-    except ImportError as error:
-        raise lacks("pdlab tokenizer", error) from None
     tokenizer = Tokenizer.load(Path(model_path(model, Path())))
     where = export(tokenizer, directory)
     print(f"{where}: {tokenizer.vocab:,} tokens of {tokenizer.source}; AutoTokenizer.from_pretrained({str(where)!r}) loads them")

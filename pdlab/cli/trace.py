@@ -19,6 +19,7 @@ from rich.table import Table
 from pdlab.core.types import UsageError
 from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.yaml import read_yaml
+from pdlab.report.workload import overview
 from pdlab.results.units import MISSING, number, percent
 from pdlab.workload import builtin
 from pdlab.workload.base import Workload
@@ -197,7 +198,6 @@ def _progress(name: str) -> Iterator[Report | None]:
 
 
 def _draw(workload: Workload, plot: Path) -> None:
-    from pdlab.report.workload import overview
 
     partial = plot.with_name(f".{plot.name}.partial")
     try:

@@ -9,10 +9,11 @@ from pdlab.cost.base import Cost
 from pdlab.cost.capacity import kv_bytes_per_token, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
 from pdlab.cost.fitted import Fitted, FittedCoefficients
+from pdlab.cost.hardware import Hardware
 from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.profile import InstanceProfile, Interference, Overheads, load_instance_profile, save_instance_profile
 from pdlab.cost.roofline import Coefficients, Roofline
-from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.shapes import Model
 from pdlab.cost.spec import CostSpec, build, measured_profiles, profiles
 from pdlab.cost.table import Profile, Table, load_profile, save_profile
 

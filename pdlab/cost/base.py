@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 
 class Cost(ABC):
-    """Seconds of one engine step. `unfinished_chunk_saving_s`: by how much a step is shorter in which no sequence gets a token, since all of its chunks
-    leave something of their prompts to later ones: what comes after the layers is left out. Zero where engines do it all the same."""
+    """Seconds of one engine step. `unfinished_chunk_saving_s`: by how much a step is shorter in which no sequence gets a
+    token, since all of its chunks leave something of their prompts to later ones: what comes after the layers is left out.
+    Zero where engines do it all the same."""
 
     unfinished_chunk_saving_s: float = 0.0
 

@@ -59,8 +59,9 @@ from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 from pdlab.cost.capacity import kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
+from pdlab.cost.hardware import Hardware
 from pdlab.cost.roofline import Coefficients, Roofline
-from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.shapes import Model
 
 Floats = NDArray[np.float64]
 MOST_ACHIEVED = 0.95  # of any peak

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pdlab.core.types import UsageError
-from pdlab.cost.shapes import GIB, Hardware, Model
+from pdlab.cost.hardware import Hardware
+from pdlab.cost.shapes import GIB, Model
 
 RUNTIME_BYTES = GIB  # context, kernels, CUDA graphs, collectives' buffers
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pdlab.core.types import UsageError
+from pdlab.cost.hardware import Hardware
 from pdlab.cost.huggingface import Understood, understand
 from pdlab.cost.layers import Latent, Layer, Mlp, Moe, Outer, Softmax, assemble
 from pdlab.cost.profile import load_instance_profile
 from pdlab.cost.quantization import published_as
-from pdlab.cost.shapes import GIB, Hardware, Model
+from pdlab.cost.shapes import GIB, Model
 
 __all__ = ["Hardware", "Model", "hardware", "hardware_names", "model", "model_names", "understood"]
 
@@ -37,7 +38,7 @@ def hardware(name: str, base_dir: Path | None = None) -> Hardware:
     """The accelerator of that name or alias; or the measured instance of a profile, where `name` is its path (.json, relative to
     `base_dir`). Raises UsageError naming the three nearest, or what is wrong with the profile."""
     if name.endswith(".json"):
-        return load_instance_profile((base_dir or Path()) / name).hardware()
+        return Hardware.measured(load_instance_profile((base_dir or Path()) / name))
     return _find("hardware", name, _accelerators())
 
 

@@ -7,7 +7,8 @@ F(n) = T(n, 0) - X(n, n / 2) is what depends on the number of tokens alone, howe
 several chunks:   F(sum of n) + sum of (T(n, c) - F(n)) + prompt_s for each but the first
 mixed:            the chunks' step + A(sum of n, b) + (D(b, c) - D(b, shortest context)),  A measured
 
-Each sequence that gets a token adds `token_s`; a step in which none does is `unfinished_chunk_saving_s` shorter, which is the caller's to take off.
+Each sequence that gets a token adds `token_s`; a step in which none does is `unfinished_chunk_saving_s` shorter, which is the
+caller's to take off.
 """
 
 from __future__ import annotations

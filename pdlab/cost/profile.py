@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pdlab.core.types import UsageError
-from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.shapes import Model
 from pdlab.cost.table import DecodeGrid, PrefillGrid, check_grid
 
 SCHEMA = 1
@@ -81,8 +81,8 @@ class AddedGrid(ProfilePart):
 
 
 class StepTimes(ProfilePart):
-    """The fit. `prompt_s`: each further prompt that ends in the same step. `unfinished_chunk_saving_s`: what a step takes less in which none ends, and
-    nothing decodes. `additive`: mixed steps and several prompts were not seen, but are put together from what was."""
+    """The fit. `prompt_s`: each further prompt that ends in the same step. `unfinished_chunk_saving_s`: what a step takes less in which
+    none ends, and nothing decodes. `additive`: mixed steps and several prompts were not seen, but are put together from what was."""
 
     prefill: PrefillGrid
     decode: DecodeGrid
@@ -285,28 +285,6 @@ class InstanceProfile(ProfilePart):
         if not self.engine.kv_blocks:
             raise UsageError(f"profile {self.name} does not know the instance's KV memory: give engine.kv_blocks")
         return self.engine.kv_blocks * self.engine.block_tokens
-
-    def hardware(self) -> Hardware:
-        """As an accelerator. It has only memory and links, since its steps are timed, not computed; without a measured transfer 10 GB/s."""
-        link_bytes_per_s = self.transfer.bytes_per_s if self.transfer is not None else 10e9
-        return Hardware(
-            name=self.name,
-            vendor="",
-            family="measured",
-            bf16_flops=0.0,
-            fp8_flops=0.0,
-            hbm_bytes=self.machine.memory_bytes,
-            hbm_bytes_per_s=0.0,
-            scaleup_bytes_per_s=0.0,
-            scaleup_domain=1,
-            pcie_bytes_per_s=link_bytes_per_s,
-            nic_bytes_per_s=link_bytes_per_s,
-            tdp_w=0.0,
-            usd_per_h=0.0,
-            verified=True,
-            source=f"pdlab calibrate, {self.made_at}, {self.machine.cpu}",
-            profile=self,
-        )
 
 
 def load_instance_profile(path: Path) -> InstanceProfile:

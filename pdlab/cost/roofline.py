@@ -39,7 +39,8 @@ from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 from pdlab.cost.capacity import check_tp
 from pdlab.cost.dtypes import EIGHT_BIT, Format, dtype_bytes
-from pdlab.cost.shapes import OUTER, Hardware, Model, Part
+from pdlab.cost.hardware import Hardware
+from pdlab.cost.shapes import OUTER, Model, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,56 +1,17 @@
-"""What a cost model needs to know of an accelerator and of a model: frozen facts and the arithmetic on them.
+"""What a cost model needs to know of a model: frozen facts and the arithmetic on them.
 
-Vendors' "GB" of device memory are GiB in what the driver reports, so one is 2**30 bytes here; link and memory speeds are decimal.
 Linear weights count; norms and biases (under 0.1 %), vision towers and multi-token prediction heads do not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil
-from typing import TYPE_CHECKING
 
-from pdlab.cost.dtypes import EIGHT_BIT, Format, dtype_bytes, plain
-
-if TYPE_CHECKING:
-    from pdlab.cost.profile import InstanceProfile
+from pdlab.cost.dtypes import Format, dtype_bytes, plain
 
 GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """One accelerator. Peaks are dense, without sparsity; link speeds are for one direction of one accelerator; 0 where it has none."""
-
-    name: str
-    vendor: str
-    family: str  # whose calibrated fractions it takes: a100, h100, ...
-    bf16_flops: float  # 1/s
-    fp8_flops: float  # 1/s, 0 without 8-bit units; int8 is taken to be as fast
-    hbm_bytes: int
-    hbm_bytes_per_s: float
-    scaleup_bytes_per_s: float  # NVLink, HCCS, Infinity Fabric
-    scaleup_domain: int  # accelerators that reach one another over it
-    pcie_bytes_per_s: float
-    nic_bytes_per_s: float  # as typically fitted
-    tdp_w: float
-    usd_per_h: float  # rough
-    verified: bool
-    source: str
-    profile: InstanceProfile | None = field(default=None, repr=False)  # measured: its steps are timed, and not computed from the above
-
-    def flops(self, dtype: str) -> float:
-        """Peak operations a second for weights of this format: four-bit weights are widened to bf16 first, fp32 runs as TF32."""
-        if dtype in EIGHT_BIT and self.fp8_flops:
-            return self.fp8_flops
-        return self.bf16_flops / 2 if dtype == "fp32" else self.bf16_flops
-
-    def link_bytes_per_s(self, tp: int) -> float:
-        """One direction of the link that `tp` ranks' collectives cross: scale-up inside its domain, PCIe in a host of 8, NIC beyond."""
-        if tp <= self.scaleup_domain and self.scaleup_bytes_per_s:
-            return self.scaleup_bytes_per_s
-        return self.pcie_bytes_per_s if tp <= 8 else self.nic_bytes_per_s
 
 
 class Part(StrEnum):

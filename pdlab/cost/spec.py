@@ -19,10 +19,11 @@ from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 from pdlab.cost.dtypes import dtype_bytes
 from pdlab.cost.fitted import Fitted, FittedCoefficients, shipped_fit
+from pdlab.cost.hardware import Hardware
 from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.profile import InstanceProfile
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
-from pdlab.cost.shapes import Hardware, Model
+from pdlab.cost.shapes import Model
 from pdlab.cost.table import Table, load_profile
 
 PREFILL_TOKENS = (1, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)

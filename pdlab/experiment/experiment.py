@@ -19,6 +19,7 @@ from pdlab.experiment import spellings
 from pdlab.experiment.cluster import ClusterSpec, Placement
 from pdlab.experiment.deployment import Deployment, roles_missing
 from pdlab.experiment.fields import ignored_line, unused
+from pdlab.experiment.html import fragment
 from pdlab.experiment.study import Study
 from pdlab.workload import builtin
 from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC
@@ -59,9 +60,7 @@ class Experiment(Study, Deployment):
         )
 
     def _repr_html_(self) -> str:
-        from pdlab.experiment.html import fragment
-
-        return fragment(self)
+        return fragment(self.name, _lines(self), self.to_yaml())
 
     @field_validator("model")
     @classmethod
@@ -122,6 +121,24 @@ class Experiment(Study, Deployment):
             for named in fault.instances:
                 if named not in names:
                     yield f"faults.{index}.{fault.kind}: no instance is named {named!r}; there are {', '.join(names)}"
+
+
+def _lines(experiment: Experiment) -> list[tuple[str, str]]:
+    workload, slo = experiment.workload, experiment.slo
+    counts = [f"{workload.requests:,} requests" if workload.requests is not None else "all requests"]
+    counts += [f"{workload.rate:g} requests/s"] if workload.rate is not None else []
+    rows = [
+        f"{row.count} x {row.role} on {row.hardware}" + (f", tp {row.tp}" if row.tp > 1 else "") for row in experiment.cluster.instances
+    ]
+    return [
+        ("model", experiment.model),
+        ("workload", ", ".join([str(workload.source), *counts])),
+        ("cluster", "; ".join(rows)),
+        ("policy", str(experiment.policy)),
+        ("objectives", f"TTFT {slo.ttft_s:g} s, TPOT {slo.tpot_s:g} s"),
+        ("faults", str(len(experiment.faults)) if experiment.faults else "none"),
+        ("seed", str(experiment.seed)),
+    ]
 
 
 def indivisible(hash_tokens: int, block_tokens: int) -> str | None:

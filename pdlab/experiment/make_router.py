@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pdlab import __version__
 from pdlab.core.policy import Policy
 from pdlab.core.router import Limits, Router
 from pdlab.experiment.deployment import Deployment
 from pdlab.policies import load as load_policy
-from pdlab.replay.log import Head
 
 
 def router(deployment: Deployment, *, hash_tokens: int, policy: Policy | None = None) -> Router:
@@ -33,16 +31,4 @@ def router(deployment: Deployment, *, hash_tokens: int, policy: Policy | None = 
         reserve_first=deployment.transfer.reserve_first,
         first_token=deployment.transfer.first_token,
         autoscale=(scale.min, scale.max) if scale.enabled else None,
-    )
-
-
-def head_of(deployment: Deployment, policy: Policy, hash_tokens: int) -> Head:
-    """The first line of its event log."""
-    return Head(
-        pdlab=__version__,
-        seed=deployment.seed,
-        policy=deployment.policy,
-        policy_hash=load_policy.source_hash(policy),
-        hash_tokens=hash_tokens,
-        experiment=deployment.resolved(),
     )

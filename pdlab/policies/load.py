@@ -32,13 +32,14 @@ from pdlab.core.types import UsageError
 from pdlab.policies.compose import Composed
 
 _FILES = "pdlab_policy_"  # how the module of a file of the user's is called
-_FOLDER = Path(__file__).parent / "policies"
+_FOLDER = Path(__file__).parent
+_BESIDE = ("compose", "load")  # which are no policies
 _LOADING = threading.RLock()  # nobody gets a module of which only half is there
 
 
 def names() -> list[str]:
     """The built-in policies, in alphabetical order."""
-    return sorted(p.stem for p in _FOLDER.glob("*.py") if not p.stem.startswith("_"))
+    return sorted(p.stem for p in _FOLDER.glob("*.py") if not p.stem.startswith("_") and p.stem not in _BESIDE)
 
 
 def policy_class(name: str, base_dir: Path) -> type[Policy]:

@@ -1,7 +1,7 @@
 """What a virtual machine's host did to the cores during a run, and the same done to its simulation: an instance is slow while its core is.
 
-The probe that tells of the cores (`pdlab.real.host.core_probe`) knows nothing of engines and requests, and by how much steps take longer on a slower
-core is measured while calibrating. So nothing is fitted to what is compared.
+The probe that tells of the cores (`pdlab.real.host.core_probe`) knows nothing of engines and requests, and by how much steps take longer on
+a slower core is measured while calibrating. So nothing is fitted to what is compared.
 """
 
 from __future__ import annotations

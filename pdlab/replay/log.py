@@ -13,8 +13,12 @@ from typing import BinaryIO
 
 import msgspec
 
+from pdlab import __version__
+from pdlab.core.policy import Policy
 from pdlab.core.router import Router
 from pdlab.core.types import Action, AnyAction, AnyEvent, UsageError
+from pdlab.experiment.deployment import Deployment
+from pdlab.policies.load import source_hash
 from pdlab.replay.log_file import LogFile
 
 BLOCK_BYTES = 1 << 16  # read at a time to find the end of a line
@@ -35,6 +39,18 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     now: float
     event: AnyEvent
     actions: list[AnyAction]
+
+
+def head_of(deployment: Deployment, policy: Policy, hash_tokens: int) -> Head:
+    """The first line of its event log."""
+    return Head(
+        pdlab=__version__,
+        seed=deployment.seed,
+        policy=deployment.policy,
+        policy_hash=source_hash(policy),
+        hash_tokens=hash_tokens,
+        experiment=deployment.resolved(),
+    )
 
 
 class EventLog:

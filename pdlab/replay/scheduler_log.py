@@ -1,7 +1,7 @@
 """An engine's scheduler, recorded: what it was told and what it decided, one JSON line each, and a replay that must decide the same.
 
 {"kv_blocks": 512, "block_tokens": 16, ...}                         the scheduler as it began
-{"submit": [order, prompt, output, priority, stays], "hashes": []}  and reserve, extend, arrive, hold, ...: told to it
+{"submit": [order, prompt, output, priority, decodes_here], "hashes": []}  and reserve, extend, arrive, hold, ...: told to it
 {"batch": [[[order, tokens], ...], decodes, repeat], "now": 1.25}   decided by it
 {"complete": passes}                                                told to it
 """

@@ -9,7 +9,7 @@ import yaml
 
 from pdlab.report import figures, tables
 from pdlab.report.page import definition_list, escaped, page, svg, table
-from pdlab.results.metrics import DEFINITIONS
+from pdlab.results.metrics import DEFINITIONS, SPREADS
 from pdlab.results.records import Records, Samples
 from pdlab.results.units import number, percent, seconds, size
 
@@ -107,7 +107,7 @@ def _verdict(summary: Summary) -> str:
 
 def _latency_table(summary: Summary) -> str:
     rows = []
-    for label, key in tables.SPREADS:
+    for label, key in SPREADS:
         objective = summary["slo"].get(key)
         limit = f"≤ {seconds(objective)}" if objective is not None else ""
         rows.append([label, *(seconds(summary[key][point]) for point in tables.POINTS), limit])

@@ -13,9 +13,7 @@ import numpy as np
 
 from pdlab.core.types import Stage
 from pdlab.report.stages import stretches
-from pdlab.results.records import Records, Samples
-
-Span = tuple[str | int, float, float, str, int, int]  # instance (its name or index), start_s, end_s, kind, sequences, tokens
+from pdlab.results.records import Records, Samples, Span
 
 _REQUESTS, _LINKS, _FIRST_INSTANCE = 1, 2, 10
 _CHUNK = 4096

@@ -12,12 +12,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pdlab.results.metrics import DEFINITIONS
+from pdlab.results.metrics import DEFINITIONS, SPREADS
 from pdlab.results.units import MISSING, number, percent, seconds, size
 
 Summary = Mapping[str, Any]
 
-SPREADS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("E2E", "e2e_s"), ("transfer", "transfer_s"), ("queue", "queue_s"))
 POINTS = ("mean", "p50", "p90", "p99", "max")
 _BEST = "★"
 

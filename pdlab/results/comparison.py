@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from pdlab.core.types import Stage, UsageError
-from pdlab.report.result import Result
-from pdlab.report.tables import SPREADS
 from pdlab.results.comparison_notes import notes
+from pdlab.results.metrics import SPREADS
 from pdlab.results.records import Column, latencies
+from pdlab.results.run import Run
 
 NAN = math.nan
 TELLING = 0.05  # of two means: the difference that makes one policy better than another
@@ -118,8 +118,8 @@ class Group:
     """One policy: its simulations, which mostly are one, its measured runs, and what comes of them."""
 
     policy: str
-    simulated: tuple[Result, ...]
-    measured: tuple[Result, ...]
+    simulated: tuple[Run, ...]
+    measured: tuple[Run, ...]
     lines: tuple[ComparedFigure, ...]
     instances: tuple[tuple[str, tuple[ComparedFigure, ...]], ...]
     pairs: tuple[Pairs, ...]
@@ -149,10 +149,10 @@ class Comparison:
     rankings: tuple[Ranking, ...]
 
 
-def compare(results: Sequence[tuple[str, Result]]) -> Comparison:
+def compare(results: Sequence[tuple[str, Run]]) -> Comparison:
     """Of named results, simulated and measured in any order, grouped by the policy of their runs; of several simulations (other seeds,
     other faults) the mean counts. Raises UsageError where a policy has only one of both worlds."""
-    by_policy: dict[str, dict[bool, list[tuple[str, Result]]]] = {}
+    by_policy: dict[str, dict[bool, list[tuple[str, Run]]]] = {}
     for name, result in results:
         sides = by_policy.setdefault(policy_of(result), {True: [], False: []})
         sides[result.summary["run"].get("world") == "real"].append((name, result))
@@ -167,7 +167,7 @@ def compare(results: Sequence[tuple[str, Result]]) -> Comparison:
     return Comparison(tuple(groups), tuple(_rankings(groups)))
 
 
-def policy_of(result: Result) -> str:
+def policy_of(result: Run) -> str:
     """The policy's name, or where it is put together, what it is made of."""
     policy = result.summary["run"].get("policy", "")
     if isinstance(policy, Mapping):
@@ -176,7 +176,7 @@ def policy_of(result: Result) -> str:
     return str(policy)
 
 
-def _group(policy: str, simulated: Sequence[Result], measured: Sequence[Result]) -> Group:
+def _group(policy: str, simulated: Sequence[Run], measured: Sequence[Run]) -> Group:
     sims, runs = [result.summary for result in simulated], [result.summary for result in measured]
     lines = [_line(f"{label} {point}", f"{key}.{point}", sims, runs) for label, key in SPREADS for point in POINTS]
     lines += [_line(label, key, sims, runs) for label, key in RATES]
@@ -220,7 +220,7 @@ def _instances(
         yield name, tuple(lines)
 
 
-def _pairs(simulated: Sequence[Result], measured: Sequence[Result]) -> Iterable[Pairs]:
+def _pairs(simulated: Sequence[Run], measured: Sequence[Run]) -> Iterable[Pairs]:
     def means(runs: Sequence[Mapping[int, float]], ids: Iterable[int]) -> Column:
         return np.array([float(np.mean([run[i] for run in runs if i in run])) for i in ids])
 
@@ -230,7 +230,7 @@ def _pairs(simulated: Sequence[Result], measured: Sequence[Result]) -> Iterable[
         yield Pairs(label, key, means(ours, both), means(theirs, both))
 
 
-def _by_id(result: Result, key: str) -> dict[int, float]:
+def _by_id(result: Run, key: str) -> dict[int, float]:
     found = result.records.columns()
     values = latencies(found)[key]
     held = (found["status"] == Stage.DONE) & ~np.isnan(values)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pdlab.core.types import UsageError
 from pdlab.cost import hardware
-from pdlab.report.result import Result
+from pdlab.results.run import Run
 
 _SHOWN = 4  # keys in which two experiments differ; more are counted
 # Not the same in both worlds, or said elsewhere.
@@ -18,7 +18,7 @@ _OWN = re.compile(
 )
 
 
-def notes(simulations: Sequence[Result], measured: Sequence[Result]) -> Iterator[str]:
+def notes(simulations: Sequence[Run], measured: Sequence[Run]) -> Iterator[str]:
     """One line each, of one policy's runs."""
     simulated = simulations[0]
     for another in simulations[1:]:
@@ -51,12 +51,12 @@ def notes(simulations: Sequence[Result], measured: Sequence[Result]) -> Iterator
     yield from _warned(simulated, measured)
 
 
-def _prompts(result: Result) -> dict[int, float]:
+def _prompts(result: Run) -> dict[int, float]:
     found = result.records.columns()
     return dict(zip(found["request_id"].astype(int).tolist(), found["prompt_tokens"].tolist(), strict=True))
 
 
-def _place(result: Result) -> str:
+def _place(result: Run) -> str:
     return f"the run at {result.summary['run'].get('url', 'an unknown address')}"
 
 
@@ -70,7 +70,7 @@ def _plain(value: Any, path: str = "") -> dict[str, Any]:
     return {key: leaf for name, part in parts for key, leaf in _plain(part, f"{path}.{name}" if path else str(name)).items()}
 
 
-def _simulated(result: Result) -> dict[str, Any]:
+def _simulated(result: Run) -> dict[str, Any]:
     """What simulations must share whose mean is taken: all but the seed and what goes wrong."""
     rows = result.experiment.get("cluster", {}).get("instances", [])
     named = {f"cluster.instances.{number}.hardware": row.get("hardware") for number, row in enumerate(rows)}
@@ -86,7 +86,7 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return "; ".join([*words, f"and {len(keys) - _SHOWN} more"] if len(keys) > _SHOWN else words)
 
 
-def _profiled_models(result: Result) -> list[str]:
+def _profiled_models(result: Run) -> list[str]:
     """The models with which the simulated instances were measured, as far as their profiles are still where they were."""
     base_dir = Path(result.experiment.get("base_dir", ""))
     names = []
@@ -106,12 +106,12 @@ def _alike(name: str, other: str) -> bool:
     return a.startswith(b) or b.startswith(a)
 
 
-def _server(result: Result) -> str:
+def _server(result: Run) -> str:
     run = result.summary["run"]
     return " ".join(str(run.get(key) or "of unknown " + words) for key, words in (("model", "model"), ("server_version", "version")))
 
 
-def _warned(simulated: Result, measured: Sequence[Result]) -> Iterator[str]:
+def _warned(simulated: Run, measured: Sequence[Run]) -> Iterator[str]:
     """The runs' own warnings, each once; what all runs of both worlds say is of the workload, and no difference."""
     foretold, runs = simulated.summary["warnings"], [result.summary["warnings"] for result in measured]
     for said in dict.fromkeys([*foretold, *(line for own in runs for line in own)]):

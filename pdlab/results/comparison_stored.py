@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pdlab.core.types import UsageError
-from pdlab.report.result import SUMMARY, Result
 from pdlab.results.comparison import Comparison, compare
+from pdlab.results.run import SUMMARY, Run
 
 BAR = {f"{key}.{point}": bound for key in ("ttft_s", "tpot_s", "e2e_s") for point, bound in (("mean", 0.05), ("p99", 0.10))}
 _ROLES = {"prefill": "p", "decode": "d"}
@@ -71,9 +71,9 @@ def _check(row: Mapping[str, Any]) -> Check:
 
 def stored(folder: str | Path) -> dict[str, Comparison]:
     """The comparisons of all results in `folder`, by layout and rate. Raises UsageError where there are none."""
-    runs: dict[str, list[tuple[str, Result]]] = {}
+    runs: dict[str, list[tuple[str, Run]]] = {}
     for summary in sorted(Path(folder).glob(f"*/{SUMMARY}")):
-        result = Result.load(summary.parent)
+        result = Run.load(summary.parent)
         runs.setdefault(run_of(result.experiment), []).append((summary.parent.name, result))
     if not runs:
         raise UsageError(f"{folder}: no result is stored there; pdlab validate FILE --out {folder} makes them")

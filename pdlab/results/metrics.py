@@ -34,6 +34,7 @@ from pdlab.results.records import (
 __all__ = ["DEFINITIONS", "FIELDS", "SAMPLE_FIELDS", "Gaps", "InstanceUse", "LinkUse", "Records", "Samples", "summarise"]
 
 PERCENTILES = (50, 90, 95, 99)
+SPREADS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("E2E", "e2e_s"), ("transfer", "transfer_s"), ("queue", "queue_s"))
 DEFINITIONS: dict[str, str] = {
     "TTFT": "arrival to first token at the client, completed requests",
     "TPOT": "(last - first token) / (output tokens - 1), completed requests with 2 or more; "

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Column = NDArray[np.float64]
 
+Span = tuple[str | int, float, float, str, int, int]  # instance (its name or index), start_s, end_s, kind, sequences, tokens
+
 FIELDS: tuple[str, ...] = (
     "request_id",
     "status",  # a types.Stage

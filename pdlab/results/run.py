@@ -1,12 +1,10 @@
-"""What a run gives back: its summary, its requests, its pictures, and the files they are kept in.
+"""What is known of a run: its summary, its requests, its instances' load, and the files they are kept in.
 
-result = simulate(Experiment.load("experiments/quickstart.yaml"))
-result.summary["slo_attainment"], result.requests.groupby("prefill_instance", observed=True).ttft_s.mean(), result.plot()
+`pdlab.report.result.Result`, which `simulate` gives back, is one that can be looked at, too.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os
@@ -15,20 +13,18 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pdlab.core.types import UsageError
 from pdlab.results.gaps import Gaps
-from pdlab.results.records import Records, Samples
+from pdlab.results.records import Records, Samples, Span
+from pdlab.results.units import percent, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-    from matplotlib.figure import Figure
 
-    from pdlab.report.perfetto import Span
-
-SUMMARY, REQUESTS, TIMELINE, REPORT, EXPERIMENT = "summary.json", "requests.parquet", "timeline.parquet", "report.html", "experiment.yaml"
+SUMMARY, REQUESTS, TIMELINE, EXPERIMENT = "summary.json", "requests.parquet", "timeline.parquet", "experiment.yaml"
 _GAPS = b"pdlab.itl"  # where requests.parquet keeps the inter-token latencies, which belong to no single request
 _CHUNK = 1 << 17
 
@@ -40,7 +36,7 @@ else:
 
 
 class RequestFrame(Frame):
-    """`Result.requests`, for editors and type checkers: what its columns are. Times are seconds since the run began, NaN where they never
+    """`Run.requests`, for editors and type checkers: what its columns are. Times are seconds since the run began, NaN where they never
     came; a text is a category."""
 
     request_id: pd.Series[int]
@@ -76,7 +72,7 @@ class RequestFrame(Frame):
     good: pd.Series[bool]
 
 
-class Result:
+class Run:
     """One run. `summary` is what summary.json holds, `experiment` the resolved experiment as plain values, `log` the event log's path
     and `spans` the instances' batches, where the run kept them."""
 
@@ -121,15 +117,9 @@ class Result:
         """The instances' load over time, one row a report."""
         return self.samples.frame()
 
-    def plot(self) -> Figure:
-        """TTFT and TPOT distributions, load over time, and a timeline of some requests."""
-        from pdlab.report.figures import overview
-
-        return overview(self.records, self.samples, self.slo, self.name)
-
     def save(self, directory: str | Path) -> Path:
-        """Write summary.json, requests.parquet, timeline.parquet, report.html and experiment.yaml (and trace.json.gz where spans were
-        kept), all or nothing: they are written aside and moved in place when whole. Files of an earlier run are replaced.
+        """Write summary.json, requests.parquet, timeline.parquet and experiment.yaml, all or nothing: they are written aside and moved in
+        place when whole. Files of an earlier run are replaced. A Result writes report.html, too, and trace.json.gz where spans were kept.
 
         Raises UsageError where `directory` cannot be written.
         """
@@ -149,8 +139,8 @@ class Result:
         return directory
 
     @classmethod
-    def load(cls, directory: str | Path) -> Result:
-        """The Result that was saved there. Raises UsageError where its files are missing or are none of ours."""
+    def load(cls, directory: str | Path) -> Self:
+        """The run that was saved there. Raises UsageError where its files are missing or are none of ours."""
         import pandas as pd
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -178,9 +168,6 @@ class Result:
         import pyarrow.parquet as pq
         import yaml
 
-        from pdlab.report.html import run_page
-        from pdlab.report.perfetto import write_trace
-
         chunks = self._chunks()
         first = next(chunks)
         with pq.ParquetWriter(directory / REQUESTS, first.schema, compression="zstd") as writer:
@@ -188,12 +175,8 @@ class Result:
             for chunk in chunks:
                 writer.write_table(chunk)
         pq.write_table(pa.Table.from_pandas(self.samples.frame(), preserve_index=False), directory / TIMELINE, compression="zstd")
-        page = run_page(self.summary, self.records, self.samples, self.experiment)
-        (directory / REPORT).write_text(page, encoding="utf-8")
         plain = yaml.safe_dump(self.experiment, sort_keys=False, allow_unicode=True)
         (directory / EXPERIMENT).write_text(plain, encoding="utf-8")
-        if self.spans:
-            write_trace(directory / "trace.json.gz", self.records, spans=self.spans, samples=self.samples)
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         (directory / SUMMARY).write_text(text, encoding="utf-8")
 
@@ -220,15 +203,8 @@ class Result:
             os.replace(file, directory / file.name)
 
     def __repr__(self) -> str:
-        from pdlab.results.units import percent, seconds
-
         s = self.summary
         served = f"{s['completed']:,} of {s['requests']:,} requests in {seconds(s['duration_s'])}"
         tails = f"TTFT p99 {seconds(s['ttft_s']['p99'])}, TPOT p99 {seconds(s['tpot_s']['p99'])}"
         end = f"bottleneck {s['bottleneck']['resource']}" + (", partial" if s["partial"] else "")
-        return f"<Result {self.name}: {served}, attainment {percent(s['slo_attainment'])}, {tails}, {end}>"
-
-    def _repr_html_(self) -> str:
-        from pdlab.report.html import fragment
-
-        return f"<b>{html.escape(self.name)}</b>{fragment(self.summary)}"
+        return f"<{type(self).__name__} {self.name}: {served}, attainment {percent(s['slo_attainment'])}, {tails}, {end}>"

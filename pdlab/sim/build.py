@@ -24,9 +24,9 @@ from pdlab.core.watchdog import watched
 from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.experiment.cluster import Placement
 from pdlab.experiment.experiment import Experiment, indivisible
-from pdlab.experiment.make_router import head_of, router
+from pdlab.experiment.make_router import router
 from pdlab.policies import load as load_policy
-from pdlab.replay.log import EventLog
+from pdlab.replay.log import EventLog, head_of
 from pdlab.report.result import Result
 from pdlab.results.metrics import summarise
 from pdlab.results.records import InstanceUse

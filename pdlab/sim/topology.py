@@ -17,7 +17,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from pdlab.core.types import UsageError
-from pdlab.cost.shapes import Hardware
+from pdlab.cost.hardware import Hardware
 from pdlab.results.records import LinkUse
 from pdlab.sim.transport import Transport
 

@@ -16,8 +16,7 @@ from pdlab.cli.main import main
 from pdlab.core.policy import Policy
 from pdlab.core.types import Tick, UsageError
 from pdlab.experiment.experiment import Experiment
-from pdlab.experiment.make_router import head_of
-from pdlab.replay.log import EventLog, cut_to_lines, read
+from pdlab.replay.log import EventLog, cut_to_lines, head_of, read
 from pdlab.report.result import Result
 from pdlab.sim import simulate
 

@@ -14,6 +14,7 @@ import re
 import tempfile
 import typing
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ import msgspec
 import typer
 
 from pdlab import Policy
-from pdlab.cli.main import app
-from pdlab.cli.trace import app as trace
+from pdlab.cli.main import COMMANDS, app, command
 from pdlab.core.policy import HOOKS
 from pdlab.cost import hardware_names, model_names
 from pdlab.cost.catalogue import hardware
@@ -60,14 +60,12 @@ def code(text: object) -> str:
 
 def cli() -> str:
     """Every command, its arguments and its options."""
-    return "\n\n".join(command_pages(typer.main.get_command(app), "pdlab"))
+    whole = [command_pages(typer.main.get_command(app), "pdlab"), *(command_pages(command(name), f"pdlab {name}") for name in COMMANDS)]
+    return "\n\n".join(chain.from_iterable(whole))
 
 
 def command_pages(command: Any, name: str) -> Iterator[str]:
     inner = getattr(command, "commands", {})
-    if name == "pdlab trace":  # which reads its command line itself
-        command = typer.main.get_command(trace)
-        inner = command.commands  # type: ignore[attr-defined]
     params = [p for p in command.params if not p.hidden and p.name not in ("install_completion", "show_completion")]
     if name != "pdlab":
         arguments = "".join(f" {p.metavar or p.name.upper()}" for p in params if p.param_type_name == "argument")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-import typer
 
-from pdlab.cli.main import app
+from pdlab.cli.main import command
 from pdlab.experiment.schema import schema
 from pdlab.experiment.spellings import FLAGS
 from tests.real.api import stand_in
@@ -28,7 +27,7 @@ def column(section: str, *places: int) -> str:
 
 
 def flags(name: str) -> set[str]:
-    return {flag for one in typer.main.get_command(app).commands[name].params for flag in (*one.opts, *one.secondary_opts)}  # type: ignore[attr-defined]
+    return {flag for one in command(name).params for flag in (*one.opts, *one.secondary_opts)}
 
 
 @pytest.mark.parametrize(("section", "command"), [("Serving", "serve"), ("Benchmarks", "bench")])

@@ -15,7 +15,7 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.schema import DESCRIPTIONS, schema
 from pdlab.experiment.yaml import read_yaml
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 FILES = [path for path in sorted((HERE / "experiments").glob("*.yaml")) if "two_worlds" not in path.name]
 QUICK = read_yaml(HERE / "experiments" / "quickstart.yaml")
 

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
 from pydantic import ValidationError
 
 from pdlab import Experiment, UsageError
-from pdlab.cli.main import app, main
+from pdlab.cli.main import app, command, main
 from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.spellings import FLAGS, KEYS
 from pdlab.experiment.yaml import read_yaml
@@ -27,9 +26,7 @@ QUICK = read_yaml(ROOT / "experiments" / "quickstart.yaml")
 
 def options(name: str) -> dict[str, str]:
     """A command's flags, and the parameter behind each."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group) or hasattr(group, "commands")
-    return {flag: str(one.name) for one in group.commands[name].params for flag in (*one.opts, *one.secondary_opts) if flag.startswith("-")}
+    return {flag: str(one.name) for one in command(name).params for flag in (*one.opts, *one.secondary_opts) if flag.startswith("-")}
 
 
 def ended(*arguments: str) -> tuple[int, str]:
@@ -151,7 +148,7 @@ def test_a_model_given_as_the_experiment_is_told_apart(tmp_path: Path, capsys: p
 def test_the_shell_completes_commands_and_flags(words: str, offered: str) -> None:
     environment = {**os.environ, "_PDLAB_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
     run = subprocess.run(
-        [sys.executable, "-c", "from pdlab.cli import main; main()"],
+        [sys.executable, "-c", "from pdlab.cli.main import main; main()"],
         env=environment,
         capture_output=True,
         text=True,

@@ -28,6 +28,7 @@ from pdlab.real.launch.ignored_keys import ignored
 from pdlab.real.launch.instance import Listening
 from pdlab.real.net.wire import StreamEvent
 from pdlab.real.router.legs import Legs
+from pdlab.replay.log import head_of
 from tests.cost.test_measured import PROFILE
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "experiment-file.md"
@@ -319,7 +320,7 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
     router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
     prefill = SimpleNamespace(can=lambda _: True)
     legs = Legs(SimpleNamespace(instances=SimpleNamespace(all_go_on=True)), deployment.transfer)  # type: ignore[arg-type]
-    head = control.head_of(deployment, router.policy, 16)
+    head = head_of(deployment, router.policy, 16)
     return (
         alone.registry,
         [(one.name, one.role) for one in deployment.placements()],

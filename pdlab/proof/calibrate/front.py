@@ -24,8 +24,8 @@ from pdlab.real.host.core_probe import Slower, never
 
 SHORT_TOKENS, LONG_TOKENS = 2, 64  # of output
 SHORT_REQUESTS, PROMPT_TOKENS = 12, 16
-# By what share of a longer loop (pdlab.real.host.core_probe) a front end takes longer: 630 times 70 ms of asyncio and JSON on two cores of an AMD EPYC
-# that were disturbed a tenth of the time, 0.72 and 0.77.
+# By what share of a longer loop (pdlab.real.host.core_probe) a front end takes longer: 630 times 70 ms of asyncio and JSON on two cores
+# of an AMD EPYC that were disturbed a tenth of the time, 0.72 and 0.77.
 SHARE = 0.75
 REPEATS, ROUTED = 3, 15
 

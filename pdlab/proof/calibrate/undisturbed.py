@@ -1,8 +1,8 @@
 """What steps take on a core that nobody disturbs, from what they took on one that is disturbed now and then.
 
-Each repeat knows how long a short loop took on its core meanwhile (`pdlab.real.host.core_probe`). Where the loop takes r times as long as undisturbed,
-steps take 1 + share (r - 1) times as long, those with prompts by another share than those that only decode. The share is the regression
-over the repeats of each point, about a value from elsewhere, which counts where calibration saw little of both.
+Each repeat knows how long a short loop took on its core meanwhile (`pdlab.real.host.core_probe`). Where the loop takes r times as long as
+undisturbed, steps take 1 + share (r - 1) times as long, those with prompts by another share than those that only decode. The share is the
+regression over the repeats of each point, about a value from elsewhere, which counts where calibration saw little of both.
 """
 
 from __future__ import annotations

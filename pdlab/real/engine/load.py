@@ -70,7 +70,7 @@ def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
     if device.type == "cpu" and options.threads:
         torch.set_num_threads(options.threads)
     path = Path(options.model)
-    config = configs.of(options)
+    config = configs.of(options.model, random=options.random)
     found, factors = _source(path, config, options)
     dtype = _dtype(options.dtype, config, device)
     context = min(options.max_model_len or config.max_positions, config.max_positions)
@@ -102,7 +102,7 @@ def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
 def _fingerprint(path: Path, config: ModelConfig, options: EngineOptions) -> str:
     """Of the architecture, the quantisation, and the weights: random ones by their seed, files by size and by both their ends."""
     found = hashlib.sha256(f"{dataclasses.replace(config, name='')} {options.quantization}".encode())
-    if options.load_format == "dummy":
+    if options.random:
         found.update(f"random {options.seed}".encode())
         return found.hexdigest()[:16]
     for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
@@ -121,7 +121,7 @@ def _source(path: Path, config: ModelConfig, options: EngineOptions) -> tuple[It
         factors = gguf_file.rope_factors(path)
         arrays = ((name, torch.from_numpy(array)) for name, array in gguf_file.tensors(path))
         return arrays, None if factors is None else torch.from_numpy(factors)
-    if options.load_format == "dummy":
+    if options.random:
         return weights.at_random(config, options.seed), None
     return weights.from_folder(path, config), None
 

@@ -79,7 +79,7 @@ def check_cpu_kv(*engines: EngineOptions) -> None:
     needed = 0
     for options in engines:
         if options.device == "cpu":
-            config, item_bytes = configs.of(options), ITEM_BYTES.get(options.dtype, 4)
+            config, item_bytes = configs.of(options.model, random=options.random), ITEM_BYTES.get(options.dtype, 4)
             needed += cpu_kv_blocks(options, config, item_bytes) * block_bytes(options, config, item_bytes)
     if needed > (available := available_bytes()):
         whose = f" for {len(engines)} instances" if len(engines) > 1 else ""

@@ -95,9 +95,9 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Submit(ToEngine, frozen=True):
-    """`hashes` is the chain of the prompt's full blocks (`pdlab.core.prefix.chain`). Unless it `decodes_here`, its KV is leased after the first token
-    (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says. `sent_s`, on this machine's monotonic clock,
-    is when it began to wait; without it, when the engine looked, which is between two steps."""
+    """`hashes` is the chain of the prompt's full blocks (`pdlab.core.prefix.chain`). Unless it `decodes_here`, its KV is leased after the
+    first token (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says. `sent_s`, on this machine's
+    monotonic clock, is when it began to wait; without it, when the engine looked, which is between two steps."""
 
     id: int
     tokens: list[int]

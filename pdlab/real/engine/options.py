@@ -38,5 +38,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     self_profile: bool = False  # it measures itself before it is ready
     decisions: str = ""  # a file that takes the scheduler's decisions
 
+    @property
+    def random(self) -> bool:
+        """Are its weights?"""
+        return self.load_format == "dummy"
+
 
 OPTIONS = msgspec.msgpack.Decoder(EngineOptions)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.fields import ignored_line
-
-if TYPE_CHECKING:
-    from pdlab.real.launch.serve import Asked
+from pdlab.real.launch.asked import Asked
 
 OF_A_CLUSTER = ("cluster.instances", "cluster.reports", "cluster.autoscale", "transfer", "policy", "slo", "limits")
 OF_AN_ENGINE = ("device", "dtype", "quantization", "engine")

@@ -110,7 +110,7 @@ def tokenizer_of(options: EngineOptions, path: Path | None) -> Tokenizer:
     """The model's own; for random weights without one, the embedded model's."""
     if path is None:
         path = Path(options.model)
-        if options.load_format == "dummy" and not (path / "tokenizer.json").is_file() and path.suffix != ".gguf":
+        if options.random and not (path / "tokenizer.json").is_file() and path.suffix != ".gguf":
             path = default_model()
     return Tokenizer.load(path)
 

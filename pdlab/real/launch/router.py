@@ -38,7 +38,7 @@ from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.roster import Members, follow, lead, protocol_of
 from pdlab.real.router.status import view_of
 from pdlab.real.router.world import LiveWorld
-from pdlab.replay.log import EventLog
+from pdlab.replay.log import EventLog, head_of
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -229,7 +229,7 @@ def event_log(deployment: Deployment, router: Router, path: Path | None) -> Iter
         yield None
         return
     try:
-        log = EventLog(path, control.head_of(deployment, router.policy, router.cluster.hash_tokens), warn=logger.warning)
+        log = EventLog(path, head_of(deployment, router.policy, router.cluster.hash_tokens), warn=logger.warning)
     except OSError as error:
         raise UsageError(f"--trace-events {path}: {error.strerror}") from None
     with log:

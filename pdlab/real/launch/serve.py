@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform
-import re
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,17 +17,16 @@ import msgspec
 
 from pdlab import cost
 from pdlab.core.types import Role, UsageError, nearest
-from pdlab.experiment.cluster import Placement
 from pdlab.experiment.deployment import Deployment
 from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.logs import tell
 from pdlab.real.instance.vllm_sidecar import Keeper
+from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.child_instances import Children
 from pdlab.real.launch.ignored_keys import ignored
 from pdlab.real.launch.instance import (
     ClusterPlace,
-    Listening,
     engine_options,
     registry_at,
     run,
@@ -41,7 +38,6 @@ from pdlab.real.launch.router import ChildInstances, RouterFront, route
 from pdlab.real.models import config, gguf_file
 from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password
 from pdlab.real.registry import Registry
-from pdlab.real.registry.child_registry import SCHEME
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.router.vllm import Vllm
 
@@ -53,56 +49,6 @@ NOT_FOR_CHILDREN = (*SECRETS, *(f"{name}_FILE" for name in SECRETS))
 ENGINES = ("pdlab", "vllm")
 ROUTER = Deployment(name="router", model="smollm2-135m")  # what one without a file follows
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The command line. `given` are the engine's options; None: not given."""
-
-    role: str
-    file: Path | None
-    deployment: Deployment | None
-    given: Mapping[str, object]
-    serving: Listening
-    registry: str = ""
-    registry_wait_s: float = 0.0
-    instance_name: str = ""
-    advertise: str = ""
-    kv_transport: str = "auto"
-    kv_port: int = 0
-    engine: str = "pdlab"
-    upstream: str = ""
-    upstream_api_key: str = ""
-    trace_events: Path | None = None
-    traceback: bool = False
-    self_profile: bool = True
-
-    @property
-    def name(self) -> str:
-        """Of the instance or the router, unique among its peers unless somebody gave two the same."""
-        return self.instance_name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.role}-{platform.node()}-{os.getpid()}")[:128]
-
-    @property
-    def placed(self) -> Placement | None:
-        """Which of the file's instances it is: the one of its name, else one of its role. One that was scaled up is like the first of its
-        role, or the first at all, as simulated. Raises UsageError where the file leaves it open."""
-        if self.deployment is None:
-            return None
-        if not self.is_child:
-            return self.deployment.place_of(self.instance_name, self.role)
-        placed = self.deployment.placements()
-        like = [one for one in placed if one.name == self.instance_name] or [one for one in placed if one.role == self.role] or placed
-        return like[0]
-
-    @property
-    def is_child(self) -> bool:
-        """Of a `--role all`."""
-        return self.registry.startswith(SCHEME)
-
-    @property
-    def alone(self) -> bool:
-        """A server without a cluster."""
-        return self.role == "mixed" and not self.registry
 
 
 def start(asked: Asked, say: Say) -> None:

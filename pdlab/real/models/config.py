@@ -17,7 +17,6 @@ from pdlab.cost import model_names
 from pdlab.cost.catalogue import model as catalogue_model
 from pdlab.cost.huggingface import read_layers
 from pdlab.cost.layers import Softmax
-from pdlab.real.engine.options import EngineOptions
 from pdlab.real.models import gguf_file
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -67,13 +66,13 @@ class ModelConfig:
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
 
-def of(options: EngineOptions) -> ModelConfig:
-    """The model that these options name: a folder, a .gguf, or for random weights a name of the catalogue. Raises UsageError."""
-    path = Path(options.model)
+def of(model: str, *, random: bool = False) -> ModelConfig:
+    """The model of that name: a folder, a .gguf, or for random weights a name of the catalogue. Raises UsageError."""
+    path = Path(model)
     if path.suffix == ".gguf":
         return parse(gguf_file.config(path), path.stem, str(path))
-    if options.load_format == "dummy" and not path.exists() and options.model in model_names():
-        return of_catalogue(options.model)
+    if random and not path.exists() and model in model_names():
+        return of_catalogue(model)
     if not path.exists():
         raise UsageError(
             f"--model {path}: no such folder or file; give a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf"

@@ -12,8 +12,8 @@
     push, cuda_ipc                               likewise
     push, nixl Push, Go, [D READs] Copied, Commit, Finished
 
-`Finish` is answered by `TransferFinished` only if the lease has been valid all along, so what was read before is sound. `Commit` says the same of a
-pushed part: the pusher still held its blocks when they had been copied. `TransferRefused` may stand for any answer.
+`Finish` is answered by `TransferFinished` only if the lease has been valid all along, so what was read before is sound. `Commit` says the
+same of a pushed part: the pusher still held its blocks when they had been copied. `TransferRefused` may stand for any answer.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import typer
 import yaml
-from rich.console import Console
 
 from pdlab.cli import bench as cli
 from pdlab.core.types import UsageError
@@ -379,7 +378,7 @@ def test_the_command_writes_its_files_and_states_the_clients_cost(
 ) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(experiment().resolved()))
-    monkeypatch.setattr(cli, "Console", lambda **options: Console(width=160, **options))
+    monkeypatch.setenv("COLUMNS", "160")
     with wired(tokens) as wire:
         cli.bench(file, url=wire.url, out_dir=tmp_path / "out", requests=5)
     said = capsys.readouterr().out

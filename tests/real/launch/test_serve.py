@@ -14,9 +14,10 @@ from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.experiment import Experiment
 from pdlab.real.engine.messages import Ready
 from pdlab.real.instance.member import measured_of
+from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.ignored_keys import ignored
 from pdlab.real.launch.instance import Listening
-from pdlab.real.launch.serve import Asked, check, child_command, engine_of, profile_of, settled
+from pdlab.real.launch.serve import check, child_command, engine_of, profile_of, settled
 from pdlab.sim.build import plans
 from tests.cost.test_measured import PROFILE
 

@@ -19,13 +19,13 @@ from pdlab.core.prefix import chain
 from pdlab.core.types import Role
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.experiment import Experiment
-from pdlab.experiment.make_router import head_of, router
+from pdlab.experiment.make_router import router
 from pdlab.real.engine.messages import Sampling, Tokens
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.instance.engine_client import EngineClient
 from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.world import LiveWorld
-from pdlab.replay.log import EventLog, read, replay
+from pdlab.replay.log import EventLog, head_of, read, replay
 from tests.real import served
 from tests.real.engine import tiny_models
 from tests.real.instance.world import TOKEN, instance

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.cli import main as cli
+from pdlab.cli.main import main as cli
 from pdlab.core.types import UsageError
 from pdlab.real.launch import serve as start
-from pdlab.real.launch.serve import Asked
+from pdlab.real.launch.asked import Asked
 from pdlab.real.net import credentials
 
 NAMES = ("PDLAB_API_KEY", "PDLAB_INTERNAL_TOKEN", "PDLAB_UPSTREAM_API_KEY")

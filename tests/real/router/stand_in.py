@@ -28,7 +28,7 @@ from pdlab.core.staging import Staging
 from pdlab.core.types import CAPABILITIES, InstanceSpec, Report, Role, Switched
 from pdlab.core.worker import LEASE_S, Worker
 from pdlab.experiment.experiment import Experiment
-from pdlab.experiment.make_router import head_of, router
+from pdlab.experiment.make_router import router
 from pdlab.policies import load as load_policy
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import measured_of
@@ -36,7 +36,7 @@ from pdlab.real.net.wire import Continue, Extra, KvParams, PushTo, StreamEvent
 from pdlab.real.registry.records import InstanceRecord, encode, read_instance, read_report
 from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegBroken, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.router.world import LiveWorld
-from pdlab.replay.log import EventLog
+from pdlab.replay.log import EventLog, head_of
 from pdlab.sim.build import InstancePlan, plans
 from pdlab.sim.link import Network, Transfer
 from pdlab.sim.topology import Endpoint

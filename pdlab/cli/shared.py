@@ -1,0 +1,44 @@
+"""What several commands have in common: consoles, options, and what --traceback shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import print_exception
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pdlab.core.types import UsageError
+from pdlab.real.net.credentials import from_file
+from pdlab.real.net.tls import CA_CERTS
+
+Token = Annotated[
+    str,
+    typer.Option(
+        "--internal-token",
+        envvar="PDLAB_INTERNAL_TOKEN",
+        callback=from_file("PDLAB_INTERNAL_TOKEN"),
+        help="Shared by a cluster's processes (better: PDLAB_INTERNAL_TOKEN_FILE).",
+        show_default=False,
+    ),
+]
+CaCerts = Annotated[
+    str, typer.Option("--ssl-ca-certs", metavar="PEM", envvar=CA_CERTS, help="Whom to believe.", show_default="the system's")
+]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Where a policy fails, show all that Python says of it.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the file.")]
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def traced(asked: bool) -> Iterator[None]:
+    """A mistake's whole story before its line, where that was asked for."""
+    try:
+        yield
+    except UsageError as error:
+        if asked:
+            print_exception(error)
+        raise
