@@ -5,8 +5,8 @@
 - A `python` block is run by Python. Any block with `title="NAME"` is written to that file instead.
 - `pdlab serve` and `make serve` stay until the next of them begins, and end with the page. The next command waits until they are ready.
   Port 8000 is another one, a free one, wherever it is named; engines do not measure themselves, which takes seconds.
-- A comment in the line before a block says what else holds: `<!-- not run: REASON -->`, one of `REASONS`; `<!-- exit: 1 -->`, all of its
-  commands end so.
+- A comment in the line before a block says what else holds: `<!-- not run: REASON -->`, one of `REASONS`; `<!-- slow -->`, it is run by
+  `pytest -m slow` alone, since it starts several engines; `<!-- exit: 1 -->`, all of its commands end so.
 """
 
 from __future__ import annotations

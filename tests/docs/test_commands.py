@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,26 +30,33 @@ def session(tmp_path: Path) -> Iterator[Session]:
     session.end()
 
 
-@pytest.mark.parametrize("page", [page for page in READ if any(not b.note.startswith(NOT_RUN) for b in typed(page))], ids=name)
+def played(page: Path, *, slow: bool) -> list[Block]:
+    return [b for b in typed(page) if not b.note.startswith(NOT_RUN) and (slow or b.note != "slow")]
+
+
+@pytest.mark.parametrize("page", [page for page in READ if played(page, slow=False)], ids=name)
 def test_commands_of_a_page_work(page: Path, session: Session) -> None:
-    for block in typed(page):
-        if not block.note.startswith(NOT_RUN):
-            session.play(block)
+    for block in played(page, slow=False):
+        session.play(block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in READ if any(b.note == "slow" for b in typed(page))], ids=name)
+def test_slow_commands_of_a_page_work(page: Path, session: Session) -> None:
+    for block in played(page, slow=True):
+        session.play(block)
 
 
 def test_what_is_not_run_says_why_and_is_the_smaller_part() -> None:
-    run, not_run = 0, 0
+    counts = Counter[str]()
     for page in READ:
         for block in typed(page):
-            count = len(commands(block)) if block.language == "console" else 1
-            if block.note.startswith(NOT_RUN):
-                reason = block.note.removeprefix(NOT_RUN)
-                assert reason in REASONS, f"{name(page)}, line {block.line}: not run: {reason}; one of {', '.join(REASONS)}"
-                not_run += count
-            else:
-                run += count
-    print(f"commands in the docs: {run} run, {not_run} not run")
-    assert run > not_run
+            reason = block.note.removeprefix(NOT_RUN)
+            assert reason == block.note or reason in REASONS, f"{name(page)}, line {block.line}: {block.note}; one of {', '.join(REASONS)}"
+            kind = "not run" if reason != block.note else "slow" if block.note == "slow" else "run"
+            counts[kind] += len(commands(block)) if block.language == "console" else 1
+    print("commands in the docs:", dict(counts))
+    assert counts["run"] > counts["not run"] + counts["slow"]
 
 
 def test_what_is_run_elsewhere_is_run_there() -> None:
