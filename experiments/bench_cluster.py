@@ -37,7 +37,7 @@ from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.launch.instance import run_until_stopped
 from pdlab.real.models.tokenizer import Tokenizer
-from pdlab.real.net.connections import Connections
+from pdlab.real.net.http import HttpClient
 from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.world import LiveWorld
@@ -115,9 +115,11 @@ def body(i: int, tokens: int) -> bytes:
     return json.dumps(asked).encode()
 
 
-async def stream(connections: Connections, i: int, tokens: int, take: Callable[[bytes], None]) -> None:
+async def stream(connections: HttpClient, i: int, tokens: int, take: Callable[[bytes], None]) -> None:
     """`take` gets what comes, as it comes."""
-    connection = await connections.ask(b"POST", b"/v1/completions", body(i, tokens), f"bench-{i}")
+    connection = await connections.send(
+        connections.request(b"POST", b"/v1/completions", body(i, tokens), f"X-Request-Id: bench-{i}\r\n".encode())
+    )
     assert connection.status == 200, await connection.whole()
     tail = b""
 
@@ -132,7 +134,7 @@ async def stream(connections: Connections, i: int, tokens: int, take: Callable[[
     connection.leave(True)
 
 
-async def counted(connections: Connections, i: int, tokens: int) -> int:
+async def counted(connections: HttpClient, i: int, tokens: int) -> int:
     found: list[int] = []
     await stream(connections, i, tokens, lambda read: found.append(read.count(b'"text":')))
     return sum(found)
@@ -140,7 +142,7 @@ async def counted(connections: Connections, i: int, tokens: int) -> int:
 
 async def requests(url: str, seconds: float, clients: int) -> tuple[int, float]:
     """(requests, seconds): as many as come through."""
-    connections, numbers, done = Connections(url), iter(range(1 << 30)), 0
+    connections, numbers, done = HttpClient(url), iter(range(1 << 30)), 0
     until_s = time.perf_counter() + seconds
 
     async def client() -> None:
@@ -158,7 +160,7 @@ async def requests(url: str, seconds: float, clients: int) -> tuple[int, float]:
 
 async def long_streams(url: str, seconds: float, streams: int) -> tuple[int, float]:
     """(tokens, seconds)."""
-    connections, each = Connections(url), int(seconds / STEP_S)
+    connections, each = HttpClient(url), int(seconds / STEP_S)
     began_s = time.perf_counter()
     await asyncio.gather(*(counted(connections, i, each) for i in range(streams)))
     took_s = time.perf_counter() - began_s
@@ -168,7 +170,7 @@ async def long_streams(url: str, seconds: float, streams: int) -> tuple[int, flo
 
 async def latencies(url: str, instance: str, seconds: float, streams: int) -> list[float]:
     """Seconds from each token's send at `instance` to its arrival here."""
-    connections, each = Connections(url), int(seconds / STEP_S)
+    connections, each = HttpClient(url), int(seconds / STEP_S)
     arrivals: dict[str, list[float]] = {}
 
     async def client(i: int) -> None:
@@ -185,7 +187,7 @@ async def latencies(url: str, instance: str, seconds: float, streams: int) -> li
 
     await asyncio.gather(*(client(1_000_000 + i) for i in range(streams)))
     connections.close()
-    asked = Connections(instance)
+    asked = HttpClient(instance)
     _, raw = await asked.call(b"GET", b"/times")
     asked.close()
     found = []

@@ -334,7 +334,7 @@ def test_a_full_instance_that_could_never_hold_the_first_who_waits_is_open_to_th
     assert not r.by_name["d0"].full and r.cluster.live[0].decode is r.by_name["d0"]
     r.handle(Refused(0, 2, "d0"), 0.7)
     r.handle(Finished(0, 2, "d0"), 0.8)
-    r.by_name["d0"].full = True
+    r.by_name["d0"].room = 0
     r.cluster.refresh()
     r.handle(Report("d0", taken_s=0.9, free_blocks=3), 0.9)
     assert not r.by_name["d0"].full, "who waits will never go there"

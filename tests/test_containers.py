@@ -18,6 +18,7 @@ import yaml
 from pdlab import __version__
 from pdlab.cli.main import main
 from pdlab.real.launch import serve as start
+from pdlab.real.launch.asked import Asked
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -30,9 +31,9 @@ def instructions(word: str) -> list[str]:
     return [line.removeprefix(word).strip() for line in joined.splitlines() if line.startswith(f"{word} ")]
 
 
-def asked(command: list[str], monkeypatch: pytest.MonkeyPatch) -> start.Asked:
+def asked(command: list[str], monkeypatch: pytest.MonkeyPatch) -> Asked:
     """What `pdlab serve` would start."""
-    found: list[start.Asked] = []
+    found: list[Asked] = []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(start, "start", lambda one, say: found.append(one))
     with pytest.raises(SystemExit) as ended:

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from pdlab.core.types import Arrived, Handoff
 from pdlab.policies.load import names
 from tests.support.contract import EXCEPTIONS, TRAITS, experiment, live, simulated, workload
 from tests.support.views import Seen, difference, to_the_end, without
@@ -38,11 +39,26 @@ def test_the_contract_is_about_every_kind_of_trouble() -> None:
     assert events["Unreachable"] > 0, "two do not reach each other"
     assert events["Left"] == 2, "one died, one was drained"
     arrived = [one.event for one in seen if type(one.event).__name__ == "Arrived"]
-    assert {"prefixes", "priorities", "objectives", "kill", "drain", "cut", "full"} <= set(TRAITS)
+    assert {"prefixes", "priorities", "objectives", "best_of", "kill", "drain", "cut", "full"} <= set(TRAITS)
     assert len({a.request.priority for a in arrived}) > 1  # type: ignore[attr-defined]
     assert any(a.request.ttft_slo_s for a in arrived)  # type: ignore[attr-defined]
+    assert any(a.request.best_of > 1 for a in arrived)  # type: ignore[attr-defined]
     assert max(tokens for one in seen for x in one.view.instances.values() for tokens in x["cached_tokens"]) > 0  # type: ignore[attr-defined]
 
 
 def test_exceptions_are_few() -> None:
     assert len(EXCEPTIONS) <= 3
+
+
+def test_what_nobody_else_reaches_decodes_where_it_was_prefilled_in_both_worlds() -> None:
+    rows = [{"role": role, "hardware": "a10", "nics": 1} for role in ("prefill", "decode")]
+    cut = {"at_s": 0.5, "cut": ["prefill-0", "decode-0"], "for_s": 4.0}
+    plan = experiment("least_loaded")
+    cluster = plan.cluster.model_dump(mode="json", exclude_unset=True) | {"instances": rows}
+    plan = experiment("least_loaded", cluster=cluster, engine={"kv_blocks": 1000}, faults=[cut])
+    work = workload(requests=60)
+    ours, theirs = simulated(plan, work), live(plan, work)
+    assert not (words := difference(comparable(ours), comparable(theirs))), words
+    several = {one.event.request.id for one in ours if isinstance(one.event, Arrived) and one.event.request.best_of > 1}
+    here = [action for one in ours for action in one.actions if isinstance(action, Handoff) and action.src == action.dst]
+    assert {action.request_id in several for action in here} == {True, False}

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from pdlab.cli.results import check_writable, show
 from pdlab.cli.shared import Overrides, err
-from pdlab.experiment.experiment import Experiment
+from pdlab.experiment.experiment import Trial
 from pdlab.proof.bench.run import Progress, Target, measure
 from pdlab.real.net.credentials import from_file
 from pdlab.real.net.tls import CA_CERTS, Tls
@@ -49,7 +49,7 @@ def bench(
         overrides.append(f"seed={seed}")
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
-    experiment = Experiment.load(file, overrides)
+    experiment = Trial.load(file, overrides)
     directory = out_dir or Path("out") / f"{experiment.name}-real"
     check_writable(directory)
     try:

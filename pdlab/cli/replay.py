@@ -15,7 +15,7 @@ from pdlab.experiment.experiment import read_back
 from pdlab.experiment.make_router import router
 from pdlab.policies import load as load_policy
 from pdlab.replay import scheduler_log
-from pdlab.replay.log import read
+from pdlab.replay.log import Difference, read
 from pdlab.replay.log import replay as replay_log
 from pdlab.replay.what_if import beside
 from pdlab.results.units import percent
@@ -53,13 +53,17 @@ def replay(
     fresh = router(read_back(head.experiment, str(log)), hash_tokens=head.hash_tokens)
     if load_policy.source_hash(fresh.policy) != head.policy_hash:
         err.print("the policy's source has changed since this log was written", style="yellow")
-    events, differences = replay_log(entries, fresh)
-    for difference in differences[:10]:
-        print(f"{log}: line {difference.line}, {difference.now:.6f} s, {difference.event}")
-        print(f"  logged    {difference.logged}\n  replayed  {difference.replayed}")
-    print(f"{events:,} events replayed, {len(differences):,} differ")
-    if differences:
-        raise typer.Exit(1)
+    _end(log, *replay_log(entries, fresh))
+
+
+def _end(log: Path, events: int, difference: Difference | None) -> None:
+    if difference is None:
+        print(f"{events:,} events replayed, 0 differ")
+        return
+    print(f"{log}: line {difference.line}, {difference.now:.6f} s, {difference.event}")
+    print(f"  logged    {difference.logged}\n  replayed  {difference.replayed}")
+    print(f"{events - 1:,} events replayed alike; the next is answered otherwise, and what follows it in the log was not replayed")
+    raise typer.Exit(1)
 
 
 def _replay_beside(log: Path, policy: str) -> None:
@@ -67,7 +71,7 @@ def _replay_beside(log: Path, policy: str) -> None:
         other = yaml.safe_load(policy)
     except yaml.YAMLError as error:
         raise UsageError(f"--policy {policy}: {' '.join(str(error).split())}") from None
-    shadow, events, differences = beside(log, other)
+    shadow, events, difference = beside(log, other)
     for departure in shadow.departures[:20]:
         whose = "" if departure.request_id is None else f" request {departure.request_id}"
         print(f"{departure.now:.6f} s  {departure.hook}{whose}: {departure.decided}, other: {departure.other}")
@@ -76,9 +80,7 @@ def _replay_beside(log: Path, policy: str) -> None:
     parted = Counter(departure.hook for departure in shadow.departures)
     for hook, asked in shadow.asked.items():
         print(f"{hook}: asked {asked:,} times, {parted[hook]:,} answers differ ({percent(parted[hook] / asked)})")
-    print(f"{events:,} events replayed, {len(differences):,} differ")
-    if differences:
-        raise typer.Exit(1)
+    _end(log, events, difference)
 
 
 def _replay_decisions(log: Path) -> None:

@@ -61,7 +61,10 @@ def validate(
     ranks = f"policies rank alike in {agree} of {decided} pairs that the measured runs decide"
     out.print(ranks if decided else "the measured runs decide no pair of policies", highlight=False)
     out.print(f"HTTP, router and client took {100 * outcome.front_end:.1f} % of all cores, from the engines", highlight=False)
-    out.print(f"took {outcome.seconds / 60:.1f} min; {directory}: compare-*.html, table.md, profile.json, results", highlight=False)
+    out.print(
+        f"took {outcome.seconds / 60:.1f} min; {directory}: compare-*.html, table.md, profile.json, manifest.json, requests.parquet",
+        highlight=False,
+    )
     if missed or agree < decided:
         out.print("the two worlds do not agree", style="bold red")
         raise typer.Exit(1)

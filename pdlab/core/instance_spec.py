@@ -34,6 +34,7 @@ class MeasuredInstance:
     block_tokens: int
     block_bytes: int = 0
     context_tokens: int = 0
+    sequence_tokens: int = 0
     prefill_profile: tuple[tuple[int, float], ...] = ()
     decode_profile: tuple[tuple[int, int, float], ...] = ()
     link_bytes_per_s: float = 0.0
@@ -67,5 +68,6 @@ def instance_spec(placed: Placed, measured: MeasuredInstance) -> InstanceSpec:
         descriptor=measured.descriptor,
         max_requests=min(placed.max_requests or places, places or placed.max_requests),
         context_tokens=measured.context_tokens,
+        sequence_tokens=measured.sequence_tokens,
         spare_blocks=int(placed.watermark * measured.kv_blocks),
     )

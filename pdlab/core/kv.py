@@ -7,26 +7,53 @@ units are evicted least recently used, a sequence's tail before its head.
 
 A sequence's private blocks are a number here, so that the simulator can grow a thousand sequences by arithmetic. An engine that
 needs a block table calls `table`, which gives each block its id then.
+
+Layers with a window keep the last tokens of a sequence only. The pool then counts in *shares* of a block, one price for a block of each
+kind of layer, as vLLM's hybrid KV cache manager has one pool for all of them. A cached unit in use costs the layers that keep all of it;
+each sequence has windows of its own. An idle one costs all layers, since what a window has left behind stays in the cache until it is
+evicted. A match needs no more than the unit: that the window before its end is there, too, is taken for granted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+UNBOUNDED = 1 << 40  # tokens of a sequence, where all layers have windows
 
 
 class Holding:
     """The blocks one sequence references: cached units by hash, private ones by number."""
 
-    __slots__ = ("ids", "private", "shared")
+    __slots__ = ("ids", "private", "shared", "surplus")
 
     def __init__(self) -> None:
         self.shared: list[int] = []  # hashes of the units it references, leading first
         self.private = 0
+        self.surplus = 0  # of the private, what windowed layers have beside their windows while the prompt is computed
         self.ids: list[int] = []  # of the private blocks, as far as a table was asked for
 
 
+@dataclass(frozen=True)
+class BlockLayout:
+    """What a block's bytes belong to: `full` shares to layers that keep all of a sequence, and each of `windows`, (shares, tokens), to
+    layers that keep so many tokens, and of a prompt the chunk that is computed, of `chunk_tokens` at most."""
+
+    full: int = 1
+    windows: tuple[tuple[int, int], ...] = ()
+    chunk_tokens: int = 0
+
+    @property
+    def shares(self) -> int:
+        return self.full + sum([share for share, _ in self.windows])
+
+
+PLAIN = BlockLayout()
+
+
 class BlockPool:
-    """`total` blocks of `block_tokens` tokens. `hash_tokens` is a multiple of `block_tokens`."""
+    """`blocks` blocks of `block_tokens` tokens. `hash_tokens` is a multiple of `block_tokens`. `total`, `used` and all that is taken are
+    shares of the `layout`, which are blocks where no layer has a window."""
 
     __slots__ = (
         "_free_ids",
@@ -35,20 +62,30 @@ class BlockPool:
         "changes",
         "hash_tokens",
         "idle",
+        "idle_unit",
+        "layout",
         "prefix_cache",
         "refs",
+        "shares",
         "total",
         "unit",
         "used",
+        "windows",
     )
 
-    def __init__(self, total: int, block_tokens: int, hash_tokens: int = 0, prefix_cache: bool = True) -> None:
+    def __init__(
+        self, blocks: int, block_tokens: int, hash_tokens: int = 0, prefix_cache: bool = True, layout: BlockLayout = PLAIN
+    ) -> None:
         hash_tokens = hash_tokens or block_tokens
         assert hash_tokens % block_tokens == 0, f"hash_tokens {hash_tokens} is not a multiple of block_tokens {block_tokens}"
-        self.total = total
+        self.layout = layout
+        self.windows = layout.windows
+        self.shares = layout.shares
+        self.total = blocks * self.shares
         self.block_tokens = block_tokens
         self.hash_tokens = hash_tokens
-        self.unit = hash_tokens // block_tokens
+        self.unit = hash_tokens // block_tokens * layout.full
+        self.idle_unit = hash_tokens // block_tokens * self.shares
         self.prefix_cache = prefix_cache
         self.used = 0
         self.refs: dict[int, int] = {}  # cached unit -> sequences that reference it
@@ -64,14 +101,44 @@ class BlockPool:
 
     @property
     def idle_blocks(self) -> int:
-        return len(self.idle) * self.unit
+        return len(self.idle) * self.idle_unit
 
     @property
     def free(self) -> int:
-        return self.total - self.used - len(self.idle) * self.unit
+        return self.total - self.used - len(self.idle) * self.idle_unit
+
+    def whole(self, shares: int) -> int:
+        """As blocks of all layers."""
+        return -(-shares // self.shares)
 
     def blocks(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
+
+    def window_blocks(self, tokens: int) -> int:
+        """That a window of so many tokens touches at most, wherever it begins."""
+        return -(-(tokens - 1) // self.block_tokens) + 1
+
+    def held(self, tokens: int, computing: int = 0) -> int:
+        """What a sequence of so many tokens takes; while it computes `computing` of them, at most a chunk at a time."""
+        blocks, layout = -(-tokens // self.block_tokens), self.layout
+        taken = layout.full * blocks
+        for share, window in self.windows:
+            taken += share * min(blocks, self.window_blocks(window + min(computing, layout.chunk_tokens)))
+        return taken
+
+    def most_tokens(self, spare: int) -> int:
+        """Of one sequence, prompt and output, while `spare` stays available. The last token's KV is never written."""
+        room = self.total - spare
+        low, high = room // self.shares, UNBOUNDED // self.block_tokens  # blocks
+        if not self.windows:
+            return low * self.block_tokens + 1
+        while low < high:
+            tokens = (low + high + 1) // 2 * self.block_tokens
+            if self.held(tokens, tokens) <= room:
+                low = (low + high + 1) // 2
+            else:
+                high = (low + high + 1) // 2 - 1
+        return low * self.block_tokens + 1
 
     def match(self, hashes: Sequence[int], most_tokens: int) -> int:
         """Leading units of `hashes` in the cache, covering at most `most_tokens`."""
@@ -84,17 +151,17 @@ class BlockPool:
             units += 1
         return units
 
-    def blocks_to_allocate(self, hashes: Sequence[int], units: int, tokens: int) -> int:
+    def blocks_to_allocate(self, hashes: Sequence[int], units: int, tokens: int, computed: bool = False) -> int:
         """How much `available` would shrink by `allocate`: idle units that come into use count too."""
-        need = self.blocks(tokens) - units * self.unit
+        need = self.held(tokens, 0 if computed else tokens - units * self.hash_tokens) - units * self.unit
         if units:
             idle = self.idle
             need += sum(h in idle for h in hashes[:units]) * self.unit
         return need
 
-    def allocate(self, holding: Holding, hashes: Sequence[int], units: int, tokens: int) -> None:
-        """Reference the first `units` of `hashes` and take private blocks for the rest of `tokens`. The caller has made sure that
-        they are available."""
+    def allocate(self, holding: Holding, hashes: Sequence[int], units: int, tokens: int, computed: bool = False) -> None:
+        """Reference the first `units` of `hashes` and take private blocks for the rest of `tokens`, which are computed here unless they
+        are `computed` elsewhere. The caller has made sure that they are available."""
         if units:
             refs, idle = self.refs, self.idle
             for h in hashes[:units]:
@@ -105,31 +172,41 @@ class BlockPool:
                     refs[h] = 1
                     self.used += self.unit
                 holding.shared.append(h)
-        private = -(-tokens // self.block_tokens) - units * self.unit
+        private = self.held(tokens) - units * self.unit
+        if self.windows and not computed:
+            holding.surplus = self.held(tokens, tokens - units * self.hash_tokens) - self.held(tokens)
+            private += holding.surplus
         holding.private += private
         self.grow(private)
 
-    def take(self, hashes: Sequence[int], units: int, tokens: int, spare_blocks: int) -> Holding | None:
+    def take(self, hashes: Sequence[int], units: int, tokens: int, spare_blocks: int, computed: bool = False) -> Holding | None:
         """What `allocate` does, for a new holding, as long as `spare_blocks` stay available; else None."""
-        need = self.blocks_to_allocate(hashes, units, tokens) if units else -(-tokens // self.block_tokens)
+        plain = not units and not self.windows
+        need = -(-tokens // self.block_tokens) if plain else self.blocks_to_allocate(hashes, units, tokens, computed)
         if need > self.total - self.used - spare_blocks:
             return None
         holding = Holding()
-        if units:
-            self.allocate(holding, hashes, units, tokens)
-        else:
+        if plain:
             holding.private = need
             self.grow(need)
+        else:
+            self.allocate(holding, hashes, units, tokens, computed)
         return holding
+
+    def slide(self, holding: Holding) -> None:
+        """The prompt is computed: windowed layers keep their windows."""
+        holding.private -= holding.surplus
+        self.used -= holding.surplus
+        holding.surplus = 0
 
     def grow(self, blocks: int) -> None:
         """Take `blocks` private ones that some sequence accounts for; evict idle units to make room."""
         self.used = used = self.used + blocks
         assert used <= self.total, f"KV over-allocated: {used} of {self.total} blocks"
         if self.idle:
-            excess = used + len(self.idle) * self.unit - self.total
+            excess = used + len(self.idle) * self.idle_unit - self.total
             if excess > 0:
-                self._evict(-(-excess // self.unit))
+                self._evict(-(-excess // self.idle_unit))
 
     def _evict(self, units: int) -> None:
         idle, changes, ids = self.idle, self.changes, self._unit_ids
@@ -170,11 +247,14 @@ class BlockPool:
         self.used -= holding.private
         if holding.ids and self._free_ids is not None:
             self._free_ids += holding.ids
-        holding.shared, holding.private, holding.ids = [], 0, []
+        holding.shared, holding.private, holding.ids, holding.surplus = [], 0, [], 0
+        if self.idle_unit > self.unit:
+            self.grow(0)  # idle ones cost more: those that do not fit go
 
     def table(self, holding: Holding, blocks: int = 0) -> list[int]:
         """Block ids of the whole sequence, in order; blocks that have none yet get theirs. `blocks` in all, where the sequence has grown
         by some that its holding does not count yet."""
+        assert self.shares == 1, "no layer has blocks of its own in a block table"
         if self._free_ids is None:
             self._free_ids = list(range(self.total - 1, -1, -1))
         for h in holding.shared:

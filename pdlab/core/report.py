@@ -70,9 +70,11 @@ def report_of(scheduler: Scheduler, meter: Meter, name: str, incarnation: int, n
     stored, evicted = pool.drain_events()
     head_blocks = waiting_blocks = 0
     if waiting:
-        head_blocks = pool.blocks(waiting[0].prompt_tokens)
+        size = pool.held if pool.windows else pool.blocks
+        head_blocks = pool.whole(size(waiting[0].prompt_tokens))
         for seq in waiting:
-            waiting_blocks += pool.blocks(seq.prompt_tokens)
+            waiting_blocks += size(seq.prompt_tokens)
+        waiting_blocks = pool.whole(waiting_blocks)
     return Report(
         name,
         incarnation,
@@ -81,8 +83,8 @@ def report_of(scheduler: Scheduler, meter: Meter, name: str, incarnation: int, n
         scheduler.waiting_tokens,
         len(scheduler.running) + len(scheduler.landed) + prefilling(scheduler),
         scheduler.context_tokens,
-        pool.used,
-        pool.available,
+        pool.whole(pool.used),
+        pool.available // pool.shares,
         head_blocks,
         waiting_blocks,
         scheduler.preemptions,

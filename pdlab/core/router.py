@@ -405,6 +405,8 @@ class Router:
         decode.decoding[request.id] = live
         decode.since_decode_tokens += tokens
         decode.unreported.append((self.cluster.now, 0, tokens))
+        if decode.room < inf:
+            self._set_room(decode, decode.room - tokens)
         if not decode.has_place:
             self._set_busy(decode, True)
         if request.hashes and decode is not live.prefill:
@@ -422,19 +424,23 @@ class Router:
     def _unassign_decode(self, live: LiveRequest) -> None:
         decode = live.decode
         if decode is not None:
+            freed = self.cluster.context_tokens(live) if decode.room < inf else 0
             decode.decode_requests -= 1
             decode.decode_tokens -= live.decode_tokens
             del decode.decoding[live.request.id]
             live.decode = None
-            if decode.full:
-                self._set_full(decode, False)
+            if decode.room < inf:
+                self._set_room(decode, max(0.0, decode.room) + freed)
             if decode.busy:
                 self._set_busy(decode, not decode.has_place)
 
-    def _set_full(self, instance: Instance, full: bool) -> None:
-        """A full instance is no candidate until something there has ended, or it reports."""
-        instance.full = full
-        self.cluster.refresh()
+    def _set_room(self, instance: Instance, room: float) -> None:
+        """An instance that has refused somebody is asked again for as many tokens as come free there. It is no candidate without: all who
+        wait would be refused one by one whenever one ends."""
+        was_full = instance.full
+        instance.room = room
+        if instance.full is not was_full:
+            self.cluster.refresh()
 
     def _set_busy(self, instance: Instance, busy: bool) -> None:
         """A busy instance is no candidate until something there has ended, or it reports."""
@@ -517,7 +523,7 @@ class Router:
         else:
             live.stage = LEASED
             self._enqueue(self.handoffs, live)
-        self._set_full(instance, True)
+        self._set_room(instance, 0.0)
         self._retry()  # others may have room
 
     def _transferred(self, event: Transferred) -> None:
@@ -525,8 +531,7 @@ class Router:
         if live is not None and live.attempt == event.attempt:
             if self._closed and live.prefill is not None:
                 self._came(live.prefill.name, event.instance)
-            if event.seconds and live.moving is not None:
-                self.cluster.links.reached(live.moving[0], event.size_bytes, event.seconds)
+            self.cluster.links.measured(live, event.size_bytes, event.seconds)
             self._decoding(live)
             if self.queue:
                 self._retry()
@@ -734,20 +739,22 @@ class Router:
         if instance.state is InstanceState.SUSPECT:
             instance.state = READY
             self.cluster.refresh()
-        if instance.full and self._has_room(event, instance):
-            self._set_full(instance, False)
+        if instance.room < inf:
+            self._set_room(instance, self._room(instance))
         if instance.busy:
             self._set_busy(instance, not instance.has_place)
         if self.queue or self.handoffs:
             self._retry()
 
-    def _has_room(self, report: Report, instance: Instance) -> bool:
-        """Does a full instance's report show room for the first request that waits, if it can ever hold that one?"""
+    def _room(self, instance: Instance) -> float:
+        """KV tokens that it may be asked for by its report: none where the first who waits does not fit, any where nobody waits, or where
+        that one can never be held there."""
         head = self.queue[0] if self.queue else self.handoffs[0] if self.handoffs else None
         if head is None or not self.cluster.capacity.can_decode(head, instance):
-            return True
-        tokens = head.request.prompt_tokens + head.sent_tokens
-        return report.free_blocks * instance.spec.block_tokens >= tokens and report.running < (instance.spec.max_seqs or inf)
+            return inf
+        free = instance.free_tokens
+        fits = free >= head.request.prompt_tokens + head.sent_tokens and instance.report.running < (instance.spec.max_seqs or inf)
+        return float(free) if fits else 0.0
 
     def _registry_away(self, event: RegistryAway) -> None:
         self.registry_away = event.away
@@ -795,6 +802,7 @@ class Router:
         self._came(event.src, event.dst)
         self._unassign_decode(live)
         live.migrating = None
+        self.cluster.links.measured(live, event.size_bytes, event.seconds)
         self.cluster.links.arrive(live)
         self._assign_decode(live, target)
         self._retry()

@@ -31,6 +31,8 @@ class Sequence:
     cached_tokens = 0  # of those, found in the prefix cache when first admitted
     order = 0  # of its submission here: the tie-break
     start_step = -1
+    growth = 0  # what it takes for each further block, while it decodes
+    join = 0  # which of its instance's joins was its last
     end_step = -1  # in the scheduler's own decode steps, while it decodes
     preempted = 0
     exported = -1  # `preempted`, when its KV was last exported
@@ -106,7 +108,7 @@ class Commands(ABC):
     @abstractmethod
     def hold(self, seq: Sequence) -> None: ...
     @abstractmethod
-    def stay(self, seq: Sequence) -> None: ...
+    def stay(self, seq: Sequence, missing: int = 0) -> None: ...
     @abstractmethod
     def release(self, seq: Sequence) -> None: ...
     @abstractmethod
@@ -133,6 +135,7 @@ class Scheduler(Commands):
 
     __slots__ = (
         "batching",
+        "bends",
         "computing",
         "context_tokens",
         "ends",
@@ -166,7 +169,7 @@ class Scheduler(Commands):
         self.max_batch_tokens = max_batch_tokens
         self.max_seqs = max_seqs
         self.spare_blocks = int(watermark * pool.total)
-        self.most_tokens = (pool.total - self.spare_blocks) * pool.block_tokens + 1  # of one sequence: the last one's KV is never written
+        self.most_tokens = pool.most_tokens(self.spare_blocks)  # of one sequence
         self.waiting: deque[Sequence] = deque()  # no blocks yet; by priority, then order
         self.prefilling: list[Sequence] = []  # blocks taken, prompt partly computed
         self.running: dict[int, Sequence] = {}  # decoding, by order of submission
@@ -177,6 +180,7 @@ class Scheduler(Commands):
         self.context_tokens = 0  # that the next decode step attends to
         self.ends: list[tuple[int, int, Sequence]] = []
         self.growth = [0] * pool.block_tokens
+        self.bends: list[tuple[int, int, int, Sequence]] = []  # steps from which a sequence grows by less, a window being full
         self.waiting_tokens = 0  # prompt tokens of waiting and prefilling still to compute
         self.orders = 0
         self.joins = 0
@@ -219,7 +223,7 @@ class Scheduler(Commands):
             return False
         pool, hashes, tokens = self.pool, seq.hashes, seq.prompt_tokens
         units = pool.match(hashes, tokens - 1) if hashes else 0
-        holding = pool.take(hashes, units, tokens, self.spare_blocks)
+        holding = pool.take(hashes, units, tokens, self.spare_blocks, computed=True)
         if holding is None:
             return False
         seq.holding = holding
@@ -235,19 +239,17 @@ class Scheduler(Commands):
         seq.computed = seq.prompt_tokens - missing
         if seq.hashes and seq.holding is not None:
             self.pool.cache(seq.holding, seq.hashes, seq.computed)
-        if missing:
-            self.prefilling.append(seq)
-            self.waiting_tokens += missing
-        else:
-            self.landed.append(seq)
-        self.stirred = True
+        self._land(seq, missing)
 
-    def stay(self, seq: Sequence) -> None:
-        """A held sequence decodes here after all."""
+    def stay(self, seq: Sequence, missing: int = 0) -> None:
+        """A held sequence decodes here after all. The last `missing` tokens of its prompt are computed once more, where what was sampled of
+        them is dropped."""
         del self.held[seq]
         seq.decodes_here = True
-        self.landed.append(seq)
-        self.stirred = True
+        if missing:
+            seq.computed -= missing
+            seq.made = 0
+        self._land(seq, missing)
 
     def hold(self, seq: Sequence) -> None:
         """Stop a sequence that decodes, or is about to, and lease its KV, for the last stage of a migration. At a step boundary only."""
@@ -262,7 +264,7 @@ class Scheduler(Commands):
 
     def extend(self, seq: Sequence, tokens: int) -> bool:
         """Let a reserved sequence hold `tokens` in all; False, and nothing taken, where there is no room. Does not stir, like `reserve`."""
-        more = self.pool.blocks(tokens) - self.pool.blocks(seq.prompt_tokens)
+        more = self.pool.held(tokens) - self.pool.held(seq.prompt_tokens)
         if more > self.pool.available or seq.holding is None:
             return False
         seq.prompt_tokens = tokens
@@ -313,6 +315,8 @@ class Scheduler(Commands):
         self.joined = self.victims = NOTHING
         if self.landed:
             self._join()
+        if self.bends:
+            self._bend()
         while True:
             if self.waiting or self.prefilling:
                 chunks, decodes = self.batching.form(self, now)
@@ -382,6 +386,8 @@ class Scheduler(Commands):
                 continue
             if seq in self.prefilling:
                 self.prefilling.remove(seq)
+            if holding.surplus:
+                self.pool.slide(holding)
             seq.made += 1
             if seq.made >= seq.output_tokens:
                 self._free(seq)
@@ -478,19 +484,27 @@ class Scheduler(Commands):
         sequences = [*self.running.values(), *self.landed, *self.held, *self.reserved, *self.prefilling, *computing]
         units = {h for s in sequences if s.holding for h in s.holding.shared}
         private = sum(s.holding.private for s in sequences if s.holding)
-        grown = sum(pool.blocks(self.kv_tokens(s) + 1) - pool.blocks(s.prompt_tokens) for s in self.running.values())
+        grown = sum(pool.held(self.kv_tokens(s) + 1) - pool.held(s.prompt_tokens) for s in self.running.values())
         assert units == set(pool.refs), "referenced units differ from those the sequences hold"
         slack = pool.used - private - grown - len(units) * pool.unit
-        assert -len(self.running) <= slack <= 0, f"used blocks {pool.used} are not accounted for (by {slack})"
+        assert -len(self.running) * pool.shares <= slack <= 0, f"used blocks {pool.used} are not accounted for (by {slack})"
         assert pool.free >= 0, f"{pool.free} free blocks"
         assert self.waiting_tokens == sum(s.prompt_tokens - s.computed for s in [*self.waiting, *self.prefilling, *computing])
         assert self.context_tokens == sum(self.kv_tokens(s) + 1 for s in self.running.values())
 
     # ------------------------------------------------------------ inside
 
+    def _land(self, seq: Sequence, missing: int) -> None:
+        if missing:
+            self.prefilling.append(seq)
+            self.waiting_tokens += missing
+        else:
+            self.landed.append(seq)
+        self.stirred = True
+
     def _join(self) -> None:
         """Landed sequences start to decode, as far as `max_seqs` goes."""
-        landed, running, step = self.landed, self.running, self.step
+        landed, running, step, windows = self.landed, self.running, self.step, self.pool.windows
         joined = []
         while landed and len(running) < self.max_seqs:
             seq = landed.popleft()
@@ -502,8 +516,34 @@ class Scheduler(Commands):
             self.joins = joins = self.joins + 1
             heappush(self.ends, (end, joins, seq))
             self.context_tokens += prompt + 1
-            self.growth[(step - prompt) % self.pool.block_tokens] += 1
+            seq.growth = 1 if not windows else self._window_growth(seq, joins)
+            self.growth[(step - prompt) % self.pool.block_tokens] += seq.growth
         self.joined = joined
+
+    def _window_growth(self, seq: Sequence, join: int) -> int:
+        """What a further block of a sequence that joins takes, and the steps from which it takes less."""
+        pool, prompt = self.pool, seq.prompt_tokens
+        seq.join, growth = join, pool.layout.full
+        for index, (share, window) in enumerate(pool.windows):
+            last = (pool.window_blocks(window) - 1) * pool.block_tokens  # tokens at which the window's last block is begun
+            if prompt <= last:
+                growth += share
+                heappush(self.bends, (self.step + last - prompt + 1, join, index, seq))
+        return growth
+
+    def _bend(self) -> None:
+        """Those whose windows are full grow by less from this step on."""
+        bends = self.bends
+        while bends:
+            step, join, index, seq = bends[0]
+            decodes = seq.end_step >= 0 and seq.join == join
+            if decodes and step > self.step:
+                break
+            heappop(bends)
+            if decodes:
+                share = self.pool.windows[index][0]
+                seq.growth -= share
+                self.growth[(seq.start_step - seq.prompt_tokens) % self.pool.block_tokens] -= share
 
     def _leave(self, seq: Sequence) -> None:
         """Out of the running; the blocks it grew are added to its holding. Its heap entry goes stale."""
@@ -511,9 +551,12 @@ class Scheduler(Commands):
         prompt, start_step, holding, block_tokens = seq.prompt_tokens, seq.start_step, seq.holding, self.pool.block_tokens
         seq.computed = tokens = prompt + self.step - start_step
         self.context_tokens -= tokens + 1
-        self.growth[(start_step - prompt) % block_tokens] -= 1
+        self.growth[(start_step - prompt) % block_tokens] -= seq.growth
         if holding is not None:
-            holding.private += -(-tokens // block_tokens) - -(-prompt // block_tokens)
+            if not self.pool.windows:
+                holding.private += -(-tokens // block_tokens) - -(-prompt // block_tokens)
+            else:
+                holding.private += self.pool.held(tokens) - self.pool.held(prompt)
         seq.end_step = -1
 
     def _free(self, seq: Sequence) -> None:
@@ -538,9 +581,13 @@ class Scheduler(Commands):
         end = start + rest
         blocks = sum(growth[start:end]) if end <= block_tokens else sum(growth[start:]) + sum(growth[: end - block_tokens])
         if steps > rest:
-            blocks += steps // block_tokens * len(self.running)
+            blocks += steps // block_tokens * self._round()
         if blocks:
             self.pool.grow(blocks)
+
+    def _round(self) -> int:
+        """What the running take in as many steps as a block has tokens."""
+        return len(self.running) if not self.pool.windows else sum(self.growth)
 
     def _repeat(self, running: int) -> int:
         """Steps until the first of the `running` sequences ends or blocks run out; 0 when not even one step has its blocks."""
@@ -550,11 +597,14 @@ class Scheduler(Commands):
             heappop(ends)
             end, _, seq = ends[0]
         steps = end - self.step
+        if self.bends:
+            steps = min(steps, self.bends[0][0] - self.step)
         block_tokens, available = pool.block_tokens, pool.total - pool.used
-        if running * (steps // block_tokens + 1) <= available:
+        if running * pool.shares * (steps // block_tokens + 1) <= available:
             return steps
-        rounds = min(available // running, steps // block_tokens)
-        available -= rounds * running
+        each = self._round()
+        rounds = min(available // each, steps // block_tokens) if each else steps // block_tokens
+        available -= rounds * each
         possible = rounds * block_tokens
         while possible < steps:
             available -= self.growth[(self.step + possible) % block_tokens]

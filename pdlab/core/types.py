@@ -130,11 +130,14 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_requests: int = 0  # that it takes in at once; 0: any number
     context_tokens: int = 0  # of prompt and output together, at most, as its model and `engine.max_model_len` have it; 0: not known
     spare_blocks: int = 0  # that admitting a prompt leaves free: no single request gets these
+    sequence_tokens: int = 0  # that its KV memory can hold of one request, where that is more than `kv_blocks` say, as layers have windows
 
     @property
     def kv_most_tokens(self) -> float:
         """Prompt and output of one request that its KV memory can hold; infinite where `kv_blocks` is 0, which is not known. The last
         token's KV is never written."""
+        if self.sequence_tokens:
+            return self.sequence_tokens
         return (self.kv_blocks - self.spare_blocks) * self.block_tokens + 1 if self.kv_blocks else inf
 
     @property
@@ -272,10 +275,14 @@ class Unreachable(Event, frozen=True):
 
 
 class Migrated(Event, frozen=True):
+    """A request decodes at `dst` from now on. `size_bytes` and `seconds` as in Transferred, summed over the stages of its copy."""
+
     request_id: int
     attempt: int
     src: str
     dst: str
+    size_bytes: int = 0
+    seconds: float = 0.0
 
 
 class Lost(Event, frozen=True):

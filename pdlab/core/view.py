@@ -60,7 +60,6 @@ class Instance:
         "decode_tokens",
         "decoding",
         "flipped_s",
-        "full",
         "heard_s",
         "index",
         "most_tokens",
@@ -71,6 +70,7 @@ class Instance:
         "prefill_tokens",
         "report",
         "role",
+        "room",
         "since_decode_tokens",
         "since_prefill_tokens",
         "spec",
@@ -102,7 +102,7 @@ class Instance:
         self.booked: dict[int, None] = {}  # where it does not tell: what its prefix cache is believed to hold, least recently used first
         self.flipped_s = -1e18  # when its role last changed
         self.heard_s = 0.0  # when its last report came
-        self.full = False  # it refused a reservation, and nothing there has ended since
+        self.room = inf  # once it has refused a reservation: KV tokens that it may be asked for, by what has ended since and its reports
         self.busy = False  # it has as many requests as it takes at once
 
     def __repr__(self) -> str:
@@ -112,6 +112,11 @@ class Instance:
     def ready(self) -> bool:
         """May be given new work."""
         return self.state is InstanceState.READY or self.state is InstanceState.LEASE_LOST
+
+    @property
+    def full(self) -> bool:
+        """It refused a reservation, and what has come free since is given away."""
+        return self.room <= 0.0
 
     def can(self, what: str) -> bool:
         """Has it that one of `types.CAPABILITIES`?"""
@@ -282,10 +287,11 @@ class Links:
         else:
             del self.in_flight_bytes[pair]
 
-    def reached(self, pair: tuple[str, str], size_bytes: int, seconds: float) -> None:
-        """A transfer took so long."""
-        if size_bytes <= 0 or seconds <= 0.0:
+    def measured(self, live: LiveRequest, size_bytes: int, seconds: float) -> None:
+        """What is on its way took so long; 0.0 seconds: nobody knows."""
+        if live.moving is None or size_bytes <= 0 or seconds <= 0.0:
             return
+        pair = live.moving[0]
         rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
         self._reached[pair] = max(rate, best + FORGET * (rate - best))
 
@@ -323,6 +329,8 @@ class Capacity:
         what = f"its prompt of {prompt:,} tokens" if too_long else f"with {prompt:,} tokens of prompt and {tokens - prompt:,} of output it"
         if most < x.spec.kv_most_tokens:
             return f"{what} exceeds the context of {x.spec.context_tokens:,} tokens that {x.name} has"
+        if x.spec.sequence_tokens:
+            return f"{what} exceeds the {x.spec.sequence_tokens:,} tokens that the KV memory of {x.name} can hold of one request"
         total = x.spec.kv_blocks
         blocks = -(-(prompt if too_long else tokens - 1) // x.spec.block_tokens)
         if blocks > total:

@@ -74,14 +74,14 @@ class Worker:
         self.commands.submit(seq)
 
     def stay(self, seq: Sequence, others: list[Sequence] = NOTHING, output_tokens: int = 0) -> None:
-        """What is held decodes here after all; it makes `output_tokens` in all, where that has changed."""
+        """What is held decodes here after all; it makes `output_tokens` in all, where that has changed. Of several candidates each samples
+        its own first token here, from the prompt's KV: the one that is made is dropped."""
         if output_tokens:
             self.commands.lengthen(seq, output_tokens)
         del self.due[seq]
         if others:
             self._tie(seq, others)
-        self.commands.stay(seq)
-        self._fork(seq)
+        self.commands.stay(seq, missing=1 if others else 0)
 
     # ------------------------------------------------------------ computed elsewhere
 
@@ -178,9 +178,14 @@ class Worker:
         """Let what is here end; then take that role, or leave. `drained` says when."""
         self.draining, self.goal = True, goal
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is here, running, waiting, leased or expected."""
+        return self.batch is None and self.scheduler.idle
+
     def drained(self) -> bool:
-        """It was to drain, and nothing is here any more, running, waiting, leased or expected. True once."""
-        if not self.draining or self.batch is not None or not self.scheduler.idle:
+        """It was to drain, and is idle. True once."""
+        if not self.draining or not self.idle:
             return False
         self.draining = False
         return True

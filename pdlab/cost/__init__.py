@@ -6,7 +6,7 @@ form) answer one interface, `Cost`.
 """
 
 from pdlab.cost.base import Cost
-from pdlab.cost.capacity import kv_bytes_per_token, kv_capacity_tokens
+from pdlab.cost.capacity import kv_bytes_per_token, kv_capacity_tokens, kv_windows
 from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
 from pdlab.cost.fitted import Fitted, FittedCoefficients
 from pdlab.cost.hardware import Hardware
@@ -37,6 +37,7 @@ __all__ = [
     "hardware_names",
     "kv_bytes_per_token",
     "kv_capacity_tokens",
+    "kv_windows",
     "load_instance_profile",
     "load_profile",
     "measured_profiles",

@@ -26,8 +26,8 @@ def kv_capacity_tokens(
     max_seqs: int = 0,
 ) -> int:
     """KV tokens that an instance of `tp` accelerators holds: memory x utilization, less weights, runtime, one step's activations, and the
-    states that `max_seqs` sequences have in recurrent layers; of measured hardware what it had. Windowed layers are counted as if they kept
-    all of a sequence.
+    states that `max_seqs` sequences have in recurrent layers; of measured hardware what it had. They are tokens of which every layer keeps
+    KV: where some have windows, longer sequences take less.
 
     Raises UsageError when nothing is left, with the missing GB and the smallest tp that fits."""
     if not 0.0 < utilization <= 1.0:
@@ -55,6 +55,13 @@ def kv_capacity_tokens(
 def kv_bytes_per_token(model: Model, hardware: Hardware, dtype: str = "bf16", tp: int = 1) -> int:
     """KV bytes of one token over all ranks; of measured hardware in the number format it was measured with."""
     return hardware.profile.model.kv_bytes_per_token if hardware.profile is not None else model.kv_bytes_per_token(dtype, tp)
+
+
+def kv_windows(model: Model, hardware: Hardware, dtype: str = "bf16", tp: int = 1) -> tuple[tuple[int, int], ...]:
+    """(KV bytes of one token over all ranks, tokens kept) of layers with a window; none of measured hardware, which has its own count."""
+    if hardware.profile is not None:
+        return ()
+    return tuple((size, window) for window, size in model.kv_bytes_by_window(dtype, tp).items() if window)
 
 
 def check_tp(model: Model, tp: int) -> None:

@@ -68,6 +68,11 @@ class Attention:
     index_dim: int = 0
     window_tokens: int = 0
 
+    @property
+    def kept_tokens(self) -> int:
+        """The last tokens whose KV is kept; 0: all. A sparse attention (MLA) may choose any."""
+        return 0 if self.latent or self.index_dim else self.window_tokens
+
     def kv_values_per_rank(self, tp: int) -> int:
         """Of one token in one layer: at least one KV head on each rank, all of MLA's compressed vector."""
         if self.latent:
@@ -204,6 +209,15 @@ class Model:
         """KV bytes that each of `tp` ranks keeps for one token while every layer's window holds it."""
         return int(sum(a.kv_layers * a.kv_values_per_rank(tp) for a in self.attention) * dtype_bytes(dtype))
 
+    def kv_bytes_by_window(self, dtype: str = "bf16", tp: int = 1) -> dict[int, int]:
+        """`kv_bytes_per_token`, by how many tokens of a sequence the layers keep; 0: all."""
+        found: dict[int, float] = {}
+        for a in self.attention:
+            if a.kv_layers:
+                values = tp * a.kv_layers * a.kv_values_per_rank(tp)
+                found[a.kept_tokens] = found.get(a.kept_tokens, 0) + values * dtype_bytes(dtype)
+        return {window: int(size) for window, size in sorted(found.items())}
+
     def kv_bytes_per_token(self, dtype: str = "bf16", tp: int = 1) -> int:
         """KV bytes of one token over all `tp` ranks, replicas counted: what a transfer between two such instances moves."""
         return tp * self.kv_bytes_per_token_per_rank(dtype, tp)
@@ -215,5 +229,5 @@ class Model:
 
     def kv_bytes_per_sequence(self, tokens: int, dtype: str = "bf16") -> int:
         """What a sequence of `tokens` tokens needs: KV, of windowed layers of a window at most, and its state."""
-        values = sum(a.kv_layers * a.kv_values_per_rank(1) * min(tokens, a.window_tokens or tokens) for a in self.attention)
+        values = sum(a.kv_layers * a.kv_values_per_rank(1) * min(tokens, a.kept_tokens or tokens) for a in self.attention)
         return int(values * dtype_bytes(dtype)) + self.state_bytes

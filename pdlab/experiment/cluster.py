@@ -37,6 +37,7 @@ class EngineSpec(Spec):
     prefix_cache: bool = True
     watermark: Annotated[NotNegative, Field(lt=1)] = 0.01
     kv_blocks: Annotated[Count, Field(le=10**12)] | None = None  # None: what the memory holds beside the weights
+    hybrid_kv: Annotated[bool, SIM] = True  # layers with a window keep a window's KV only
     hbm_utilization: Annotated[Fraction, Use(serve="yes, but on a CPU")] = 0.9
     max_model_len: Count | None = None  # tokens of prompt and output together; None: the model's positions
 

@@ -27,14 +27,18 @@ from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC
 FORMATS = {"auto": None, "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-class Experiment(Study, Deployment):
-    """`load` reads a file; `Experiment.parse` a mapping."""
-
-    cluster: ClusterSpec
+class Trial(Study, Deployment):
+    """The file as `pdlab bench` reads it: a workload for a server that runs, with no need of what only the simulator asks."""
 
     @classmethod
     def _own(cls, mapping: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         return dict(mapping), ()
+
+
+class Experiment(Trial):
+    """`load` reads a file; `Experiment.parse` a mapping."""
+
+    cluster: ClusterSpec
 
     @property
     def formats(self) -> CostSpec:

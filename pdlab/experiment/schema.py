@@ -94,7 +94,7 @@ DESCRIPTIONS = {
     "ClusterSpec.network": "The paths between the hosts.",
     "ClusterSpec.reports": "How fresh the policy's view is.",
     "ClusterSpec.role_switch_s": "Seconds an instance needs to change its role, once drained.",
-    "ClusterSpec.detect_s": "Seconds until the router notices that an instance died.",
+    "ClusterSpec.detect_s": "Seconds until the router knows that an instance is dead which breaks off, or is asked in vain.",
     "ClusterSpec.autoscale": "Whether a policy may start and stop instances.",
     "InstancesSpec.role": "What they do; mixed does both. auto: the first `prefill` of the row prefill, the others decode.",
     "InstancesSpec.count": "How many.",
@@ -129,6 +129,7 @@ DESCRIPTIONS = {
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",
     "EngineSpec.kv_blocks": "KV blocks of an instance; by default what memory holds beside the weights, activations and the runtime.",
+    "EngineSpec.hybrid_kv": "Layers with a window keep its KV only, as vLLM's hybrid KV cache manager has it; false: all of a sequence.",
     "EngineSpec.hbm_utilization": "The part of the accelerator's memory that may be used (vLLM: --gpu-memory-utilization).",
     "EngineSpec.max_model_len": "Tokens of prompt and output together that a request may have; by default the model's.",
     "TransferSpec.mode": "pull: the decode instance reads when the prompt is computed; push: the prefill instance writes.",
@@ -140,7 +141,11 @@ DESCRIPTIONS = {
     "SloSpec.ttft_s": "From arrival to first token, seconds.",
     "SloSpec.tpot_s": "The mean time of each further token, seconds.",
     "FaultSpec.at_s": "When, in seconds since the run began.",
-    "FaultSpec.kill": "This instance dies, with all it holds.",
+    "FaultSpec.kill": "This instance dies, with all it holds. The router knows `detect_s` after something broke off, or was asked of it "
+    "in vain; of one that nobody asks, when its lease has run out.",
+    "FaultSpec.stop": "This instance's process stands still: it computes, sends and says nothing. Where that takes longer than what is "
+    "left of its lease (`limits.lease_s`, renewed each third of it), it has lost its place and what it served, and takes part again as a "
+    "new incarnation.",
     "FaultSpec.drain": "An operator drains this instance: it takes nothing new, ends what it has, and leaves.",
     "FaultSpec.slow": "This instance computes at `factor` of its speed: each step takes 1 / `factor` times as long, what is left of one "
     "under way, too.",

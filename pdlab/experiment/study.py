@@ -17,6 +17,7 @@ from pdlab.workload.spec import WorkloadSpec
 
 KINDS = {
     "kill": ("restart_after_s",),
+    "stop": ("for_s",),
     "drain": (),
     "slow": ("factor", "decode_factor", "for_s"),
     "slow_link": ("factor", "for_s"),
@@ -25,15 +26,16 @@ KINDS = {
     "lose_reports": ("for_s",),
     "delay_reports": ("by_s", "for_s"),
 }
-NEEDS = {"slow": "factor", "slow_link": "factor", "delay_reports": "by_s"}
+NEEDS = {"stop": "for_s", "slow": "factor", "slow_link": "factor", "delay_reports": "by_s"}
 
 
 class FaultSpec(Spec):
-    """At `at_s`, one of: an instance dies (and comes back), is drained and leaves, or computes slowly, its link slows down or is cut, its
-    reports are lost or late; or two of them do not reach each other."""
+    """At `at_s`, one of: an instance dies (and comes back), stands still, is drained and leaves, or computes slowly, its link slows down or
+    is cut, its reports are lost or late; or two of them do not reach each other."""
 
     at_s: NotNegative
     kill: str | None = None
+    stop: str | None = None
     drain: str | None = None
     slow: str | None = None
     slow_link: str | None = None
@@ -45,7 +47,7 @@ class FaultSpec(Spec):
     factor: Annotated[Number, Field(gt=0, le=1)] | None = None
     decode_factor: Annotated[Number, Field(gt=0, le=1)] | None = None
     by_s: Positive | None = None
-    for_s: Positive | None = None  # None: to the end
+    for_s: Positive | None = None  # None: to the end; a stop has one
 
     @property
     def kind(self) -> str:

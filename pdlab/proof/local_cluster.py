@@ -8,7 +8,6 @@ import queue
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from pdlab.core.types import UsageError
 from pdlab.real.host import processes
+from pdlab.real.host.processes import MODULE
 
 START_S, STOP_S = 180.0, 40.0
 
@@ -25,7 +25,7 @@ START_S, STOP_S = 180.0, 40.0
 def local_cluster(file: Path, options: Sequence[str], threads: int = 1) -> Iterator[str]:
     """`pdlab serve FILE --role all`, until it is left; yields its URL. Its engines have `threads` each, and as many cores of their own
     where there are so many; this process, the client, stays on the router's meanwhile."""
-    command = [sys.executable, "-m", "pdlab", "serve", str(file), "--role", "all", "--port", "0", *options]
+    command = [*MODULE, "pdlab", "serve", str(file), "--role", "all", "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said: queue.SimpleQueue[str] = queue.SimpleQueue()
     reader = threading.Thread(target=_listen, args=(process, said), daemon=True)

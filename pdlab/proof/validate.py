@@ -15,16 +15,15 @@ the last. The cores of a virtual machine are kept awake.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
+import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
-from glob import escape
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -38,21 +37,23 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.yaml import read_yaml
 from pdlab.proof.bench.run import Target, measure
+from pdlab.proof.calibrate.machine import this_machine
 from pdlab.proof.calibrate.pool import pooled
-from pdlab.proof.calibrate.stream import MeasuredServer, connect, model_of
+from pdlab.proof.calibrate.stream import servers
 from pdlab.proof.local_cluster import local_cluster
-from pdlab.proof.validate_host import BIN_S, faults, of_engines, seen
+from pdlab.proof.validate_host import faults, of_engines, seen
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Pace, watched
-from pdlab.report.result import Result
-from pdlab.results import comparison_stored as compare_stored
-from pdlab.results.comparison import Comparison, compare
-from pdlab.results.comparison_stored import Check
+from pdlab.real.host.processes import MODULE
+from pdlab.results.comparison import Comparison
+from pdlab.results.comparison_stored import Check, all_checks, compared, plain
+from pdlab.results.run import Run
+from pdlab.results.run_store import RunStore, StoredRun, name_of
+from pdlab.sim import simulate
 
 Say = Callable[[str], None]
 Turned = TypeVar("Turned")
 PROFILES = "profile-[0-9]*.json"  # of the calibrations, one each
-CORES = "cores.json"  # of a run: what the probe saw
 WARM_TOKENS = 32  # of a prompt, and of its answer
 SPENT = 1  # requests of one token that `pdlab bench` makes of its own
 WARM_VOCAB = 100  # every model has so many
@@ -115,9 +116,9 @@ Start = Callable[[TwoWorlds, Sequence[Path], Say], AbstractContextManager[Engine
 def validate(
     file: Path, directory: Path, say: Say, start: Start | None = None, *, again: bool = False, rates: Sequence[float] = ()
 ) -> Outcome:
-    """All the file asks for, at `rates` where there are any, with pdlab's own engines where `start` gives no others; results, profile
-    and experiments are left in `directory`. `again`: with the profiles and the measured runs that are there already, nothing is started.
-    Ctrl-C stops all. Raises UsageError."""
+    """All the file asks for, at `rates` where there are any, with pdlab's own engines where `start` gives no others; all runs
+    (a `RunStore`), profiles and experiments are left in `directory`. `again`: with the profiles and the measured runs that are there
+    already, nothing is started. Ctrl-C stops all. Raises UsageError."""
     began_s = time.monotonic()
     asked = TwoWorlds.load(file, rates)
     base = {**asked.experiment, "base_dir": str((file.parent / str(asked.experiment.get("base_dir", ""))).resolve())}
@@ -137,7 +138,9 @@ def validate(
 
 
 def _measure(asked: TwoWorlds, paths: Mapping[tuple[str, str], Path], directory: Path, say: Say, start: Start | None) -> None:
-    """Calibrations and runs, left in `directory`."""
+    """Calibrations and runs, left in `directory`; what is there of another validation goes with the first that is measured."""
+    versions = {name: version(name) for name in ("pdlab", "torch") if find_spec(name)}
+    store = RunStore(this_machine().model_dump(), {**versions, "python": platform.python_version()})
     for stale in directory.glob(PROFILES):
         stale.unlink()
     cores = sorted(os.sched_getaffinity(0))  # all; later, this process has those that engines leave
@@ -161,8 +164,9 @@ def _measure(asked: TwoWorlds, paths: Mapping[tuple[str, str], Path], directory:
                     for rate in turned(asked.rates, repeat, asked.repeats):
                         say(f"run {repeat + 1} of {asked.repeats}: {layout}, {name}: {rate:g} req/s")
                         target = Target(url, salt=1 + repeat + (round(rate * 1000) * 64 + number) * 64)
-                        where = _real(directory, layout, name, rate, repeat)
-                        _measure_run(Experiment.load(path, [f"workload.rate={rate}"]), target, pace, where)
+                        result, loop_s = _measure_run(Experiment.load(path, [f"workload.rate={rate}"]), target, pace)
+                        store.put(StoredRun(layout, name, rate, "real", repeat + 1, result, loop_s))
+                        store.save(directory)
         calibrate(asked.repeats)
 
 
@@ -174,36 +178,30 @@ def _judged(asked: TwoWorlds, plans: Mapping[tuple[str, str], Mapping[str, Any]]
     made = pooled([load_instance_profile(path) for path in calibrations])
     profile = (directory / "profile.json").resolve()
     save_instance_profile(made, profile)
-    runs: dict[tuple[str, str, float], tuple[list[_Live], list[Path], Path]] = {}
-    asked_for: dict[Path, Mapping[str, Any]] = {}
+    store = RunStore.load(directory)
+    judged: dict[str, StoredRun] = {}
+    say("simulating")
     for (layout, name), plan in plans.items():
         rows = [{**row, "hardware": str(profile), "host": "this machine"} for row in asked.layouts[layout]]
-        instances = [placement.name for placement in Experiment.load(_plan(directory, layout, name)).placements()]
+        instances = [placement.name for placement in Experiment.parse(plan).placements()]
         for rate in asked.rates:
-            stem = f"{layout}-{name}-{rate:g}-sim"
             told = _with(plan, workload={**plan["workload"], "rate": rate}, cluster={**plan["cluster"], "instances": rows})
-            real = [_Live.load(_real(directory, layout, name, rate, repeat)) for repeat in range(asked.repeats)]
-            for stale in directory.glob(f"{escape(stem)}*/"):  # of another judgement, which may have had more of them, or fewer
-                shutil.rmtree(stale)
-            disturbed = [faults(own.loops, instances, made.unsteady) for own in real]
-            each = {directory / f"{stem}-{k}": _with(told, faults=slow) for k, slow in enumerate(disturbed, 1)}
-            simulated = each if any(disturbed) else {directory / stem: told}
-            alone = directory / "undisturbed" / stem
-            runs[layout, name, rate] = real, list(simulated), alone
-            asked_for |= {**simulated, alone: told}
-    say(f"simulating, {len(asked_for)} times")
-    _simulate(asked_for)
-    found: dict[str, list[tuple[str, Result]]] = {f"{layout}, {rate:g} req/s": [] for layout in asked.layouts for rate in asked.rates}
-    plain: dict[str, list[tuple[str, Result]]] = {run: [] for run in found}
-    measured = []
-    for (layout, _, rate), (real, simulated_in, alone) in runs.items():
-        run, named = f"{layout}, {rate:g} req/s", [own.named for own in real]
-        found[run] += [*named, *map(_loaded, simulated_in)]
-        plain[run] += [*named, _loaded(alone)]
-        measured += [own.result.summary for own in real]
-    comparisons = {run: compare(results) for run, results in found.items()}
-    checks = _checked(comparisons, directory / "checks.json")
-    undisturbed = _checked({run: compare(results) for run, results in plain.items()}, directory / "undisturbed" / "checks.json")
+            real = [_measured(store, directory, (layout, name, rate), repeat + 1) for repeat in range(asked.repeats)]
+            disturbed = [faults(run.loop_s, instances, made.unsteady) for run in real]
+            troubles = [[], *disturbed] if any(disturbed) else [[]]
+            simulated = [_simulated((layout, name, rate), repeat, _with(told, faults=slow)) for repeat, slow in enumerate(troubles)]
+            judged |= {run.name: run for run in (*real, *simulated)}
+    stale = {(run.layout, run.policy, run.rate) for run in judged.values()}  # of another judgement, which may have had more of them
+    others = {name: run for name, run in store.runs.items() if (run.layout, run.policy, run.rate) not in stale or run.world == "real"}
+    store.runs = {**judged, **{name: run for name, run in others.items() if name not in judged}}
+    store.save(directory)
+    store = RunStore.load(directory)  # judged is what is kept
+    runs = [store.runs[name] for name in judged]
+    comparisons = compared(runs)
+    checks, undisturbed = all_checks(comparisons), all_checks(compared(runs, undisturbed=True))
+    store.checks = [plain(check) for check in checks]
+    store.save(directory)
+    measured = [run.result.summary for run in runs if run.world == "real"]
     available_s = sum(summary["duration_s"] * summary["run"]["cores"] for summary in measured)
     front_end = sum(summary["run"]["front_end_cpu_s"] for summary in measured) / available_s
     return Outcome(comparisons, checks, undisturbed, front_end, time.monotonic() - began_s)
@@ -213,34 +211,17 @@ def _plan(directory: Path, layout: str, policy: str) -> Path:
     return directory / f"{layout}-{policy}.yaml"
 
 
-def _real(directory: Path, layout: str, policy: str, rate: float, repeat: int) -> Path:
-    return directory / f"{layout}-{policy}-{rate:g}-real-{repeat + 1}"
+def _measured(store: RunStore, directory: Path, of: tuple[str, str, float], repeat: int) -> StoredRun:
+    """Raises UsageError where there is none."""
+    layout, policy, rate = of
+    found = store.runs.get(name_of(*of, "real", repeat))
+    if found is None:
+        raise UsageError(f"{directory}: no measured run {repeat} of {layout}, {policy}, {rate:g} req/s is there: leave out --again")
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Live:
-    """One measured run. `loops`: of each engine's core, `pdlab.proof.validate_host.seen`."""
-
-    where: Path
-    result: Result
-    loops: list[list[float]]
-
-    @classmethod
-    def load(cls, where: Path) -> _Live:
-        """Raises UsageError where there is none."""
-        result = Result.load(where)
-        try:
-            return cls(where, result, json.loads((where / CORES).read_text(encoding="utf-8"))["loop_s"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(f"{where / CORES}: {error}; pdlab validate writes it, measure again") from None
-
-    @property
-    def named(self) -> tuple[str, Result]:
-        return str(self.where), self.result
-
-
-def _measure_run(experiment: Experiment, target: Target, pace: Pace, where: Path) -> None:
-    """Measures a run, and keeps it in `where`. Raises KeyboardInterrupt where it was stopped."""
+def _measure_run(experiment: Experiment, target: Target, pace: Pace) -> tuple[Run, list[list[float]]]:
+    """A run, and what the probe saw of each engine's core meanwhile. Raises KeyboardInterrupt where it was stopped."""
     placed = list(experiment.placements())
     prefill = sorted(p.name for p in placed if p.role.prefills)
     asyncio.run(take_turns(target.url, prefill, sorted(p.name for p in placed if p.role.decodes)))
@@ -249,31 +230,16 @@ def _measure_run(experiment: Experiment, target: Target, pace: Pace, where: Path
     if result.summary["partial"]:
         raise KeyboardInterrupt
     result.summary["run"] |= _host(before, processes.cpu_s(os.getpid()), len(pace.files))
-    result.save(where)
-    cores = of_engines(len(experiment.placements()), list(pace.files))
-    loops = seen(pace, cores, result.summary["run"]["zero_s"], result.summary["duration_s"])
-    (where / CORES).write_text(json.dumps({"bin_s": BIN_S, "loop_s": loops}) + "\n", encoding="utf-8")
+    cores = of_engines(len(placed), list(pace.files))
+    return result, seen(pace, cores, result.summary["run"]["zero_s"], result.summary["duration_s"])
 
 
-def _simulate(plans: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Each plan, into its folder."""
-    for parent in dict.fromkeys(where.parent for where in plans):
-        parent.mkdir(exist_ok=True)
-        own = {where: _with(plan, name=where.name) for where, plan in plans.items() if where.parent == parent}
-        files = [str(_write(where.with_name(where.name + ".yaml"), plan)) for where, plan in own.items()]
-        _run("sim", *files, "--out", str(parent if len(own) > 1 else next(iter(own))), "--quiet")
-
-
-def _loaded(where: Path) -> tuple[str, Result]:
-    return str(where), Result.load(where)
-
-
-def _checked(comparisons: Mapping[str, Comparison], file: Path) -> list[Check]:
-    """Every figure against its bar, kept in `file`, too."""
-    checks = [check for run, comparison in comparisons.items() for check in compare_stored.checks(run, comparison)]
-    told = [{name: None if value != value else value for name, value in asdict(check).items()} for check in checks]
-    file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return checks
+def _simulated(of: tuple[str, str, float], repeat: int, plan: Mapping[str, Any]) -> StoredRun:
+    """A plan's simulation. Raises KeyboardInterrupt where it was stopped."""
+    result = simulate(Experiment.parse(_with(plan, name=name_of(*of, "sim", repeat))))
+    if result.summary["partial"]:
+        raise KeyboardInterrupt
+    return StoredRun(*of, "sim", repeat, result)
 
 
 def turned(one_after_another: Sequence[Turned], repeat: int, repeats: int) -> Sequence[Turned]:
@@ -291,8 +257,7 @@ async def warm_up(url: str, seconds: float) -> None:
         while time.monotonic() < until_s:
             await server.ask(server.prompt(WARM_TOKENS), WARM_TOKENS)
 
-    async with await connect() as session:
-        server = MeasuredServer(session, url, await model_of(session, url), WARM_VOCAB, seed=1)
+    async with servers([url], WARM_VOCAB, seed=1) as [server]:
         await asyncio.gather(go_on(), go_on())
 
 
@@ -300,8 +265,7 @@ async def take_turns(url: str, prefill: Sequence[str], decode: Sequence[str]) ->
     """Ask until it is the first instance's turn, as it is when a simulation begins: a policy that takes turns goes on where the requests
     before have left it, and the instance that serves beside an engine is not the same as the other. `pdlab bench` asks for one token before
     its clock runs (`SPENT`). Policies that do not take turns are asked twice round in vain."""
-    async with await connect() as session:
-        server = MeasuredServer(session, url, await model_of(session, url), WARM_VOCAB, seed=2)
+    async with servers([url], WARM_VOCAB, seed=2) as [server]:
         for stage, names, last, tokens in (("decode_instance", decode, 0, 2), ("prefill_instance", prefill, SPENT, 1)):
             if len(names) < 2:
                 continue
@@ -330,7 +294,7 @@ def _write(path: Path, plan: Mapping[str, Any]) -> Path:
 
 
 def _run(*arguments: str) -> None:
-    ended = subprocess.run([sys.executable, "-m", "pdlab", *arguments], capture_output=True, text=True, check=False)
+    ended = subprocess.run([*MODULE, "pdlab", *arguments], capture_output=True, text=True, check=False)
     if ended.returncode:
         raise UsageError(f"pdlab {' '.join(arguments)} failed: {(ended.stderr or ended.stdout).strip()[-2000:]}")
 

@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +33,7 @@ from pdlab.proof.local_cluster import STOP_S
 from pdlab.proof.validate import EnginesUnderTest, Say, TwoWorlds
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import watched
+from pdlab.real.host.processes import MODULE
 
 SERVE = Path(__file__).with_name("vllm_serve.py")
 NAME = "validated"
@@ -127,7 +127,7 @@ class _Pair:
 
             start("redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder))
             _until(lambda: _listens(port), 30.0, f"redis-server does not answer: see {log.name}")
-            serve = (sys.executable, "-m", "pdlab", "serve", str(plan), "--registry", f"redis://127.0.0.1:{port}")
+            serve = (*MODULE, "pdlab", "serve", str(plan), "--registry", f"redis://127.0.0.1:{port}")
             for role, url in zip(ROLES, (self.prefill_url, self.decode_url), strict=True):
                 named = ("--role", role, "--instance-name", f"{role}-0", "--served-model-name", NAME)
                 start(*serve, *named, "--engine", "vllm", "--upstream", url)

@@ -6,7 +6,7 @@ tagged JSON by msgspec, so that an event reads `{"type": "Arrived", ...}`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -151,11 +151,12 @@ class Difference:
     replayed: list[Action]
 
 
-def replay(entries: Iterator[Entry], router: Router) -> tuple[int, list[Difference]]:
-    """Feed a log's events to a fresh router; returns how many, and every difference in its actions."""
-    differences, count = [], 0
+def replay(entries: Iterable[Entry], router: Router) -> tuple[int, Difference | None]:
+    """Feed a log's events to a fresh router, up to the first that it answers otherwise: what follows in the log does not fit what it knows
+    then. Returns how many it was fed, and the difference."""
+    count = 0
     for count, entry in enumerate(entries, 1):
         actions = router.handle(entry.event, entry.now)
         if actions != entry.actions:
-            differences.append(Difference(count + 1, entry.now, entry.event, entry.actions, actions))
-    return count, differences
+            return count, Difference(count + 1, entry.now, entry.event, entry.actions, actions)
+    return count, None

@@ -81,9 +81,9 @@ class Recorded(Commands):
         self._write({"hold": seq.order})
         self.scheduler.hold(seq)
 
-    def stay(self, seq: Sequence) -> None:
-        self._write({"stay": seq.order})
-        self.scheduler.stay(seq)
+    def stay(self, seq: Sequence, missing: int = 0) -> None:
+        self._write({"stay": seq.order, "missing": missing})
+        self.scheduler.stay(seq, missing)
 
     def release(self, seq: Sequence) -> None:
         self._write({"release": seq.order})
@@ -150,8 +150,9 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
                     fresh.arrive(sequences[order], missing)
                 case {"hold": order}:
                     fresh.hold(sequences[order])
-                case {"stay": order}:
-                    fresh.stay(sequences[order])
+                case {"stay": order, **rest}:
+                    again: Any = rest.get("missing", 0)
+                    fresh.stay(sequences[order], again)
                 case {"lengthen": order, "output": output}:
                     fresh.lengthen(sequences[order], output)
                 case {"extend": order, "tokens": tokens, "taken": taken}:

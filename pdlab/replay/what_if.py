@@ -78,15 +78,15 @@ class Shadow(Policy):
             cluster.rng = own
 
 
-def beside(log: Path, other: object) -> tuple[Shadow, int, list[Difference]]:
-    """Replay a log with `other` asked beside its own policy: the shadow, the events, and where the replay itself differs from the log.
+def beside(log: Path, other: object) -> tuple[Shadow, int, Difference | None]:
+    """Replay a log with `other` asked beside its own policy: the shadow, the events, and where the replay itself departs from the log, and
+    ends.
     `other` is as an experiment's `policy:` has it, a file's path being from here. Raises UsageError."""
     asked = load_policy.build(other, Path())
     head, entries = read(log)
     experiment = read_back(head.experiment, str(log))
     shadow = Shadow(load_policy.build(experiment.policy, experiment.base_dir), asked, seed=experiment.seed)
-    events, differences = replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
-    return shadow, events, differences
+    return shadow, *replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
 
 
 def _place(answer: Instance | Reject | None) -> str:

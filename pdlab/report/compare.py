@@ -48,7 +48,7 @@ def ranking_table(comparison: Comparison) -> RenderableType:
     for ranking in comparison.rankings:
         colour = "" if not ranking.decided else "green" if ranking.agree == ranking.decided else "red"
         words = agreement(ranking.agree, ranking.decided, ranking.pairs)
-        rows.add_row(ranking.label, *map(_order, (ranking.simulated, ranking.measured)), Text(words, colour))
+        rows.add_row(ranking.label, *map(order_words, (ranking.simulated, ranking.measured)), Text(words, colour))
     return Panel(rows, title="ranking of policies, best first", title_align="left", border_style="dim", padding=(0, 1))
 
 
@@ -75,14 +75,20 @@ def checks_table(checks: Sequence[Check]) -> RenderableType:
 def checks_markdown(checks: Sequence[Check]) -> str:
     """A row for each run and policy, a column for each figure: its error, the spread of the repeats, and in bold what was missed."""
     labels = list(dict.fromkeys(check.label for check in checks))
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for check in checks:
-        spread = "" if math.isnan(check.spread) else f" ±{check.spread:.1%}"
-        error = f"{check.error:+.1%}" if check.holds else f"**{check.error:+.1%}**"
-        rows.setdefault((check.run, check.policy), {})[check.label] = error + spread
+    rows = checks_words(checks, "**{}**{}")
     lines = [["run", "policy", *labels], ["---", "---", *("---:" for _ in labels)]]
     lines += [[*row, *(found.get(label, "") for label in labels)] for row, found in rows.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def checks_words(checks: Sequence[Check], missed: str) -> dict[tuple[str, str], dict[str, str]]:
+    """For each run and policy the error of each figure and the spread of the repeats, put into `missed` where it does not hold."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for check in checks:
+        spread = "" if math.isnan(check.spread) else f" ±{check.spread:.1%}"
+        words = ("{}{}" if check.holds else missed).format(f"{check.error:+.1%}", spread)
+        rows.setdefault((check.run, check.policy), {})[check.label] = words
+    return rows
 
 
 def agreement(agree: int, decided: int, pairs: int) -> str:
@@ -96,18 +102,18 @@ def agreement(agree: int, decided: int, pairs: int) -> str:
 def _panel(group: Group) -> Panel:
     parts: list[RenderableType] = [Text.assemble(("warning  ", "bold yellow"), note) for note in group.notes]
     figures = _rich("", "simulated", "measured", "error", "spread")
-    for line in _shown(group.lines):
-        figures.add_row(line.label, *_cells(line)[:2], Text(signed(line.error), "green" if line.inside else ""), _spread(line))
+    for line in shown(group.lines):
+        figures.add_row(line.label, *figure_words(line)[:2], Text(signed(line.error), "green" if line.inside else ""), _spread(line))
     parts.append(figures)
     if group.instances:
         load = _rich("instance", "", "simulated", "measured", "error", "spread")
         for name, lines in group.instances:
-            for k, line in enumerate(_shown(lines)):
-                load.add_row("" if k else name, line.label, *_cells(line))
+            for k, line in enumerate(shown(lines)):
+                load.add_row("" if k else name, line.label, *figure_words(line))
         parts += [Text(""), load]
     pairs = _rich("paired", "requests", "median error", "median size", "rank correlation")
     for pair in group.pairs:
-        pairs.add_row(pair.label, *_pair_cells(pair))
+        pairs.add_row(pair.label, *pair_words(pair))
     parts += [Text(""), pairs]
     return Panel(Lines(*parts), title=Text(_title(group)), title_align="left", border_style="dim", padding=(0, 1))
 
@@ -126,7 +132,10 @@ def comparison_page(comparison: Comparison) -> str:
     """All of it, with the distributions over each other and every pair of requests as a dot."""
     body = ["<h1>Simulated against measured</h1>", f"<p class=soft>{INSIDE}: the error is inside the spread of the repeats</p>"]
     if comparison.rankings:
-        rows = [[r.label, agreement(r.agree, r.decided, r.pairs), _order(r.simulated), _order(r.measured)] for r in comparison.rankings]
+        rows = [
+            [r.label, agreement(r.agree, r.decided, r.pairs), order_words(r.simulated), order_words(r.measured)]
+            for r in comparison.rankings
+        ]
         marks = [[False, r.agree == r.decided > 0, False, False] for r in comparison.rankings]
         body += ["<h2>Ranking of policies, best first</h2>", table(["", "same order", "simulated", "measured"], rows, text=4, marks=marks)]
     for k, group in enumerate(comparison.groups):
@@ -136,22 +145,24 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _section(k: int, group: Group) -> list[str]:
-    lines = _shown(group.lines)
+    lines = shown(group.lines)
     found = [
         f"<h2>{escaped(_title(group))}</h2>",
         *(f"<p class=warning>{escaped(note)}</p>" for note in group.notes),
-        table(["", "simulated", "measured", "error", "spread"], [[line.label, *_cells(line)] for line in lines], marks=_marks(lines, 3)),
+        table(
+            ["", "simulated", "measured", "error", "spread"], [[line.label, *figure_words(line)] for line in lines], marks=_marks(lines, 3)
+        ),
         svg(distributions(group), f"distributions-{k}", "Distributions, simulated and measured"),
         "<h2>The same requests in both worlds</h2>",
         table(
             ["", "requests", "median error", "median size of errors", "rank correlation"],
-            [[pair.label, *_pair_cells(pair)] for pair in group.pairs],
+            [[pair.label, *pair_words(pair)] for pair in group.pairs],
         ),
         svg(scatter(group), f"scatter-{k}", "Each request's latencies, measured against simulated"),
     ]
     if group.instances:
-        load = [(name, line) for name, own in group.instances for line in _shown(own)]
-        rows = [[name, line.label, *_cells(line)] for name, line in load]
+        load = [(name, line) for name, own in group.instances for line in shown(own)]
+        rows = [[name, line.label, *figure_words(line)] for name, line in load]
         head = ["instance", "", "simulated", "measured", "error", "spread"]
         found += ["<h2>Load of the instances</h2>", table(head, rows, text=2, marks=_marks([line for _, line in load], 4))]
     return found
@@ -169,12 +180,13 @@ def signed(error: float) -> str:
     return MISSING if math.isnan(error) else f"{round(error * 100, 1) + 0.0:+,.1f} %"
 
 
-def _shown(lines: Sequence[ComparedFigure]) -> list[ComparedFigure]:
+def shown(lines: Sequence[ComparedFigure]) -> list[ComparedFigure]:
     """Without those that neither world has."""
     return [line for line in lines if not (math.isnan(line.simulated) and math.isnan(line.mean))]
 
 
-def _cells(line: ComparedFigure) -> list[str]:
+def figure_words(line: ComparedFigure) -> list[str]:
+    """Simulated, measured, error, spread."""
     word = _wording(line.key)
     return [word(line.simulated), word(line.mean), signed(line.error), _spread(line)]
 
@@ -185,7 +197,8 @@ def _spread(line: ComparedFigure) -> str:
     return f"±{line.spread * 100:,.1f} %" + (f" {INSIDE}" if line.inside else "")
 
 
-def _pair_cells(pair: Pairs) -> list[str]:
+def pair_words(pair: Pairs) -> list[str]:
+    """Requests, median error, median size of errors, rank correlation."""
     correlation = MISSING if math.isnan(pair.correlation) else f"{pair.correlation:.2f}"
     return [f"{pair.simulated.size:,}", signed(pair.bias), MISSING if math.isnan(pair.typical) else percent(pair.typical), correlation]
 
@@ -202,5 +215,6 @@ def _title(group: Group) -> str:
     return f"{group.policy}: {simulated}, {runs} measured run{'s' if runs > 1 else ''}"
 
 
-def _order(policies: Sequence[str]) -> str:
+def order_words(policies: Sequence[str]) -> str:
+    """The best first."""
     return " > ".join(policies)

@@ -157,7 +157,11 @@ def _square(axes: Axes, low: float, high: float) -> None:
     axes.set_aspect("equal")
     decades = math.log10(high / low)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.2 else (1, 3) if decades < 2 else (1,), numticks=8))
+        axis.set_major_locator(
+            MaxNLocator(4)
+            if decades < 0.7
+            else LogLocator(subs=(1, 2, 5) if decades < 1.2 else (1, 3) if decades < 2 else (1,), numticks=8)
+        )
         axis.set_major_formatter(FuncFormatter(tick))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", color=GRID)

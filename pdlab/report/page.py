@@ -37,6 +37,8 @@ figure{margin:14px 0;overflow-x:auto}figure svg{width:100%;min-width:560px;heigh
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:0}.scroll+dl{margin-top:12px}dt{font-weight:600}dd{margin:0}
 pre{background:var(--box);border-radius:8px;padding:14px;overflow-x:auto;font:13px/1.45 ui-monospace,monospace}
 summary{cursor:pointer;font-weight:600}
+@media (max-width:600px){body{padding:16px 12px 40px}dl{grid-template-columns:1fr}dd{margin-bottom:6px}
+th,td{padding:4px 8px 4px 0;font-size:13px}}
 """
 
 

@@ -18,7 +18,7 @@ from pdlab.results.units import MISSING, number, percent, seconds, size
 Summary = Mapping[str, Any]
 
 POINTS = ("mean", "p50", "p90", "p99", "max")
-_BEST = "★"
+BEST = "★"
 
 
 def summary_table(summary: Summary, title: str = "") -> RenderableType:
@@ -176,7 +176,7 @@ def comparison(results: Sequence[tuple[str, Summary]]) -> RenderableType:
     for label, cells in compared(results):
         if all(words == MISSING for words, _ in cells):
             continue
-        table.add_row(label, *(Text(f"{words} {_BEST}", "bold green") if best else Text(f"{words}  ") for words, best in cells))
+        table.add_row(label, *(Text(f"{words} {BEST}", "bold green") if best else Text(f"{words}  ") for words, best in cells))
     lines = [Text.assemble((f"{name}  ", "bold"), bottleneck_line(summary)) for name, summary in results]
-    note = Text(f"{_BEST} best of its row", "dim")
+    note = Text(f"{BEST} best of its row", "dim")
     return Panel(Group(table, note, Text(""), *lines), title="comparison", title_align="left", border_style="dim", padding=(0, 1))

@@ -1,23 +1,22 @@
-"""The proof as it is kept: a folder of results of both worlds, and the figures held against the bar.
+"""The proof as it is kept: the runs of both worlds, and the figures held against the bar.
 
-`pdlab validate` writes the folder; from what is stored there the same comparisons come out again, on any machine and without an engine.
+`pdlab validate` stores the runs; from them the same comparisons come out again, on any machine and without an engine.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pdlab.core.types import UsageError
 from pdlab.results.comparison import Comparison, compare
-from pdlab.results.run import SUMMARY, Run
+from pdlab.results.run import Run
+from pdlab.results.run_store import RunStore, StoredRun
 
 BAR = {f"{key}.{point}": bound for key in ("ttft_s", "tpot_s", "e2e_s") for point, bound in (("mean", 0.05), ("p99", 0.10))}
-_ROLES = {"prefill": "p", "decode": "d"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +51,17 @@ def checks(run: str, comparison: Comparison) -> Iterator[Check]:
             yield Check(run, group.policy, key, line.simulated, line.mean, line.error, line.spread, bound, holds)
 
 
-def load_checks(file: str | Path) -> list[Check]:
-    """Of a checks.json. Raises UsageError where it is none."""
-    file = Path(file)
+def all_checks(comparisons: Mapping[str, Comparison]) -> list[Check]:
+    """Of every run."""
+    return [check for run, comparison in comparisons.items() for check in checks(run, comparison)]
+
+
+def load_checks(folder: str | Path) -> list[Check]:
+    """As `pdlab validate` has judged. Raises UsageError where it has stored nothing there."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        return [_check(row) for row in rows]
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}; pdlab validate writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file}: not the checks of pdlab validate ({error!r})") from None
+        return [_check(row) for row in RunStore.load(Path(folder)).checks]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{folder}: its checks are not those of pdlab validate ({error!r})") from None
 
 
 def _check(row: Mapping[str, Any]) -> Check:
@@ -69,23 +69,25 @@ def _check(row: Mapping[str, Any]) -> Check:
     return Check(*values)
 
 
+def plain(check: Check) -> dict[str, Any]:
+    """As JSON has it: null where there is no figure."""
+    return {name: None if value != value else value for name, value in asdict(check).items()}
+
+
 def stored(folder: str | Path) -> dict[str, Comparison]:
-    """The comparisons of all results in `folder`, by layout and rate. Raises UsageError where there are none."""
-    runs: dict[str, list[tuple[str, Run]]] = {}
-    for summary in sorted(Path(folder).glob(f"*/{SUMMARY}")):
-        result = Run.load(summary.parent)
-        runs.setdefault(run_of(result.experiment), []).append((summary.parent.name, result))
-    if not runs:
-        raise UsageError(f"{folder}: no result is stored there; pdlab validate FILE --out {folder} makes them")
-    return {run: compare(results) for run, results in runs.items()}
+    """The comparisons of all runs in `folder`, by layout and rate: "1p1d, 2 req/s". Raises UsageError where there are none."""
+    return compared(RunStore.load(Path(folder)).runs.values())
 
 
-def run_of(experiment: Mapping[str, Any]) -> str:
-    """A short name of what was run, equal in both worlds: "1p1d, 2 req/s"."""
-    counts: dict[str, int] = {}
-    for row in experiment["cluster"]["instances"]:
-        role = _ROLES.get(row["role"], row["role"])
-        counts[role] = counts.get(role, 0) + row.get("count", 1)
-    layout = "".join(f"{count}{role}" for role, count in counts.items())
-    rate = experiment["workload"].get("rate")
-    return layout if rate is None else f"{layout}, {rate:g} req/s"
+def compared(runs: Iterable[StoredRun], *, undisturbed: bool = False) -> dict[str, Comparison]:
+    """By layout and rate. What counts of a measured run's simulations is those that know which cores were slow, where there are any and
+    `undisturbed` does not ask for the others."""
+    own: dict[tuple[str, str, float], list[StoredRun]] = {}
+    for run in runs:
+        own.setdefault((run.layout, run.policy, run.rate), []).append(run)
+    results: dict[str, list[tuple[str, Run]]] = {}
+    for (layout, _, rate), alike in own.items():
+        informed = not undisturbed and any(run.world == "sim" and run.repeat for run in alike)
+        counting = [run for run in alike if run.world == "real" or bool(run.repeat) == informed]
+        results.setdefault(f"{layout}, {rate:g} req/s", []).extend((run.name, run.result) for run in counting)
+    return {run: compare(alike) for run, alike in results.items()}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUMMARY, REQUESTS, TIMELINE, EXPERIMENT = "summary.json", "requests.parquet", "timeline.parquet", "experiment.yaml"
+MANIFEST = "manifest.json"  # of a `pdlab.results.run_store`
 _GAPS = b"pdlab.itl"  # where requests.parquet keeps the inter-token latencies, which belong to no single request
 _CHUNK = 1 << 17
 
@@ -154,8 +155,11 @@ class Run:
             gaps = Gaps.restore(json.loads((table.schema.metadata or {})[_GAPS]))
             samples = Samples.from_frame(pd.read_parquet(directory / TIMELINE))
             experiment = yaml.safe_load((directory / EXPERIMENT).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UsageError(f"{directory}: no result is saved there ({Path(error.filename).name} is missing)") from None
+        except FileNotFoundError:
+            if (directory / MANIFEST).is_file():
+                raise UsageError(f"{directory}: the runs of pdlab validate, many results; its compare-*.html show them") from None
+            missing = next((name for name in (SUMMARY, REQUESTS, TIMELINE, EXPERIMENT) if not (directory / name).exists()), "a file")
+            raise UsageError(f"{directory}: no result is saved there ({missing} is missing)") from None
         except NotADirectoryError:
             file = next(path for path in (directory, *directory.parents) if path.is_file())
             raise UsageError(f"{directory}: no result is saved there ({file} is a file); give the folder that --out named") from None

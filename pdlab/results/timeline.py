@@ -81,7 +81,7 @@ class Timeline:
     def refused(self) -> None:
         """It is not: there is no room, or no way. The prompt's KV, if it is computed, waits where it is."""
         self.decode_instance = None
-        self.handoff_s = NAN
+        self.handoff_s = self.transfer_start_s = NAN
         if self.stage is TRANSFER:
             self.stage = LEASED
 

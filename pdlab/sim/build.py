@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import simpy
 from pdlab import __version__, batching, cost
 from pdlab.core import collector
 from pdlab.core.instance_spec import MeasuredInstance, Placed, instance_spec
-from pdlab.core.kv import BlockPool
+from pdlab.core.kv import PLAIN, UNBOUNDED, BlockLayout, BlockPool
 from pdlab.core.policy import Policy
 from pdlab.core.scheduler import Scheduler
 from pdlab.core.types import InstanceSpec, Role, UsageError
@@ -56,6 +57,7 @@ class InstancePlan:
     context_tokens: int  # of prompt and output, at most; 0: not known
     token_bytes: int
     block_bytes: int
+    windows: tuple[tuple[int, int], ...]  # (of a token's bytes, tokens that those layers keep)
     overheads: Overheads
     profile: InstanceProfile | None  # as pdlab calibrate has measured it
     prefill_profile: tuple[tuple[int, float], ...]
@@ -77,6 +79,7 @@ class InstancePlan:
             block_tokens=engine.block_tokens,
             block_bytes=self.block_bytes,
             context_tokens=self.context_tokens,
+            sequence_tokens=self.scheduler(0).most_tokens if self.windows else 0,
             prefill_profile=self.prefill_profile,
             decode_profile=self.decode_profile,
             link_bytes_per_s=link_bytes_per_s,
@@ -84,10 +87,21 @@ class InstancePlan:
         )
         return instance_spec(placed, measured)
 
+    @property
+    def layout(self) -> BlockLayout:
+        """Its blocks' bytes by how much of a sequence they are kept, in whole numbers as small as can be."""
+        if not self.windows:
+            return PLAIN
+        engine = self.placement.engine
+        full = self.token_bytes - sum(size for size, _ in self.windows)
+        unit = gcd(full, *(size for size, _ in self.windows))
+        chunk_tokens = engine.max_batch_tokens if engine.batching == "chunked" else UNBOUNDED
+        return BlockLayout(full // unit, tuple((size // unit, tokens) for size, tokens in self.windows), chunk_tokens)
+
     def scheduler(self, hash_tokens: int) -> Scheduler:
         engine = self.placement.engine
         return Scheduler(
-            BlockPool(self.kv_blocks, engine.block_tokens, hash_tokens, engine.prefix_cache),
+            BlockPool(self.kv_blocks, engine.block_tokens, hash_tokens, engine.prefix_cache, self.layout),
             batching.load(engine.batching),
             max_batch_tokens=engine.max_batch_tokens,
             max_seqs=engine.max_seqs,
@@ -130,6 +144,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
                 context_tokens=engine.max_model_len or model.max_positions,
                 token_bytes=token_bytes,
                 block_bytes=round(token_bytes * engine.block_tokens),
+                windows=cost.kv_windows(model, chip, kv, placement.tp) if engine.hybrid_kv else (),
                 overheads=overheads,
                 profile=chip.profile,
                 prefill_profile=profiles[0],
@@ -158,12 +173,14 @@ def world(
     model = cost.model(experiment.model, experiment.base_dir)
     members = plans(experiment, workload.hash_tokens)
     sending = [m for m in members if m.placement.role.prefills] or members
+    largest = max(sending, key=lambda m: m.token_bytes)
     mode = TransferMode(
         mode=experiment.transfer.mode,
         granularity=experiment.transfer.granularity,
         first_token=experiment.transfer.first_token,
         layers=model.layers,
-        bytes_per_token=max(m.token_bytes for m in sending),
+        bytes_per_token=largest.token_bytes,
+        windows=largest.windows,
         state_bytes=model.state_bytes,
         setup_s=max(m.overheads.handoff_s for m in members),
         ask_s=max(m.overheads.request_s for m in members),
@@ -372,7 +389,7 @@ def _uses(made: World, experiment: Experiment, duration_s: float) -> list[Instan
         lives = [*earlier.get(name, ()), last]
         all_reports = reports[last.index] + sum(x.reports_at_rest for x in lives)
         placement = placements.get(name, placed[0])
-        total = last.scheduler.pool.total
+        pool = last.scheduler.pool
         decode_s = sum(x.decode_busy_s for x in lives)
         uses.append(
             InstanceUse(
@@ -382,9 +399,9 @@ def _uses(made: World, experiment: Experiment, duration_s: float) -> list[Instan
                 prefill_busy_s=sum(x.prefill_busy_s for x in lives),
                 decode_busy_s=decode_s,
                 up_s=sum(x.lived_s for x in lives),
-                kv_blocks=total,
+                kv_blocks=last.spec.kv_blocks,
                 kv_use_mean=float(kv_uses[last.index] / all_reports) if all_reports else 0.0,
-                kv_use_peak=max(x.peak_blocks for x in lives) / total,
+                kv_use_peak=max(x.peak_blocks for x in lives) / pool.total,
                 requests=sum(x.requests for x in lives),
                 prefill_tokens=sum(x.prefill_tokens for x in lives),
                 decode_tokens=sum(x.decode_tokens for x in lives),

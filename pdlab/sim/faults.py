@@ -1,5 +1,5 @@
-"""What goes wrong, and when: kills, drains, slow instances, slow and cut links, instances cut apart, lost and late reports. Undone after
-`for_s`, where that is given."""
+"""What goes wrong, and when: kills, stops, drains, slow instances, slow and cut links, instances cut apart, lost and late reports. Undone
+after `for_s`, where that is given."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callab
         return lambda: world.moves.cut(a, b, fault.by_s), lambda: world.moves.mend(a, b)
     if fault.kill is not None:
         return lambda: world.lifecycle.kill(name, fault.restart_after_s), None
+    if fault.stop is not None:
+        for_s = fault.for_s
+        assert for_s is not None, "a stop has an end"
+        return lambda: world.lifecycle.stand_still(name, for_s), None
     if fault.drain is not None:
         return lambda: world.lifecycle.drain(name), None
     if fault.lose_reports is not None:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import simpy
+
+from pdlab.core.scheduler import Batch
 from pdlab.cost.profile import FrontCosts, Interference
 
-if TYPE_CHECKING:
-    from pdlab.sim.worker import SimInstance
+
+class Neighbour(Protocol):
+    """An instance, as the machine sees it. `batch` is the step under way."""
+
+    name: str
+    alive: bool
+    env: simpy.Environment
+
+    @property
+    def batch(self) -> Batch | None: ...
+
+    def stretch(self, seconds: float) -> None:
+        """The step under way takes so much longer."""
 
 
 class Host:
@@ -17,17 +31,17 @@ class Host:
 
     def __init__(self, beside: Interference, front: FrontCosts | None = None) -> None:
         self.beside, self.front = beside, front
-        self.instances: dict[str, SimInstance] = {}
+        self.instances: dict[str, Neighbour] = {}
         self.last = ""  # the instance on whose core the front end runs
         self._owed = (0.0, 0.0)  # work that came as a step of it ended: when, how much
 
-    def add(self, instance: SimInstance) -> None:
+    def add(self, instance: Neighbour) -> None:
         """Or a later incarnation of it."""
         if instance.name not in self.instances:
             self.last = instance.name
         self.instances[instance.name] = instance
 
-    def extra_s(self, instance: SimInstance, prefill_tokens: int) -> float:
+    def extra_s(self, instance: Neighbour, prefill_tokens: int) -> float:
         """How much longer the step takes that `instance` begins now, of so many tokens where some are of prompts, or 0: a decode."""
         added_s = 0.0
         for other in self.instances.values():
@@ -42,7 +56,7 @@ class Host:
         if self.front is not None:
             self._work(self.front.request_s)
 
-    def step_ended(self, instance: SimInstance, tokens: int) -> None:
+    def step_ended(self, instance: Neighbour, tokens: int) -> None:
         """A step of `instance` has ended, and made so many."""
         if self.front is None or not tokens:
             return

@@ -6,7 +6,7 @@ from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Request
 from pdlab.results.timeline import NAN, Timeline
-from pdlab.sim.link import Transfer
+from pdlab.sim.path import Transfer
 from pdlab.sim.worker import SimInstance
 
 
@@ -15,6 +15,7 @@ class Job(Timeline):
 
     attempt = 0
     sent = 0  # tokens its client has from lost attempts
+    samples_anew = False  # whoever decodes it makes its first token, from the prompt's KV; the prefill instance's is dropped
     p: SimInstance | None = None
     d: SimInstance | None = None
     target: SimInstance | None = None  # of a migration
@@ -29,6 +30,7 @@ class Job(Timeline):
     pushed_tokens = 0  # of its prompt, as far as they were pushed
     staging: Staging | None = None  # of a migration under way
     flows_s: float = NAN  # when the transfer's first byte flows
+    copied_bytes = copied_s = 0.0  # by a migration under way
     last_token_s: float = NAN
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:

@@ -22,83 +22,9 @@ from typing import Any
 import simpy
 
 from pdlab.results.records import LinkUse
-from pdlab.sim.topology import Endpoint, Path, Resource, Topology
+from pdlab.sim.path import ALONE, ENDED, IDLE, SHARING, WAITING, Path, Resource, Transfer, Wake
+from pdlab.sim.topology import Endpoint, Topology
 from pdlab.sim.transport import IDEAL, Transport
-
-WAITING, ALONE, SHARING, IDLE, ENDED = range(5)  # ALONE and SHARING are in their resources' `flows`, the others are not
-
-
-class Transfer:
-    """Bytes on their way; changed only by its network. `failed` once it was cancelled, `done` then is never called."""
-
-    __slots__ = (
-        "charged_bytes",
-        "done",
-        "end_s",
-        "failed",
-        "fair_bytes_per_s",
-        "fixed",
-        "left_bytes",
-        "limit_bytes_per_s",
-        "mark",
-        "open",
-        "owner",
-        "path",
-        "rate_bytes_per_s",
-        "since_s",
-        "size_bytes",
-        "state",
-        "wake",
-        "wake_s",
-    )
-
-    def __init__(
-        self, path: Path, size_bytes: float, done: Callable[[Transfer], None], limit_bytes_per_s: float, open: bool, owner: object
-    ) -> None:
-        self.path = path
-        self.size_bytes = self.left_bytes = size_bytes  # in all; still to deliver at `since_s`
-        self.done = done
-        self.limit_bytes_per_s = limit_bytes_per_s
-        self.open = open
-        self.owner = owner
-        self.failed = False
-        self.charged_bytes = 0.0  # that its resources have counted
-        self.wake: _Wake | None = None  # the only event it listens to, and that one's time
-        self.wake_s = inf
-        self.mark = self.fixed = 0  # scratch of Network._share
-        # Set when it joins: state, since_s (flows, or will, at this rate since then), rate_bytes_per_s, end_s.
-        self.state: int
-        self.since_s: float
-        self.rate_bytes_per_s: float
-        self.end_s: float
-        self.fair_bytes_per_s: float
-
-    def left_at(self, now: float) -> float:
-        """Bytes to deliver at `now`, if no event lies between."""
-        flown_s = now - self.since_s
-        if self.state not in (ALONE, SHARING) or flown_s <= 0.0:
-            return self.left_bytes
-        return max(0.0, self.left_bytes - self.rate_bytes_per_s * flown_s)
-
-    @property
-    def ended(self) -> bool:
-        return self.state == ENDED
-
-    def __repr__(self) -> str:
-        state = ("waiting", "alone", "sharing", "idle", "ended")[self.state]
-        return f"<{self.path.src} -> {self.path.dst} {self.size_bytes:.4g} B, {state}>"
-
-
-class _Wake(simpy.Event):
-    """A timeout born with its callbacks, which all of them share."""
-
-    def __init__(self, env: simpy.Environment, delay_s: float, callbacks: list[Callable[[Any], None]], transfer: Transfer) -> None:
-        self.env = env
-        self.callbacks = callbacks
-        self._value = None
-        self._ok = True
-        self.transfer = transfer
-        env.schedule(self, simpy.events.NORMAL, delay_s)
 
 
 class Network:
@@ -276,7 +202,7 @@ class Network:
             if rate > 0.0:
                 delay_s += transfer.left_bytes / rate
                 transfer.end_s = transfer.wake_s = now + delay_s
-                transfer.wake = _Wake(self.env, delay_s, self._callbacks, transfer)
+                transfer.wake = Wake(self.env, delay_s, self._callbacks, transfer)
             else:
                 self._set_rate(transfer, rate)
             return
@@ -327,7 +253,7 @@ class Network:
             if not flows and now > resource.busy_since_s:
                 resource.busy_s += now - resource.busy_since_s
 
-    def _woken(self, event: _Wake) -> None:
+    def _woken(self, event: Wake) -> None:
         transfer = event.transfer
         if event is not transfer.wake:
             return
@@ -374,7 +300,7 @@ class Network:
 
     def _wake(self, transfer: Transfer, delay_s: float) -> None:
         transfer.wake_s = self.env._now + delay_s
-        transfer.wake = _Wake(self.env, delay_s, self._callbacks, transfer)
+        transfer.wake = Wake(self.env, delay_s, self._callbacks, transfer)
 
     def _share(self, around: Iterable[Resource]) -> None:
         """Fair rates for all transfers that `around` connects, directly or through others."""

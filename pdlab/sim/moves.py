@@ -25,7 +25,8 @@ from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
 from pdlab.sim.job import Job
-from pdlab.sim.link import Network, Transfer
+from pdlab.sim.link import Network
+from pdlab.sim.path import Transfer
 from pdlab.sim.worker import After, SimInstance
 
 if TYPE_CHECKING:
@@ -44,10 +45,18 @@ class TransferMode:
     first_token: str = "prefill"
     layers: int = 32
     bytes_per_token: float = 131072.0
+    windows: tuple[tuple[int, int], ...] = ()  # (of those bytes, tokens): what layers have that keep the last so many tokens only
     state_bytes: float = 0.0  # of a sequence's recurrent layers, whatever its length
     setup_s: float = 0.0  # of each transfer, besides the path's
     ask_s: float = 0.0  # until the decode instance has heard that it shall pull
     between_steps: bool = False  # it begins to, when no step is under way
+
+    def size_bytes(self, first: int, last: int, of: int) -> float:
+        """KV of tokens `first` to `last` of a sequence, to go on from its token `of`."""
+        size = (last - first) * self.bytes_per_token
+        for bytes_per_token, window in self.windows:
+            size -= max(0, min(last, of - window) - first) * bytes_per_token
+        return size
 
 
 class Moves:
@@ -65,11 +74,11 @@ class Moves:
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
         job.handed_off(self.world.env.now, d.name)
-        tokens = pseq.prompt_tokens - dseq.cached_tokens
+        size = self.mode.size_bytes(dseq.cached_tokens, pseq.prompt_tokens, pseq.prompt_tokens)
         if not self.pulls:
-            self._start(job, tokens)
+            self._start(job, size)
         elif not self.mode.between_steps:
-            self._start(job, tokens, delay_s=self.network.path(p.name, d.name).latency_s)
+            self._start(job, size, delay_s=self.network.path(p.name, d.name).latency_s)
         else:
             After(self.world.env, self.mode.ask_s, [self._asked], (job, dseq))
 
@@ -82,8 +91,9 @@ class Moves:
         if self._waits(job, dseq):
             assert job.p is not None
             assert job.d is not None
-            tokens = job.request.prompt_tokens + job.sent - dseq.cached_tokens
-            self._start(job, tokens, delay_s=self.network.path(job.p.name, job.d.name).latency_s)
+            tokens = job.request.prompt_tokens + job.sent
+            size = self.mode.size_bytes(dseq.cached_tokens, tokens, tokens)
+            self._start(job, size, delay_s=self.network.path(job.p.name, job.d.name).latency_s)
 
     def _waits(self, job: Job, dseq: Sequence) -> bool:
         """Is this hand-off still to be made?"""
@@ -150,17 +160,16 @@ class Moves:
 
     def step_started(self, job: Job, seq: Sequence, tokens: int, seconds: float) -> None:
         """By layer: a chunk is being computed, for `seconds`."""
-        new = self._unsent(job, seq.computed + tokens, seq)
-        if new > 0:
-            size = new * self.mode.bytes_per_token
-            self._push(job, new, size / seconds, seconds / self.mode.layers)
+        size = self._unsent(job, seq.computed + tokens, seq)
+        if size:
+            self._push(job, size, size / seconds, seconds / self.mode.layers)
 
     def step_ended(self, job: Job, seq: Sequence) -> None:
         """A chunk is computed: by chunk, send it; by layer, nothing holds its last layers back any more."""
         if self.by_chunk:
-            new = self._unsent(job, seq.computed, seq)
-            if new > 0:
-                self._push(job, new, math.inf, 0.0)
+            size = self._unsent(job, seq.computed, seq)
+            if size:
+                self._push(job, size, math.inf, 0.0)
         elif job.transfer is not None:
             self.network.set_limit(job.transfer, math.inf)
 
@@ -177,30 +186,31 @@ class Moves:
             job.transfer = None
         job.streaming = False
 
-    def _unsent(self, job: Job, computed: int, seq: Sequence) -> int:
-        """Tokens whose KV the decode instance lacks when `computed` are there. What this instance found in its own prefix cache goes
-        along with the first push."""
+    def _unsent(self, job: Job, computed: int, seq: Sequence) -> float:
+        """Bytes that the decode instance lacks when `computed` tokens are there, and that are to be sent now. What this instance found in
+        its own prefix cache goes along with the first push."""
         assert job.dseq is not None
-        return computed - max(job.dseq.cached_tokens, job.pushed_tokens)
+        first = max(job.dseq.cached_tokens, job.pushed_tokens)
+        if computed <= first:
+            return 0.0
+        job.pushed_tokens = computed
+        return self.mode.size_bytes(first, computed, seq.prompt_tokens)
 
-    def _push(self, job: Job, tokens: int, limit: float, delay_s: float) -> None:
+    def _push(self, job: Job, size: float, limit: float, delay_s: float) -> None:
         if job.transfer is None:
-            self._start(job, tokens, limit=limit, delay_s=delay_s, streaming=True)
+            self._start(job, size, limit=limit, delay_s=delay_s, streaming=True)
         else:
-            size = tokens * self.mode.bytes_per_token
             self.network.extend(job.transfer, size)
             self.network.set_limit(job.transfer, limit)
-        assert job.dseq is not None
-        job.pushed_tokens = max(job.pushed_tokens, job.dseq.cached_tokens) + tokens
 
-    def _start(self, job: Job, tokens: int, *, limit: float = math.inf, delay_s: float = 0.0, streaming: bool = False) -> None:
+    def _start(self, job: Job, size: float, *, limit: float = math.inf, delay_s: float = 0.0, streaming: bool = False) -> None:
         assert job.p is not None and job.d is not None
         if not job.d.alive:
             return  # nobody knows yet; the router hears of it as Left
         if job.blocked or self._is_cut(job.p, job.d):
             self._block(job)
             return
-        size = tokens * self.mode.bytes_per_token + self.mode.state_bytes
+        size += self.mode.state_bytes
         job.transfer_began(self.world.env.now)
         job.streaming = job.paced = streaming
         delay_s += self.mode.setup_s
@@ -228,7 +238,7 @@ class Moves:
         if p.alive:
             p.worker.release(pseq)
             p.kick()
-        d.worker.arrive(dseq)
+        d.worker.arrive(dseq, 0 if dseq.made else 1)
         d.kick()
         seconds = 0.0 if job.paced else max(0.0, job.transfer_end_s - job.flows_s)
         self.world.tell(Transferred(job.request.id, job.attempt, d.name, round(transfer.size_bytes), seconds))
@@ -240,6 +250,8 @@ class Moves:
         if job is None or job.attempt != action.attempt:
             return
         src, seq, dst = job.d, job.active, self.world.instances[action.dst]
+        if not dst.alive:
+            self.world.lifecycle.asked(dst)
         reason = "it does not run there" if src is None or seq is None or not (src.alive and dst.alive) else src.worker.export(seq)
         if src is None or seq is None or reason:
             self._failed(job, action.src, action.dst, reason)
@@ -253,6 +265,7 @@ class Moves:
         dst.jobs[job] = None
         job.target, job.tseq = dst, tseq
         job.staging = Staging(src.scheduler.pool.block_tokens, tseq.cached_tokens)
+        job.copied_bytes = job.copied_s = 0.0
         self._copy(job, tokens, last=False)
 
     def _copy(self, job: Job, tokens: int, *, last: bool) -> None:
@@ -261,13 +274,17 @@ class Moves:
         if self._is_cut(job.d, job.target):
             self._uncopied(job, job.tseq)
             return
-        size = job.staging.copy(tokens) * self.mode.bytes_per_token + (self.mode.state_bytes if last else 0.0)
+        new = job.staging.copy(tokens)
+        size = self.mode.size_bytes(tokens - new, tokens, tokens) + (self.mode.state_bytes if last else 0.0)
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
+        job.flows_s = self.world.env.now + job.transfer.path.latency_s
 
     def _copied(self, job: Job, tseq: Sequence, last: bool, transfer: Transfer) -> None:
         job.transfer = None
         job.copied(transfer.size_bytes)
+        job.copied_bytes += transfer.size_bytes
+        job.copied_s += max(0.0, self.world.env.now - job.flows_s)
         src, dst, seq = job.d, job.target, job.active
         assert src is not None and dst is not None and seq is not None and job.tseq is tseq and job.staging is not None
         if last:
@@ -313,7 +330,7 @@ class Moves:
         dst.requests += 1
         dst.worker.arrive(tseq)
         dst.kick()
-        self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name))
+        self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name, round(job.copied_bytes), job.copied_s))
 
     def call_off(self, job: Job, reason: str, *, reached: bool = True) -> None:
         """Give a migration up: the source goes on, the target frees what it reserved."""

@@ -3,9 +3,8 @@
 An instance of several accelerators is one `Endpoint`: a transfer is striped over all of its NICs (or scale-up ports), since every
 rank moves its own shard of the KV cache, so their bandwidths add up. Bandwidths are for one direction; both run at once.
 
-A `Resource` is one direction of something with a bandwidth: an instance's NICs out, its NICs in, its scale-up or PCIe ports, a
-device's copy engine, a switch core. A `Path` is the resources between two instances, chosen by how near they are: on the same
-*device*; on the same *host*, over scale-up links where both have them, else PCIe; or over the *network*.
+A path is chosen by how near two instances are: on the same *device*; on the same *host*, over scale-up links where both have them, else
+PCIe; or over the *network*.
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
 
 from pdlab.core.types import UsageError
 from pdlab.cost.hardware import Hardware
-from pdlab.results.records import LinkUse
+from pdlab.sim.path import Path, Resource
 from pdlab.sim.transport import Transport
-
-if TYPE_CHECKING:
-    from pdlab.sim.link import Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,98 +93,6 @@ def packed_hosts(accelerators: Iterable[int], per_host: int = 8) -> Iterator[str
         used += wanted
         if used >= per_host:
             host, used = host + -(-used // per_host), 0
-
-
-class Resource:
-    """One direction of a link. `flows` are the transfers on it; one that is alone may not have begun to flow yet. Only the network changes
-    it."""
-
-    __slots__ = (
-        "busy_s",
-        "busy_since_s",
-        "bytes",
-        "bytes_per_s",
-        "capacity_bytes",
-        "capacity_since_s",
-        "factor",
-        "flows",
-        "left_bytes_per_s",
-        "mark",
-        "name",
-        "nominal_bytes_per_s",
-        "paths",
-        "peak_flows",
-        "since_s",
-        "unfixed",
-    )
-
-    def __init__(self, name: str, bytes_per_s: float, now: float) -> None:
-        self.name = name
-        self.nominal_bytes_per_s = self.bytes_per_s = bytes_per_s
-        self.factor = 1.0  # faults: bytes_per_s = nominal * factor
-        self.flows: dict[Transfer, None] = {}
-        self.paths: list[Path] = []
-        self.bytes = 0.0  # of transfers that have left it
-        self.busy_s = 0.0  # until it was last empty
-        self.busy_since_s = 0.0
-        self.capacity_bytes = 0.0  # it could have carried until `capacity_since_s`
-        self.since_s = self.capacity_since_s = now
-        self.peak_flows = 0
-        self.mark = 0  # scratch while rates are shared out
-        self.unfixed = 0
-        self.left_bytes_per_s = 0.0
-
-    def __repr__(self) -> str:
-        return f"<{self.name} {self.bytes_per_s:.4g} B/s, {len(self.flows)} flows>"
-
-    def rescale(self, nominal_bytes_per_s: float, factor: float, now: float) -> None:
-        """Another bandwidth from now on."""
-        self.capacity_bytes += self.bytes_per_s * (now - self.capacity_since_s)
-        self.capacity_since_s = now
-        self.nominal_bytes_per_s, self.factor = nominal_bytes_per_s, factor
-        self.bytes_per_s = nominal_bytes_per_s * factor
-        for path in self.paths:
-            path.refresh()
-
-    def use(self, now: float) -> LinkUse:
-        """What it did until now. Utilisation is of the bandwidth it had, faults taken into account; busy counts stalled transfers too."""
-        carried, busy_s = self.bytes, self.busy_s
-        for transfer in self.flows:
-            carried += transfer.size_bytes - transfer.left_at(now) - transfer.charged_bytes
-        if self.flows:
-            busy_s += max(0.0, now - self.busy_since_s)
-        could = self.capacity_bytes + self.bytes_per_s * (now - self.capacity_since_s)
-        up_s = now - self.since_s
-        return LinkUse(
-            name=self.name,
-            bytes=carried,
-            capacity_bytes_per_s=self.nominal_bytes_per_s,
-            busy_fraction=busy_s / up_s if up_s > 0.0 else 0.0,
-            utilisation=carried / could if could > 0.0 else 0.0,
-            peak_flows=max(self.peak_flows, 1 if carried > 0.0 else 0),
-        )
-
-
-class Path:
-    """From one instance to another; read only. `kind` is "device", "host" or "network". `bytes_per_s` is what a transfer gets alone,
-    `flow_bytes_per_s` the most that any one may take."""
-
-    __slots__ = ("bytes_per_s", "dst", "flow_bytes_per_s", "kind", "latency_s", "resources", "src")
-
-    def __init__(
-        self, src: str, dst: str, kind: str, resources: tuple[Resource, ...], latency_s: float, flow_bytes_per_s: float = inf
-    ) -> None:
-        self.src, self.dst, self.kind, self.resources, self.latency_s = src, dst, kind, resources, latency_s
-        self.flow_bytes_per_s = flow_bytes_per_s
-        self.bytes_per_s = 0.0
-        self.refresh()
-
-    def __repr__(self) -> str:
-        return f"<{self.src} -> {self.dst} {self.kind} {self.bytes_per_s:.4g} B/s>"
-
-    def refresh(self) -> None:
-        """A resource has another bandwidth."""
-        self.bytes_per_s = min([self.flow_bytes_per_s, *(r.bytes_per_s for r in self.resources)])
 
 
 class Topology:

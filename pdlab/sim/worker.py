@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import ceil, inf, sqrt
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import simpy
 
@@ -19,10 +19,8 @@ from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.core.worker import Worker
 from pdlab.cost.base import Cost
 from pdlab.results.metrics import Gaps
-
-if TYPE_CHECKING:
-    from pdlab.sim.host import Host
-    from pdlab.sim.job import Job
+from pdlab.results.timeline import Timeline
+from pdlab.sim.host import Host
 
 NORMAL = simpy.events.NORMAL
 
@@ -57,9 +55,6 @@ class Owner(Protocol):
 
     def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
         """These sequences have just joined the running; their next token comes at `at_s`."""
-
-    def first_steps_later(self, joined: list[Sequence], foretold_s: float, at_s: float) -> None:
-        """That was foretold for `foretold_s`, and comes at `at_s`."""
 
     def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None: ...
 
@@ -97,7 +92,7 @@ class SimInstance:
         self.worker = Worker(scheduler, name=spec.name, incarnation=spec.incarnation, role=spec.role)
         self.spec = spec
         self.name = spec.name
-        self.jobs: dict[Job, None] = {}  # that involve it now
+        self.jobs: dict[Timeline, None] = {}  # that involve it now
         self.alive = True
         self.wakes = False  # at the next deadline
         self.spans: list[tuple[int, float, float, str, int, int]] | None = None
@@ -112,7 +107,7 @@ class SimInstance:
         bounds = (n for n in range(1, scheduler.max_seqs + 1) if cost.decode_is_compute_bound(n))
         self.compute_bound_from = next(bounds, scheduler.max_seqs + 1)  # decode batches of that many are bound by arithmetic
         self._done_callbacks: list[Callable[[Any], None]] = [self._done]
-        self.up_s = env.now
+        self.joined_s = self.up_s = env.now
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
         self.peak_blocks = self.requests = self.prefill_tokens = self.decode_tokens = self.switches = 0
@@ -191,10 +186,7 @@ class SimInstance:
 
     def stretch(self, seconds: float) -> None:
         """The single step under way takes longer."""
-        foretold_s = self.began_s + self.step_s
         self.step_s += seconds
-        if self.scheduler.joined:
-            self.owner.first_steps_later(self.scheduler.joined, foretold_s, self.began_s + self.step_s)
         self.generation = generation = self.generation + 1
         After(self.env, self.began_s + self.step_s - self.env.now, self._done_callbacks, generation)
 
@@ -227,8 +219,8 @@ class SimInstance:
         if batch is None or self.k == 1:
             return worker.reserve(seq, others)
         pool = self.scheduler.pool
-        growth = batch.decodes * (self.k // pool.block_tokens + 1)
-        if growth + pool.blocks(seq.prompt_tokens) + self.scheduler.spare_blocks <= pool.free:
+        growth = batch.decodes * (self.k // pool.block_tokens + 1) * pool.shares
+        if growth + pool.held(seq.prompt_tokens) + self.scheduler.spare_blocks <= pool.free:
             return worker.reserve(seq, others)
         self.sync()
         if not worker.reserve(seq, others):
@@ -247,7 +239,9 @@ class SimInstance:
     def _tighten(self) -> None:
         """Blocks were taken in the middle of a run: cut it if they might be missed before its end."""
         batch, pool = self.worker.batch, self.scheduler.pool
-        if batch is not None and self.k > 1 and not self.cut and batch.decodes * (self.k // pool.block_tokens + 1) > pool.available:
+        if batch is None or self.k <= 1 or self.cut:
+            return
+        if batch.decodes * (self.k // pool.block_tokens + 1) * pool.shares > pool.available:
             self._cut()
 
     def _steps_by(self, elapsed_s: float) -> int:

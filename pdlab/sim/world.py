@@ -49,7 +49,7 @@ from pdlab.sim.moves import Moves, TransferMode
 from pdlab.sim.worker import After, SimInstance
 from pdlab.workload.base import Workload
 
-QUEUED_P, DONE = Stage.QUEUED_P, Stage.DONE  # enum look-ups cost
+QUEUED_P, PREFILL, DONE = Stage.QUEUED_P, Stage.PREFILL, Stage.DONE  # enum look-ups cost
 
 Maker = Callable[[InstanceSpec], SimInstance]
 
@@ -236,9 +236,8 @@ class World:
             if request.best_of > 1 and not context:  # candidates share the prompt through the prefix cache, so it needs names
                 units = prompt // w.hash_tokens
                 context = tuple(-1 - (i << 20) - u for u in range(units))
-        self.jobs[i] = Job(i, request, output, context)
-        if not self.first_token_from_prefill:
-            output += 1  # the decode instance takes its first step with the prompt's KV whole, so that it comes to hold one token more
+        job = self.jobs[i] = Job(i, request, output, context)
+        job.samples_anew = not self.first_token_from_prefill or request.best_of > 1
         if self.request_s:
             After(self.env, self.request_s, [self._received], Arrived(request, output))
         else:
@@ -275,7 +274,8 @@ class World:
             job.blocked = False
         if not p.alive:
             job.dispatched(self.env.now, p.name)
-            return  # nobody knows yet; the router hears of it as Left
+            self.lifecycle.asked(p)
+            return
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
         decodes_here = action.decode == action.instance
         p.jobs[job] = None
@@ -285,8 +285,12 @@ class World:
             job.assigned(p.name)
         elif action.decode is not None:
             d = self.instances[action.decode]
-            if d.alive and not self._reserve(job, d, prompt, output):
+            if not d.alive:
+                self.lifecycle.asked(d)
+            elif not self._reserve(job, d, prompt, output):
                 return
+        if not decodes_here and request.best_of > 1:
+            seq.output_tokens = max(2, output)  # its token is dropped, so it does not end with it
         job.pseq = seq
         job.dispatched(self.env.now, p.name)
         p.requests += 1
@@ -295,7 +299,7 @@ class World:
 
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
         """Take the prompt's blocks on the decode instance; where there is no room, the router hears of it."""
-        made = 1 if self.first_token_from_prefill else 0
+        made = 0 if job.samples_anew else 1
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
         if not d.reserve(seq, _others(request, seq) if request.best_of > 1 else NOTHING):
@@ -326,11 +330,16 @@ class World:
         if action.dst == action.src:
             job.d = p
             job.handed_off(self.env.now, p.name)
+            seq.output_tokens = job.output_tokens - job.sent
+            if job.samples_anew and job.request.best_of == 1:
+                self._token_at(job, self.env.now)  # it is in the KV already
             p.worker.stay(seq, _others(job.request, seq) if job.request.best_of > 1 else NOTHING)
             p.kick()
             return
         d = self.instances[action.dst]
-        if d.alive and self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
+        if not d.alive:
+            self.lifecycle.asked(d)
+        elif self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
             self.moves.send_all(job)
 
     def _abort(self, action: Abort) -> None:
@@ -362,11 +371,13 @@ class World:
     def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
         for seq, tokens in batch.chunks:
             job: Job = seq.owner
-            if seq is not job.pseq:
-                continue  # a candidate, or computed anew after a preemption elsewhere
-            if job.stage is QUEUED_P and job.attempt == seq.attempt:
+            if seq is not job.active and seq is not job.pseq:
+                continue  # a candidate
+            if job.attempt == seq.attempt and job.stage is QUEUED_P:
                 job.prefill_started(now, seq.cached_tokens)
-            if self.moves.by_layer and job.dseq is not None:
+            elif job.attempt == seq.attempt and job.stage is not PREFILL:
+                job.decode_began(now)  # its first token is sampled anew; or it was preempted
+            if self.moves.by_layer and job.dseq is not None and seq is job.pseq:
                 self.moves.step_started(job, seq, tokens, seconds)
 
     def batch_ended(self, instance: SimInstance, batch: Batch) -> None:
@@ -390,23 +401,15 @@ class World:
             last_s = job.last_token_s
             if last_s == last_s:
                 self.gaps.add_run(1, at_s - last_s, 0.0, 1)
-            job.first_token(at_s)
-
-    def first_steps_later(self, joined: list[Sequence], foretold_s: float, at_s: float) -> None:
-        """A gap that ends there was counted as foretold."""
-        for seq in joined:
-            job: Job = seq.owner
-            if job.first_token_s == foretold_s:
-                job.first_token_s = at_s
 
     def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None:
         job: Job = seq.owner
         if job.done or job.attempt != seq.attempt:
             return  # its removal is on the way
-        if seq.made > 1 or seq is not job.pseq:
-            self._token_at(job, now)  # computed anew after a preemption; it goes on decoding
+        if job.stage is not PREFILL:
+            self._token_at(job, now)  # it is sampled anew, or was preempted, and goes on decoding
             return
-        if seq.decodes_here or self.first_token_from_prefill:
+        if seq.decodes_here or not job.samples_anew:
             self._token_at(job, now)
         if not seq.decodes_here:
             job.prefilled()
@@ -465,7 +468,7 @@ class World:
         seq = job.active
         if seq is None:
             return 0
-        if job.dseq is None and not seq.decodes_here and not self.first_token_from_prefill:
+        if job.dseq is None and not seq.decodes_here and job.samples_anew:
             return 0  # the prefill instance's token is dropped
         where = job.d if job.d is not None else job.p
         made = where.made_by_now(seq) if where is not None else seq.made
@@ -531,7 +534,7 @@ class World:
         return not silent and all(x.rests for x in alive)
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
-        self.book.sample(self.env.now, report, instance.scheduler.pool.total)
+        self.book.sample(self.env.now, report, instance.spec.kv_blocks)
         now, delay_s = self.env.now, self.report_delay_s
         if self.silent_until_s and now < self.silent_until_s.get(instance.name, -1.0):
             return

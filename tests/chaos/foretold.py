@@ -18,6 +18,7 @@ from tests.chaos.schedule import INSTANCES, faults
 
 TTFT_S, TPOT_S = 2.0, 0.1  # an objective that a cluster at peace meets
 CALIBRATE_S = 30
+DETECT_S = 0.02  # on one machine who does not listen refuses at once, twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,12 @@ def measured(played: Round) -> Told:
 
 
 def foretold(played: Round, base: dict[str, Any], folder: Path, profile: Path) -> Told:
-    """All requests of the round are simulated; those that `measured` tells of are told."""
+    """All requests of router r0 are simulated, since a router finds out by its own requests who is dead; those that `measured` tells of are
+    told."""
     trace = folder / "trace.csv"
-    lines = [f"{c.asked_s - played.began_s},{len(c.prompt)},{len(c.expected)}" for c in played.clients]
+    numbers = [n for n, router in enumerate(played.of_router) if router == "r0"]
+    clients = [played.clients[n] for n in numbers]
+    lines = [f"{c.asked_s - played.began_s},{len(c.prompt)},{len(c.expected)}" for c in clients]
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "\n".join(lines) + "\n")
     plain = {key: value for key, value in base.items() if key != "cluster"}
     experiment = Experiment.parse(
@@ -62,6 +66,7 @@ def foretold(played: Round, base: dict[str, Any], folder: Path, profile: Path) -
             "cluster": {
                 "instances": [{"name": name, "role": role, "hardware": str(profile), "host": "here"} for name, role in INSTANCES.items()],
                 "reports": base["cluster"]["reports"],
+                "detect_s": DETECT_S,
             },
             "slo": {"ttft_s": TTFT_S, "tpot_s": TPOT_S},
             "faults": faults(played.troubles, played.back_s),
@@ -70,7 +75,7 @@ def foretold(played: Round, base: dict[str, Any], folder: Path, profile: Path) -
     )
     (folder / "dice.yaml").write_text(experiment.to_yaml())
     rows = simulate(experiment).requests
-    kept = rows[[_counts(played, n) for n in range(len(rows))]]
+    kept = rows[[_counts(played, n) for n in numbers]]
     return Told([int(x) for x in kept.attempts], [float(x) for x in kept.ttft_s], [float(x) for x in kept.tpot_s])
 
 

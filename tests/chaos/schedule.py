@@ -67,8 +67,7 @@ def faults(troubles: Iterable[Trouble], back_s: Mapping[str, float]) -> list[dic
         if one.kind == "kill":
             found.append({"at_s": one.at_s, "kill": one.whom, "restart_after_s": back_s[one.whom]})
         elif one.kind == "stop":
-            found.append({"at_s": one.at_s, "slow": one.whom, "factor": 0.001, "for_s": one.for_s})
-            found.append({"at_s": one.at_s, "lose_reports": one.whom, "for_s": one.for_s})
+            found.append({"at_s": one.at_s, "stop": one.whom, "for_s": one.for_s})
         elif one.kind == "cut":
             found.append({"at_s": one.at_s, "cut_link": one.whom, "for_s": one.for_s})
     return found

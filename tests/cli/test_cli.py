@@ -152,6 +152,20 @@ def test_a_log_that_was_tampered_with_does_not_replay(here: Path, capsys: pytest
     run = Run(capsys, "replay", str(log))
     assert run.status == 1
     assert f"{log}: line {number}," in run.out
+    assert f"{number - 2} events replayed alike; the next is answered otherwise, and what follows it" in run.out
+
+
+def test_a_replay_ends_where_it_departs_whatever_follows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole log of another policy: its events answer actions that were not replayed."""
+    Run(capsys, "sim", QUICKSTART, "--requests", "60", "--trace-events", "-q", "--out", "traced", "--set", "policy=round_robin")
+    log = here / "traced/events.jsonl"
+    for policy in ("least_loaded", "xllm_slo_aware"):
+        head, _, rest = log.read_text().partition("\n")
+        log.write_text(f"{head.replace('round_robin', policy)}\n{rest}")
+        run = Run(capsys, "replay", str(log))
+        assert run.status == 1
+        assert "and what follows it in the log was not replayed" in run.out
+        log.write_text(f"{head}\n{rest}")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pdlab.core.kv import BlockPool, Holding
+from pdlab.core.kv import PLAIN, UNBOUNDED, BlockLayout, BlockPool, Holding
 
 
 def chain(name: int, units: int) -> tuple[int, ...]:
@@ -103,6 +103,53 @@ def test_block_tables_share_cached_blocks_and_nothing_else() -> None:
     assert sorted(pool.table(third)) == list(range(40)), "evicting the cache gives its ids back"
 
 
+WINDOWED = BlockLayout(1, ((2, 33),), chunk_tokens=64)
+
+
+def test_a_windowed_sequence_keeps_its_window_and_while_it_is_computed_a_chunk_beside_it() -> None:
+    pool = BlockPool(100, 16, layout=WINDOWED)
+    assert pool.total == 300
+    assert [pool.held(tokens) for tokens in (1, 32, 48, 49, 160)] == [3, 6, 9, 10, 16], "a window of 33 tokens touches 3 blocks at most"
+    assert pool.held(160, computing=160) == 10 + 2 * 7, "33 - 1 + 64 tokens, wherever they begin"
+    assert pool.held(160, computing=1) == 10 + 2 * 4
+    holding = pool.take((), 0, 160, 0)
+    assert holding is not None
+    assert pool.used == 24
+    pool.slide(holding)
+    assert pool.used == holding.private == 16
+    arriving = pool.take((), 0, 160, 0, computed=True)
+    assert arriving is not None
+    assert pool.used == 32
+    for one in (holding, arriving):
+        pool.release(one)
+    assert (pool.used, pool.free) == (0, 300)
+
+
+def test_a_cached_unit_costs_the_layers_that_keep_it_while_it_is_used_and_all_while_idle() -> None:
+    pool = BlockPool(20, 16, layout=WINDOWED)
+    hashes = chain(1, 10)
+    first = compute(pool, hashes, 160)
+    pool.slide(first)
+    assert pool.used == 10 + 2 * 3
+    pool.release(first)
+    assert (pool.used, pool.idle_blocks, pool.free) == (0, 30, 30)
+    second = compute(pool, hashes, 161)
+    assert pool.used == 11 + 2 * 3 + second.surplus
+    assert second.surplus == 2, "one token is computed"
+    compute(pool, (), 16 * 13)
+    pool.release(second)
+    assert pool.used + pool.idle_blocks <= pool.total, "what idle ones cost more evicts some"
+
+
+def test_the_longest_sequence_is_one_that_fits_while_it_is_computed() -> None:
+    for layout in (PLAIN, WINDOWED, BlockLayout(3, ((1, 20), (2, 500)), 1 << 40)):
+        pool = BlockPool(100, 16, layout=layout)
+        most = pool.most_tokens(spare=10)
+        assert pool.held(most - 1, most - 1) <= pool.total - 10 < pool.held(most, most)
+    assert BlockPool(100, 16).most_tokens(10) == 90 * 16 + 1
+    assert BlockPool(100, 16, layout=BlockLayout(0, ((1, 64),), 256)).most_tokens(0) == UNBOUNDED + 1
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Any order of allocating, caching, growing and releasing keeps the sum; ids are never shared but through the cache."""
 
@@ -148,5 +195,46 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(ids) == len(set(ids))
 
 
+class WindowedPoolMachine(RuleBasedStateMachine):
+    """The same where layers have windows, and idle units cost more than used ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(60, 16, layout=WINDOWED)
+        self.held: list[tuple[Holding, tuple[int, ...], int]] = []
+
+    @rule(name=st.integers(0, 3), tokens=st.integers(1, 300), named=st.booleans(), computed=st.booleans())
+    def allocate(self, name: int, tokens: int, named: bool, computed: bool) -> None:
+        hashes = chain(name, tokens // 16) if named else ()
+        units, before = self.pool.match(hashes, tokens - 1), self.pool.available
+        need = self.pool.blocks_to_allocate(hashes, units, tokens, computed)
+        holding = self.pool.take(hashes, units, tokens, 0, computed)
+        assert (holding is not None) == (need <= before)
+        if holding is not None:
+            assert self.pool.available == before - need
+            self.held.append((holding, hashes, tokens))
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 99))
+    def computed(self, which: int) -> None:
+        holding, hashes, tokens = self.held[which % len(self.held)]
+        self.pool.cache(holding, hashes, tokens)
+        self.pool.slide(holding)
+        assert holding.private >= 0
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 99))
+    def release(self, which: int) -> None:
+        self.pool.release(self.held.pop(which % len(self.held))[0])
+
+    @invariant()
+    def shares_are_conserved(self) -> None:
+        assert self.pool.used == len(self.pool.refs) * self.pool.unit + sum(holding.private for holding, _, _ in self.held)
+        assert self.pool.used + self.pool.idle_blocks + self.pool.free == self.pool.total
+        assert self.pool.free >= 0
+
+
+TestWindowedPool = WindowedPoolMachine.TestCase
+TestWindowedPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

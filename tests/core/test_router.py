@@ -108,7 +108,8 @@ def test_after_prefill_a_full_decode_instance_holds_the_hand_off_back() -> None:
     assert r.handle(Refused(1, 1, "d0"), 1.1) == []
     assert r.handle(Refused(2, 1, "d0"), 1.1) == []
     r.check()
-    assert r.handle(Finished(0, 1, "d0", 5), 2.0) == [Handoff(1, 1, "p0", "d0"), Handoff(2, 1, "p0", "d0")]
+    assert r.handle(Finished(0, 1, "d0", 5), 2.0) == [Handoff(1, 1, "p0", "d0")], "as many tokens as have come free"
+    assert r.handle(Report("d0", taken_s=2.5, free_blocks=1000), 2.5) == [Handoff(2, 1, "p0", "d0")]
 
 
 def test_a_higher_priority_waits_in_front() -> None:

@@ -93,9 +93,10 @@ def test_a_migration_flies_too() -> None:
     r.handle(Tick(), 2.0)
     r.check()
     assert r.cluster.links.in_flight_bytes == {("d0", "d1"): 10 * MB}
-    r.handle(Migrated(0, 1, "d0", "d1"), 2.5)
+    r.handle(Migrated(0, 1, "d0", "d1", 10 * MB, 0.5), 2.5)
     r.check()
     assert not r.cluster.links.in_flight_bytes
+    assert r.cluster.links.bytes_per_s(r.by_name["d0"], r.by_name["d1"]) == 20 * MB, "it is a transfer that was measured"
 
 
 def test_a_pairs_bandwidth_is_what_transfers_reached_and_until_then_what_both_ends_say() -> None:

@@ -177,6 +177,24 @@ def test_what_is_held_can_stay() -> None:
     assert to_rest(w) == [1]
 
 
+def test_candidates_of_what_stays_each_sample_their_first_token_from_the_held_prompt() -> None:
+    w = worker()
+    seq = Sequence(1, 1, 64, 10, (1, 2, 3), decodes_here=False)
+    w.submit(seq)
+    step(w)
+    others = candidates(seq, 3)
+    w.stay(seq, others)
+    batch = w.next_batch(0.0)
+    assert batch is not None
+    assert [(one.prompt_tokens, tokens) for one, tokens in batch.chunks] == [(64, 1)]
+    assert w.complete(batch, 1, 0.0)[0] == [seq]
+    assert [one.made for one in (seq, *others)] == [1, 0, 0]
+    w.settle()
+    assert to_rest(w) == [1]
+    assert [one.made for one in (seq, *others)] == [10, 10, 10]
+    assert w.scheduler.idle
+
+
 # ---------------------------------------------------------------- migrations
 
 

@@ -28,6 +28,7 @@ from pdlab.core.policy import HOOKS
 from pdlab.cost import hardware_names, model_names
 from pdlab.cost.catalogue import hardware
 from pdlab.experiment.schema import schema
+from pdlab.experiment.table import table as worlds
 from pdlab.policies import load as load_policy
 from pdlab.real.net import wire
 from pdlab.results.metrics import DEFINITIONS
@@ -279,6 +280,7 @@ def workloads() -> str:
 PARTS: dict[str, Callable[..., str]] = {
     "cli": cli,
     "keys": keys,
+    "worlds": worlds,
     "policies": policies,
     "metrics": metrics,
     "definitions": definitions,

@@ -106,7 +106,7 @@ MISTAKES = [
     (
         "faults",
         [{"at_s": 1}],
-        "faults.0: a fault is one of kill, drain, slow, slow_link, cut_link, cut, lose_reports, delay_reports, not none of them",
+        "faults.0: a fault is one of kill, stop, drain, slow, slow_link, cut_link, cut, lose_reports, delay_reports, not none of them",
     ),
     ("faults", [{"at_s": 1, "slow_link": "decode-0"}], "faults.0: slow_link needs factor"),
     ("faults", [{"at_s": 1, "kill": "decode-0", "for_s": 3}], "faults.0: kill takes no for_s, only restart_after_s"),

@@ -21,17 +21,16 @@ from pdlab.experiment import make_router as control
 from pdlab.experiment.cluster import EngineSpec
 from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.fields import Use, nested, use_of
-from pdlab.experiment.table import table
 from pdlab.experiment.yaml import replaced
 from pdlab.real.launch import serve as start
+from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.ignored_keys import ignored
 from pdlab.real.launch.instance import Listening
 from pdlab.real.net.wire import StreamEvent
-from pdlab.real.router.legs import Legs
+from pdlab.real.router.legs import push_to
 from pdlab.replay.log import head_of
 from tests.cost.test_measured import PROFILE
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "experiment-file.md"
 BASE: dict[str, Any] = {
     "model": "llama-3.1-8b",
     "seed": 7,
@@ -99,6 +98,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "workload.best_of": (3, {}),
     "faults.at_s": ([{"at_s": 0.8, "kill": "decode-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
     "faults.kill": ([{"at_s": 0.3, "kill": "prefill-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
+    "faults.stop": ([{"at_s": 0.3, "stop": "prefill-0", "for_s": 0.5}], {}),
     "faults.drain": ([{"at_s": 0.3, "drain": "prefill-0"}], {}),
     "faults.slow": ([{"at_s": 0.3, "slow": "prefill-0", "factor": 0.1}], {}),
     "faults.slow_link": ([{"at_s": 0.3, "slow_link": "prefill-0", "factor": 0.01}], {}),
@@ -157,6 +157,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "engine.prefix_cache": (False, {"workload": SESSIONS}),
     "engine.watermark": (0.6, {"engine.kv_blocks": 150}),
     "engine.kv_blocks": (150, {}),
+    "engine.hybrid_kv": (False, {"model": "gpt-oss-20b"}),
     "engine.hbm_utilization": (0.5, {}),
     "engine.max_model_len": (600, {}),
     "transfer.mode": ("push", {**SLOW, "transfer.reserve": "before_prefill"}),
@@ -227,10 +228,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_docs_have_the_table() -> None:
-    assert f"<!-- pdlab schema --table -->\n{table()}\n<!-- end -->" in DOCS.read_text(encoding="utf-8")
-
-
 def test_every_key_that_a_simulation_uses_is_tried() -> None:
     assert set(SIMULATED) == {path for path, use in LEAVES.items() if use.sim}
 
@@ -298,10 +295,10 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
     """What `pdlab serve FILE --role all` and `--role prefill` are about to do, and what their router is made of."""
     deployment = Deployment.parse(plain)
 
-    def asked(role: str, name: str, registry: str) -> start.Asked:
+    def asked(role: str, name: str, registry: str) -> Asked:
         how = Listening()
         return start.settled(
-            start.Asked(
+            Asked(
                 role=role,
                 file=Path("x.yaml"),
                 deployment=deployment,
@@ -319,7 +316,6 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
     instances = [(start.engine_of(one), start._place(one)) for one in [*children, alone] if one.registry]
     router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
     prefill = SimpleNamespace(can=lambda _: True)
-    legs = Legs(SimpleNamespace(instances=SimpleNamespace(all_go_on=True)), deployment.transfer)  # type: ignore[arg-type]
     head = head_of(deployment, router.policy, 16)
     return (
         alone.registry,
@@ -327,7 +323,7 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
         instances,
         (router.limits, router.pairs, router.first_token, router.autoscale, router.cluster.hash_tokens, router.cluster.rng.random()),
         (router.cluster.ttft_slo_s, router.cluster.tpot_slo_s, head.policy_hash, head.experiment["name"]),
-        legs._push(prefill, StreamEvent("reserved")),  # type: ignore[arg-type]
+        push_to(deployment.transfer, prefill, StreamEvent("reserved")),  # type: ignore[arg-type]
     )
 
 
@@ -355,6 +351,6 @@ def test_a_key_that_a_server_does_not_use_changes_nothing_and_is_named(path: str
     plain, changed = mapping(path, folder, False), mapping(path, folder, True)
     assert served(changed) == served(plain)
     deployment = Deployment.parse(changed)
-    line = ignored(start.Asked(role="router", file=None, deployment=deployment, given={}, serving=Listening()))
+    line = ignored(Asked(role="router", file=None, deployment=deployment, given={}, serving=Listening()))
     named = line.removeprefix("serve: ignored, since they are the simulator's: ").split(", ")
     assert any(path == one or path.startswith(f"{one}.") for one in named), line

@@ -15,7 +15,7 @@ import yaml
 
 from pdlab.cost.profile import load_instance_profile
 from pdlab.experiment.yaml import read_yaml
-from pdlab.report.result import Result
+from pdlab.results.run_store import RunStore
 from tests.interop.test_cluster import needs_redis
 
 pytestmark = [pytest.mark.interop, needs_redis]
@@ -48,9 +48,8 @@ def test_a_few_requests_go_through_from_calibration_to_verdict(vllm_python: Path
     profile = load_instance_profile(tmp_path / "out" / "profile.json")
     assert profile.engine.block_tokens == 32 and profile.engine.kv_blocks == 400
     assert profile.transfer is not None and profile.overheads.request_s > 0
-    (measured,) = (tmp_path / "out").glob("*-real-1")
-    summary = Result.load(measured).summary
-    assert summary["requests"]["completed"] == 6
+    (measured,) = (run for run in RunStore.load(tmp_path / "out").runs.values() if run.world == "real")
+    assert measured.result.summary["completed"] == 6
     assert not left(tmp_path)
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from pdlab.core.types import UNKNOWN, InstanceSpec, Role, UsageError
 from pdlab.real.engine.messages import Sampling
+from pdlab.real.net.http import Broken
 from pdlab.real.router.http_remote import HttpRemote
-from pdlab.real.router.remote import LegAsk, LegBroken, LegNews, LegTokens, Prefilled, Unfit
+from pdlab.real.router.remote import LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.router.vllm import Vllm
 from tests.interop.servers import NAME, VllmServer
 
@@ -156,7 +157,7 @@ def test_kv_that_nobody_has_breaks_the_leg_and_leaves_the_server_well(pair: Pair
         assert first.raw_params is not None and first.params is not None
         nobody = first.raw_params.replace(str(first.params.remote_engine_id).encode(), b"nobody")
         nobody = nobody.replace(str(first.params.remote_port).encode(), b"9")
-        with pytest.raises(LegBroken, match="500"):
+        with pytest.raises(Broken, match="500"):
             await read(decode, ask(tokens, "d", nobody))
         assert await decode.alive()
         assert (await read(decode, ask(tokens, "d2", first.raw_params)))[0][0] == first.token

@@ -50,7 +50,7 @@ async def moves(live: Run) -> None:
     await until(live, 2.0)
     rack.cuts["prefill-0", "decode-0"] = 0.1
     await until(live, 3.5)
-    for request_id in list(live.world.live)[-3:]:
+    for request_id in list(live.world.requests.by_id)[-3:]:
         live.world.cancel(request_id)
     await until(live, 4.0)
     busiest(live, Role.DECODE).cut()

@@ -107,13 +107,13 @@ class Recording:
         """Give the recorded events to a fresh router; where its answers depart, in words."""
         log = self.recorded()
         decider = router(self.experiment(), hash_tokens=log.head.hash_tokens)
-        for index, entry in enumerate(log.entries):  # one by one: what follows a departure does not fit what the router knows
-            _, departures = replay(iter([entry]), decider)
-            if departures:
-                words = _departure(index, entry, Entry(entry.now, entry.event, departures[0].replayed))
-                whose = f"of {len(log.entries):,} recorded events, the first that a fresh router answers otherwise"
-                return self._in_words(f"{whose} is {words}")
-        return ""
+        events, departure = replay(log.entries, decider)
+        if departure is None:
+            return ""
+        entry = log.entries[events - 1]
+        words = _departure(events - 1, entry, Entry(entry.now, entry.event, departure.replayed))
+        whose = f"of {len(log.entries):,} recorded events, the first that a fresh router answers otherwise"
+        return self._in_words(f"{whose} is {words}")
 
     def _in_words(self, departure: str) -> str:
         if not departure:

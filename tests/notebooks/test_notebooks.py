@@ -1,69 +1,51 @@
-"""The notebooks run from top to bottom in a fresh kernel, as they do for their readers, and are stored without outputs."""
+"""The notebooks run from top to bottom in a fresh kernel, as they do for their readers, and show what is stored of them.
+
+`python -m tests.notebooks.record` stores it anew.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from ipykernel.kernelspec import write_kernel_spec
-from nbclient import NotebookClient
-from nbformat import NotebookNode
 
 from pdlab.results.comparison_stored import checks, load_checks, stored
+from tests.notebooks.record import FOLDER, PATHS, executed, read, shown
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-STORED = FOLDER / "two_worlds"  # results of `pdlab validate`
-NOTEBOOKS = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-
-
-def read(path: Path) -> NotebookNode:
-    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    nbformat.validate(notebook)
-    return notebook
-
-
-@pytest.fixture
-def own_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a kernel that is the Python of these tests, without the user's settings; its files stay in `tmp_path`."""
-    spec = Path(write_kernel_spec(tmp_path / "kernels" / "tests"))
-    assert sys.executable in (spec / "kernel.json").read_text(encoding="utf-8")
-    for variable in ("JUPYTER_PATH", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "TMPDIR"):
-        monkeypatch.setenv(variable, str(tmp_path))
-    return spec.name
+STORED = FOLDER / "two_worlds"  # runs of `pdlab validate`
+NOTEBOOKS = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
 @NOTEBOOKS
-def test_every_cell_runs(path: Path, own_kernel: str, tmp_path: Path) -> None:
-    notebook = read(path)
-    if any(STORED.name in cell.source for cell in notebook.cells if cell.cell_type == "code") and not STORED.is_dir():
-        pytest.skip(f"{STORED.name}/, the results that it reads, are not stored yet")
-    where = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, kernel_name=own_kernel, timeout=300, startup_timeout=300, resources=where).execute()
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in cells)
+def test_every_cell_shows_what_is_stored(path: Path, tmp_path: Path) -> None:
+    cells = [cell for cell in executed(path, tmp_path).cells if cell.cell_type == "code"]
+    kept = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    for cell, before in zip(cells, kept, strict=True):
+        assert shown(cell) == shown(before), f"{cell.id}: if that is right, python -m tests.notebooks.record"
+        assert cell.execution_count == before.execution_count
     assert not [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"], "a reader sees no warnings"
     assert not list(tmp_path.glob("pdlab-*")), "what a notebook writes goes with its kernel"
 
 
 @NOTEBOOKS
-def test_no_output_is_stored(path: Path) -> None:
+def test_a_reader_sees_tables_and_pictures(path: Path) -> None:
     notebook = read(path)
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    for cell in notebook.cells:
-        assert not cell.metadata, cell.id
-        if cell.cell_type == "code":
-            assert cell.outputs == [] and cell.execution_count is None, cell.id
+    assert set(notebook.metadata) == {"kernelspec", "language_info"} and set(notebook.metadata.language_info) == {"name"}
+    assert not any(cell.metadata for cell in notebook.cells)
+    kinds = [kind for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs for kind in output.get("data", {})]
+    assert "image/png" in kinds and "text/html" in kinds
+    assert "\x1b" not in path.read_text(encoding="utf-8") and "\\u001b" not in path.read_text(encoding="utf-8"), "a terminal's colours"
+    assert path.stat().st_size < 600_000
 
 
-@pytest.mark.skipif(not STORED.is_dir(), reason=f"{STORED.name}/ is not stored yet")
 def test_the_stored_checks_are_those_of_the_stored_results() -> None:
     again = {(c.run, c.policy, c.key): c for run, comparison in stored(STORED).items() for c in checks(run, comparison)}
-    kept = {(c.run, c.policy, c.key): c for c in load_checks(STORED / "checks.json")}
+    kept = {(c.run, c.policy, c.key): c for c in load_checks(STORED)}
     assert again.keys() == kept.keys() and kept
     for key, check in kept.items():
         found = again[key]
         assert found.holds == check.holds, key
         assert (found.simulated, found.measured) == pytest.approx((check.simulated, check.measured), nan_ok=True), key
-    assert sum(file.stat().st_size for file in STORED.rglob("*") if file.is_file()) < 3_000_000
+    sizes = {file.name: file.stat().st_size for file in STORED.iterdir()}
+    assert sizes.keys() == {"manifest.json", "requests.parquet"}
+    assert sizes["requests.parquet"] <= 300_000

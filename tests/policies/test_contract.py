@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def made(small, plan: tuple[str, list[str], int, bool]) -> Cluster:
     for i, state in zip(range(len(roles)), states, strict=False):
         x = world[i]
         x.state = InstanceState(state)
-        x.full = draw.random() < 0.1
+        x.room = 0.0 if draw.random() < 0.1 else inf
         used, waiting = draw.randrange(1001), draw.randrange(4)
         world.report(
             i,

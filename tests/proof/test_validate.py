@@ -12,11 +12,18 @@ from aiohttp.test_utils import TestServer
 
 from pdlab.cli.main import main
 from pdlab.core.types import UsageError
+from pdlab.cost.profile import save_instance_profile
+from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.yaml import read_yaml
-from pdlab.proof.validate import SPENT, Outcome, TwoWorlds, take_turns, turned
-from pdlab.report.result import Result
+from pdlab.proof.validate import SPENT, Outcome, TwoWorlds, take_turns, turned, validate
 from pdlab.results.comparison import Comparison, Ranking
+from pdlab.results.comparison_stored import load_checks, plain
+from pdlab.results.run_store import RunStore, StoredRun
+from pdlab.sim import simulate
+from tests.measured import measured
+from tests.proof.calibrate.test_pool import profile
 
+LOOP_S = 2e-5  # of the probe, on a core that nobody disturbs
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 
@@ -160,6 +167,67 @@ def test_a_run_begins_with_the_first_instance_whatever_was_asked_before(
     assert (first["prefill_instance"], first["decode_instance"]) == (prefill[0], decode[0])
 
 
+def judged_again(folder: Path, loops: list[list[float]]) -> tuple[Outcome, RunStore]:
+    """Two policies' measured runs, which are simulations 5 % slower, beside a profile; `loops` is what the probe saw of the cores."""
+    file = folder / "plan.yaml"
+    plan = {
+        "experiment": {
+            "model": "smollm2-135m",
+            "seed": 3,
+            "workload": {"source": "synthetic", "requests": 20, "prompt": {"uniform": [20, 60]}, "output": {"uniform": [4, 9]}},
+        },
+        "layouts": {"1p1d": [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "hardware": "l4"}]},
+        "policies": {"round_robin": "round_robin", "least_loaded": "least_loaded"},
+        "rates": [2.5],
+    }
+    file.write_text(json.dumps(plan))
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    plainly = profile(1.0, 0.002)
+    looked_at = tuple(point.model_copy(update={"loop_s": (LOOP_S,)}) for point in plainly.points)
+    save_instance_profile(plainly.model_copy(update={"points": looked_at}), out / "profile-1.json")
+    base = {
+        **plan["experiment"],
+        "workload": {**plan["experiment"]["workload"], "rate": 2.5},
+        "cluster": {"instances": plan["layouts"]["1p1d"]},
+    }
+    store = RunStore({}, {})
+    for policy in plan["policies"]:
+        result = simulate(Experiment.parse({**base, "policy": policy}))
+        for k in (1, 2):
+            own = {"cores": 2, "front_end_cpu_s": 1.0}
+            store.put(StoredRun("1p1d", policy, 2.5, "real", k, measured(result, 1.05, run=own), loops))
+            store.put(StoredRun("1p1d", policy, 2.5, "sim", k + 5, result))  # of a judgement before
+    store.put(StoredRun("1p1d", "round_robin", 9, "real", 1, result))  # of a rate that is not asked for
+    store.save(out)
+    return validate(file, out, lambda line: None, again=True), RunStore.load(out)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_judging_again_starts_no_process_and_leaves_the_runs_of_both_worlds(
+    slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **options: pytest.fail("a process was started"))
+    outcome, store = judged_again(tmp_path, [[2 * LOOP_S] * 8, [LOOP_S] * 8] if slow else [])
+    names = [f"1p1d-{policy}-2.5" for policy in ("round_robin", "least_loaded")]
+    simulated = ("sim", "sim-1", "sim-2") if slow else ("sim",)
+    worlds = ("real-1", "real-2", *simulated)
+    assert list(store.runs) == [*(f"{name}-{world}" for name in names for world in worlds), "1p1d-round_robin-9-real-1"]
+    assert bool(store.runs[f"{names[0]}-{simulated[-1]}"].result.experiment["faults"]) == slow
+    assert store.runs[f"{names[0]}-sim"].result.experiment["faults"] == []
+    assert [plain(check) for check in outcome.checks] == store.checks and len(store.checks) == 12
+    assert (outcome.undisturbed == outcome.checks) == (not slow)
+    assert outcome.comparisons.keys() == {"1p1d, 2.5 req/s"}
+
+
+def test_a_measured_run_that_is_missing_is_named(tmp_path: Path) -> None:
+    judged_again(tmp_path, [])
+    plan = json.loads((tmp_path / "plan.yaml").read_text())
+    (tmp_path / "plan.yaml").write_text(json.dumps({**plan, "repeats": 3}))
+    with pytest.raises(UsageError, match=r"no measured run 3 of 1p1d, round_robin, 2.5 req/s is there: leave out --again"):
+        validate(tmp_path / "plan.yaml", tmp_path / "out", lambda line: None, again=True)
+
+
 @pytest.mark.slow
 def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
@@ -175,13 +243,18 @@ def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, ca
     said = capsys.readouterr().out
     assert "of 24 figures are within their bar" in said
     assert "of all cores, from the engines" in said
-    made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made >= {"profile.json", "profile-2.json", "compare-1.html", "checks.json", "undisturbed", "1p1d-round_robin-2.5-real-1"}
-    assert made & {"2mixed-prefix_aware-2.5-sim", "2mixed-prefix_aware-2.5-sim-1"}
-    seen = json.loads((tmp_path / "out/1p1d-round_robin-2.5-real-1/cores.json").read_text())
-    first = Result.load(tmp_path / "out/2mixed-round_robin-2.5-real-1").records.frame().sort_values("arrival_s").iloc[0]
+    out = tmp_path / "out"
+    made = {path.name for path in out.iterdir()}
+    assert made >= {"profile.json", "profile-2.json", "compare-1.html", "table.md", "manifest.json", "requests.parquet"}
+    assert not [path for path in out.iterdir() if path.is_dir()]
+    store = RunStore.load(out)
+    assert {"2mixed-prefix_aware-2.5-sim", "1p1d-round_robin-2.5-real-1"} <= store.runs.keys()
+    seen = store.runs["1p1d-round_robin-2.5-real-1"].loop_s
+    assert store.machine["cores"] and set(store.versions) == {"pdlab", "torch", "python"}
+    assert len(load_checks(out)) == 24
+    first = store.runs["2mixed-round_robin-2.5-real-1"].result.records.frame().sort_values("arrival_s").iloc[0]
     assert first.prefill_instance == "mixed-0", "as in the simulation"
     with pytest.raises(SystemExit):
         main(["validate", str(file), "--out", str(tmp_path / "out"), "--again"])
     assert capsys.readouterr().out.splitlines()[-8:-4] == said.splitlines()[-8:-4]
-    assert len(seen["loop_s"]) == 2 and all(len(loops) > 4 for loops in seen["loop_s"])
+    assert len(seen) == 2 and all(len(loops) > 4 for loops in seen)

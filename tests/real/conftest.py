@@ -51,5 +51,5 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=120) as found:
+    with httpx.Client(base_url=url, timeout=120, headers={"Content-Type": "application/json"}) as found:
         yield found

@@ -62,7 +62,7 @@ def test_a_stream_ends_with_done_and_has_events_only(http: httpx.Client) -> None
 def test_a_chat_goes_through_the_template(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     answer = client.chat.completions.create(model="tiny", messages=messages, max_completion_tokens=9, temperature=0)  # type: ignore[arg-type]
-    text = tokenizer.chat([{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}])
+    text = tokenizer.templates.chat([{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}])
     plain = complete(client, prompt=tokenizer.encode(text, special=False), max_tokens=9)
     assert answer.choices[0].message.content == plain.choices[0].text
     assert answer.choices[0].message.role == "assistant"

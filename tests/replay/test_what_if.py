@@ -36,8 +36,8 @@ def log(tmp_path: Path) -> Path:
 
 
 def without_effect(log: Path, other: object) -> Shadow:
-    shadow, events, differences = beside(log, other)
-    assert not differences, "the run itself is as it was"
+    shadow, events, difference = beside(log, other)
+    assert difference is None, "the run itself is as it was"
     assert events > 360
     return shadow
 

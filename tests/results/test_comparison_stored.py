@@ -1,17 +1,16 @@
-"""A folder of results of both worlds, read again; figures against the bar."""
+"""Stored runs of both worlds, compared; figures against the bar."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from pdlab.core.types import UsageError
 from pdlab.results.comparison import Comparison, compare
-from pdlab.results.comparison_stored import BAR, Check, checks, load_checks, run_of, stored
+from pdlab.results.comparison_stored import BAR, Check, all_checks, checks, compared, load_checks, plain, stored
+from pdlab.results.run_store import RunStore, StoredRun
 from tests.measured import measured, simulated
 
 
@@ -40,37 +39,60 @@ def test_a_missing_figure_does_not_hold() -> None:
     assert math.isnan(found["tpot_s.mean"].error) and not found["tpot_s.mean"].holds and found["ttft_s.mean"].holds
 
 
-def test_results_are_put_together_by_layout_and_rate(tmp_path: Path) -> None:
+def store_of(*runs: StoredRun) -> RunStore:
+    store = RunStore({}, {})
+    for run in runs:
+        store.put(run)
+    return store
+
+
+def test_runs_are_put_together_by_layout_and_rate(tmp_path: Path) -> None:
+    runs = []
     for policy, rate in (("least_loaded", 8), ("round_robin", 8), ("round_robin", 4)):
         sim = simulated(policy, rate=rate)
-        sim.save(tmp_path / f"{policy}-{rate}-sim")
-        measured(sim, 1.01).save(tmp_path / f"{policy}-{rate}-real-1")
+        runs += [StoredRun("2p1d", policy, rate, "sim", 0, sim), StoredRun("2p1d", policy, rate, "real", 1, measured(sim, 1.01))]
+    store_of(*runs).save(tmp_path)
     found = stored(tmp_path)
     groups = {run: [group.policy for group in comparison.groups] for run, comparison in found.items()}
     assert groups == {"2p1d, 8 req/s": ["least_loaded", "round_robin"], "2p1d, 4 req/s": ["round_robin"]}
     assert found["2p1d, 8 req/s"].rankings and not any(group.notes for one in found.values() for group in one.groups)
+    assert len(all_checks(found)) == 3 * len(BAR)
 
 
-def test_runs_are_named_by_what_was_run() -> None:
-    rows = [{"role": "mixed", "count": 2}, {"role": "decode"}]
-    assert run_of({"cluster": {"instances": rows}, "workload": {"rate": 0.5}}) == "2mixed1d, 0.5 req/s"
-    assert run_of({"cluster": {"instances": rows[1:]}, "workload": {}}) == "1d"
+def test_simulations_that_know_of_slow_cores_stand_in_place_of_the_one_that_does_not() -> None:
+    sim = simulated()
+    real = [StoredRun("2p1d", "least_loaded", 8, "real", k, measured(sim, factor)) for k, factor in ((1, 1.1), (2, 1.2))]
+    plain_sim = StoredRun("2p1d", "least_loaded", 8, "sim", 0, sim)
+    informed = [StoredRun("2p1d", "least_loaded", 8, "sim", run.repeat, measured(run.result, 1.0, run={"world": "sim"})) for run in real]
+
+    def of(runs: list[StoredRun], undisturbed: bool = False) -> float:
+        (comparison,) = compared(runs, undisturbed=undisturbed).values()
+        return comparison.groups[0].line("e2e_s.mean").error
+
+    assert of([*real, plain_sim]) == pytest.approx(1 / 1.15 - 1)
+    assert of([*real, plain_sim, *informed]) == pytest.approx(0, abs=1e-9)
+    assert of([*real, *informed]) == pytest.approx(0, abs=1e-9)
+    assert of([*real, plain_sim, *informed], undisturbed=True) == pytest.approx(1 / 1.15 - 1)
 
 
 def test_checks_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = list(against(1.01, 1.03).values())
-    plain = [{k: None if v != v else v for k, v in asdict(check).items()} for check in written]
-    (tmp_path / "checks.json").write_text(json.dumps(plain))
-    assert load_checks(tmp_path / "checks.json") == written
+    store = store_of(StoredRun("2p1d", "least_loaded", 8, "sim", 0, simulated()))
+    store.checks = [plain(check) for check in written]
+    store.save(tmp_path)
+    assert load_checks(tmp_path) == written
 
 
 def test_what_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="pdlab validate writes it"):
-        load_checks(tmp_path / "checks.json")
-    (tmp_path / "checks.json").write_text("[{}]")
-    with pytest.raises(UsageError, match="not the checks"):
-        load_checks(tmp_path / "checks.json")
-    with pytest.raises(UsageError, match="no result is stored there"):
+    for read in (load_checks, stored):
+        with pytest.raises(UsageError, match="no runs are stored there"):
+            read(tmp_path)
+    store = store_of(StoredRun("2p1d", "least_loaded", 8, "sim", 0, simulated()))
+    store.checks = [{}]
+    store.save(tmp_path)
+    with pytest.raises(UsageError, match="not those of pdlab validate"):
+        load_checks(tmp_path)
+    with pytest.raises(UsageError, match="no measured result"):
         stored(tmp_path)
 
 

@@ -64,6 +64,13 @@ def test_a_failed_save_leaves_nothing_behind(made_run: Made, tmp_path: Path, mon
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("file", ["summary.json", "requests.parquet", "timeline.parquet", "experiment.yaml"])
+def test_each_file_that_is_missing_is_named(made_run: Made, tmp_path: Path, file: str) -> None:
+    (made_run(5).save(tmp_path / "out") / file).unlink()
+    with pytest.raises(UsageError, match=rf"no result is saved there \({file} is missing\)"):
+        Result.load(tmp_path / "out")
+
+
 def test_bad_directories_are_the_users_fault(made_run: Made, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"summary\.json is missing"):
         Result.load(tmp_path)

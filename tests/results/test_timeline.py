@@ -27,6 +27,17 @@ def served(request: Request = REQUEST) -> Timeline:
     return line
 
 
+def test_a_hand_off_that_did_not_come_about_leaves_no_times() -> None:
+    line = Timeline(REQUEST)
+    line.dispatched(1.0, "p")
+    line.handed_off(2.0, "d")
+    line.transfer_began(3.0)
+    line.refused()
+    assert line.decode_instance is None
+    assert math.isnan(line.handoff_s)
+    assert math.isnan(line.transfer_start_s)
+
+
 def test_it_is_in_the_stage_that_what_happened_says() -> None:
     line = Timeline(REQUEST)
     stages = [line.stage]

@@ -9,7 +9,7 @@ import numpy as np
 import simpy
 
 from pdlab import batching
-from pdlab.core.kv import BlockPool
+from pdlab.core.kv import PLAIN, BlockLayout, BlockPool
 from pdlab.core.policy import Policy
 from pdlab.core.router import Limits, Router
 from pdlab.core.scheduler import Scheduler
@@ -22,6 +22,7 @@ from pdlab.sim.worker import SimInstance
 from pdlab.sim.world import World
 from pdlab.workload.base import Workload
 
+WINDOWS = (BlockLayout(1, ((1, 100),), 256), BlockLayout(2, ((1, 20), (3, 300)), 64), BlockLayout(0, ((1, 128),), 1 << 40))
 PD = (("prefill-0", Role.PREFILL), ("prefill-1", Role.PREFILL), ("decode-0", Role.DECODE), ("decode-1", Role.DECODE))
 
 
@@ -63,6 +64,7 @@ def small_world(
     policy: Policy | None = None,
     members: Sequence[tuple[str, Role]] = PD,
     kv_blocks: int = 2000,
+    layout: BlockLayout = PLAIN,
     cost: Cost | None = None,
     transfer: TransferMode | None = None,
     batch: str = "chunked",
@@ -95,7 +97,7 @@ def small_world(
     price = cost or Linear()
 
     def make(spec: InstanceSpec) -> SimInstance:
-        pool = BlockPool(spec.kv_blocks, 16, work.hash_tokens, prefix_cache)
+        pool = BlockPool(spec.kv_blocks, 16, work.hash_tokens, prefix_cache, layout)
         scheduler = Scheduler(pool, batching.load(batch), max_seqs=max_seqs, max_batch_tokens=max_batch_tokens)
         return SimInstance(env, world, spec, scheduler, price, world.gaps, horizon=horizon)
 

@@ -7,7 +7,7 @@ import pytest
 
 from pdlab.core.policy import Policy
 from pdlab.core.router import Limits
-from pdlab.core.types import InstanceState, Role
+from pdlab.core.types import InstanceState, Left, Role
 from pdlab.core.view import Cluster, Instance
 from pdlab.cost import build, hardware, model
 from pdlab.cost.spec import CostSpec
@@ -51,6 +51,79 @@ def test_the_other_role_serves_both_when_a_role_is_gone() -> None:
     frame = world.records.frame()
     assert (frame.status == "done").all()
     assert set(frame[frame.arrival_s > 1.2].decode_instance) == {"prefill-0"}
+
+
+TWO_MIXED = (("m-0", Role.MIXED), ("m-1", Role.MIXED))
+
+
+def departures(world: World) -> list[tuple[float, bool]]:
+    """Run it: when the router is told that one has left, and whether it has died."""
+    told: list[tuple[float, bool]] = []
+
+    def hear(event: object, _: object) -> None:
+        if isinstance(event, Left):
+            told.append((round(world.env.now, 6), event.died))
+
+    world.teller.on_event = hear
+    world.run()
+    assert world.leaked_blocks == 0
+    return told
+
+
+@pytest.mark.parametrize(("asked_s", "known", "attempts"), [(1.4, (1.5, True), 2), (5.0, (4.0, False), 1)], ids=["who asks", "its lease"])
+def test_who_dies_at_rest_is_found_dead_by_who_asks_or_when_its_lease_has_run_out(
+    asked_s: float, known: tuple[float, bool], attempts: int
+) -> None:
+    """It was renewed last at 1 s."""
+    world = small_world(workload([asked_s], 100, 20), members=TWO_MIXED, detect_s=0.1)
+    faults.plan(world, [FaultSpec(at_s=1.1, kill="m-0")])
+    assert departures(world)[0] == known
+    row = world.records.frame().iloc[0]
+    assert (row.status, row.attempts, row.prefill_instance) == ("done", attempts, "m-1")
+
+
+def test_a_prompt_whose_decode_instance_is_dead_is_an_attempt() -> None:
+    members = (*ONE_EACH, ("decode-1", Role.DECODE))
+    world = small_world(workload([1.4], 100, 20), members=members, detect_s=0.1)
+    faults.plan(world, [FaultSpec(at_s=1.1, kill="decode-0")])
+    ((at_s, died),) = departures(world)
+    row = world.records.frame().iloc[0]
+    assert died and at_s > 1.5, "when the prompt was computed"
+    assert (row.status, row.attempts, row.decode_instance) == ("done", 2, "decode-1")
+
+
+def test_who_comes_back_before_anybody_has_missed_it_has_left_first() -> None:
+    world = small_world(workload([2.0], 100, 20), members=TWO_MIXED)
+    faults.plan(world, [FaultSpec(at_s=1.1, kill="m-0", restart_after_s=0.5)])
+    assert departures(world) == [(1.6, True)]
+    assert world.instances["m-0"].spec.incarnation == 1 and (world.records.frame().attempts == 1).all()
+
+
+def test_who_stands_still_for_less_than_its_lease_is_late_with_what_it_has() -> None:
+    usual = run(requests=1, members=(("m-0", Role.MIXED),)).records.frame().iloc[0]
+    world = small_world(workload([0.0], 300, 200), members=(("m-0", Role.MIXED),))
+    faults.plan(world, [FaultSpec(at_s=usual.finish_s / 2, stop="m-0", for_s=1.5)])
+    assert departures(world) == []
+    row = world.records.frame().iloc[0]
+    assert row.attempts == 1 and row.finish_s == pytest.approx(usual.finish_s + 1.5)
+
+
+def test_who_stands_still_for_longer_than_its_lease_has_lost_its_place_and_comes_back_as_another() -> None:
+    """What it served is made elsewhere, and that was no attempt."""
+    world = small_world(workload([1.0, 9.0], 300, 200), members=TWO_MIXED, limits=Limits(max_attempts=1))
+    faults.plan(world, [FaultSpec(at_s=1.1, stop="m-0", for_s=6.0)])
+    assert departures(world) == [(4.0, False)]
+    row = world.records.frame().iloc[0]
+    assert (row.status, row.attempts, row.prefill_instance) == ("done", 2, "m-1") and 4.0 < row.finish_s < 7.0
+    assert world.instances["m-0"].spec.incarnation == 1
+    assert world.instances["m-0"].joined_s == pytest.approx(7.1)
+
+
+def test_a_process_that_is_killed_while_it_stands_still_starts_anew() -> None:
+    world = small_world(workload([1.0, 3.0], 300, 200), members=TWO_MIXED)
+    faults.plan(world, [FaultSpec(at_s=1.1, stop="m-0", for_s=9.0), FaultSpec(at_s=1.5, kill="m-0", restart_after_s=0.7)])
+    departures(world)
+    assert world.instances["m-0"].spec.incarnation == 1 and world.instances["m-0"].longer == 1.0
 
 
 def test_everything_gone_is_said_at_once() -> None:

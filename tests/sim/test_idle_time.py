@@ -151,7 +151,7 @@ def test_a_fault_in_the_quiet_happens_at_its_time() -> None:
     tell = world.tell
     world.tell = lambda event: (heard.append((world.env.now, type(event).__name__)), tell(event))[1]  # type: ignore
     world.run()
-    assert next(at for at, kind in heard if kind == "Left") == 1000.5
+    assert next(at for at, kind in heard if kind == "Left") == 1003.0, "when its lease has run out"
     assert [at for at, kind in heard if kind == "Joined"] == [1050.0]
     evicted = [at for at, kind in heard if kind == "Left"][1]
     assert 2019.0 < evicted < 2024.0, "silent for lease, probes and suspicion"

@@ -12,7 +12,8 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdlab.sim.link import Network, Transfer
+from pdlab.sim.link import Network
+from pdlab.sim.path import Transfer
 from pdlab.sim.topology import Endpoint
 from pdlab.sim.transport import MOONCAKE_EFA, MOONCAKE_ROCE
 from tests.sim.fluid import Flow, Fluid

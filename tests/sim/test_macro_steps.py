@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdlab.core.kv import PLAIN
 from pdlab.core.types import Role
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from tests.sim.small_world import PD, Bent, Linear, small_world, workload
+from tests.sim.small_world import PD, WINDOWS, Bent, Linear, small_world, workload
 
 TIMES = ("dispatched_s", "prefill_start_s", "first_token_s", "transfer_start_s", "transfer_end_s", "decode_start_s", "finish_s")
 CLUSTERS = (PD, (("m-0", Role.MIXED), ("m-1", Role.MIXED)), (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE)))
@@ -48,8 +49,9 @@ def workloads(draw: st.DrawFn) -> dict[str, list[float] | list[int]]:
         [TransferMode(), TransferMode("push", "layer"), TransferMode("push", "chunk"), TransferMode("pull", "request", "decode")]
     ),
     max_seqs=st.sampled_from([3, 64]),
+    layout=st.sampled_from([PLAIN, *WINDOWS]),
 )
-def test_macro_steps_equal_single_steps(work, members, kv_blocks, batch, cost, transfer, max_seqs) -> None:  # type: ignore[no-untyped-def]
+def test_macro_steps_equal_single_steps(work, members, kv_blocks, batch, cost, transfer, max_seqs, layout) -> None:  # type: ignore[no-untyped-def]
     runs = []
     for horizon in (1 << 30, 1):
         world = small_world(
@@ -60,6 +62,7 @@ def test_macro_steps_equal_single_steps(work, members, kv_blocks, batch, cost, t
             cost=cost,
             transfer=transfer,
             max_seqs=max_seqs,
+            layout=layout,
             max_batch_tokens=256,
             horizon=horizon,
         )

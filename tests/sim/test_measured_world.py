@@ -129,9 +129,9 @@ def test_a_request_that_arrives_takes_time_from_the_step_under_way_there(tmp_pat
     assert list(after.finish_s - before.finish_s) == pytest.approx([0.0, 0.003, 0.0])
 
 
-@pytest.mark.parametrize(("at_s", "first_s"), [(0.12, 0.003), (0.17, 0.0)])
+@pytest.mark.parametrize(("at_s", "first_s"), [(0.12, 0.003), (0.22, 0.0)])
 def test_a_first_token_comes_as_late_as_its_step_ends(at_s: float, first_s: float) -> None:
-    """Decode begins at 0.1 s, in steps of 0.05 s; one of them is made 3 ms longer at `at_s`."""
+    """The decode instance samples it, from 0.1 s to 0.2 s, then decodes in steps of 0.05 s; one step is made 3 ms longer at `at_s`."""
     found = []
     for extra_s in (0.0, 0.003):
         cost = Linear(a=0.1, b=0.0, c=0.05, d=0.0, e=0.0)

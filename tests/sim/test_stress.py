@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from pdlab.core.types import Refused, Role
 from pdlab.experiment.study import FaultSpec
-from tests.sim.small_world import workload
+from tests.sim.small_world import small_world, workload
 from tests.sim.test_invariants import CLUSTERS, POLICIES, TRANSFERS, run
 
 
@@ -22,7 +23,7 @@ def scenario(seed: int) -> dict[str, object]:
         hashes = [tuple(f << 20 | u for u in range((p + o) // 16)) for f, p, o in zip(families, prompts, outputs, strict=True)]
     events = []
     for _ in range(r.randint(0, 4)):
-        kind = r.choice(["kill", "kill", "slow", "slow_link", "cut_link", "cut", "lose_reports", "delay_reports"])
+        kind = r.choice(["kill", "kill", "stop", "slow", "slow_link", "cut_link", "cut", "lose_reports", "delay_reports"])
         named = r.sample([name for name, _ in members], 2) if kind == "cut" else r.choice(members)[0]
         fault: dict[str, object] = {"at_s": r.uniform(0, 6), kind: named}
         fault |= {"restart_after_s": r.uniform(0.1, 5)} if kind == "kill" else {"for_s": r.uniform(0.1, 30)}
@@ -53,3 +54,22 @@ def test_a_random_world_in_trouble_ends_clean(seed: int) -> None:
     assert world.leaked_blocks == 0
     for instance in world.router.cluster.instances:
         assert (instance.prefill_tokens, instance.decode_tokens) == (0, 0)
+
+
+def test_who_waits_for_a_full_instance_is_not_refused_again_with_everyone_that_ends() -> None:
+    n = 600
+    work = workload([0.0] * n, 320, [50 + i % 100 for i in range(n)], concurrency=300)
+    world = small_world(
+        work, members=(("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE)), kv_blocks=400, gbytes_per_s=100.0, check=False
+    )
+    refusals = 0
+
+    def count(event: object, _: object) -> None:
+        nonlocal refusals
+        refusals += isinstance(event, Refused)
+
+    world.teller.on_event = count
+    world.run()
+    assert sum(x.scheduler.preemptions for x in world.instances.values()) > 0, "its KV memory is full"
+    reports = world.env.now / world.report_period_s
+    assert 0 < refusals < n + reports, "about one for each that ends, not all who wait"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pdlab import cost
 from pdlab.core.types import Role, UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.policies.load import names
@@ -139,3 +140,40 @@ def test_candidates_need_no_prefix_cache_as_live() -> None:
 def test_the_cases_hold(case: str, done: int, policy: str) -> None:
     summary = simulate(Experiment.load(CASES / f"{case}.yaml", [f"policy={policy}"])).summary
     assert summary["completed"] == done
+
+
+# ------------------------------------------------------------ layers with windows
+
+HYBRID, ALL = {"hybrid_kv": True}, {"hybrid_kv": False}
+
+
+def windowed(rows: list[dict[str, Any]], engine: dict[str, Any], prompt: int, output: int = 20, **rest: Any) -> Result:
+    asked = experiment(rows, prompt, output, requests=4, engine=engine, **rest)
+    return simulate(asked.with_(model="gpt-oss-20b"))
+
+
+@pytest.mark.parametrize("transfer", [{}, {"mode": "push", "granularity": "chunk"}, {"mode": "push", "granularity": "layer"}])
+def test_a_hand_off_takes_the_window_of_the_layers_that_have_one(transfer: dict[str, Any]) -> None:
+    moved = [windowed([PREFILL, DECODE], engine, 3000, transfer=transfer).records.column("transfer_bytes") for engine in (HYBRID, ALL)]
+    assert set(moved[0]) == {24_576.0 * (3000 + 128)}
+    assert set(moved[1]) == {2 * 24_576.0 * 3000}
+
+
+def test_it_holds_a_request_that_does_not_fit_with_all_of_its_kv() -> None:
+    small = {"kv_blocks": 200, "watermark": 0, "max_batch_tokens": 1024}
+    for prompt, engine, ends in ((3100, ALL, 4), (3300, ALL, 0), (3300, HYBRID, 4), (5100, HYBRID, 4), (5300, HYBRID, 0)):
+        result = windowed([MIXED], {**small, **engine}, prompt)
+        assert result.summary["completed"] == ends, (prompt, engine)
+        assert result.summary["leaked_blocks"] == 0
+    assert "exceeds the 5,233 tokens that the KV memory of mixed-0 can hold of one request" in result.records.reasons[0]
+
+
+def test_half_the_layers_having_short_windows_nearly_twice_as_many_long_requests_run_at_once() -> None:
+    peaks = [windowed([MIXED], engine, 20_000, 200).summary["instances"][0]["kv_use_peak"] for engine in (HYBRID, ALL)]
+    assert peaks[0] == pytest.approx(peaks[1] / 2, rel=0.25)
+
+
+def test_a_measured_instance_counts_as_it_was_measured() -> None:
+    assert cost.kv_windows(cost.model("gpt-oss-20b"), cost.hardware("h100")) == ((24_576, 128),)
+    assert cost.kv_windows(cost.model("llama-3.1-8b"), cost.hardware("h100")) == ()
+    assert cost.kv_windows(cost.model("glm-5"), cost.hardware("h100")) == (), "a sparse attention may look at any token"

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from pdlab.core.types import Joined, Report, Request, Transferred
+from pdlab.core.types import Joined, Migrated, Report, Request, Transferred
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.make_router import router
 from pdlab.replay.log import EventLog
@@ -22,8 +22,7 @@ from tests.support.virtual import VirtualLoop, run
 
 HASH_TOKENS = 16
 SYSTEM_PROMPTS, SYSTEM_TOKENS = 3, 192
-TRAITS = ("prefixes", "priorities", "objectives", "kill", "drain", "cut", "full")
-LATER = ("best_of",)  # which the two worlds do not have alike yet
+TRAITS = ("prefixes", "priorities", "objectives", "best_of", "kill", "drain", "cut", "full")
 
 
 def experiment(policy: str | dict[str, Any], traits: tuple[str, ...] = TRAITS, **changes: Any) -> Experiment:
@@ -157,7 +156,7 @@ def _unmeasured(seen: Seen) -> Seen:
     event = seen.event
     if isinstance(event, Joined):
         event = Joined(msgspec.structs.replace(event.spec, link_bytes_per_s=0.0, host_bytes_per_s=0.0))
-    elif isinstance(event, Transferred):
+    elif isinstance(event, Transferred | Migrated):
         event = msgspec.structs.replace(event, size_bytes=0, seconds=0.0)
     cluster = {name: value for name, value in seen.view.cluster.items() if name != "links._reached"}
     return blanked(replace(seen, event=event, view=replace(seen.view, cluster=cluster)), OF_LINKS)

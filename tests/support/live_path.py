@@ -23,10 +23,11 @@ from pdlab.real.api.errors import ApiError
 from pdlab.real.api.service import Service
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import Member, measured_of
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import PROTOCOL, Continue
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
-from pdlab.real.router.remote import Busy, Fenced, Hear, LegAsk, LegBroken, Prefilled
+from pdlab.real.router.remote import Busy, Fenced, Hear, LegAsk, Prefilled
 from pdlab.real.router.roster import Members, follow
 from pdlab.real.router.world import LiveWorld
 from pdlab.real.transfer.descriptor import Descriptor, Geometry
@@ -71,7 +72,7 @@ class Load:
     def __init__(self, engine: StandIn) -> None:
         self._engine = engine
         self.on_load: Callable[[], None]
-        engine.leases = Leases(self)
+        engine.on_settled = lambda: self.on_load()
 
     @property
     def down(self) -> str | None:
@@ -79,20 +80,10 @@ class Load:
 
     @property
     def load(self) -> SimpleNamespace:
-        return SimpleNamespace(leases=len(self._engine.leases))
+        return SimpleNamespace(idle=self._engine.worker.idle)
 
     def report(self, name: str, incarnation: int) -> Report:
         return msgspec.structs.replace(self._engine.worker.report(self._engine.loop.time()), instance=name, incarnation=incarnation)
-
-
-class Leases(dict[str, Any]):
-    def __init__(self, load: Load) -> None:
-        self._load = load
-
-    def pop(self, *args: Any) -> Any:
-        lease = super().pop(*args)
-        self._load.on_load()
-        return lease
 
 
 class Hosted:
@@ -162,11 +153,11 @@ class Hosted:
 
     def _ask(self, what: Callable[[], None]) -> None:
         if not self.engine.is_alive:
-            raise LegBroken("no answer")
+            raise Broken("no answer")
         try:
             what()
         except ApiError as error:
-            raise LegBroken(str(error)) from None
+            raise Broken(str(error)) from None
 
     def close(self) -> None:
         self.engine.close()
@@ -270,8 +261,8 @@ async def play(
         loop.call_at(float(workload.arrival_s[i]), submit, world, workload, i, clients)
     making = asyncio.create_task(trouble(site))
     await making
-    while len(clients) < len(workload) or world.live:
-        assert loop.time() < LONGEST_S, f"requests {list(world.live)} do not end"
+    while len(clients) < len(workload) or world.requests.by_id:
+        assert loop.time() < LONGEST_S, f"requests {list(world.requests.by_id)} do not end"
         await asyncio.sleep(0.05)
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 
 from pdlab.core.types import Request, Stage
-from pdlab.proof.bench.http import BenchClient, ServerLost
 from pdlab.proof.bench.overhead import Overhead
 from pdlab.proof.bench.prompts import Prompts
-from pdlab.proof.bench.server import TIMELINE_HEADERS, BenchServer, fields
+from pdlab.proof.bench.server import TIMELINE, BenchServer, fields
 from pdlab.proof.bench.stream import TimedStream, said
+from pdlab.real.net.http import Broken, HttpClient
 from pdlab.results.timeline import Book, Timeline
 from pdlab.workload.base import Workload
 
@@ -35,7 +35,7 @@ class Load:
 
     def __init__(
         self,
-        client: BenchClient,
+        client: HttpClient,
         server: BenchServer,
         workload: Workload,
         prompts: Prompts,
@@ -149,7 +149,7 @@ class Load:
         """A request's prompt, and all its bytes."""
         prompt, request = self.prompts.tokens(index), self._request(index, 0.0)
         asked = {**fields(prompt, int(self.workload.output_tokens[index]), request.best_of), **extras(request)}
-        return prompt, self.client.request("/v1/completions", self.server.body(asked), TIMELINE_HEADERS)
+        return prompt, self.client.request(b"POST", b"/v1/completions", self.server.body(asked), TIMELINE)
 
     async def _one(self, index: int, prompt: list[int], body: bytes, due_s: float) -> None:
         sent_s = self.now_s
@@ -158,11 +158,11 @@ class Load:
         stage, reason = Stage.DONE, None
         try:
             async with asyncio.timeout(self.timeout_s):
-                await self.client.send(body, stream)
+                stream.status = await self.client.stream(body, stream.take)
             stage, reason = _judged(stream, request.best_of)
         except TimeoutError:
             stage, reason = Stage.EXPIRED, f"no whole answer within {self.timeout_s:g} s"
-        except ServerLost as error:
+        except Broken as error:
             stage, reason = Stage.FAILED, str(error)
         except asyncio.CancelledError:
             self._write(request, stream, Stage.DECODE if stream.counted else Stage.QUEUED_P, None)

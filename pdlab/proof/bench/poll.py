@@ -6,24 +6,25 @@ import asyncio
 import re
 from collections.abc import Callable
 
-from pdlab.proof.bench.http import BenchClient, ServerLost
+from pdlab.real.net.http import Broken, HttpClient
 from pdlab.results.records import SAMPLE_FIELDS, Samples
 
 WAITING, RUNNING = "vllm:num_requests_waiting", "vllm:num_requests_running"
 KV_USE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 GEOMETRY = "vllm:cache_config_info"
+ANSWER_S = 10.0
 _LINE = re.compile(r"^([\w:]+)(?:\{(.*)\})? (\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-async def poll(client: BenchClient, samples: Samples, now_s: Callable[[], float], period_s: float) -> None:
+async def poll(client: HttpClient, samples: Samples, now_s: Callable[[], float], period_s: float) -> None:
     """Take down a sample each period, for each engine that the page tells of; until cancelled, or until there is no such page."""
     while True:
         try:
-            page = await client.get("/metrics")
-        except (ServerLost, TimeoutError):
+            status, page = await client.call(b"GET", b"/metrics", within_s=ANSWER_S)
+        except Broken:
             return
-        if page.status != 200 or not read(page.content.decode("utf-8", "replace"), samples, now_s()):
+        if status != 200 or not read(page.decode("utf-8", "replace"), samples, now_s()):
             return
         await asyncio.sleep(period_s)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,15 +14,15 @@ from typing import Any
 from pdlab import __version__
 from pdlab.core import collector
 from pdlab.core.types import Request, UsageError
-from pdlab.experiment.experiment import Experiment
+from pdlab.experiment.experiment import Trial
 from pdlab.policies import load as load_policy
 from pdlab.proof.bench import overhead
-from pdlab.proof.bench.http import BenchClient
 from pdlab.proof.bench.load import Load, extras
 from pdlab.proof.bench.poll import poll
 from pdlab.proof.bench.prompts import Prompts
-from pdlab.proof.bench.server import BenchServer, ask
+from pdlab.proof.bench.server import BenchServer, address, ask
 from pdlab.proof.bench.uses import uses
+from pdlab.real.net.http import HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.report.result import Result
 from pdlab.results.metrics import summarise
@@ -33,6 +32,7 @@ from pdlab.workload.spec import build as build_workload
 
 Progress = Callable[[float, int, int], None]
 _LEAST_POLL_S = 0.5
+MOST_IDLE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Target:
     tls: Tls = PLAIN
 
 
-def measure(experiment: Experiment, target: Target, *, progress: Progress | None = None, workload: Workload | None = None) -> Result:
+def measure(experiment: Trial, target: Target, *, progress: Progress | None = None, workload: Workload | None = None) -> Result:
     """Send the workload and wait for all answers. `progress(seconds, requests ended, requests)` is called several times a second. SIGINT
     ends the run early: what there is by then comes back marked partial. Raises UsageError."""
     if workload is None:
@@ -57,8 +57,8 @@ def measure(experiment: Experiment, target: Target, *, progress: Progress | None
     return asyncio.run(_measure(experiment, target, workload, progress))
 
 
-async def _measure(experiment: Experiment, target: Target, workload: Workload, progress: Progress | None) -> Result:
-    async with BenchClient(target.url, time.perf_counter, target.api_key, target.tls) as client:
+async def _measure(experiment: Trial, target: Target, workload: Workload, progress: Progress | None) -> Result:
+    with contextlib.closing(HttpClient(address(target.url), api_key=target.api_key or "", tls=target.tls, most_idle=MOST_IDLE)) as client:
         server = await ask(client, model=target.model, vocab=target.vocab, extra=_all_extras(workload))
         prompts = Prompts(workload, experiment.seed + (target.salt << 32), server.vocabulary)
         with _written(target.raw) as raw, collector.seldom():
@@ -132,7 +132,7 @@ def _all_extras(workload: Workload) -> dict[str, Any]:
 
 
 def _result(
-    experiment: Experiment, load: Load, samples: Samples, server: BenchServer, cost: dict[str, Any], *, salt: int, partial: bool
+    experiment: Trial, load: Load, samples: Samples, server: BenchServer, cost: dict[str, Any], *, salt: int, partial: bool
 ) -> Result:
     policy = load_policy.build(experiment.policy, experiment.base_dir)
     records = load.book.records

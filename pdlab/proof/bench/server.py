@@ -6,15 +6,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from pdlab.core.types import UsageError
-from pdlab.proof.bench.http import BenchClient, BenchExchange, ServerLost
 from pdlab.proof.bench.prompts import HIGH, LOW, PromptTokens
 from pdlab.proof.bench.stream import said
+from pdlab.real.net.http import Broken, HttpClient
+from pdlab.real.net.wire import TIMELINE_HEADER
 
-TIMELINE_HEADERS = {"X-PDLab-Timeline": "1"}
+TIMELINE = f"{TIMELINE_HEADER}: 1\r\n".encode()
+ANSWER_S, TOKEN_S = 10.0, 600.0  # for a question, for a token
 # What is beyond OpenAI's own fields; a server that refuses a field is asked again without what stands up to it.
 BEYOND = (
     ("return_token_ids", "the tokens of a chunk are counted by usage or one a chunk, and prompts cannot repeat the server's answers"),
@@ -46,6 +49,19 @@ class BenchServer:
         return [f"the server refuses {name}: {why}" for name, why in BEYOND if name in self.refused]
 
 
+def address(url: str) -> str:
+    """Without /v1. Raises UsageError where it cannot be one."""
+    full = url if "//" in url else f"http://{url}"
+    try:
+        parts = urlsplit(full)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        raise UsageError(f"--url {url}: give a server's address, such as http://127.0.0.1:8000")
+    return full.rstrip("/").removesuffix("/v1")
+
+
 def fields(prompt: list[int], output_tokens: int, sequences: int = 1) -> dict[str, Any]:
     """A streamed completion of exactly that length."""
     found: dict[str, Any] = {
@@ -61,7 +77,7 @@ def fields(prompt: list[int], output_tokens: int, sequences: int = 1) -> dict[st
     return found if sequences == 1 else {**found, "n": sequences}
 
 
-async def ask(client: BenchClient, *, model: str | None, vocab: int | None, extra: Mapping[str, Any]) -> BenchServer:
+async def ask(client: HttpClient, *, model: str | None, vocab: int | None, extra: Mapping[str, Any]) -> BenchServer:
     """Ask for its model and version, then for one token, with all the fields that the workload needs (`extra`: priority and objectives).
     Raises UsageError where there is no server, or none that takes token ids."""
     try:
@@ -70,40 +86,39 @@ async def ask(client: BenchClient, *, model: str | None, vocab: int | None, extr
         return await _tried(
             client, BenchServer(client.url, name, version, PromptTokens() if vocab is None else PromptTokens.of(vocab)), extra, vocab
         )
-    except (ServerLost, TimeoutError) as error:
-        raise UsageError(f"--url {client.url}: {error or 'no answer'}; is the server running?") from None
+    except Broken as error:
+        raise UsageError(f"--url {client.url}: {error}; is the server running?") from None
 
 
-async def _model(client: BenchClient) -> str:
-    found = await client.get("/v1/models")
-    if found.status == 401:
+async def _model(client: HttpClient) -> str:
+    status, found = await client.call(b"GET", b"/v1/models", within_s=ANSWER_S)
+    if status == 401:
         raise UsageError(f"--url {client.url}: it wants a key; give --api-key")
     try:
-        return str(msgspec.json.decode(found.content)["data"][0]["id"])
+        return str(msgspec.json.decode(found)["data"][0]["id"])
     except (msgspec.DecodeError, KeyError, IndexError, TypeError):
-        raise UsageError(f"--url {client.url}: /v1/models names no model (status {found.status}); give --model") from None
+        raise UsageError(f"--url {client.url}: /v1/models names no model (status {status}); give --model") from None
 
 
-async def _version(client: BenchClient) -> str:
-    found = await client.get("/version")
+async def _version(client: HttpClient) -> str:
+    status, found = await client.call(b"GET", b"/version", within_s=ANSWER_S)
     try:
-        return str(msgspec.json.decode(found.content)["version"]) if found.status == 200 else ""
+        return str(msgspec.json.decode(found)["version"]) if status == 200 else ""
     except (msgspec.DecodeError, KeyError, TypeError):
         return ""
 
 
-async def _tried(client: BenchClient, server: BenchServer, extra: Mapping[str, Any], vocab: int | None) -> BenchServer:
+async def _tried(client: HttpClient, server: BenchServer, extra: Mapping[str, Any], vocab: int | None) -> BenchServer:
     vocabulary, refused = server.vocabulary, set[str]()
     for _ in range(len(BEYOND) + 2):
         server = BenchServer(server.url, server.model, server.version, vocabulary, frozenset(refused))
-        probe = BenchExchange()
         asked = {**fields([vocabulary.high - 1, vocabulary.low], 1), **extra}
-        await client.send(client.request("/v1/completions", server.body(asked), TIMELINE_HEADERS), probe)
-        if probe.status == 200:
+        status, answer = await client.call(b"POST", b"/v1/completions", server.body(asked), TOKEN_S, TIMELINE)
+        if status == 200:
             return server
-        why = said(probe.content)
-        if probe.status not in (400, 422):
-            raise UsageError(f"--url {client.url}: a completion of one token is answered with {probe.status}: {why}")
+        why = said(answer)
+        if status not in (400, 422):
+            raise UsageError(f"--url {client.url}: a completion of one token is answered with {status}: {why}")
         if "vocab" in why.lower() and vocab is None and (size := _size(why)):
             vocabulary = PromptTokens.of(size)
             continue

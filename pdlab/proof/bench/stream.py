@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 
-from pdlab.proof.bench.http import BenchExchange
+from pdlab.real.net.sse import Events
 
 
 class StreamChoice(msgspec.Struct):
@@ -39,23 +40,22 @@ class StreamChunk(msgspec.Struct):
 
 
 FAILED = ("error", "abort")  # reasons to finish that are none
-KEPT_BYTES = 4096  # of an answer that is no stream, for the message
-BOM = b"\xef\xbb\xbf"
+KEPT_BYTES = 1 << 16  # of an answer that is no stream, for the message
 _decode = msgspec.json.Decoder(StreamChunk).decode
 
 
-class TimedStream(BenchExchange):
-    """Times are on the client's clock. `on_gap(seconds)` is called between chunks of one sequence; a chunk is counted once, however many
-    tokens it has. A chunk without token ids and without text is no token: some servers send one before the prompt is computed. `keep`:
-    remember when each came. Lines are read as the standard of server-sent events has them; an event need not end with an empty line."""
+class TimedStream:
+    """Give `take` its body, each part when it comes, and set its `status`. Times are on `clock`. `on_gap(seconds)` is called between chunks
+    of one sequence; a chunk is counted once, however many tokens it has. A chunk without token ids and without text is no token: some
+    servers send one before the prompt is computed. `keep`: remember when each came."""
 
-    def __init__(self, on_gap: Callable[[float], None], keep: bool = False) -> None:
-        super().__init__()
-        self._on_gap = on_gap
+    def __init__(self, on_gap: Callable[[float], None], keep: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.status = 0
+        self.content = b""  # its first bytes, until events come
+        self._on_gap, self._clock = on_gap, clock
+        self._now = 0.0
         self._last: dict[int, float] = {}
-        self._rest = self._pending = b""
-        self._event_of_error = False
-        self._cr = False  # what has come so far ends with a carriage return, whose line feed may follow
+        self._events = Events(self._event)
         self._first = StreamChoice()
         self._first_usage: StreamUsage | None = None
         self._characters = 0  # of the sequence that began
@@ -68,9 +68,13 @@ class TimedStream(BenchExchange):
         self.timeline: dict[str, Any] | None = None
         self.error: str | None = None
         self.finished: set[int] = set()
-        self.done = False  # [DONE] has come
         self.output: list[int] = []  # ids of the first sequence
         self.times: list[tuple[float, int, int]] | None = [] if keep else None  # of every chunk: when, of which sequence, how many tokens
+
+    @property
+    def done(self) -> bool:
+        """[DONE] has come."""
+        return self._events.done
 
     @property
     def counted(self) -> int:
@@ -114,51 +118,24 @@ class TimedStream(BenchExchange):
         """Tokens by the server's count, where none of them had a text: special ones alone."""
         return (self.usage.completion_tokens or 0) if self.usage is not None and not self._counted else 0
 
-    def body(self, part: bytes, now: float) -> None:
-        if self.status != 200:
-            self.content += part
-            return
+    def take(self, part: bytes) -> bool:
+        """A part of the body has come. There may always be more."""
+        self._now = self._clock()
         if not self.events and len(self.content) < KEPT_BYTES:
             self.content += part[:KEPT_BYTES]
-        if self._cr and part.startswith(b"\n"):
-            part, self._cr = part[1:], False
-        if b"\r" in part:
-            self._cr = part.endswith(b"\r")
-            part = part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        elif part:
-            self._cr = False
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._line(line[5:].strip(), now)
-            elif not line:
-                if self._pending:
-                    self.error = self.error or f"an event is not a completion's: {said(self._pending)}"
-                self._pending, self._event_of_error = b"", False
-            elif line.startswith(b"event:"):
-                self._event_of_error = line[6:].strip() == b"error"
-            elif line.startswith(BOM + b"data:"):
-                self._line(line[8:].strip(), now)
+        events = self._events
+        events.feed(part)
+        if events.unread or events.too_long:
+            self.error = self.error or f"an event is not a completion's: {said(events.unread) or 'it has no end'}"
+        return False
 
-    def _line(self, text: bytes, now: float) -> None:
-        """A line of an event's data. Together with those before it, it is the event as soon as it can be read."""
-        if not text:
-            return
+    def _event(self, text: bytes, name: bytes) -> bool:
         self.events += 1
-        if text == b"[DONE]":
-            self.done = True
-            return
-        text = self._pending + b"\n" + text if self._pending else text
         try:
             chunk = _decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self._pending = text
-            return
-        self._pending = b""
-        self._event(chunk, text, now)
-
-    def _event(self, chunk: StreamChunk, text: bytes, now: float) -> None:
-        began = not self._last
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        began, now = not self._last, self._now
         for choice in chunk.choices or ():
             self._choice(choice, now)
         if chunk.usage is not None:
@@ -167,8 +144,9 @@ class TimedStream(BenchExchange):
                 self._first_usage = chunk.usage
         if chunk.pdlab is not None and chunk.pdlab.timeline is not None:
             self.timeline = chunk.pdlab.timeline
-        if bytes(chunk.error) not in (b"", b"null") or chunk.object == "error" or self._event_of_error:
+        if bytes(chunk.error) not in (b"", b"null") or chunk.object == "error" or name == b"error":
             self.error = said(text)
+        return True
 
     def _choice(self, choice: StreamChoice, now: float) -> None:
         index, ids = choice.index or 0, choice.token_ids

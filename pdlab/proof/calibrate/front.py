@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pdlab.cost.profile import FrontCosts
 from pdlab.proof.calibrate.grid import Bounds
 from pdlab.proof.calibrate.over_http import median
-from pdlab.proof.calibrate.stream import MeasuredServer, connect, model_of
+from pdlab.proof.calibrate.stream import MeasuredServer, servers
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Slower, never
 
@@ -77,8 +77,7 @@ async def through(
 ) -> tuple[float, FrontCosts]:
     """(what this router adds to the first token of a prompt of one token, which takes `direct_s` at an instance; the front end). All that
     serves runs below this process, which has no other engines. The gaps between tokens say nothing of it: the front end may be in them."""
-    async with await connect() as http:
-        server = MeasuredServer(http, url, await model_of(http, url), vocab, temperature=temperature, seed=seed)
+    async with servers([url], vocab, temperature=temperature, seed=seed) as [server]:
         made = await front(server, bounds, lambda: processes.cpu_s(os.getpid())[1], slower=slower)
         heard = [await server.ask(server.prompt(1), 2) for _ in range(ROUTED)]
         return max(0.0, median([h.ttft_s for h in heard]) - direct_s), made

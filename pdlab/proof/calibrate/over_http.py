@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-
-import aiohttp
 
 from pdlab.core.types import UsageError
 from pdlab.cost.profile import Overheads, Point
 from pdlab.proof.calibrate.grid import Bounds, held_out, knots
 from pdlab.proof.calibrate.stream import Heard, MeasuredServer
+from pdlab.real.host.processes import MODULE
+from pdlab.real.net.http import Broken, HttpClient
 
 OUTPUT_TOKENS = 12
 SHORT = 16
@@ -104,7 +103,7 @@ async def overheads(server: MeasuredServer, decode_s: Callable[[int, int], float
 @asynccontextmanager
 async def served(options: list[str]) -> AsyncIterator[str]:
     """`pdlab serve` with these options on a free port, as a process of its own; its URL."""
-    command = [sys.executable, "-u", "-m", "pdlab", "serve", "--port", "0", *options]
+    command = [*MODULE, "pdlab", "serve", "--port", "0", *options]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     try:
@@ -149,14 +148,13 @@ async def _drain(stream: asyncio.StreamReader) -> None:
         pass
 
 
-async def kv_blocks(session: aiohttp.ClientSession, url: str) -> tuple[int, int]:
+async def kv_blocks(http: HttpClient) -> tuple[int, int]:
     """(blocks, tokens of each) as /metrics tells, in vLLM's words; (0, 16) where it does not."""
     try:
-        async with session.get(f"{url}/metrics") as answer:
-            text = await answer.text()
-    except aiohttp.ClientError:
+        _, page = await http.call(b"GET", b"/metrics")
+    except Broken:
         return 0, 16
-    line = next((line for line in text.splitlines() if line.startswith("vllm:cache_config_info")), "")
+    line = next((line for line in page.decode(errors="replace").splitlines() if line.startswith("vllm:cache_config_info")), "")
     told = dict(re.findall(r'(\w+)="([^"]*)"', line))
     blocks, size = told.get("num_gpu_blocks", ""), told.get("block_size", "")
     return (int(blocks), int(size)) if blocks.isdigit() and size.isdigit() else (0, 16)

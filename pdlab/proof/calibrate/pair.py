@@ -25,7 +25,7 @@ from pdlab.proof.calibrate.grid import Bounds
 from pdlab.proof.calibrate.neighbour import beside, neighbours
 from pdlab.proof.calibrate.over_http import OUTPUT_TOKENS, median
 from pdlab.proof.calibrate.run import BESIDE, CalibrationPlan, Say, of_server
-from pdlab.proof.calibrate.stream import MeasuredServer, connect, model_of
+from pdlab.proof.calibrate.stream import MeasuredServer, servers
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Pace, Slower, slower_on
 
@@ -69,13 +69,8 @@ async def _between(
 ) -> InstanceProfile:
     engine, besides_s = alone.engine, alone.overheads.request_s
     bounds = Bounds(engine.max_batch_tokens, engine.max_seqs, engine.max_tokens, engine.kv_blocks * engine.block_tokens)
-    async with await connect() as http:
-        prefill, decode = [
-            MeasuredServer(
-                http, url, await model_of(http, url), alone.model.vocab, temperature=plan.temperature, seed=plan.seed + 1 + number
-            )
-            for number, url in enumerate((prefill_url, decode_url))
-        ]
+    asked = servers((prefill_url, decode_url), alone.model.vocab, temperature=plan.temperature, seed=plan.seed + 1)
+    async with asked as [prefill, decode]:
         say("transfers", 0.7)
         longest = bounds.max_tokens - 2 * OUTPUT_TOKENS
         lengths = [max(1, int(share * longest)) for share in SHARES]
@@ -161,13 +156,8 @@ async def _behind(
     router_url: str, alone: InstanceProfile, prefill_url: str, decode_url: str, plan: CalibrationPlan, slower: Slower | None
 ) -> InstanceProfile:
     engine, overheads, made = alone.engine, alone.overheads, alone.front
-    async with await connect() as http:
-        router, prefill, decode = [
-            MeasuredServer(
-                http, url, await model_of(http, url), alone.model.vocab, temperature=plan.temperature, seed=plan.seed + 3 + number
-            )
-            for number, url in enumerate((router_url, prefill_url, decode_url))
-        ]
+    asked = servers((router_url, prefill_url, decode_url), alone.model.vocab, temperature=plan.temperature, seed=plan.seed + 3)
+    async with asked as [router, prefill, decode]:
         more_s: list[float] = []
         for _ in range(ROUTED + 1):
             began_s, prompt = time.perf_counter(), prefill.prompt(1)

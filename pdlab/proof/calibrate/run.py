@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,13 +41,14 @@ from pdlab.proof.calibrate.fit import errors, fit, warnings
 from pdlab.proof.calibrate.front import through
 from pdlab.proof.calibrate.machine import this_machine
 from pdlab.proof.calibrate.neighbour import beside, neighbours
-from pdlab.proof.calibrate.stream import MeasuredServer, connect, model_of
+from pdlab.proof.calibrate.stream import MeasuredServer, model_of, servers
 from pdlab.proof.calibrate.undisturbed import calmed, unsteadiness
 from pdlab.proof.local_cluster import local_cluster
 from pdlab.real.engine.load import Loaded, load
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host import processes
 from pdlab.real.host.core_probe import Pace, Slower, slower_on, watched
+from pdlab.real.net.http import HttpClient
 
 Say = Callable[[str, float], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -177,28 +178,24 @@ def of_server(
     """Measure a running server. `model_name` is the catalogue's name of what it serves, or a config.json; empty: the server's own word.
     `loops` tells what the probe of its cores saw, where it runs on this machine (`rounds.measure`)."""
     url = url.rstrip("/").removesuffix("/v1")
-    with asyncio.Runner() as runner:
-        session = runner.run(connect())
-        try:
-            served = runner.run(model_of(session, url))
-            model = _named(model_name or served)
-            blocks, block_tokens = runner.run(over_http.kv_blocks(session, url))
-            most = min(max_tokens, model.max_positions or max_tokens)
-            bounds = grid.Bounds(max_batch_tokens, max_seqs, most, blocks * block_tokens or 1 << 40)
-            _check(bounds)
-            server = MeasuredServer(session, url, served, model.vocab, temperature=plan.temperature, seed=plan.seed)
-            say("requests", 0.0)
-            besides_s = runner.run(over_http.request_s(server))
-            timed = rounds.measure(
-                lambda point: runner.run(over_http.seconds(server, point, besides_s)),
-                over_http.points(bounds, block_tokens),
-                budget_s=plan.seconds,
-                seed=plan.seed,
-                progress=lambda share: say("steps", share),
-                loops=loops,
-            )
-        finally:
-            runner.run(session.close())
+    with asyncio.Runner() as runner, closing(HttpClient(url)) as http:
+        served = runner.run(model_of(http))
+        model = _named(model_name or served)
+        blocks, block_tokens = runner.run(over_http.kv_blocks(http))
+        most = min(max_tokens, model.max_positions or max_tokens)
+        bounds = grid.Bounds(max_batch_tokens, max_seqs, most, blocks * block_tokens or 1 << 40)
+        _check(bounds)
+        server = MeasuredServer(http, served, model.vocab, temperature=plan.temperature, seed=plan.seed)
+        say("requests", 0.0)
+        besides_s = runner.run(over_http.request_s(server))
+        timed = rounds.measure(
+            lambda point: runner.run(over_http.seconds(server, point, besides_s)),
+            over_http.points(bounds, block_tokens),
+            budget_s=plan.seconds,
+            seed=plan.seed,
+            progress=lambda share: say("steps", share),
+            loops=loops,
+        )
     unsteady = unsteadiness(timed)
     calm = calmed(timed, unsteady)
     made = fit(calm)
@@ -301,21 +298,18 @@ async def _served(
 ) -> tuple[Overheads, list[BesideSeen]]:
     """What a server adds, and what two of them on this machine cost each other."""
     arguments = serve_arguments(options)
-
-    async def at(url: str, seed: int) -> MeasuredServer:
-        return MeasuredServer(session, url, await model_of(session, url), shape.vocab, temperature=plan.temperature, seed=seed)
-
     two = plan.beside and _room_beside(options)
-    async with over_http.all_served(arguments, 2 if two else 1) as urls, await connect() as session:
-        server = await at(urls[0], plan.seed)
+    async with (
+        over_http.all_served(arguments, 2 if two else 1) as urls,
+        servers(urls, shape.vocab, temperature=plan.temperature, seed=plan.seed) as [server, *others],
+    ):
         overheads = await over_http.overheads(server, made.decode_s, min(8, options.max_seqs))
         if not two:
             return overheads, []
-        other = await at(urls[1], plan.seed + 1)
         budget_s = BESIDE * plan.seconds
         with _served_beside(options.threads):
             return overheads, await neighbours(
-                server, other, bounds, overheads.request_s, budget_s=budget_s, slower=slower, unsteady=unsteady
+                server, others[0], bounds, overheads.request_s, budget_s=budget_s, slower=slower, unsteady=unsteady
             )
 
 

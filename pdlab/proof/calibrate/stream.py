@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
+import msgspec
 
 from pdlab.core.types import UsageError
+from pdlab.proof.bench.server import TIMELINE
+from pdlab.proof.bench.stream import TimedStream
+from pdlab.real.net.http import Broken, HttpClient
+
+ANSWER_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +39,15 @@ class Heard:
 
 
 class MeasuredServer:
-    """One at `url` (without /v1). `ask` it for tokens; prompts are token ids, so that nothing is tokenized."""
+    """One that `http` calls (its URL without /v1). `ask` it for tokens; prompts are token ids, so that nothing is tokenized."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, url: str, model: str, vocab: int, *, temperature: float = 0.0, seed: int = 0
-    ) -> None:
-        self.session, self.url, self.model, self.vocab, self.temperature = session, url, model, vocab, temperature
+    def __init__(self, http: HttpClient, model: str, vocab: int, *, temperature: float = 0.0, seed: int = 0) -> None:
+        self.http, self.model, self.vocab, self.temperature = http, model, vocab, temperature
         self.random = random.Random(seed)
+
+    @property
+    def url(self) -> str:
+        return self.http.url
 
     def prompt(self, tokens: int) -> list[int]:
         return [self.random.randrange(self.vocab) for _ in range(tokens)]
@@ -47,87 +55,76 @@ class MeasuredServer:
     async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:
         """`kv`: where the prompt's KV waits, as another server's `prefill` has said. Raises UsageError when the server refuses, or sends no
         tokens."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "prompt": list(prompt),
-            "max_tokens": output_tokens,
-            "min_tokens": output_tokens,
-            "ignore_eos": True,
-            "temperature": self.temperature,
-            "stream": True,
-            "return_token_ids": True,  # else a token that completes no character would not be heard of
-        }
+        body = self._body(
+            prompt,
+            output_tokens,
+            min_tokens=output_tokens,
+            temperature=self.temperature,
+            stream=True,
+            return_token_ids=True,  # else a token that completes no character would not be heard of
+        )
         if kv is not None:
             body["kv_transfer_params"] = kv
-        stamps: list[float] = []
+        url, stream = self.url, TimedStream(lambda gap_s: None, keep=True)
+        request = self.http.request(b"POST", b"/v1/completions", msgspec.json.encode(body))
         sent_s = time.perf_counter()
         try:
-            async with self.session.post(f"{self.url}/v1/completions", json=body) as answer:
-                if answer.status != 200:
-                    raise UsageError(f"{self.url} answers {answer.status} to a completion: {(await answer.text())[:200]}")
-                async for line in answer.content:
-                    if line.startswith(b"data: {"):
-                        now = time.perf_counter()
-                        stamps += [now] * _tokens(line[6:])
-        except aiohttp.ClientError as error:
-            raise UsageError(f"{self.url}: {error}") from None
+            async with asyncio.timeout(ANSWER_S):
+                status = await self.http.stream(request, stream.take)
+        except (Broken, TimeoutError) as error:
+            raise UsageError(f"{url}: {error or f'no answer within {ANSWER_S:g} s'}") from None
+        if status != 200:
+            raise UsageError(f"{url} answers {status} to a completion: {stream.content.decode(errors='replace')[:200]}")
+        stamps = [came_s for came_s, _, tokens in stream.times or () for _ in range(tokens)]
         if len(stamps) < min(2, output_tokens):
-            raise UsageError(f"{self.url} has streamed {len(stamps)} tokens where {output_tokens} were asked for")
+            raise UsageError(f"{url} has streamed {len(stamps)} tokens where {output_tokens} were asked for")
         return Heard(sent_s, tuple(stamps))
 
     async def timeline(self, prompt: Sequence[int], output_tokens: int) -> dict[str, Any]:
         """What the server tells of such a request: a router's `X-PDLab-Timeline`. Empty where it tells nothing. Raises UsageError."""
-        body = {"model": self.model, "prompt": list(prompt), "max_tokens": output_tokens, "ignore_eos": True}
-        try:
-            async with self.session.post(f"{self.url}/v1/completions", json=body, headers={"X-PDLab-Timeline": "1"}) as answer:
-                if answer.status != 200:
-                    raise UsageError(f"{self.url} answers {answer.status} to a completion: {(await answer.text())[:200]}")
-                told = (await answer.json()).get("pdlab") or {}
-        except aiohttp.ClientError as error:
-            raise UsageError(f"{self.url}: {error}") from None
-        return dict(told.get("timeline") or {})
+        answer = await self._whole(self._body(prompt, output_tokens), "a completion", TIMELINE)
+        return dict((answer.get("pdlab") or {}).get("timeline") or {})
 
     async def prefill(self, prompt: Sequence[int]) -> dict[str, Any]:
         """Have a prompt computed, and its KV kept for another server: where it waits, in this one's words. Raises UsageError."""
-        body = {
-            "model": self.model,
-            "prompt": list(prompt),
-            "max_tokens": 1,
-            "ignore_eos": True,
-            "temperature": self.temperature,
-            "kv_transfer_params": {"do_remote_decode": True},
-        }
-        try:
-            async with self.session.post(f"{self.url}/v1/completions", json=body) as answer:
-                if answer.status != 200:
-                    raise UsageError(f"{self.url} answers {answer.status} to a prefill leg: {(await answer.text())[:200]}")
-                kv = (await answer.json()).get("kv_transfer_params")
-        except aiohttp.ClientError as error:
-            raise UsageError(f"{self.url}: {error}") from None
+        body = self._body(prompt, 1, temperature=self.temperature, kv_transfer_params={"do_remote_decode": True})
+        kv = (await self._whole(body, "a prefill leg")).get("kv_transfer_params")
         if not kv:
             raise UsageError(f"{self.url} keeps no KV for another server: start it with a KV connector that does")
         return dict(kv)
 
+    def _body(self, prompt: Sequence[int], output_tokens: int, **more: Any) -> dict[str, Any]:
+        return {"model": self.model, "prompt": list(prompt), "max_tokens": output_tokens, "ignore_eos": True, **more}
 
-def _tokens(event: bytes) -> int:
-    """That an event brings: as many ids as it names, or one where it has text."""
-    choices = json.loads(event).get("choices") or []
-    return sum(len(c["token_ids"]) if c.get("token_ids") is not None else int(bool(c.get("text"))) for c in choices)
+    async def _whole(self, body: dict[str, Any], what: str, headers: bytes = b"") -> dict[str, Any]:
+        url = self.url
+        try:
+            status, raw = await self.http.call(b"POST", b"/v1/completions", msgspec.json.encode(body), ANSWER_S, headers)
+        except Broken as error:
+            raise UsageError(f"{url}: {error}") from None
+        if status != 200:
+            raise UsageError(f"{url} answers {status} to {what}: {raw.decode(errors='replace')[:200]}")
+        try:
+            return msgspec.json.decode(raw, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise UsageError(f"{url} answers {what} with what cannot be read: {raw.decode(errors='replace')[:200]}") from None
 
 
-async def model_of(session: aiohttp.ClientSession, url: str) -> str:
+@asynccontextmanager
+async def servers(urls: Sequence[str], vocab: int, *, temperature: float = 0.0, seed: int = 0) -> AsyncIterator[list[MeasuredServer]]:
+    """One at each of these, and the first model that it serves; their seeds count up from `seed`. Raises UsageError where nothing
+    answers."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(HttpClient(url))) for url in urls]
+        yield [MeasuredServer(http, await model_of(http), vocab, temperature=temperature, seed=seed + n) for n, http in enumerate(clients)]
+
+
+async def model_of(http: HttpClient) -> str:
     """The first model it serves. Raises UsageError where nothing answers."""
     try:
-        async with session.get(f"{url}/v1/models") as answer:
-            models = (await answer.json())["data"]
-            return str(models[0]["id"])
-    except (aiohttp.ClientError, OSError) as error:
-        raise UsageError(f"--url {url}: {error}") from None
+        _, raw = await http.call(b"GET", b"/v1/models", within_s=ANSWER_S)
+        return str(msgspec.json.decode(raw)["data"][0]["id"])
+    except Broken as error:
+        raise UsageError(f"--url {http.url}: {error}") from None
     except (ValueError, LookupError, TypeError):
-        raise UsageError(f"--url {url}: /v1/models does not name a model") from None
-
-
-async def connect() -> aiohttp.ClientSession:
-    """As many connections as are asked for; close it."""
-    timeout = aiohttp.ClientTimeout(total=600)
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0), read_bufsize=1 << 20)
+        raise UsageError(f"--url {http.url}: /v1/models does not name a model") from None

@@ -11,7 +11,6 @@ import base64
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +22,7 @@ from pdlab.core.types import UsageError
 from pdlab.cost.profile import Moved, TransferFit
 from pdlab.proof.calibrate.fit import slope
 from pdlab.real.host import processes
+from pdlab.real.host.processes import MODULE
 from pdlab.real.transfer.endpoint import KvEndpoint
 from pdlab.real.transfer.shared import shared_kv
 
@@ -75,7 +75,7 @@ async def measure(kv: Kv, repeats: int = REPEATS, seed: int = 0) -> tuple[float,
     """(set-up seconds, the rest). Raises UsageError when the two do not meet."""
     raw = msgspec.json.encode(kv).decode()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "pdlab.proof.calibrate.peer", raw, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24
+        *MODULE, "pdlab.proof.calibrate.peer", raw, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -82,6 +82,8 @@ class _Endpoint:
                 raise loading()
             if self.guard is not None:
                 self.guard(service, request)
+            if request.method == "POST":
+                _check_is_json(request)
             response = await self.handler(service, request)
             response.headers["X-Request-Id"] = name
             await response(scope, receive, send)
@@ -212,6 +214,14 @@ def _request_id(request: Request) -> str:
 def _check_request_id(request: Request) -> None:
     if (length := len(request.headers.get("x-request-id", ""))) > MOST_REQUEST_ID:
         raise ApiError(431, f"X-Request-Id has {length} characters, at most {MOST_REQUEST_ID} are taken", code="request_id_too_long")
+
+
+def _check_is_json(request: Request) -> None:
+    """No web page elsewhere may send this type unless the server lets it; any other type, and none, it may send to whom it likes."""
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        what = f"not {kind[:80]!r}" if kind else "and it is missing"
+        raise ApiError(415, f"Content-Type must be application/json, {what}", code="unsupported_media_type")
 
 
 def _check_client(service: Service, request: Request) -> None:

@@ -209,7 +209,7 @@ def template_options(body: ChatRequest, tokenizer: Tokenizer) -> dict[str, Any]:
     for name, value in (("documents", body.documents or None), ("reasoning_effort", body.reasoning_effort)):
         if value is None:
             continue
-        if not tokenizer.template_reads(name):
+        if not tokenizer.templates.reads(name):
             raise bad(f"{name} is not supported by this model: its chat template does not read it", name)
         options[name] = value
     if body.tools and body.tool_choice != "none":
@@ -225,7 +225,7 @@ async def chat_tokens(
         raise bad("messages is empty", "messages")
     try:
         plain = [message.plain(f"messages[{at}]") for at, message in enumerate(messages)]
-        text = service.tokenizer.chat(plain, **options)
+        text = service.tokenizer.templates.chat(plain, **options)
     except (UsageError, TypeError) as error:
         raise bad(" ".join(str(error).split()), "messages") from None
     tokens = await service.tokens_of(text, special, "messages", cut)

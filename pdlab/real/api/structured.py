@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import weakref
 from collections import OrderedDict
 from operator import attrgetter
@@ -17,6 +16,7 @@ import msgspec
 
 from pdlab.real.api.errors import bad
 from pdlab.real.engine.messages import StructuredOutputs, Vocabulary
+from pdlab.real.host.processes import MODULE
 from pdlab.real.models.tokenizer import Tokenizer
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -185,7 +185,7 @@ class GrammarCheck:
 
     def _start(self, vocabulary: Vocabulary) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PDLAB_")}
-        command = [sys.executable, "-m", "pdlab.real.engine.grammar_check"]
+        command = [*MODULE, "pdlab.real.engine.grammar_check"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         weakref.finalize(self, _end, process)
         with contextlib.suppress(BrokenPipeError):

@@ -39,7 +39,7 @@ def parser_of(tokenizer: Tokenizer, parser: str | None, enabled: bool | None) ->
         raise UsageError(f"--tool-call-parser {parser!r} is not one of {', '.join(PARSERS)}{nearest(parser, PARSERS)}")
     if enabled is False:
         return ""
-    text = tokenizer.template_text
+    text = tokenizer.templates.text
     guess = "hermes" if HERMES_BEGIN in text else "llama3_json" if PYTHON_TAG in text or '"parameters": dictionary' in text else ""
     if enabled and not (parser or guess):
         raise UsageError(

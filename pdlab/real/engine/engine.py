@@ -313,6 +313,7 @@ class Engine:
             self.prefix_queries,
             self.prefix_hits,
             leases=len(self.scheduler.held),
+            idle=self.worker.idle,
         )
 
 

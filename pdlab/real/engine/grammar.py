@@ -12,7 +12,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import llguidance
 import msgspec
@@ -115,11 +115,51 @@ class _StructuralTag(msgspec.Struct, frozen=True):
     triggers: list[str]
 
 
+class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    json_schema: dict[str, Any] | bool = True
+
+
+class _Tag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    begin: str
+    content: _Content
+    end: str
+    type: Literal["tag"] = "tag"
+
+
+class _TriggeredTags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The same, as xgrammar writes it now."""
+
+    type: str
+    triggers: list[str] = []
+    tags: list[_Tag] = []
+    at_least_one: bool = False
+    stop_after_first: bool = False
+
+
 _read_tag = msgspec.json.Decoder(_StructuralTag).decode
 
 
+def _structural_tag(text: str) -> _StructuralTag:
+    plain = msgspec.json.decode(text)
+    form = plain.get("format") if isinstance(plain, dict) and "structures" not in plain else None
+    if form is None:
+        return _read_tag(text)
+    kind = form.get("type") if isinstance(form, dict) else form
+    if kind != "triggered_tags":
+        raise GrammarError(f"a structural tag's format must be triggered_tags, not {str(kind)[:80]!r}")
+    asked = msgspec.convert(form, _TriggeredTags)
+    for name in ("at_least_one", "stop_after_first"):
+        if getattr(asked, name):
+            raise GrammarError(f"triggered_tags: {name} is not had here")
+    for tag in asked.tags:
+        if tag.content.type != "json_schema":
+            raise GrammarError(f"the content of tag {tag.begin[:80]!r} must be a json_schema, not {tag.content.type[:80]!r}")
+    return _StructuralTag([_Structure(tag.begin, tag.end, tag.content.json_schema) for tag in asked.tags], asked.triggers)
+
+
 def _tags(structured: StructuredOutputs, special: frozenset[str]) -> str:
-    asked = _read_tag(structured.structural_tag or "")
+    asked = _structural_tag(structured.structural_tag or "")
     if not asked.structures or not all(asked.triggers):
         raise GrammarError("a structural tag needs structures, and triggers that are not empty")
     tags = []

@@ -83,13 +83,14 @@ class Handover:
             self.worker.resume(c.seq)
 
     def resume_as(self, id: int, submit: Submit, now: float) -> None:
-        """The same for a prompt computed under another name: its first token is made, and it goes on as `submit` says."""
+        """The same for a prompt computed under another name: its first token is made, and it goes on as `submit` says. Several candidates
+        drop that token, and sample their own."""
         (held,) = self.engine.groups.pop(id).values()
         c, others = self.engine.enter(submit, now)
-        if submit.sampling.temperature > 0:
-            c.row.generator.random()  # the draw of the token that was made
-        c.row.count(held.tokens[-1])
-        c.tokens, c.seq, c.table, c.admitted_s = held.tokens, held.seq, held.table, now
+        c.tokens = held.tokens[:-1]
+        if not others:
+            _made(c, held.tokens[-1:])
+        c.seq, c.table, c.admitted_s = held.seq, held.table, now
         c.seq.owner, c.seq.request_id = c, submit.id
         self.worker.stay(c.seq, others, submit.sampling.max_tokens)
 

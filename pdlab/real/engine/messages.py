@@ -333,6 +333,7 @@ class Step(FromEngine, frozen=True):
     prefix_hits: int = 0  # and found
     news: list[News] = []  # told before the outputs
     leases: int = 0  # held for peers
+    idle: bool = True  # nothing is here: `Worker.idle`
     transfer_bytes: int = 0  # received, since start
     failed_transfers: int = 0
     expired_leases: int = 0  # of prompts that nobody read, since start

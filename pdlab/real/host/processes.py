@@ -14,6 +14,7 @@ from pathlib import Path
 
 ENGINES = (b"pdlab.real.instance.engine_process", b"VLLM::", b"vllm serve", b"vllm_serve.py")  # in their command lines
 BESIDE = b"pdlab-beside-the-engines"  # in the command lines of what keeps cores awake, or watches them
+MODULE = (sys.executable, "-P", "-u", "-m")  # -P: one of the package that runs here, not of a `pdlab` in the working directory
 SPIN = """
 import os, sys
 parent, core, policy = (int(word) for word in sys.argv[2:])

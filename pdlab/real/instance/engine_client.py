@@ -8,7 +8,6 @@ import itertools
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -46,6 +45,7 @@ from pdlab.real.engine.messages import (
     Vocabulary,
 )
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.host.processes import MODULE
 
 Answered = Exported | Holds | Compiled
 
@@ -76,7 +76,7 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-        command = [sys.executable, "-m", "pdlab.real.instance.engine_process", str(theirs.fileno())]
+        command = [*MODULE, "pdlab.real.instance.engine_process", str(theirs.fileno())]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **_environment(options)})
         theirs.close()
         raw = msgspec.msgpack.encode(options)  # a secret is among them, and a command line is read by anybody

@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
     from pdlab.real.engine.engine import Engine
     from pdlab.real.engine.grammar import Grammars
     from pdlab.real.engine.load import Loaded
-    from pdlab.real.instance.kv_service import Peers
+    from pdlab.real.instance.kv_service import KvService
 
 log = logging.getLogger(__name__)
 ALONE = "this engine exchanges no KV"
@@ -191,13 +191,13 @@ def _log(path: str) -> LogFile | None:
 
 
 @contextmanager
-def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[Peers | None]:
+def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[KvService | None]:
     """The exchange of KV with other engines; None where none is wanted."""
     if not options.kv_name:
         yield None
         return
     from pdlab.real.host.background import Background
-    from pdlab.real.instance.kv_service import Peers
+    from pdlab.real.instance.kv_service import KvService
     from pdlab.real.transfer.endpoint import KvEndpoint
 
     incarnation = secrets.token_hex(4)
@@ -222,7 +222,7 @@ def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[Peers
         background.run(endpoint.start())
         try:
             engine_id = f"{options.kv_name}-{incarnation}"
-            peers = Peers(loaded.engine, endpoint, background, link.inbox.put, engine_id=engine_id, lease_s=options.lease_s)
+            peers = KvService(loaded.engine, endpoint, background, link.inbox.put, engine_id=engine_id, lease_s=options.lease_s)
             yield peers
         finally:
             background.run(endpoint.close())
@@ -287,7 +287,7 @@ class Compiler:
 class EngineLoop:
     """The engine's loop: what has come is taken in between two passes; where nothing can run, it sleeps until something comes."""
 
-    def __init__(self, link: Link, engine: Engine, peers: Peers | None, log: LogFile | None = None) -> None:
+    def __init__(self, link: Link, engine: Engine, peers: KvService | None, log: LogFile | None = None) -> None:
         self.link, self.engine, self.peers, self.log = link, engine, peers, log
         self.compiler = Compiler(link, engine)
         self.mark_s = 0.0
@@ -347,7 +347,7 @@ class EngineLoop:
                     self.refuse(message)
             case _ if callable(message):
                 message()
-        if self.peers is not None and (self.peers.told or self.peers.outputs or self.changed):
+        if self.peers is not None and (self.peers.news or self.changed):
             self.emit([])
         return True
 
@@ -379,8 +379,7 @@ class EngineLoop:
             self.link.send(msgspec.structs.replace(engine.load(outputs, now), log_dropped=dropped))
             return
         peers.looked_at(outputs)
-        told, peers.told = peers.told, []
-        more, peers.outputs = peers.outputs, []
+        told, more = peers.news.take()
         for answer in told:
             if isinstance(answer, Exported | Holds):
                 self.link.send(answer)
@@ -390,9 +389,9 @@ class EngineLoop:
             msgspec.structs.replace(
                 load,
                 news=[one for one in told if not isinstance(one, Exported | Holds)],
-                transfer_bytes=peers.received_bytes,
-                failed_transfers=peers.failed,
-                expired_leases=peers.expired,
+                transfer_bytes=peers.receiving.received_bytes,
+                failed_transfers=peers.receiving.failed,
+                expired_leases=peers.lending.expired,
                 log_dropped=dropped,
             )
         )

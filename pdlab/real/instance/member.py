@@ -69,6 +69,7 @@ class Member:
         self._keeping: asyncio.Task[None] | None = None
         self._changing: asyncio.Task[None] | None = None
         self._giving_up: asyncio.Task[None] | None = None
+        self._ailing = False  # its last report went wrong, and the log says so
         self._wanted = spec.role
         self._stirred = asyncio.Event()  # it may be at rest
         service.on_end = engine.on_load = self._stirred.set
@@ -144,8 +145,8 @@ class Member:
             self.left()
 
     async def _at_rest(self) -> None:
-        """Nothing is in flight, and nothing waits here to be read."""
-        while (self.service.in_flight or self.engine.load.leases) and self.engine.down is None:
+        """Nobody is being answered, and the engine's worker has nothing: a sequence may outlive its client, a lease its request."""
+        while (self.service.in_flight or not self.engine.load.idle) and self.engine.down is None:
             self._stirred.clear()
             await self._stirred.wait()
 
@@ -168,24 +169,34 @@ class Member:
             await here.close()
 
     async def _keep(self, registry: Registry) -> None:
+        """What goes wrong here is logged, once until a report succeeds, and tried again: requests are served meanwhile."""
         while True:
-            await self._report_until_lost()
-            self._fence()
-            if self._giving_up is not None:
-                await self._giving_up
-                self._giving_up = None
-            while self._registration is None:
-                try:
-                    await self._register(registry)
-                except UsageError as error:
-                    log.info("%s cannot join again yet: %s", self.spec.name, error)
-                    await asyncio.sleep(self.lease_s / 10)
-            self._unsent = dict.fromkeys(self._cached, True)  # nothing is known of a new incarnation's cache
-            log.warning("%s has joined again, as incarnation %d", self.spec.name, self.spec.incarnation)
+            try:
+                if (here := self._registration) is None:
+                    await self._rejoin(registry)
+                else:
+                    await self._report_until_lost(here)
+                    self._fence()
+            except Exception:
+                if not self._ailing:
+                    log.exception("%s cannot report its load, and tries again", self.spec.name)
+                self._ailing = True
+                await asyncio.sleep(self.report_s)
 
-    async def _report_until_lost(self) -> None:
-        here = self._registration
-        assert here is not None, "only what is registered reports"
+    async def _rejoin(self, registry: Registry) -> None:
+        if self._giving_up is not None:
+            await self._giving_up
+            self._giving_up = None
+        while self._registration is None:
+            try:
+                await self._register(registry)
+            except UsageError as error:
+                log.info("%s cannot join again yet: %s", self.spec.name, error)
+                await asyncio.sleep(self.lease_s / 10)
+        self._unsent = dict.fromkeys(self._cached, True)  # nothing is known of a new incarnation's cache
+        log.warning("%s has joined again, as incarnation %d", self.spec.name, self.spec.incarnation)
+
+    async def _report_until_lost(self, here: Registration) -> None:
         while here.alive:
             await self._report(here)
             try:
@@ -204,6 +215,7 @@ class Member:
         if await here.report(msgspec.structs.replace(report, stored=stored, evicted=evicted)):
             for hash in changes:
                 del self._unsent[hash]
+        self._ailing = False
 
     def _note(self, report: Report) -> None:
         """Of each prefix hash the registry is to hear where it is now."""

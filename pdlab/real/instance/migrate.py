@@ -7,24 +7,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from typing import TypeVar
 
-import aiohttp
 import msgspec
 
 from pdlab.core.staging import Staging
+from pdlab.core.types import UsageError
 from pdlab.real.api.backend import Exchanging
 from pdlab.real.api.errors import ApiError
 from pdlab.real.api.exchange import Directory, SameHost
 from pdlab.real.api.legs import Move, check_made, descriptor, kv_lost
 from pdlab.real.api.requests import check_tokens
 from pdlab.real.engine.messages import FromQueue, Landed, News, Proceed, Receive, Reserved, Source, Staged, Submit
+from pdlab.real.net.http import Broken, Garbled, HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
-from pdlab.real.net.wire import TOKEN_HEADER, ExportAnswer, ExportBody, KvParams
+from pdlab.real.net.wire import ExportAnswer, ExportBody, KvParams
 
 log = logging.getLogger(__name__)
-CALL_S = aiohttp.ClientTimeout(total=5.0, connect=2.0)
-MOST_ANSWER_BYTES = 32 << 20
+CALL_S, CONNECT_S = 5.0, 2.0
 T = TypeVar("T", Reserved, Staged, Landed)
 
 _read_exported = msgspec.json.Decoder(ExportAnswer).decode
@@ -36,8 +37,7 @@ class Migrations:
 
     def __init__(self, engine: Exchanging, token: str | None = None, directory: Directory | None = None, tls: Tls = PLAIN) -> None:
         self.engine, self.directory, self.tls = engine, directory or SameHost(), tls
-        self._headers = {} if token is None else {TOKEN_HEADER: token}
-        self._http: aiohttp.ClientSession | None = None
+        self._token = token or ""
         self._calling_off: set[asyncio.Task[None]] = set()
 
     async def bring(
@@ -45,8 +45,9 @@ class Migrations:
     ) -> None:
         """Raises ApiError: 503 kv_full, else 409 kv_lost."""
         try:
-            async with asyncio.timeout(move.deadline_s):
-                await self._copy(move, submit, arriving, news, given)
+            with closing(self._source(move)) as source:
+                async with asyncio.timeout(move.deadline_s):
+                    await self._copy(source, move, submit, arriving, news, given)
         except BaseException as error:
             self._call_off(move)
             if isinstance(error, TimeoutError):
@@ -56,32 +57,36 @@ class Migrations:
     async def close(self) -> None:
         """Waits for the sources that are still to be told."""
         await asyncio.gather(*self._calling_off)
-        if self._http is not None:
-            await self._http.close()
 
     async def _copy(
-        self, move: Move, submit: Submit, arriving: asyncio.Queue[FromQueue], news: asyncio.Queue[News], given: Callable[[list[int]], None]
+        self,
+        http: HttpClient,
+        move: Move,
+        submit: Submit,
+        arriving: asyncio.Queue[FromQueue],
+        news: asyncio.Queue[News],
+        given: Callable[[list[int]], None],
     ) -> None:
         engine, staging = self.engine, Staging(self.engine.ready.block_tokens)
-        made, source = await self._export(move, submit)
+        made, source = await self._export(http, move, submit)
         engine.receive(Receive(submit, made, source, False, move.deadline_s), arriving)
         staging.copy(source.kv_tokens)
         await _next(news, Reserved)
         await _next(news, Staged)
         while not staging.full:
-            made, source = await self._export(move, submit)
+            made, source = await self._export(http, move, submit)
             if staging.stops(source.kv_tokens):
                 break
             engine.proceed(Proceed(submit.id, made, source, False))
             staging.copy(source.kv_tokens)
             await _next(news, Staged)
-        made, source = await self._export(move, submit, stop=True)
+        made, source = await self._export(http, move, submit, stop=True)
         given(made)
         engine.proceed(Proceed(submit.id, made, source))
         await _next(news, Landed)
 
-    async def _export(self, move: Move, submit: Submit, *, stop: bool = False) -> tuple[list[int], Source]:
-        found = await self._ask(move, ExportBody(move.leg, stop, lease_s=move.deadline_s))
+    async def _export(self, http: HttpClient, move: Move, submit: Submit, *, stop: bool = False) -> tuple[list[int], Source]:
+        found = await self._ask(http, ExportBody(move.leg, stop, lease_s=move.deadline_s))
         await self.directory.check_descriptor(found.descriptor.encode(errors="replace"))
         ready = self.engine.ready
         try:
@@ -95,32 +100,30 @@ class Migrations:
             raise kv_lost("the source's answer makes no sense: its blocks and tokens do not go together")
         return found.made, Source(at, found.lease, blocks, found.kv_tokens)
 
-    async def _ask(self, move: Move, export: ExportBody) -> ExportAnswer:
-        if self._http is None:
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self.tls.trusting() if move.url.startswith("https:") else True),
-                timeout=CALL_S,
-                headers=self._headers,
-            )
+    async def _ask(self, http: HttpClient, export: ExportBody) -> ExportAnswer:
         try:
-            async with self._http.post(f"{move.url}/pdlab/v1/export", data=msgspec.json.encode(export), allow_redirects=False) as answer:
-                raw = await answer.content.read(MOST_ANSWER_BYTES) if answer.status == 200 else await answer.content.read(2000)
-                while answer.status == 200 and not answer.content.at_eof() and len(raw) < MOST_ANSWER_BYTES:
-                    raw += await answer.content.read(MOST_ANSWER_BYTES - len(raw))
-                if answer.status != 200:
-                    raise kv_lost(f"{move.url} answers {answer.status}: {raw[:200].decode(errors='replace')}")
-                return _read_exported(raw)
-        except (aiohttp.ClientConnectionError, TimeoutError, OSError) as trouble:
-            raise kv_lost(f"{move.url}: {trouble or type(trouble).__name__}", "unreachable") from None
-        except (aiohttp.ClientError, ValueError, RecursionError, msgspec.MsgspecError) as trouble:
-            raise kv_lost(f"{move.url}: {trouble or type(trouble).__name__}") from None
+            status, raw = await http.call(b"POST", b"/pdlab/v1/export", msgspec.json.encode(export), CALL_S)
+            if status != 200:
+                raise kv_lost(f"{http.url} answers {status}: {raw[:200].decode(errors='replace')}")
+            return _read_exported(raw)
+        except (Garbled, ValueError, RecursionError, msgspec.MsgspecError) as trouble:
+            raise kv_lost(f"{http.url}: {trouble or type(trouble).__name__}") from None
+        except Broken as trouble:
+            raise kv_lost(f"{http.url}: {trouble}", "unreachable") from None
+
+    def _source(self, move: Move) -> HttpClient:
+        try:
+            return HttpClient(move.url, self._token, tls=self.tls, connect_s=CONNECT_S)
+        except UsageError as wrong:
+            raise kv_lost(f"{move.url}: {wrong}") from None
 
     def _call_off(self, move: Move) -> None:
         """It goes on where it was. Whether or not the source hears it: its lease ends by time."""
 
         async def tell() -> None:
             try:
-                await self._ask(move, ExportBody(move.leg, resume=True))
+                with closing(self._source(move)) as source:
+                    await self._ask(source, ExportBody(move.leg, resume=True))
             except ApiError as error:
                 log.info("leg %s at %s was not told that it stays: %s", move.leg, move.url, error.message)
 

@@ -12,9 +12,9 @@ from typing import Protocol
 import msgspec
 
 from pdlab.core.types import InstanceSpec, Report, Role, UsageError
+from pdlab.real.net.http import Broken
 from pdlab.real.registry import Registration, Registry
 from pdlab.real.registry.wait import patiently
-from pdlab.real.router.remote import LegBroken
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
@@ -61,7 +61,7 @@ class Keeper:
                 spec, _ = await self.upstream.probe(self.name, self.role, self.model)
                 register = partial(self.registry.register, spec, lease_s=self.lease_s)
                 self.registration = await (register() if joined else patiently(register, self.wait_s, self.say))
-            except LegBroken as broken:
+            except Broken as broken:
                 if not waiting:
                     self.say(f"waiting for {self.name} to answer: {broken}")
                 waiting = True
@@ -105,7 +105,7 @@ class Keeper:
             try:
                 async with asyncio.timeout(self.lease_s):
                     report = await self.upstream.report(here.spec, self.unix())
-            except (LegBroken, UsageError, TimeoutError) as trouble:
+            except (Broken, UsageError, TimeoutError) as trouble:
                 log.info("%s does not answer: %s", self.name, trouble)
             else:
                 heard_s = self.clock()

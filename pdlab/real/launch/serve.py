@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from pdlab.experiment.deployment import Deployment
 from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.logs import tell
+from pdlab.real.host.processes import MODULE
 from pdlab.real.instance.vllm_sidecar import Keeper
 from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.child_instances import Children
@@ -285,7 +285,7 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
     }
     words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
     flags = [] if asked.self_profile else ["--no-self-profile"]
-    return [sys.executable, "-m", "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair), *flags]
+    return [*MODULE, "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair), *flags]
 
 
 def _front(asked: Asked) -> RouterFront:

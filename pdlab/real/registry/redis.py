@@ -2,7 +2,10 @@
 
 Redis tells nobody in time when a key expires, so an index of the held keys is swept by whoever watches, and the sweep publishes what
 it misses. Every change has the next revision, so a watcher sees when pub/sub lost one. Keep a server's data (`appendonly yes`): the
-counters are in it. All keys share a hash tag. One server (or its cluster slot); fail-over to a replica may lose the last writes.
+counters are in it. All keys share a hash tag. One server (or its cluster slot).
+
+A server that was killed, or whose replica has taken over, may be without the last writes that it had acknowledged. So a claim is made in
+the run of the server in which its holder has looked, or not at all; and in a new run nobody leads for the first lease.
 """
 
 from __future__ import annotations
@@ -43,6 +46,10 @@ local function sweep()
     end
     return tonumber(redis.call('GET', revision) or 0)
 end
+local function run()
+    local server = redis.call('INFO', 'server')
+    return string.match(server, 'run_id:(%x+)'), tonumber(string.match(server, 'uptime_in_seconds:(%d+)'))
+end
 local function put(key, ...)
     redis.call('HSET', live .. key, ...)
     redis.call('SADD', index, key)
@@ -50,22 +57,25 @@ end
 """
 PEEK = """
 redis.call('SETNX', store, ARGV[2])
-return {redis.call('EXISTS', live .. ARGV[1]), redis.call('GET', numbers .. ARGV[1]) or '0', redis.call('GET', store)}
+local id, up_s = run()
+local last = redis.call('GET', numbers .. ARGV[1]) or '0'
+return {redis.call('EXISTS', live .. ARGV[1]), last, redis.call('GET', store) .. ' ' .. id, up_s}
 """
 CLAIM = """
 local key, last, number, value, ttl_ms, seen = unpack(ARGV)
-if seen and redis.call('GET', store) ~= seen then return 0 end
-if redis.call('EXISTS', live .. key) == 1 or (redis.call('GET', numbers .. key) or '0') ~= last then return 0 end
+local id = run()
+if (redis.call('GET', store) or '') .. ' ' .. id ~= seen then return false end
+if redis.call('EXISTS', live .. key) == 1 or (redis.call('GET', numbers .. key) or '0') ~= last then return false end
 redis.call('SET', numbers .. key, number)
 put(key, 'number', number, 'value', value)
 redis.call('PEXPIRE', live .. key, ttl_ms)
 publish('put', key, value)
-return 1
+return id
 """
 RENEW = """
 local key, report, number, ttl_ms = unpack(ARGV)
 local found = redis.call('HGET', live .. key, 'number')
-if not found then return -1 end
+if not found then return (run()) end
 if found ~= number then return 0 end
 redis.call('PEXPIRE', live .. key, ttl_ms)
 redis.call('PEXPIRE', live .. report, ttl_ms)
@@ -133,31 +143,26 @@ class RedisStore:
         self._seen = Seen()
 
     async def peek(self, key: str, settle_s: float) -> Peek:
-        held, last, named = await self._run(PEEK, key, uuid.uuid4().hex)
+        held, last, named, up_s = await self._run(PEEK, key, uuid.uuid4().hex)
         if len(last) > 19 or not last.isdigit():
             raise StoreAway(f"{self.numbers}{key} should count incarnations and holds {last[:40]!r}: delete it")
         store = named.decode(errors="replace")
-        settling = not int(last) and self._seen.for_s(store, asyncio.get_running_loop().time()) < settle_s
-        if settle_s > 0 and not settling:
-            settling = int((await self._server())["uptime_in_seconds"]) < settle_s + 1  # whole seconds, begun ones too
-        return Peek(bool(held) or settling, int(last), store)
+        known_s = self._seen.for_s(store, asyncio.get_running_loop().time())
+        young = not int(last) or self._seen.changed or up_s < settle_s + 1  # whole seconds, begun ones too
+        return Peek(bool(held) or (known_s < settle_s and young), int(last), store)
 
     async def claim(self, key: str, seen: Peek, number: int, value: bytes, lease_s: float) -> Claim | None:
-        return await self._take(key, seen.last, number, value, lease_s, seen.store)
-
-    async def _take(self, key: str, last: int, number: int, value: bytes, lease_s: float, *store: str) -> Claim | None:
-        server = str((await self._server())["run_id"])
-        done = await self._run(CLAIM, key, last, number, value, int(lease_s * 1000), *store)
-        return Claim(key, number, lease_s, server) if done else None
+        run = await self._run(CLAIM, key, seen.last, number, value, int(lease_s * 1000), seen.store)
+        return Claim(key, number, lease_s, run.decode()) if run else None
 
     async def renew(self, claim: Claim, value: bytes, retake: bool = False) -> Claim | None:
         done = await self._run(RENEW, claim.key, _report(claim.key), claim.number, int(claim.lease_s * 1000))
-        if done >= 0:
+        if isinstance(done, int):
             return claim if done else None
-        if not retake and (await self._server())["run_id"] == claim.token:
+        if not retake and done.decode() == claim.token:
             return None  # it expired
-        last = (await self.peek(claim.key, 0.0)).last
-        return await self._take(claim.key, last, claim.number, value, claim.lease_s) if last <= claim.number else None
+        found = await self.peek(claim.key, 0.0)
+        return await self.claim(claim.key, found, claim.number, value, claim.lease_s) if found.last <= claim.number else None
 
     async def put(self, claim: Claim, key: str, value: bytes) -> bool:
         return bool(await self._run(PUT, claim.key, claim.number, key, value))
@@ -200,10 +205,6 @@ class RedisStore:
     async def _run(self, script: str, *arguments: str | int | bytes) -> Any:
         async with self._troubles():
             return await self.client.eval(HEAD + script, len(self.keys), *self.keys, *arguments)
-
-    async def _server(self) -> dict[str, Any]:
-        async with self._troubles():
-            return dict(await self.client.info("server"))
 
     @asynccontextmanager
     async def _troubles(self) -> AsyncIterator[None]:

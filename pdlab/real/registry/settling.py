@@ -10,9 +10,11 @@ class Seen:
 
     def __init__(self) -> None:
         self._store, self._since_s = "", 0.0
+        self.changed = False  # another was seen before
 
     def for_s(self, store: str, now: float) -> float:
         """Since it was first seen."""
         if store != self._store:
+            self.changed = bool(self._store)
             self._store, self._since_s = store, now
         return now - self._since_s

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from prometheus_client.core import Metric
 
-from pdlab.core.types import Report
+from pdlab.core.types import InstanceSpec, Report
 from pdlab.real.engine.messages import FromQueue, Ready, Step, Submit, Tokens
 from pdlab.real.router import metrics
 from pdlab.real.router.timelines import KEPT
@@ -39,7 +39,7 @@ class ClusterEngine:
         def deliver(tokens: Tokens) -> None:
             put(msgspec.structs.replace(tokens, id=id))
 
-        requests, live = self._requests, self.world.live
+        requests, live = self._requests, self.world.requests.by_id
         requests[id] = self.world.submit(
             submit.tokens,
             submit.sampling,
@@ -65,22 +65,26 @@ class ClusterEngine:
 
     def families(self) -> Iterable[Metric]:
         """What the router counts, and its instances' gauges."""
-        return metrics.families(self.world, self.model)
+        return metrics.families(self.world.tally, self._specs(), self.world.instances.reports, self.model)
 
     def targets(self) -> list[dict[str, Any]]:
         """Where Prometheus finds the instances."""
-        return metrics.targets(self.world)
+        return metrics.targets(self._specs())
 
     @property
     def foreign(self) -> bool:
         """Only vLLM servers take part."""
-        members = [member for member in self.world.instances.members.values() if not member.gone]
-        return bool(members) and all(member.spec.engine == "vllm" for member in members)
+        specs = self._specs()
+        return bool(specs) and all(spec.engine == "vllm" for spec in specs)
+
+    def _specs(self) -> list[InstanceSpec]:
+        """Of the instances that take part."""
+        return [member.spec for member in self.world.instances.members.values() if not member.gone]
 
     def _members_changed(self) -> None:
         """Sum up the instances."""
         world = self.world
-        specs = [member.spec for member in world.instances.members.values() if not member.gone]
+        specs = self._specs()
         most = [min(spec.kv_most_tokens, spec.context_tokens or self.context_tokens or MOST_TOKENS) for spec in specs]
         self.ready = Ready(
             self.model,

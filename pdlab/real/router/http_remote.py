@@ -14,7 +14,8 @@ import msgspec
 from pdlab.core.types import InstanceSpec, Report, Role, UsageError
 from pdlab.real.api.metrics import CAUSES
 from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
-from pdlab.real.net.connections import Connections, HttpConnection
+from pdlab.real.net.http import Broken, HttpClient, HttpConnection, Unheard
+from pdlab.real.net.sse import Events
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.net.wire import MOST_IDS, Continue, KvParams, LeaseBody, Rejoin, RoleChange, StreamEvent
 from pdlab.real.registry.records import Garbage, read_report
@@ -25,22 +26,19 @@ from pdlab.real.router.remote import (
     Hear,
     InstanceFull,
     LegAsk,
-    LegBroken,
     LegNews,
     LegTokens,
     Prefilled,
     TransferTrouble,
     Unfit,
-    Unheard,
 )
 from pdlab.real.router.vllm import Vllm
 
-MOST_LINE_BYTES = 16 << 20  # of a stream
 # vLLM leases KV for 30 s, and only a decode server renews it; a later pull reads, without an error, what lies there by then. The world asks
 # every 10 s.
 UNRENEWED_S, FORGET_S = 15.0, 60.0
 
-TROUBLES = (InstanceFull, Unfit, LegBroken, TransferTrouble)
+TROUBLES = (InstanceFull, Unfit, Broken, TransferTrouble)
 FINISHES = (None, "stop", "length")
 CLIENTS_FAULT = ("invalid_request_error", "BadRequestError")  # as error chunks name it: pdlab, vLLM
 
@@ -151,7 +149,7 @@ def trouble(status: int, error: ErrorBody | None) -> Exception:
         return Busy(message)
     if status in (400, 413, 422) or (status == 200 and error is not None and error.type in CLIENTS_FAULT):
         return Unfit(message)
-    return LegBroken(f"{message or 'an answer without a reason'} ({code or status})")
+    return Broken(f"{message or 'an answer without a reason'} ({code or status})")
 
 
 def scored(given: Logprobs, tokens: int, alternatives: int) -> tuple[list[float], list[list[tuple[int, float]]] | None]:
@@ -159,7 +157,7 @@ def scored(given: Logprobs, tokens: int, alternatives: int) -> tuple[list[float]
     own = [-math.inf if one is None else one for one in given.token_logprobs]
     top = [_ranked(one or {})[:alternatives] for one in given.top_logprobs or []] if alternatives else None
     if len(own) != tokens or (top is not None and len(top) != tokens):
-        raise LegBroken(f"log-probabilities of {len(own)} tokens came with {tokens}")
+        raise Broken(f"log-probabilities of {len(own)} tokens came with {tokens}")
     return own, top
 
 
@@ -168,18 +166,18 @@ def _ranked(found: dict[str, float]) -> list[tuple[int, float]]:
     try:
         return sorted(((int(name.removeprefix("token_id:")), logprob) for name, logprob in found.items()), key=lambda one: -one[1])
     except ValueError:
-        raise LegBroken("log-probabilities came without token ids") from None
+        raise Broken("log-probabilities came without token ids") from None
 
 
 def prompt_scores(told: list[dict[str, PromptLogprob] | None] | None, tokens: Sequence[int], alternatives: int) -> list[Scored]:
     """Of the prompt `tokens` but the first. Raises Broken."""
     if told is None or len(told) != len(tokens):
-        raise LegBroken(f"log-probabilities of {len(told or ())} tokens came for a prompt of {len(tokens)}")
+        raise Broken(f"log-probabilities of {len(told or ())} tokens came for a prompt of {len(tokens)}")
     found = []
     for token, ranked in zip(tokens[1:], told[1:], strict=True):
         own = (ranked or {}).get(str(token))
         if own is None:
-            raise LegBroken(f"log-probabilities of the prompt came without that of its token {token}")
+            raise Broken(f"log-probabilities of the prompt came without that of its token {token}")
         top = _ranked({name: one.logprob for name, one in (ranked or {}).items()})[:alternatives]
         found.append(Scored(own.logprob, own.rank or 0, top))
     return found
@@ -189,7 +187,7 @@ def _read_answer(raw: bytes) -> LegAnswer:
     try:
         return _decode_answer(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise LegBroken("an answer that cannot be read") from None
+        raise Broken("an answer that cannot be read") from None
 
 
 def _read_trouble(raw: bytes) -> LegAnswer:
@@ -203,7 +201,7 @@ def _read_trouble(raw: bytes) -> LegAnswer:
 def _prefilled(answer: LegAnswer, ask: LegAsk) -> Prefilled:
     choice = answer.choices[0] if len(answer.choices) == 1 else LegChoice()
     if choice.token_ids is None or len(choice.token_ids) != 1 or choice.finish_reason not in ("stop", "length"):
-        raise LegBroken("a prefill leg was not answered by one token")
+        raise Broken("a prefill leg was not answered by one token")
     logprobs, top = scored(choice.logprobs, 1, ask.sampling.logprobs or 0) if choice.logprobs is not None else (None, None)
     wanted = ask.sampling.prompt_logprobs
     scores = prompt_scores(choice.prompt_logprobs, ask.tokens, wanted) if wanted is not None else None
@@ -211,7 +209,7 @@ def _prefilled(answer: LegAnswer, ask: LegAsk) -> Prefilled:
     try:
         params = _decode_params(raw) if raw != b"null" else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise LegBroken("kv_transfer_params that cannot be read") from None
+        raise Broken("kv_transfer_params that cannot be read") from None
     return Prefilled(
         choice.token_ids[0],
         choice.finish_reason,
@@ -230,54 +228,54 @@ class LegStream:
     its log-probabilities are asked for."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
-        self.ended = False
         self.failed: Exception | None = None
         self._candidates = self._open = sampling.best_of
         self._alternatives = sampling.logprobs or 0
         self._prompt, self._prompt_logprobs = prompt, sampling.prompt_logprobs
-        self._rest = bytearray()
+        self._events = Events(self._event)
+        self._found: list[LegNews] = []
+
+    @property
+    def ended(self) -> bool:
+        return self._events.done
 
     def feed(self, read: bytes) -> list[LegNews]:
         """Tokens of one candidate that came together go out together."""
-        found: list[LegNews] = []
-        self._rest += read
-        cut = self._rest.rfind(b"\n", len(self._rest) - len(read))
-        if cut < 0:
-            if len(self._rest) > MOST_LINE_BYTES:
-                self.failed = LegBroken("a line of the stream is too long")
-            return found
-        lines = bytes(self._rest[:cut]).split(b"\n")
-        del self._rest[: cut + 1]
+        events = self._events
         try:
-            for line in lines:
-                if line.startswith(b"data:") and not self.ended:
-                    self._event(line[5:].strip(), found)
+            events.feed(read)
+            if events.unread:
+                raise Broken("an answer that cannot be read")
+            if events.too_long:
+                raise Broken("a line of the stream is too long")
+            if events.done and self._open:
+                raise Broken("the stream ended before its tokens did")
         except TROUBLES as error:
             self.failed = error
+        found, self._found = self._found, []
         return found
 
-    def _event(self, event: bytes, found: list[LegNews]) -> None:
-        if event == b"[DONE]":
-            if self._open:
-                raise LegBroken("the stream ended before its tokens did")
-            self.ended = True
-            return
-        answer = _read_answer(event)
+    def _event(self, data: bytes, _name: bytes) -> bool:
+        try:
+            answer = _decode_answer(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
         if answer.error is not None:
             raise trouble(200, answer.error)
         if answer.pdlab is not None:
             if answer.pdlab.event == "moved":
                 self._open = 0
-            found.append(answer.pdlab)
+            self._found.append(answer.pdlab)
         for choice in answer.choices:
-            self._tokens(choice, found)
+            self._tokens(choice)
+        return True
 
-    def _tokens(self, choice: LegChoice, found: list[LegNews]) -> None:
-        candidate, tokens, finish = choice.index, choice.token_ids or [], choice.finish_reason
+    def _tokens(self, choice: LegChoice) -> None:
+        candidate, tokens, finish, found = choice.index, choice.token_ids or [], choice.finish_reason, self._found
         if finish is not None:
             self._open -= 1
         if finish not in FINISHES or not 0 <= candidate < self._candidates or self._open < 0:
-            raise LegBroken(f"the stream has finish_reason {finish!r} for choice {candidate}")
+            raise Broken(f"the stream has finish_reason {finish!r} for choice {candidate}")
         if self._prompt_logprobs is not None:  # they come with what comes first
             scores = prompt_scores(choice.prompt_logprobs, self._prompt, self._prompt_logprobs)
             self._prompt_logprobs = None
@@ -300,12 +298,12 @@ class HttpRemote:
 
     def __init__(self, spec: InstanceSpec, *, token: str = "", api_key: str = "", tls: Tls = PLAIN) -> None:
         self.spec = spec
-        self._connections = Connections(spec.url, token if spec.engine == "pdlab" else "", api_key, tls)
+        self._http = HttpClient(spec.url, token if spec.engine == "pdlab" else "", api_key, tls)
         self._vllm = Vllm(spec.url, api_key, tls) if spec.engine == "vllm" else None
         self._leased_s: dict[str, float] = {}  # by a vLLM server, when
 
     def close(self) -> None:
-        self._connections.close()
+        self._http.close()
         if self._vllm is not None:
             self._vllm.close()
 
@@ -342,7 +340,7 @@ class HttpRemote:
                 raise trouble(connection.status, _read_trouble(await connection.whole()).error)
             await connection.follow(read)
             if not stream.ended:
-                raise LegBroken("the stream broke off")
+                raise Broken("the stream broke off")
         finally:
             connection.leave(stream.ended or connection.done)
 
@@ -352,8 +350,8 @@ class HttpRemote:
     async def release(self, lease: str) -> None:
         """A vLLM server cannot be asked: what it leases ends 30 s after its last heartbeat."""
         if self._pdlab:
-            with suppress(LegBroken):
-                await self._connections.call(b"POST", b"/pdlab/v1/release", encode(LeaseBody(lease)))
+            with suppress(Broken):
+                await self._http.call(b"POST", b"/pdlab/v1/release", encode(LeaseBody(lease)))
 
     async def renew(self, lease: str) -> bool:
         """Of a vLLM server, which cannot be asked: False when its lease may end before the next time."""
@@ -361,17 +359,17 @@ class HttpRemote:
             now = asyncio.get_running_loop().time()
             return now - self._leased_s.get(lease, now) < UNRENEWED_S
         try:
-            status, _ = await self._connections.call(b"POST", b"/pdlab/v1/renew", encode(LeaseBody(lease)))
-        except LegBroken:
+            status, _ = await self._http.call(b"POST", b"/pdlab/v1/renew", encode(LeaseBody(lease)))
+        except Broken:
             return False
         return 200 <= status < 300
 
     async def alive(self, within_s: float = ALIVE_S) -> bool | None:
         try:
-            status, _ = await self._connections.call(b"GET", b"/health", within_s=within_s)
+            status, _ = await self._http.call(b"GET", b"/health", within_s=within_s)
         except Unheard:
             return None
-        except LegBroken:  # nobody listens, or whoever takes its connections, a proxy perhaps, hangs up on new ones
+        except Broken:  # nobody listens, or whoever takes its connections, a proxy perhaps, hangs up on new ones
             return False
         return status == 200
 
@@ -379,9 +377,9 @@ class HttpRemote:
         try:
             if self._vllm is not None:
                 return await self._vllm.report(self.spec, time.time())
-            status, raw = await self._connections.call(b"GET", b"/pdlab/v1/report", within_s=ALIVE_S)
+            status, raw = await self._http.call(b"GET", b"/pdlab/v1/report", within_s=ALIVE_S)
             return read_report(self.spec.name, raw) if status == 200 else None
-        except (LegBroken, Garbage, UsageError):
+        except (Broken, Garbage, UsageError):
             return None
 
     async def switch(self, role: Role) -> None:
@@ -393,7 +391,7 @@ class HttpRemote:
     async def rejoin(self) -> None:
         """A vLLM server cannot be asked."""
         if self._pdlab:
-            with suppress(LegBroken):
+            with suppress(Broken):
                 await self._told(b"/pdlab/v1/rejoin", encode(Rejoin(self.spec.incarnation)))
 
     @property
@@ -407,10 +405,10 @@ class HttpRemote:
         self._leased_s[lease] = now
 
     async def _told(self, path: bytes, body: bytes) -> None:
-        status, raw = await self._connections.call(b"POST", path, body)
+        status, raw = await self._http.call(b"POST", path, body)
         if not 200 <= status < 300:
             error = _read_trouble(raw).error
-            raise LegBroken(f"{path.decode()}: {error.message if error is not None and error.message else status}")
+            raise Broken(f"{path.decode()}: {error.message if error is not None and error.message else status}")
 
     async def _leg(self, ask: LegAsk, *, stream: bool) -> HttpConnection:
         """A prefill leg makes one token of one candidate. vLLM's priorities run the other way, and most of its servers refuse them."""
@@ -449,4 +447,5 @@ class HttpRemote:
             priority=ask.priority if self._pdlab else 0,
             kv_transfer_params=params if params is not None or ask.raw_params is None else msgspec.Raw(ask.raw_params),
         )
-        return await self._connections.ask(b"POST", b"/v1/completions", encode(body), ask.leg)
+        named = b"X-Request-Id: %b\r\n" % ask.leg.encode("ascii")
+        return await self._http.send(self._http.request(b"POST", b"/v1/completions", encode(body), named))

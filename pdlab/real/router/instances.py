@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -22,16 +21,14 @@ from pdlab.core.types import (
     Report,
     Role,
     Scale,
-    Stage,
     Stop,
     Switch,
     Switched,
 )
-from pdlab.real.router.metrics import HANDOFF
-from pdlab.real.router.remote import LegBroken, Remote
-
-if TYPE_CHECKING:
-    from pdlab.real.router.world import LiveWorld
+from pdlab.real.net.http import Broken
+from pdlab.real.router.remote import Remote
+from pdlab.real.router.tasks import Tasks
+from pdlab.results.timeline import Book
 
 CALL_BACK_S = 1.0
 ASK_LOAD_S = 0.5  # between two reports that are asked of an instance while the registry is away
@@ -57,14 +54,30 @@ class Incarnation:
 
 
 class Instances:
-    """`members` are the present incarnations, `reports` their last. `connect` makes the Remote of one that has joined, `start` brings up
-    one more of a role."""
+    """`members` are the present incarnations, `reports` their last. What happens to them goes by `tell` to the router; `heard_s` says when
+    that has heard of an incarnation last, and one that has reported within `lease_s` is there. `connect` makes the Remote of one that has
+    joined. `lost` drops one that is gone from all requests, and says how many tokens each of these keeps. `start` brings up one more of a
+    role."""
 
-    def __init__(self, world: LiveWorld, connect: Callable[[InstanceSpec], Remote], unix: Callable[[], float], start: Start | None) -> None:
-        self.world = world
+    def __init__(
+        self,
+        tell: Callable[[AnyEvent], None],
+        now: Callable[[], float],
+        tasks: Tasks,
+        book: Book,
+        *,
+        connect: Callable[[InstanceSpec], Remote],
+        heard_s: Callable[[InstanceSpec], float],
+        lost: Callable[[Incarnation], dict[int, int]],
+        lease_s: float,
+        unix: Callable[[], float],
+        start: Start | None,
+    ) -> None:
         self.members: dict[str, Incarnation] = {}
         self.reports: dict[str, Report] = {}
-        self._connect, self._unix, self._start = connect, unix, start
+        self._tell, self._now, self._tasks, self._book = tell, now, tasks, book
+        self._connect, self._heard_s, self._lost, self._lease_s = connect, heard_s, lost, lease_s
+        self._unix, self._start = unix, start
         self._inquiries: dict[Incarnation, asyncio.Task[bool]] = {}
         self._asking: asyncio.Task[None] | None = None
 
@@ -77,17 +90,17 @@ class Instances:
             if known is not None:
                 self.gone(known)
             self.members[spec.name] = Incarnation(spec, self._connect(spec))
-            self.world.lines.book.place(spec.name)
+            self._book.place(spec.name)
             self.reports.pop(spec.name, None)
-            self.world.tell(Joined(spec))
+            self._tell(Joined(spec))
             if spec.draining:
-                self.world.tell(Drained(spec.name, spec.incarnation))
+                self._tell(Drained(spec.name, spec.incarnation))
         elif spec.incarnation == known.spec.incarnation and not known.gone:
             before, known.spec = known.spec, spec
             if spec.role is not before.role:
-                self.world.tell(Switched(spec.name, spec.incarnation, spec.role))
+                self._tell(Switched(spec.name, spec.incarnation, spec.role))
             if spec.draining is not before.draining:
-                self.world.tell(Drained(spec.name, spec.incarnation, spec.draining))
+                self._tell(Drained(spec.name, spec.incarnation, spec.draining))
 
     def leave(self, name: str, incarnation: int) -> None:
         """An incarnation is gone, by its own account or the registry's."""
@@ -101,13 +114,13 @@ class Instances:
         member = self.members.get(spec.name)
         if member is not None and member.spec.incarnation == spec.incarnation and member.left:
             member.left = False
-            self.world.spawn(self._calling_back(member))
+            self._tasks.spawn(self._calling_back(member))
 
     def unreachable(self, member: Incarnation, *, died: bool = True) -> None:
         """It is dead, or was silent for too long. If it lives on in the registry, it is to come back as a new incarnation."""
         if not member.gone:
             self.gone(member, died=died)
-            self.world.spawn(self._calling_back(member))
+            self._tasks.spawn(self._calling_back(member))
 
     async def _calling_back(self, member: Incarnation) -> None:
         while self.members[member.name] is member and not member.left:
@@ -121,18 +134,15 @@ class Instances:
             return False
         if (asked := self._inquiries.get(member)) is None:
             asked = self._inquiries[member] = asyncio.get_running_loop().create_task(self._inquire(member))
-            self.world.keep(asked)
+            self._tasks.keep(asked)
             asked.add_done_callback(lambda _: self._inquiries.pop(member, None))
         return await asyncio.shield(asked)
 
     async def _inquire(self, member: Incarnation) -> bool:
-        router = self.world.router
-        inquiry = Inquiry(router.limits.lease_s)
+        inquiry = Inquiry(self._lease_s)
         while True:
             answer = await (member.remote.alive(inquiry.within_s) if inquiry.probes else member.remote.alive())
-            known = router.by_name.get(member.name)
-            heard_s = known.heard_s if known is not None and known.spec.incarnation == member.spec.incarnation else -math.inf
-            verdict = inquiry.probed(answer, self.world.now() - heard_s)
+            verdict = inquiry.probed(answer, self._now() - self._heard_s(member.spec))
             if verdict is not Verdict.UNKNOWN:
                 return verdict is Verdict.LIVES
 
@@ -141,32 +151,21 @@ class Instances:
         if member.gone:
             return
         member.gone = True
-        sent: dict[int, int] = {}
-        for live in self.world.live.values():
-            takes_part = any(leg.member is member and leg.kind != "target" for leg in live.legs.values())
-            if (takes_part or (live.held is not None and live.held.member is member)) and live.kept:
-                sent[live.request.id] = live.kept
-            if member.name in (live.line.prefill_instance, live.line.decode_instance) and live.line.stage is Stage.TRANSFER:
-                self.world.tally.transfer_failed(HANDOFF, "instance_gone")
-            for leg in [leg for leg in live.legs.values() if leg.member is member]:
-                live.drop(leg)
-                leg.cancel()
-            if live.held is not None and live.held.member is member:
-                live.held = None
+        sent = self._lost(member)
         member.remote.close()
         self.reports.pop(member.name, None)
-        self.world.tell(Left(member.name, member.spec.incarnation, sent, died))
+        self._tell(Left(member.name, member.spec.incarnation, sent, died))
 
     def report(self, report: Report) -> None:
         """An instance's load; `taken_s` is Unix time."""
-        now, age_s = self.world.now(), self._unix() - report.taken_s
+        now, age_s = self._now(), self._unix() - report.taken_s
         taken_s = min(now, now - age_s) if abs(age_s) <= SKEW_S else now
         report = msgspec.structs.replace(report, taken_s=taken_s)
         member = self.members.get(report.instance)
         if member is not None and not member.gone and member.spec.incarnation == report.incarnation:
             self.reports[report.instance] = report
-            self.world.lines.book.sample(now, report, member.spec.kv_blocks)
-        self.world.tell(report)
+            self._book.sample(now, report, member.spec.kv_blocks)
+        self._tell(report)
 
     def other(self, event: AnyEvent) -> None:
         """What else the registry says: Suspected, Switched, Drained, Leads, and that it is away."""
@@ -180,13 +179,13 @@ class Instances:
                 member.spec = msgspec.structs.replace(member.spec, role=event.role)
             else:
                 member.spec = msgspec.structs.replace(member.spec, draining=event.draining)
-        self.world.tell(event)
+        self._tell(event)
 
     def _ask_loads(self, away: bool) -> None:
         """While the registry brings no reports they are asked of the instances themselves."""
         if self._asking is not None:
             self._asking.cancel()
-        self._asking = self.world.spawn(self._asking_loads()) if away else None
+        self._asking = self._tasks.spawn(self._asking_loads()) if away else None
 
     async def _asking_loads(self) -> None:
         while True:
@@ -196,29 +195,34 @@ class Instances:
                     self.report(report)
             await asyncio.sleep(ASK_LOAD_S)
 
+    def close(self) -> None:
+        """Hang up."""
+        for member in self.members.values():
+            member.remote.close()
+
     # ------------------------------------------------------------ what the router asks of them
 
     def switch(self, action: Switch) -> None:
-        self.world.spawn(self._switching(self.members[action.instance], action.role))
+        self._tasks.spawn(self._switching(self.members[action.instance], action.role))
 
     async def _switching(self, member: Incarnation, role: Role) -> None:
         try:
             await member.remote.switch(role)
-        except LegBroken:
+        except Broken:
             if await self.lives(member):  # it stays what it was
-                self.world.tell(Switched(member.name, member.spec.incarnation, member.spec.role))
+                self._tell(Switched(member.name, member.spec.incarnation, member.spec.role))
             else:
                 self.unreachable(member)
 
     def stop(self, action: Stop) -> None:
-        self.world.spawn(self._stopping(self.members[action.instance]))
+        self._tasks.spawn(self._stopping(self.members[action.instance]))
 
     async def _stopping(self, member: Incarnation) -> None:
         try:
             await member.remote.drain()
-        except LegBroken:
+        except Broken:
             if await self.lives(member):  # it stays, unless it has said that it drains
-                self.world.tell(Drained(member.name, member.spec.incarnation, member.spec.draining))
+                self._tell(Drained(member.name, member.spec.incarnation, member.spec.draining))
             else:
                 self.unreachable(member)
 
@@ -230,4 +234,4 @@ class Instances:
     def scale(self, action: Scale) -> None:
         assert self._start is not None, "scaling without autoscale"
         for _ in range(action.count):
-            self.world.spawn(self._start(action.role))
+            self._tasks.spawn(self._start(action.role))

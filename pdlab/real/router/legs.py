@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -34,21 +34,37 @@ from pdlab.core.types import (
 )
 from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.engine.messages import Sampling
+from pdlab.real.net.http import Broken, Unheard
 from pdlab.real.net.wire import Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
-from pdlab.real.router.instances import Incarnation
+from pdlab.real.router.instances import Incarnation, Instances
 from pdlab.real.router.live import HeldKv, Leg, Live
-from pdlab.real.router.metrics import HANDOFF, MIGRATION
-from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegBroken, LegNews, LegTokens, TransferTrouble, Unfit, Unheard
-
-if TYPE_CHECKING:
-    from pdlab.real.router.world import LiveWorld
+from pdlab.real.router.live_requests import LiveRequests, Now, Tell
+from pdlab.real.router.metrics import HANDOFF, MIGRATION, Tally
+from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
+from pdlab.real.router.tasks import Tasks
 
 Way = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Legs:
-    def __init__(self, world: LiveWorld, transfer: TransferSpec) -> None:
-        self.world, self.transfer = world, transfer
+    """`name` begins the names of all. A transfer that takes longer than `transfer_timeout_s` is given up by the router."""
+
+    def __init__(
+        self,
+        tell: Tell,
+        now: Now,
+        requests: LiveRequests,
+        instances: Instances,
+        tasks: Tasks,
+        tally: Tally,
+        transfer: TransferSpec,
+        *,
+        transfer_timeout_s: float,
+        name: str,
+    ) -> None:
+        self.transfer, self.name = transfer, name
+        self._tell, self._now, self._requests, self._instances, self._tasks, self._tally = tell, now, requests, instances, tasks, tally
+        self._transfer_timeout_s = transfer_timeout_s
 
     # ------------------------------------------------------------ what the router asks for
 
@@ -67,13 +83,13 @@ class Legs:
         """Decode at `dst` from the KV that waits at `src`."""
         answer, line = live.prefilled, live.line
         assert answer is not None
-        line.handed_off(self.world.now(), dst.name)
-        if dst is src and (live.given or not (dst.can(MADE) and live.single)):
+        line.handed_off(self._now(), dst.name)
+        if dst is src and (live.given or not dst.can(MADE)):
             self._alone(live, dst)
-            self.world.release(live)
+            self._requests.release(live)
             return
-        if dst is src and not live.made:
-            live.first(self.world.now(), None)  # that token is in the KV already
+        if dst is src and live.single and not live.made:
+            live.first(self._now(), None)  # that token is in the KV already
         leg = self._leg(live, "decode", dst)
         if not dst.can(MADE) or answer.params is None:
             self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
@@ -85,24 +101,35 @@ class Legs:
     def migrate(self, live: Live, src: Incarnation, dst: Incarnation) -> None:
         source = live.legs.get("decode")
         if source is None or source.member is not src:
-            self.world.tell(TransferFailed(live.request.id, live.attempt, src.name, dst.name, "the request does not run there any more"))
+            self._tell(TransferFailed(live.request.id, live.attempt, src.name, dst.name, "the request does not run there any more"))
             return
         leg = self._leg(live, "target", dst)
         extra = Extra(migrate=MigrateFrom(src.spec.url, source.name), events=True)
         self._run(live, leg, partial(self._read, live, leg, params=KvParams(do_remote_prefill=True, pdlab=extra)))
 
+    def abort(self, live: Live, instance: str) -> None:
+        """Nothing of the attempt at that instance is wanted any more."""
+        live.prefilled = None
+        for leg in list(live.legs.values()):
+            if leg.member.name == instance:
+                self._count_late(live, leg)
+                live.drop(leg)
+                leg.cancel()
+        if live.held is not None and live.held.member.name == instance:
+            self._requests.release(live)
+
     # ------------------------------------------------------------ KV that does not come
 
-    def count_late(self, live: Live, leg: Leg) -> None:
+    def _count_late(self, live: Live, leg: Leg) -> None:
         """The leg is given up. Because its KV did not come in time?"""
-        late = self.world.now() - live.line.handoff_s >= self.world.router.limits.transfer_timeout_s
+        late = self._now() - live.line.handoff_s >= self._transfer_timeout_s
         waits = leg.kind in ("decode", "reserve") and not leg.landed and live.line.stage is Stage.TRANSFER
         if waits and late and leg.member.name != live.line.prefill_instance:
-            self.world.tally.transfer_failed(HANDOFF, "deadline")
+            self._tally.transfer_failed(HANDOFF, "deadline")
 
     async def _unreached(self, live: Live, leg: Leg, trouble: TransferTrouble) -> bool:
         """KV did not come to a leg that waits for it. Is that for want of a way? A lease that has ended says nothing of it."""
-        src, held = self.world.instances.members.get(live.line.prefill_instance or ""), live.held
+        src, held = self._instances.members.get(live.line.prefill_instance or ""), live.held
         if src is None or src is leg.member or src.gone or live.line.stage is not Stage.TRANSFER:
             return False
         if held is not None and not await src.remote.renew(held.lease):
@@ -111,7 +138,7 @@ class Legs:
             live.drop(leg)
             live.line.refused()
             here = live.held is not None
-            self.world.tell(Unreachable(live.request.id, live.attempt, src.name, leg.member.name, str(trouble), here))
+            self._tell(Unreachable(live.request.id, live.attempt, src.name, leg.member.name, str(trouble), here))
         return True
 
     # ------------------------------------------------------------ legs
@@ -126,26 +153,26 @@ class Legs:
     def _leg(self, live: Live, kind: str, member: Incarnation) -> Leg:
         place = {"prefill": "prefill", "target": "target"}.get(kind, "decode")
         live.named += 1
-        name = f"{self.world.name}-{live.request.id}-{live.attempt}-{live.named}"
+        name = f"{self.name}-{live.request.id}-{live.attempt}-{live.named}"
         leg = live.legs[place] = Leg(kind, name, member, [0] * live.sampling.best_of)
         if place == "decode":
             live.line.assigned(member.name)
         return leg
 
     def _run(self, live: Live, leg: Leg, way: Way) -> None:
-        leg.task = self.world.spawn(self._guarded(live, leg, way))
+        leg.task = self._tasks.spawn(self._guarded(live, leg, way))
 
     async def _guarded(self, live: Live, leg: Leg, way: Way) -> None:
         try:
             await way()
-        except (InstanceFull, Unfit, LegBroken, TransferTrouble) as trouble:
+        except (InstanceFull, Unfit, Broken, TransferTrouble) as trouble:
             if not leg.over:
                 await self._trouble(live, leg, trouble)
         except Exception as error:
             if not leg.over:
                 live.drop(leg)
                 reason = f"{type(error).__name__}: {error}"
-                self.world.tell(Failed(live.request.id, live.attempt, leg.member.name, reason))
+                self._tell(Failed(live.request.id, live.attempt, leg.member.name, reason))
             raise
 
     def _ask(
@@ -163,7 +190,7 @@ class Legs:
         return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw)
 
     def _dispatched(self, live: Live, prefill: Incarnation) -> None:
-        live.line.dispatched(self.world.now(), prefill.name)
+        live.line.dispatched(self._now(), prefill.name)
 
     # ------------------------------------------------------------ prefill
 
@@ -190,16 +217,16 @@ class Legs:
             live.held = HeldKv(leg.member, answer.params.remote_request_id)
         stopped = answer.finish == "stop"
         if not dropped and (stopped or sampling.max_tokens == 1):
-            live.first(self.world.now(), "stop" if stopped else "length")
-            self.world.finish(live, leg)
+            live.first(self._now(), "stop" if stopped else "length")
+            self._requests.finish(live, leg)
             return
         if push is None and answer.raw_params is None:
-            raise LegBroken("it answered without kv_transfer_params")
+            raise Broken("it answered without kv_transfer_params")
         if self.transfer.first_token == "prefill" and live.goes_on and live.single and not live.given:
-            live.first(self.world.now(), None)
+            live.first(self._now(), None)
         live.drop(leg)
         live.line.prefilled()
-        self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, answer.cached_tokens))
+        self._tell(PrefillDone(live.request.id, live.attempt, leg.member.name, answer.cached_tokens))
         if live.prefilled is not answer:
             return  # it was told of something else meanwhile
         if reserved is not None:
@@ -207,21 +234,14 @@ class Legs:
 
     def _prefilled(self, live: Live, queue_s: float, cached_tokens: int) -> None:
         live.line.prefill_started(live.line.dispatched_s + queue_s, cached_tokens)
-        self.world.tally.prefilled(live.request.prompt_tokens, cached_tokens)
-
-    def _push(self, prefill: Incarnation, to: StreamEvent) -> PushTo | None:
-        """Where `prefill` is to write; None: the KV is pulled."""
-        if self.transfer.mode != "push" or not prefill.can(PUSH):
-            return None
-        granularity = "chunk" if self.transfer.granularity == "layer" and not prefill.can(LAYERS) else self.transfer.granularity
-        return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, self.transfer.timeout_s)
+        self._tally.prefilled(live.request.prompt_tokens, cached_tokens)
 
     async def _proceed(self, live: Live, leg: Leg, pull: KvParams | None) -> None:
-        live.line.handed_off(self.world.now(), leg.member.name)
+        live.line.handed_off(self._now(), leg.member.name)
         leg.next[0] = len(live.made)
         try:
             await leg.member.remote.proceed(Continue(leg.name, live.given + live.made, pull))
-        except LegBroken as broken:
+        except Broken as broken:
             if not leg.over:
                 await self._trouble(live, leg, broken)
                 leg.cancel()  # its stream may not know
@@ -234,7 +254,7 @@ class Legs:
         """A decode leg to its end. `prefill`: whom to ask for the prompt when blocks are reserved."""
         await leg.member.remote.decode(self._ask(live, leg, None, params, raw), partial(self._hear, live, leg, prefill))
         if not leg.over and not leg.moved and leg.ended < len(live.candidates):
-            raise LegBroken("its stream ended early")
+            raise Broken("its stream ended early")
 
     def _hear(self, live: Live, leg: Leg, prefill: Incarnation | None, news: LegNews) -> None:
         if leg.over:
@@ -243,7 +263,7 @@ class Legs:
             self._tokens(live, leg, news)
         elif news.event == "reserved" and prefill is not None and not leg.reserved:
             leg.reserved = True
-            self._prefill(live, prefill, reserved=leg, push=self._push(prefill, news))
+            self._prefill(live, prefill, reserved=leg, push=push_to(self.transfer, prefill, news))
         elif news.event == "transferred" and not leg.landed:
             self._landed(live, leg, news)
         elif news.event == "prefilled" and leg.kind == "alone" and live.prefilled is None:
@@ -262,30 +282,31 @@ class Legs:
             if leg.over:
                 return
         leg.ended += news.finish is not None
-        live.take(leg, news, self.world.now())
+        live.take(leg, news, self._now())
         target = live.legs.get("target")
         if target is not None and target.landed and leg is not target and live.sent >= target.goes_on_from:
             self._commit(live, leg, target)
         elif live.finished:
-            self.world.finish(live, leg)
+            self._requests.finish(live, leg)
         elif began and leg.kind == "alone":
-            live.line.decode_began(self.world.now())
+            live.line.decode_began(self._now())
             if live.prefilled is None:
-                self.world.tell(PrefillDone(live.request.id, live.attempt, leg.member.name, live.line.cached_tokens))
+                self._tell(PrefillDone(live.request.id, live.attempt, leg.member.name, live.line.cached_tokens))
 
     def _landed(self, live: Live, leg: Leg, news: StreamEvent) -> None:
         """The KV is where the leg decodes."""
         leg.landed = True
-        now, request = self.world.now(), live.request
+        now, request = self._now(), live.request
         if leg.kind == "target":
             live.line.copied(news.bytes)
-            self.world.tally.transferred(MIGRATION, news.bytes, news.seconds)
+            self._tally.transferred(MIGRATION, news.bytes, news.seconds)
+            leg.bytes, leg.seconds = news.bytes, news.seconds
             leg.next[0] = leg.goes_on_from = news.made - len(live.given)
             source = live.legs["decode"]
             if live.sent >= leg.goes_on_from:
                 self._commit(live, source, leg)
             elif source.moved:
-                raise LegBroken("its source kept tokens back")
+                raise Broken("its source kept tokens back")
             return
         held, live.held = live.held, None  # it was read
         if held is not None and held.member is leg.member:
@@ -296,10 +317,10 @@ class Legs:
         line.transfer_began(max(end_s - news.seconds, line.dispatched_s) if news.seconds > 0.0 else line.handoff_s)
         line.transferred(end_s, news.bytes)
         line.decode_began(now)
-        self.world.tally.transferred(HANDOFF, news.bytes, end_s - line.transfer_start_s)
+        self._tally.transferred(HANDOFF, news.bytes, end_s - line.transfer_start_s)
         paced = leg.reserved and self.transfer.mode == "push" and self.transfer.granularity != "request"
         seconds = 0.0 if paced else news.seconds
-        self.world.tell(Transferred(request.id, live.attempt, leg.member.name, news.bytes, seconds))
+        self._tell(Transferred(request.id, live.attempt, leg.member.name, news.bytes, seconds))
 
     # ------------------------------------------------------------ migration
 
@@ -308,7 +329,7 @@ class Legs:
         leg.moved = True
         target = live.legs.get("target")
         if target is None or target.landed:
-            raise LegBroken("it was moved away")
+            raise Broken("it was moved away")
 
     def _commit(self, live: Live, source: Leg, target: Leg) -> None:
         live.drop(source)
@@ -317,63 +338,72 @@ class Legs:
         live.legs["decode"] = live.legs.pop("target")
         target.kind = "decode"
         live.line.migrated(target.member.name)
-        self.world.tally.migrations += 1
-        self.world.tell(Migrated(live.request.id, live.attempt, source.member.name, target.member.name))
+        self._tally.migrations += 1
+        names = source.member.name, target.member.name
+        self._tell(Migrated(live.request.id, live.attempt, *names, target.bytes, target.seconds))
         if live.finished and not target.over:
-            self.world.finish(live, target)
+            self._requests.finish(live, target)
 
     # ------------------------------------------------------------ trouble
 
-    async def _trouble(self, live: Live, leg: Leg, trouble: InstanceFull | Unfit | LegBroken | TransferTrouble) -> None:
+    async def _trouble(self, live: Live, leg: Leg, trouble: InstanceFull | Unfit | Broken | TransferTrouble) -> None:
         request_id, attempt, name = live.request.id, live.attempt, leg.member.name
         reason = str(trouble) or type(trouble).__name__
         waits = leg.kind in ("decode", "reserve", "target") and not leg.landed
         if isinstance(trouble, Fenced):
-            self.world.instances.gone(leg.member, died=False)
+            self._instances.gone(leg.member, died=False)
             return
-        if isinstance(trouble, LegBroken) and not await self.world.instances.lives(leg.member):
+        if isinstance(trouble, Broken) and not await self._instances.lives(leg.member):
             if not leg.over:
-                self.world.instances.unreachable(leg.member)
+                self._instances.unreachable(leg.member)
             return
         if leg.over:
             return
         if waits and isinstance(trouble, TransferTrouble):
-            self.world.tally.transfer_failed(MIGRATION if leg.kind == "target" else HANDOFF, trouble.cause)
+            self._tally.transfer_failed(MIGRATION if leg.kind == "target" else HANDOFF, trouble.cause)
         if leg.kind == "target":
             self._target_trouble(live, leg, trouble, reason)
         elif isinstance(trouble, Unfit):
             live.drop(leg)
             live.unfit = True
-            self.world.tell(Failed(request_id, attempt, name, reason))
+            self._tell(Failed(request_id, attempt, name, reason))
         elif isinstance(trouble, InstanceFull) and not leg.reserved and (waits or leg.kind in ("prefill", "alone")) and not leg.landed:
             live.drop(leg)
             live.line.refused()
-            self.world.tell(Refused(request_id, attempt, name))
+            self._tell(Refused(request_id, attempt, name))
         elif isinstance(trouble, (InstanceFull, TransferTrouble)) and waits:
             if isinstance(trouble, InstanceFull):
-                self.world.tally.transfer_failed(HANDOFF, "full")
+                self._tally.transfer_failed(HANDOFF, "full")
             if isinstance(trouble, TransferTrouble) and await self._unreached(live, leg, trouble):
                 return
             live.drop(leg)
-            self.world.tell(TransferFailed(request_id, attempt, live.line.prefill_instance or "", name, reason))
+            self._tell(TransferFailed(request_id, attempt, live.line.prefill_instance or "", name, reason))
         else:
             live.complete()
             if live.finished:
-                self.world.finish(live, leg)
+                self._requests.finish(live, leg)
                 return
             live.drop(leg)
             charged = not isinstance(trouble, (Unheard, Busy))
-            self.world.tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.kept, charged))
+            self._tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.kept, charged))
 
     def _target_trouble(self, live: Live, leg: Leg, trouble: Exception, reason: str) -> None:
         source = live.legs["decode"]
         lost = leg.landed or source.moved
         live.drop(leg)
         if isinstance(trouble, InstanceFull) and not lost:
-            self.world.tell(Refused(live.request.id, live.attempt, leg.member.name))
+            self._tell(Refused(live.request.id, live.attempt, leg.member.name))
         else:
             src, dst = source.member.name, leg.member.name
             if isinstance(trouble, TransferTrouble) and trouble.cause == "unreachable" and not lost:
-                self.world.tell(Unreachable(live.request.id, live.attempt, src, dst, reason, held=True))
+                self._tell(Unreachable(live.request.id, live.attempt, src, dst, reason, held=True))
             else:
-                self.world.tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.kept))
+                self._tell(TransferFailed(live.request.id, live.attempt, src, dst, reason, lost, live.kept))
+
+
+def push_to(transfer: TransferSpec, prefill: Incarnation, to: StreamEvent) -> PushTo | None:
+    """Where `prefill` is to write; None: the KV is pulled."""
+    if transfer.mode != "push" or not prefill.can(PUSH):
+        return None
+    granularity = "chunk" if transfer.granularity == "layer" and not prefill.can(LAYERS) else transfer.granularity
+    return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, transfer.timeout_s)

@@ -12,8 +12,9 @@ import msgspec
 from pdlab.core.types import Request, Stage
 from pdlab.real.api.backend import Ended
 from pdlab.real.engine.messages import Sampling, Scored, Tokens
+from pdlab.real.net.http import Broken
 from pdlab.real.router.instances import Incarnation
-from pdlab.real.router.remote import LegBroken, LegTokens, Prefilled
+from pdlab.real.router.remote import LegTokens, Prefilled
 from pdlab.results.timeline import Timeline
 
 Gap = Callable[[float, int], None]
@@ -35,6 +36,8 @@ class Leg:
     ended: int = 0  # candidates that it has brought to their end
     moved: bool = False  # its request has been migrated away
     goes_on_from: int = 0  # a migration's destination: how many tokens its source has made
+    bytes: int = 0  # of its KV, that came in `seconds`
+    seconds: float = 0.0
 
     def cancel(self) -> None:
         self.over = True
@@ -184,7 +187,7 @@ class Live:
         known = len(c.tokens)
         new = news.tokens[known - start :]
         if self.sampling.structured is not None and news.tokens[: known - start] != c.tokens[start : start + len(news.tokens)]:
-            raise LegBroken("what it makes anew differs from what the client has")
+            raise Broken("what it makes anew differs from what the client has")
         if c.finish is not None or (not new and news.finish is None):
             return
         if new:

@@ -7,17 +7,14 @@ names, and bear the instance's name and role, as the instance's own do.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from pdlab.core.types import Action, AnyEvent, Dispatch, Handoff, InstanceSpec, Joined, Refused, Report, Role, Switched
 from pdlab.real.api.metrics import CAUSES, KV_BYTES, KV_SECONDS, ROUTER, Histogram
-
-if TYPE_CHECKING:
-    from pdlab.real.router.world import LiveWorld
 
 HANDOFF, MIGRATION = "handoff", "migration"
 ENDS = ("done", "aborted", "expired", "rejected", "failed")
@@ -89,11 +86,10 @@ class Tally:
         return dict(self._roles)
 
 
-def families(world: LiveWorld, model: str) -> Iterable[Metric]:
-    """All but what every OpenAI front counts."""
-    tally, base = world.tally, {"model_name": model}
-    members = [member.spec for member in world.instances.members.values() if not member.gone]
-    yield from _gauges(members, world.instances.reports, model)
+def families(tally: Tally, members: Sequence[InstanceSpec], reports: Mapping[str, Report], model: str) -> Iterable[Metric]:
+    """All but what every OpenAI front counts. `members` take part, `reports` are their last by name."""
+    base = {"model_name": model}
+    yield from _gauges(members, reports, model)
     yield _instances(members, base)
     roles = tally.roles()
     whose = {name: {"instance": name, "role": str(role)} for name, role in roles.items()}
@@ -121,13 +117,13 @@ def families(world: LiveWorld, model: str) -> Iterable[Metric]:
         yield family
 
 
-def targets(world: LiveWorld) -> list[dict[str, Any]]:
+def targets(members: Iterable[InstanceSpec]) -> list[dict[str, Any]]:
     """Where Prometheus finds the instances, as its http_sd_configs wants it."""
     found = []
-    for name, member in sorted(world.instances.members.items()):
-        url = urlsplit(member.spec.url)
-        if url.netloc and not member.gone:
-            labels = {"instance": name, "role": str(member.spec.role), "__scheme__": url.scheme}
+    for spec in sorted(members, key=lambda spec: spec.name):
+        url = urlsplit(spec.url)
+        if url.netloc:
+            labels = {"instance": spec.name, "role": str(spec.role), "__scheme__": url.scheme}
             found.append({"targets": [url.netloc.rpartition("@")[2]], "labels": labels})
     return found
 

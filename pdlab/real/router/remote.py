@@ -10,6 +10,7 @@ import msgspec
 
 from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.real.engine.messages import Sampling, Scored
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import Continue, KvParams, StreamEvent
 
 ALIVE_S = 1.0
@@ -72,19 +73,7 @@ class Unfit(Exception):
     """This instance can never serve this request: its words are for the client."""
 
 
-class LegBroken(Exception):
-    """The leg came to no end: the connection broke, the instance drains or has failed, or it answered nonsense."""
-
-
-class Unheard(LegBroken):
-    """It was not reached, or did not answer in time: that says nothing against the request."""
-
-
-class NoListener(LegBroken):
-    """Nobody listens at its address."""
-
-
-class Busy(LegBroken):
+class Busy(Broken):
     """It takes nothing new now: it drains, loads, or has lost its place."""
 
 

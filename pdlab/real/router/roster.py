@@ -11,12 +11,11 @@ from typing import Protocol
 import msgspec
 
 from pdlab.core.types import AnyEvent, InstanceSpec, Joined, Leads, Left, RegistryAway, Report, Role, Suspected, UsageError
-from pdlab.real.net.connections import Connections
+from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.net.wire import PROTOCOL, About
 from pdlab.real.registry import Registry
 from pdlab.real.registry.observer import WatchEvent
-from pdlab.real.router.remote import LegBroken
 from pdlab.real.transfer.descriptor import incompatible
 
 log = logging.getLogger(__name__)
@@ -127,16 +126,16 @@ async def protocol_of(spec: InstanceSpec, token: str = "", tls: Tls = PLAIN) -> 
     if spec.engine != "pdlab" or not spec.url:
         return PROTOCOL
     try:
-        connections = Connections(spec.url, token, tls=tls)
+        http = HttpClient(spec.url, token, tls=tls)
     except UsageError:
         return PROTOCOL
     try:
-        status, raw = await connections.call(b"GET", b"/pdlab/v1/instance", within_s=ASK_S)
+        status, raw = await http.call(b"GET", b"/pdlab/v1/instance", within_s=ASK_S)
         return _read_about(raw).protocol if status == 200 else PROTOCOL
-    except (LegBroken, msgspec.MsgspecError):
+    except (Broken, msgspec.MsgspecError):
         return PROTOCOL
     finally:
-        connections.close()
+        http.close()
 
 
 async def follow(

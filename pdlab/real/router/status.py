@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pdlab.core.types import DRAIN, PULL, SWITCH, InstanceSpec, Report, Role, UsageError, nearest
-from pdlab.real.net.connections import Connections
+from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.net.wire import RoleChange
 from pdlab.real.registry import Registry, open_registry
@@ -26,7 +26,6 @@ from pdlab.real.registry.lease import CALL_S, answering
 from pdlab.real.registry.observer import Observer
 from pdlab.real.registry.records import LeaderRecord
 from pdlab.real.registry.store import LEADER, StoreAway
-from pdlab.real.router.remote import LegBroken
 from pdlab.real.router.roster import Known, Members
 from pdlab.real.transfer.descriptor import Descriptor, decode
 from pdlab.real.transfer.result import TransferStopped
@@ -98,11 +97,11 @@ async def source(registry_url: str | None, router_url: str | None, token: str = 
         async with await open_registry(registry_url, tls=tls) as registry:
             yield lambda: of_registry(registry)
         return
-    connections = Connections(router_url or "", token, tls=tls)
+    http = HttpClient(router_url or "", token, tls=tls)
     try:
-        yield lambda: _from_router(connections)
+        yield lambda: _from_router(http)
     finally:
-        connections.close()
+        http.close()
 
 
 async def of_registry(registry: Registry) -> View:
@@ -118,12 +117,12 @@ async def of_registry(registry: Registry) -> View:
     return View(_rows(members), _leader(entries))
 
 
-async def _from_router(connections: Connections) -> View:
-    raw = await _call(connections, b"GET", b"/pdlab/v1/cluster")
+async def _from_router(http: HttpClient) -> View:
+    raw = await _call(http, b"GET", b"/pdlab/v1/cluster")
     try:
         return _read_view(raw)
     except msgspec.MsgspecError:
-        raise UsageError(f"{connections.url} is no pdlab router: its /pdlab/v1/cluster cannot be read") from None
+        raise UsageError(f"{http.url} is no pdlab router: its /pdlab/v1/cluster cannot be read") from None
 
 
 def _rows(members: Members) -> list[InstanceRow]:
@@ -354,23 +353,23 @@ async def _present(views: Source, spec: InstanceSpec) -> InstanceSpec | None:
 
 
 async def _post(spec: InstanceSpec, path: bytes, body: bytes, token: str, tls: Tls) -> None:
-    connections = Connections(spec.url, token, tls=tls)
+    http = HttpClient(spec.url, token, tls=tls)
     try:
-        await _call(connections, b"POST", path, body)
+        await _call(http, b"POST", path, body)
     finally:
-        connections.close()
+        http.close()
 
 
-async def _call(connections: Connections, method: bytes, path: bytes, body: bytes = b"") -> bytes:
+async def _call(http: HttpClient, method: bytes, path: bytes, body: bytes = b"") -> bytes:
     """The answer. Raises UsageError in place of an error."""
     try:
-        status, raw = await connections.call(method, path, body)
-    except LegBroken as broken:
-        raise UsageError(f"{connections.url} does not answer: {broken}") from None
+        status, raw = await http.call(method, path, body)
+    except Broken as broken:
+        raise UsageError(f"{http.url} does not answer: {broken}") from None
     if status == 401:
-        raise UsageError(f"{connections.url} wants the cluster's token: give --internal-token, or set PDLAB_INTERNAL_TOKEN")
+        raise UsageError(f"{http.url} wants the cluster's token: give --internal-token, or set PDLAB_INTERNAL_TOKEN")
     if status >= 300:
-        raise UsageError(f"{connections.url}{path.decode()} answered {status}: {_message(raw)}")
+        raise UsageError(f"{http.url}{path.decode()} answered {status}: {_message(raw)}")
     return raw
 
 

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from pdlab.core.instance_spec import MeasuredInstance, Placed, instance_spec
 from pdlab.core.types import PULL, UNKNOWN, InstanceSpec, Report, Role, StepTime, UsageError
 from pdlab.cost import InstanceProfile, measured_profiles
-from pdlab.real.net.connections import Connections
+from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
-from pdlab.real.router.remote import ALIVE_S, LegBroken
+from pdlab.real.router.remote import ALIVE_S
 
 RUNNING, WAITING = ("vllm:num_requests_running",), ("vllm:num_requests_waiting",)
 KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")  # 0 to 1
@@ -56,7 +56,7 @@ class VllmMetrics:
                     if sample.name == GEOMETRY:
                         self.geometry.append(sample.labels)
         except (ValueError, KeyError, IndexError) as error:
-            raise LegBroken(f"/metrics cannot be read: {error}") from None
+            raise Broken(f"/metrics cannot be read: {error}") from None
 
     def all(self, names: Sequence[str], suffix: str = "") -> list[float]:
         """The values under the first of these names that is there."""
@@ -71,7 +71,7 @@ class VllmMetrics:
         try:
             return sum(int(one["num_gpu_blocks"]) for one in self.geometry), int(self.geometry[0]["block_size"])
         except (IndexError, KeyError, ValueError):
-            raise LegBroken(f"/metrics does not tell num_gpu_blocks and block_size in {GEOMETRY}") from None
+            raise Broken(f"/metrics does not tell num_gpu_blocks and block_size in {GEOMETRY}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +119,17 @@ class Vllm:
 
     def __init__(self, url: str, api_key: str = "", tls: Tls = PLAIN, profile: InstanceProfile | None = None) -> None:
         self.url, self.profile = url, profile
-        self._connections = Connections(url, api_key=api_key, tls=tls)
+        self._http = HttpClient(url, api_key=api_key, tls=tls)
         self._sums = Sums()
 
     def close(self) -> None:
-        self._connections.close()
+        self._http.close()
 
     async def healthy(self) -> bool:
         """Does it answer, and say that its engine lives?"""
         try:
-            status, _ = await self._connections.call(b"GET", b"/health", within_s=ALIVE_S)
-        except LegBroken:
+            status, _ = await self._http.call(b"GET", b"/health", within_s=ALIVE_S)
+        except Broken:
             return False
         return status == 200
 
@@ -195,15 +195,15 @@ class Vllm:
         try:
             return _read_models(raw).data
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise LegBroken(f"{self.url}/v1/models cannot be read") from None
+            raise Broken(f"{self.url}/v1/models cannot be read") from None
 
     async def _metrics(self) -> VllmMetrics:
         return VllmMetrics((await self._get(b"/metrics")).decode(errors="replace"))
 
     async def _get(self, path: bytes) -> bytes:
-        status, raw = await self._connections.call(b"GET", path)
+        status, raw = await self._http.call(b"GET", path)
         if status in (401, 403):
             raise UsageError(f"{self.url}{path.decode()} was refused ({status}): the API key is missing or wrong")
         if status != 200:
-            raise LegBroken(f"{self.url}{path.decode()} answered {status}")
+            raise Broken(f"{self.url}{path.decode()} answered {status}")
         return raw

@@ -1,18 +1,19 @@
 """The live world: asyncio is the clock. It turns what instances and clients say into events for the router, and performs the actions it
 answers with.
 
-It translates, keeps each client's tokens in order and the books; it decides nothing. `Instances` are who takes part, `Legs` asks them on a
-request's behalf, `Live` is a request, `Timelines` what happened to each.
+It translates; it decides nothing. Its parts know each other one way only: `LiveRequests` are the requests and how they end, `Instances` who
+takes part, `Legs` asks these on behalf of those. `Live` is a request, `Timelines` what happened to each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -24,12 +25,10 @@ from pdlab.core.types import (
     Action,
     AnyEvent,
     Arrived,
-    Cancelled,
     Dispatch,
     Drained,
     End,
     Evict,
-    Finished,
     Handoff,
     InstanceSpec,
     Joined,
@@ -53,9 +52,11 @@ from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.router.instances import Instances, Start
 from pdlab.real.router.legs import Legs
-from pdlab.real.router.live import Deliver, Leg, Live
+from pdlab.real.router.live import Deliver, Live
+from pdlab.real.router.live_requests import LiveRequests
 from pdlab.real.router.metrics import Tally
 from pdlab.real.router.remote import Remote
+from pdlab.real.router.tasks import Tasks
 from pdlab.real.router.timelines import Timelines
 from pdlab.replay.log import EventLog
 
@@ -87,18 +88,38 @@ class LiveWorld:
         if router.autoscale is not None and start is None:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
         self.router, self.traceback = router, traceback
-        self.name = name or uuid.uuid4().hex[:8]
         self.lines, self.tally = Timelines(), Tally()
-        self.live: dict[int, Live] = {}
-        self.instances = Instances(self, connect, unix, start)
+        self._tasks = Tasks()
+        self.requests = LiveRequests(self.tell, self.now, self.lines, self.tally, self._tasks)
+        self.instances = Instances(
+            self.tell,
+            self.now,
+            self._tasks,
+            self.lines.book,
+            connect=connect,
+            heard_s=self._heard_s,
+            lost=self.requests.without,
+            lease_s=router.limits.lease_s,
+            unix=unix,
+            start=start,
+        )
         self.on_members: Callable[[], None] | None = None  # called when they may have changed
         self._now = now
         self._latest_s = 0.0
         self._rng = random.Random(seed)
-        self._legs = Legs(self, transfer)
-        self._requests = 0
+        self._legs = Legs(
+            self.tell,
+            self.now,
+            self.requests,
+            self.instances,
+            self._tasks,
+            self.tally,
+            transfer,
+            transfer_timeout_s=router.limits.transfer_timeout_s,
+            name=name or uuid.uuid4().hex[:8],
+        )
+        self._submitted = 0
         self._told_blind = False  # that the policy asks for predictions which nobody can make
-        self._tasks: set[asyncio.Task[Any]] = set()
         perform: dict[type, Callable[[Any], None]] = {
             Dispatch: self._dispatch,
             Handoff: self._handoff,
@@ -116,17 +137,13 @@ class LiveWorld:
 
     def open(self) -> None:
         """Begin to tick."""
-        self.spawn(self._ticking())
-        self.spawn(self._renewing())
+        self._tasks.spawn(self._ticking())
+        self._tasks.spawn(self._renewing())
 
     async def close(self) -> None:
         """End every task, hang up; who still waits for tokens gets no more."""
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for member in self.instances.members.values():
-            member.remote.close()
+        await self._tasks.close()
+        self.instances.close()
 
     def now(self) -> float:
         """Seconds, never going back."""
@@ -160,37 +177,27 @@ class LiveWorld:
     def _fail(self) -> None:
         """Nothing is told any more: every request ends, nothing new is taken."""
         assert self.down is not None
-        for live in list(self.live.values()):
-            self._over(live, Stage.FAILED, self.down)
+        for live in list(self.requests.by_id.values()):
+            self.requests.end(live, Stage.FAILED, self.down)
         if self.on_members is not None:
             self.on_members()
 
     def check(self) -> None:
         """The router's invariants; and that nothing is left of any request when none is live."""
         self.router.check()
-        assert self.live.keys() == self.router.cluster.live.keys() or self.down is not None, "the router and its world know other requests"
-        for live in self.live.values():
+        live_by_id = self.requests.by_id
+        assert live_by_id.keys() == self.router.cluster.live.keys() or self.down is not None, "the router and its world know other requests"
+        for live in live_by_id.values():
             assert all(not leg.over for leg in live.legs.values()), f"request {live.request.id} keeps a leg that is over"
             for place, leg in live.legs.items():
                 assert self.instances.members.get(leg.member.name) is leg.member, (
                     f"request {live.request.id}: {place} on {leg.member.name}, which is gone"
                 )
 
-    def spawn(self, way: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that `close` ends."""
-        task = asyncio.get_running_loop().create_task(way)
-        self.keep(task)
-        return task
-
-    def keep(self, task: asyncio.Task[Any]) -> None:
-        """`close` ends it."""
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            asyncio.get_running_loop().call_exception_handler({"message": "the router's world has a bug", "exception": error, "task": task})
+    def _heard_s(self, spec: InstanceSpec) -> float:
+        """When the router last heard of that incarnation."""
+        known = self.router.by_name.get(spec.name)
+        return known.heard_s if known is not None and known.spec.incarnation == spec.incarnation else -math.inf
 
     # ------------------------------------------------------------ clients
 
@@ -207,81 +214,31 @@ class LiveWorld:
     ) -> int:
         """A client's request; returns its id. `deliver` gets each candidate's tokens in order, each index once, the last with `finish`;
         where the request does not succeed, an `Ended`. It may be called before this returns."""
-        request_id, now = self._requests, self.now()
-        self._requests += 1
+        request_id, now = self._submitted, self.now()
+        self._submitted += 1
         if sampling.temperature > 0 and sampling.seed is None:  # every leg and attempt draws alike
             sampling = msgspec.structs.replace(sampling, seed=self._rng.getrandbits(31))
         best_of = sampling.best_of
         request = Request(request_id, now, len(tokens), hashes, priority, ttft_slo_s, tpot_slo_s, best_of, best_of)
-        live = self.live[request_id] = Live(request, tokens, sampling, deliver, self.lines.begin(request), self.lines.gaps.add)
+        live = self.requests.begin(request, tokens, sampling, deliver)
         if self.down is not None:
-            self._over(live, Stage.FAILED, self.down)
+            self.requests.end(live, Stage.FAILED, self.down)
         else:
             self.tell(Arrived(request, sampling.max_tokens))
         return request_id
 
     def cancel(self, request_id: int, candidate: int = -1) -> None:
-        """The client has gone (-1), or wants no more of one candidate. When it wants no more of any, the request is done. Harmless when it
-        has ended."""
-        live = self.live.get(request_id)
-        if live is None:
-            return
-        if candidate < 0:
-            self.tell(Cancelled(request_id))
-            return
-        live.candidates[candidate].finish = "stop"
-        if live.finished:
-            serving = live.legs.get("decode") or live.legs.get("prefill")
-            name = serving.member.name if serving is not None else live.line.prefill_instance
-            self._finished(live, name or "")
+        """As `LiveRequests.cancel`."""
+        self.requests.cancel(request_id, candidate)
 
     def timeline(self, request_id: int) -> dict[str, object]:
         """When what happened to a request, under the names of `records.FIELDS`; empty where it ended long ago."""
         return self.lines.of(request_id)
 
-    # ------------------------------------------------------------ ends
-
-    def finish(self, live: Live, leg: Leg) -> None:
-        """All tokens are made, the last of them by `leg`, which may say its good-byes."""
-        live.drop(leg)
-        self._finished(live, leg.member.name)
-
-    def _finished(self, live: Live, instance: str) -> None:
-        self._strip(live)
-        self.live.pop(live.request.id, None)
-        self.lines.end(live.line, self.now(), Stage.DONE, None, live.delivered)
-        self.tally.ends["done"] += 1
-        self.tell(Finished(live.request.id, live.attempt, instance, max(len(c.tokens) for c in live.candidates)))
-
-    def _end(self, action: End) -> None:
-        live = self.live.get(action.request_id)
-        if live is not None:
-            live.unfit, live.overload = live.unfit or action.unfit, action.overload
-            self._over(live, action.stage, action.reason)
-
-    def _over(self, live: Live, stage: Stage, reason: str) -> None:
-        self._strip(live)
-        self.live.pop(live.request.id, None)
-        self.lines.end(live.line, self.now(), stage, reason, live.delivered)
-        self.tally.ends[stage.name.lower()] += 1
-        live.end(stage, reason)
-
-    def _strip(self, live: Live) -> None:
-        for leg in live.legs.values():
-            leg.cancel()
-        live.legs = {}
-        self.release(live)
-
-    def release(self, live: Live) -> None:
-        """Nobody will read the KV that waits for it."""
-        held, live.held = live.held, None
-        if held is not None and not held.member.gone:
-            self.spawn(held.member.remote.release(held.lease))
-
     # ------------------------------------------------------------ actions
 
     def _dispatch(self, action: Dispatch) -> None:
-        live = self.live.get(action.request_id)
+        live = self.requests.by_id.get(action.request_id)
         if live is None:
             return  # its end is about to be told
         live.begin(action.attempt, goes_on=action.goes_on)
@@ -289,27 +246,25 @@ class LiveWorld:
         self._legs.dispatch(live, self.instances.members[action.instance], decode)
 
     def _handoff(self, action: Handoff) -> None:
-        live = self.live.get(action.request_id)
+        live = self.requests.by_id.get(action.request_id)
         if live is not None:
             self._legs.hand_off(live, self.instances.members[action.src], self.instances.members[action.dst])
 
     def _migrate(self, action: Migrate) -> None:
-        live = self.live.get(action.request_id)
+        live = self.requests.by_id.get(action.request_id)
         if live is not None and live.attempt == action.attempt:
             self._legs.migrate(live, self.instances.members[action.src], self.instances.members[action.dst])
 
     def _abort(self, action: Abort) -> None:
-        live = self.live.get(action.request_id)
-        if live is None or live.attempt != action.attempt:
-            return
-        live.prefilled = None
-        for leg in list(live.legs.values()):
-            if leg.member.name == action.instance:
-                self._legs.count_late(live, leg)
-                live.drop(leg)
-                leg.cancel()
-        if live.held is not None and live.held.member.name == action.instance:
-            self.release(live)
+        live = self.requests.by_id.get(action.request_id)
+        if live is not None and live.attempt == action.attempt:
+            self._legs.abort(live, action.instance)
+
+    def _end(self, action: End) -> None:
+        live = self.requests.by_id.get(action.request_id)
+        if live is not None:
+            live.unfit, live.overload = live.unfit or action.unfit, action.overload
+            self.requests.end(live, action.stage, action.reason)
 
     # ------------------------------------------------------------ time
 
@@ -328,7 +283,7 @@ class LiveWorld:
     async def _renewing(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            await asyncio.gather(*(self._renew(live) for live in list(self.live.values()) if live.held is not None))
+            await asyncio.gather(*(self._renew(live) for live in list(self.requests.by_id.values()) if live.held is not None))
 
     async def _renew(self, live: Live) -> None:
         """A lease that has ended unread takes the attempt with it."""

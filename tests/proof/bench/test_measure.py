@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from pdlab.cli import bench as cli
+from pdlab.cli.main import main
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.proof.bench import run as bench_run
@@ -53,6 +54,20 @@ def bodies(wire: Wire) -> list[Body]:
 def reasons(result: Result) -> dict[str, int]:
     found: dict[str, int] = result.summary["reasons"]
     return found
+
+
+def test_a_file_that_says_nothing_of_hardware_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "served.yaml"
+    file.write_text(yaml.safe_dump({"model": "llama-3.1-8b", "workload": WORKLOAD, "cluster": {"instances": [{"role": "mixed"}]}}))
+    with served(byte_tokenizer(tmp_path)) as world, pytest.raises(SystemExit, match="0"):
+        main(["bench", str(file), "--url", world.url, "--out", str(tmp_path / "out"), "--json", "--set", "workload.requests=3"])
+    assert json.loads(capsys.readouterr().out)["completed"] == 3
+    assert Result.load(tmp_path / "out").experiment["workload"]["requests"] == 3
+    for command in (["sim"], ["bench", "--set", "workload.sourc=x"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([command[0], str(file), *command[1:]])
+    assert "cluster.instances.0.hardware: is missing" in (said := capsys.readouterr().err)
+    assert "workload.sourc" in said
 
 
 # ------------------------------------------------------------ what is measured

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
-import time
 
 import pytest
 
 from pdlab.core.types import Stage
-from pdlab.proof.bench.http import BenchClient, ServerLost
 from pdlab.proof.bench.load import _judged
 from pdlab.proof.bench.stream import TimedStream
+from pdlab.real.net.http import Broken, HttpClient
 
 TOKENS = b"".join(b'data: {"choices":[{"index":0,"text":"ab","finish_reason":%b}]}\n\n' % end for end in (b"null", b'"length"'))
 EVENTS = TOKENS + b"data: [DONE]\n\n"
@@ -43,10 +43,11 @@ def answered(*parts: bytes, close: bool = False) -> TimedStream:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with server, BenchClient(url, time.perf_counter) as client, asyncio.timeout(60):
-            for _ in range(2):
-                stream = TimedStream(lambda gap: None)
-                await client.send(client.request("/v1/completions", b"{}"), stream)
+        async with server, asyncio.timeout(60):
+            with contextlib.closing(HttpClient(url)) as client:
+                for _ in range(2):
+                    stream = TimedStream(lambda gap: None)
+                    stream.status = await client.stream(client.request(b"POST", b"/v1/completions", b"{}"), stream.take)
         return stream
 
     return asyncio.run(run())
@@ -74,7 +75,7 @@ def test_an_answer_is_whole_in_every_form_of_http(parts, close):
     "parts", [(sized(EVENTS)[:-20],), (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\ndata:\r\n",), (b"HTTP/1.1 102 Processing\r\n\r\n",)]
 )
 def test_an_answer_that_is_cut_is_lost(parts):
-    with pytest.raises(ServerLost, match="the connection was lost"):
+    with pytest.raises(Broken, match="the connection was lost"):
         answered(*parts, close=True)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 
@@ -17,20 +16,27 @@ TWO = (
 )
 
 
-def fed(feed: Callable[[TimedStream], None], status: int = 200) -> tuple[TimedStream, list[float]]:
+class Played(TimedStream):
+    """On a clock that stands at when its parts came."""
+
+    def __init__(self, on_gap: Callable[[float], None]) -> None:
+        super().__init__(on_gap, keep=True, clock=lambda: self.now_s)
+        self.now_s = 0.0
+
+    def body(self, part: bytes, now_s: float) -> None:
+        self.now_s = now_s
+        assert not self.take(part)
+
+
+def fed(feed: Callable[[Played], None]) -> tuple[Played, list[float]]:
     gaps: list[float] = []
-
-    async def run() -> TimedStream:
-        stream = TimedStream(gaps.append, keep=True)
-        stream.status = status
-        feed(stream)
-        return stream
-
-    return asyncio.run(run()), gaps
+    stream = Played(gaps.append)
+    feed(stream)
+    return stream, gaps
 
 
-def in_pieces(size: int) -> Callable[[TimedStream], None]:
-    def feed(stream: TimedStream) -> None:
+def in_pieces(size: int) -> Callable[[Played], None]:
+    def feed(stream: Played) -> None:
         for at in range(0, len(TWO), size):
             stream.body(TWO[at : at + size], float(at // 90))
 
@@ -46,7 +52,7 @@ def test_events_are_found_however_the_bytes_are_cut(size: int) -> None:
 
 
 def test_each_sequence_has_gaps_of_its_own() -> None:
-    def feed(stream: TimedStream) -> None:
+    def feed(stream: Played) -> None:
         for now, index in ((1.0, 0), (1.5, 1), (2.0, 0), (3.0, 1)):
             stream.body(b'data: {"choices":[{"index":%d,"text":"x"}]}\n\n' % index, now)
 
@@ -56,7 +62,7 @@ def test_each_sequence_has_gaps_of_its_own() -> None:
 
 
 def test_without_ids_or_usage_a_chunk_with_text_is_a_token() -> None:
-    def feed(stream: TimedStream) -> None:
+    def feed(stream: Played) -> None:
         stream.body(b'data: {"choices":[{"text":"a"}]}\n\ndata: {"choices":[{"text":"","finish_reason":"stop"}]}\n\n', 1.0)
 
     stream, _ = fed(feed)
@@ -88,7 +94,7 @@ ALIKE = [text("a"), text("b"), text("c", "stop"), b"[DONE]"]
 def test_events_are_read_in_every_form_that_the_standard_allows(form: bytes, size: int) -> None:
     whole = b"\xef\xbb\xbf" + b"".join(form % one for one in ALIKE)
 
-    def feed(stream: TimedStream) -> None:
+    def feed(stream: Played) -> None:
         for at in range(0, len(whole), size):
             stream.body(whole[at : at + size], float(at))
 
@@ -104,7 +110,7 @@ def test_an_event_may_be_spread_over_several_lines_of_data() -> None:
 
 @pytest.mark.parametrize("blank", [text(""), text(None), b'{"choices":[{"index":0,"text":"","token_ids":[]}]}', b'{"choices":[]}'])
 def test_a_chunk_without_text_or_tokens_is_no_token_wherever_it_comes(blank: bytes) -> None:
-    def feed(stream: TimedStream) -> None:
+    def feed(stream: Played) -> None:
         for now, event in enumerate((blank, blank, text("a"), blank, text("b"), text("", "length"))):
             stream.body(b"data: %b\n\n" % event, float(now))
 
@@ -113,7 +119,7 @@ def test_a_chunk_without_text_or_tokens_is_no_token_wherever_it_comes(blank: byt
 
 
 def test_tokens_that_have_no_text_at_all_are_counted_by_usage_and_timed_by_their_chunks() -> None:
-    def feed(stream: TimedStream) -> None:
+    def feed(stream: Played) -> None:
         for now in (1.0, 2.0, 3.0):
             stream.body(b"data: %b\n\n" % text("", "length" if now == 3.0 else None), now)
         stream.body(b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\ndata: [DONE]\n\n', 3.0)
@@ -133,7 +139,7 @@ def test_tokens_that_have_no_text_at_all_are_counted_by_usage_and_timed_by_their
     ],
 )
 def test_how_many_tokens_came_with_the_first_chunk_is_known_or_estimated(chunks: list[bytes], first: int) -> None:
-    def feed(stream: TimedStream) -> None:
+    def feed(stream: Played) -> None:
         for now, chunk in enumerate([*chunks, b'{"choices":[],"usage":{"completion_tokens":10}}']):
             stream.body(b"data: %b\n\n" % chunk, float(now))
 
@@ -161,7 +167,7 @@ def test_the_message_of_a_refusal_is_short_and_on_one_line(text: bytes, words: s
 
 
 def test_comments_are_no_tokens() -> None:
-    def feed(stream: TimedStream) -> None:
+    def feed(stream: Played) -> None:
         for at, line in enumerate([b": waiting\n\n", *TWO.splitlines(keepends=True), b": data: {}\n\n"]):
             stream.body(line, float(at))
 

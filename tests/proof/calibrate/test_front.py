@@ -12,6 +12,7 @@ from pdlab.cost.profile import FrontCosts
 from pdlab.proof.calibrate.front import SHARE, front, solved
 from pdlab.proof.calibrate.grid import Bounds
 from pdlab.proof.calibrate.stream import Heard, MeasuredServer
+from pdlab.real.net.http import HttpClient
 from tests.support.virtual import VirtualLoop, run
 
 STEP_S = 0.01
@@ -22,7 +23,7 @@ class Machine(MeasuredServer):
     """A cluster that decodes all it has in one step of 10 ms; what serves it computes as `front` says."""
 
     def __init__(self, loop: VirtualLoop, front: FrontCosts, slower: float = 1.0) -> None:
-        super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
+        super().__init__(HttpClient("http://here"), "m", 99)
         self.loop, self.front = loop, front
         self.cpu_s = 0.0
         self.served = 1 + SHARE * (slower - 1)  # what the machine's host makes of it

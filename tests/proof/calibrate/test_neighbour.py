@@ -15,6 +15,7 @@ from pdlab.proof.calibrate.grid import Bounds
 from pdlab.proof.calibrate.neighbour import LEAST, REPEATS, neighbours
 from pdlab.proof.calibrate.neighbour import beside as beside_of
 from pdlab.proof.calibrate.stream import Heard, MeasuredServer
+from pdlab.real.net.http import HttpClient
 from tests.support.virtual import VirtualLoop, run
 
 BOUNDS = Bounds(step_tokens=512, seqs=16, max_tokens=2048, kv_tokens=20000)
@@ -28,7 +29,7 @@ class Machine(MeasuredServer):
     neighbour: Machine
 
     def __init__(self, loop: VirtualLoop, beside: Interference) -> None:
-        super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
+        super().__init__(HttpClient("http://here"), "m", 99)
         self.loop, self.beside = loop, beside
         self.phases: list[str] = []
         self.prefilling = asyncio.Lock()  # one prompt after the other

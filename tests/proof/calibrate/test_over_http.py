@@ -13,6 +13,7 @@ from pdlab.core.types import UsageError
 from pdlab.cost.profile import Point
 from pdlab.proof.calibrate import over_http
 from pdlab.proof.calibrate.stream import Heard, MeasuredServer
+from pdlab.real.net.http import HttpClient
 from tests.support.virtual import VirtualLoop, run
 
 
@@ -20,7 +21,7 @@ class Timed(MeasuredServer):
     """A request costs it `request_s`, a step `step_s` of its prompt tokens and of the sequences that decode in it."""
 
     def __init__(self, loop: VirtualLoop, request_s: float) -> None:
-        super().__init__(None, "http://here", "m", 99)  # type: ignore[arg-type]
+        super().__init__(HttpClient("http://here"), "m", 99)
         self.loop, self.request_s, self.decoding = loop, request_s, 0
 
     async def ask(self, prompt: Sequence[int], output_tokens: int, kv: Mapping[str, Any] | None = None) -> Heard:

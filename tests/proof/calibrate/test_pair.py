@@ -8,6 +8,7 @@ import math
 import os
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from pdlab.proof.calibrate.grid import Bounds
 from pdlab.proof.calibrate.over_http import points
 from pdlab.proof.calibrate.pair import behind, fitted, of_pair
 from pdlab.proof.calibrate.run import CalibrationPlan
-from pdlab.proof.calibrate.stream import MeasuredServer, connect
+from pdlab.proof.calibrate.stream import MeasuredServer
 from pdlab.real.host.core_probe import watched
+from pdlab.real.net.http import HttpClient
 from tests.real import served
 
 SIZES = {"max_batch_tokens": 128, "max_seqs": 2, "max_tokens": 160}
@@ -94,9 +96,8 @@ def test_only_whole_blocks_are_taken_for_cached() -> None:
 
 def test_a_server_that_keeps_no_kv_is_said_so(model: Path) -> None:
     async def play(url: str) -> None:
-        async with await connect() as session:
-            with pytest.raises(UsageError, match="keeps no KV for another server"):
-                await MeasuredServer(session, url, "fake", 99).prefill([1, 2, 3])
+        with closing(HttpClient(url)) as http, pytest.raises(UsageError, match="keeps no KV for another server"):
+            await MeasuredServer(http, "fake", 99).prefill([1, 2, 3])
 
     async def without_connector(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

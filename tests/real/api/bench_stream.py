@@ -46,7 +46,11 @@ def serve(package: str, sock: socket.socket, per_step: int) -> None:
 async def over_socket(port: int, path: str, tokens: int) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     payload = body(path, tokens)
-    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n".encode() + payload)
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n".encode()
+        + payload
+    )
     events, tail = 0, b""
     while part := await reader.read(1 << 18):
         events += part.count(b"data: ")

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.real.api import stand_in
-from tests.real.api.world import World, served, until
+from tests.real.api.world import JSON, World, served, until
 
 
 @pytest.fixture(scope="session")
@@ -32,5 +32,5 @@ def client(world: World) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def http(world: World) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=world.url, timeout=60) as found:
+    with httpx.Client(base_url=world.url, timeout=60, headers=JSON) as found:
         yield found

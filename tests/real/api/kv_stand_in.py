@@ -72,7 +72,7 @@ class KvEngine(EchoEngine):
     def lease(self, one: Sequence, kv_tokens: int) -> tuple[str, list[int]]:
         name, blocks = f"{self.name}-lease-{next(self.numbers)}", list(range(100, 100 - -kv_tokens // BLOCK))
         self.shelf[name] = blocks, kv_tokens, one
-        self.load = Step([], leases=self.leases)
+        self._tell()
         return name, blocks
 
     @property
@@ -122,7 +122,7 @@ class KvEngine(EchoEngine):
             return
         blocks, _, one = there.shelf.pop(source.lease)
         assert blocks == source.blocks
-        there.load = Step([], leases=there.leases)
+        there._tell()
         if there.moving.pop(one.submit.id, None) is not None:
             one.arriving.put_nowait(Tokens(*one.key, one.made, [], "moved"))
         if last:
@@ -168,7 +168,7 @@ class KvEngine(EchoEngine):
     def release(self, lease: str) -> None:
         self.heard.append(("release", lease))
         self.shelf.pop(lease, None)
-        self.load = Step([], leases=self.leases)
+        self._tell()
 
     def renew(self, lease: str, lease_s: float = 30.0) -> None:
         self.heard.append(("renew", lease, lease_s))

@@ -104,16 +104,21 @@ class EchoEngine:
                 for sequence in list(self.live.values())[: self.seqs]:
                     if not self.holds_at or sequence.made != self.holds_at:
                         self._advance(sequence)
-            running = min(len(self.live), self.seqs)
-            self.load = Step(
-                [],
-                Report("", running=running, waiting=len(self.live) - running, used_blocks=len(self.live)),
-                prompt_tokens=self.computed,
-                prefix_queries=self.queries,
-                prefix_hits=self.hits,
-                leases=self.leases,
-            )
+            self._tell()
             await asyncio.sleep(self.step_s)
+        self._tell()
+
+    def _tell(self) -> None:
+        running = min(len(self.live), self.seqs)
+        self.load = Step(
+            [],
+            Report("", running=running, waiting=len(self.live) - running, used_blocks=len(self.live)),
+            prompt_tokens=self.computed,
+            prefix_queries=self.queries,
+            prefix_hits=self.hits,
+            leases=self.leases,
+            idle=not (self.live or self.leases),
+        )
 
     def _advance(self, one: Sequence) -> None:
         prompt, how, cached = one.submit.tokens, one.submit.sampling, 0

@@ -27,7 +27,7 @@ from pdlab.real.api.app import MOST_REQUEST_ID
 from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.protocol import MOST_HEAD_BYTES
 from tests.real.api.stand_in import EchoEngine
-from tests.real.api.world import World, served
+from tests.real.api.world import JSON, World, served
 
 HELLO = {"prompt": "hello", "max_tokens": 2}
 
@@ -90,7 +90,7 @@ def heads() -> Iterator[tuple[str, list[bytes]]]:
     yield "many", [line, *[b"X-%d: b\r\n" % n for n in range(most // 8)], b"\r\n"]
     yield "a long path", [b"GET /" + b"a" * most + b" HTTP/1.1\r\nHost: x\r\n\r\n"]
     yield "a long path and nothing else", [b"GET /" + b"a" * most + b" HTTP/1.1\r\n\r\n"]
-    chunked = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    chunked = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     yield "trailers", [chunked, *[b"X-%d: b\r\n" % n for n in range(most // 8)], b"\r\n"]
 
 
@@ -162,24 +162,24 @@ def test_a_body_is_bounded_by_the_context(at: tuple[World, tuple[str, int]]) -> 
     most = world.service.most_body_bytes
     assert most == services.BODY_BYTES + services.ESCAPED * 7 * 512 < 2 << 20
     for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
-        answer = httpx.post(f"http://{host}:{port}{path}", content=b" " * (most + 1))
+        answer = httpx.post(f"http://{host}:{port}{path}", content=b" " * (most + 1), headers=JSON)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_long")
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in "x" * 300)
     body = f'{{"prompt": "{escaped}", "max_tokens": 1}}'
-    assert httpx.post(f"http://{host}:{port}/v1/completions", content=body).status_code == 200
+    assert httpx.post(f"http://{host}:{port}/v1/completions", content=body, headers=JSON).status_code == 200
     assert world.service.reading_bytes == 0
 
 
 def test_bodies_that_are_read_at_once_are_bounded_together(at: tuple[World, tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     world, where = at
     monkeypatch.setattr(apps, "MOST_READING_BYTES", 1 << 19)
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (1 << 19)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (1 << 19)
     with socket.create_connection(where, timeout=30) as slow:
         slow.sendall(head + b" " * (3 << 17))
         until_s = time.monotonic() + 30
         while world.service.reading_bytes < 3 << 17 and time.monotonic() < until_s:
             time.sleep(0.01)
-        answer = httpx.post(f"http://{where[0]}:{where[1]}/v1/completions", content=b" " * (1 << 18))
+        answer = httpx.post(f"http://{where[0]}:{where[1]}/v1/completions", content=b" " * (1 << 18), headers=JSON)
         assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (503, "overloaded", "1")
     while world.service.reading_bytes and time.monotonic() < until_s:
         time.sleep(0.01)

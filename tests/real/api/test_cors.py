@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from pdlab.core.types import UsageError
+from pdlab.real.api.app import ROUTES
 from pdlab.real.api.cors import Cors, cors_of
 from tests.real.api.world import served
 
@@ -91,3 +92,30 @@ def test_what_is_no_origin_is_a_mistake(origins: str, says: str) -> None:
 def test_credentials_without_origins_are_a_mistake() -> None:
     with pytest.raises(UsageError, match="--allow-credentials needs --allowed-origins"):
         cors_of("", "*", "*", credentials=True)
+
+
+PLAIN_TYPES = (
+    None,
+    "text/plain;charset=UTF-8",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    "application/jsonp",
+)
+
+
+@pytest.mark.parametrize("kind", PLAIN_TYPES)
+@pytest.mark.parametrize("path", [path for method, path, _ in ROUTES if method == "POST"])
+def test_what_a_page_may_send_without_asking_is_refused(open_to_page: httpx.Client, path: str, kind: str | None) -> None:
+    headers = {"Origin": "https://evil.example", "Authorization": "Bearer k"} | ({"Content-Type": kind} if kind else {})
+    answer = open_to_page.post(path, content='{"prompt": "ab", "max_tokens": 1}', headers=headers)
+    assert answer.status_code == 415
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "unsupported_media_type")
+    assert "application/json" in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/json;x"])
+def test_json_by_any_of_its_names_is_taken(open_to_page: httpx.Client, kind: str) -> None:
+    headers = {"Authorization": "Bearer k", "Content-Type": kind}
+    answer = open_to_page.post("/v1/completions", content='{"prompt": "ab", "max_tokens": 1}', headers=headers)
+    assert answer.status_code == 200

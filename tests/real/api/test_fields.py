@@ -18,7 +18,7 @@ from pdlab.real.api.completions import CompletionRequest
 from pdlab.real.api.refused import RefusedFields
 from tests.real.api import stand_in
 from tests.real.api.stand_in import CONTEXT, EOS, EchoEngine
-from tests.real.api.world import World, served
+from tests.real.api.world import JSON, World, served
 
 CASES = Path("../shared/cases/api")
 CALLS = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 3, "b": 18}'}}]
@@ -93,7 +93,7 @@ def test_arguments_that_are_no_object_are_refused(http: httpx.Client, arguments:
 @pytest.mark.parametrize("template", ["tools_by_items.jinja", "tools_tojson.jinja"])
 def test_the_reported_tool_calls_are_answered(tmp_path: Path, template: str) -> None:
     folder = stand_in.byte_tokenizer(tmp_path, (CASES / template).read_text())
-    with served(folder) as world, httpx.Client(base_url=world.url) as http:
+    with served(folder) as world, httpx.Client(base_url=world.url, headers=JSON) as http:
         body = json.loads((CASES / "tool_call_arguments.json").read_text()) | {"model": "tiny"}
         answer = http.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text

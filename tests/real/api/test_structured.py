@@ -66,7 +66,7 @@ REFUSED = [
         "response_format",
         "Invalid type: objekt",
     ),
-    ({"response_format": {"type": "structural_tag", "format": {}}}, "response_format", "missing required field `structures`"),
+    ({"response_format": {"type": "structural_tag", "format": {}}}, "response_format", "format must be triggered_tags, not 'None'"),
     ({"guided_json": "{"}, "guided_json", "truncated"),
     ({"guided_json": {"$ref": "#/nowhere"}}, "guided_json", "does not exist"),
     ({"guided_json": {"type": "string", "pattern": "(?=a)"}}, "guided_json", "look-around"),

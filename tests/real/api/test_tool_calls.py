@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdlab.real.api.tool_calls import CallParser, Hermes, JsonValue, Llama3, Named, Required
+from pdlab.real.api.call_json import JsonValue
+from pdlab.real.api.tool_calls import CallParser, Hermes, Llama3, Named, Required
 
 Made = Callable[..., Any]
 TOOLS = {"get_weather", "f"}

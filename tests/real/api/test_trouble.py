@@ -33,7 +33,8 @@ async def raw_request(url: str, fields: dict[str, Any]) -> tuple[asyncio.StreamR
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     payload = json.dumps(fields).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
     writer.write(head.encode() + payload)
     await writer.drain()
     return reader, writer
@@ -99,7 +100,9 @@ def test_hanging_up_in_the_middle_of_the_body(folder: Path, caplog: pytest.LogCa
     with served(folder) as world:
         host, port = world.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as sock:
-            sock.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{"prompt"')
+            sock.sendall(
+                b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"prompt"'
+            )
         time.sleep(0.1)
         assert world.at_rest()
         assert not world.engine.submitted

@@ -23,6 +23,8 @@ from pdlab.real.api.service import Service
 from pdlab.real.models.tokenizer import Tokenizer
 from tests.real.api.stand_in import EchoEngine
 
+JSON = {"Content-Type": "application/json"}
+
 
 @dataclass
 class World:

@@ -15,7 +15,7 @@ from pdlab.real.engine.messages import AnyToEngine, Exported, FromEngine, Sampli
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.background import Background
 from pdlab.real.instance.engine_process import EngineLoop
-from pdlab.real.instance.kv_service import Peers
+from pdlab.real.instance.kv_service import KvService
 from pdlab.real.transfer.endpoint import KvEndpoint
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Line:
 
 
 class Node:
-    def __init__(self, name: str, engine: Engine, peers: Peers, line: Line) -> None:
+    def __init__(self, name: str, engine: Engine, peers: KvService, line: Line) -> None:
         self.name, self.engine, self.peers, self.line = name, engine, peers, line
         self.serving = EngineLoop(line, engine, peers)  # type: ignore[arg-type]
 
@@ -89,10 +89,10 @@ class Node:
     def at_rest(self) -> None:
         assert self.engine.scheduler.idle
         assert self.engine.scheduler.pool.used == 0
-        assert not self.peers.inbound
-        assert not self.peers.lent
-        assert not self.peers.leases
-        assert not self.peers.pushes.live
+        assert not self.peers.receiving.inbound
+        assert not self.peers.lending.lent
+        assert not self.peers.lending.leases
+        assert not self.peers.lending.pushes.live
 
 
 def until(met: Callable[[], T | None], *nodes: Node, within_s: float = 120.0) -> T:
@@ -110,7 +110,7 @@ def until(met: Callable[[], T | None], *nodes: Node, within_s: float = 120.0) ->
 def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s: float = 30.0) -> Iterator[Node]:
     loaded = load(options)
     line = Line()
-    ended: list[Peers] = []
+    ended: list[KvService] = []
     endpoint = KvEndpoint(
         loaded.engine.runner.kv,
         name=name,
@@ -125,7 +125,7 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
     background = Background(name)
     try:
         background.run(endpoint.start())
-        ended.append(Peers(loaded.engine, endpoint, background, line.inbox.put, engine_id=f"{name}-1", lease_s=lease_s))
+        ended.append(KvService(loaded.engine, endpoint, background, line.inbox.put, engine_id=f"{name}-1", lease_s=lease_s))
         yield Node(name, loaded.engine, ended[0], line)
     finally:
         background.run(endpoint.close())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 PERSON = StructuredOutputs(json=json.dumps(SCHEMA), disable_any_whitespace=True)
+TAG_CONTENT = {"type": "json_schema", "json_schema": {"enum": [1, 2]}}
 PROMPT = list(b"Who is it?")
 
 
@@ -92,15 +95,22 @@ def test_other_grammars(structured: StructuredOutputs, pattern: str, bytes_model
         assert re.fullmatch(pattern, text(d.tokens[id, 0]))
 
 
+def triggered(content: Mapping[str, Any] = TAG_CONTENT, **more: Any) -> StructuredOutputs:
+    """As xgrammar writes a structural tag now."""
+    tags = [{"type": "tag", "begin": "<f>", "content": content, "end": "</f>"}]
+    return StructuredOutputs(structural_tag=json.dumps({"format": {"type": "triggered_tags", "triggers": ["<"], "tags": tags, **more}}))
+
+
 def test_any_json_object_and_a_structural_tag(bytes_model: Path) -> None:
     tag = {"structures": [{"begin": "<f>", "schema": {"enum": [1, 2]}, "end": "</f>"}], "triggers": ["<"]}
     d = driver_of(bytes_model)
     bias = {ord("}"): 60.0, ord('"'): 5.0}
     d.submit(0, PROMPT, Sampling(max_tokens=200, temperature=0.0, logit_bias=bias, structured=StructuredOutputs(json_object=True)))
     begin = {ord("<"): 100.0}
-    tagged = StructuredOutputs(structural_tag=json.dumps(tag))
-    d.submit(1, PROMPT, Sampling(max_tokens=40, temperature=0.0, logit_bias=begin, ignore_eos=True, structured=tagged))
+    for id, tagged in ((1, StructuredOutputs(structural_tag=json.dumps(tag))), (2, triggered())):
+        d.submit(id, PROMPT, Sampling(max_tokens=40, temperature=0.0, logit_bias=begin, ignore_eos=True, structured=tagged))
     d.run()
+    assert d.tokens[2, 0] == d.tokens[1, 0]
     assert isinstance(json.loads(text(d.tokens[0, 0])), dict)
     assert re.match(r"<f>[12]</f><f>[12]", text(d.tokens[1, 0]))
 
@@ -217,7 +227,7 @@ def test_it_goes_on_at_another_engine(temperature: float, bytes_model: Path) -> 
         until(lambda: p.finish(0) == "held", p, d)
         (first,) = p.tokens(0)
         assert first == expected[0]
-        held = p.peers.lent
+        held = p.peers.lending.lent
         (lease,) = held
         kv = p.peers.exchange.lease(0)
         d.tell(Receive(submit(1, PROMPT, sampling), [first], Source(p.descriptor, lease, kv.blocks, kv.kv_tokens)))
@@ -297,7 +307,13 @@ def test_no_special_token_is_text_for_the_embedded_models_vocabulary() -> None:
         (StructuredOutputs(grammar='start: "a" other'), 'unknown name: "other"'),
         (StructuredOutputs(grammar="hello"), "Expected ::="),
         (StructuredOutputs(grammar="start: start"), "allows no text"),
-        (StructuredOutputs(structural_tag='{"format": {}}'), "structures"),
+        (StructuredOutputs(structural_tag="{}"), "structures"),
+        (StructuredOutputs(structural_tag='{"format": {}}'), "format must be triggered_tags, not 'None'"),
+        (StructuredOutputs(structural_tag='{"format": {"type": "any_text"}}'), "format must be triggered_tags, not 'any_text'"),
+        (triggered(at_least_one=True), "at_least_one is not had here"),
+        (triggered(content={"type": "regex"}), "the content of tag '<f>' must be a json_schema, not 'regex'"),
+        (triggered(excludes=["x"]), "unknown field `excludes`"),
+        (StructuredOutputs(structural_tag='{"format": {"type": "triggered_tags"}}'), "needs structures"),
         (StructuredOutputs(structural_tag='{"structures": [{"begin": "<f>", "end": ""}], "triggers": ["<g"]}'), "none of the triggers"),
         (StructuredOutputs(choice=()), "names no"),
     ],

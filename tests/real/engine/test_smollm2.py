@@ -66,7 +66,7 @@ def test_fifty_prompts_give_what_transformers_gives(path: Path, engine: Engine) 
 def test_it_knows_the_capital_of_france(path: Path, engine: Engine) -> None:
     tokenizer = Tokenizer.load(path)
     d = Driver(engine)
-    chat = tokenizer.chat([{"role": "user", "content": "What is the capital of France?"}])
+    chat = tokenizer.templates.chat([{"role": "user", "content": "What is the capital of France?"}])
     d.submit(1000, tokenizer.encode(chat, special=False), Sampling(max_tokens=30, temperature=0.0))
     d.run()
     assert d.finish[1000, 0] == "stop"

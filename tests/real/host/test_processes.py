@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from pdlab.real.host import processes
 
+ROOT = Path(__file__).resolve().parents[3]
 SLEEP = "import time; time.sleep(600)"
 ENGINE = [sys.executable, "-c", SLEEP, "-m", "pdlab.real.instance.engine_process"]
 BUSY = [sys.executable, "-c", f"sum(range(30_000_000)); print('computed', flush=True); {SLEEP}", "-m", "pdlab.real.instance.engine_process"]
@@ -91,3 +93,15 @@ def test_cores_are_kept_awake_by_what_counts_for_nobody(monkeypatch: pytest.Monk
         assert {os.getsid(pid) for pid in own} == {os.getsid(0)}, "between sessions cores are shared evenly"
         assert os.getpgid(0) not in {os.getpgid(pid) for pid in own}, "Ctrl-C is not for them"
     assert spinning() == []
+
+
+def test_our_own_modules_are_those_that_run_here_whatever_lies_in_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "pdlab").mkdir()
+    (tmp_path / "pdlab" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    ended = subprocess.run([*processes.MODULE, "pdlab", "--version"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_every_module_of_ours_is_started_so() -> None:
+    started = [path for path in (ROOT / "pdlab").rglob("*.py") if re.search(r'"-m",\s*"pdlab', path.read_text(encoding="utf-8"))]
+    assert not started, "use processes.MODULE"

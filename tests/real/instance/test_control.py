@@ -25,6 +25,7 @@ from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net.wire import About
 from tests.real.api.kv_stand_in import KvEngine
 from tests.real.api.stand_in import EchoEngine
+from tests.real.api.world import JSON as HEADERS
 from tests.real.instance.world import Lending, instance
 
 CONTROL = "/pdlab/v1"
@@ -168,10 +169,20 @@ def app_of(folder: Path, exchanges: bool = True) -> Any:
     return app
 
 
+@pytest.mark.parametrize("path", [path for method, path, _ in ROUTES if method == "POST"])
+def test_no_order_comes_from_a_web_page_with_a_body_or_without(folder: Path, path: str) -> None:
+    async def refused() -> set[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app_of(folder)), base_url="http://x") as client:
+            answers = [await client.post(path), await client.post(path, content="{}", headers={"Content-Type": "text/plain"})]
+        return {answer.status_code for answer in answers}
+
+    assert asyncio.run(refused()) == {415}
+
+
 async def post(app: Any, path: str, body: Any) -> httpx.Response:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x", verify=False) as client:
-        answer = await client.post(path, content=json.dumps(body))
+        answer = await client.post(path, content=json.dumps(body), headers=HEADERS)
         await app.state.member.close()
         return answer
 
@@ -199,7 +210,7 @@ def test_a_plain_engine_may_serve_the_same_api(folder: Path) -> None:
 
     async def play() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", verify=False) as client:
-            return await client.post(f"{CONTROL}/drain")
+            return await client.post(f"{CONTROL}/drain", headers=HEADERS)
 
     assert asyncio.run(play()).status_code == 503
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from pdlab.core.types import Report, Role, UsageError
+from pdlab.real.engine.messages import Step
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
 from pdlab.real.registry.store import INSTANCE, REPORT
@@ -211,6 +212,45 @@ def test_draining_lets_what_runs_end_then_leaves_and_says_so(folder: Path) -> No
             assert book.spec("a") is None
 
     asyncio.run(play())
+
+
+def test_it_leaves_when_its_engine_has_nothing_though_nobody_is_answered_any_more(folder: Path) -> None:
+    async def play() -> None:
+        book, gone = Book(), asyncio.Event()
+        async with joined(folder, book, left=gone.set) as a:
+            a.engine.load = Step([], idle=False)  # such as what it reserved for a client that has gone
+            await a.ask("/pdlab/v1/drain")
+            await until(lambda: book.spec("a").get("draining", False))
+            await asyncio.sleep(0.05)
+            assert not gone.is_set()
+            a.engine.load = Step([])
+            async with asyncio.timeout(60):
+                await gone.wait()
+
+    asyncio.run(play())
+
+
+def test_a_report_that_fails_is_logged_once_and_the_next_is_made_all_the_same(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        book = Book()
+        async with joined(folder, book) as a:
+            make, failures = a.engine.report, 0
+
+            def report(name: str, incarnation: int) -> Report:
+                nonlocal failures
+                if failures < 5:
+                    failures += 1
+                    raise ArithmeticError("no report")
+                return make(name, incarnation)
+
+            a.engine.report = report  # type: ignore[method-assign]
+            await until(lambda: failures == 5)
+            a.engine.stored = (1, 2)
+            await until(lambda: f"{REPORT}/a" in book.store.reports and book.report("a").stored == (1, 2))
+            assert (await a.ask(prompt="x")).status_code == 200
+
+    asyncio.run(play())
+    assert [record.message for record in caplog.records if record.exc_info] == ["a cannot report its load, and tries again"]
 
 
 def test_what_is_leased_where_one_drains_may_still_be_decoded_there(folder: Path) -> None:

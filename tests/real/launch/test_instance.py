@@ -64,7 +64,8 @@ async def raw_request(url: str, fields: dict[str, Any]) -> tuple[asyncio.StreamR
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     payload = json.dumps(fields).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
     writer.write(head.encode() + payload)
     return reader, writer
 

@@ -18,7 +18,8 @@ from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_toke
 from pdlab.core.types import UsageError
 from pdlab.real.models import gguf_file
 from pdlab.real.models.detokenize import Detokenizer, StopStrings
-from pdlab.real.models.tokenizer import BYTES, Tokenizer
+from pdlab.real.models.spelling import BYTES
+from pdlab.real.models.tokenizer import Tokenizer
 
 TEXTS = [
     "",
@@ -132,9 +133,9 @@ def test_the_vocabulary_is_transformers(ours: Tokenizer, theirs: Any) -> None:
 @pytest.mark.parametrize("messages", MESSAGES)
 def test_chats_as_transformers(ours: Tokenizer, folder: Path, digits: Any, messages: list[dict[str, Any]]) -> None:
     wanted = digits.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert ours.chat(messages) == wanted == Tokenizer.load(folder).chat(messages)
+    assert ours.templates.chat(messages) == wanted == Tokenizer.load(folder).templates.chat(messages)
     assert ours.encode(wanted, special=False) == digits.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert ours.chat(messages, add_generation_prompt=False) == digits.apply_chat_template(messages, tokenize=False)
+    assert ours.templates.chat(messages, add_generation_prompt=False) == digits.apply_chat_template(messages, tokenize=False)
 
 
 @pytest.mark.parametrize("final", ["The answer", "The answer is ", [{"type": "text", "text": "x"}, {"type": "text", "text": "The "}]])
@@ -145,7 +146,7 @@ def test_continues_the_final_message_as_transformers(folder: Path, digits: Any, 
     tokenizer = Tokenizer.load(copied(folder, tmp_path, template))
     messages = [{"role": "assistant", "content": final}]
     wanted = digits.apply_chat_template(messages, chat_template=template, tokenize=False, continue_final_message=True)
-    assert tokenizer.chat(messages, continue_final=True) == wanted
+    assert tokenizer.templates.chat(messages, continue_final=True) == wanted
 
 
 def test_templates_have_what_transformers_offers(folder: Path, digits: Any, tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_templates_have_what_transformers_offers(folder: Path, digits: Any, tmp_
     wanted = digits.apply_chat_template(
         messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True, enable_thinking=True
     )
-    assert tokenizer.chat(messages, tools=tools, enable_thinking=True) == wanted
+    assert tokenizer.templates.chat(messages, tools=tools, enable_thinking=True) == wanted
 
 
 def copied(folder: Path, to: Path, template: Any, **options: Any) -> Path:
@@ -187,7 +188,7 @@ def test_a_saved_folder_is_the_same_tokenizer(ours: Tokenizer, folder: Path) -> 
     found = Tokenizer.load(folder)
     assert [found.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]
     assert (found.vocab, found.eos_ids, found.special_ids, found.spelling) == (ours.vocab, ours.eos_ids, ours.special_ids, ours.spelling)
-    assert found.has_chat_template
+    assert found.templates
 
 
 def test_bos_and_eos_are_added_as_tokenizer_json_has_it(folder: Path, tmp_path: Path, ours: Tokenizer) -> None:
@@ -200,13 +201,13 @@ def test_bos_and_eos_are_added_as_tokenizer_json_has_it(folder: Path, tmp_path: 
     assert found.encode("hi") == AutoTokenizer.from_pretrained(tmp_path).encode("hi") == [1, *ours.encode("hi")]
     assert found.encode("hi", special=False) == ours.encode("hi")
     with pytest.raises(UsageError, match="has no chat template: use /v1/completions"):
-        found.chat(MESSAGES[0])
+        found.templates.chat(MESSAGES[0])
 
 
 def test_named_templates(folder: Path, tmp_path: Path) -> None:
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
     found = Tokenizer.load(copied(folder, tmp_path, named))
-    assert (found.chat(MESSAGES[0]), found.chat(MESSAGES[0], tools=[])) == ("plain", "tools")
+    assert (found.templates.chat(MESSAGES[0]), found.templates.chat(MESSAGES[0], tools=[])) == ("plain", "tools")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_named_templates(folder: Path, tmp_path: Path) -> None:
 )
 def test_what_a_template_refuses_is_said(folder: Path, tmp_path: Path, template: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Tokenizer.load(copied(folder, tmp_path, template)).chat(MESSAGES[0])
+        Tokenizer.load(copied(folder, tmp_path, template)).templates.chat(MESSAGES[0])
 
 
 def test_mistakes_name_the_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import ssl
@@ -15,10 +16,8 @@ import httpx
 import pytest
 
 from pdlab.core.types import UsageError
-from pdlab.proof.bench.http import BenchClient, ServerLost
-from pdlab.real.net.connections import Connections
+from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.net.tls import Tls
-from pdlab.real.router.remote import LegBroken
 from tests.real import certificates
 from tests.real.certificates import Certificates
 from tests.real.faults.cluster import cluster
@@ -60,18 +59,13 @@ def test_clients_check_who_answers(certs: Certificates) -> None:
                 (misnamed, certs.ca, False),
             ):
                 tls = Tls(ca_certs=str(ca))
-                connections = Connections(url, "of-the-cluster", tls=tls)
-                async with BenchClient(url, asyncio.get_running_loop().time, tls=tls) as client:
+                with contextlib.closing(HttpClient(url, "of-the-cluster", tls=tls)) as client:
                     if right:
-                        assert await connections.call(b"GET", b"/health") == (200, b"{}")
-                        assert (await client.get("/health")).status == 200
+                        assert await client.call(b"GET", b"/health") == (200, b"{}")
                     else:
-                        with pytest.raises(LegBroken, match="cannot connect"):
-                            await connections.call(b"GET", b"/health")
-                        with pytest.raises(ServerLost):
-                            await client.get("/health")
-                connections.close()
-            assert heard == 2, "who is not believed is told nothing, not even the token"
+                        with pytest.raises(Broken, match="cannot connect"):
+                            await client.call(b"GET", b"/health")
+            assert heard == 1, "who is not believed is told nothing, not even the token"
 
     asyncio.run(play())
 

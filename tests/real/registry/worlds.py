@@ -220,7 +220,18 @@ class Redis(Server):
     lease_s = 1.5
 
     def command(self) -> list[str]:
-        return ["redis-server", "--port", str(self.ports[0]), "--bind", "127.0.0.1", "--dir", str(self.folder), "--appendonly", "yes"]
+        """By its default it may acknowledge what it has not written yet, when the disk is slow, and lose that with a kill."""
+        kept = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always"]
+        return ["redis-server", "--port", str(self.ports[0]), "--bind", "127.0.0.1", *kept]
+
+    def keep(self) -> None:
+        """What it has now, for `set_back`."""
+        shutil.copytree(self.folder, self.folder.with_suffix(".kept"))
+
+    def set_back(self) -> None:
+        """It is without what it has written since."""
+        shutil.rmtree(self.folder)
+        self.folder.with_suffix(".kept").rename(self.folder)
 
     async def scribble(self, key: str, value: bytes) -> None:
         store: Any = self.opened[0].store

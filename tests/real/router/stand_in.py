@@ -32,13 +32,15 @@ from pdlab.experiment.make_router import router
 from pdlab.policies import load as load_policy
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import measured_of
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import Continue, Extra, KvParams, PushTo, StreamEvent
 from pdlab.real.registry.records import InstanceRecord, encode, read_instance, read_report
-from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegBroken, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, head_of
 from pdlab.sim.build import InstancePlan, plans
-from pdlab.sim.link import Network, Transfer
+from pdlab.sim.link import Network
+from pdlab.sim.path import Transfer
 from pdlab.sim.topology import Endpoint
 from tests.support.virtual import VirtualLoop, run
 
@@ -146,6 +148,7 @@ class StandIn:
         self.leases: dict[str, Sequence] = {}
         self.is_alive, self.stalled, self.silent, self.refuses = True, False, False, False
         self.slow, self.probes = False, 0  # no answer to probes in time
+        self.on_settled: Callable[[], None] = lambda: None  # called when nothing is under way
         self._decoding: list[Sequence] = []
         self._timer: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -193,7 +196,7 @@ class StandIn:
     async def proceed(self, go: Continue) -> None:
         job = self.jobs.get(go.leg)
         if not self.is_alive or job is None or job.seq is None:
-            raise LegBroken("there is no such leg")
+            raise Broken("there is no such leg")
         assert not job.made or job.made == len(go.made)
         job.made = job.seq.made = len(go.made)
         job.told = True
@@ -231,13 +234,13 @@ class StandIn:
 
     async def switch(self, role: Role) -> None:
         if not self.is_alive:
-            raise LegBroken("no answer")
+            raise Broken("no answer")
         self.worker.drain(role)
         self._when_drained(partial(self._switched, role))
 
     async def drain(self) -> None:
         if not self.is_alive:
-            raise LegBroken("no answer")
+            raise Broken("no answer")
         self.worker.drain(None)
         self._when_drained(self._leave)
 
@@ -252,7 +255,7 @@ class StandIn:
                 timer.cancel()
         for job in list(self.jobs.values()):
             self._stop_transfer(job)
-            job.inbox.put_nowait(LegBroken("connection reset"))
+            job.inbox.put_nowait(Broken("connection reset"))
         for other in self.rack.instances.values():
             for job in list(other.jobs.values()):
                 if job.source is self and other.is_alive:
@@ -262,13 +265,13 @@ class StandIn:
     def cut(self) -> None:
         """Every connection breaks; the instance lives on."""
         for job in list(self.jobs.values()):
-            job.inbox.put_nowait(LegBroken("connection reset"))
+            job.inbox.put_nowait(Broken("connection reset"))
 
     # ------------------------------------------------------------ legs
 
     def _job(self, ask: LegAsk) -> Job:
         if not self.is_alive:
-            raise LegBroken("connection refused")
+            raise Broken("connection refused")
         if self.refuses:
             raise InstanceFull("no room")
         assert ask.leg not in self.jobs, f"leg {ask.leg} twice"
@@ -279,7 +282,7 @@ class StandIn:
 
     def _sequence(self, job: Job, *, made: int = 0, decodes_here: bool = True) -> Sequence:
         ask = job.ask
-        prompt, output = len(ask.tokens), ask.sampling.max_tokens
+        prompt, output = len(ask.tokens), ask.sampling.max_tokens if decodes_here else max(2, ask.sampling.max_tokens)
         if reason := self.worker.refusal(prompt, output if decodes_here else 1):
             raise Unfit(f"{self.name}: {reason}")
         return Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, decodes_here)
@@ -317,9 +320,9 @@ class StandIn:
             self._migrate(job, self.rack.instances[extra.migrate.url.removeprefix("http://")], extra.migrate.leg)
         elif params.remote_engine_id == self.name:
             job.seq = seq = self.leases.pop(params.remote_request_id or "")
-            seq.owner = job
+            seq.owner, seq.output_tokens = job, job.ask.sampling.max_tokens
             job.inbox.put_nowait(StreamEvent("transferred", made=job.made))
-            self.worker.stay(seq)
+            self.worker.stay(seq, self._others(job, seq))
             self.kick()
         elif job.made and not extra.reserve and params.remote_request_id is None:
             job.seq = self._sequence(job)
@@ -423,7 +426,7 @@ class StandIn:
     def _landed(self, job: Job) -> None:
         assert job.seq is not None
         job.transfer = job.source = None
-        self.worker.arrive(job.seq)
+        self.worker.arrive(job.seq, 0 if job.seq.made else 1)
         self.kick()
         size = round(self._size(job.seq))
         job.inbox.put_nowait(StreamEvent("transferred", bytes=size, made=job.made))
@@ -492,6 +495,8 @@ class StandIn:
     def kick(self) -> None:
         if self.worker.batch is None and self.is_alive and not self.stalled and self.scheduler.stirred:
             self._start()
+        if self.worker.batch is None:
+            self.on_settled()
 
     def _start(self) -> None:
         scheduler, price, now = self.scheduler, self.plan.cost, self.loop.time()
@@ -531,6 +536,8 @@ class StandIn:
         self._set_alarm()
         if self.is_alive and not self.stalled:
             self._start()
+        if self.worker.batch is None:
+            self.on_settled()
 
     def _say(self, seq: Sequence) -> None:
         job: Job = seq.owner
@@ -799,7 +806,7 @@ class Run:
 
     async def rest(self) -> None:
         """All clients' requests end; then nothing is held or live anywhere."""
-        await self.until(lambda: not self.world.live and all(client.ended for client in self.clients.values()))
+        await self.until(lambda: not self.world.requests.by_id and all(client.ended for client in self.clients.values()))
         await self.until(lambda: all(not x.jobs and x.scheduler.idle for x in self.rack.instances.values() if x.is_alive), 60.0)
         self.rack.at_rest()
         assert not self.world.router.cluster.live

@@ -24,9 +24,10 @@ from pdlab.real.api.http_server import bind
 from pdlab.real.api.service import Service
 from pdlab.real.engine.messages import FromQueue, Sampling, Submit, Tokens
 from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import Continue, KvParams, StreamEvent
 from pdlab.real.router.cluster_engine import ClusterEngine
-from pdlab.real.router.remote import Hear, LegAsk, LegBroken, LegTokens, Prefilled
+from pdlab.real.router.remote import Hear, LegAsk, LegTokens, Prefilled
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, Head
 from tests.real.api import stand_in
@@ -59,7 +60,7 @@ class Alphabet:
             for k in range(made, ask.sampling.max_tokens):
                 await asyncio.sleep(0)
                 if self.broken:
-                    raise LegBroken("reset")
+                    raise Broken("reset")
                 finish = "length" if k == ask.sampling.max_tokens - 1 else None
                 hear(LegTokens(candidate, [ord("a") + k % 26], finish))
 
@@ -122,7 +123,7 @@ def served(
             await made.close()
             sock.close()
         made.check()
-        assert not made.live
+        assert not made.requests.by_id
 
     asyncio.run(main())
 
@@ -149,7 +150,7 @@ def test_a_stop_string_ends_a_request_as_a_success(folder: Path) -> None:
         answer = (await http.post("/v1/completions", json=body)).raise_for_status().json()
         assert answer["choices"][0]["text"] == "abcdef"
         assert answer["choices"][0]["finish_reason"] == "stop"
-        assert not world.live
+        assert not world.requests.by_id
         assert world.timeline(0)["status"] == "done"
 
     served(folder, test)
@@ -162,7 +163,7 @@ def test_the_router_refuses_what_is_too_much_and_clients_may_come_again(folder: 
     async def test(http: httpx.AsyncClient, world: LiveWorld) -> None:
         world.instances.members["p"].remote.halted.clear()  # type: ignore[attr-defined]
         first = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(2)]
-        while len(world.live) < 2:
+        while len(world.requests.by_id) < 2:
             await asyncio.sleep(0.01)
         answer = await http.post("/v1/completions", json=body)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
@@ -333,8 +334,8 @@ def test_slos_and_the_ids_of_whoever_asks_go_through() -> None:
         made.instances.join(spec("p"))
         made.instances.join(spec("d"))
         queue = engine.submit(Submit(77, [1, 2, 3], Sampling(max_tokens=3), ttft_slo_s=0.5, tpot_slo_s=0.25))
-        assert made.live[0].request.ttft_slo_s == 0.5
-        assert made.live[0].request.tpot_slo_s == 0.25
+        assert made.requests.by_id[0].request.ttft_slo_s == 0.5
+        assert made.requests.by_id[0].request.tpot_slo_s == 0.25
         ended = await last(queue)
         assert (ended.id, ended.finish) == (77, "length")
         line = engine.timeline(77)

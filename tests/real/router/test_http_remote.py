@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from pdlab.core.types import InstanceSpec, Role, UsageError
 from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
-from pdlab.real.net import connections
-from pdlab.real.net.connections import Connections
+from pdlab.real.net import http as net_http
+from pdlab.real.net import sse
+from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.net.wire import MOST_IDS, Continue, Extra, KvParams, StreamEvent
 from pdlab.real.router import http_remote as http
 from pdlab.real.router.http_remote import HttpRemote, LegStream
-from pdlab.real.router.remote import InstanceFull, LegAsk, LegBroken, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.router.remote import InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from tests.real.router.fake_instance import Fake
 
 Test = Callable[[Fake, HttpRemote], Awaitable[None]]
@@ -167,14 +168,14 @@ def test_a_vllm_server_is_spoken_to_in_its_own_terms() -> None:
 REFUSALS = [
     (503, "kv_full", InstanceFull),
     (429, "overloaded", InstanceFull),
-    (503, "draining", LegBroken),
-    (503, "engine_down", LegBroken),
+    (503, "draining", Broken),
+    (503, "engine_down", Broken),
     (400, "context_length_exceeded", Unfit),
     (413, "", Unfit),
     (409, "kv_lost", TransferTrouble),
-    (401, "invalid_api_key", LegBroken),
-    (404, "", LegBroken),
-    (500, "", LegBroken),
+    (401, "invalid_api_key", Broken),
+    (404, "", Broken),
+    (500, "", Broken),
 ]
 
 
@@ -195,10 +196,10 @@ def test_a_refusal_is_told_by_its_status_and_code(status: int, code: str, kind: 
     [
         ("kv_full", "server_error", InstanceFull),
         ("kv_lost", "server_error", TransferTrouble),
-        ("engine_down", "server_error", LegBroken),
+        ("engine_down", "server_error", Broken),
         (None, "invalid_request_error", Unfit),
         (400, "BadRequestError", Unfit),
-        (500, "InternalServerError", LegBroken),
+        (500, "InternalServerError", Broken),
     ],
 )
 def test_an_error_within_a_stream_comes_after_the_tokens_before_it(code: str | int | None, type_: str, kind: type[Exception]) -> None:
@@ -228,7 +229,7 @@ def test_an_error_within_a_stream_comes_after_the_tokens_before_it(code: str | i
 )
 def test_a_stream_that_is_not_brought_to_its_end_or_cannot_be_read_is_broken(stream: list[bytes], hang_up: bool) -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        with pytest.raises(LegBroken):
+        with pytest.raises(Broken):
             await everything(remote, ask())
 
     world(test, stream=stream, hang_up=hang_up)
@@ -237,7 +238,7 @@ def test_a_stream_that_is_not_brought_to_its_end_or_cannot_be_read_is_broken(str
 @pytest.mark.parametrize("whole", [b"", b"[]", b"{}", b'{"choices": [{"token_ids": [1, 2], "finish_reason": "length"}]}', b"\xff"])
 def test_a_prefill_answer_that_is_none_is_broken(whole: bytes) -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        with pytest.raises(LegBroken):
+        with pytest.raises(Broken):
             await remote.prefill(ask())
 
     world(test, whole=whole)
@@ -330,11 +331,11 @@ def test_nobody_at_the_url_is_broken_and_a_release_does_not_mind() -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             remote = HttpRemote(spec(f"http://127.0.0.1:{taken.getsockname()[1]}"))
-            with pytest.raises(LegBroken, match="cannot connect"):
+            with pytest.raises(Broken, match="cannot connect"):
                 await remote.prefill(ask())
-            with pytest.raises(LegBroken, match="cannot connect"):
+            with pytest.raises(Broken, match="cannot connect"):
                 await everything(remote, ask())
-            with pytest.raises(LegBroken):
+            with pytest.raises(Broken):
                 await remote.drain()
             await remote.release("lease")
             assert not await remote.renew("lease") and not await remote.alive()
@@ -363,7 +364,7 @@ def test_the_small_calls_go_where_the_protocol_says() -> None:
         assert all(headers["x-pdlab-token"] == "secret" for _, headers, _ in fake.asked)
         fake.refuse = (409, "kv_lost")
         assert not await remote.renew("lease")
-        with pytest.raises(LegBroken, match="refused"):
+        with pytest.raises(Broken, match="refused"):
             await remote.proceed(Continue("7-1-d"))
 
     world(test)
@@ -371,8 +372,8 @@ def test_the_small_calls_go_where_the_protocol_says() -> None:
 
 def test_a_small_call_does_not_wait_for_ever() -> None:
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        with pytest.raises(LegBroken, match=r"within 0\.02 s"):
-            await Connections(fake.url).call(b"GET", b"/health", within_s=0.02)
+        with pytest.raises(Broken, match=r"within 0\.02 s"):
+            await HttpClient(fake.url).call(b"GET", b"/health", within_s=0.02)
         while fake.connections:
             await asyncio.sleep(0.002)
 
@@ -380,13 +381,13 @@ def test_a_small_call_does_not_wait_for_ever() -> None:
 
 
 def test_what_a_peer_sends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MOST_LINE_BYTES", 1000)
-    monkeypatch.setattr(connections, "MOST_BODY_BYTES", 1000)
+    monkeypatch.setattr(sse, "MOST_EVENT_BYTES", 1000)
+    monkeypatch.setattr(net_http, "MOST_BODY_BYTES", 1000)
 
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        with pytest.raises(LegBroken, match="line of the stream is too long"):
+        with pytest.raises(Broken, match="line of the stream is too long"):
             await everything(remote, ask())
-        with pytest.raises(LegBroken, match="answer is too long"):
+        with pytest.raises(Broken, match="answer is too long"):
             await remote.prefill(ask())
 
     world(test, stream=[b"data: " + b"x" * 2000], hang_up=True, whole=b" " * 2000)
@@ -394,8 +395,8 @@ def test_what_a_peer_sends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_token_ids_of_one_answer_are_bounded() -> None:
     stream = LegStream(Sampling())
-    assert not stream.feed(b'data: {"choices": [{"index": 0, "token_ids": [' + b"1," * MOST_IDS + b"1]}]}\n")
-    assert isinstance(stream.failed, LegBroken)
+    assert not stream.feed(b'data: {"choices": [{"index": 0, "token_ids": [' + b"1," * MOST_IDS + b"1]}]}\n\n")
+    assert isinstance(stream.failed, Broken)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +404,7 @@ def test_token_ids_of_one_answer_are_bounded() -> None:
     [
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000, "head of the answer is too long"),
         (b"SSH-2.0-OpenSSH\r\n", "no HTTP"),
-        (b"", "closed by the instance"),
+        (b"", "the connection was lost"),
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 15\r\n\r\n<p>Bad gateway.", r"<p>Bad gateway\. \(502\)"),
     ],
 )
@@ -416,7 +417,7 @@ def test_a_peer_that_is_no_instance_is_broken(says: bytes, why: str) -> None:
     async def test() -> None:
         async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
             remote = HttpRemote(spec(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
-            with pytest.raises(LegBroken, match=why):
+            with pytest.raises(Broken, match=why):
                 await remote.prefill(ask())
             remote.close()
             await asyncio.sleep(0.02)
@@ -505,7 +506,7 @@ def test_log_probabilities_that_are_not_the_prompts_break_the_leg(told: Any) -> 
     choice = {"index": 0, "token_ids": [5], "finish_reason": "length", "prompt_logprobs": told}
 
     async def test(fake: Fake, remote: HttpRemote) -> None:
-        with pytest.raises(LegBroken, match="log-probabilities"):
+        with pytest.raises(Broken, match="log-probabilities"):
             await remote.prefill(ask(prompt_logprobs=0))
 
     world(test, whole=json.dumps({"choices": [choice]}).encode())
@@ -520,7 +521,7 @@ def test_a_stream_brings_the_prompts_log_probabilities_first() -> None:
     assert tokens_of(list(rest)) == [1, 2] and all(one.scores is None for one in rest)
     without = LegStream(Sampling(prompt_logprobs=1), [5, 6, 7])
     without.feed(chunk([1]))
-    assert isinstance(without.failed, LegBroken)
+    assert isinstance(without.failed, Broken)
 
 
 def test_a_vllm_servers_stream_has_no_log_probabilities_of_the_prompt() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pdlab.core.types import UNKNOWN, Report, Role, StepTime, UsageError
+from pdlab.real.net.http import Broken
 from pdlab.real.registry.records import encode, read_report
-from pdlab.real.router.remote import LegBroken
 from pdlab.real.router.vllm import Vllm, VllmMetrics
 from tests.real.router.fake_instance import Fake
 
@@ -140,10 +140,10 @@ def test_several_engines_behind_one_server_count_together() -> None:
 
 def test_a_server_that_is_no_vllm_is_broken_and_one_that_refuses_the_key_the_users_matter() -> None:
     async def test(fake: Fake, server: Vllm) -> None:
-        with pytest.raises(LegBroken, match="num_gpu_blocks"):
+        with pytest.raises(Broken, match="num_gpu_blocks"):
             await server.probe("vllm-0", Role.DECODE)
         fake.metrics = "{{{ no metrics"
-        with pytest.raises(LegBroken, match="cannot be read"):
+        with pytest.raises(Broken, match="cannot be read"):
             await server.probe("vllm-0", Role.DECODE)
         fake.refuse = (503, "engine_down")
         assert not await server.healthy()
@@ -159,7 +159,7 @@ def test_nobody_there_is_broken_and_not_healthy() -> None:
         fake.server.close()
         await fake.server.wait_closed()
         assert not await server.healthy()
-        with pytest.raises(LegBroken, match="cannot connect"):
+        with pytest.raises(Broken, match="cannot connect"):
             await server.probe("vllm-0", Role.DECODE)
 
     world(test)

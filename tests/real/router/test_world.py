@@ -18,8 +18,9 @@ from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.api.backend import Ended
 from pdlab.real.engine.messages import Sampling, Tokens
+from pdlab.real.net.http import Broken
 from pdlab.real.net.wire import Continue, Extra, KvParams, StreamEvent
-from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegBroken, LegNews, LegTokens, Prefilled, Unfit
+from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.router.world import LiveWorld
 from tests.support.virtual import VirtualLoop, run
 
@@ -247,7 +248,7 @@ def test_the_prompt_of_another_attempt_ends_in_what_the_client_has() -> None:
     async def main(loop: VirtualLoop) -> Scene:
         s = Scene(loop)
         p, d = s.join("p"), s.join("d")
-        d.streams += [says(TRANSFERRED, tokens(101), LegBroken("reset")), says(TRANSFERRED, tokens(103, finish="length"))]
+        d.streams += [says(TRANSFERRED, tokens(101), Broken("reset")), says(TRANSFERRED, tokens(103, finish="length"))]
         s.submit(Sampling(max_tokens=4, min_tokens=3, temperature=0.0))
         await asyncio.sleep(0.35)
         p.answer = Prefilled(102, "length", raw_params=RAW, params=PARAMS)
@@ -263,7 +264,7 @@ def test_a_stream_that_breaks_after_the_last_token_has_said_all() -> None:
     async def main(loop: VirtualLoop) -> Scene:
         s = Scene(loop)
         m = s.join("m")
-        m.streams.append(says(tokens(1, 2), tokens(3, 4), LegBroken("reset")))
+        m.streams.append(says(tokens(1, 2), tokens(3, 4), Broken("reset")))
         s.submit()
         await asyncio.sleep(1)
         return s
@@ -277,7 +278,7 @@ def test_several_candidates_are_made_anew_from_one_seed_and_none_hears_a_token_t
         s = Scene(loop)
         m = s.join("m")
         m.streams += [
-            says(tokens(1), tokens(11, candidate=1), tokens(2), LegBroken("reset")),
+            says(tokens(1), tokens(11, candidate=1), tokens(2), Broken("reset")),
             says(tokens(1, 2), tokens(11, 12, candidate=1, finish="stop"), tokens(3, 4, finish="length")),
         ]
         s.submit(Sampling(max_tokens=4, temperature=1.0, best_of=2))
@@ -373,7 +374,7 @@ def test_the_row_of_a_request_is_about_its_last_attempt() -> None:
         s = Scene(loop)
         s.join("p")
         d = s.join("d")
-        d.streams += [says(TRANSFERRED, tokens(101), LegBroken("reset")), says(TRANSFERRED, tokens(102, 103, finish="length"))]
+        d.streams += [says(TRANSFERRED, tokens(101), Broken("reset")), says(TRANSFERRED, tokens(102, 103, finish="length"))]
         s.submit()
         await asyncio.sleep(2)
         return s
@@ -410,7 +411,7 @@ def test_a_reserved_leg_that_cannot_be_told_costs_an_attempt_and_is_hung_up() ->
             waits(hung_up, StreamEvent("reserved", "t")),
             says(StreamEvent("reserved", "t"), TRANSFERRED, tokens(101, finish="stop"), every_s=0.2),
         ]
-        d.trouble = LegBroken("no answer")
+        d.trouble = Broken("no answer")
         s.submit()
         await asyncio.wait_for(hung_up.wait(), 5)
         d.trouble = None
@@ -541,7 +542,7 @@ def test_a_dead_instance_is_told_of_once_with_what_each_client_has() -> None:
     async def main(loop: VirtualLoop) -> Scene:
         s = Scene(loop, hears)
         one, two = s.join("m1"), s.join("m2")
-        one.streams += [says(tokens(1), LegBroken("reset")), says(tokens(1), tokens(2), LegBroken("reset"), every_s=0.05)]
+        one.streams += [says(tokens(1), Broken("reset")), says(tokens(1), tokens(2), Broken("reset"), every_s=0.05)]
         two.streams += [says(tokens(2, 3, 4, finish="length")), says(tokens(3, 4, finish="length"))]
         one.is_alive = False
         got: list[list[Tokens]] = [[], []]
@@ -636,7 +637,7 @@ async def asked_in_vain(loop: VirtualLoop, policy: Policy, alive: bool, **more: 
     s.join("p")
     s.join("d")
     e = s.join("e")
-    e.trouble, e.is_alive = LegBroken("no answer"), alive
+    e.trouble, e.is_alive = Broken("no answer"), alive
     s.world.open()
     await asyncio.sleep(1.5)
     assert s.world.router.by_name["e"].ready is alive

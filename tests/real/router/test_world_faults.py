@@ -352,7 +352,7 @@ def test_every_request_ends_under_any_mix_of_faults(
         for at_s, fault, which in faults:
             made.loop.call_at(at_s, strike, made, fault, which)
         await made.until(lambda: len(made.clients) == len(requests) and made.loop.time() > 2.0, 10.0)
-        await made.until(lambda: not made.world.live, 65.0)
+        await made.until(lambda: not made.world.requests.by_id, 65.0)
         for instance in made.rack.instances.values():
             instance.stalled = False
             instance.kick()

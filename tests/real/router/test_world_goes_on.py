@@ -178,7 +178,7 @@ def test_what_is_made_anew_and_differs_is_not_sent_after_what_the_client_has() -
         await only_pulls(made)
         client = made.submit(PROMPT, OUTPUT, **STRUCTURED)
         await made.until(lambda: len(client.tokens) >= 10, 10.0)
-        live = made.world.live[client.id]
+        live = made.world.requests.by_id[client.id]
         live.candidates[0].tokens[3] += 1  # as if the lost instance had said so
         made.rack.instances["decode-0"].kill()
         await made.until(lambda: client.ended is not None, 120.0)
