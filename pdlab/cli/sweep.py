@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +12,11 @@ import typer
 from rich import progress as bars
 
 from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.core.extras import RAY, lacks
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.grid import Grid
-from pdlab.search.pool import ProcessPool, usable_cores
+from pdlab.search.pool import ProcessPool, TaskPool, usable_cores
 from pdlab.search.sweep import MOST_RUNS, Sweep, plan_sweep, run_sweep
 from pdlab.search.sweep_page import sweep_page, warnings
 from pdlab.search.sweep_store import PAGE, TABLE, SweepStore
@@ -30,6 +32,10 @@ def sweep(
     seeds: Annotated[int, typer.Option("--seeds", help="Of each point: the file's seed, and those after it.")] = 5,
     set_: Overrides = None,
     jobs: Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="On a Ray cluster: its address, auto, or local.", show_default=False),
+    ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-sweep")] = None,
     force: Annotated[bool, typer.Option("--force", help=f"More than {MOST_RUNS:,} runs.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -42,14 +48,24 @@ def sweep(
         axes = Grid.read(grid or ())
         base = Experiment.load(file, list(set_ or ()))
         planned = plan_sweep(base, axes, seeds, most=None if force else MOST_RUNS)
-        _sweep(base, planned, jobs or usable_cores(), out_dir or Path("out") / f"{base.name}-sweep", quiet)
+        pool = ProcessPool(jobs or usable_cores()) if ray is None else _ray_pool(ray, jobs)
+        _sweep(base, planned, pool, out_dir or Path("out") / f"{base.name}-sweep", quiet)
 
 
-def _sweep(base: Experiment, planned: Sweep, jobs: int, folder: Path, quiet: bool) -> None:
+def _ray_pool(address: str, jobs: int | None) -> TaskPool:
+    try:
+        module = import_module("pdlab.search.ray_pool")
+    except ImportError as error:
+        raise lacks("pdlab sweep --ray", error, RAY) from None
+    pool: TaskPool = module.RayPool(address, jobs)
+    return pool
+
+
+def _sweep(base: Experiment, planned: Sweep, pool: TaskPool, folder: Path, quiet: bool) -> None:
     store = SweepStore.open(folder, base.resolved(), {axis.key: axis.values for axis in planned.grid.axes}, planned.seeds)
     interrupted = False
     try:
-        with ProcessPool(jobs) as pool, _progress(base.name, len(planned.missing(store)), quiet) as ended:
+        with closing(pool), _progress(base.name, len(planned.missing(store)), quiet) as ended:
             run_sweep(planned, store, pool, ended)
     except KeyboardInterrupt:
         interrupted = True

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pdlab
+from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.policies import load as load_policy
 
@@ -27,12 +28,12 @@ class RunHashes:
 
     def __init__(self) -> None:
         self.policies: dict[str, str] = {}
-        self.files: dict[Path, str | None] = {}
+        self.files: dict[tuple[str, Path], tuple[str, str] | None] = {}
 
     def of(self, experiment: Experiment) -> str:
         plain = experiment.resolved()
         kept = {key: value for key, value in plain.items() if key not in _DECIDES_NOTHING}
-        named = {text: digest for text in texts(kept) if (digest := self._file(experiment.base_dir / text)) is not None}
+        named = dict(file for text in texts(kept) if (file := self._file(text, experiment.base_dir)) is not None)
         whole = {"experiment": kept, "files": named, "policy": self.policy(experiment), "pdlab": code_hash()}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
@@ -43,10 +44,18 @@ class RunHashes:
             self.policies[said] = load_policy.source_hash(load_policy.build(experiment.policy, experiment.base_dir))
         return self.policies[said]
 
-    def _file(self, path: Path) -> str | None:
-        if path not in self.files:
-            self.files[path] = _file_hash(path)
-        return self.files[path]
+    def _file(self, text: str, base_dir: Path) -> tuple[str, str] | None:
+        """The name and the hash of the file that a value names; None where it names none."""
+        if (text, base_dir) not in self.files:
+            name = named_file(text, base_dir)
+            self.files[text, base_dir] = None if name is None else (name, _file_hash(base_dir / name))
+        return self.files[text, base_dir]
+
+
+def named_file(text: str, base_dir: Path) -> str | None:
+    """The path, relative to `base_dir`, of the file that a value of an experiment names: itself, a model's folder, `policy.py:Class`."""
+    names = (text, f"{text}/config.json", f"{text.rpartition('.py:')[0]}.py")
+    return next((name for name in names if _is_file(base_dir / name)), None)
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -61,12 +70,19 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(inner)
 
 
-def _file_hash(path: Path) -> str | None:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no text that could be a path
+        return False
+
+
+def _file_hash(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
 
 
 @cache
