@@ -121,7 +121,7 @@ def test_a_policy_that_may_act_on_time_alone_is_asked_at_every_tick() -> None:
     members = (("m-0", Role.MIXED), ("m-1", Role.MIXED))
     policy = Clocked()
     world = small_world(workload([0.0, 500.0], 300, 5), policy=policy, members=members)
-    world.router.autoscale = (1, 2)
+    world.router.rebalance.autoscale = (1, 2)
     gone_s: list[float] = []
     world.lifecycle.stop, stop = lambda action: (gone_s.append(world.env.now), stop(action)), world.lifecycle.stop  # type: ignore
     world.teller.perform.update({type_: world.lifecycle.stop for type_ in world.teller.perform if type_.__name__ == "Stop"})
