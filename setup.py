@@ -35,6 +35,8 @@ HOT = (
     "pdlab/sim/moves.py",
     "pdlab/sim/path.py",
     "pdlab/sim/scene.py",
+    "pdlab/sim/source.py",
+    "pdlab/sim/periodic.py",
     "pdlab/sim/world.py",
 )
 
