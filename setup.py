@@ -24,6 +24,7 @@ HOT = (
     "pdlab/sim/link.py",
     "pdlab/sim/moves.py",
     "pdlab/sim/path.py",
+    "pdlab/sim/scene.py",
     "pdlab/sim/world.py",
 )
 

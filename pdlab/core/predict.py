@@ -40,8 +40,10 @@ class Correction:
             return
         self._steps += 1
         beyond = log(seconds / profile_s) - self._logarithm
-        beyond = max(-MOST, min(MOST, beyond))
-        self._logarithm += beyond * max(GAIN, 1.0 / (self._steps + FIRST_GAINS))
+        if not -MOST <= beyond <= MOST:
+            beyond = MOST if beyond > 0.0 else -MOST
+        first_gain = 1.0 / (self._steps + FIRST_GAINS)
+        self._logarithm += beyond * (first_gain if first_gain > GAIN else GAIN)
         if self._logarithm > NOISE:
             self.factor = exp(self._logarithm - NOISE)
         elif self._logarithm < -NOISE:
@@ -96,7 +98,8 @@ class PrefillPredictor:
         if not self.known:
             self.blind.add(self._name)
             return 0.0
-        return self.correction.factor * max(0.0, self.a + self.b * tokens + self.c * tokens * tokens)
+        seconds = self.a + self.b * tokens + self.c * tokens * tokens
+        return self.correction.factor * seconds if seconds > 0.0 else 0.0
 
     def step_s(self, step: StepTime) -> float:
         """Predicted for a step of prompts alone, several of them, or chunks after others."""

@@ -691,13 +691,9 @@ class Router:
         instance.heard_s = self.cluster.now
         if known is None and self.starting:
             self.starting -= 1
-        self._census()
-        self._retry()
-
-    def _census(self) -> None:
-        """Somebody has joined or left."""
-        self.all_go_on = all(x.can(MADE) for x in self.cluster.instances if x.state is not InstanceState.GONE)
+        self.all_go_on = self.all_go_on and instance.can(MADE)
         self.cluster.refresh()
+        self._retry()
 
     def _left(self, event: Left) -> None:
         instance = self.by_name.get(event.instance)
@@ -710,7 +706,8 @@ class Router:
         self.left_s = self.cluster.now
         back_s = self.limits.grace_s if charged else max(self.limits.grace_s, self.limits.suspect_s)
         self.back_by_s = max(self.back_by_s, self.cluster.now + back_s)
-        self._census()
+        self.all_go_on = all(x.can(MADE) for x in self.cluster.instances if x.state is not InstanceState.GONE)
+        self.cluster.refresh()
         self.reach.forget(instance.name)
         self.cluster.index.drop(instance.bit)
         self.cluster.links.forget(instance.name)

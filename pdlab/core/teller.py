@@ -47,24 +47,22 @@ class Teller:
         if self.down is not None:
             return
         self._telling = True
+        router, perform, waiting = self.router, self.perform, self._waiting
         try:
-            self._tell(event, now)
-            while self._waiting:
-                following = self._waiting.popleft()
-                self._tell(following[0], following[1])
+            while True:
+                actions = router.handle(event, now)
+                if self.log is not None:
+                    self.log.write(now, event, actions)
+                for action in actions:
+                    perform[action.__class__](action)
+                if self.on_event is not None:
+                    self.on_event(event, actions)
+                if not waiting:
+                    break
+                event, now = waiting.popleft()
         except Exception as error:
             self.down = str(error) if isinstance(error, UsageError) else f"the router has a bug: {type(error).__name__}: {error}"
             raise
         finally:
-            self._waiting.clear()
+            waiting.clear()
             self._telling = False
-
-    def _tell(self, event: AnyEvent, now: float) -> None:
-        actions = self.router.handle(event, now)
-        if self.log is not None:
-            self.log.write(now, event, actions)
-        perform = self.perform
-        for action in actions:
-            perform[action.__class__](action)
-        if self.on_event is not None:
-            self.on_event(event, actions)

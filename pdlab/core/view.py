@@ -62,6 +62,7 @@ class Instance:
         "flipped_s",
         "heard_s",
         "index",
+        "kv_tokens",
         "most_tokens",
         "name",
         "place",
@@ -85,6 +86,9 @@ class Instance:
         self.index = -1  # among all instances, by name: the tie-break everywhere
         self.bit = bit  # in the prefix index
         self.role = spec.role
+        self.kv_tokens = (
+            spec.kv_blocks or UNKNOWN_BLOCKS
+        ) * spec.block_tokens  # KV capacity; where it is not known, more than anybody uses
         self.most_tokens = spec.most_tokens  # prompt and output of one request that it can ever serve
         self.state = InstanceState.READY
         self.report = Report(spec.name, spec.incarnation, -1.0, free_blocks=spec.kv_blocks)
@@ -126,12 +130,7 @@ class Instance:
     def has_place(self) -> bool:
         """For one request more, by the router's ledger. One that is computed and decoded here is in both halves of it."""
         most = self.spec.max_requests
-        return not most or max(self.prefill_requests, self.decode_requests) < most
-
-    @property
-    def kv_tokens(self) -> int:
-        """KV capacity in tokens; where it is not known, more than anybody uses."""
-        return (self.spec.kv_blocks or UNKNOWN_BLOCKS) * self.spec.block_tokens
+        return not most or (self.prefill_requests < most and self.decode_requests < most)
 
     @property
     def used_tokens(self) -> int:

@@ -4,6 +4,7 @@ Source: Llumnix v1's projected KV ratio."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from pdlab.core.policy import Policy
 from pdlab.core.types import Request
@@ -13,5 +14,9 @@ from pdlab.core.view import Cluster, Instance
 @dataclass
 class LeastKv(Policy):
     def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
-        prompt = request.prompt_tokens
-        return min(cluster.decode, key=lambda x: ((x.used_tokens + prompt) / x.kv_tokens, x.index), default=None)
+        prompt, best, least = request.prompt_tokens, None, inf
+        for x in cluster.decode:
+            projected = (x.used_tokens + prompt) / x.kv_tokens
+            if projected < least:
+                best, least = x, projected
+        return best

@@ -27,7 +27,9 @@ class PrefixAware(Policy):
         prompt = request.prompt_tokens
         best, least_s = None, float("inf")
         for x in cluster.prefill:
-            tokens = x.prefill_tokens + prompt - hits[x] if x in hits else x.prefill_tokens + prompt
+            tokens = x.prefill_tokens + prompt
+            if hits:
+                tokens -= hits.get(x, 0)
             cost_s = x.prefill_predictor.seconds(tokens) or tokens * NOMINAL_S_PER_TOKEN
             if cost_s < least_s:
                 best, least_s = x, cost_s

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import simpy
 
@@ -27,10 +26,8 @@ from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferr
 from pdlab.sim.job import Job
 from pdlab.sim.link import Network
 from pdlab.sim.path import Transfer
+from pdlab.sim.scene import Scene
 from pdlab.sim.worker import After, SimInstance
-
-if TYPE_CHECKING:
-    from pdlab.sim.world import World
 
 TRANSFER = Stage.TRANSFER  # enum look-ups cost
 
@@ -60,8 +57,8 @@ class TransferMode:
 
 
 class Moves:
-    def __init__(self, world: World, network: Network, mode: TransferMode) -> None:
-        self.world, self.network, self.mode = world, network, mode
+    def __init__(self, scene: Scene, network: Network, mode: TransferMode) -> None:
+        self.scene, self.network, self.mode = scene, network, mode
         self.pulls = mode.mode == "pull"
         self.by_layer = mode.mode == "push" and mode.granularity == "layer"
         self.by_chunk = mode.mode == "push" and mode.granularity == "chunk"
@@ -73,14 +70,14 @@ class Moves:
         """The prompt is computed: move what the decode instance does not hold already."""
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
-        job.handed_off(self.world.env.now, d.name)
+        job.handed_off(self.scene.env.now, d.name)
         size = self.mode.size_bytes(dseq.cached_tokens, pseq.prompt_tokens, pseq.prompt_tokens)
         if not self.pulls:
             self._start(job, size)
         elif not self.mode.between_steps:
             self._start(job, size, delay_s=self.network.path(p.name, d.name).latency_s)
         else:
-            After(self.world.env, self.mode.ask_s, [self._asked], (job, dseq))
+            After(self.scene.env, self.mode.ask_s, [self._asked], (job, dseq))
 
     def _asked(self, event: simpy.Event) -> None:
         job, dseq = event._value
@@ -108,8 +105,8 @@ class Moves:
         """Nothing passes between these two from now on; what is under way breaks off. A reader knows after `knows_s`, by default when it
         has asked."""
         way = frozenset((a, b))
-        self.cuts[way] = self.world.asking_s if knows_s is None else knows_s
-        for job in list(self.world.jobs.values()):
+        self.cuts[way] = self.scene.asking_s if knows_s is None else knows_s
+        for job in list(self.scene.jobs.values()):
             src, dst = (job.p, job.d) if job.target is None else (job.d, job.target)
             if job.transfer is None or src is None or dst is None or way != {src.name, dst.name}:
                 continue
@@ -129,7 +126,7 @@ class Moves:
         """A hand-off's KV does not come."""
         assert job.p is not None and job.d is not None
         if self.pulls:
-            After(self.world.env, self.cuts[frozenset((job.p.name, job.d.name))], [self._unreached], (job, job.dseq))
+            After(self.scene.env, self.cuts[frozenset((job.p.name, job.d.name))], [self._unreached], (job, job.dseq))
             return
         job.blocked = True
         if job.pseq is not None:
@@ -143,13 +140,13 @@ class Moves:
         p, d = job.p, job.d
         job.d = job.dseq = None
         job.refused()
-        self.world.drop(job, d, dseq)
-        self.world.tell(Unreachable(job.request.id, job.attempt, p.name, d.name, f"{p.name} does not answer", held=True))
+        self.scene.drop(job, d, dseq)
+        self.scene.tell(Unreachable(job.request.id, job.attempt, p.name, d.name, f"{p.name} does not answer", held=True))
 
     def _uncopied(self, job: Job, tseq: Sequence | None) -> None:
         """A migration's KV does not come."""
         assert job.d is not None and job.target is not None
-        After(self.world.env, self.cuts[frozenset((job.d.name, job.target.name))], [self._uncopied_is_known], (job, tseq))
+        After(self.scene.env, self.cuts[frozenset((job.d.name, job.target.name))], [self._uncopied_is_known], (job, tseq))
 
     def _uncopied_is_known(self, event: simpy.Event) -> None:
         job, tseq = event._value
@@ -176,7 +173,7 @@ class Moves:
     def close(self, job: Job) -> None:
         """The prompt is computed and all of it is in the push."""
         assert job.transfer is not None and job.d is not None
-        job.handed_off(self.world.env.now, job.d.name)
+        job.handed_off(self.scene.env.now, job.d.name)
         job.streaming = False
         self.network.close(job.transfer)
 
@@ -211,7 +208,7 @@ class Moves:
             self._block(job)
             return
         size += self.mode.state_bytes
-        job.transfer_began(self.world.env.now)
+        job.transfer_began(self.scene.env.now)
         job.streaming = job.paced = streaming
         delay_s += self.mode.setup_s
         job.transfer = self.network.transfer(
@@ -233,7 +230,7 @@ class Moves:
         job.transfer = None
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
-        job.transferred(self.world.env.now, transfer.size_bytes)
+        job.transferred(self.scene.env.now, transfer.size_bytes)
         p.jobs.pop(job, None)
         if p.alive:
             p.worker.release(pseq)
@@ -241,17 +238,17 @@ class Moves:
         d.worker.arrive(dseq, 0 if dseq.made else 1)
         d.kick()
         seconds = 0.0 if job.paced else max(0.0, job.transfer_end_s - job.flows_s)
-        self.world.tell(Transferred(job.request.id, job.attempt, d.name, round(transfer.size_bytes), seconds))
+        self.scene.tell(Transferred(job.request.id, job.attempt, d.name, round(transfer.size_bytes), seconds))
 
     # ------------------------------------------------------------ migration
 
     def migrate(self, action: Migrate) -> None:
-        job = self.world.jobs.get(action.request_id)
+        job = self.scene.jobs.get(action.request_id)
         if job is None or job.attempt != action.attempt:
             return
-        src, seq, dst = job.d, job.active, self.world.instances[action.dst]
+        src, seq, dst = job.d, job.active, self.scene.instances[action.dst]
         if not dst.alive:
-            self.world.lifecycle.asked(dst)
+            self.scene.asked(dst)
         reason = "it does not run there" if src is None or seq is None or not (src.alive and dst.alive) else src.worker.export(seq)
         if src is None or seq is None or reason:
             self._failed(job, action.src, action.dst, reason)
@@ -260,7 +257,7 @@ class Moves:
         tokens = src.scheduler.kv_tokens(seq)
         tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
         if not dst.reserve(tseq):
-            self.world.refuse(job, dst)
+            self.scene.refuse(job, dst)
             return
         dst.jobs[job] = None
         job.target, job.tseq = dst, tseq
@@ -278,13 +275,13 @@ class Moves:
         size = self.mode.size_bytes(tokens - new, tokens, tokens) + (self.mode.state_bytes if last else 0.0)
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
-        job.flows_s = self.world.env.now + job.transfer.path.latency_s
+        job.flows_s = self.scene.env.now + job.transfer.path.latency_s
 
     def _copied(self, job: Job, tseq: Sequence, last: bool, transfer: Transfer) -> None:
         job.transfer = None
         job.copied(transfer.size_bytes)
         job.copied_bytes += transfer.size_bytes
-        job.copied_s += max(0.0, self.world.env.now - job.flows_s)
+        job.copied_s += max(0.0, self.scene.env.now - job.flows_s)
         src, dst, seq = job.d, job.target, job.active
         assert src is not None and dst is not None and seq is not None and job.tseq is tseq and job.staging is not None
         if last:
@@ -308,7 +305,7 @@ class Moves:
         if job.tseq is not tseq or job.done or src is None or dst is None or seq is None:
             return
         runs = src.runs(seq)
-        if reason := src.worker.stop(seq, self.world.env.now):
+        if reason := src.worker.stop(seq, self.scene.env.now):
             self.call_off(job, reason)
             return
         if runs:
@@ -330,7 +327,7 @@ class Moves:
         dst.requests += 1
         dst.worker.arrive(tseq)
         dst.kick()
-        self.world.tell(Migrated(job.request.id, job.attempt, src.name, dst.name, round(job.copied_bytes), job.copied_s))
+        self.scene.tell(Migrated(job.request.id, job.attempt, src.name, dst.name, round(job.copied_bytes), job.copied_s))
 
     def call_off(self, job: Job, reason: str, *, reached: bool = True) -> None:
         """Give a migration up: the source goes on, the target frees what it reserved."""
@@ -339,14 +336,14 @@ class Moves:
             return
         self.cancel(job)
         job.target = job.tseq = None
-        self.world.drop(job, dst, tseq)
+        self.scene.drop(job, dst, tseq)
         if src.alive and seq is not None:
             src.worker.resume(seq)
             src.kick()
         if reached:
             self._failed(job, src.name, dst.name, reason)
         else:
-            self.world.tell(Unreachable(job.request.id, job.attempt, src.name, dst.name, reason, held=True))
+            self.scene.tell(Unreachable(job.request.id, job.attempt, src.name, dst.name, reason, held=True))
 
     def _failed(self, job: Job, src: str, dst: str, reason: str) -> None:
-        self.world.tell(TransferFailed(job.request.id, job.attempt, src, dst, reason))
+        self.scene.tell(TransferFailed(job.request.id, job.attempt, src, dst, reason))

@@ -17,7 +17,6 @@ from pdlab.core.scheduler import NOTHING, Batch, Sequence
 from pdlab.core.teller import Teller
 from pdlab.core.types import (
     Abort,
-    AnyEvent,
     Arrived,
     Dispatch,
     End,
@@ -29,7 +28,6 @@ from pdlab.core.types import (
     Migrate,
     Notice,
     PrefillDone,
-    Refused,
     Report,
     Request,
     Role,
@@ -46,6 +44,7 @@ from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
 from pdlab.sim.link import Network
 from pdlab.sim.moves import Moves, TransferMode
+from pdlab.sim.scene import Scene
 from pdlab.sim.worker import After, SimInstance
 from pdlab.workload.base import Workload
 
@@ -54,7 +53,7 @@ QUEUED_P, PREFILL, DONE = Stage.QUEUED_P, Stage.PREFILL, Stage.DONE  # enum look
 Maker = Callable[[InstanceSpec], SimInstance]
 
 
-class World:
+class World(Scene):
     """One run. Call `add` for each instance, then `run`."""
 
     def __init__(
@@ -75,7 +74,10 @@ class World:
         spans: bool = False,
         start_instance: Callable[[Role], tuple[Callable[[], None], float]] | None = None,
     ) -> None:
-        self.env, self.router, self.workload = env, router, workload
+        asking_s = 2.0 * network.topology.latency_s + transfer.ask_s
+        super().__init__(env, asking_s, detect_s)
+        self.router, self.workload = router, workload
+        self.first_token_from_prefill = transfer.first_token == "prefill"
         self.requests = len(workload)
         columns = (workload.priority, workload.ttft_slo_s, workload.tpot_slo_s, workload.n, workload.best_of)
         self._plain = all(column is None for column in columns)  # a request is its prompt, nothing else
@@ -83,24 +85,16 @@ class World:
         self.hosts = hosts  # where it runs
         self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
         self.moves = Moves(self, network, transfer)
-        self.lifecycle = Lifecycle(self, switch_s=switch_s, detect_s=detect_s)
+        self.lifecycle = Lifecycle(self, self.moves, self.bring_up, start_instance, switch_s=switch_s, lease_s=router.limits.lease_s)
         self.network = network
-        self.asking_s = 2.0 * network.topology.latency_s + transfer.ask_s  # until the router has an instance's answer
         self.notices: dict[str, None] = {}
         self.follows_chunks = self.moves.by_chunk or self.moves.by_layer
-        self.first_token_from_prefill = transfer.first_token == "prefill"
-        self.start_instance = start_instance
         self.book = Book()
         self.records, self.samples, self.gaps = self.book.records, self.book.samples, self.book.gaps
         self.spans: list[tuple[int, float, float, str, int, int]] | None = [] if spans else None
-        self.instances: dict[str, SimInstance] = {}  # the present incarnation of each
-        self.jobs: dict[int, Job] = {}  # by request id, which is its index in the workload
         self.ended = 0
         self.leaked_blocks = 0
         self.finish = env.event()
-        self.silent_until_s: dict[str, float] = {}  # instances whose reports are lost
-        self.late_until_s: dict[str, tuple[float, float]] = {}  # whose reports are late: until when, by how much
-        self.longer: dict[str, tuple[float, float]] = {}  # instances that are slow: SimInstance.longer and decode_longer
         self.on_progress: Callable[[float, int, int], None] | None = None
         self._makers: dict[str, Maker] = {}
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
@@ -146,11 +140,6 @@ class World:
         self.tell(Joined(instance.spec))
         self._deliver(instance, instance.report())
 
-    def slow_down(self, name: str, longer: float, decode_longer: float) -> None:
-        """`SimInstance.slow_down` of an instance, and of its later incarnations."""
-        self.longer[name] = longer, decode_longer
-        self.instances[name].slow_down(longer, decode_longer)
-
     def run(self) -> None:
         """Until every request has ended. KeyboardInterrupt passes through; `interrupt` then makes the records whole."""
         workload = self.workload
@@ -192,10 +181,6 @@ class World:
         for instance in self.instances.values():
             instance.sync()
             instance.lived_s += self.env.now - instance.up_s
-
-    def tell(self, event: AnyEvent) -> None:
-        """Give an event to the router, and perform what it answers, in order; within another event's actions, after these."""
-        self.teller.tell(event, self.env.now)
 
     # ------------------------------------------------------------ arrivals
 
@@ -274,7 +259,7 @@ class World:
             job.blocked = False
         if not p.alive:
             job.dispatched(self.env.now, p.name)
-            self.lifecycle.asked(p)
+            self.asked(p)
             return
         prompt, output = request.prompt_tokens + sent, job.output_tokens - sent
         decodes_here = action.decode == action.instance
@@ -286,7 +271,7 @@ class World:
         elif action.decode is not None:
             d = self.instances[action.decode]
             if not d.alive:
-                self.lifecycle.asked(d)
+                self.asked(d)
             elif not self._reserve(job, d, prompt, output):
                 return
         if not decodes_here and request.best_of > 1:
@@ -313,15 +298,6 @@ class World:
         d.requests += 1
         return True
 
-    def refuse(self, job: Job, d: SimInstance) -> None:
-        """That instance has no room: known when it has been asked."""
-        After(self.env, self.asking_s, [self._refused], (job, job.attempt, d))
-
-    def _refused(self, event: simpy.Event) -> None:
-        job, attempt, d = event._value
-        if d.alive and job.attempt == attempt and not job.done:
-            self.tell(Refused(job.request.id, attempt, d.name))
-
     def _handoff(self, action: Handoff) -> None:
         job = self.jobs[action.request_id]
         p, seq = job.p, job.pseq
@@ -338,7 +314,7 @@ class World:
             return
         d = self.instances[action.dst]
         if not d.alive:
-            self.lifecycle.asked(d)
+            self.asked(d)
         elif self._reserve(job, d, seq.prompt_tokens, seq.output_tokens):
             self.moves.send_all(job)
 
@@ -354,12 +330,6 @@ class World:
         for seq in (job.pseq, job.dseq, job.tseq):
             if seq is not None and seq.attempt == action.attempt:
                 self.drop(job, instance, seq)
-
-    def drop(self, job: Job, instance: SimInstance, seq: Sequence) -> None:
-        """Take a sequence off an instance, at the next step boundary if it may be in the step under way."""
-        instance.jobs.pop(job, None)
-        if instance.alive:
-            instance.abort(seq)
 
     def _end(self, action: End) -> None:
         job = self.jobs[action.request_id]
@@ -463,19 +433,6 @@ class World:
     def drained(self, instance: SimInstance) -> None:
         self.lifecycle.drained(instance)
 
-    def client_tokens(self, job: Job) -> int:
-        """Tokens of this attempt that its client has."""
-        seq = job.active
-        if seq is None:
-            return 0
-        if job.dseq is None and not seq.decodes_here and job.samples_anew:
-            return 0  # the prefill instance's token is dropped
-        where = job.d if job.d is not None else job.p
-        made = where.made_by_now(seq) if where is not None else seq.made
-        if job.dseq is not None and job.stage < Stage.LEASED:
-            return 0  # reserved, but the prompt is not computed yet
-        return made
-
     # ------------------------------------------------------------ records
 
     def _ended(self, job: Job) -> None:
@@ -483,7 +440,9 @@ class World:
         job.count_preemptions()
         self.book.write(job)
         job.done = True
-        job.pseq = job.dseq = job.tseq = None  # they know it too: leave the garbage collector no cycle
+        job.pseq = job.dseq = None  # they know it too: leave the garbage collector no cycle
+        if job.tseq is not None:  # a 31st attribute makes an object of pure Python dear
+            job.tseq = None
         del self.jobs[i]
         self.ended += 1
         if self._followers and (turns := self._followers.pop(i, None)):

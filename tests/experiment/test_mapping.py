@@ -1,4 +1,4 @@
-"""docs/mapping.md and docs/metrics.md name flags, keys and metrics of pdlab that exist."""
+"""docs/reference/mapping.md and docs/reference/metrics.md name flags, keys and metrics of pdlab that exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.real.instance.world import instance
 from tests.real.router.test_cluster_engine import LiveWorld, served
 
 ROOT = Path(__file__).resolve().parents[2]
-MAPPING, METRICS = ((ROOT / "docs" / name).read_text() for name in ("mapping.md", "metrics.md"))
+MAPPING, METRICS = ((ROOT / "docs" / "reference" / name).read_text() for name in ("mapping.md", "metrics.md"))
 
 
 def column(section: str, *places: int) -> str:

@@ -1,4 +1,4 @@
-"""Real vLLM servers, each a process of its own, as ../../docs/interop.md has them: CPU, one thread, float32, NIXL over UCX.
+"""Real vLLM servers, each a process of its own, as ../../docs/lab-notes/interop.md has them: CPU, one thread, float32, NIXL over UCX.
 
 Each has a core, and its progress thread waits: else both compute on the last core, beside threads that never sleep, and a hand-off may last
 half a minute.

@@ -25,7 +25,7 @@ POLICIES = {
     "prefix_aware": {"dispatch": "prefix_aware", "handoff": "least_kv"},
     "llumnix": {"dispatch": "llumnix"},
 }
-TEXT = Path(__file__).parents[2] / "docs" / "protocol.md"
+TEXT = Path(__file__).parents[2] / "docs" / "reference" / "protocol.md"
 
 
 @pytest.fixture(scope="session")

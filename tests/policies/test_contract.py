@@ -42,6 +42,7 @@ from pdlab.core.types import (
     Transferred,
 )
 from pdlab.core.view import Cluster, Instance
+from pdlab.policies.least_kv import LeastKv
 from pdlab.policies.load import names, policy_class
 
 HERE = Path(__file__).parent
@@ -150,6 +151,15 @@ def test_two_of_a_class_share_nothing(small, cls, plan):
     other, policy = cls(), cls()
     list(answers(other, made(small, plan), plan[2] + 1))
     assert list(answers(policy, made(small, plan), plan[2])) == alone
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=plans())
+def test_least_kv_takes_whom_min_takes_ties_by_index(small, plan):
+    cluster = made(small, plan)
+    for request in requests(cluster, plan[2]):
+        ranked = min(cluster.decode, key=lambda x: ((x.used_tokens + request.prompt_tokens) / x.kv_tokens, x.index), default=None)
+        assert LeastKv().handoff(request, cluster) is ranked
 
 
 @every_policy

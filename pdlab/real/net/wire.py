@@ -1,5 +1,5 @@
-"""What passes between a router and an instance beside OpenAI's own fields: JSON by msgspec, never pickle. `docs/protocol.md` tells the
-story.
+"""What passes between a router and an instance beside OpenAI's own fields: JSON by msgspec, never pickle.
+`docs/reference/protocol.md` explains it.
 
 Sizes and counts from a peer are bounded here, before anything is made of them.
 """

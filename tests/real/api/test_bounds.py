@@ -1,4 +1,4 @@
-"""Everything that comes from a client has a bound, and is refused before memory is taken for it. docs/security.md has the table."""
+"""Everything that comes from a client has a bound, and is refused before memory is taken for it. docs/guides/security.md has the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The legs of a request, as docs/protocol.md tells them: prefill here, decode there."""
+"""The legs of a request, as docs/reference/protocol.md tells them: prefill here, decode there."""
 
 from __future__ import annotations
 
