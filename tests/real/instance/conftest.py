@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.real.api import stand_in
+from tests.support.engine_driver import driver, tiny
+
+__all__ = ["driver", "tiny"]
 
 
 @pytest.fixture(scope="session")
