@@ -16,7 +16,7 @@ from pdlab.policies.random import Random
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from tests.sim.small_world import Linear, small_world, workload
+from tests.support.small_world import Linear, small_world, workload
 
 ONE_EACH = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
 

@@ -21,7 +21,7 @@ from pdlab.sim.build import world as world_of
 from pdlab.sim.periodic import Periodic
 from pdlab.sim.world import World
 from pdlab.workload.base import Workload
-from tests.sim.small_world import small_world, workload
+from tests.support.small_world import small_world, workload
 
 DAY_S = 86_400.0
 CASE = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "sim" / "sim_burst_sparse.yaml"

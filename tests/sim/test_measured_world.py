@@ -14,7 +14,7 @@ from pdlab.sim import simulate
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.worker import After
 from tests.cost.test_measured import PROFILE
-from tests.sim.small_world import Linear, small_world, workload
+from tests.support.small_world import Linear, small_world, workload
 
 
 def run(

@@ -9,8 +9,8 @@ import pytest
 
 from pdlab.core.types import Refused, Role
 from pdlab.experiment.study import FaultSpec
-from tests.sim.small_world import small_world, workload
 from tests.sim.test_invariants import CLUSTERS, POLICIES, TRANSFERS, run
+from tests.support.small_world import small_world, workload
 
 
 def scenario(seed: int) -> dict[str, object]:

@@ -34,8 +34,8 @@ from pdlab.real.transfer.descriptor import Descriptor, Geometry
 from pdlab.replay.log import EventLog
 from pdlab.sim.plans import InstancePlan
 from pdlab.workload.base import Floats, Workload
-from tests.real.router.stand_in import Rack, StandIn, word
 from tests.support.virtual import VirtualLoop
+from tests.support.virtual_cluster import Rack, StandIn, word
 
 MODEL = "the model"
 LONGEST_S = 300.0  # of a run

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.real.api.world import served, until
+from tests.support.api_world import served, until
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pdlab.cli.main import app
-from tests.real.served import still
+from tests.support.served import still
 
 GROWS = """\
 from pdlab import Policy

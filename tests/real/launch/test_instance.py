@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 
 from pdlab.cli.main import app
 from pdlab.core.types import UsageError
-from tests.real import served
-from tests.real.engine import tiny_models
+from tests.support import served, tiny_models
 
 
 @pytest.fixture(scope="module")

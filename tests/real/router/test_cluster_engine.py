@@ -31,7 +31,7 @@ from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.real.router.remote import Hear, LegAsk, LegTokens, Prefilled
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, Head
-from tests.real.api import stand_in
+from tests.support import echo_engine
 
 PARAMS = KvParams(do_remote_prefill=True, remote_request_id="lease")
 
@@ -84,7 +84,7 @@ class Alphabet:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+    return echo_engine.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
 
 
 def spec(name: str, kv_blocks: int = 100) -> InstanceSpec:

@@ -48,7 +48,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.jump.now
 
 
-class World:
+class RegistryWorld:
     """A store that several registries, each as if in a process of its own, share."""
 
     url = ""
@@ -94,7 +94,7 @@ class World:
         raise NotImplementedError
 
 
-class MemoryWorld(World):
+class MemoryWorld(RegistryWorld):
     exact = True
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class _Shared(MemoryStore):
         pass
 
 
-class Server(World):
+class Server(RegistryWorld):
     """A real server; `kill -9` and SIGSTOP are what they say."""
 
     binary = ""
