@@ -6,7 +6,6 @@ import asyncio
 import faulthandler
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pdlab.real.api.http_server import bind
 from pdlab.real.api.service import Service
 from pdlab.real.models.tokenizer import Tokenizer
 from tests.support.echo_engine import EchoEngine
+from tests.support.waiting import until
 
 JSON = {"Content-Type": "application/json"}
 
@@ -40,13 +40,6 @@ class ApiWorld:
     def call(self, what: Callable[[], Any]) -> None:
         """In the server's own thread."""
         self.loop.call_soon_threadsafe(what)
-
-
-def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.005)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from tests.support import served
-from tests.support.registry_worlds import free_port
+from tests.support.ports import free_port
 
 START_S = 150.0  # a machine may be busy
 REST_S = 60.0

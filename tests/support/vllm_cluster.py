@@ -18,7 +18,8 @@ from typing import Any
 
 import httpx
 
-from tests.support.vllm_servers import NAME, VllmServer, free_port
+from tests.support.ports import free_port
+from tests.support.vllm_servers import NAME, VllmServer
 
 LEASE_S = 60.0  # vLLM's front answers seconds late while two of them, and others, share two cores
 

@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from tests.support import echo_engine
-from tests.support.api_world import JSON, ApiWorld, served, until
+from tests.support.api_world import JSON, ApiWorld, served
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from pdlab.real.api.tools import parser_of
 from pdlab.real.engine.messages import StructuredOutputs
 from pdlab.real.models.tokenizer import Tokenizer
 from tests.support import echo_engine
-from tests.support.api_world import ApiWorld, served, until
+from tests.support.api_world import ApiWorld, served
+from tests.support.waiting import until
 
 ECHO = "{% for m in messages %}{{ m.content }}{% endfor %}<eos>"  # so the stand-in says what it is told, and ends
 HERMES = ECHO + "{# <tool_call> #}"

@@ -21,8 +21,9 @@ import pytest
 
 from pdlab.core.types import UsageError
 from pdlab.real.api.http_server import bind
-from tests.support.api_world import ApiWorld, served, until
+from tests.support.api_world import ApiWorld, served
 from tests.support.echo_engine import EchoEngine
+from tests.support.waiting import until
 
 
 def body(**fields: Any) -> dict[str, Any]:

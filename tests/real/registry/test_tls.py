@@ -26,7 +26,8 @@ from pdlab.real.registry.etcd import EtcdStore
 from tests.real.registry.conftest import missing
 from tests.support import certificates
 from tests.support.certificates import Certificates
-from tests.support.registry_worlds import free_port, spec
+from tests.support.ports import free_port
+from tests.support.registry_worlds import spec
 
 PASSWORD = "pass/word:with@signs"
 QUOTED = "pass%2Fword%3Awith%40signs"
