@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.real.api import stand_in
+from tests.real.engine.conftest import tiny
+
+__all__ = ["folder", "tiny"]
 
 
 @pytest.fixture(scope="session")
