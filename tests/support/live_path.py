@@ -32,7 +32,7 @@ from pdlab.real.router.roster import Members, follow
 from pdlab.real.router.world import LiveWorld
 from pdlab.real.transfer.descriptor import Descriptor, Geometry
 from pdlab.replay.log import EventLog
-from pdlab.sim.build import InstancePlan
+from pdlab.sim.plans import InstancePlan
 from pdlab.workload.base import Floats, Workload
 from tests.real.router.stand_in import Rack, StandIn, word
 from tests.support.virtual import VirtualLoop

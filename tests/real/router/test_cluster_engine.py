@@ -13,8 +13,9 @@ import msgspec
 import pytest
 import uvicorn
 
+from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy, Reject
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
 from pdlab.core.types import CAPABILITIES, InstanceSpec, Report, Request, Role, Stage, Tick
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.deployment import TransferSpec
@@ -313,13 +314,13 @@ def test_where_only_one_that_drains_could_hold_it_that_is_a_503_with_the_numbers
 def test_a_router_with_grace_is_down_when_that_has_passed() -> None:
     async def main() -> None:
         made = world()
-        made.router.limits = Limits(grace_s=60.0)
+        made.router.membership.limits = Limits(grace_s=60.0)
         engine = ClusterEngine(made, "tiny", 300)
         assert engine.down is not None, "nobody has been there"
         made.instances.join(spec("p"))
         made.instances.leave("p", 0)
         assert engine.down is None
-        made.router.limits = Limits()
+        made.router.membership.limits = Limits()
         made.tell(Tick())
         assert engine.down == "no instance is ready"
         await made.close()

@@ -18,7 +18,7 @@ from pdlab.experiment.make_router import router
 from pdlab.real.engine.messages import Ready
 from pdlab.real.instance.member import measured_of
 from pdlab.replay.log import Entry, read, replay
-from pdlab.sim.build import simulate
+from pdlab.sim import simulate
 from pdlab.workload.spec import build
 from tests.real.router.stand_in import Run, played, small
 
