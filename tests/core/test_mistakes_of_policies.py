@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from pdlab import Experiment, Policy, UsageError, simulate
 from pdlab.cli.main import app
+from pdlab.core import endless_hooks
 from pdlab.core.blame import culprit
 
 SMALL = {

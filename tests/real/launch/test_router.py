@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pdlab.core import endless_hooks
 from pdlab.experiment.experiment import Experiment
 from pdlab.real.launch.router import RouterFront, route
 from pdlab.real.models.tokenizer import Tokenizer
