@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pdlab import __version__
-from pdlab.core import collector
+from pdlab.core import garbage_collection
+from pdlab.core.endless_hooks import watched
 from pdlab.core.policy import Policy
 from pdlab.core.types import UsageError
-from pdlab.core.watchdog import watched
 from pdlab.experiment.experiment import Experiment
 from pdlab.policies import load as load_policy
 from pdlab.replay.log import EventLog, head_of
@@ -59,7 +59,7 @@ def simulate(
     started = time.process_time()
     partial = False
     try:
-        with collector.seldom(), watched(decider):
+        with garbage_collection.seldom(), watched(decider):
             world.run()
     except KeyboardInterrupt:
         partial = True
