@@ -86,6 +86,25 @@ def test_the_live_world_decides_as_the_simulated_one(shape: str, policy: str, tr
         assert frame[name].astype(str).tolist() == told[name].astype(str).tolist(), name
 
 
+@pytest.mark.parametrize(
+    "transfer",
+    [{**PUSH, "timeout_s": 2.0}, {"mode": "pull", "reserve": "before_prefill"}, {**PUSH, "timeout_s": 5000.0}],
+    ids=["push", "pull", "push, patient"],
+)
+def test_a_prompt_may_wait_longer_than_a_transfer_may_take(transfer: dict[str, Any], tmp_path: Path) -> None:
+    members = [{"role": "prefill", "count": 1, "hardware": "l4"}, {"role": "decode", "count": 1, "hardware": "h100-sxm"}]
+    workload = {"source": "azure-conv-2023", "requests": 250, "rate": 1000.0}
+    engine, limits = {"kv_blocks": 40000}, {"request_timeout_s": 5000.0}
+    experiment = small(transfer=transfer, workload=workload, cluster={"instances": members}, engine=engine, limits=limits)
+    told = simulate(experiment, trace_events=tmp_path / "sim").records.frame()
+    lived = live(experiment, tmp_path / "live").world.lines.book.records.frame()
+    for frame in (told, lived):
+        assert (frame["handoff_s"] - frame["dispatched_s"]).max() > 40.0
+        assert (frame["status"] == "done").all()
+        assert (frame["attempts"] == 1).all()
+    assert decisions(tmp_path / "live") == [(pytest.approx(at_s, abs=1e-6), action) for at_s, action in decisions(tmp_path / "sim")]
+
+
 def test_they_decide_alike_where_prompts_share_prefixes(tmp_path: Path) -> None:
     workload = {"source": "mooncake-conversation", "requests": 100, "rate": 3.0}
     experiment = small("prefix_aware", prefill=2, decode=2, workload=workload, engine={"kv_blocks": 30000})
