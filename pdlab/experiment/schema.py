@@ -137,7 +137,7 @@ DESCRIPTIONS = {
     "TransferSpec.reserve": "When the decode instance sets blocks aside. A push needs them before prefill; a pull takes them after, "
     "unless told otherwise.",
     "TransferSpec.first_token": "Who sends it: the prefill instance at once, or the decode instance after the transfer.",
-    "TransferSpec.timeout_s": "Seconds after which a transfer counts as lost.",
+    "TransferSpec.timeout_s": "Seconds from hand-off after which a transfer counts as lost.",
     "SloSpec.ttft_s": "From arrival to first token, seconds.",
     "SloSpec.tpot_s": "The mean time of each further token, seconds.",
     "FaultSpec.at_s": "When, in seconds since the run began.",

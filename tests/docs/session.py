@@ -61,7 +61,8 @@ class Session:
                 self.perform(command, status)
 
     def perform(self, command: str, status: int) -> None:
-        plain = " ".join(shlex.split(command, comments=True)) if SERVE.search(command) else ""
+        joined = command.replace("\\\n", " ")
+        plain = " ".join(shlex.split(joined, comments=True)) if SERVE.search(command) else ""
         if SERVE.search(plain) and "--help" not in plain:
             self.serve(plain)
         else:

@@ -30,6 +30,7 @@ from pdlab.core.worker import LEASE_S, Worker
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.make_router import router
 from pdlab.policies import load as load_policy
+from pdlab.real.api.legs import seconds
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import measured_of
 from pdlab.real.net.http import Broken
@@ -38,9 +39,9 @@ from pdlab.real.registry.records import InstanceRecord, encode, read_instance, r
 from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, head_of
-from pdlab.sim.build import InstancePlan, plans
 from pdlab.sim.link import Network
 from pdlab.sim.path import Transfer
+from pdlab.sim.plans import InstancePlan, plans
 from pdlab.sim.topology import Endpoint
 from tests.support.virtual import VirtualLoop, run
 
@@ -315,6 +316,7 @@ class StandIn:
             self._submit(job, decodes_here=True)
             return
         extra = params.pdlab or Extra()
+        seconds(extra.deadline_s, "deadline_s")
         job.made = len(extra.made)
         if extra.migrate is not None:
             self._migrate(job, self.rack.instances[extra.migrate.url.removeprefix("http://")], extra.migrate.leg)
@@ -333,7 +335,7 @@ class StandIn:
         else:
             job.seq = self._sequence(job, made=job.made)
             job.seq.prompt_tokens += max(0, job.made - 1)
-            self._reserve(job, job.seq, self._others(job, job.seq))
+            self._reserve(job, job.seq, self._others(job, job.seq), self.loop.time() + extra.deadline_s)
             if extra.reserve:
                 cached = job.seq.cached_tokens
                 job.inbox.put_nowait(StreamEvent("reserved", job.ask.leg, self.name, cached_tokens=cached))
@@ -349,11 +351,12 @@ class StandIn:
             self.worker.abort(seq)
             self.kick()
 
-    def _reserve(self, job: Job, seq: Sequence, others: list[Sequence] = NOTHING) -> None:
-        if not self.worker.reserve(seq, others):
+    def _reserve(self, job: Job, seq: Sequence, others: list[Sequence] = NOTHING, due_s: float = math.inf) -> None:
+        if not self.worker.reserve(seq, others, due_s):
             job.seq = None
             raise InstanceFull("no room")
         job.seq = seq
+        self._set_alarm()
 
     def _stop_transfer(self, job: Job) -> None:
         if job.transfer is not None:
@@ -377,7 +380,11 @@ class StandIn:
     def _wake(self) -> None:
         for seq in self.worker.overdue(self.loop.time()):
             self.leases = {lease: held for lease, held in self.leases.items() if held is not seq}
-            self.worker.lapse(seq)
+            if seq in self.worker.scheduler.held:
+                self.worker.lapse(seq)
+            else:
+                self.worker.renew(seq, math.inf)  # it ends with its leg
+                seq.owner.inbox.put_nowait(TransferTrouble("not all KV was here in time", cause="deadline"))
         self._set_alarm()
         self.kick()
 
@@ -405,6 +412,7 @@ class StandIn:
         self._landed(job)
 
     def _push(self, job: Job, seq: Sequence, to: PushTo) -> None:
+        seconds(to.deadline_s, "deadline_s")
         target = self.rack.instances[to.descriptor]
         there = target.jobs.get(to.ticket)
         if there is None or there.seq is None or not target.is_alive or (self.name, target.name) in self.rack.cuts:
