@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy, Reject
 from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import (
     Abort,
     Action,

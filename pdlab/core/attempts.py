@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 
 from pdlab.core.ledger import Ledger
-from pdlab.core.limits import Limits
 from pdlab.core.membership import Membership
 from pdlab.core.reply import RouterReply
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import Abort, End, InstanceState, Stage
 from pdlab.core.view import Cluster, Instance, LiveRequest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from pdlab.core.limits import Limits
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import MADE, InstanceSpec, InstanceState, RegistryAway
 from pdlab.core.view import Cluster, Instance
 

@@ -14,10 +14,10 @@ from pdlab.core.attempts import Attempts
 from pdlab.core.blame import Endless
 from pdlab.core.candidates import Candidates
 from pdlab.core.ledger import Ledger
-from pdlab.core.limits import Limits
 from pdlab.core.membership import Membership
 from pdlab.core.policy import Policy, Reject
 from pdlab.core.reply import RouterReply
+from pdlab.core.router_limits import Limits
 from pdlab.core.transfers import Transfers
 from pdlab.core.types import (
     MADE,

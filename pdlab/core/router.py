@@ -31,14 +31,14 @@ from collections.abc import Callable
 from pdlab.core.attempts import Attempts
 from pdlab.core.blame import Endless
 from pdlab.core.candidates import Candidates
+from pdlab.core.instance_news import Liveness
 from pdlab.core.ledger import Ledger
-from pdlab.core.limits import Limits
-from pdlab.core.liveness import Liveness
 from pdlab.core.membership import Membership
 from pdlab.core.policy import Policy
 from pdlab.core.rebalance import Rebalance
 from pdlab.core.reply import RouterReply
 from pdlab.core.requests import Requests
+from pdlab.core.router_limits import Limits
 from pdlab.core.transfers import Transfers
 from pdlab.core.types import (
     Action,

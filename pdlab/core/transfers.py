@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from pdlab.core.limits import Limits
 from pdlab.core.reply import RouterReply
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import Notice, Stage
 from pdlab.core.view import Cluster, LiveRequest
 

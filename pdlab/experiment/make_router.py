@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy
 from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.experiment.deployment import Deployment
 from pdlab.policies import load as load_policy
 

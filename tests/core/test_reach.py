@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy
 from pdlab.core.reach import LEAST_PAUSE_S, MOST_PAUSE_S, Reach
 from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import (
     CAPABILITIES,
     PULL,

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy, Reject
 from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import (
     Abort,
     Action,

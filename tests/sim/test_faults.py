@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import InstanceState, Left, Role
 from pdlab.core.view import Cluster, Instance
 from pdlab.cost import build, hardware, model

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdlab.core.kv import PLAIN
-from pdlab.core.limits import Limits
 from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import InstanceState, Role, Stage
 from pdlab.experiment.study import FaultSpec
 from pdlab.policies import load as load_policy

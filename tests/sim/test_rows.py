@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import simpy
 
-from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import Request, Role
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.study import FaultSpec

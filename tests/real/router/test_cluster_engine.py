@@ -13,9 +13,9 @@ import msgspec
 import pytest
 import uvicorn
 
-from pdlab.core.limits import Limits
 from pdlab.core.policy import Policy, Reject
 from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import CAPABILITIES, InstanceSpec, Report, Request, Role, Stage, Tick
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.deployment import TransferSpec
