@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from math import ceil, inf
 
-from pdlab.core.blame import Endless, blamed
+from pdlab.core.blame import MISTAKES, blamed
 from pdlab.core.policy import Policy, Reject
 from pdlab.core.types import (
     DRAIN,
@@ -228,7 +228,7 @@ class Router:
         if self._observes:
             try:
                 self.policy.observe(Arrived(event.request) if isinstance(event, Arrived) else event, self.cluster)
-            except (Exception, Endless) as error:
+            except MISTAKES as error:
                 raise self._blame("observe", None, error) from error
         return actions
 
@@ -268,7 +268,7 @@ class Router:
             return not self._narrowed and self._hopeless(live)
         try:
             choice = self.policy.dispatch(request, cluster)
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self._blame("dispatch", request.id, error) from error
         if choice is None:
             return False
@@ -362,7 +362,7 @@ class Router:
             cluster.decode = wanted
         try:
             choice = self.policy.handoff(request, cluster)
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self._blame("handoff", request.id, error) from error
         finally:
             cluster.decode = candidates
@@ -850,7 +850,7 @@ class Router:
     def _migrations(self) -> None:
         try:
             wanted = list(self.policy.migrate(self.cluster))
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self._blame("migrate", None, error) from error
         for wish in wanted:
             if not _pair_of(wish, int, Instance):
@@ -887,7 +887,7 @@ class Router:
     def _resizes(self) -> None:
         try:
             wanted = list(self.policy.resize(self.cluster))
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self._blame("resize", None, error) from error
         for want in wanted:
             if isinstance(want, Scale):
