@@ -34,9 +34,9 @@ from pdlab.real.net import wire
 from pdlab.results.metrics import DEFINITIONS
 from pdlab.workload import builtin
 from tests.docs.pages import PART, pages
-from tests.real.api import stand_in
-from tests.real.instance.world import instance
 from tests.real.router.test_cluster_engine import LiveWorld, served
+from tests.support import echo_engine
+from tests.support.local_instances import instance
 
 
 def cell(text: object) -> str:
@@ -219,7 +219,7 @@ def exposed() -> dict[str, str]:
             _EXPOSED["engine"] = (await p.http.get("/metrics")).text
 
     with tempfile.TemporaryDirectory() as folder:
-        stand_in.byte_tokenizer(Path(folder))
+        echo_engine.byte_tokenizer(Path(folder))
         served(Path(folder), router)
         asyncio.run(engine(Path(folder)))
     return _EXPOSED

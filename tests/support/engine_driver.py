@@ -13,7 +13,7 @@ from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling, Submit, Tokens
 from pdlab.real.engine.options import EngineOptions
-from tests.real.engine import tiny_models
+from tests.support import tiny_models
 
 
 @pytest.fixture(scope="session")

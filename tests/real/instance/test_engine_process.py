@@ -20,8 +20,7 @@ from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.processes import MODULE
 from pdlab.real.instance.engine_client import EngineClient
 from pdlab.replay.scheduler_log import replay
-from tests.real import served
-from tests.real.engine import tiny_models
+from tests.support import served, tiny_models
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 

@@ -21,7 +21,7 @@ from pdlab.real.net.wire import MOST_IDS, ExportAnswer, KvParams
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
 from pdlab.real.transfer.descriptor import Descriptor, Geometry, Tcp
-from tests.real.instance.world import Instance, instance, until
+from tests.support.local_instances import Instance, instance, until
 
 PROMPT = list(b"abcdefghij")
 ASKED: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 4}

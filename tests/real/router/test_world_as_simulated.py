@@ -18,9 +18,9 @@ from pdlab.experiment.make_router import router
 from pdlab.real.engine.messages import Ready
 from pdlab.real.instance.member import measured_of
 from pdlab.replay.log import Entry, read, replay
-from pdlab.sim.build import simulate
+from pdlab.sim import simulate
 from pdlab.workload.spec import build
-from tests.real.router.stand_in import Run, played, small
+from tests.support.virtual_cluster import Run, played, small
 
 PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill"}
 SHAPES = {"1P1D": (1, 1, 0), "2P2D": (2, 2, 0), "mixed": (0, 0, 2), "1P1D1M": (1, 1, 1)}
@@ -160,7 +160,7 @@ def test_that_the_policy_goes_blind_is_said_once(caplog: pytest.LogCaptureFixtur
     def unmeasured(ready: Ready) -> MeasuredInstance:
         return replace(measured_of(ready), prefill_profile=(), decode_profile=())
 
-    monkeypatch.setattr("tests.real.router.stand_in.measured_of", unmeasured)
+    monkeypatch.setattr("tests.support.virtual_cluster.measured_of", unmeasured)
     made = live(small("xllm_slo_aware", prefill=2, decode=1), tmp_path / "log")
     (said,) = [record.getMessage() for record in caplog.records if "was told 0 s" in record.getMessage()]
     assert said.startswith("policy XllmSloAware asks how long steps take on decode-0, prefill-0")

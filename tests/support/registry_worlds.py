@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import selectors
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +17,8 @@ from pdlab.core.types import InstanceSpec, Report, Role, UsageError
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.observer import WatchEvent
+from tests.support.ports import free_port
+from tests.support.virtual import VirtualLoop
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 
@@ -28,27 +27,7 @@ def spec(name: str = "p0", role: Role = Role.PREFILL, **more: Any) -> InstanceSp
     return InstanceSpec(name=name, role=role, kv_blocks=1000, url=f"http://127.0.0.1/{name}", **more)
 
 
-class _Jump(selectors.DefaultSelector):
-    """Where others wait, the clock jumps to what they wait for."""
-
-    now = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "everybody waits for ever"
-        self.now += timeout
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.jump = _Jump()
-        super().__init__(self.jump)
-
-    def time(self) -> float:
-        return self.jump.now
-
-
-class World:
+class RegistryWorld:
     """A store that several registries, each as if in a process of its own, share."""
 
     url = ""
@@ -94,7 +73,7 @@ class World:
         raise NotImplementedError
 
 
-class MemoryWorld(World):
+class MemoryWorld(RegistryWorld):
     exact = True
 
     def __init__(self) -> None:
@@ -128,7 +107,7 @@ class _Shared(MemoryStore):
         pass
 
 
-class Server(World):
+class Server(RegistryWorld):
     """A real server; `kill -9` and SIGSTOP are what they say."""
 
     binary = ""
@@ -243,14 +222,6 @@ class Redis(Server):
 
 
 SERVERS: dict[str, type[Server]] = {"etcd": Etcd, "redis": Redis}
-
-
-def free_port() -> int:
-    """Not one that the system gives to those who do not mind which: it stays free until a server takes it, and while that is down."""
-    while True:
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000)))
-            return int(listener.getsockname()[1])
 
 
 class Seen:

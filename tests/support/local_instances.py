@@ -26,7 +26,7 @@ from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import Registered
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.registry.registry import Registry
-from tests.real.api.kv_stand_in import KvEngine
+from tests.support.kv_engine import KvEngine
 
 TOKEN = "of-the-cluster"
 

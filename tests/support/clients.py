@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from pdlab.real.net.wire import TIMELINE_HEADER
-from tests.real.faults.cluster import NAME
+from tests.support.served_cluster import NAME
 
 TIMEOUT = httpx.Timeout(130.0)
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import httpx
 
-from tests.real import served
-from tests.real.registry.worlds import free_port
+from tests.support import served
+from tests.support.ports import free_port
 
 START_S = 150.0  # a machine may be busy
 REST_S = 60.0
@@ -103,7 +103,7 @@ class Process:
             os.killpg(self.popen.pid, number)
 
 
-class Cluster:
+class ServedCluster:
     """`processes` by name. `roles` are what the instances among them were started as. `token` is the internal one."""
 
     def __init__(self, folder: Path, model: Path, registry: str, token: str, experiment: Mapping[str, Any]) -> None:
@@ -207,9 +207,9 @@ def experiment(**changes: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, model: Path, registry: str, *, token: str = "", **changes: Any) -> Iterator[Cluster]:
+def cluster(folder: Path, model: Path, registry: str, *, token: str = "", **changes: Any) -> Iterator[ServedCluster]:
     """Nothing runs in it yet; in the end nothing does. `changes` are the experiment's."""
-    made = Cluster(folder, model, registry, token, experiment(**changes))
+    made = ServedCluster(folder, model, registry, token, experiment(**changes))
     try:
         yield made
     finally:

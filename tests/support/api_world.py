@@ -6,7 +6,6 @@ import asyncio
 import faulthandler
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.http_server import bind
 from pdlab.real.api.service import Service
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real.api.stand_in import EchoEngine
+from tests.support.echo_engine import EchoEngine
+from tests.support.waiting import until
 
 JSON = {"Content-Type": "application/json"}
 
 
 @dataclass
-class World:
+class ApiWorld:
     url: str
     app: Starlette
     service: Service
@@ -42,15 +42,8 @@ class World:
         self.loop.call_soon_threadsafe(what)
 
 
-def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.005)
-
-
 @contextmanager
-def served(folder: Path, *, engine: EchoEngine | None = None, cors: Cors = NO_PAGES, **options: Any) -> Iterator[World]:
+def served(folder: Path, *, engine: EchoEngine | None = None, cors: Cors = NO_PAGES, **options: Any) -> Iterator[ApiWorld]:
     engine = engine or EchoEngine()
     service = Service(engine, Tokenizer.load(folder), "tiny", **options)
     app = create_app(service, cors=cors)
@@ -66,7 +59,7 @@ def served(folder: Path, *, engine: EchoEngine | None = None, cors: Cors = NO_PA
     thread.start()
     try:
         until(lambda: server.started)
-        yield World(f"http://127.0.0.1:{sock.getsockname()[1]}", app, service, engine, loops[0])
+        yield ApiWorld(f"http://127.0.0.1:{sock.getsockname()[1]}", app, service, engine, loops[0])
     finally:
         server.should_exit = True
         thread.join(240)  # a machine may be busy

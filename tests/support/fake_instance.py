@@ -1,7 +1,7 @@
 """An instance as a router sees it: a real socket that speaks docs/reference/protocol.md, as pdlab's engines or as a vLLM server,
 without a model.
 
-Token i of an answer is `first + i % 26` (letters, under a byte tokenizer). `python -m tests.real.router.fake_instance --interval-s 0.02`
+Token i of an answer is `first + i % 26` (letters, under a byte tokenizer). `python -m tests.support.fake_instance --interval-s 0.02`
 serves until killed and prints its URL.
 """
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdlab.core.evidence import PROBES, Inquiry, Verdict
+from pdlab.core.liveness import PROBES, Inquiry, Verdict
 
 LEASE_S = 3.0
 

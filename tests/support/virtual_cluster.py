@@ -39,9 +39,9 @@ from pdlab.real.registry.records import InstanceRecord, encode, read_instance, r
 from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, head_of
-from pdlab.sim.build import InstancePlan, plans
 from pdlab.sim.link import Network
 from pdlab.sim.path import Transfer
+from pdlab.sim.plans import InstancePlan, plans
 from pdlab.sim.topology import Endpoint
 from tests.support.virtual import VirtualLoop, run
 

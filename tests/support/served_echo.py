@@ -1,4 +1,4 @@
-"""A process for the tests of `serve`: python -m tests.real.api.serve_stand_in FOLDER PORT DRAIN_S WAITS.
+"""A process for the tests of `serve`: python -m tests.support.served_echo FOLDER PORT DRAIN_S WAITS.
 
 Says `bound PORT`, `ready`. Its engine stands still after a request's first token, until SIGUSR1; where WAITS is 1 it loads only then."""
 
@@ -14,7 +14,7 @@ from pdlab.real.api.app import create_app
 from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.service import Service
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real.api.stand_in import EchoEngine, Sequence
+from tests.support.echo_engine import EchoEngine, Sequence
 
 
 class Held(EchoEngine):

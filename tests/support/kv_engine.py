@@ -27,7 +27,7 @@ from pdlab.real.engine.messages import (
     Tokens,
 )
 from pdlab.real.instance.engine_client import load_report
-from tests.real.api.stand_in import BLOCK, CONTEXT, EchoEngine, Sequence
+from tests.support.echo_engine import BLOCK, CONTEXT, EchoEngine, Sequence
 
 GEOMETRY = {"layers": 2, "kv_heads": 1, "block_tokens": BLOCK, "head_dim": 8, "dtype": "float32", "model_hash": "m"}
 SHELVES: dict[str, KvEngine] = {}  # by descriptor

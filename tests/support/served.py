@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tests.real.engine import tiny_models
+from tests.support import tiny_models
 
 EOS, START, END = 256, 257, 258
 READY_S = 180.0

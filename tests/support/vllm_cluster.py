@@ -18,7 +18,8 @@ from typing import Any
 
 import httpx
 
-from tests.interop.servers import NAME, VllmServer, free_port
+from tests.support.ports import free_port
+from tests.support.vllm_servers import NAME, VllmServer
 
 LEASE_S = 60.0  # vLLM's front answers seconds late while two of them, and others, share two cores
 
@@ -41,7 +42,7 @@ class Outcome:
         return (self.times_s[-1] - self.times_s[0]) / (len(self.tokens) - 1)
 
 
-class Cluster:
+class VllmCluster:
     def __init__(self, folder: Path, registry: str, stack: ExitStack) -> None:
         self.folder, self.registry, self._stack = folder, registry, stack
         self.url = ""
@@ -116,7 +117,7 @@ class Cluster:
 @contextmanager
 def cluster(
     folder: Path, model: Path, policy: dict[str, str], upstreams: dict[str, tuple[str, VllmServer]], lease_s: float = LEASE_S
-) -> Iterator[Cluster]:
+) -> Iterator[VllmCluster]:
     """`upstreams`: role and server by the name it is to have."""
     experiment = folder / "experiment.json"
     text = {
@@ -133,13 +134,13 @@ def cluster(
     with ExitStack() as stack:
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
         with (folder / "redis.log").open("ab") as log:
-            stack.callback(Cluster.end, subprocess.Popen(command, stdout=log, stderr=log))
+            stack.callback(VllmCluster.end, subprocess.Popen(command, stdout=log, stderr=log))
         for _ in range(200):
             with socket.socket() as sock:
                 if sock.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
-        made = Cluster(folder, f"redis://127.0.0.1:{port}", stack)
+        made = VllmCluster(folder, f"redis://127.0.0.1:{port}", stack)
         for name, (role, server) in upstreams.items():
             made.serve(name, "--role", role, "--engine", "vllm", "--upstream", server.url, "--served-model-name", NAME, str(experiment))
         made.route(experiment)

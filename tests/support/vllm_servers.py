@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -18,17 +17,12 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdlab.real.host import processes
+from tests.support.ports import free_port
 
 NAME = "smol"
 READY_S = 360.0
-SERVE = Path(__file__).parents[2] / "pdlab" / "real" / "vllm_serve.py"
+SERVE = Path(__file__).parents[2] / "pdlab" / "proof" / "vllm_serve.py"
 NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class VllmServer:

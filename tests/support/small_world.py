@@ -11,7 +11,8 @@ import simpy
 from pdlab import batching
 from pdlab.core.kv import PLAIN, BlockLayout, BlockPool
 from pdlab.core.policy import Policy
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.scheduler import Scheduler
 from pdlab.core.types import InstanceSpec, Role
 from pdlab.cost.base import Cost
