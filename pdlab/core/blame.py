@@ -22,6 +22,9 @@ class Endless(BaseException):
     """Raised in a hook that has not returned for `HOOK_S`. No Exception: a policy that catches those would go on for ever."""
 
 
+MISTAKES = (Exception, Endless, SystemExit)  # of a policy's, whatever hook raises them
+
+
 def decider(policy: Policy, hook: str) -> Policy:
     """Who answers it: of a composed policy, a member."""
     owner = getattr(getattr(policy, hook), "__self__", policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pdlab.core.blame import Endless
+from pdlab.core.blame import MISTAKES
 from pdlab.core.membership import Membership
 from pdlab.core.policy import Policy
 from pdlab.core.reply import RouterReply
@@ -39,7 +39,7 @@ class Candidates:
             cluster.decode = wanted
         try:
             choice = self.policy.handoff(request, cluster)
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self.reply.blame("handoff", request.id, error) from error
         finally:
             cluster.decode = candidates

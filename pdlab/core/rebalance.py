@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from pdlab.core.blame import Endless
+from pdlab.core.blame import MISTAKES
 from pdlab.core.membership import Membership
 from pdlab.core.policy import Policy
 from pdlab.core.reply import RouterReply
@@ -49,7 +49,7 @@ class Rebalance:
     def _migrations(self) -> None:
         try:
             wanted = list(self.policy.migrate(self.cluster))
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self.reply.blame("migrate", None, error) from error
         for wish in wanted:
             if not _pair_of(wish, int, Instance):
@@ -73,7 +73,7 @@ class Rebalance:
     def _resizes(self) -> None:
         try:
             wanted = list(self.policy.resize(self.cluster))
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self.reply.blame("resize", None, error) from error
         for want in wanted:
             if isinstance(want, Scale):

@@ -11,7 +11,7 @@ from itertools import takewhile
 from math import inf
 
 from pdlab.core.attempts import Attempts
-from pdlab.core.blame import Endless
+from pdlab.core.blame import MISTAKES
 from pdlab.core.candidates import Candidates
 from pdlab.core.ledger import Ledger
 from pdlab.core.membership import Membership
@@ -96,7 +96,7 @@ class Requests:
             return not self.candidates.narrowed and self.attempts.hopeless(live)
         try:
             choice = self.policy.dispatch(request, cluster)
-        except (Exception, Endless) as error:
+        except MISTAKES as error:
             raise self.reply.blame("dispatch", request.id, error) from error
         if choice is None:
             return False

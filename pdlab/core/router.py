@@ -29,7 +29,7 @@ import random
 from collections.abc import Callable
 
 from pdlab.core.attempts import Attempts
-from pdlab.core.blame import Endless
+from pdlab.core.blame import MISTAKES
 from pdlab.core.candidates import Candidates
 from pdlab.core.instance_news import Liveness
 from pdlab.core.ledger import Ledger
@@ -205,7 +205,7 @@ class Router:
         if self._observes:
             try:
                 self.policy.observe(Arrived(event.request) if isinstance(event, Arrived) else event, self.cluster)
-            except (Exception, Endless) as error:
+            except MISTAKES as error:
                 raise self._reply.blame("observe", None, error) from error
         return actions
 

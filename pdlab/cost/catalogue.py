@@ -12,6 +12,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,9 +38,10 @@ Entry = TypeVar("Entry", Hardware, dict[str, str])
 def hardware(name: str, base_dir: Path | None = None) -> Hardware:
     """The accelerator of that name or alias; or the measured instance of a profile, where `name` is its path (.json, relative to
     `base_dir`). Raises UsageError naming the three nearest, or what is wrong with the profile."""
+    path = (base_dir or Path()) / name
     if name.endswith(".json"):
-        return Hardware.measured(load_instance_profile((base_dir or Path()) / name))
-    return _find("hardware", name, _accelerators())
+        return Hardware.measured(load_instance_profile(path))
+    return _find("hardware", name, _accelerators(), path)
 
 
 def model(name: str, base_dir: Path | None = None) -> Model:
@@ -51,9 +53,9 @@ def model(name: str, base_dir: Path | None = None) -> Model:
 def understood(name: str, base_dir: Path | None = None) -> Understood:
     """As `model`, with what of a config was read, filled in and ignored."""
     path = (base_dir or Path()) / name
-    if name.endswith(".json") or (path / "config.json").is_file():
+    if name.endswith(".json") or isfile(path / "config.json"):
         return understand(path / "config.json" if path.is_dir() else path)
-    known = _of_name(_find("model", name, _models())["name"])
+    known = _of_name(_find("model", name, _models(), path)["name"])
     return Understood(known, quantization="none" if known.weight_dtype == "bf16" else known.weight_dtype)
 
 
@@ -67,9 +69,16 @@ def model_names() -> list[str]:
     return sorted({row["name"] for row in _models().values()})
 
 
-def _find(kind: str, name: str, known: Mapping[str, Entry]) -> Entry:
+def _find(kind: str, name: str, known: Mapping[str, Entry], path: Path) -> Entry:
+    """`path`: where it lies if it is no name."""
     found = known.get(name.lower().replace("_", "-").rsplit("/", 1)[-1])
     if found is None:
+        if isdir(path):
+            lacks = "no config.json" if kind == "model" else "profiles at most: name the .json itself"
+            raise UsageError(f"{kind} {name!r}: the folder {path} has {lacks}")
+        if isfile(path):
+            wanted = "a Hugging Face config.json" if kind == "model" else "a profile of pdlab calibrate"
+            raise UsageError(f"{kind} {name!r}: the file {path} is not {wanted}, whose name ends in .json")
         near = get_close_matches(name.lower(), known, n=3, cutoff=0.0)
         extra = f", or give the path of a {'profile (.json)' if kind == 'hardware' else 'Hugging Face config.json'}"
         raise UsageError(f"unknown {kind} {name!r}: nearest are {', '.join(near)}{extra}")

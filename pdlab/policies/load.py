@@ -213,7 +213,7 @@ def _with_parameters(spec: Mapping[object, object], base_dir: Path) -> Policy:
         return cls(**parameters)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = within(error, {c.__module__ for c in cls.__mro__})
         what = str(error) if isinstance(error, TypeError) and not place else f"raised {type(error).__name__}: {error}"
         raise UsageError(f"{place}policy {name}: {what}") from error
@@ -240,7 +240,7 @@ def _executed(module_name: str, path: Path, name: str, source: bytes) -> ModuleT
     sys.modules[module_name] = module  # dataclasses look their annotations up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         place = f"{shown(str(path))}:{error.lineno}: " if isinstance(error, SyntaxError) else within(error, {module_name})
         raise UsageError(f"{place}policy {name!r}: importing {path} raised {type(error).__name__}: {error}") from error

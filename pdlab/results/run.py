@@ -155,6 +155,9 @@ class Run:
             gaps = Gaps.restore(json.loads((table.schema.metadata or {})[_GAPS]))
             samples = Samples.from_frame(pd.read_parquet(directory / TIMELINE))
             experiment = yaml.safe_load((directory / EXPERIMENT).read_text(encoding="utf-8"))
+            for name, part in ((SUMMARY, summary), (SUMMARY + ": run", summary.get("run")), (EXPERIMENT, experiment)):
+                if not isinstance(part, dict):
+                    raise ValueError(f"{name} is no mapping of keys to values")
         except FileNotFoundError:
             if (directory / MANIFEST).is_file():
                 raise UsageError(f"{directory}: the runs of pdlab validate, many results; its compare-*.html show them") from None

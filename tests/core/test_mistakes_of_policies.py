@@ -46,6 +46,7 @@ def said(experiment: Experiment) -> str:
 
 RAISES = [  # the class's body from line 12 on, the hook, the line, what is said
     ("    def dispatch(self, request, cluster):\n        return helper(request)\n", "dispatch for request 0", 6, "raised KeyError: 0"),
+    ("    def dispatch(self, request, cluster):\n        raise SystemExit(0)\n", "dispatch for request 0", 13, "raised SystemExit: 0"),
     (
         "    def handoff(self, request, cluster):\n        1 / 0\n",
         "handoff for request 0",

@@ -71,6 +71,28 @@ def test_an_unknown_name_offers_the_three_nearest(find, wrong, near):
     assert str(caught.value).split("nearest are ")[1].split(", or")[0].count(",") == 2
 
 
+@pytest.mark.parametrize(
+    ("find", "name", "said"),
+    [
+        (model, "folder", "model 'folder': the folder .*/folder has no config.json"),
+        (model, "x.yaml", "model 'x.yaml': the file .*/x.yaml is not a Hugging Face config.json, whose name ends in .json"),
+        (hardware, "folder", "hardware 'folder': the folder .*/folder has profiles at most: name the .json itself"),
+        (hardware, "x.yaml", "hardware 'x.yaml': the file .*/x.yaml is not a profile of pdlab calibrate, whose name ends in .json"),
+    ],
+)
+def test_a_path_that_is_there_is_not_taken_for_an_unknown_name(find, name, said, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.yaml").write_text("")
+    with pytest.raises(UsageError, match=said):
+        find(name, tmp_path)
+
+
+@pytest.mark.parametrize("find", [model, hardware])
+def test_a_name_too_long_for_a_path_is_an_unknown_name(find, tmp_path):
+    with pytest.raises(UsageError, match=r"unknown .* nearest are"):
+        find("a" * 300, tmp_path)
+
+
 def test_links_for_tensor_parallelism():
     h100, l40s, a40 = hardware("h100-sxm"), hardware("l40s"), hardware("a40")
     assert h100.link_bytes_per_s(8) == 450e9

@@ -106,6 +106,13 @@ def test_a_file_that_cannot_be_imported(tmp_path):
         build("empty.py", tmp_path)
 
 
+@pytest.mark.parametrize("source", ["raise SystemExit(0)", "class Quits(Policy):\n    def __init__(self): exit()"], ids=["import", "init"])
+def test_a_policy_that_ends_the_process_is_said_to(source, tmp_path):
+    (tmp_path / "quits.py").write_text(f"from sys import exit\nfrom pdlab import Policy\n{source}\n")
+    with pytest.raises(UsageError, match=r"quits\.py.* raised SystemExit"):
+        build("quits.py", tmp_path)
+
+
 def test_of_several_policies_in_a_file_its_name_decides(tmp_path):
     (tmp_path / "two_here.py").write_text("from pdlab.core.policy import Policy\nclass Base(Policy): ...\nclass TwoHere(Base): ...\n")
     assert policy_class("two_here.py", tmp_path).__name__ == "TwoHere"

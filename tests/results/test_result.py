@@ -71,6 +71,20 @@ def test_each_file_that_is_missing_is_named(made_run: Made, tmp_path: Path, file
         Result.load(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("summary.json", "{}", "summary.json: run"),
+        ("summary.json", '{"run": 3}', "summary.json: run"),
+        ("experiment.yaml", "", "experiment.yaml"),
+    ],
+)
+def test_files_of_another_kind_are_the_users_fault(made_run: Made, tmp_path: Path, file: str, text: str, said: str) -> None:
+    (made_run(5).save(tmp_path / "out") / file).write_text(text)
+    with pytest.raises(UsageError, match=rf"out: its files are not a pdlab result \({said} is no mapping"):
+        Result.load(tmp_path / "out")
+
+
 def test_bad_directories_are_the_users_fault(made_run: Made, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"summary\.json is missing"):
         Result.load(tmp_path)

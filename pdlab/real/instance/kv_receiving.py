@@ -216,7 +216,9 @@ class KvReceiving:
             self._call_off(inbound, f"not all KV was here after {inbound.deadline_s:g} s", "deadline")
 
     def _failed(self, inbound: Inbound, result: TransferResult | BaseException) -> None:
-        if isinstance(result, TransferResult):
+        if time.monotonic() >= inbound.due_s:
+            self.overdue(inbound)  # the endpoint has the same deadline, and may be the first to say so
+        elif isinstance(result, TransferResult):
             self._call_off(inbound, result.reason, "expired" if result.status == "expired" else "failed")
         else:
             self._call_off(inbound, f"{type(result).__name__}: {result}")

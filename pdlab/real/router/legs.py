@@ -48,8 +48,8 @@ Way = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Legs:
-    """`name` begins the names of all. The router gives up a transfer that takes longer than `transfer_timeout_s`, and a request after
-    `request_timeout_s`. What is reserved waits for its prompt, too, so it has as long as the request."""
+    """`name` begins the names of all. A transfer that takes longer than `transfer_timeout_s`, from hand-off on, is given up by the router:
+    instances are told `request_timeout_s`, so that they do not before, and what is reserved may wait for its prompt."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Legs:
             return
         leg.next[0] = len(live.made)
         theirs, made = answer.params.pdlab or Extra(), live.given + live.made
-        extra = msgspec.structs.replace(theirs, made=made, events=True, deadline_s=told_s(self._transfer_timeout_s))
+        extra = msgspec.structs.replace(theirs, made=made, events=True, deadline_s=told_s(self._request_timeout_s))
         self._run(live, leg, partial(self._read, live, leg, params=msgspec.structs.replace(answer.params, pdlab=extra)))
 
     def migrate(self, live: Live, src: Incarnation, dst: Incarnation) -> None:
