@@ -19,6 +19,7 @@ HOT = (
     "pdlab/results/timeline.py",
     "pdlab/core/router.py",
     "pdlab/batching/chunked.py",
+    "pdlab/sim/after.py",
     "pdlab/sim/worker.py",
     "pdlab/sim/job.py",
     "pdlab/sim/link.py",

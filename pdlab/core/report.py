@@ -75,16 +75,19 @@ def report_of(scheduler: Scheduler, meter: Meter, name: str, incarnation: int, n
         for seq in waiting:
             waiting_blocks += size(seq.prompt_tokens)
         waiting_blocks = pool.whole(waiting_blocks)
+    running = len(scheduler.running) + len(scheduler.landed)
+    if scheduler.prefilling or scheduler.computing:
+        running += prefilling(scheduler)
     return Report(
         name,
         incarnation,
         now,
         len(waiting),
         scheduler.waiting_tokens,
-        len(scheduler.running) + len(scheduler.landed) + prefilling(scheduler),
+        running,
         scheduler.context_tokens,
-        pool.whole(pool.used),
-        pool.available // pool.shares,
+        -(-pool.used // pool.shares),
+        (pool.total - pool.used) // pool.shares,
         head_blocks,
         waiting_blocks,
         scheduler.preemptions,

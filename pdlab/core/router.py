@@ -305,7 +305,7 @@ class Router:
         choice.prefill_tokens += tokens
         choice.since_prefill_tokens += tokens
         choice.unreported.append((cluster.now, tokens, 0))
-        if not choice.has_place:
+        if choice.prefill_requests >= choice.most_requests:
             self._set_busy(choice, True)
         name: str | None = None
         if decode is not None:
@@ -407,7 +407,7 @@ class Router:
         decode.unreported.append((self.cluster.now, 0, tokens))
         if decode.room < inf:
             self._set_room(decode, decode.room - tokens)
-        if not decode.has_place:
+        if decode.decode_requests >= decode.most_requests:
             self._set_busy(decode, True)
         if request.hashes and decode is not live.prefill:
             self.cluster.index.book(request.hashes, decode)
@@ -531,7 +531,7 @@ class Router:
         if live is not None and live.attempt == event.attempt:
             if self._closed and live.prefill is not None:
                 self._came(live.prefill.name, event.instance)
-            self.cluster.links.measured(live, event.size_bytes, event.seconds)
+            self.cluster.links.arrive(live, event.size_bytes, event.seconds)
             self._decoding(live)
             if self.queue:
                 self._retry()
@@ -799,8 +799,7 @@ class Router:
         self._came(event.src, event.dst)
         self._unassign_decode(live)
         live.migrating = None
-        self.cluster.links.measured(live, event.size_bytes, event.seconds)
-        self.cluster.links.arrive(live)
+        self.cluster.links.arrive(live, event.size_bytes, event.seconds)
         self._assign_decode(live, target)
         self._retry()
 

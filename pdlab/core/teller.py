@@ -47,22 +47,24 @@ class Teller:
         if self.down is not None:
             return
         self._telling = True
-        router, perform, waiting = self.router, self.perform, self._waiting
         try:
             while True:
-                actions = router.handle(event, now)
+                actions = self.router.handle(event, now)
                 if self.log is not None:
                     self.log.write(now, event, actions)
                 for action in actions:
-                    perform[action.__class__](action)
+                    self.perform[action.__class__](action)
                 if self.on_event is not None:
                     self.on_event(event, actions)
-                if not waiting:
+                if not self._waiting:
                     break
-                event, now = waiting.popleft()
-        except Exception as error:
-            self.down = str(error) if isinstance(error, UsageError) else f"the router has a bug: {type(error).__name__}: {error}"
+                event, now = self._waiting.popleft()
+        except BaseException as error:
+            self._waiting.clear()
+            if isinstance(error, UsageError):
+                self.down = str(error)
+            elif isinstance(error, Exception):
+                self.down = f"the router has a bug: {type(error).__name__}: {error}"
             raise
         finally:
-            waiting.clear()
             self._telling = False

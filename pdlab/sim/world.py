@@ -39,13 +39,14 @@ from pdlab.core.types import (
 )
 from pdlab.replay.log import EventLog
 from pdlab.results.timeline import Book
+from pdlab.sim.after import After
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
 from pdlab.sim.link import Network
 from pdlab.sim.moves import Moves, TransferMode
 from pdlab.sim.scene import Scene
-from pdlab.sim.worker import After, SimInstance
+from pdlab.sim.worker import SimInstance
 from pdlab.workload.base import Workload
 
 QUEUED_P, PREFILL, DONE = Stage.QUEUED_P, Stage.PREFILL, Stage.DONE  # enum look-ups cost
@@ -176,7 +177,6 @@ class World(Scene):
         """Stopped from outside: write down the requests under way as they are."""
         for job in list(self.jobs.values()):
             job.received_tokens = job.sent + self.client_tokens(job)
-            job.count_preemptions()
             self.book.write(job)
         for instance in self.instances.values():
             instance.sync()
@@ -196,7 +196,7 @@ class World(Scene):
     def _await_next(self) -> None:
         following = next(self._arrivals, None)
         if following is not None:
-            in_s = following[1] - self.env.now
+            in_s = following[1] - self.env._now
             After(self.env, in_s if in_s > 0.0 else 0.0, self._arrival_callbacks, following)
 
     def _arrival(self, event: simpy.Event) -> None:
@@ -208,7 +208,7 @@ class World(Scene):
         self._arrive(i, int(self.workload.prompt_tokens[i]), int(self.workload.output_tokens[i]))
 
     def _arrive(self, i: int, prompt: int, output: int) -> None:
-        w, now = self.workload, self.env.now
+        w, now = self.workload, self.env._now
         hashes: tuple[int, ...] = ()
         context: tuple[int, ...] = ()
         if w.hashes is not None:
@@ -226,7 +226,7 @@ class World(Scene):
         if self.request_s:
             After(self.env, self.request_s, [self._received], Arrived(request, output))
         else:
-            self.tell(Arrived(request, output))
+            self.teller.tell(Arrived(request, output), now)
 
     def _received(self, event: simpy.Event) -> None:
         for host in self.hosts:
@@ -251,7 +251,6 @@ class World(Scene):
         request = job.request
         job.p = p
         if attempt > 1:  # forget the lost one
-            job.count_preemptions()
             job.restarted()
             job.sent = sent
             job.d = job.pseq = job.dseq = None
@@ -277,7 +276,7 @@ class World(Scene):
         if not decodes_here and request.best_of > 1:
             seq.output_tokens = max(2, output)  # its token is dropped, so it does not end with it
         job.pseq = seq
-        job.dispatched(self.env.now, p.name)
+        job.dispatched(self.env._now, p.name)
         p.requests += 1
         p.worker.submit(seq, _others(request, seq) if decodes_here and request.best_of > 1 else NOTHING)
         p.kick()
@@ -341,7 +340,7 @@ class World(Scene):
     def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
         for seq, tokens in batch.chunks:
             job: Job = seq.owner
-            if seq is not job.active and seq is not job.pseq:
+            if seq is not job.pseq and seq is not job.dseq:
                 continue  # a candidate
             if job.attempt == seq.attempt and job.stage is QUEUED_P:
                 job.prefill_started(now, seq.cached_tokens)
@@ -359,6 +358,8 @@ class World(Scene):
     def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
         for seq in victims:
             job: Job = seq.owner
+            if seq is job.pseq or seq is job.dseq:
+                job.preemptions += 1
             if seq.made and seq.parent is None:
                 job.last_token_s = instance.emitted_s
 
@@ -383,7 +384,7 @@ class World(Scene):
             self._token_at(job, now)
         if not seq.decodes_here:
             job.prefilled()
-        self.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens))
+        self.teller.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens), now)
         if job.done or job.attempt != seq.attempt:
             return
         if job.streaming:
@@ -394,7 +395,7 @@ class World(Scene):
     def _token_at(self, job: Job, at_s: float) -> None:
         """The client gets the first token of this attempt."""
         if job.first_token_s != job.first_token_s:
-            job.first_token(at_s)
+            job.first_token_s = at_s
         elif job.last_token_s == job.last_token_s:
             self.gaps.add(at_s - job.last_token_s)
         job.last_token_s = at_s
@@ -413,7 +414,7 @@ class World(Scene):
         if job.transfer is not None:
             self.moves.cancel(job)
         job.done = True
-        self.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens))
+        self.teller.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens), now)
         job.received_tokens = job.output_tokens * job.request.best_of
         job.ended(DONE, now)
         self._ended(job)
@@ -437,7 +438,6 @@ class World(Scene):
 
     def _ended(self, job: Job) -> None:
         i = job.index
-        job.count_preemptions()
         self.book.write(job)
         job.done = True
         job.pseq = job.dseq = None  # they know it too: leave the garbage collector no cycle
@@ -493,8 +493,8 @@ class World(Scene):
         return not silent and all(x.rests for x in alive)
 
     def _deliver(self, instance: SimInstance, report: Report) -> None:
-        self.book.sample(self.env.now, report, instance.spec.kv_blocks)
-        now, delay_s = self.env.now, self.report_delay_s
+        now, delay_s = self.env._now, self.report_delay_s
+        self.book.sample(now, report, instance.spec.kv_blocks)
         if self.silent_until_s and now < self.silent_until_s.get(instance.name, -1.0):
             return
         if self.late_until_s and now < self.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
@@ -502,7 +502,7 @@ class World(Scene):
         if delay_s > 0.0:
             After(self.env, delay_s, self._late_callbacks, report)
         else:
-            self.tell(report)
+            self.teller.tell(report, now)
 
     def _deliver_late(self, event: simpy.Event) -> None:
         self.tell(event._value)
