@@ -349,7 +349,7 @@ class Router:
         """Ask who decodes what `src` prefills, among those that can and that it reaches; None when there is nobody now."""
         cluster, request = self.cluster, live.request
         candidates = wanted = cluster.decode
-        picky = self._closed or not self.all_go_on
+        picky = bool(self._closed) or not self.all_go_on
         if picky:
             wanted = [x for x in candidates if self._comes(live, src, x)]
             if not wanted and not self._may_come(live, src):
@@ -485,14 +485,12 @@ class Router:
 
     def _transfer(self, live: LiveRequest) -> None:
         assert live.prefill is not None and live.decode is not None
-        self.cluster.links.depart(live, live.prefill, live.decode, live.decode_tokens)
+        self.cluster.links.moving[live] = live.prefill, live.decode, live.decode_tokens
         live.stage = TRANSFER
         live.due_s = self.cluster.now + self.limits.transfer_timeout_s
         self.transfers.append((live.due_s, live.request.id))
 
     def _decoding(self, live: LiveRequest) -> None:
-        if live.moving is not None:
-            self.cluster.links.arrive(live)
         live.stage = DECODE
         live.decode_since_s = self.cluster.now
         live.prefill = None
@@ -553,6 +551,7 @@ class Router:
         live = self.cluster.live.get(event.request_id)
         if live is None or live.attempt != event.attempt:
             return
+        self.cluster.links.arrive(live)
         self._close(event.src, event.dst, event.reason)
         if live.migrating is not None:
             live.migrating = None
@@ -586,7 +585,7 @@ class Router:
         if live.prefill_tokens >= 0:
             self._unassign_prefill(live)
         self._unassign_decode(live)
-        if live.moving is not None:  # it ended before it was moved
+        if live.stage is not DECODE or live.migrating is not None:  # it ended before it was moved
             self.cluster.links.arrive(live)
         del self.cluster.live[event.request_id]
         del self._tokens[event.request_id]
@@ -863,7 +862,7 @@ class Router:
             if self.cluster.can_migrate(live, target):
                 self.reach.sends(live.decode.name, target.name, self.cluster.now)
                 live.migrating = target
-                self.cluster.links.depart(live, live.decode, target, self.cluster.context_tokens(live))
+                self.cluster.links.moving[live] = live.decode, target, self.cluster.context_tokens(live)
                 self._actions.append(Migrate(request_id, live.attempt, live.decode.name, target.name))
             elif live.request.best_of > 1:
                 self._notice("migrate: requests with best_of above 1 cannot be moved")
@@ -945,9 +944,8 @@ class Router:
             )
             assert (x.decode_requests, x.decode_tokens) == (len(decode), sum(r.decode_tokens for r in decode)), f"{x.name}: decode ledger"
             assert len(x.decoding) == x.decode_requests, f"{x.name}: decoding"
-        moving = [r.moving for r in live if r.moving is not None]
-        flying = {pair: sum(size for other, size in moving if other == pair) for pair, _ in moving}
-        assert flying == self.cluster.links.in_flight_bytes, "bytes in flight"
+        moving = {r for r in live if r.stage is TRANSFER or r.migrating is not None}
+        assert moving == set(self.cluster.links.moving), "KV on its way"
 
 
 def _pair_of(answer: object, first: type, second: type) -> bool:

@@ -37,16 +37,15 @@ class Teller:
         self.on_event: Callable[[AnyEvent, list[Action]], None] | None = None
         self.down: str | None = None  # why nothing is told any more
         self._waiting: deque[tuple[AnyEvent, float]] = deque()
-        self._telling = False
+        self._engaged = False  # with an event, or for good: down
 
     def tell(self, event: AnyEvent, now: float) -> None:
         """What happened at `now`, which never goes back. Within another event's actions it waits until these are performed."""
-        if self._telling:
-            self._waiting.append((event, now))
+        if self._engaged:
+            if self.down is None:
+                self._waiting.append((event, now))
             return
-        if self.down is not None:
-            return
-        self._telling = True
+        self._engaged = True
         try:
             while True:
                 actions = self.router.handle(event, now)
@@ -65,6 +64,6 @@ class Teller:
                 self.down = str(error)
             elif isinstance(error, Exception):
                 self.down = f"the router has a bug: {type(error).__name__}: {error}"
+            self._engaged = self.down is not None
             raise
-        finally:
-            self._telling = False
+        self._engaged = False

@@ -39,7 +39,6 @@ class LiveRequest:
     decode_tokens = 0  # and in its decode instance's
     due_s = 0.0  # by when its KV transfer must be done
     avoid: Instance | None = None  # a decode instance that its KV did not reach
-    moving: tuple[tuple[str, str], int] | None = None  # its KV: (from, to), bytes
     goes_on = True  # whoever decodes it in this attempt can go on from a token that another has made
 
     def __init__(self, request: Request, expires_s: float = inf) -> None:
@@ -241,11 +240,22 @@ class Links:
     That is what transfers have reached, the best of the last ones, since others may have shared the way; until one was measured, what the
     narrower of the two says of its own links."""
 
-    __slots__ = ("_reached", "in_flight_bytes")
+    __slots__ = ("_reached", "moving")
 
     def __init__(self) -> None:
-        self.in_flight_bytes: dict[tuple[str, str], int] = {}
+        self.moving: dict[LiveRequest, tuple[Instance, Instance, int]] = {}  # whose KV is on its way: from, to, tokens
         self._reached: dict[tuple[str, str], float] = {}  # bytes/s
+
+    @property
+    def in_flight_bytes(self) -> dict[tuple[str, str], int]:
+        """All of a request's KV counts, whatever the other side holds already. Where an instance does not tell the bytes of its blocks,
+        none are counted."""
+        found: dict[tuple[str, str], int] = {}
+        for src, dst, tokens in self.moving.values():
+            size = -(-tokens // src.spec.block_tokens) * src.spec.block_bytes
+            if size:
+                found[src.name, dst.name] = found.get((src.name, dst.name), 0) + size
+        return found
 
     def bytes_per_s(self, src: Instance, dst: Instance) -> float:
         """0.0: not known."""
@@ -262,31 +272,11 @@ class Links:
         queued = self.in_flight_bytes.get((src.name, dst.name), 0)
         return (queued + size_bytes) / bytes_per_s if bytes_per_s else 0.0
 
-    def depart(self, live: LiveRequest, src: Instance, dst: Instance, tokens: int) -> None:
-        """The KV of so many tokens of a request is on its way, all of it, whatever the other side holds already. Where an instance does not
-        tell the bytes of its blocks, none are counted."""
-        if live.moving is not None:
-            self.arrive(live)
-        spec = src.spec
-        size = -(-tokens // spec.block_tokens) * spec.block_bytes
-        if size and src is not dst:
-            pair, flying = (src.name, dst.name), self.in_flight_bytes
-            live.moving = pair, size
-            flying[pair] = flying.get(pair, 0) + size
-
     def arrive(self, live: LiveRequest, size_bytes: int = 0, seconds: float = 0.0) -> None:
         """It is there, or will not come. So many bytes took so long; 0.0 seconds: nobody knows."""
-        moving = live.moving
-        if moving is None:
-            return
-        live.moving = None
-        pair, size = moving
-        left = self.in_flight_bytes[pair] - size
-        if left:
-            self.in_flight_bytes[pair] = left
-        else:
-            del self.in_flight_bytes[pair]
-        if size_bytes > 0 and seconds > 0.0:
+        moving = self.moving.pop(live, None)
+        if moving is not None and size_bytes > 0 and seconds > 0.0 and moving[0].spec.block_bytes:
+            pair = moving[0].name, moving[1].name
             rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
             self._reached[pair] = rate if rate > best else best + FORGET * (rate - best)
 

@@ -1,9 +1,13 @@
-"""The one event of the simulator's own: something is to be called after so many seconds."""
+"""The one event of the simulator's own: something is to be called after so many seconds.
+
+It never fails, and nobody but its callbacks waits for it, which spares it most of what a SimPy event costs. Any other event may be among
+them: SimPy takes that one's step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
@@ -21,3 +25,20 @@ class After(simpy.Event):
         self.callbacks = callbacks
         self._value = value
         heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))
+
+
+def run_until(env: simpy.Environment, event: simpy.Event) -> None:
+    """`env.run(until=event)`, where that is still to come, and something until then."""
+    queue = env._queue
+    while True:
+        entry = heappop(queue)
+        after: simpy.Event = entry[3]
+        if after.__class__ is After:
+            env._now = entry[0]
+            for callback in after.callbacks:
+                callback(after)
+        else:
+            heappush(queue, entry)
+            env.step()
+            if event.processed:
+                return

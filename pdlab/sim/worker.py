@@ -207,7 +207,8 @@ class SimInstance:
         pool = self.scheduler.pool
         growth = batch.decodes * (self.k // pool.block_tokens + 1) * pool.shares
         blocks = -(-seq.prompt_tokens // pool.block_tokens) if not pool.windows else pool.held(seq.prompt_tokens)
-        if growth + blocks + self.scheduler.spare_blocks <= pool.free:
+        used = pool.used + len(pool.idle) * pool.idle_unit
+        if growth + blocks + self.scheduler.spare_blocks <= pool.total - used:
             return worker.reserve(seq, others)
         self.sync()
         if not worker.reserve(seq, others):
@@ -301,11 +302,11 @@ class SimInstance:
     def _done(self, event: simpy.Event) -> None:
         if event._value != self.generation:
             return  # cut, or dead, since
-        worker, owner, k, now = self.worker, self.owner, self.k, self.env._now
+        worker, scheduler, owner, k, now = self.worker, self.scheduler, self.owner, self.k, self.env._now
         batch = worker.batch
         assert batch is not None
         self._book(batch, k)
-        used = self.scheduler.pool.used
+        used = scheduler.pool.used
         if used > self.peak_blocks:
             self.peak_blocks = used
         prefilled, finished = worker.complete(batch, k, now)
@@ -313,8 +314,7 @@ class SimInstance:
         if self.host is not None:
             self.host.step_ended(self, batch.decodes + len(prefilled))
         if batch.chunks:
-            for _, tokens in batch.chunks:
-                self.prefill_tokens += tokens
+            self.prefill_tokens += batch.prompt_tokens
             if owner.follows_chunks:
                 owner.batch_ended(self, batch)
         for seq in finished:
@@ -323,8 +323,11 @@ class SimInstance:
             owner.prefilled(self, seq, now)
         if worker.waits:
             worker.settle()
-        if self.alive:
-            self._start(now)
+        if scheduler.running or scheduler.waiting or scheduler.landed or scheduler.prefilling or worker.draining:
+            if self.alive:
+                self._start(now)
+        else:
+            worker.settle()
         if worker.due and not self.wakes:
             self._await_wake()
 

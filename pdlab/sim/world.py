@@ -39,7 +39,7 @@ from pdlab.core.types import (
 )
 from pdlab.replay.log import EventLog
 from pdlab.results.timeline import Book
-from pdlab.sim.after import After
+from pdlab.sim.after import After, run_until
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
@@ -156,11 +156,13 @@ class World(Scene):
                 self._arrive_by_index(i)
         else:
             self._arrivals = self._open_arrivals()
-            self._await_next()
+            first = next(self._arrivals, None)
+            if first is not None:
+                After(self.env, max(0.0, first[1] - self.env.now), self._arrival_callbacks, first)
         After(self.env, self.report_period_s, self._report_callbacks)
         After(self.env, self.router.tick_s, self._tick_callbacks)
         if self.ended < self.requests:
-            self.env.run(until=self.finish)
+            run_until(self.env, self.finish)
         self._settle()
 
     def _settle(self) -> None:
@@ -193,16 +195,13 @@ class World(Scene):
                 if w.after is None or w.after[i] < 0:
                     yield i, arrival_s, prompt, output
 
-    def _await_next(self) -> None:
+    def _arrival(self, event: simpy.Event) -> None:
+        i, _, prompt, output = event._value
+        self._arrive(i, prompt, output)
         following = next(self._arrivals, None)
         if following is not None:
             in_s = following[1] - self.env._now
             After(self.env, in_s if in_s > 0.0 else 0.0, self._arrival_callbacks, following)
-
-    def _arrival(self, event: simpy.Event) -> None:
-        i, _, prompt, output = event._value
-        self._arrive(i, prompt, output)
-        self._await_next()
 
     def _arrive_by_index(self, i: int) -> None:
         self._arrive(i, int(self.workload.prompt_tokens[i]), int(self.workload.output_tokens[i]))
@@ -273,6 +272,8 @@ class World(Scene):
                 self.asked(d)
             elif not self._reserve(job, d, prompt, output):
                 return
+            else:
+                job.assigned(d.name)
         if not decodes_here and request.best_of > 1:
             seq.output_tokens = max(2, output)  # its token is dropped, so it does not end with it
         job.pseq = seq
@@ -292,7 +293,6 @@ class World(Scene):
             self.refuse(job, d)
             return False
         job.d, job.dseq = d, seq
-        job.assigned(d.name)
         d.jobs[job] = None
         d.requests += 1
         return True
@@ -333,6 +333,7 @@ class World(Scene):
     def _end(self, action: End) -> None:
         job = self.jobs[action.request_id]
         job.ended(action.stage, self.env.now, action.reason)
+        job.tseq = None
         self._ended(job)
 
     # ------------------------------------------------------------ instances speak
@@ -409,8 +410,10 @@ class World(Scene):
         instance.jobs.pop(job, None)
         if job.dseq is not None and job.dseq is not seq and job.d is not None:  # over before it was handed off
             self.drop(job, job.d, job.dseq)
-        if job.tseq is not None and job.target is not None:
-            self.drop(job, job.target, job.tseq)
+        if job.tseq is not None:  # a 31st attribute makes an object of pure Python dear
+            if job.target is not None:
+                self.drop(job, job.target, job.tseq)
+            job.tseq = None  # it knows the job, too: leave the garbage collector no cycle
         if job.transfer is not None:
             self.moves.cancel(job)
         job.done = True
@@ -440,9 +443,7 @@ class World(Scene):
         i = job.index
         self.book.write(job)
         job.done = True
-        job.pseq = job.dseq = None  # they know it too: leave the garbage collector no cycle
-        if job.tseq is not None:  # a 31st attribute makes an object of pure Python dear
-            job.tseq = None
+        job.pseq = job.dseq = None  # nor these
         del self.jobs[i]
         self.ended += 1
         if self._followers and (turns := self._followers.pop(i, None)):
