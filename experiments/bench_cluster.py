@@ -41,8 +41,8 @@ from pdlab.real.net.http import HttpClient
 from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.world import LiveWorld
-from tests.real.api.stand_in import VOCAB, byte_tokenizer
-from tests.real.router.fake_instance import key_of
+from tests.support.echo_engine import VOCAB, byte_tokenizer
+from tests.support.fake_instance import key_of
 
 ROOT = Path(__file__).parents[1]
 STEP_S = 0.02
@@ -224,7 +224,7 @@ def cpu_s(pid: int) -> float:
 
 
 def measure(given: argparse.Namespace) -> None:
-    fake = "tests.real.router.fake_instance"
+    fake = "tests.support.fake_instance"
     with process(1, fake) as (prefill, _), process(1, fake) as (instant, _), process(1, fake, "--interval-s", str(STEP_S)) as (steps, _):
         routing = [__spec__.name, "--policy", given.policy, "--route"]
         with process(0, *routing, f"{prefill},{instant}") as (url, pid):

@@ -1,4 +1,4 @@
-"""How fast the simulator is: one row of docs/benchmarks.md, or the whole table.
+"""How fast the simulator is: one row of docs/lab-notes/benchmarks.md, or the whole table.
 
     python experiments/bench_sim.py --requests 100000 --policy round_robin
     python experiments/bench_sim.py --table --sketch ../shared/reference/macro_step_sketch.py --dynamo /tmp/dynamo/bin/python

@@ -37,7 +37,7 @@ from pdlab.core.predict import DecodePredictor, PrefillPredictor, learn
 from pdlab.core.types import Arrived, Dispatch, InstanceSpec, Joined, Report
 from pdlab.experiment.experiment import Experiment
 from pdlab.replay.log import Entry, read
-from pdlab.sim.build import simulate
+from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 
 SHAPES = {"1P1D": {"prefill": 1, "decode": 1}, "2P1D": {"prefill": 2, "decode": 1}, "2M": {"mixed": 2}}

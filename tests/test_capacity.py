@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdlab.core.policy import Policy, Reject
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import (
     Abort,
     Action,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,9 @@ def replay(
     fresh = router(read_back(head.experiment, str(log)), hash_tokens=head.hash_tokens)
     if load_policy.source_hash(fresh.policy) != head.policy_hash:
         err.print("the policy's source has changed since this log was written", style="yellow")
-    _end(log, *replay_log(entries, fresh))
+    with closing(entries):
+        events, difference = replay_log(entries, fresh)
+    _end(log, events, difference)
 
 
 def _end(log: Path, events: int, difference: Difference | None) -> None:

@@ -20,7 +20,9 @@ def validate(
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME")] = None,
     vllm: Annotated[
         Path | None,
-        typer.Option(metavar="PYTHON", help="Two vLLM servers are the engines, of that environment: docs/interop.md.", show_default=False),
+        typer.Option(
+            metavar="PYTHON", help="Two vLLM servers are the engines, of that environment: docs/guides/vllm.md.", show_default=False
+        ),
     ] = None,
     rate: Annotated[
         list[float] | None,

@@ -2,7 +2,7 @@
 
     experiment = Experiment.load("experiments/quickstart.yaml", ["workload.rate=12", "cluster.instances.0.count=3"])
 
-docs/experiment-file.md explains every key to the user.
+docs/reference/experiment-file.md explains every key to the user.
 """
 
 from __future__ import annotations

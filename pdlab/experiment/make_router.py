@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pdlab.core.policy import Policy
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.experiment.deployment import Deployment
 from pdlab.policies import load as load_policy
 

@@ -1,4 +1,5 @@
-"""What others call what pdlab has: vLLM, SGLang, and the clients of vllm bench, SGLang, AIPerf and GuideLLM. docs/mapping.md is the table.
+"""What others call what pdlab has: vLLM, SGLang, and the clients of vllm bench, SGLang, AIPerf and GuideLLM. The table is
+docs/reference/mapping.md.
 
 Flags that mean the same are options of `pdlab serve` themselves; here are those that do not, with what to do instead.
 """

@@ -1,4 +1,4 @@
-"""Which world uses which key of the experiment file, as docs/experiment-file.md shows it: `pdlab schema --table`."""
+"""Which world uses which key of the experiment file, as docs/reference/experiment-file.md shows it: `pdlab schema --table`."""
 
 from __future__ import annotations
 

@@ -83,6 +83,14 @@ def replaced(mapping: dict[str, Any], values: Mapping[str, Any]) -> dict[str, An
     return result
 
 
+def read_list(text: str, source: str) -> list[Any]:
+    """The values of `1,2,4` or `a,{b: c}`, as they stand within brackets. Raises UsageError, after `source`."""
+    values = _parse(f"[{text}]", source)
+    if not isinstance(values, list):
+        raise UsageError(f"{source}: write values with commas between them")
+    return values
+
+
 def _put(result: dict[str, Any], where: str, value: Any, source: str) -> None:
     *path, last = where.split(".")
     node: Any = result

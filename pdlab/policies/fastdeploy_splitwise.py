@@ -1,4 +1,4 @@
-"""FastDeploy's splitwise scheduler: a random one among those whose load is close to the least. Source: origin systems §9.1.6.
+"""FastDeploy's splitwise scheduler: a random one among those whose load is close to the least. Source: FastDeploy.
 
 Load is the outstanding prompt tokens of a prefill instance and the outstanding requests of a decode instance. Close means below the
 least load plus a blur, which spreads requests when many schedulers look at the same old figures. Both instances are chosen at

@@ -3,15 +3,18 @@
     F = (free blocks - blocks the waiting need - headroom) / (running + waiting)        infinite where there is no request
 
 With `head_of_line` only the first waiting request counts, which makes an instance with free but too little room look loaded: its
-requests are moved away, and the head fits (defragmentation). Dispatch and hand-off go to the freest. Every `tick_s` sources (F below the
-threshold, or preempted requests still waiting) are paired with destinations (F above it, none preempted), most loaded with freest:
-`defrag` takes every pair, `balanced` only one that brings the two closer without overshooting. One request moves: of the
-lowest priority there the shortest (SR), the longest (LR) or the last to come (LCR). An instance sends one at a time, and again only
-after a report that knows of the last; it receives one at a time. One that is draining or switching counts as full: all must leave.
+requests are moved away, and the head fits (defragmentation). Dispatch and hand-off go to the freest.
+
+Every `tick_s` sources (F below the threshold, or preempted requests still waiting) are paired with destinations (F above it, none
+preempted), most loaded with freest: `defrag` takes every pair, `balanced` only one that brings the two closer without overshooting. One
+request moves: of the lowest priority there the shortest (SR), the longest (LR) or the last to come (LCR).
+
+An instance sends one at a time, and again only after a report that knows of the last; it receives one at a time. One that is draining or
+switching counts as full: all must leave.
 
 With `priority_tokens`, an instance holding a request of priority `high_priority` or more claims to have only that capacity (virtual usage).
 Requests of high priority see this on instances without one, others on instances with one: the former gather, the latter keep away.
-Sources: Llumnix, OSDI 2024, and its v0; origin systems §6.3, §9.2.3-4, §9.3.1-3.
+Sources: Llumnix, OSDI 2024, and the code of its versions 0 and 1.
 """
 
 from __future__ import annotations

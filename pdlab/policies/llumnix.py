@@ -4,7 +4,7 @@ moved between decode instances by freeness (see `freeness`, whose parameters the
 Dispatch: the prefill instance with the smallest part of its KV blocks used or waited for; on mixed instances, the freest. Hand-off: the
 freest decode instance. When taking the request would leave even that one fewer steps than the threshold and the prefill instance
 is better off, the request goes on decoding where it was prefilled, and is moved as soon as a decode instance has room. Switch that
-off with `stay_on_prefill: false`. Source: origin systems §6.3, §9.2.1-6.
+off with `stay_on_prefill: false`. Source: Llumnix v1.
 """
 
 from __future__ import annotations

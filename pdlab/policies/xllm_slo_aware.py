@@ -1,4 +1,4 @@
-"""xLLM's SLO_AWARE: both instances chosen by predicted TTFT and TPOT, and roles flipped both ways. Source: origin systems §9.1.3.
+"""xLLM's SLO_AWARE: both instances chosen by predicted TTFT and TPOT, and roles flipped both ways. Source: xLLM.
 
 For a prompt of L tokens, with each instance's predictors fitted to its own profile:
  1. Decode on the first instance, in order, whose TPOT with this request meets the objective; else on the one with the least TPOT, D_min.
@@ -10,7 +10,9 @@ For a prompt of L tokens, with each instance's predictors fitted to its own prof
     given a role at the start: the first decodes, the others prefill.
 
 Flips happen in `resize`. Beyond the original: prefill time left shrinks while the head of the queue is computed; an instance keeps
-its role for `min_flip_interval_s`; and a switch, which costs about `switch_cost_s`, has to be worth it: 4 needs the objective to have been
+its role for `min_flip_interval_s`; and a switch, which costs about `switch_cost_s`, has to be worth it.
+
+That means: 4 needs the objective to have been
 out of reach for that long; 5 looks at the last empty one alone, since the first are filled first, and takes it while the objective is met,
 and though it has never served where prompts wait longer than that. `as_found=True` leaves all of this out and, as in the original's later
 versions, never carries out 4. The books lose a request's share once, whatever ends its prefill.

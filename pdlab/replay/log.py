@@ -6,7 +6,7 @@ tagged JSON by msgspec, so that an event reads `{"type": "Arrived", ...}`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -116,8 +116,9 @@ _read_head = msgspec.json.Decoder(Head).decode
 _read_entry = msgspec.json.Decoder(Entry).decode
 
 
-def read(path: Path) -> tuple[Head, Iterator[Entry]]:
-    """The head, and the entries one by one. Raises UsageError naming the line that cannot be read."""
+def read(path: Path) -> tuple[Head, Generator[Entry, None, None]]:
+    """The head, and the entries one by one; who does not read all of them closes them. Raises UsageError naming the line that cannot
+    be read."""
     file = path.open("rb")
     try:
         head = _read_head(file.readline())
@@ -127,7 +128,7 @@ def read(path: Path) -> tuple[Head, Iterator[Entry]]:
     return head, _entries(path, file)
 
 
-def _entries(path: Path, file: BinaryIO) -> Iterator[Entry]:
+def _entries(path: Path, file: BinaryIO) -> Generator[Entry, None, None]:
     with file:
         for number, line in enumerate(file, 2):
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -86,7 +87,8 @@ def beside(log: Path, other: object) -> tuple[Shadow, int, Difference | None]:
     head, entries = read(log)
     experiment = read_back(head.experiment, str(log))
     shadow = Shadow(load_policy.build(experiment.policy, experiment.base_dir), asked, seed=experiment.seed)
-    return shadow, *replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
+    with closing(entries):
+        return shadow, *replay(entries, router(experiment, hash_tokens=head.hash_tokens, policy=shadow))
 
 
 def _place(answer: Instance | Reject | None) -> str:

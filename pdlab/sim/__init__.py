@@ -1,5 +1,5 @@
 """The simulated world: SimPy is the clock, a cost model is the accelerator, fair-shared links are the network."""
 
-from pdlab.sim.build import simulate
+from pdlab.sim.run import simulate
 
 __all__ = ["simulate"]

@@ -30,7 +30,8 @@ class Job(Timeline):
     pushed_tokens = 0  # of its prompt, as far as they were pushed
     staging: Staging | None = None  # of a migration under way
     flows_s: float = NAN  # when the transfer's first byte flows
-    copied_bytes = copied_s = 0.0  # by a migration under way
+    copied_bytes = 0.0  # by a migration under way
+    copied_s = 0.0
     last_token_s: float = NAN
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:

@@ -1,13 +1,12 @@
 """The simulated world: turns what happens in SimPy into events for the router, and performs the actions it answers with.
 
-It translates and keeps the records; it decides nothing. `Job` is a request on its way, `SimInstance` runs batches, `Moves` carries KV,
-`Lifecycle` starts and stops instances.
+It translates and keeps the records; it decides nothing. `RequestSource` makes requests arrive, `Job` is one on its way, `SimInstance` runs
+batches, `Moves` carries KV, `Lifecycle` starts and stops instances, `Periodic` has them report.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import simpy
@@ -17,7 +16,6 @@ from pdlab.core.scheduler import NOTHING, Batch, Sequence
 from pdlab.core.teller import Teller
 from pdlab.core.types import (
     Abort,
-    Arrived,
     Dispatch,
     End,
     Evict,
@@ -28,24 +26,24 @@ from pdlab.core.types import (
     Migrate,
     Notice,
     PrefillDone,
-    Report,
     Request,
     Role,
     Scale,
     Stage,
     Stop,
     Switch,
-    Tick,
 )
 from pdlab.replay.log import EventLog
 from pdlab.results.timeline import Book
-from pdlab.sim.after import After, run_until
+from pdlab.sim.after import run_until
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
 from pdlab.sim.link import Network
 from pdlab.sim.moves import Moves, TransferMode
+from pdlab.sim.periodic import Periodic
 from pdlab.sim.scene import Scene
+from pdlab.sim.source import RequestSource
 from pdlab.sim.worker import SimInstance
 from pdlab.workload.base import Workload
 
@@ -78,13 +76,8 @@ class World(Scene):
         asking_s = 2.0 * network.topology.latency_s + transfer.ask_s
         super().__init__(env, asking_s, detect_s)
         self.router, self.workload = router, workload
-        self.first_token_from_prefill = transfer.first_token == "prefill"
-        self.requests = len(workload)
-        columns = (workload.priority, workload.ttft_slo_s, workload.tpot_slo_s, workload.n, workload.best_of)
-        self._plain = all(column is None for column in columns)  # a request is its prompt, nothing else
-        self.request_s = request_s  # that the front end takes, both ways
-        self.hosts = hosts  # where it runs
-        self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
+        samples_anew = transfer.first_token != "prefill"
+        self.source = RequestSource(self, workload, request_s=request_s, hosts=hosts, samples_anew=samples_anew)
         self.moves = Moves(self, network, transfer)
         self.lifecycle = Lifecycle(self, self.moves, self.bring_up, start_instance, switch_s=switch_s, lease_s=router.limits.lease_s)
         self.network = network
@@ -93,21 +86,19 @@ class World(Scene):
         self.book = Book()
         self.records, self.samples, self.gaps = self.book.records, self.book.samples, self.book.gaps
         self.spans: list[tuple[int, float, float, str, int, int]] | None = [] if spans else None
-        self.ended = 0
         self.leaked_blocks = 0
-        self.finish = env.event()
-        self.on_progress: Callable[[float, int, int], None] | None = None
         self._makers: dict[str, Maker] = {}
-        self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
-        self._next_closed = 0
-        self._arrival_callbacks: list[Callable[[Any], None]] = [self._arrival]
-        self._report_callbacks: list[Callable[[Any], None]] = [self._report]
-        self._tick_callbacks: list[Callable[[Any], None]] = [self._tick]
         self.wake_callbacks: list[Callable[[Any], None]] = [self._wake]
-        self._late_callbacks: list[Callable[[Any], None]] = [self._deliver_late]
-        self._stirred_s = 0.0  # when something was last seen to happen
-        self._seen = (0, 0, 0)  # by then: requests ended, instances retired, and there
-        self._arrivals: Iterator[tuple[int, float, int, int]] = iter(())
+        self.periodic = Periodic(
+            self,
+            router,
+            self.source,
+            self.book,
+            self.lifecycle.retired,
+            self.wake_callbacks,
+            report_period_s=report_period_s,
+            report_delay_s=report_delay_s,
+        )
         perform: dict[type, Callable[[Any], None]] = {
             Dispatch: self._dispatch,
             Handoff: self._handoff,
@@ -139,30 +130,16 @@ class World(Scene):
             self.lifecycle.retired.append(self.instances[spec.name])
         self.instances[spec.name] = instance
         self.tell(Joined(instance.spec))
-        self._deliver(instance, instance.report())
+        self.periodic.deliver(instance, instance.report())
 
     def run(self) -> None:
         """Until every request has ended. KeyboardInterrupt passes through; `interrupt` then makes the records whole."""
-        workload = self.workload
-        if workload.after is not None:
-            for i, earlier in enumerate(workload.after.tolist()):
-                if earlier >= 0:
-                    self._followers.setdefault(earlier, []).append(i)
-        if not self.requests:
+        if not self.source.requests:
             return
-        if workload.concurrency is not None:
-            self._next_closed = min(workload.concurrency, self.requests)
-            for i in range(self._next_closed):
-                self._arrive_by_index(i)
-        else:
-            self._arrivals = self._open_arrivals()
-            first = next(self._arrivals, None)
-            if first is not None:
-                After(self.env, max(0.0, first[1] - self.env.now), self._arrival_callbacks, first)
-        After(self.env, self.report_period_s, self._report_callbacks)
-        After(self.env, self.router.tick_s, self._tick_callbacks)
-        if self.ended < self.requests:
-            run_until(self.env, self.finish)
+        self.source.start()
+        self.periodic.start()
+        if self.source.ended < self.source.requests:
+            run_until(self.env, self.source.finish)
         self._settle()
 
     def _settle(self) -> None:
@@ -183,62 +160,6 @@ class World(Scene):
         for instance in self.instances.values():
             instance.sync()
             instance.lived_s += self.env.now - instance.up_s
-
-    # ------------------------------------------------------------ arrivals
-
-    def _open_arrivals(self) -> Iterator[tuple[int, float, int, int]]:
-        w, step = self.workload, 8192
-        for start in range(0, len(w), step):
-            part = slice(start, start + step)
-            rows = zip(w.arrival_s[part].tolist(), w.prompt_tokens[part].tolist(), w.output_tokens[part].tolist(), strict=True)
-            for i, (arrival_s, prompt, output) in enumerate(rows, start):
-                if w.after is None or w.after[i] < 0:
-                    yield i, arrival_s, prompt, output
-
-    def _arrival(self, event: simpy.Event) -> None:
-        i, _, prompt, output = event._value
-        self._arrive(i, prompt, output)
-        following = next(self._arrivals, None)
-        if following is not None:
-            in_s = following[1] - self.env._now
-            After(self.env, in_s if in_s > 0.0 else 0.0, self._arrival_callbacks, following)
-
-    def _arrive_by_index(self, i: int) -> None:
-        self._arrive(i, int(self.workload.prompt_tokens[i]), int(self.workload.output_tokens[i]))
-
-    def _arrive(self, i: int, prompt: int, output: int) -> None:
-        w, now = self.workload, self.env._now
-        hashes: tuple[int, ...] = ()
-        context: tuple[int, ...] = ()
-        if w.hashes is not None:
-            context = w.hashes[i]
-            hashes = context[: prompt // w.hash_tokens]
-        if self._plain:
-            request = Request(i, now, prompt, hashes)
-        else:
-            request = self._rich_request(i, now, prompt, hashes)
-            if request.best_of > 1 and not context:  # candidates share the prompt through the prefix cache, so it needs names
-                units = prompt // w.hash_tokens
-                context = tuple(-1 - (i << 20) - u for u in range(units))
-        job = self.jobs[i] = Job(i, request, output, context)
-        job.samples_anew = not self.first_token_from_prefill or request.best_of > 1
-        if self.request_s:
-            After(self.env, self.request_s, [self._received], Arrived(request, output))
-        else:
-            self.teller.tell(Arrived(request, output), now)
-
-    def _received(self, event: simpy.Event) -> None:
-        for host in self.hosts:
-            host.received()
-        self.tell(event._value)
-
-    def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:
-        w = self.workload
-        ttft_s = None if w.ttft_slo_s is None or math.isnan(w.ttft_slo_s[i]) else float(w.ttft_slo_s[i])
-        tpot_s = None if w.tpot_slo_s is None or math.isnan(w.tpot_slo_s[i]) else float(w.tpot_slo_s[i])
-        n = 1 if w.n is None else int(w.n[i])
-        best_of = max(n, 1 if w.best_of is None else int(w.best_of[i]))
-        return Request(i, now, prompt, hashes, 0 if w.priority is None else int(w.priority[i]), ttft_s, tpot_s, n, best_of)
 
     # ------------------------------------------------------------ actions
 
@@ -440,81 +361,11 @@ class World(Scene):
     # ------------------------------------------------------------ records
 
     def _ended(self, job: Job) -> None:
-        i = job.index
         self.book.write(job)
         job.done = True
         job.pseq = job.dseq = None  # nor these
-        del self.jobs[i]
-        self.ended += 1
-        if self._followers and (turns := self._followers.pop(i, None)):
-            for turn in turns:
-                After(self.env, float(self.workload.arrival_s[turn]), [self._turn], turn)
-        if self._next_closed and self._next_closed < self.requests:
-            After(self.env, 0.0, [self._turn], self._next_closed)
-            self._next_closed += 1
-        if self.ended == self.requests:
-            self.finish.succeed()
-
-    def _turn(self, event: simpy.Event) -> None:
-        self._arrive_by_index(event._value)
-
-    # ------------------------------------------------------------ periodic
-
-    def _report(self, event: simpy.Event) -> None:
-        now = self.env.now
-        alive = [instance for instance in self.instances.values() if instance.alive]
-        for instance, report in [(instance, instance.report()) for instance in alive]:  # none knows what another's brings about
-            self._deliver(instance, report)
-        if self.on_progress is not None:
-            self.on_progress(now, self.ended, self.requests)
-        periods = self._at_rest(now, self.report_period_s)
-        if periods > 1:
-            self.router.rested(reports_s=(periods - 1) * self.report_period_s)
-            for instance in self.instances.values():
-                if instance.alive:
-                    instance.reports_at_rest += periods - 1
-        After(self.env, periods * self.report_period_s, self._report_callbacks)
-
-    def _at_rest(self, now: float, period_s: float, step: int = 1) -> int:
-        """In how many periods, 1 plus a multiple of `step`, there is something to say again. While nobody does or holds anything, and
-        nothing has changed for a while, that is shortly before the next thing happens."""
-        settled_s = 2.0 * max(self.report_period_s + self.report_delay_s, self.router.policy_ticks * self.router.tick_s)
-        seen = self.ended, len(self.lifecycle.retired), len(self.instances)
-        if self.jobs or seen != self._seen or not self.router.rests or not self._all_rest(now):
-            self._seen, self._stirred_s = seen, now
-        if now - self._stirred_s < settled_s:
-            return 1
-        own = (self._report_callbacks, self._tick_callbacks, self._late_callbacks, self.wake_callbacks)
-        next_s = min((entry[0] for entry in self.env._queue if not any(entry[3].callbacks is mine for mine in own)), default=now)
-        return 1 + max(0, int((next_s - settled_s - now) / (step * period_s)) - 1) * step
-
-    def _all_rest(self, now: float) -> bool:
-        alive = [x for x in self.instances.values() if x.alive]
-        silent = any(self.silent_until_s.get(x.name, now) > now or self.late_until_s.get(x.name, (now, 0.0))[0] > now for x in alive)
-        return not silent and all(x.rests for x in alive)
-
-    def _deliver(self, instance: SimInstance, report: Report) -> None:
-        now, delay_s = self.env._now, self.report_delay_s
-        self.book.sample(now, report, instance.spec.kv_blocks)
-        if self.silent_until_s and now < self.silent_until_s.get(instance.name, -1.0):
-            return
-        if self.late_until_s and now < self.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
-            delay_s += self.late_until_s[instance.name][1]
-        if delay_s > 0.0:
-            After(self.env, delay_s, self._late_callbacks, report)
-        else:
-            self.teller.tell(report, now)
-
-    def _deliver_late(self, event: simpy.Event) -> None:
-        self.tell(event._value)
-
-    def _tick(self, event: simpy.Event) -> None:
-        self.tell(Tick())
-        tick_s, step = self.router.tick_s, self.router.policy_ticks
-        ticks = self._at_rest(self.env.now, tick_s, step)
-        if ticks > 1:
-            self.router.rested(ticks_s=(ticks - 1) * tick_s)
-        After(self.env, ticks * tick_s, self._tick_callbacks)
+        del self.jobs[job.index]
+        self.source.end(job.index)
 
 
 def _others(request: Request, seq: Sequence) -> list[Sequence]:

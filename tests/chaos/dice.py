@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.schedule import INSTANCES, ROUTER, Trouble, arrivals, schedule
-from tests.real.faults.clients import Client, Load, load
-from tests.real.faults.cluster import REST_S, Cluster, free_ports, until
 from tests.real.faults.conftest import Asked
-from tests.real.faults.links import Link, Links
-from tests.real.registry.worlds import Server
+from tests.support.clients import Client, Load, load
+from tests.support.links import Link, Links
+from tests.support.registry_worlds import Server
+from tests.support.served_cluster import REST_S, ServedCluster, free_ports, until
 
 ENDED_S = 150.0  # for every request of a round, once the last has come
 BACK_S, AGAIN_S = 150.0, 1.0
@@ -91,7 +91,7 @@ class Disk:
 
 
 class Dice:
-    def __init__(self, made: Cluster, server: Server, links: Links, disk: Disk, seed: int, rate: float) -> None:
+    def __init__(self, made: ServedCluster, server: Server, links: Links, disk: Disk, seed: int, rate: float) -> None:
         self.made, self.server, self.disk, self.seed, self.rate = made, server, disk, seed, rate
         self.wires: dict[str, list[Link]] = {}
         self.sessions: set[int] = set()  # of every process ever started

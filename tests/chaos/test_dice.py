@@ -17,10 +17,10 @@ import pytest
 
 from tests.chaos.dice import Dice, Disk, Round, summed
 from tests.chaos.foretold import beside, calibrate, foretold, measured
-from tests.real.faults.cluster import cluster, experiment
 from tests.real.faults.conftest import Asked, asked, links, store, tiny
-from tests.real.faults.links import Links
-from tests.real.registry.worlds import Server
+from tests.support.links import Links
+from tests.support.registry_worlds import Server
+from tests.support.served_cluster import cluster, experiment
 
 SEED = os.environ.get("PDLAB_CHAOS", "")
 MINUTES = float(os.environ.get("PDLAB_CHAOS_MINUTES", "10"))

@@ -24,7 +24,7 @@ if ! $tool inspect --type image "$base" >/dev/null 2>&1; then
 fi
 
 # shellcheck disable=SC2086
-$tool bud --isolation chroot --network host --pull-never ${BUILD_OPTIONS:-} -t pdlab .
+$tool bud --layers --isolation chroot --network host --pull-never ${BUILD_OPTIONS:-} -t pdlab .
 container=$($tool from --pull-never localhost/pdlab)
 run="$tool run --isolation chroot -e PDLAB_INTERNAL_TOKEN=secret $container --"
 trap 'kill $(jobs -p) 2>/dev/null; wait; $tool rm "$container" >/dev/null' EXIT

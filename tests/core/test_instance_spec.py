@@ -9,9 +9,10 @@ from pdlab.core.instance_spec import MeasuredInstance, Placed, instance_spec
 from pdlab.core.kv import BlockPool
 from pdlab.core.scheduler import Scheduler
 from pdlab.core.types import InstanceSpec, Role
-from pdlab.sim.build import plans, world
+from pdlab.sim.build import world
+from pdlab.sim.plans import plans
 from pdlab.workload.spec import build
-from tests.real.router.stand_in import member_spec, small
+from tests.support.virtual_cluster import member_spec, small
 
 LIVE = {"url", "capabilities", "descriptor"}  # that an instance has which can be asked
 NETWORK = {"link_bytes_per_s", "host_bytes_per_s"}  # that the simulator knows, and transfers tell live

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from pdlab import Experiment, Policy, UsageError, simulate
 from pdlab.cli.main import app
-from pdlab.core import watchdog
+from pdlab.core import endless_hooks
 from pdlab.core.blame import culprit
 
 SMALL = {
@@ -138,7 +138,7 @@ ENDLESS = [  # a hook's body
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "LOOK_S", 0.02)
+    monkeypatch.setattr(endless_hooks, "LOOK_S", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from pdlab.core.policy import Policy
 from pdlab.core.reach import LEAST_PAUSE_S, MOST_PAUSE_S, Reach
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import (
     CAPABILITIES,
     PULL,
@@ -158,7 +159,7 @@ def test_one_waits_for_a_full_instance_that_it_reaches() -> None:
     r.handle(PrefillDone(8, 1, "p0"), 0.2)
     r.handle(Refused(8, 1, "d1"), 0.3)  # it is full, and 8 goes to d0
     assert cut(r, 0, 1.0)[1:] == []
-    assert [x.request.id for x in r.handoffs] == [0]
+    assert [x.request.id for x in r.requests.handoffs] == [0]
     assert r.handle(Report("d1", taken_s=1.5, free_blocks=900), 1.5) == [Handoff(0, 1, "p0", "d1")]
     r.check()
 
@@ -177,7 +178,7 @@ def test_who_waits_for_one_way_holds_up_nobody_who_takes_another() -> None:
     assert cut(r, 0, 1.0)[1:] == [], "p0 reaches d1 alone, which is full"
     arrive(r, 1, 1.1)
     assert r.handle(PrefillDone(1, 1, "p1"), 1.2) == [Handoff(1, 1, "p1", "d0")]
-    assert [x.request.id for x in r.handoffs] == [0]
+    assert [x.request.id for x in r.requests.handoffs] == [0]
     r.check()
 
 
@@ -359,7 +360,7 @@ def test_an_event_about_another_attempt_says_nothing() -> None:
     r.handle(PrefillDone(0, 1, "p0"), 0.1)
     assert r.handle(Unreachable(0, 7, "p0", "d0", "no route", held=True), 0.2) == []
     assert r.handle(Unreachable(5, 1, "p0", "d0", "no route", held=True), 0.2) == []
-    assert not r.reach.closed
+    assert not r.cluster.reach.closed
 
 
 def test_notices_and_ways_pass_through_the_log() -> None:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from pdlab.core.policy import Policy, Reject
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import (
     Abort,
     Action,
@@ -95,7 +96,7 @@ def test_refused_asks_another_then_waits_for_room_in_order() -> None:
     assert r.handle(Refused(0, 1, "d0"), 0.1) == [Dispatch(0, 2, "p0", "d1")], "another decode instance has room"
     assert r.handle(Refused(0, 2, "d1"), 0.2) == []
     assert arrive(r, 1, 0.3) == [], "behind the one that waits"
-    assert [x.request.id for x in r.queue] == [0, 1]
+    assert [x.request.id for x in r.requests.queue] == [0, 1]
     answer = r.handle(Report("d1", taken_s=0.5, free_blocks=900), 0.5)
     assert answer == [Dispatch(0, 3, "p0", "d1"), Dispatch(1, 1, "p1", "d1")]
 
@@ -118,7 +119,7 @@ def test_a_higher_priority_waits_in_front() -> None:
     r.handle(Refused(0, 1, "d0"), 0.1)
     arrive(r, 1, 0.2)
     arrive(r, 2, 0.3, priority=1)
-    assert [x.request.id for x in r.queue] == [2, 0, 1]
+    assert [x.request.id for x in r.requests.queue] == [2, 0, 1]
 
 
 def test_when_the_prefill_instance_dies_another_takes_over() -> None:

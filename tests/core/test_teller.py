@@ -29,7 +29,7 @@ from pdlab.core.types import (
 )
 from pdlab.core.view import Cluster, Instance
 from pdlab.replay.log import EventLog, Head, read
-from tests.sim.small_world import small_world, workload
+from tests.support.small_world import small_world, workload
 
 HEAD = Head(pdlab="", seed=0, policy="", policy_hash="", hash_tokens=16, experiment={})
 

@@ -1,4 +1,4 @@
-"""docs/mapping.md and docs/metrics.md name flags, keys and metrics of pdlab that exist."""
+"""docs/reference/mapping.md and docs/reference/metrics.md name flags, keys and metrics of pdlab that exist."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from pdlab.cli.main import command
 from pdlab.experiment.schema import schema
 from pdlab.experiment.spellings import FLAGS
-from tests.real.api import stand_in
-from tests.real.instance.world import instance
 from tests.real.router.test_cluster_engine import LiveWorld, served
+from tests.support import echo_engine
+from tests.support.local_instances import instance
 
 ROOT = Path(__file__).resolve().parents[2]
-MAPPING, METRICS = ((ROOT / "docs" / name).read_text() for name in ("mapping.md", "metrics.md"))
+MAPPING, METRICS = ((ROOT / "docs" / "reference" / name).read_text() for name in ("mapping.md", "metrics.md"))
 
 
 def column(section: str, *places: int) -> str:
@@ -60,7 +60,7 @@ def test_metrics_are_those_of_the_servers(tmp_path: Path) -> None:
         async with instance(tmp_path, "p") as p:
             pages.append((await p.http.get("/metrics")).text)
 
-    stand_in.byte_tokenizer(tmp_path)
+    echo_engine.byte_tokenizer(tmp_path)
     served(tmp_path, test)
     asyncio.run(play())
     there = set(re.findall(r"^# TYPE (\S+) ", "\n".join(pages), re.MULTILINE))

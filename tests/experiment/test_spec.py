@@ -310,5 +310,5 @@ def models(kind: Any = Experiment) -> Iterator[type[BaseModel]]:
 
 @pytest.mark.parametrize("spec", sorted(set(models()), key=lambda spec: spec.__name__), ids=lambda spec: spec.__name__)
 def test_every_key_is_documented(spec: type[BaseModel]) -> None:
-    text = (ROOT / "docs" / "experiment-file.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "experiment-file.md").read_text(encoding="utf-8")
     assert not [key for key in spec.model_fields if f"`{key}`" not in text]

@@ -21,7 +21,6 @@ from pdlab.experiment import make_router as control
 from pdlab.experiment.cluster import EngineSpec
 from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.fields import Use, nested, use_of
-from pdlab.experiment.table import table
 from pdlab.experiment.yaml import replaced
 from pdlab.real.launch import serve as start
 from pdlab.real.launch.asked import Asked
@@ -32,7 +31,6 @@ from pdlab.real.router.legs import push_to
 from pdlab.replay.log import head_of
 from tests.cost.test_measured import PROFILE
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "experiment-file.md"
 BASE: dict[str, Any] = {
     "model": "llama-3.1-8b",
     "seed": 7,
@@ -228,10 +226,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_profile(Profile(prefill=prefill, decode=decode), folder / f"{name}.json")
     save_instance_profile(PROFILE, folder / "measured.json")
     return folder
-
-
-def test_the_docs_have_the_table() -> None:
-    assert f"<!-- pdlab schema --table -->\n{table()}\n<!-- end -->" in DOCS.read_text(encoding="utf-8")
 
 
 def test_every_key_that_a_simulation_uses_is_tried() -> None:

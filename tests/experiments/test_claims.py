@@ -44,6 +44,20 @@ def test_llumnix_migration_spares_preemptions_and_the_tail() -> None:
     assert on.gaps.max < off.gaps.max / 2
 
 
+def test_three_of_four_that_prefill_are_the_best_split_and_one_the_worst() -> None:
+    splits = {
+        "4 mixed": {"mixed": 4},
+        "1P3D": {"prefill": 1, "decode": 3},
+        "2P2D": {"prefill": 2, "decode": 2},
+        "3P1D": {"prefill": 3, "decode": 1},
+    }
+    attainment = {}
+    for name, split in splits.items():
+        rows = ", ".join(f"{{role: {role}, count: {count}, hardware: h100-sxm, tp: 4}}" for role, count in split.items())
+        attainment[name] = summary("which_split", f"cluster.instances=[{rows}]", "workload.rate=20")["slo_attainment"]
+    assert sorted(attainment, key=lambda name: attainment[name]) == ["1P3D", "4 mixed", "2P2D", "3P1D"]
+
+
 def test_xllm_role_flips_beat_a_fixed_ratio_under_a_shift() -> None:
     flips = summary("xllm_role_flip")["slo_attainment"]
     static = summary("xllm_role_flip", "policy={dispatch: xllm_slo_aware, handoff: xllm_slo_aware}")["slo_attainment"]

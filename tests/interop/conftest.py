@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.servers import VllmServer
+from tests.support.vllm_servers import VllmServer
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.interop.cluster import Outcome, cluster, summary
-from tests.interop.servers import VllmServer
+from tests.support.vllm_cluster import Outcome, cluster, summary
+from tests.support.vllm_servers import VllmServer
 
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server: apt-get install redis-server")
 pytestmark = [pytest.mark.interop, needs_redis]
@@ -25,7 +25,7 @@ POLICIES = {
     "prefix_aware": {"dispatch": "prefix_aware", "handoff": "least_kv"},
     "llumnix": {"dispatch": "llumnix"},
 }
-TEXT = Path(__file__).parents[2] / "docs" / "protocol.md"
+TEXT = Path(__file__).parents[2] / "docs" / "reference" / "protocol.md"
 
 
 @pytest.fixture(scope="session")

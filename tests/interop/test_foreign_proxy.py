@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.real import served
+from tests.support import served
 
 Servers = tuple[httpx.Client, httpx.Client]
 PREFILL_LEG = {

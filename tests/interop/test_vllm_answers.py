@@ -15,7 +15,7 @@ from pdlab.real.net.http import Broken
 from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.remote import LegAsk, LegNews, LegTokens, Prefilled, Unfit
 from pdlab.real.router.vllm import Vllm
-from tests.interop.servers import NAME, VllmServer
+from tests.support.vllm_servers import NAME, VllmServer
 
 pytestmark = pytest.mark.interop
 Pair = tuple[VllmServer, VllmServer]

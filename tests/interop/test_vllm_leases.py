@@ -11,7 +11,7 @@ from pdlab.real.engine.messages import Sampling
 from pdlab.real.router import http_remote as http
 from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.remote import LegAsk
-from tests.real.router.fake_instance import Fake
+from tests.support.fake_instance import Fake
 
 
 def test_kv_that_waits_too_long_counts_as_lost_before_its_lease_ends(monkeypatch: pytest.MonkeyPatch) -> None:

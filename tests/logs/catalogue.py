@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pdlab.experiment.experiment import Experiment
-from pdlab.sim.build import simulate
+from pdlab.sim import simulate
 from tests.logs import live
 from tests.logs.recording import Recording
 

@@ -11,7 +11,7 @@ from pdlab.core.types import Drained, Leads, RegistryAway, Role, Suspected
 from pdlab.experiment.experiment import Experiment
 from pdlab.real.router.remote import Unfit
 from pdlab.workload.spec import build
-from tests.real.router.stand_in import Run, StandIn, played
+from tests.support.virtual_cluster import Run, StandIn, played
 
 HASH_TOKENS = 16
 SYSTEM_PROMPTS, SYSTEM_UNITS = 3, 12

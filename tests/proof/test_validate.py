@@ -20,8 +20,8 @@ from pdlab.results.comparison import Comparison, Ranking
 from pdlab.results.comparison_stored import load_checks, plain
 from pdlab.results.run_store import RunStore, StoredRun
 from pdlab.sim import simulate
-from tests.measured import measured
 from tests.proof.calibrate.test_pool import profile
+from tests.support.measured_runs import measured
 
 LOOP_S = 2e-5  # of the probe, on a core that nobody disturbs
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real import served
+from tests.support import served
 
 for waiting in ("connect", "read", "write", "pool"):  # for calls that name no time-out: 5 s are few on a busy machine
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, waiting, 60.0)

@@ -1,4 +1,4 @@
-"""docs/security.md tells every bound as it is."""
+"""docs/guides/security.md tells every bound as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "security.md"
 ROW = re.compile(r"^\| (?P<what>[^|]+) \| (?P<most>[\d,]+)[^|]* \| [^|]+ \| `(?P<constant>[\w.]+)` \|$", re.MULTILINE)
 ROWS = [(row["what"], int(row["most"].replace(",", "")), row["constant"]) for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))]
 

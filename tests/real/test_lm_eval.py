@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real import served
+from tests.support import served
 
 LM_EVAL = shutil.which(os.environ.get("LM_EVAL", "lm_eval"))
 pytestmark = [

@@ -20,7 +20,7 @@ from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.replay import scheduler_log as decisions
 from pdlab.replay.log import read
 from pdlab.replay.log_file import LogFile
-from tests.real.router.stand_in import PULL, Run, cluster, played
+from tests.support.virtual_cluster import PULL, Run, cluster, played
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from pdlab.cli.main import main
 from pdlab.experiment.experiment import Experiment
 from pdlab.replay.what_if import Shadow, beside
-from pdlab.sim.build import simulate
+from pdlab.sim import simulate
 
 POLICY = {"dispatch": "power_of_two", "handoff": "least_kv"}
 

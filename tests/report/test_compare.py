@@ -13,7 +13,7 @@ from pdlab.report.compare import agreement, checks_markdown, checks_table, compa
 from pdlab.report.result import Result
 from pdlab.results.comparison import Comparison, compare
 from pdlab.results.comparison_stored import Check, checks
-from tests.measured import measured, simulated
+from tests.support.measured_runs import measured, simulated
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pdlab.report.compare_figures import HELD, SHOWN, distributions, errors, pol
 from pdlab.report.look import LIMIT
 from pdlab.results.comparison import Comparison, compare
 from pdlab.results.comparison_stored import Check, checks
-from tests.measured import measured, simulated
+from tests.support.measured_runs import measured, simulated
 
 
 @pytest.fixture(scope="module")

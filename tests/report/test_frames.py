@@ -7,7 +7,7 @@ import pytest
 from pdlab.report.frames import bottlenecks, checks_frame, figures_frame, instances_frame, pairs_frame, ranking_frame, runs_frame
 from pdlab.results.comparison import Comparison, compare
 from pdlab.results.comparison_stored import checks
-from tests.measured import measured, simulated
+from tests.support.measured_runs import measured, simulated
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from pdlab.core.types import UsageError
 from pdlab.results.comparison import ComparedFigure, Pairs, compare, policy_of
-from tests.measured import measured, simulated
+from tests.support.measured_runs import measured, simulated
 
 NAN = math.nan
 

@@ -10,7 +10,7 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
 from pdlab.results.comparison import compare
 from tests.cost.test_measured import PROFILE
-from tests.measured import measured, simulated
+from tests.support.measured_runs import measured, simulated
 
 
 def notes(simulation: Result, *runs: Result) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pdlab.core.types import UsageError
 from pdlab.results.comparison import Comparison, compare
 from pdlab.results.comparison_stored import BAR, Check, all_checks, checks, compared, load_checks, plain, stored
 from pdlab.results.run_store import RunStore, StoredRun
-from tests.measured import measured, simulated
+from tests.support.measured_runs import measured, simulated
 
 
 def against(*factors: float) -> dict[str, Check]:

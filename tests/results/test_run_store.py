@@ -13,7 +13,7 @@ from pdlab.core.types import UsageError
 from pdlab.results.records import FIELDS
 from pdlab.results.run import Run
 from pdlab.results.run_store import RunStore, StoredRun, name_of
-from tests.measured import measured, simulated
+from tests.support.measured_runs import measured, simulated
 
 
 def store_of(*runs: StoredRun) -> RunStore:

@@ -9,7 +9,7 @@ import pytest
 
 from pdlab.core.types import Role
 from pdlab.sim.moves import TransferMode
-from tests.sim.small_world import Linear, small_world, workload
+from tests.support.small_world import Linear, small_world, workload
 
 ONE_SERVER = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pdlab.core.policy import Policy
-from pdlab.core.router import Limits
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import InstanceState, Left, Role
 from pdlab.core.view import Cluster, Instance
 from pdlab.cost import build, hardware, model
@@ -16,7 +16,7 @@ from pdlab.policies.random import Random
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from tests.sim.small_world import Linear, small_world, workload
+from tests.support.small_world import Linear, small_world, workload
 
 ONE_EACH = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
 

@@ -18,9 +18,10 @@ from pdlab.policies.least_loaded import LeastLoaded
 from pdlab.policies.load import build, names
 from pdlab.sim import faults, simulate
 from pdlab.sim.build import world as world_of
+from pdlab.sim.periodic import Periodic
 from pdlab.sim.world import World
 from pdlab.workload.base import Workload
-from tests.sim.small_world import small_world, workload
+from tests.support.small_world import small_world, workload
 
 DAY_S = 86_400.0
 CASE = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "sim" / "sim_burst_sparse.yaml"
@@ -56,7 +57,7 @@ def test_what_comes_after_is_as_if_every_tick_had_been(delay_s: float, policy: s
         return world, steps(world)
 
     skipping, few = run()
-    monkeypatch.setattr(World, "_at_rest", lambda *_: 1)
+    monkeypatch.setattr(Periodic, "_at_rest", lambda *_: 1)
     ticking, many = run()
     assert few < many / 3
     a, b = skipping.records.frame(), ticking.records.frame()
@@ -90,7 +91,7 @@ def test_the_summary_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     skipping = summary()
-    monkeypatch.setattr(World, "_at_rest", lambda *_: 1)
+    monkeypatch.setattr(Periodic, "_at_rest", lambda *_: 1)
     assert skipping == summary()
 
 
@@ -113,7 +114,7 @@ def test_a_policy_that_may_act_on_time_alone_is_asked_at_every_tick() -> None:
     members = (("m-0", Role.MIXED), ("m-1", Role.MIXED))
     policy = Clocked()
     world = small_world(workload([0.0, 500.0], 300, 5), policy=policy, members=members)
-    world.router.autoscale = (1, 2)
+    world.router.rebalance.autoscale = (1, 2)
     gone_s: list[float] = []
     world.lifecycle.stop, stop = lambda action: (gone_s.append(world.env.now), stop(action)), world.lifecycle.stop  # type: ignore
     world.teller.perform.update({type_: world.lifecycle.stop for type_ in world.teller.perform if type_.__name__ == "Stop"})

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdlab.core.kv import PLAIN
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import InstanceState, Role, Stage
 from pdlab.experiment.study import FaultSpec
 from pdlab.policies import load as load_policy
@@ -19,7 +20,7 @@ from pdlab.replay.log import EventLog, Head, read, replay
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from tests.sim.small_world import PD, WINDOWS, small_world, workload
+from tests.support.small_world import PD, WINDOWS, small_world, workload
 
 CLUSTERS = (PD, (*PD, ("mixed-0", Role.MIXED)), (("m-0", Role.MIXED), ("m-1", Role.MIXED)), (("p-0", Role.PREFILL), ("d-0", Role.DECODE)))
 POLICIES = (

@@ -10,7 +10,7 @@ from pdlab import Experiment, simulate
 from pdlab.core.types import InstanceState, Role, Scale
 from pdlab.core.view import Cluster, Instance
 from pdlab.policies.round_robin import RoundRobin
-from tests.sim.small_world import small_world, workload
+from tests.support.small_world import small_world, workload
 
 
 class SwitchOnce(RoundRobin):

@@ -10,11 +10,11 @@ from pdlab.core.types import Role
 from pdlab.cost.profile import FrontCosts, Interference, save_instance_profile
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
+from pdlab.sim import simulate
 from pdlab.sim.after import After
-from pdlab.sim.build import simulate
 from pdlab.sim.moves import TransferMode
 from tests.cost.test_measured import PROFILE
-from tests.sim.small_world import Linear, small_world, workload
+from tests.support.small_world import Linear, small_world, workload
 
 
 def run(

@@ -10,13 +10,13 @@ import pytest
 import simpy
 
 from pdlab.core.policy import Policy
-from pdlab.core.router import Limits
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import Request, Role
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.study import FaultSpec
 from pdlab.sim import faults
 from pdlab.sim.moves import TransferMode
-from tests.sim.small_world import Linear, small_world, workload
+from tests.support.small_world import Linear, small_world, workload
 
 ONE_EACH = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
 STEP_S = 0.01

@@ -13,7 +13,7 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.sim import simulate
 from pdlab.sim.moves import TransferMode
 from tests.cost.published_configs import PUBLISHED
-from tests.sim.small_world import small_world, workload
+from tests.support.small_world import small_world, workload
 
 
 @pytest.mark.parametrize("granularity", ["request", "chunk", "layer"])

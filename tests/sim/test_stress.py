@@ -9,8 +9,8 @@ import pytest
 
 from pdlab.core.types import Refused, Role
 from pdlab.experiment.study import FaultSpec
-from tests.sim.small_world import small_world, workload
 from tests.sim.test_invariants import CLUSTERS, POLICIES, TRANSFERS, run
+from tests.support.small_world import small_world, workload
 
 
 def scenario(seed: int) -> dict[str, object]:
@@ -71,5 +71,5 @@ def test_who_waits_for_a_full_instance_is_not_refused_again_with_everyone_that_e
     world.teller.on_event = count
     world.run()
     assert sum(x.scheduler.preemptions for x in world.instances.values()) > 0, "its KV memory is full"
-    reports = world.env.now / world.report_period_s
+    reports = world.env.now / world.periodic.report_period_s
     assert 0 < refusals < n + reports, "about one for each that ends, not all who wait"

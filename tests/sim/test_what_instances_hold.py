@@ -16,7 +16,7 @@ from pdlab.policies.round_robin import RoundRobin
 from pdlab.report.result import Result
 from pdlab.sim import simulate
 from pdlab.sim.moves import TransferMode
-from tests.sim.small_world import small_world, workload
+from tests.support.small_world import small_world, workload
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "sim"
 

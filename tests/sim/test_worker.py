@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pdlab.core.types import Role
-from tests.sim.small_world import Linear, small_world, workload
+from tests.support.small_world import Linear, small_world, workload
 
 
 class Windowed(Linear):

@@ -32,10 +32,10 @@ from pdlab.real.router.roster import Members, follow
 from pdlab.real.router.world import LiveWorld
 from pdlab.real.transfer.descriptor import Descriptor, Geometry
 from pdlab.replay.log import EventLog
-from pdlab.sim.build import InstancePlan
+from pdlab.sim.plans import InstancePlan
 from pdlab.workload.base import Floats, Workload
-from tests.real.router.stand_in import Rack, StandIn, word
 from tests.support.virtual import VirtualLoop
+from tests.support.virtual_cluster import Rack, StandIn, word
 
 MODEL = "the model"
 LONGEST_S = 300.0  # of a run

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pdlab import __version__
-from pdlab.core import collector
+from pdlab.core import garbage_collection
 from pdlab.core.types import Request, UsageError
 from pdlab.experiment.experiment import Trial
 from pdlab.policies import load as load_policy
@@ -61,7 +61,7 @@ async def _measure(experiment: Trial, target: Target, workload: Workload, progre
     with contextlib.closing(HttpClient(address(target.url), api_key=target.api_key or "", tls=target.tls, most_idle=MOST_IDLE)) as client:
         server = await ask(client, model=target.model, vocab=target.vocab, extra=_all_extras(workload))
         prompts = Prompts(workload, experiment.seed + (target.salt << 32), server.vocabulary)
-        with _written(target.raw) as raw, collector.seldom():
+        with _written(target.raw) as raw, garbage_collection.seldom():
             load = Load(client, server, workload, prompts, timeout_s=experiment.limits.request_timeout_s, raw=raw)
             samples = Samples(instances=load.book.records.instances)
             complete = await _watched(load, samples, max(experiment.cluster.reports.period_s, _LEAST_POLL_S), progress)

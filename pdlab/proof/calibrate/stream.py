@@ -38,6 +38,9 @@ class Heard:
         return gaps[len(gaps) // 2]
 
 
+_read_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
 class MeasuredServer:
     """One that `http` calls (its URL without /v1). `ask` it for tokens; prompts are token ids, so that nothing is tokenized."""
 
@@ -105,7 +108,7 @@ class MeasuredServer:
         if status != 200:
             raise UsageError(f"{url} answers {status} to {what}: {raw.decode(errors='replace')[:200]}")
         try:
-            return msgspec.json.decode(raw, type=dict[str, Any])
+            return _read_object(raw)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise UsageError(f"{url} answers {what} with what cannot be read: {raw.decode(errors='replace')[:200]}") from None
 

@@ -137,7 +137,12 @@ class _TriggeredTags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_after_first: bool = False
 
 
+class _Triggered(msgspec.Struct, frozen=True):
+    format: _TriggeredTags
+
+
 _read_tag = msgspec.json.Decoder(_StructuralTag).decode
+_read_triggered = msgspec.json.Decoder(_Triggered).decode
 
 
 def _structural_tag(text: str) -> _StructuralTag:
@@ -148,7 +153,7 @@ def _structural_tag(text: str) -> _StructuralTag:
     kind = form.get("type") if isinstance(form, dict) else form
     if kind != "triggered_tags":
         raise GrammarError(f"a structural tag's format must be triggered_tags, not {str(kind)[:80]!r}")
-    asked = msgspec.convert(form, _TriggeredTags)
+    asked = _read_triggered(text).format
     for name in ("at_least_one", "stop_after_first"):
         if getattr(asked, name):
             raise GrammarError(f"triggered_tags: {name} is not had here")

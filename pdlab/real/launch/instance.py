@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from pdlab.core import collector
+from pdlab.core import garbage_collection
 from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.core.types import Role, UsageError
 from pdlab.cost import InstanceProfile, model_names
@@ -163,7 +163,7 @@ class Listening:
 def run_until_stopped(main: Coroutine[Any, Any, None]) -> None:
     """Run it, until SIGTERM or Ctrl-C. While the model still loads these exit with 130."""
     try:
-        with collector.seldom():
+        with garbage_collection.seldom():
             asyncio.run(main)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -17,9 +17,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pdlab.core.endless_hooks import watched
 from pdlab.core.router import Router
 from pdlab.core.types import InstanceSpec, Role, UsageError
-from pdlab.core.watchdog import watched
 from pdlab.experiment import make_router as control
 from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import Route, as_json, create_app

@@ -77,7 +77,7 @@ class Dense:
 
 class Packed(Dense):
     """On a CPU: the weight as it is for one or two rows, which our kernel reads straight on, and as oneDNN orders it for more. Twice the
-    memory for 1.3 to 1.8 times the speed of torch's own product (docs/benchmarks.md)."""
+    memory for 1.3 to 1.8 times the speed of torch's own product (docs/lab-notes/benchmarks.md)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)

@@ -1,5 +1,5 @@
-"""What passes between a router and an instance beside OpenAI's own fields: JSON by msgspec, never pickle. `docs/protocol.md` tells the
-story.
+"""What passes between a router and an instance beside OpenAI's own fields: JSON by msgspec, never pickle.
+`docs/reference/protocol.md` explains it.
 
 Sizes and counts from a peer are bounded here, before anything is made of them.
 """
@@ -38,7 +38,8 @@ class MigrateFrom(msgspec.Struct, frozen=True):
 class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
     """The `pdlab` object within `kv_transfer_params`. `made`: output tokens that exist already, which the decode leg goes on from; without
     KV to read they are computed with the prompt. `events`: send this stream's events, too. `reserve`: take blocks, and wait for
-    /pdlab/v1/continue. `descriptor` and `kv_tokens`: of the KV that waits at the prefill instance; `blocks` that lie there."""
+    /pdlab/v1/continue. `descriptor` and `kv_tokens`: of the KV that waits at the prefill instance; `blocks` that lie there.
+    `deadline_s`: within which all KV must be here; what is reserved waits for its prompt, too."""
 
     made: list[int] = []
     events: bool = False

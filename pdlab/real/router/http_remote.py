@@ -1,4 +1,4 @@
-"""An instance over HTTP: docs/protocol.md from the router's side."""
+"""An instance over HTTP: docs/reference/protocol.md from the router's side."""
 
 from __future__ import annotations
 

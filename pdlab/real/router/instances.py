@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pdlab.core.evidence import Inquiry, Verdict
+from pdlab.core.liveness import Inquiry, Verdict
 from pdlab.core.types import (
     AnyEvent,
     Drained,

@@ -33,6 +33,7 @@ from pdlab.core.types import (
     Unreachable,
 )
 from pdlab.experiment.deployment import TransferSpec
+from pdlab.real.api.legs import MOST_SECONDS
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.net.http import Broken, Unheard
 from pdlab.real.net.wire import Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
@@ -47,7 +48,8 @@ Way = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Legs:
-    """`name` begins the names of all. A transfer that takes longer than `transfer_timeout_s` is given up by the router."""
+    """`name` begins the names of all. The router gives up a transfer that takes longer than `transfer_timeout_s`, and a request after
+    `request_timeout_s`. What is reserved waits for its prompt, too, so it has as long as the request."""
 
     def __init__(
         self,
@@ -60,11 +62,12 @@ class Legs:
         transfer: TransferSpec,
         *,
         transfer_timeout_s: float,
+        request_timeout_s: float,
         name: str,
     ) -> None:
         self.transfer, self.name = transfer, name
         self._tell, self._now, self._requests, self._instances, self._tasks, self._tally = tell, now, requests, instances, tasks, tally
-        self._transfer_timeout_s = transfer_timeout_s
+        self._transfer_timeout_s, self._request_timeout_s = transfer_timeout_s, request_timeout_s
 
     # ------------------------------------------------------------ what the router asks for
 
@@ -76,7 +79,8 @@ class Legs:
             self._prefill(live, prefill)
         else:
             leg = self._leg(live, "reserve", decode)
-            params = KvParams(do_remote_prefill=True, pdlab=Extra(made=live.given, reserve=True, events=True))
+            extra = Extra(made=live.given, reserve=True, events=True, deadline_s=told_s(self._request_timeout_s))
+            params = KvParams(do_remote_prefill=True, pdlab=extra)
             self._run(live, leg, partial(self._read, live, leg, params=params, prefill=prefill))
 
     def hand_off(self, live: Live, src: Incarnation, dst: Incarnation) -> None:
@@ -95,7 +99,8 @@ class Legs:
             self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
             return
         leg.next[0] = len(live.made)
-        extra = msgspec.structs.replace(answer.params.pdlab or Extra(), made=live.given + live.made, events=True)
+        theirs, made = answer.params.pdlab or Extra(), live.given + live.made
+        extra = msgspec.structs.replace(theirs, made=made, events=True, deadline_s=told_s(self._transfer_timeout_s))
         self._run(live, leg, partial(self._read, live, leg, params=msgspec.structs.replace(answer.params, pdlab=extra)))
 
     def migrate(self, live: Live, src: Incarnation, dst: Incarnation) -> None:
@@ -406,4 +411,9 @@ def push_to(transfer: TransferSpec, prefill: Incarnation, to: StreamEvent) -> Pu
     if transfer.mode != "push" or not prefill.can(PUSH):
         return None
     granularity = "chunk" if transfer.granularity == "layer" and not prefill.can(LAYERS) else transfer.granularity
-    return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, transfer.timeout_s)
+    return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, told_s(transfer.timeout_s))
+
+
+def told_s(deadline_s: float) -> float:
+    """As instances take it."""
+    return min(deadline_s, MOST_SECONDS)

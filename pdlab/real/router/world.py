@@ -116,6 +116,7 @@ class LiveWorld:
             self.tally,
             transfer,
             transfer_timeout_s=router.limits.transfer_timeout_s,
+            request_timeout_s=router.limits.request_timeout_s,
             name=name or uuid.uuid4().hex[:8],
         )
         self._submitted = 0

@@ -285,7 +285,7 @@ class KvEndpoint:
         except OSError as error:
             if self._transport == "cuda_ipc":
                 raise UsageError(
-                    f"transport cuda_ipc: GPU memory cannot be shared here ({error}): take shm, or see docs/cluster.md"
+                    f"transport cuda_ipc: GPU memory cannot be shared here ({error}): take shm, or see docs/guides/cluster.md"
                 ) from None
             log.warning("no cuda_ipc: GPU memory cannot be shared here (%s)", error)
             return None, nics

@@ -27,8 +27,8 @@ from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import WorkloadSpec, build
 from tests.proof.bench.wire import CUT, HANG, Body, Reply, Wire, event, refusal, tokens, wired
-from tests.real.api.stand_in import EchoEngine, byte_tokenizer
-from tests.real.api.world import served
+from tests.support.api_world import served
+from tests.support.echo_engine import EchoEngine, byte_tokenizer
 
 SOON_S = 5.0  # where arrivals wait for the answers before them, the last ones come 10 s late
 WORKLOAD = {"source": "synthetic", "requests": 12, "rate": 200, "prompt": 24, "output": 5, "hash_tokens": 4}

@@ -23,7 +23,7 @@ from pdlab.proof.calibrate.neighbour import neighbours
 from pdlab.proof.calibrate.stream import MeasuredServer
 from pdlab.real.engine.load import load
 from pdlab.real.engine.options import EngineOptions
-from tests.real import served
+from tests.support import served
 
 SMALL = ("--max-seqs", "8", "--max-model-len", "256")
 

@@ -22,7 +22,7 @@ from pdlab.proof.calibrate.run import CalibrationPlan
 from pdlab.proof.calibrate.stream import MeasuredServer
 from pdlab.real.host.core_probe import watched
 from pdlab.real.net.http import HttpClient
-from tests.real import served
+from tests.support import served
 
 SIZES = {"max_batch_tokens": 128, "max_seqs": 2, "max_tokens": 160}
 

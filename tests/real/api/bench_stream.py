@@ -20,7 +20,7 @@ import uvicorn
 import uvloop
 
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real.api.stand_in import EchoEngine, byte_tokenizer
+from tests.support.echo_engine import EchoEngine, byte_tokenizer
 
 
 def app_of(package: str, per_step: int) -> Any:

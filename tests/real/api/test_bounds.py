@@ -1,4 +1,4 @@
-"""Everything that comes from a client has a bound, and is refused before memory is taken for it. docs/security.md has the table."""
+"""Everything that comes from a client has a bound, and is refused before memory is taken for it. docs/guides/security.md has the table."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pdlab.real.api import service as services
 from pdlab.real.api.app import MOST_REQUEST_ID
 from pdlab.real.api.http_server import bind, serve
 from pdlab.real.api.protocol import MOST_HEAD_BYTES
-from tests.real.api.stand_in import EchoEngine
-from tests.real.api.world import JSON, World, served
+from tests.support.api_world import JSON, ApiWorld, served
+from tests.support.echo_engine import EchoEngine
 
 HELLO = {"prompt": "hello", "max_tokens": 2}
 
@@ -62,7 +62,7 @@ def listening(app: Starlette) -> Iterator[tuple[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def at(folder: Path) -> Iterator[tuple[World, tuple[str, int]]]:
+def at(folder: Path) -> Iterator[tuple[ApiWorld, tuple[str, int]]]:
     with served(folder) as world, listening(world.app) as where:
         yield world, where
 
@@ -96,7 +96,7 @@ def heads() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.mark.parametrize(("what", "parts"), list(heads()), ids=[what for what, _ in heads()])
 def test_a_head_that_is_too_long_is_answered_431_and_the_next_client_is_served(
-    at: tuple[World, tuple[str, int]], what: str, parts: list[bytes]
+    at: tuple[ApiWorld, tuple[str, int]], what: str, parts: list[bytes]
 ) -> None:
     answer = said(at[1], *parts)
     assert answer.startswith(b"HTTP/1.1 431 ") or (what == "trailers" and b" 431 " in answer), answer[:80]
@@ -106,7 +106,7 @@ def test_a_head_that_is_too_long_is_answered_431_and_the_next_client_is_served(
     assert said(at[1], fits).startswith(b"HTTP/1.1 200 ")
 
 
-def test_heads_of_many_requests_on_one_connection_are_counted_each_for_itself(at: tuple[World, tuple[str, int]]) -> None:
+def test_heads_of_many_requests_on_one_connection_are_counted_each_for_itself(at: tuple[ApiWorld, tuple[str, int]]) -> None:
     host, port = at[1]
     with httpx.Client(base_url=f"http://{host}:{port}", headers={"X-A": "a" * (MOST_HEAD_BYTES // 3)}) as http:
         for _ in range(8):
@@ -114,7 +114,7 @@ def test_heads_of_many_requests_on_one_connection_are_counted_each_for_itself(at
             assert http.post("/v1/completions", json=HELLO | {"prompt": "x" * 400}).status_code == 200
 
 
-def test_a_request_id_that_is_too_long_is_refused_and_not_repeated(at: tuple[World, tuple[str, int]]) -> None:
+def test_a_request_id_that_is_too_long_is_refused_and_not_repeated(at: tuple[ApiWorld, tuple[str, int]]) -> None:
     host, port = at[1]
     for length, status in ((MOST_REQUEST_ID, 200), (MOST_REQUEST_ID + 1, 431), (60_000, 431)):
         named = {"X-Request-Id": "i" * length}
@@ -137,7 +137,7 @@ def asks(text: str) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
-def test_text_that_cannot_fit_is_refused_by_its_length_before_it_is_tokenized(at: tuple[World, tuple[str, int]]) -> None:
+def test_text_that_cannot_fit_is_refused_by_its_length_before_it_is_tokenized(at: tuple[ApiWorld, tuple[str, int]]) -> None:
     world, (host, port) = at
     tokenizer = world.service.tokenizer
     assert tokenizer.longest_token_bytes == len("<start>")
@@ -157,7 +157,7 @@ def test_text_that_cannot_fit_is_refused_by_its_length_before_it_is_tokenized(at
     assert (back.status_code, back.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_body_is_bounded_by_the_context(at: tuple[World, tuple[str, int]]) -> None:
+def test_a_body_is_bounded_by_the_context(at: tuple[ApiWorld, tuple[str, int]]) -> None:
     world, (host, port) = at
     most = world.service.most_body_bytes
     assert most == services.BODY_BYTES + services.ESCAPED * 7 * 512 < 2 << 20
@@ -170,7 +170,7 @@ def test_a_body_is_bounded_by_the_context(at: tuple[World, tuple[str, int]]) -> 
     assert world.service.reading_bytes == 0
 
 
-def test_bodies_that_are_read_at_once_are_bounded_together(at: tuple[World, tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_that_are_read_at_once_are_bounded_together(at: tuple[ApiWorld, tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     world, where = at
     monkeypatch.setattr(apps, "MOST_READING_BYTES", 1 << 19)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (1 << 19)
@@ -240,7 +240,7 @@ from pdlab.real.api.service import Service
 from pdlab.real.api.errors import ApiError
 from pdlab.real.models.gguf_file import default_model
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real.api.stand_in import EchoEngine
+from tests.support.echo_engine import EchoEngine
 service = Service(EchoEngine(context=8192), Tokenizer.load(default_model()), "m")
 def rss(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 before = rss()

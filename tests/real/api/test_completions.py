@@ -14,8 +14,8 @@ import openai
 import pytest
 
 from pdlab.core.prefix import chain
-from tests.real.api.stand_in import BLOCK, CONTEXT, EOS, EchoEngine
-from tests.real.api.world import World, served
+from tests.support.api_world import ApiWorld, served
+from tests.support.echo_engine import BLOCK, CONTEXT, EOS, EchoEngine
 
 CHAT = "<start>user\nhi<end><start>assistant\n"
 EVERLASTING = {"ignore_eos": True}
@@ -34,7 +34,7 @@ def test_no_torch_in_the_http_process() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=180).returncode == 0
 
 
-def test_a_completion_has_text_reason_and_usage(client: openai.OpenAI, world: World) -> None:
+def test_a_completion_has_text_reason_and_usage(client: openai.OpenAI, world: ApiWorld) -> None:
     answer = complete(client, "never seen before")
     assert (answer.object, answer.model, answer.choices[0].text, answer.choices[0].finish_reason) == (
         "text_completion",
@@ -93,7 +93,7 @@ def test_tokens_that_wait_for_a_slow_reader_come_together(folder: Any) -> None:
         assert 4 <= answer.text.count("data: ") <= 6
 
 
-def test_a_chat_goes_through_the_template(client: openai.OpenAI, world: World) -> None:
+def test_a_chat_goes_through_the_template(client: openai.OpenAI, world: ApiWorld) -> None:
     answer = chat(client, max_tokens=None, max_completion_tokens=12)
     assert bytes(t for t in world.engine.submitted[-1].tokens if t < 256) == b"user\nhiassistant\n"
     assert (answer.object, answer.choices[0].message.role, answer.choices[0].message.content) == (
@@ -107,7 +107,7 @@ def test_a_chat_goes_through_the_template(client: openai.OpenAI, world: World) -
     assert chat(client, tools=[tool]).usage.prompt_tokens == answer.usage.prompt_tokens + len("tools:1")
 
 
-def test_a_chat_without_a_limit_may_fill_the_context(client: openai.OpenAI, world: World) -> None:
+def test_a_chat_without_a_limit_may_fill_the_context(client: openai.OpenAI, world: ApiWorld) -> None:
     answer = chat(client, max_tokens=None)
     assert answer.usage.total_tokens == CONTEXT
     assert answer.choices[0].finish_reason == "length"
@@ -124,7 +124,7 @@ def test_a_chat_stream_opens_with_the_role(client: openai.OpenAI) -> None:
         assert text == choice.message.content
 
 
-def test_a_stop_string_cuts_the_text_and_frees_the_engine(client: openai.OpenAI, world: World) -> None:
+def test_a_stop_string_cuts_the_text_and_frees_the_engine(client: openai.OpenAI, world: ApiWorld) -> None:
     for stop, text in (("cd", "ab"), (["zz", "fab"], "abcde"), ("a", "")):
         before = len(world.engine.cancelled)
         answer = complete(client, max_tokens=400, stop=stop)
@@ -155,7 +155,7 @@ def test_stop_tokens_and_the_end_of_sequence(client: openai.OpenAI) -> None:
     assert shown.choices[0].text == "ab<eos>a"
 
 
-def test_what_is_asked_reaches_the_engine(client: openai.OpenAI, world: World) -> None:
+def test_what_is_asked_reaches_the_engine(client: openai.OpenAI, world: ApiWorld) -> None:
     extra = {"top_k": 7, "min_p": 0.1, "repetition_penalty": 1.5, "min_tokens": 2, "stop_token_ids": [300 - 1], "priority": -3}
     complete(
         client,
@@ -177,7 +177,7 @@ def test_what_is_asked_reaches_the_engine(client: openai.OpenAI, world: World) -
     assert world.engine.submitted[-1].sampling.top_k == 0
 
 
-def test_best_of_gives_the_likeliest_by_mean_log_probability(client: openai.OpenAI, world: World) -> None:
+def test_best_of_gives_the_likeliest_by_mean_log_probability(client: openai.OpenAI, world: ApiWorld) -> None:
     best = complete(client, n=2, best_of=4, max_tokens=6)  # candidates' log-probabilities: -0.1, -0.4, -0.2, -0.5
     assert [(c.index, c.text, c.logprobs) for c in best.choices] == [(0, "abcdef", None), (1, "cdefab", None)]
     assert best.usage.completion_tokens == 24
@@ -232,7 +232,7 @@ def test_a_long_text_is_tokenized_beside_the_others(folder: Path) -> None:
         _tokenized_beside_the_others(client, world)
 
 
-def _tokenized_beside_the_others(client: openai.OpenAI, world: World) -> None:
+def _tokenized_beside_the_others(client: openai.OpenAI, world: ApiWorld) -> None:
     text = "é" * 50_000
     found = asyncio.run_coroutine_threadsafe(world.service.encode(text), world.loop).result(120)
     assert found == world.service.tokenizer.encode(text)

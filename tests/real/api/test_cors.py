@@ -12,7 +12,7 @@ import pytest
 from pdlab.core.types import UsageError
 from pdlab.real.api.app import ROUTES
 from pdlab.real.api.cors import Cors, cors_of
-from tests.real.api.world import served
+from tests.support.api_world import served
 
 PAGE = "https://page.example"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pdlab.real.api.chat import ChatRequest
 from pdlab.real.api.completions import CompletionRequest
 from pdlab.real.api.refused import RefusedFields
-from tests.real.api import stand_in
-from tests.real.api.stand_in import CONTEXT, EOS, EchoEngine
-from tests.real.api.world import JSON, World, served
+from tests.support import echo_engine
+from tests.support.api_world import JSON, ApiWorld, served
+from tests.support.echo_engine import CONTEXT, EOS, EchoEngine
 
 CASES = Path("../shared/cases/api")
 CALLS = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 3, "b": 18}'}}]
@@ -46,7 +46,7 @@ def events(http: httpx.Client, path: str = "/v1/completions", **fields: Any) -> 
     return [json.loads(line) for line in lines]
 
 
-def prompt_of(world: World) -> str:
+def prompt_of(world: ApiWorld) -> str:
     return bytes(token for token in world.engine.submitted[-1].tokens if token < 256).decode()
 
 
@@ -58,7 +58,7 @@ def prompt_of(world: World) -> str:
 def test_arguments_of_tool_calls_are_a_mapping_to_the_template(tmp_path: Path, template: str, spelled: str, arguments: Any) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    with served(stand_in.byte_tokenizer(tmp_path, template)) as world, httpx.Client(base_url=world.url) as http:
+    with served(echo_engine.byte_tokenizer(tmp_path, template)) as world, httpx.Client(base_url=world.url) as http:
         answer = http.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1})
         assert answer.status_code == 200, answer.text
         assert prompt_of(world) == f"user:x assistant:{spelled} "
@@ -70,7 +70,7 @@ def test_arguments_of_tool_calls_are_a_mapping_to_the_template(tmp_path: Path, t
 )
 def test_arguments_that_are_empty_or_deep(tmp_path: Path, arguments: Any, spelled: str) -> None:
     call = {"function": {"name": "add", "arguments": arguments}}
-    with served(stand_in.byte_tokenizer(tmp_path, BY_ITEMS)) as world, httpx.Client(base_url=world.url) as http:
+    with served(echo_engine.byte_tokenizer(tmp_path, BY_ITEMS)) as world, httpx.Client(base_url=world.url) as http:
         messages = [{"role": "assistant", "tool_calls": [call]}]
         assert http.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 1}).status_code == 200
         assert spelled in prompt_of(world)
@@ -92,7 +92,7 @@ def test_arguments_that_are_no_object_are_refused(http: httpx.Client, arguments:
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases/api")
 @pytest.mark.parametrize("template", ["tools_by_items.jinja", "tools_tojson.jinja"])
 def test_the_reported_tool_calls_are_answered(tmp_path: Path, template: str) -> None:
-    folder = stand_in.byte_tokenizer(tmp_path, (CASES / template).read_text())
+    folder = echo_engine.byte_tokenizer(tmp_path, (CASES / template).read_text())
     with served(folder) as world, httpx.Client(base_url=world.url, headers=JSON) as http:
         body = json.loads((CASES / "tool_call_arguments.json").read_text()) | {"model": "tiny"}
         answer = http.post("/v1/chat/completions", json=body)
@@ -117,7 +117,7 @@ def test_each_prompt_has_its_own_default(http: httpx.Client) -> None:
     assert http.post("/v1/completions", json={"prompt": [100] * (CONTEXT - 7), "max_tokens": 16}).status_code == 400
 
 
-def test_whole_numbers_may_have_a_point(http: httpx.Client, world: World) -> None:
+def test_whole_numbers_may_have_a_point(http: httpx.Client, world: ApiWorld) -> None:
     fields = {"max_tokens": 3.0, "n": 2.0, "seed": 5.0, "top_k": 4.0, "stop_token_ids": [9.0, 8], "logprobs": 1.0, "min_tokens": 1e0}
     answer = completion(http, prompt=[97.0, 98], **fields)
     assert [choice["text"] for choice in answer["choices"]] == ["aba", "bab"]
@@ -205,7 +205,7 @@ def test_offsets_leave_out_what_is_not_shown(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 3])
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_echo_has_the_prompts_log_probabilities(http: httpx.Client, world: World, max_tokens: int, stream: bool) -> None:
+def test_an_echo_has_the_prompts_log_probabilities(http: httpx.Client, world: ApiWorld, max_tokens: int, stream: bool) -> None:
     asked: dict[str, Any] = {"prompt": [list(b"abcd"), [120]], "max_tokens": max_tokens, "echo": True, "logprobs": 2}
     if stream:
         told = events(http, **asked, stream_options={"include_usage": True})
@@ -275,7 +275,7 @@ def test_too_many_log_probabilities_are_refused(folder: Path) -> None:
 # ------------------------------------------------------------ what may be made, and the prompt
 
 
-def test_what_is_asked_reaches_the_engine(http: httpx.Client, world: World) -> None:
+def test_what_is_asked_reaches_the_engine(http: httpx.Client, world: ApiWorld) -> None:
     completion(http, allowed_token_ids=[9, 8, 9], bad_words=["cd", " é"])
     how = world.engine.submitted[-1].sampling
     assert how.allowed_token_ids == (8, 9)
@@ -285,7 +285,7 @@ def test_what_is_asked_reaches_the_engine(http: httpx.Client, world: World) -> N
     assert world.engine.submitted[-1].sampling.allowed_token_ids == (7,)
 
 
-def test_a_prompt_is_cut_at_its_beginning(http: httpx.Client, world: World) -> None:
+def test_a_prompt_is_cut_at_its_beginning(http: httpx.Client, world: ApiWorld) -> None:
     assert completion(http, truncate_prompt_tokens=2)["choices"][0]["text"] == "efefefefe"
     assert completion(http, truncate_prompt_tokens=2, echo=True, max_tokens=1)["choices"][0]["text"] == "efe"
     assert completion(http, truncate_prompt_tokens=100)["usage"]["prompt_tokens"] == 6
@@ -296,14 +296,14 @@ def test_a_prompt_is_cut_at_its_beginning(http: httpx.Client, world: World) -> N
 
 def test_templates_get_what_they_read(tmp_path: Path) -> None:
     template = "{% for d in documents or [] %}[{{ d.text }}]{% endfor %}{{ reasoning_effort or '' }}{{ messages[0].reasoning_content }}"
-    with served(stand_in.byte_tokenizer(tmp_path, template)) as world, httpx.Client(base_url=world.url) as http:
+    with served(echo_engine.byte_tokenizer(tmp_path, template)) as world, httpx.Client(base_url=world.url) as http:
         body = {"messages": [{"role": "user", "content": "x", "reasoning": "hm"}], "max_tokens": 1}
         asked = {**body, "documents": [{"text": "d"}], "reasoning_effort": "low"}
         assert http.post("/v1/chat/completions", json=asked).status_code == 200
         assert prompt_of(world) == "[d]lowhm"
 
 
-def test_a_chat_is_tokenized_as_it_would_be_asked(http: httpx.Client, world: World) -> None:
+def test_a_chat_is_tokenized_as_it_would_be_asked(http: httpx.Client, world: ApiWorld) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]
     for more in ({}, {"add_generation_prompt": False}, {"continue_final_message": True}, {"tools": [tool]}):

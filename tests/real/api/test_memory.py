@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.real.api.world import served, until
+from tests.support.api_world import served
+from tests.support.waiting import until
 
 
 @contextmanager

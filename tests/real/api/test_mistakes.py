@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.real.api import stand_in
-from tests.real.api.world import World, served
+from tests.support import echo_engine
+from tests.support.api_world import ApiWorld, served
 
 COMPLETION: dict[str, Any] = {"prompt": "x", "max_tokens": 1}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
@@ -142,13 +142,13 @@ def test_unknown_models_and_places(client: openai.OpenAI, http: httpx.Client) ->
 
 
 def test_a_model_without_a_chat_template(tmp_path: Path) -> None:
-    with served(stand_in.byte_tokenizer(tmp_path, template=None)) as world:
+    with served(echo_engine.byte_tokenizer(tmp_path, template=None)) as world:
         answer = httpx.post(f"{world.url}/v1/chat/completions", json=CHAT)
         assert answer.status_code == 400
         assert "has no chat template" in answer.json()["error"]["message"]
 
 
-def test_a_fault_of_ours_is_a_500_without_its_secrets(world: World, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_a_500_without_its_secrets(world: ApiWorld, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world.service.tokenizer, "encode", lambda *_: 1 / 0)
     answer = http.post("/v1/completions", json=COMPLETION)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")

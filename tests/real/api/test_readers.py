@@ -23,8 +23,8 @@ from pdlab.real.api.service import Service
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net.sockets import UNANSWERED, Reading, Sent, sent
 from pdlab.real.transfer.connection import PeerConnection
-from tests.real.api.stand_in import EchoEngine
 from tests.real.api.test_trouble import body
+from tests.support.echo_engine import EchoEngine
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the options are Linux's")
 SO_ATTACH_FILTER = 26

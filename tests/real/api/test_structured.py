@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pdlab.real.engine.messages import StructuredOutputs
-from tests.real.api.stand_in import EchoEngine
-from tests.real.api.world import World, served
+from tests.support.api_world import ApiWorld, served
+from tests.support.echo_engine import EchoEngine
 
 COMPLETION: dict[str, Any] = {"prompt": "x", "max_tokens": 2}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
@@ -49,7 +49,7 @@ READ[11] = (READ[11][0], StructuredOutputs(json_object=True, disable_any_whitesp
 @pytest.mark.parametrize(("path", "body"), BOTH, ids=["completions", "chat"])
 @pytest.mark.parametrize(("fields", "expected"), READ)
 def test_it_reaches_the_engine(
-    fields: dict[str, Any], expected: StructuredOutputs | None, path: str, body: dict[str, Any], http: httpx.Client, world: World
+    fields: dict[str, Any], expected: StructuredOutputs | None, path: str, body: dict[str, Any], http: httpx.Client, world: ApiWorld
 ) -> None:
     answer = http.post(path, json=body | fields)
     assert answer.status_code == 200, answer.text
@@ -89,7 +89,7 @@ REFUSED = [
 @pytest.mark.parametrize(("path", "body"), BOTH, ids=["completions", "chat"])
 @pytest.mark.parametrize(("fields", "param", "says"), REFUSED)
 def test_it_is_refused_in_one_line(
-    fields: dict[str, Any], param: str, says: str, path: str, body: dict[str, Any], http: httpx.Client, world: World
+    fields: dict[str, Any], param: str, says: str, path: str, body: dict[str, Any], http: httpx.Client, world: ApiWorld
 ) -> None:
     before = len(world.engine.submitted)
     answer = http.post(path, json=body | fields)
@@ -110,7 +110,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("fields", "says"), HOSTILE, ids=["slow", "overflowing", "nested grammar", "nested schema"])
-def test_a_hostile_grammar_costs_nobody_else_anything(fields: dict[str, Any], says: str, http: httpx.Client, world: World) -> None:
+def test_a_hostile_grammar_costs_nobody_else_anything(fields: dict[str, Any], says: str, http: httpx.Client, world: ApiWorld) -> None:
     """Others are answered meanwhile, and the next grammar is compiled."""
     answers: list[httpx.Response] = []
     hostile = threading.Thread(

@@ -15,8 +15,9 @@ from pdlab.core.types import UsageError
 from pdlab.real.api.tools import parser_of
 from pdlab.real.engine.messages import StructuredOutputs
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real.api import stand_in
-from tests.real.api.world import World, served, until
+from tests.support import echo_engine
+from tests.support.api_world import ApiWorld, served
+from tests.support.waiting import until
 
 ECHO = "{% for m in messages %}{{ m.content }}{% endfor %}<eos>"  # so the stand-in says what it is told, and ends
 HERMES = ECHO + "{# <tool_call> #}"
@@ -33,15 +34,15 @@ BOTH = [("get_weather", '{"city": "Zürich"}'), ("f", "{}")]
 
 
 @pytest.fixture(scope="module", params=[1, 7], ids=["token by token", "by seven"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = stand_in.byte_tokenizer(tmp_path_factory.mktemp("hermes"), HERMES)
-    with served(folder, engine=stand_in.EchoEngine(per_step=request.param), tool_parser="hermes") as found:
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiWorld]:
+    folder = echo_engine.byte_tokenizer(tmp_path_factory.mktemp("hermes"), HERMES)
+    with served(folder, engine=echo_engine.EchoEngine(per_step=request.param), tool_parser="hermes") as found:
         yield found
         until(found.at_rest)
 
 
 @pytest.fixture(scope="module")
-def client(world: World) -> Iterator[openai.OpenAI]:
+def client(world: ApiWorld) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{world.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
         yield found
 
@@ -106,7 +107,7 @@ def test_cut_off_it_is_a_matter_of_length(client: openai.OpenAI) -> None:
     assert calls == [("get_weather", '{"city": "Zür')]
 
 
-def test_required_calls_are_a_list_that_a_grammar_makes_sure_of(client: openai.OpenAI, world: World) -> None:
+def test_required_calls_are_a_list_that_a_grammar_makes_sure_of(client: openai.OpenAI, world: ApiWorld) -> None:
     text = json.dumps([{"name": name, "parameters": json.loads(arguments)} for name, arguments in BOTH], ensure_ascii=False)
     for way in (whole, streamed):
         content, calls, finish = way(client, text, tool_choice="required")
@@ -121,7 +122,7 @@ def test_required_calls_are_a_list_that_a_grammar_makes_sure_of(client: openai.O
     assert '"maxItems":1' in (world.engine.submitted[-1].sampling.structured or StructuredOutputs()).json  # type: ignore[operator]
 
 
-def test_a_named_tools_arguments_are_the_text(client: openai.OpenAI, world: World) -> None:
+def test_a_named_tools_arguments_are_the_text(client: openai.OpenAI, world: ApiWorld) -> None:
     choice = {"type": "function", "function": {"name": "get_weather"}}
     for way in (whole, streamed):
         content, calls, finish = way(client, BOTH[0][1], tool_choice=choice)
@@ -131,7 +132,7 @@ def test_a_named_tools_arguments_are_the_text(client: openai.OpenAI, world: Worl
         assert json.loads(structured.json) == WEATHER
 
 
-def test_definitions_move_to_the_root(client: openai.OpenAI, world: World) -> None:
+def test_definitions_move_to_the_root(client: openai.OpenAI, world: ApiWorld) -> None:
     parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"], "$defs": {"n": {"type": "integer"}}}
     tools = [*TOOLS, {"type": "function", "function": {"name": "g", "parameters": parameters}}]
     text = '[{"name": "g", "parameters": {"a": 1}}]'
@@ -141,7 +142,7 @@ def test_definitions_move_to_the_root(client: openai.OpenAI, world: World) -> No
         whole(client, text, tools=[*tools, other], tool_choice="required")
 
 
-def test_log_probabilities_and_token_ids_come_beside_calls(client: openai.OpenAI, world: World) -> None:
+def test_log_probabilities_and_token_ids_come_beside_calls(client: openai.OpenAI, world: ApiWorld) -> None:
     body = asked(TWO, stream=True, logprobs=True, return_token_ids=True)
     lines = httpx.post(f"{world.url}/v1/chat/completions", json=body, timeout=60).text.splitlines()
     choices = [c for line in lines if line.startswith("data: {") for c in json.loads(line[6:])["choices"]]
@@ -172,7 +173,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "param", "says"), REFUSED)
-def test_mistakes_are_named(fields: dict[str, Any], param: str, says: str, world: World) -> None:
+def test_mistakes_are_named(fields: dict[str, Any], param: str, says: str, world: ApiWorld) -> None:
     answer = httpx.post(f"{world.url}/v1/chat/completions", json=asked("x", **fields), timeout=60)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
@@ -183,7 +184,7 @@ def test_mistakes_are_named(fields: dict[str, Any], param: str, says: str, world
 
 
 def tokenizer_with(folder: Path, template: str | None) -> Tokenizer:
-    return Tokenizer.load(stand_in.byte_tokenizer(folder, template))
+    return Tokenizer.load(echo_engine.byte_tokenizer(folder, template))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def tokenizer_with(folder: Path, template: str | None) -> Tokenizer:
         ("{{ '<tool_call>' }}", "hermes"),
         ("{{ '<|python_tag|>' }}", "llama3_json"),
         ('Respond as {"name": function name, "parameters": dictionary of argument name and its value}.', "llama3_json"),
-        (stand_in.TEMPLATE, ""),
+        (echo_engine.TEMPLATE, ""),
         (None, ""),
     ],
 )
@@ -212,7 +213,7 @@ def test_the_chat_template_shows_how_calls_are_written(template: str | None, for
 
 def test_a_tag_that_is_a_special_token_is_seen(tmp_path: Path) -> None:
     """And no other special token shows."""
-    folder = stand_in.byte_tokenizer(tmp_path, ECHO)
+    folder = echo_engine.byte_tokenizer(tmp_path, ECHO)
     written = json.loads((folder / "tokenizer.json").read_text())
     written["added_tokens"][1]["content"] = "<|python_tag|>"
     (folder / "tokenizer.json").write_text(json.dumps(written).replace('"<start>"', '"<|python_tag|>"'))

@@ -21,8 +21,9 @@ import pytest
 
 from pdlab.core.types import UsageError
 from pdlab.real.api.http_server import bind
-from tests.real.api.stand_in import EchoEngine
-from tests.real.api.world import World, served, until
+from tests.support.api_world import ApiWorld, served
+from tests.support.echo_engine import EchoEngine
+from tests.support.waiting import until
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -40,7 +41,7 @@ async def raw_request(url: str, fields: dict[str, Any]) -> tuple[asyncio.StreamR
     return reader, writer
 
 
-def hang_up(world: World, fields: dict[str, Any], when: Callable[[], bool]) -> None:
+def hang_up(world: ApiWorld, fields: dict[str, Any], when: Callable[[], bool]) -> None:
     """Ask, and do not wait for the answer."""
 
     async def play() -> None:
@@ -61,7 +62,7 @@ def first_of(answer: httpx.Response) -> Generator[str, None, None]:
 
 
 @contextmanager
-def slow(folder: Path, **options: Any) -> Iterator[World]:
+def slow(folder: Path, **options: Any) -> Iterator[ApiWorld]:
     with served(folder, engine=EchoEngine(step_s=0.005), **options) as world:
         yield world
 
@@ -157,7 +158,7 @@ def test_five_hundred_clients_half_of_which_hang_up(folder: Path) -> None:
 
 
 def test_beyond_the_bound_come_again_later(folder: Path) -> None:
-    async def flood(world: World, stream: bool) -> list[httpx.Response]:
+    async def flood(world: ApiWorld, stream: bool) -> list[httpx.Response]:
         asked = body(max_tokens=60, stream=stream)
         async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=60)) as client:
             asking = asyncio.gather(*(client.post(f"{world.url}/v1/completions", json=asked) for _ in range(60)))
@@ -282,7 +283,7 @@ def test_an_engine_that_dies_before_the_first_token_is_a_503(folder: Path, strea
 @contextmanager
 def process(folder: Path, *, drain_s: float = 300.0, waits: bool = False) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Its engine stands still until SIGUSR1; with `waits` it loads only then."""
-    command = [sys.executable, "-m", "tests.real.api.serve_stand_in", str(folder), "0", str(drain_s), str(int(waits))]
+    command = [sys.executable, "-m", "tests.support.served_echo", str(folder), "0", str(drain_s), str(int(waits))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as found:
         try:
             assert found.stdout is not None

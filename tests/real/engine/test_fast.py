@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pdlab.real.engine.load import load
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
-from tests.real.engine import tiny_models
+from tests.support import tiny_models
 
 
 @pytest.mark.parametrize("quantization", ["", "wint8", "wint4"])

@@ -23,9 +23,9 @@ from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.sampler import SamplerRow, sample
 from pdlab.real.models.gguf_file import default_model
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real import served
-from tests.real.engine.conftest import Driver
-from tests.real.engine.nodes import Node, node, submit, until
+from tests.support import served
+from tests.support.engine_driver import Driver
+from tests.support.engine_nodes import Node, node, submit, until
 
 BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b"<eos>", b"<start>", b"<end>"], [256, 257, 258], (served.EOS,))
 SCHEMA = {

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pdlab.real.engine.graphs import GraphRunner
 from pdlab.real.engine.messages import Sampling
-from tests.real.engine.conftest import Driver
+from tests.support.engine_driver import Driver
 
 
 class Rehearsed(GraphRunner):

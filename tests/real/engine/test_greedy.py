@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.runner import Piece
-from tests.real.engine import tiny_models
-from tests.real.engine.conftest import Driver
+from tests.support import tiny_models
+from tests.support.engine_driver import Driver
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 GREEDY = Sampling(max_tokens=12, temperature=0.0)

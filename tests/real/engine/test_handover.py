@@ -18,7 +18,7 @@ from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling, Submit
 from pdlab.real.engine.options import EngineOptions
 from pdlab.replay.scheduler_log import replay
-from tests.real.engine.conftest import Driver
+from tests.support.engine_driver import Driver
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 BLOCK = 4

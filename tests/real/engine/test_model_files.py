@@ -21,7 +21,7 @@ from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
 from pdlab.real.models.linear import Dense
-from tests.real.engine.conftest import Driver
+from tests.support.engine_driver import Driver
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 Spoil = Callable[[Path], None]

@@ -15,7 +15,7 @@ from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.models import gguf_file
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real.engine.conftest import Driver
+from tests.support.engine_driver import Driver
 
 SUBJECTS = ("rivers", "prime numbers", "the French revolution", "bees", "tides", "glass", "chess", "the moon", "bread", "sleep")
 ASKS = ("Explain {} to a child.", "Write one sentence about {}.", "What is known of {}?", "List three facts on {}:", "{}")

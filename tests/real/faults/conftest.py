@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.faults.clients import expected
-from tests.real.faults.cluster import NAME, alone, make_model, prompts
-from tests.real.faults.links import Links
 from tests.real.registry import conftest as registry
+from tests.support.clients import expected
+from tests.support.links import Links
+from tests.support.served_cluster import NAME, alone, make_model, prompts
 
 PROMPTS, PROMPT_TOKENS, OUTPUT_TOKENS = 24, 300, 200
 Asked = list[tuple[list[int], list[int]]]

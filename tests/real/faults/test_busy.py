@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.real.faults.clients import body, load
-from tests.real.faults.cluster import Cluster, cluster
 from tests.real.faults.conftest import Asked
 from tests.real.faults.test_stores import NAMES, report
-from tests.real.registry.worlds import Server
+from tests.support.clients import body, load
+from tests.support.registry_worlds import Server
+from tests.support.served_cluster import ServedCluster, cluster
 
 BURN = "import os, time\nend = time.monotonic() + 240\nwhile time.monotonic() < end and os.getppid() != 1: pass"
 # As in an experiment without limits of its own: three losses end a request.
@@ -35,7 +35,7 @@ def burning(processes: int = 4) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made(tiny: Path, store: Callable[[str], Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def made(tiny: Path, store: Callable[[str], Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCluster]:
     with cluster(tmp_path_factory.mktemp("busy"), tiny, store("redis").url, **PLAIN) as found:
         found.start("router", "router")
         for name, role in NAMES.items():
@@ -45,7 +45,7 @@ def made(tiny: Path, store: Callable[[str], Server], tmp_path_factory: pytest.Te
 
 
 @pytest.mark.slow
-def test_300_streams_at_once_beside_a_busy_neighbour_end_whole(made: Cluster, asked: Asked) -> None:
+def test_300_streams_at_once_beside_a_busy_neighbour_end_whole(made: ServedCluster, asked: Asked) -> None:
     async def play() -> None:
         async with load(made.url("router")) as clients:
             for turn in range(300):
@@ -64,7 +64,7 @@ def test_300_streams_at_once_beside_a_busy_neighbour_end_whole(made: Cluster, as
 
 
 @pytest.mark.slow
-def test_one_request_of_900_prompts_fails_nobody(made: Cluster, asked: Asked) -> None:
+def test_one_request_of_900_prompts_fails_nobody(made: ServedCluster, asked: Asked) -> None:
     async def play() -> None:
         async with load(made.url("router")) as clients, httpx.AsyncClient(timeout=240) as http:
             for prompt, tokens in asked[:12]:

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.real.faults.clients import Load, body, expected, load
-from tests.real.faults.cluster import AFAR, Cluster, cluster, free_ports, until
 from tests.real.faults.conftest import OUTPUT_TOKENS, Asked
-from tests.real.faults.links import Link, Links
-from tests.real.registry.worlds import Server
+from tests.support.clients import Load, body, expected, load
+from tests.support.links import Link, Links
+from tests.support.registry_worlds import Server
+from tests.support.served_cluster import AFAR, ServedCluster, cluster, free_ports, until
 
 SLOW_BYTES_PER_S = 4e6  # a prompt's KV then takes more than a second
 DECODE_SEQS = 6
@@ -25,7 +25,7 @@ TRANSFER_S = 8.0  # for one, on a busy machine too
 class World:
     """Wires: `http` from the router to the prefill instance, `kv` from that one's KV to the decode instance."""
 
-    def __init__(self, cluster: Cluster, server: Server, http: Link, kv: Link) -> None:
+    def __init__(self, cluster: ServedCluster, server: Server, http: Link, kv: Link) -> None:
         self.cluster, self.server, self.http, self.kv = cluster, server, http, kv
 
     @property

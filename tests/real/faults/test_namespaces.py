@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.faults.clients import load
-from tests.real.faults.cluster import Cluster, cluster
 from tests.real.faults.conftest import OUTPUT_TOKENS, Asked
-from tests.real.registry.worlds import Redis
+from tests.support.clients import load
+from tests.support.registry_worlds import Redis
+from tests.support.served_cluster import ServedCluster, cluster
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")  # tests that run side by side have networks of their own
 NET = f"10.213.{77 + int(WORKER)}"
@@ -78,7 +78,7 @@ class Far(Redis):
 
 
 @pytest.fixture(scope="module")
-def made(spaces: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def made(spaces: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCluster]:
     server = Far(tmp_path_factory.mktemp("redis"))
     server.start()
     asyncio.run(server.ready())
@@ -95,7 +95,7 @@ def made(spaces: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
-def test_with_another_way_every_request_takes_it(made: Cluster, asked: Asked) -> None:
+def test_with_another_way_every_request_takes_it(made: ServedCluster, asked: Asked) -> None:
     async def play() -> None:
         async with load(made.url("router")) as clients:
             with cut("p", "d"):
@@ -108,7 +108,7 @@ def test_with_another_way_every_request_takes_it(made: Cluster, asked: Asked) ->
 
 
 @pytest.mark.slow
-def test_without_another_way_the_prefill_instance_decodes_and_the_way_is_found_again(made: Cluster, asked: Asked) -> None:
+def test_without_another_way_the_prefill_instance_decodes_and_the_way_is_found_again(made: ServedCluster, asked: Asked) -> None:
     made.processes["d2"].kill()
     made.joined("p", "d")
 

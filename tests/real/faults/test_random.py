@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.faults.clients import Client, load
-from tests.real.faults.cluster import Cluster, cluster
 from tests.real.faults.conftest import Asked
-from tests.real.registry.worlds import Server
+from tests.support.clients import Client, load
+from tests.support.registry_worlds import Server
+from tests.support.served_cluster import ServedCluster, cluster
 
 TROUBLES = 8
 ATTEMPTS = 20  # one request may meet most of the troubles, and on a busy machine others
@@ -26,7 +26,7 @@ TRANSFERS = [
 NAMES = {"p0": "prefill", "p1": "prefill", "d0": "decode", "d1": "decode"}
 
 
-async def steady(made: Cluster, asked: Asked, stop: asyncio.Event) -> list[Client]:
+async def steady(made: ServedCluster, asked: Asked, stop: asyncio.Event) -> list[Client]:
     """Always a dozen at once, each of which ends whole."""
     async with load(made.url("router")) as clients:
 
@@ -42,7 +42,7 @@ async def steady(made: Cluster, asked: Asked, stop: asyncio.Event) -> list[Clien
         return clients.clients
 
 
-async def strike(made: Cluster, rng: random.Random) -> None:
+async def strike(made: ServedCluster, rng: random.Random) -> None:
     """One of them dies, or stands still until it has lost its place; then it is back."""
     name = rng.choice(sorted(NAMES))
     process = made.processes[name]

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.faults.clients import load
-from tests.real.faults.cluster import Cluster, cluster, until
 from tests.real.faults.conftest import Asked
 from tests.real.faults.test_stores import report
-from tests.real.registry.worlds import Server
+from tests.support.clients import load
+from tests.support.registry_worlds import Server
+from tests.support.served_cluster import ServedCluster, cluster, until
 
 ROUTERS = ("one", "two")
 
 
 @pytest.fixture(scope="module")
-def made(tiny: Path, store: Callable[[str], Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def made(tiny: Path, store: Callable[[str], Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCluster]:
     with cluster(tmp_path_factory.mktemp("routers"), tiny, store("etcd").url) as found:
         for name in ROUTERS:
             found.start(name, "router")
@@ -30,13 +30,13 @@ def made(tiny: Path, store: Callable[[str], Server], tmp_path_factory: pytest.Te
         yield found
 
 
-def leader(made: Cluster, router: str) -> str:
+def leader(made: ServedCluster, router: str) -> str:
     until(lambda: made.leader(router), 60, lambda: "somebody leads")
     return made.leader(router)
 
 
 @pytest.mark.parametrize("stage", ["decode", pytest.param("any", marks=pytest.mark.slow)])
-def test_the_leading_router_dies_and_the_other_goes_on(made: Cluster, asked: Asked, stage: str) -> None:
+def test_the_leading_router_dies_and_the_other_goes_on(made: ServedCluster, asked: Asked, stage: str) -> None:
     """Its own clients see their connections break, and nobody else anything. What waited to be read for them is given up by its lease."""
     first = leader(made, "one")
     (other,) = {*ROUTERS} - {first}
@@ -72,7 +72,7 @@ def test_the_leading_router_dies_and_the_other_goes_on(made: Cluster, asked: Ask
 
 
 @pytest.mark.parametrize("still_s", [5.0, pytest.param(20.0, marks=pytest.mark.slow)])
-def test_a_router_that_stood_still_goes_on_where_it_was(made: Cluster, asked: Asked, still_s: float) -> None:
+def test_a_router_that_stood_still_goes_on_where_it_was(made: ServedCluster, asked: Asked, still_s: float) -> None:
     """Requests that run, and others that come meanwhile, are late, and whole; the other router is not disturbed."""
     stopped = leader(made, "one")
     (other,) = {*ROUTERS} - {stopped}

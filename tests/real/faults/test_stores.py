@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.faults.clients import Load, load
-from tests.real.faults.cluster import Cluster, cluster
 from tests.real.faults.conftest import Asked
-from tests.real.registry.worlds import Server
+from tests.support.clients import Load, load
+from tests.support.registry_worlds import Server
+from tests.support.served_cluster import ServedCluster, cluster
 
 SHORT = [("redis", 5.0, "paused")]
 LONG = [
@@ -46,7 +46,7 @@ def report(what: str, clients: Load) -> None:
     print(f"\n{what}: {len(sent)} sent, {well} ended well, {doubled} doubled")
 
 
-async def outage(made: Cluster, server: Server, asked: Asked, out_s: float, how: str) -> None:
+async def outage(made: ServedCluster, server: Server, asked: Asked, out_s: float, how: str) -> None:
     """Some requests run when it begins, others come all the while, and others afterwards."""
     url = made.url("router")
     incarnations = {name: made.incarnation(name) for name in NAMES}

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.api import stand_in
+from tests.support import echo_engine
+from tests.support.engine_driver import driver, tiny
+
+__all__ = ["driver", "tiny"]
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+    return echo_engine.byte_tokenizer(tmp_path_factory.mktemp("bytes"))

@@ -23,10 +23,10 @@ from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net.wire import About
-from tests.real.api.kv_stand_in import KvEngine
-from tests.real.api.stand_in import EchoEngine
-from tests.real.api.world import JSON as HEADERS
-from tests.real.instance.world import Lending, instance
+from tests.support.api_world import JSON as HEADERS
+from tests.support.echo_engine import EchoEngine
+from tests.support.kv_engine import KvEngine
+from tests.support.local_instances import Lending, instance
 
 CONTROL = "/pdlab/v1"
 

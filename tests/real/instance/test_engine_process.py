@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from pdlab.core.types import UsageError
 from pdlab.real.engine.messages import Sampling, StructuredOutputs, Submit, Tokens, Vocabulary
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.host.processes import MODULE
 from pdlab.real.instance.engine_client import EngineClient
 from pdlab.replay.scheduler_log import replay
-from tests.real import served
-from tests.real.engine import tiny_models
+from tests.support import served, tiny_models
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 
@@ -239,7 +239,7 @@ def test_no_option_and_so_no_secret_is_on_its_command_line(tiny: Tiny) -> None:
         async with started(folder, kv_name="p", kv_token="of-the-cluster") as client:
             assert client.ready.kv_blocks == 200
             words = Path(f"/proc/{client.process.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-            assert words[1:3] == [b"-m", b"pdlab.real.instance.engine_process"] and len(words) == 4
-            assert words[3].isdigit()
+            assert words[:5] == [*(os.fsencode(word) for word in MODULE), b"pdlab.real.instance.engine_process"] and len(words) == 6
+            assert words[5].isdigit()
 
     asyncio.run(main())

@@ -14,7 +14,7 @@ from pdlab.real.api.legs import NOWHERE
 from pdlab.real.engine.messages import AskLease, Cancel, Export, Held, Holds, Landed, Receive, Release, RenewLease, Sampling, Source, Staged
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.transfer.result import TransferResult
-from tests.real.engine.nodes import BLOCK, Node, node, submit, until
+from tests.support.engine_nodes import BLOCK, Node, node, submit, until
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0)
 PENALISED = Sampling(max_tokens=12, temperature=0.0, presence_penalty=1.5, frequency_penalty=1.0, repetition_penalty=1.3)

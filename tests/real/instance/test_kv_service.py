@@ -33,8 +33,8 @@ from pdlab.real.engine.messages import (
     Staged,
 )
 from pdlab.real.engine.options import EngineOptions
-from tests.real.engine.conftest import Driver
-from tests.real.engine.nodes import BLOCK, Node, node, submit, until
+from tests.support.engine_driver import Driver
+from tests.support.engine_nodes import BLOCK, Node, node, submit, until
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 GREEDY = Sampling(max_tokens=12, temperature=0.0)

@@ -1,4 +1,4 @@
-"""The legs of a request, as docs/protocol.md tells them: prefill here, decode there."""
+"""The legs of a request, as docs/reference/protocol.md tells them: prefill here, decode there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pdlab.real.engine.messages import Proceed, Receive, Resume
-from tests.real.api.kv_stand_in import KvEngine
-from tests.real.instance.world import Instance, instance, tokens_of, until
+from tests.support.kv_engine import KvEngine
+from tests.support.local_instances import Instance, instance, tokens_of, until
 
 PROMPT = list(b"abcdefghij")
 HANDED_ON = ("remote_block_ids", "remote_engine_id", "remote_request_id", "remote_host", "remote_port", "remote_num_tokens")

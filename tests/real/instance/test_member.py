@@ -17,9 +17,9 @@ from pdlab.real.engine.messages import Step
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
 from pdlab.real.registry.store import INSTANCE, REPORT
-from tests.real.api.kv_stand_in import KvEngine, descriptor
-from tests.real.instance import world
-from tests.real.instance.world import Instance, instance, until
+from tests.support import local_instances
+from tests.support.kv_engine import KvEngine, descriptor
+from tests.support.local_instances import Instance, instance, until
 
 QUICK = {"report_s": 0.01, "lease_s": 30.0}
 RUNNING = {"prompt": "abcd", "max_tokens": 400}
@@ -300,7 +300,7 @@ def test_kv_that_does_not_fit_the_others_of_the_model_is_a_mistake_told_at_once(
                 async with instance(folder, "b", registry=book.registry, engine=other, **QUICK):
                     pass
             other.ready = KvEngine("b").ready
-            async with world.instance(folder, "b", registry=book.registry, engine=other, **QUICK):
+            async with local_instances.instance(folder, "b", registry=book.registry, engine=other, **QUICK):
                 assert book.spec("b") is not None
 
     asyncio.run(play())

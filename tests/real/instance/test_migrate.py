@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pdlab.real.engine.messages import Exported, Proceed, Receive
-from tests.real.api.kv_stand_in import KvEngine
-from tests.real.instance.world import Instance, Stream, instance, tokens_of, until
+from tests.support.kv_engine import KvEngine
+from tests.support.local_instances import Instance, Stream, instance, tokens_of, until
 
 PROMPT = list(b"abcdefghij")
 ASKED: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 300, "return_token_ids": True, "detokenize": False}

@@ -13,9 +13,8 @@ from pdlab.real.api.metrics import CAUSES
 from pdlab.real.engine.messages import Exported
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.instance.engine_client import EngineClient
-from tests.real import served
-from tests.real.engine import tiny_models
-from tests.real.instance.world import Instance, instance, tokens_of
+from tests.support import served, tiny_models
+from tests.support.local_instances import Instance, instance, tokens_of
 
 PROMPT = list(b"the quick brown fox jumps over the lazy dog")
 ASKED: dict[str, Any] = {

@@ -15,13 +15,13 @@ import pytest
 from pdlab.core.types import InstanceSpec, Role
 from pdlab.real.api.legs import MOST_DESCRIPTOR, MOST_NAME, MOST_SECONDS
 from pdlab.real.engine.messages import Receive, Source
-from pdlab.real.instance import migrate
 from pdlab.real.instance.registered import FRESH_S, NamedByProxies, Registered
+from pdlab.real.net import http
 from pdlab.real.net.wire import MOST_IDS, ExportAnswer, KvParams
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.registry import Registry
 from pdlab.real.transfer.descriptor import Descriptor, Geometry, Tcp
-from tests.real.instance.world import Instance, instance, until
+from tests.support.local_instances import Instance, instance, until
 
 PROMPT = list(b"abcdefghij")
 ASKED: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 4}
@@ -230,7 +230,7 @@ def test_what_a_peer_names_and_asks_for_is_bounded(folder: Path) -> None:
 
 
 def test_a_migration_source_that_answers_without_end_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "MOST_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(http, "MOST_BODY_BYTES", 10_000)
 
     async def play() -> None:
         sent = 0

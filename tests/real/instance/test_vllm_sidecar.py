@@ -11,7 +11,7 @@ from pdlab.real.instance.vllm_sidecar import Keeper
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.router.status import of_registry
 from pdlab.real.router.vllm import Vllm
-from tests.real.router.fake_instance import Fake
+from tests.support.fake_instance import Fake
 
 METRICS = """
 vllm:cache_config_info{block_size="16",num_gpu_blocks="400"} 1.0

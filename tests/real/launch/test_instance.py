@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from pdlab.cli.main import app
 from pdlab.core.types import UsageError
-from tests.real import served
-from tests.real.engine import tiny_models
+from tests.support import served, tiny_models
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,6 @@ def figures(url: str) -> dict[str, float]:
             name, value = line.split("{")[0], float(line.rsplit(" ", 1)[1])
             found[name] = found.get(name, 0.0) + value
     return found
-
-
-def until(condition: Any, within_s: float = 120.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def at_rest(url: str) -> bool:

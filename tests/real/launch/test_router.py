@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pdlab.core import watchdog
+from pdlab.core import endless_hooks
 from pdlab.experiment.experiment import Experiment
 from pdlab.real.launch.router import RouterFront, route
 from pdlab.real.models.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def test_a_policy_that_fails_ends_the_service_with_its_name(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(watchdog, "LOOK_S", 0.02)
+    monkeypatch.setattr(endless_hooks, "LOOK_S", 0.02)
     (tmp_path / "mine.py").write_text(POLICY.format(body=body))
     experiment = Experiment.parse(
         {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 
-from pdlab.core.collector import LOOK_EVERY
+from pdlab.core.garbage_collection import LOOK_EVERY
 from pdlab.real.launch.instance import run_until_stopped
 
 

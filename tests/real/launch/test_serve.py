@@ -18,7 +18,7 @@ from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.ignored_keys import ignored
 from pdlab.real.launch.instance import Listening
 from pdlab.real.launch.serve import check, child_command, engine_of, profile_of, settled
-from pdlab.sim.build import plans
+from pdlab.sim.plans import plans
 from tests.cost.test_measured import PROFILE
 
 

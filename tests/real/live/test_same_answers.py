@@ -20,11 +20,10 @@ from pdlab.real.api.service import Service
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.real.router.world import LiveWorld
-from tests.real import served
-from tests.real.engine import tiny_models
-from tests.real.instance.world import Instance as Server
-from tests.real.instance.world import until
 from tests.real.live.test_same_tokens import WAYS, Shuttle, experiment, play, world
+from tests.support import served, tiny_models
+from tests.support.local_instances import Instance as Server
+from tests.support.local_instances import until
 
 PROMPT = "the quick brown fox 🦊 jumps"
 GREEDY = {"prompt": PROMPT, "temperature": 0, "max_tokens": 10, "ignore_eos": True}

@@ -26,11 +26,10 @@ from pdlab.real.instance.engine_client import EngineClient
 from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, head_of, read, replay
-from tests.real import served
-from tests.real.engine import tiny_models
-from tests.real.instance.world import TOKEN, instance
-from tests.real.instance.world import Instance as Server
 from tests.real.transfer.ways import NIXL
+from tests.support import served, tiny_models
+from tests.support.local_instances import TOKEN, instance
+from tests.support.local_instances import Instance as Server
 
 BLOCK = 4
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)

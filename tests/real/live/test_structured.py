@@ -13,10 +13,9 @@ import pytest
 from pdlab.core.types import Role
 from pdlab.real.engine.messages import Sampling, StructuredOutputs
 from pdlab.real.router.world import LiveWorld
-from tests.real import served
-from tests.real.engine import tiny_models
-from tests.real.instance.world import Instance as Server
 from tests.real.live.test_same_tokens import WAYS, Client, Shuttle, experiment, play, some_prompts, world
+from tests.support import served, tiny_models
+from tests.support.local_instances import Instance as Server
 
 SCHEMA = {
     "type": "object",

@@ -14,7 +14,7 @@ from pdlab.cli.tokenizer import export
 from pdlab.core.types import UsageError
 from pdlab.real.models.gguf_file import default_model
 from pdlab.real.models.tokenizer import Tokenizer
-from tests.real.api import stand_in
+from tests.support import echo_engine
 
 TEXTS = [
     "",
@@ -72,7 +72,7 @@ def test_our_own_reader_takes_the_folder_as_it_takes_the_model(model: Path, tmp_
 
 def test_another_models_folder_can_be_exported_and_what_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    folder = stand_in.byte_tokenizer(tmp_path / "model")
+    folder = echo_engine.byte_tokenizer(tmp_path / "model")
     where = tmp_path / "out"
     where.mkdir()
     (where / "notes.txt").write_text("mine")

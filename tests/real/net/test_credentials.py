@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.cli.main import main as cli
+from pdlab.cli import serve as command
+from pdlab.cli.main import main
 from pdlab.core.types import UsageError
 from pdlab.real.launch import serve as start
 from pdlab.real.launch.asked import Asked
@@ -27,9 +28,9 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def asked_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Asked:
     """What `pdlab serve` was asked for."""
     found: list[Asked] = []
-    monkeypatch.setattr(start, "start", lambda asked, say: found.append(asked))
+    monkeypatch.setattr(command, "start", lambda asked, say: found.append(asked))
     with pytest.raises(SystemExit):
-        cli.main(["serve", *words])
+        main(["serve", *words])
     return found[0]
 
 

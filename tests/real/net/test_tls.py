@@ -18,11 +18,11 @@ import pytest
 from pdlab.core.types import UsageError
 from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.net.tls import Tls
-from tests.real import certificates
-from tests.real.certificates import Certificates
-from tests.real.faults.cluster import cluster
 from tests.real.registry.conftest import missing
 from tests.real.registry.test_tls import QUOTED, redis
+from tests.support import certificates
+from tests.support.certificates import Certificates
+from tests.support.served_cluster import cluster
 
 
 @pytest.fixture(scope="module")

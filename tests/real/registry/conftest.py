@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from pdlab.real.registry import lease
-from tests.real.registry.worlds import SERVERS, MemoryWorld, Server, World
+from tests.support.registry_worlds import SERVERS, MemoryWorld, RegistryWorld, Server
 
 PACKAGES = {"etcd": "etcd3aio", "redis": "redis"}
 
@@ -63,12 +63,12 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["memory", *SERVERS])
-def world(request: pytest.FixtureRequest, shared: Callable[[str], Server], patient: None) -> World:
+def world(request: pytest.FixtureRequest, shared: Callable[[str], Server], patient: None) -> RegistryWorld:
     return MemoryWorld() if request.param == "memory" else shared(request.param)
 
 
 @pytest.fixture(params=["memory", *SERVERS])
-def mortal(request: pytest.FixtureRequest, new_server: Callable[[str], Server], patient: None) -> Iterator[World]:
+def mortal(request: pytest.FixtureRequest, new_server: Callable[[str], Server], patient: None) -> Iterator[RegistryWorld]:
     """A world whose store the test may kill."""
     if request.param == "memory":
         yield MemoryWorld()

@@ -11,7 +11,7 @@ import pytest
 
 from pdlab.real.registry import open_registry
 from pdlab.real.registry.store import StoreAway
-from tests.real.registry.worlds import Server
+from tests.support.registry_worlds import Server
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.001, 0.002])

@@ -18,14 +18,14 @@ from pdlab.real.registry import Leadership, Registry
 from pdlab.real.registry.lease import HeldLease, claim
 from pdlab.real.registry.redis import RedisStore
 from pdlab.real.registry.store import Peek, Store, StoreAway
-from tests.real.registry.worlds import SERVERS, MemoryWorld, Process, Redis, Server, World, report, spec, watching
+from tests.support.registry_worlds import SERVERS, MemoryWorld, Process, Redis, RegistryWorld, Server, report, spec, watching
 
 T = TypeVar("T")
 NewServer = Callable[[str], Server]
 LONG_S = 60.0  # a lease that no slow machine lets end
 
 
-def test_a_watcher_sees_the_state_first_and_then_each_change_in_order(world: World) -> None:
+def test_a_watcher_sees_the_state_first_and_then_each_change_in_order(world: RegistryWorld) -> None:
     async def main() -> None:
         theirs, ours = await world.open(), await world.open()
         p0 = await theirs.register(spec("p0"), lease_s=LONG_S)
@@ -53,7 +53,7 @@ def test_a_watcher_sees_the_state_first_and_then_each_change_in_order(world: Wor
     world.run(main)
 
 
-def test_incarnations_rise_and_a_held_name_is_refused(world: World) -> None:
+def test_incarnations_rise_and_a_held_name_is_refused(world: RegistryWorld) -> None:
     async def main() -> None:
         one, other = await world.open(), await world.open()
         first = await one.register(spec("d-0"), lease_s=LONG_S)
@@ -71,7 +71,7 @@ def test_incarnations_rise_and_a_held_name_is_refused(world: World) -> None:
     world.run(main)
 
 
-def test_of_many_that_want_one_name_at_once_one_gets_it(world: World) -> None:
+def test_of_many_that_want_one_name_at_once_one_gets_it(world: RegistryWorld) -> None:
     async def main() -> None:
         registries = [await world.open() for _ in range(4)]
         for incarnation in (1, 2):
@@ -83,7 +83,7 @@ def test_of_many_that_want_one_name_at_once_one_gets_it(world: World) -> None:
     world.run(main)
 
 
-def test_a_holder_that_falls_silent_leaves_when_its_lease_ends_and_its_name_is_free(world: World) -> None:
+def test_a_holder_that_falls_silent_leaves_when_its_lease_ends_and_its_name_is_free(world: RegistryWorld) -> None:
     async def main() -> None:
         theirs, ours = await world.open(), await world.open()
         held = await theirs.register(spec(), lease_s=world.lease_s)
@@ -122,7 +122,7 @@ def test_a_killed_process_leaves(server: Server) -> None:
     server.run(main)
 
 
-async def outage(world: World, seconds: float, how: str) -> None:
+async def outage(world: RegistryWorld, seconds: float, how: str) -> None:
     if how == "pause":
         assert isinstance(world, Server)
         world.pause()
@@ -134,7 +134,7 @@ async def outage(world: World, seconds: float, how: str) -> None:
         await world.restart(wipe=how == "wiped")
 
 
-async def outlive(world: World, how: str, seconds: float) -> None:
+async def outlive(world: RegistryWorld, how: str, seconds: float) -> None:
     theirs, ours = await world.open(), await world.open()
     lasting = await theirs.register(spec("p0"), lease_s=LONG_S)
     async with watching(ours) as seen:
@@ -170,13 +170,13 @@ def test_a_lease_that_outlives_an_outage_is_kept_and_who_could_not_renew_fences_
         await asyncio.gather(*(server.within(lambda s=server, h=how, n=n: outlive(s, h, n)) for how, n, server in cases))  # type: ignore[misc]
 
     try:
-        World().run(main)
+        RegistryWorld().run(main)
     finally:
         for _, _, server in cases:
             server.stop()
 
 
-def test_a_store_that_lost_its_data_gets_the_living_back_and_the_dead_leave_after_a_lease(mortal: World) -> None:
+def test_a_store_that_lost_its_data_gets_the_living_back_and_the_dead_leave_after_a_lease(mortal: RegistryWorld) -> None:
     async def main() -> None:
         theirs, ours = await mortal.open(), await mortal.open()
         living = await theirs.register(spec("p0"), lease_s=6.0 if mortal.exact else 12.0)
@@ -211,7 +211,7 @@ async def leads(*candidates: Leadership, within_s: float = 60.0) -> Leadership:
     return leading[0]
 
 
-async def lasting(world: World, *candidates: Leadership) -> Leadership:
+async def lasting(world: RegistryWorld, *candidates: Leadership) -> Leadership:
     """Who leads for longer than a lease. On a real machine, which may stand still for one, not each does."""
     for _ in range(1 if world.exact else 10):
         leader = await leads(*candidates)
@@ -222,7 +222,7 @@ async def lasting(world: World, *candidates: Leadership) -> Leadership:
     raise AssertionError("nobody leads for longer than a lease")
 
 
-def test_one_candidate_leads_and_another_follows_with_a_higher_number(world: World) -> None:
+def test_one_candidate_leads_and_another_follows_with_a_higher_number(world: RegistryWorld) -> None:
     async def main() -> None:
         registries = [await world.open() for _ in range(3)]
         candidates = [await r.elect(f"router-{k}", lease_s=world.lease_s) for k, r in enumerate(registries)]
@@ -241,7 +241,7 @@ def test_one_candidate_leads_and_another_follows_with_a_higher_number(world: Wor
     world.run(main)
 
 
-def test_a_leader_without_its_store_is_deposed_and_may_be_elected_again(mortal: World) -> None:
+def test_a_leader_without_its_store_is_deposed_and_may_be_elected_again(mortal: RegistryWorld) -> None:
     async def main() -> None:
         leader = await (await mortal.open()).elect("router-0", lease_s=1.0 if mortal.exact else 2.0)
         assert await leader.changed()
@@ -284,7 +284,7 @@ def test_a_paused_leader_knows_at_once_that_it_was_deposed(server: Server) -> No
     server.run(main)
 
 
-def test_what_a_broken_peer_writes_is_skipped_with_one_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_broken_peer_writes_is_skipped_with_one_line(world: RegistryWorld, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         theirs, ours = await world.open(), await world.open()
         held = await theirs.register(spec("p0"), lease_s=LONG_S)
@@ -309,7 +309,7 @@ def test_what_a_broken_peer_writes_is_skipped_with_one_line(world: World, caplog
     assert sorted(line.split("'")[1] for line in skipped) == sorted(garbage * 2)  # two watchers
 
 
-def test_a_put_reaches_a_watcher_soon(world: World) -> None:
+def test_a_put_reaches_a_watcher_soon(world: RegistryWorld) -> None:
     async def main() -> None:
         held = await (await world.open()).register(spec(), lease_s=LONG_S)
         loop = asyncio.get_running_loop()
@@ -346,17 +346,19 @@ def test_a_count_that_a_broken_peer_spoilt_is_said_so(server: Server) -> None:
     server.run(main)
 
 
-def mortals(kind: str, new_server: NewServer, *cases: tuple[str, T]) -> list[tuple[World, str, T]]:
+def mortals(kind: str, new_server: NewServer, *cases: tuple[str, T]) -> list[tuple[RegistryWorld, str, T]]:
     """A store for each: what is to become of it (killed, wiped or paused, say), and for how many seconds, or when."""
     return [(MemoryWorld() if kind == "memory" else new_server(kind), *case) for case in cases if kind != "memory" or case[0] != "pause"]
 
 
-def at_once(kind: str, worlds: list[tuple[World, str, T]], play: Callable[[World, str, T], Coroutine[Any, Any, None]]) -> None:
+def at_once(
+    kind: str, worlds: list[tuple[RegistryWorld, str, T]], play: Callable[[RegistryWorld, str, T], Coroutine[Any, Any, None]]
+) -> None:
     async def main() -> None:
         await asyncio.gather(*(world.within(partial(play, world, how, more)) for world, how, more in worlds))
 
     try:
-        (MemoryWorld() if kind == "memory" else World()).run(main)
+        (MemoryWorld() if kind == "memory" else RegistryWorld()).run(main)
     finally:
         for world, _, _ in worlds:
             if isinstance(world, Server):
@@ -367,7 +369,7 @@ def at_once(kind: str, worlds: list[tuple[World, str, T]], play: Callable[[World
 def test_two_never_lead_at_once_whatever_becomes_of_the_store(kind: str, new_server: NewServer, patient: None) -> None:
     """Not even where it comes back at once, without its data, while the last leader's lease runs on."""
 
-    async def play(world: World, how: str, seconds: float) -> None:
+    async def play(world: RegistryWorld, how: str, seconds: float) -> None:
         candidates = [await (await world.open()).elect(f"r{k}", lease_s=2.0) for k in range(3)]
         await leads(*candidates)
         looking = asyncio.create_task(_never_two(candidates))
@@ -387,7 +389,7 @@ async def _never_two(candidates: list[Leadership]) -> None:
         await asyncio.sleep(0.003)
 
 
-def test_nobody_leads_a_store_without_data_before_the_last_leaders_lease_is_over(mortal: World) -> None:
+def test_nobody_leads_a_store_without_data_before_the_last_leaders_lease_is_over(mortal: RegistryWorld) -> None:
     """The last leader does not hear that its store is another one now."""
 
     async def cut_off(*_: Any) -> None:
@@ -414,7 +416,7 @@ def test_nobody_leads_a_store_without_data_before_the_last_leaders_lease_is_over
 LOSSES = {"memory": ["restarted"], "etcd": ["restarted"], "redis": ["restarted", "flushed", "without its last writes"]}
 
 
-async def lose_data(world: World, how: str) -> None:
+async def lose_data(world: RegistryWorld, how: str) -> None:
     if how == "flushed":
         await cast(RedisStore, world.opened[0].store).client.flushall()
         return
@@ -444,7 +446,7 @@ def test_a_store_that_lost_its_data_between_two_looks_is_no_free_place(kind: str
         except StoreAway:  # a connection was to the one before
             return None
 
-    async def play(world: World, how: str, looks: str) -> None:
+    async def play(world: RegistryWorld, how: str, looks: str) -> None:
         first, other = await world.open(), await world.open()
         while await other.store.peek("leader/x", lease_s) != (found := await other.store.peek("leader/x", 0.0)):
             await asyncio.sleep(0.1)
@@ -484,7 +486,7 @@ def test_a_patient_holder_keeps_its_place_through_any_outage_and_nobody_is_told_
 ) -> None:
     """For less and for more than a lease."""
 
-    async def play(world: World, how: str, seconds: float) -> None:
+    async def play(world: RegistryWorld, how: str, seconds: float) -> None:
         theirs, ours = await world.open(), await world.open()
         held = [await theirs.register(spec(name), lease_s=2.0, patient=True) for name in ("p0", "d0")]
         ill: list[bool] = []

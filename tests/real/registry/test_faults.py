@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pdlab.core.types import Joined, Left, Report, UsageError
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
-from tests.real.registry.worlds import MemoryWorld, Seen, report, spec, watching
+from tests.support.registry_worlds import MemoryWorld, Seen, report, spec, watching
 
 
 class Slow(MemoryStore):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pdlab.core.types import UNKNOWN, InstanceSpec, Joined, Left, Report, Role, StepTime, Suspected
 from pdlab.real.registry.observer import MOST_HELD_S, Observer, WatchEvent
 from pdlab.real.registry.records import MAX_BYTES, Garbage, InstanceRecord, encode, read_instance, read_report
-from tests.real.registry.worlds import spec
+from tests.support.registry_worlds import spec
 
 
 def record(incarnation: int = 1, lease_s: float = 3.0, name: str = "p0", role: Role = Role.PREFILL) -> bytes:

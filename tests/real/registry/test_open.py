@@ -8,7 +8,7 @@ import pytest
 from pdlab.core.types import Report, UsageError
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.memory import MemoryStore
-from tests.real.registry.worlds import spec
+from tests.support.registry_worlds import spec
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ from pdlab.real.net.credentials import registry_url
 from pdlab.real.net.tls import Tls
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.etcd import EtcdStore
-from tests.real import certificates
-from tests.real.certificates import Certificates
 from tests.real.registry.conftest import missing
-from tests.real.registry.worlds import free_port, spec
+from tests.support import certificates
+from tests.support.certificates import Certificates
+from tests.support.ports import free_port
+from tests.support.registry_worlds import spec
 
 PASSWORD = "pass/word:with@signs"
 QUOTED = "pass%2Fword%3Awith%40signs"

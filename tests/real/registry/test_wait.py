@@ -14,9 +14,9 @@ from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.store import NameHeld, RegistrySilent
 from pdlab.real.registry.wait import patiently
-from tests.real import served
-from tests.real.faults.cluster import Process, until
-from tests.real.registry.worlds import SERVERS, MemoryWorld, Server, spec
+from tests.support import served
+from tests.support.registry_worlds import SERVERS, MemoryWorld, Server, spec
+from tests.support.served_cluster import Process, until
 
 NewServer = Callable[[str], Server]
 

@@ -14,7 +14,8 @@ import pytest
 import uvicorn
 
 from pdlab.core.policy import Policy, Reject
-from pdlab.core.router import Limits, Router
+from pdlab.core.router import Router
+from pdlab.core.router_limits import Limits
 from pdlab.core.types import CAPABILITIES, InstanceSpec, Report, Request, Role, Stage, Tick
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.deployment import TransferSpec
@@ -30,7 +31,7 @@ from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.real.router.remote import Hear, LegAsk, LegTokens, Prefilled
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, Head
-from tests.real.api import stand_in
+from tests.support import echo_engine
 
 PARAMS = KvParams(do_remote_prefill=True, remote_request_id="lease")
 
@@ -83,7 +84,7 @@ class Alphabet:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+    return echo_engine.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
 
 
 def spec(name: str, kv_blocks: int = 100) -> InstanceSpec:
@@ -313,13 +314,13 @@ def test_where_only_one_that_drains_could_hold_it_that_is_a_503_with_the_numbers
 def test_a_router_with_grace_is_down_when_that_has_passed() -> None:
     async def main() -> None:
         made = world()
-        made.router.limits = Limits(grace_s=60.0)
+        made.router.membership.limits = Limits(grace_s=60.0)
         engine = ClusterEngine(made, "tiny", 300)
         assert engine.down is not None, "nobody has been there"
         made.instances.join(spec("p"))
         made.instances.leave("p", 0)
         assert engine.down is None
-        made.router.limits = Limits()
+        made.router.membership.limits = Limits()
         made.tell(Tick())
         assert engine.down == "no instance is ready"
         await made.close()

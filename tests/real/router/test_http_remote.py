@@ -19,7 +19,7 @@ from pdlab.real.net.wire import MOST_IDS, Continue, Extra, KvParams, StreamEvent
 from pdlab.real.router import http_remote as http
 from pdlab.real.router.http_remote import HttpRemote, LegStream
 from pdlab.real.router.remote import InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
-from tests.real.router.fake_instance import Fake
+from tests.support.fake_instance import Fake
 
 Test = Callable[[Fake, HttpRemote], Awaitable[None]]
 

@@ -17,16 +17,16 @@ from pdlab.core.types import Dispatch, Joined, Report, Role, Switched, Tick
 from pdlab.real.router.metrics import Tally
 from pdlab.real.router.remote import TransferTrouble
 from pdlab.real.router.world import LiveWorld
-from tests.real.api import stand_in
-from tests.real.instance.world import instance
 from tests.real.router.test_cluster_engine import Alphabet, served, spec
+from tests.support import echo_engine
+from tests.support.local_instances import instance
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+    return echo_engine.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
 
 
 def read(page: str) -> Series:

@@ -13,7 +13,7 @@ import pytest
 from pdlab.core.types import AnyEvent, InstanceSpec, Joined, Leads, Left, Report, Role, Suspected, Switched
 from pdlab.real.router.roster import Members, follow, lead
 from pdlab.real.transfer.descriptor import Descriptor, Geometry
-from tests.real.registry.worlds import MemoryWorld, spec
+from tests.support.registry_worlds import MemoryWorld, spec
 
 
 class Told:

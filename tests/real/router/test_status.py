@@ -17,14 +17,14 @@ from pdlab.core.types import Report, Role, UsageError
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.router import status
 from pdlab.real.router.status import InstanceRow, Source, View
-from tests.real.api import stand_in
-from tests.real.instance.world import TOKEN, Instance, instance
-from tests.real.registry.worlds import spec
+from tests.support import echo_engine
+from tests.support.local_instances import TOKEN, Instance, instance
+from tests.support.registry_worlds import spec
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+    return echo_engine.byte_tokenizer(tmp_path_factory.mktemp("bytes"))
 
 
 def cluster(folder: Path, main: Callable[[Registry, Source, dict[str, Instance]], Coroutine[Any, Any, None]], *roles: Role) -> None:

@@ -10,7 +10,7 @@ from pdlab.core.types import UNKNOWN, Report, Role, StepTime, UsageError
 from pdlab.real.net.http import Broken
 from pdlab.real.registry.records import encode, read_report
 from pdlab.real.router.vllm import Vllm, VllmMetrics
-from tests.real.router.fake_instance import Fake
+from tests.support.fake_instance import Fake
 
 HEAD = """\
 # HELP vllm:cache_config_info Information of the LLMEngine CacheConfig

@@ -18,9 +18,9 @@ from pdlab.experiment.make_router import router
 from pdlab.real.engine.messages import Ready
 from pdlab.real.instance.member import measured_of
 from pdlab.replay.log import Entry, read, replay
-from pdlab.sim.build import simulate
+from pdlab.sim import simulate
 from pdlab.workload.spec import build
-from tests.real.router.stand_in import Run, played, small
+from tests.support.virtual_cluster import Run, played, small
 
 PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill"}
 SHAPES = {"1P1D": (1, 1, 0), "2P2D": (2, 2, 0), "mixed": (0, 0, 2), "1P1D1M": (1, 1, 1)}
@@ -86,6 +86,25 @@ def test_the_live_world_decides_as_the_simulated_one(shape: str, policy: str, tr
         assert frame[name].astype(str).tolist() == told[name].astype(str).tolist(), name
 
 
+@pytest.mark.parametrize(
+    "transfer",
+    [{**PUSH, "timeout_s": 2.0}, {"mode": "pull", "reserve": "before_prefill"}, {**PUSH, "timeout_s": 5000.0}],
+    ids=["push", "pull", "push, patient"],
+)
+def test_a_prompt_may_wait_longer_than_a_transfer_may_take(transfer: dict[str, Any], tmp_path: Path) -> None:
+    members = [{"role": "prefill", "count": 1, "hardware": "l4"}, {"role": "decode", "count": 1, "hardware": "h100-sxm"}]
+    workload = {"source": "azure-conv-2023", "requests": 250, "rate": 1000.0}
+    engine, limits = {"kv_blocks": 40000}, {"request_timeout_s": 5000.0}
+    experiment = small(transfer=transfer, workload=workload, cluster={"instances": members}, engine=engine, limits=limits)
+    told = simulate(experiment, trace_events=tmp_path / "sim").records.frame()
+    lived = live(experiment, tmp_path / "live").world.lines.book.records.frame()
+    for frame in (told, lived):
+        assert (frame["handoff_s"] - frame["dispatched_s"]).max() > 40.0
+        assert (frame["status"] == "done").all()
+        assert (frame["attempts"] == 1).all()
+    assert decisions(tmp_path / "live") == [(pytest.approx(at_s, abs=1e-6), action) for at_s, action in decisions(tmp_path / "sim")]
+
+
 def test_they_decide_alike_where_prompts_share_prefixes(tmp_path: Path) -> None:
     workload = {"source": "mooncake-conversation", "requests": 100, "rate": 3.0}
     experiment = small("prefix_aware", prefill=2, decode=2, workload=workload, engine={"kv_blocks": 30000})
@@ -141,7 +160,7 @@ def test_that_the_policy_goes_blind_is_said_once(caplog: pytest.LogCaptureFixtur
     def unmeasured(ready: Ready) -> MeasuredInstance:
         return replace(measured_of(ready), prefill_profile=(), decode_profile=())
 
-    monkeypatch.setattr("tests.real.router.stand_in.measured_of", unmeasured)
+    monkeypatch.setattr("tests.support.virtual_cluster.measured_of", unmeasured)
     made = live(small("xllm_slo_aware", prefill=2, decode=1), tmp_path / "log")
     (said,) = [record.getMessage() for record in caplog.records if "was told 0 s" in record.getMessage()]
     assert said.startswith("policy XllmSloAware asks how long steps take on decode-0, prefill-0")

@@ -12,7 +12,7 @@ import pytest
 from pdlab.core.types import Dispatch, Handoff, Migrated, Refused, Transferred
 from pdlab.experiment.make_router import router
 from pdlab.replay.log import read, replay
-from tests.real.router.stand_in import PULL, TIMEOUT_S, TRANSFERS, Client, Run, cluster, played
+from tests.support.virtual_cluster import PULL, TIMEOUT_S, TRANSFERS, Client, Run, cluster, played
 
 NEVER_S = 1e6
 LINK = ("prefill-0", "decode-0")

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from pdlab.core.types import RegistryAway, Stage
 from pdlab.experiment.experiment import Experiment
 from pdlab.real.api.backend import Ended
-from tests.real.router import stand_in
-from tests.real.router.stand_in import DECODE_FIRST, PULL, PUSH, TRANSFERS, Client, Run, played
+from tests.support import virtual_cluster
+from tests.support.virtual_cluster import DECODE_FIRST, PULL, PUSH, TRANSFERS, Client, Run, played
 
 SLOW = {"network": {"gbytes_per_s": 1.0, "latency_us": 10}}  # a prompt of 2000 tokens takes 0.26 s
 MOMENTS = [0.001, 0.02, 0.06, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.7]  # from before prefill until after the end
 
 
 def cluster(transfer: dict[str, Any], prefill: int = 2, decode: int = 2, **rest: Any) -> Experiment:
-    return stand_in.cluster(transfer, prefill, decode, cluster=SLOW, **rest)
+    return virtual_cluster.cluster(transfer, prefill, decode, cluster=SLOW, **rest)
 
 
 def stage(client: Client) -> Stage:

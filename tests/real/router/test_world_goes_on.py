@@ -10,7 +10,7 @@ import pytest
 from pdlab.real.engine.messages import StructuredOutputs
 from pdlab.real.router.remote import LegAsk
 from tests.real.router import test_world_migration
-from tests.real.router.stand_in import DECODE_FIRST, PULL, TRANSFERS, Client, Run, cluster, played, small, word
+from tests.support.virtual_cluster import DECODE_FIRST, PULL, TRANSFERS, Client, Run, cluster, played, small, word
 
 PLAIN = {"temperature": 0.0}
 LOOKING_BACK = {

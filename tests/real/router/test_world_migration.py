@@ -12,7 +12,7 @@ import pytest
 from pdlab.core.policy import Policy
 from pdlab.core.types import Stage
 from pdlab.core.view import Cluster, Instance
-from tests.real.router.stand_in import Run, cluster, played
+from tests.support.virtual_cluster import Run, cluster, played
 
 
 @dataclass

@@ -14,9 +14,9 @@ from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.make_router import router
 from pdlab.replay.log import read, replay
-from pdlab.sim.build import simulate
-from tests.real.router.stand_in import Run, played, small
+from pdlab.sim import simulate
 from tests.real.router.test_world_as_simulated import decisions, live
+from tests.support.virtual_cluster import Run, played, small
 
 
 @dataclass

@@ -15,9 +15,9 @@ from rich.console import Console
 from pdlab.real.router.status import InstanceRow, View, nics, table
 from pdlab.real.transfer import nixl, rdma
 from pdlab.real.transfer.descriptor import Descriptor, decode
-from tests.real.registry.worlds import spec
 from tests.real.transfer import gpu
 from tests.real.transfer.peer import endpoint, memory
+from tests.support.registry_worlds import spec
 
 GPU = "0000:1b:00.0"
 SWITCH = "pci0000:15/0000:15:01.0/0000:16:00.0"  # the GPU and mlx5_2 hang on it

@@ -1,0 +1,1 @@
+"""Many simulations that together answer a question."""
