@@ -29,6 +29,7 @@ HOT = (
     "pdlab/core/rebalance.py",
     "pdlab/core/router.py",
     "pdlab/batching/chunked.py",
+    "pdlab/sim/after.py",
     "pdlab/sim/worker.py",
     "pdlab/sim/job.py",
     "pdlab/sim/link.py",

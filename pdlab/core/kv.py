@@ -181,16 +181,21 @@ class BlockPool:
 
     def take(self, hashes: Sequence[int], units: int, tokens: int, spare_blocks: int, computed: bool = False) -> Holding | None:
         """What `allocate` does, for a new holding, as long as `spare_blocks` stay available; else None."""
-        plain = not units and not self.windows
-        need = -(-tokens // self.block_tokens) if plain else self.blocks_to_allocate(hashes, units, tokens, computed)
-        if need > self.total - self.used - spare_blocks:
+        if units or self.windows:
+            if self.blocks_to_allocate(hashes, units, tokens, computed) > self.total - self.used - spare_blocks:
+                return None
+            holding = Holding()
+            self.allocate(holding, hashes, units, tokens, computed)
+            return holding
+        need = -(-tokens // self.block_tokens)
+        used = self.used + need
+        if used > self.total - spare_blocks:
             return None
         holding = Holding()
-        if plain:
-            holding.private = need
-            self.grow(need)
-        else:
-            self.allocate(holding, hashes, units, tokens, computed)
+        holding.private = need
+        self.used = used
+        if self.idle:
+            self.grow(0)
         return holding
 
     def slide(self, holding: Holding) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+from pdlab.core.types import Stage
 from pdlab.core.view import Cluster, Instance, LiveRequest
 
 
@@ -24,7 +25,7 @@ class Ledger:
         decode.unreported.append((self.cluster.now, 0, tokens))
         if decode.room < inf:
             self.set_room(decode, decode.room - tokens)
-        if not decode.has_place:
+        if decode.decode_requests >= decode.most_requests:
             self.set_busy(decode, True)
         if request.hashes and decode is not live.prefill:
             self.cluster.index.book(request.hashes, decode)
@@ -76,6 +77,5 @@ class Ledger:
             )
             assert (x.decode_requests, x.decode_tokens) == (len(decode), sum(r.decode_tokens for r in decode)), f"{x.name}: decode ledger"
             assert len(x.decoding) == x.decode_requests, f"{x.name}: decoding"
-        moving = [r.moving for r in live if r.moving is not None]
-        flying = {pair: sum(size for other, size in moving if other == pair) for pair, _ in moving}
-        assert flying == self.cluster.links.in_flight_bytes, "bytes in flight"
+        moving = {r for r in live if r.stage is Stage.TRANSFER or r.migrating is not None}
+        assert moving == set(self.cluster.links.moving), "KV on its way"

@@ -63,7 +63,7 @@ class Rebalance:
             if self.cluster.can_migrate(live, target):
                 self.reach.sends(live.decode.name, target.name, self.cluster.now)
                 live.migrating = target
-                self.cluster.links.depart(live, live.decode, target, self.cluster.context_tokens(live))
+                self.cluster.links.moving[live] = live.decode, target, self.cluster.context_tokens(live)
                 self.reply.actions.append(Migrate(request_id, live.attempt, live.decode.name, target.name))
             elif live.request.best_of > 1:
                 self.reply.notice("migrate: requests with best_of above 1 cannot be moved")

@@ -12,48 +12,49 @@ class Meter:
     """What is remembered of an instance's steps for its reports: sums since the start, and of the steps since the last report the longest
     prompt computed alone, the last decode alone, and the longest prompt beside decodes."""
 
-    __slots__ = ("_alone", "_beside", "_decode", "_ended_s", "decode_s", "decode_steps")
+    __slots__ = ("_alone", "_alone_s", "_beside", "_beside_s", "_decode", "_ended_s", "decode_s", "decode_steps")
 
     def __init__(self) -> None:
         self.decode_steps = 0
         self.decode_s = 0.0
         self._ended_s = -1.0  # when a decode step last ended
         self._decode: tuple[int, int, float] | None = None  # batch, context, seconds
-        self._alone: StepTime | None = None
-        self._beside: StepTime | None = None
+        self._alone: Batch | None = None
+        self._beside: Batch | None = None
+        self._alone_s = self._beside_s = 0.0
 
     def took(self, batch: Batch, joined: int, began_s: float, seconds: float, steps: int, last_s: float) -> None:
         """`steps` of a batch took `seconds` from `began_s` on, the last of them `last_s`. `joined`: how many of its decodes had their first
         here. `batch.context_tokens` is still that of the first."""
         n = batch.decodes
         if n:
-            if n > joined and 0.0 <= self._ended_s < began_s:
+            if self._ended_s < began_s and n > joined and self._ended_s >= 0.0:
                 self.decode_s += began_s - self._ended_s  # they have waited, too
             self._ended_s = began_s + seconds
             self.decode_s += seconds
             self.decode_steps += steps
             if not batch.prompt_tokens:
                 self._decode = (n, batch.context_tokens + n * (steps - 1), last_s)
-                return
-        known = self._beside if n else self._alone
-        if known is None or batch.prompt_tokens >= known.prompt_tokens:
-            step = StepTime(n, batch.context_tokens, batch.prompt_tokens, batch.squared_tokens, last_s)
-            if n:
-                self._beside = step
-            else:
-                self._alone = step
+            elif self._beside is None or batch.prompt_tokens >= self._beside.prompt_tokens:
+                self._beside, self._beside_s = batch, last_s
+        elif self._alone is None or batch.prompt_tokens >= self._alone.prompt_tokens:
+            self._alone, self._alone_s = batch, last_s
 
     def drain(self) -> tuple[StepTime, ...]:
         """The steps to tell of; they are told once."""
         steps = []
         if self._alone is not None:
-            steps.append(self._alone)
+            steps.append(_step(self._alone, self._alone_s))
         if self._decode is not None:
             steps.append(StepTime(self._decode[0], self._decode[1], 0, 0, self._decode[2]))
         if self._beside is not None:
-            steps.append(self._beside)
+            steps.append(_step(self._beside, self._beside_s))
         self._alone = self._decode = self._beside = None
         return tuple(steps)
+
+
+def _step(batch: Batch, seconds: float) -> StepTime:
+    return StepTime(batch.decodes, batch.context_tokens, batch.prompt_tokens, batch.squared_tokens, seconds)
 
 
 def keep_recent(recent: dict[int, StepTime], step: StepTime) -> None:
@@ -75,16 +76,19 @@ def report_of(scheduler: Scheduler, meter: Meter, name: str, incarnation: int, n
         for seq in waiting:
             waiting_blocks += size(seq.prompt_tokens)
         waiting_blocks = pool.whole(waiting_blocks)
+    running = len(scheduler.running) + len(scheduler.landed)
+    if scheduler.prefilling or scheduler.computing:
+        running += prefilling(scheduler)
     return Report(
         name,
         incarnation,
         now,
         len(waiting),
         scheduler.waiting_tokens,
-        len(scheduler.running) + len(scheduler.landed) + prefilling(scheduler),
+        running,
         scheduler.context_tokens,
-        pool.whole(pool.used),
-        pool.available // pool.shares,
+        -(-pool.used // pool.shares),
+        (pool.total - pool.used) // pool.shares,
         head_blocks,
         waiting_blocks,
         scheduler.preemptions,

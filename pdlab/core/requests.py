@@ -133,7 +133,7 @@ class Requests:
         choice.prefill_tokens += tokens
         choice.since_prefill_tokens += tokens
         choice.unreported.append((cluster.now, tokens, 0))
-        if not choice.has_place:
+        if choice.prefill_requests >= choice.most_requests:
             self.ledger.set_busy(choice, True)
         name: str | None = None
         if decode is not None:
@@ -179,8 +179,6 @@ class Requests:
         return True
 
     def _decoding(self, live: LiveRequest) -> None:
-        if live.moving is not None:
-            self.cluster.links.arrive(live)
         live.stage = DECODE
         live.decode_since_s = self.cluster.now
         live.prefill = None
@@ -219,7 +217,7 @@ class Requests:
         if live is not None and live.attempt == event.attempt:
             if self._closed and live.prefill is not None:
                 self.transfers.came(live.prefill.name, event.instance)
-            self.cluster.links.measured(live, event.size_bytes, event.seconds)
+            self.cluster.links.arrive(live, event.size_bytes, event.seconds)
             self._decoding(live)
             if self.queue:
                 self.retry()
@@ -241,6 +239,7 @@ class Requests:
         live = self.cluster.live.get(event.request_id)
         if live is None or live.attempt != event.attempt:
             return
+        self.cluster.links.arrive(live)
         self.transfers.failed(event.src, event.dst, event.reason)
         if live.migrating is not None:
             live.migrating = None
@@ -260,8 +259,7 @@ class Requests:
         self.transfers.came(event.src, event.dst)
         self.ledger.unassign_decode(live)
         live.migrating = None
-        self.cluster.links.measured(live, event.size_bytes, event.seconds)
-        self.cluster.links.arrive(live)
+        self.cluster.links.arrive(live, event.size_bytes, event.seconds)
         self.ledger.assign_decode(live, target)
         self.retry()
 
@@ -278,7 +276,7 @@ class Requests:
         if live.prefill_tokens >= 0:
             self.ledger.unassign_prefill(live)
         self.ledger.unassign_decode(live)
-        if live.moving is not None:  # it ended before it was moved
+        if live.stage is not DECODE or live.migrating is not None:  # it ended before it was moved
             self.cluster.links.arrive(live)
         del self.cluster.live[event.request_id]
         del self._tokens[event.request_id]

@@ -77,12 +77,10 @@ class Batch:
         self.decodes = decodes
         self.context_tokens = context_tokens
         self.repeat = repeat
-        prompt_tokens = squared_tokens = 0
+        self.prompt_tokens = self.squared_tokens = 0
         for seq, tokens in chunks:
-            prompt_tokens += tokens
-            squared_tokens += tokens * (2 * seq.computed + tokens)
-        self.prompt_tokens = prompt_tokens
-        self.squared_tokens = squared_tokens
+            self.prompt_tokens += tokens
+            self.squared_tokens += tokens * (2 * seq.computed + tokens)
 
 
 class Batching(Protocol):
@@ -239,7 +237,12 @@ class Scheduler(Commands):
         seq.computed = seq.prompt_tokens - missing
         if seq.hashes and seq.holding is not None:
             self.pool.cache(seq.holding, seq.hashes, seq.computed)
-        self._land(seq, missing)
+        if missing:
+            self.prefilling.append(seq)
+            self.waiting_tokens += missing
+        else:
+            self.landed.append(seq)
+        self.stirred = True
 
     def stay(self, seq: Sequence, missing: int = 0) -> None:
         """A held sequence decodes here after all. The last `missing` tokens of its prompt are computed once more, where what was sampled of
@@ -249,7 +252,11 @@ class Scheduler(Commands):
         if missing:
             seq.computed -= missing
             seq.made = 0
-        self._land(seq, missing)
+            self.prefilling.append(seq)
+            self.waiting_tokens += missing
+        else:
+            self.landed.append(seq)
+        self.stirred = True
 
     def hold(self, seq: Sequence) -> None:
         """Stop a sequence that decodes, or is about to, and lease its KV, for the last stage of a migration. At a step boundary only."""
@@ -493,14 +500,6 @@ class Scheduler(Commands):
         assert self.context_tokens == sum(self.kv_tokens(s) + 1 for s in self.running.values())
 
     # ------------------------------------------------------------ inside
-
-    def _land(self, seq: Sequence, missing: int) -> None:
-        if missing:
-            self.prefilling.append(seq)
-            self.waiting_tokens += missing
-        else:
-            self.landed.append(seq)
-        self.stirred = True
 
     def _join(self) -> None:
         """Landed sequences start to decode, as far as `max_seqs` goes."""

@@ -37,32 +37,33 @@ class Teller:
         self.on_event: Callable[[AnyEvent, list[Action]], None] | None = None
         self.down: str | None = None  # why nothing is told any more
         self._waiting: deque[tuple[AnyEvent, float]] = deque()
-        self._telling = False
+        self._engaged = False  # with an event, or for good: down
 
     def tell(self, event: AnyEvent, now: float) -> None:
         """What happened at `now`, which never goes back. Within another event's actions it waits until these are performed."""
-        if self._telling:
-            self._waiting.append((event, now))
+        if self._engaged:
+            if self.down is None:
+                self._waiting.append((event, now))
             return
-        if self.down is not None:
-            return
-        self._telling = True
-        router, perform, waiting = self.router, self.perform, self._waiting
+        self._engaged = True
         try:
             while True:
-                actions = router.handle(event, now)
+                actions = self.router.handle(event, now)
                 if self.log is not None:
                     self.log.write(now, event, actions)
                 for action in actions:
-                    perform[action.__class__](action)
+                    self.perform[action.__class__](action)
                 if self.on_event is not None:
                     self.on_event(event, actions)
-                if not waiting:
+                if not self._waiting:
                     break
-                event, now = waiting.popleft()
-        except Exception as error:
-            self.down = str(error) if isinstance(error, UsageError) else f"the router has a bug: {type(error).__name__}: {error}"
+                event, now = self._waiting.popleft()
+        except BaseException as error:
+            self._waiting.clear()
+            if isinstance(error, UsageError):
+                self.down = str(error)
+            elif isinstance(error, Exception):
+                self.down = f"the router has a bug: {type(error).__name__}: {error}"
+            self._engaged = self.down is not None
             raise
-        finally:
-            waiting.clear()
-            self._telling = False
+        self._engaged = False

@@ -21,7 +21,7 @@ class Transfers:
 
     def depart(self, live: LiveRequest) -> None:
         assert live.prefill is not None and live.decode is not None
-        self.cluster.links.depart(live, live.prefill, live.decode, live.decode_tokens)
+        self.cluster.links.moving[live] = live.prefill, live.decode, live.decode_tokens
         live.stage = TRANSFER
         live.due_s = self.cluster.now + self.limits.transfer_timeout_s
         self.due.append((live.due_s, live.request.id))

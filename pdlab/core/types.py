@@ -149,7 +149,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- events
 
 
-class Event(msgspec.Struct, frozen=True, tag=True):
+class Event(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Something that happened in a world."""
 
 
@@ -359,7 +359,7 @@ class Tick(Event, frozen=True):
 # ---------------------------------------------------------------- actions
 
 
-class Action(msgspec.Struct, frozen=True, tag=True):
+class Action(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Something a world shall do."""
 
 

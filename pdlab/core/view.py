@@ -20,7 +20,7 @@ from pdlab.core.predict import DecodePredictor, PrefillPredictor, learn
 from pdlab.core.reach import Reach
 from pdlab.core.types import MIGRATE, UNKNOWN, InstanceSpec, InstanceState, Report, Request, Role, Stage
 
-UNKNOWN_BLOCKS = 1 << 40  # of an instance that does not tell how many it has
+UNBOUNDED = 1 << 40  # KV blocks, or requests at once, of an instance that does not tell how many it has, or takes
 FORGET = 0.1  # of a link's best rate with each transfer that does not reach it
 
 
@@ -39,7 +39,6 @@ class LiveRequest:
     decode_tokens = 0  # and in its decode instance's
     due_s = 0.0  # by when its KV transfer must be done
     avoid: Instance | None = None  # a decode instance that its KV did not reach
-    moving: tuple[tuple[str, str], int] | None = None  # its KV: (from, to), bytes
     goes_on = True  # whoever decodes it in this attempt can go on from a token that another has made
 
     def __init__(self, request: Request, expires_s: float = inf) -> None:
@@ -63,6 +62,7 @@ class Instance:
         "heard_s",
         "index",
         "kv_tokens",
+        "most_requests",
         "most_tokens",
         "name",
         "place",
@@ -86,10 +86,9 @@ class Instance:
         self.index = -1  # among all instances, by name: the tie-break everywhere
         self.bit = bit  # in the prefix index
         self.role = spec.role
-        self.kv_tokens = (
-            spec.kv_blocks or UNKNOWN_BLOCKS
-        ) * spec.block_tokens  # KV capacity; where it is not known, more than anybody uses
+        self.kv_tokens = (spec.kv_blocks or UNBOUNDED) * spec.block_tokens  # KV capacity; where it is not known, more than anybody uses
         self.most_tokens = spec.most_tokens  # prompt and output of one request that it can ever serve
+        self.most_requests = spec.max_requests or UNBOUNDED  # that it takes in at once
         self.state = InstanceState.READY
         self.report = Report(spec.name, spec.incarnation, -1.0, free_blocks=spec.kv_blocks)
         self.prefill_requests = 0  # dispatched, prompt not yet computed
@@ -129,8 +128,7 @@ class Instance:
     @property
     def has_place(self) -> bool:
         """For one request more, by the router's ledger. One that is computed and decoded here is in both halves of it."""
-        most = self.spec.max_requests
-        return not most or (self.prefill_requests < most and self.decode_requests < most)
+        return self.prefill_requests < self.most_requests and self.decode_requests < self.most_requests
 
     @property
     def used_tokens(self) -> int:
@@ -242,11 +240,22 @@ class Links:
     That is what transfers have reached, the best of the last ones, since others may have shared the way; until one was measured, what the
     narrower of the two says of its own links."""
 
-    __slots__ = ("_reached", "in_flight_bytes")
+    __slots__ = ("_reached", "moving")
 
     def __init__(self) -> None:
-        self.in_flight_bytes: dict[tuple[str, str], int] = {}
+        self.moving: dict[LiveRequest, tuple[Instance, Instance, int]] = {}  # whose KV is on its way: from, to, tokens
         self._reached: dict[tuple[str, str], float] = {}  # bytes/s
+
+    @property
+    def in_flight_bytes(self) -> dict[tuple[str, str], int]:
+        """All of a request's KV counts, whatever the other side holds already. Where an instance does not tell the bytes of its blocks,
+        none are counted."""
+        found: dict[tuple[str, str], int] = {}
+        for src, dst, tokens in self.moving.values():
+            size = -(-tokens // src.spec.block_tokens) * src.spec.block_bytes
+            if size:
+                found[src.name, dst.name] = found.get((src.name, dst.name), 0) + size
+        return found
 
     def bytes_per_s(self, src: Instance, dst: Instance) -> float:
         """0.0: not known."""
@@ -263,36 +272,13 @@ class Links:
         queued = self.in_flight_bytes.get((src.name, dst.name), 0)
         return (queued + size_bytes) / bytes_per_s if bytes_per_s else 0.0
 
-    def depart(self, live: LiveRequest, src: Instance, dst: Instance, tokens: int) -> None:
-        """The KV of so many tokens of a request is on its way, all of it, whatever the other side holds already. Where an instance does not
-        tell the bytes of its blocks, none are counted."""
-        if live.moving is not None:
-            self.arrive(live)
-        spec = src.spec
-        size = -(-tokens // spec.block_tokens) * spec.block_bytes
-        if size and src is not dst:
-            pair, flying = (src.name, dst.name), self.in_flight_bytes
-            live.moving = pair, size
-            flying[pair] = flying.get(pair, 0) + size
-
-    def arrive(self, live: LiveRequest) -> None:
-        """It is there, or will not come."""
-        if live.moving is None:
-            return
-        (pair, size), live.moving = live.moving, None
-        left = self.in_flight_bytes[pair] - size
-        if left:
-            self.in_flight_bytes[pair] = left
-        else:
-            del self.in_flight_bytes[pair]
-
-    def measured(self, live: LiveRequest, size_bytes: int, seconds: float) -> None:
-        """What is on its way took so long; 0.0 seconds: nobody knows."""
-        if live.moving is None or size_bytes <= 0 or seconds <= 0.0:
-            return
-        pair = live.moving[0]
-        rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
-        self._reached[pair] = max(rate, best + FORGET * (rate - best))
+    def arrive(self, live: LiveRequest, size_bytes: int = 0, seconds: float = 0.0) -> None:
+        """It is there, or will not come. So many bytes took so long; 0.0 seconds: nobody knows."""
+        moving = self.moving.pop(live, None)
+        if moving is not None and size_bytes > 0 and seconds > 0.0 and moving[0].spec.block_bytes:
+            pair = moving[0].name, moving[1].name
+            rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
+            self._reached[pair] = rate if rate > best else best + FORGET * (rate - best)
 
     def forget(self, name: str) -> None:
         """An instance is gone: what comes back under its name may be elsewhere."""
@@ -470,8 +456,8 @@ class Cluster:
     def completed(self, report: Report, instance: Instance) -> Report:
         """A report, what its instance cannot know replaced by what the router's own ledger says. What was assigned since it was taken is
         left out, as in any report."""
-        queued = min(report.waiting_tokens, report.waiting_blocks, report.waiting_head_blocks)
-        if min(queued, report.context_tokens, report.used_blocks, report.free_blocks) >= 0:
+        knows_load = report.waiting_tokens >= 0 and report.context_tokens >= 0 and report.waiting_blocks >= 0
+        if knows_load and report.used_blocks >= 0 and report.free_blocks >= 0 and report.waiting_head_blocks >= 0:
             return report
         tokens = report.waiting_tokens
         if tokens == UNKNOWN:

@@ -104,7 +104,7 @@ class Worker:
         if self.due:
             self.due.pop(seq, None)
         self.commands.arrive(seq, missing)
-        if not missing and seq.others is not None:
+        if self.families and not missing:
             self._fork(seq)
 
     # ------------------------------------------------------------ read elsewhere
@@ -254,18 +254,8 @@ class Worker:
         does, requests in place of their candidates: one has finished with the last of them. What is prefilled and does not stay is held
         from now on."""
         prefilled, finished = self.commands.complete(batch, steps, now)
-        if ended:
-            for seq in ended:
-                if seq.holding is not None:
-                    self.commands.remove(seq)
-                    finished = [*finished, seq]
-        if self.families:
-            for seq in (*prefilled, *finished):
-                self._fork(seq)
-            finished = self._requests(finished)
-            prefilled = [seq for seq in prefilled if seq.parent is None]
-        if ended:
-            prefilled = [seq for seq in prefilled if seq.holding is not None]
+        if ended or self.families:
+            prefilled, finished = self._requests(prefilled, finished, ended)
         for seq in prefilled:
             if not seq.decodes_here:
                 self.due[seq] = now + self.lease_s
@@ -299,9 +289,19 @@ class Worker:
             for other in others:
                 self.commands.submit(other)
 
-    def _requests(self, finished: list[Sequence]) -> list[Sequence]:
-        """Those of which no candidate is left."""
-        return [seq.parent or seq for seq in finished if self._left(seq)]
+    def _requests(
+        self, prefilled: list[Sequence], finished: list[Sequence], ended: list[Sequence]
+    ) -> tuple[list[Sequence], list[Sequence]]:
+        """Of a step's (prefilled, finished) sequences, and those that `ended` before their length: the requests in place of them. One has
+        finished when no candidate is left."""
+        stopped = [seq for seq in ended if seq.holding is not None]
+        for seq in stopped:
+            self.commands.remove(seq)
+        finished = [*finished, *stopped]
+        for seq in (*prefilled, *finished):
+            self._fork(seq)
+        finished = [seq.parent or seq for seq in finished if self._left(seq)]
+        return [seq for seq in prefilled if seq.parent is None and seq.holding is not None], finished
 
     def _left(self, seq: Sequence) -> bool:
         """A candidate has ended. Was it the last of its request?"""

@@ -222,11 +222,11 @@ class Book:
 
     def sample(self, now: float, report: Report, kv_blocks: int) -> None:
         """An instance's report, as it comes at `now`."""
-        rows = self.samples.rows
+        rows, place = self.samples.rows, self._places.get(report.instance)
         rows.frombytes(
             SAMPLE.pack(
                 now,
-                self.place(report.instance),
+                self.place(report.instance) if place is None else place,
                 report.waiting,
                 report.waiting_tokens,
                 report.running,

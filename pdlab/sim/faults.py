@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from pdlab.experiment.study import FaultSpec
-from pdlab.sim.worker import After
+from pdlab.sim.after import After
 from pdlab.sim.world import World
 
 

@@ -35,7 +35,7 @@ class Job(Timeline):
     last_token_s: float = NAN
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:
-        super().__init__(request)
+        self.request = request
         self.index = index
         self.output_tokens = output_tokens
         self.context_hashes = context_hashes
@@ -44,10 +44,3 @@ class Job(Timeline):
     def active(self) -> Sequence | None:
         """The sequence that makes its tokens."""
         return self.dseq if self.dseq is not None else self.pseq
-
-    def count_preemptions(self) -> None:
-        """Of this attempt, which ends."""
-        if self.pseq is not None and self.pseq.preempted:
-            self.preemptions += self.pseq.preempted
-        if self.dseq is not None and self.dseq.preempted:
-            self.preemptions += self.dseq.preempted

@@ -8,10 +8,11 @@ from functools import partial
 import msgspec
 
 from pdlab.core.types import Drained, Evict, InstanceSpec, Left, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.sim.after import After
 from pdlab.sim.job import Job
 from pdlab.sim.moves import Moves
 from pdlab.sim.scene import Scene
-from pdlab.sim.worker import After, SimInstance
+from pdlab.sim.worker import SimInstance
 
 STILL = 1e9  # by which a step takes longer that makes no progress
 

@@ -22,7 +22,8 @@ from typing import Any
 import simpy
 
 from pdlab.results.records import LinkUse
-from pdlab.sim.path import ALONE, ENDED, IDLE, SHARING, WAITING, Path, Resource, Transfer, Wake
+from pdlab.sim.after import After
+from pdlab.sim.path import ALONE, ENDED, IDLE, SHARING, WAITING, Path, Resource, Transfer
 from pdlab.sim.topology import Endpoint, Topology
 from pdlab.sim.transport import IDEAL, Transport
 
@@ -81,7 +82,7 @@ class Network:
 
     def path(self, src: str, dst: str) -> Path:
         """From one instance to another. Raises UsageError where one is unknown or nothing connects the two."""
-        return self.topology.path(src, dst)
+        return self._paths.get((src, dst)) or self.topology.path(src, dst)
 
     # ------------------------------------------------------------ transfers
 
@@ -99,7 +100,7 @@ class Network:
     ) -> Transfer:
         """Start moving `size_bytes` after `delay_s` and the path's latency. `done(transfer)` is called once, from an event of its own, when
         all is delivered; with `open`, only after `close`. `owner` is the caller's."""
-        path = self._paths.get((src, dst)) or self.path(src, dst)
+        path = self._paths.get((src, dst)) or self.topology.path(src, dst)
         transfer = Transfer(path, size_bytes, done, rate_limit_bytes_per_s, open, owner)
         self._join(transfer, path.latency_s + delay_s)
         return transfer
@@ -202,7 +203,7 @@ class Network:
             if rate > 0.0:
                 delay_s += transfer.left_bytes / rate
                 transfer.end_s = transfer.wake_s = now + delay_s
-                transfer.wake = Wake(self.env, delay_s, self._callbacks, transfer)
+                transfer.wake = After(self.env, delay_s, self._callbacks, transfer)
             else:
                 self._set_rate(transfer, rate)
             return
@@ -253,8 +254,8 @@ class Network:
             if not flows and now > resource.busy_since_s:
                 resource.busy_s += now - resource.busy_since_s
 
-    def _woken(self, event: Wake) -> None:
-        transfer = event.transfer
+    def _woken(self, event: After) -> None:
+        transfer: Transfer = event._value
         if event is not transfer.wake:
             return
         transfer.wake, transfer.wake_s = None, inf
@@ -300,7 +301,7 @@ class Network:
 
     def _wake(self, transfer: Transfer, delay_s: float) -> None:
         transfer.wake_s = self.env._now + delay_s
-        transfer.wake = Wake(self.env, delay_s, self._callbacks, transfer)
+        transfer.wake = After(self.env, delay_s, self._callbacks, transfer)
 
     def _share(self, around: Iterable[Resource]) -> None:
         """Fair rates for all transfers that `around` connects, directly or through others."""

@@ -23,11 +23,12 @@ import simpy
 from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
+from pdlab.sim.after import After
 from pdlab.sim.job import Job
 from pdlab.sim.link import Network
 from pdlab.sim.path import Transfer
 from pdlab.sim.scene import Scene
-from pdlab.sim.worker import After, SimInstance
+from pdlab.sim.worker import SimInstance
 
 TRANSFER = Stage.TRANSFER  # enum look-ups cost
 
@@ -70,7 +71,7 @@ class Moves:
         """The prompt is computed: move what the decode instance does not hold already."""
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
-        job.handed_off(self.scene.env.now, d.name)
+        job.handed_off(self.scene.env._now, d.name)
         size = self.mode.size_bytes(dseq.cached_tokens, pseq.prompt_tokens, pseq.prompt_tokens)
         if not self.pulls:
             self._start(job, size)
@@ -120,7 +121,7 @@ class Moves:
         self.cuts.pop(frozenset((a, b)), None)
 
     def _is_cut(self, src: SimInstance, dst: SimInstance) -> bool:
-        return bool(self.cuts) and frozenset((src.name, dst.name)) in self.cuts
+        return frozenset((src.name, dst.name)) in self.cuts
 
     def _block(self, job: Job) -> None:
         """A hand-off's KV does not come."""
@@ -204,11 +205,11 @@ class Moves:
         assert job.p is not None and job.d is not None
         if not job.d.alive:
             return  # nobody knows yet; the router hears of it as Left
-        if job.blocked or self._is_cut(job.p, job.d):
+        if job.blocked or (self.cuts and self._is_cut(job.p, job.d)):
             self._block(job)
             return
         size += self.mode.state_bytes
-        job.transfer_began(self.scene.env.now)
+        job.transfer_start_s = self.scene.env._now
         job.streaming = job.paced = streaming
         delay_s += self.mode.setup_s
         job.transfer = self.network.transfer(
@@ -230,15 +231,16 @@ class Moves:
         job.transfer = None
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
-        job.transferred(self.scene.env.now, transfer.size_bytes)
+        now = self.scene.env._now
+        job.transferred(now, transfer.size_bytes)
         p.jobs.pop(job, None)
         if p.alive:
             p.worker.release(pseq)
             p.kick()
         d.worker.arrive(dseq, 0 if dseq.made else 1)
         d.kick()
-        seconds = 0.0 if job.paced else max(0.0, job.transfer_end_s - job.flows_s)
-        self.scene.tell(Transferred(job.request.id, job.attempt, d.name, round(transfer.size_bytes), seconds))
+        seconds = 0.0 if job.paced or now < job.flows_s else now - job.flows_s
+        self.scene.teller.tell(Transferred(job.index, job.attempt, d.name, round(transfer.size_bytes), seconds), now)
 
     # ------------------------------------------------------------ migration
 

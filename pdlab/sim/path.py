@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import Any
-
-import simpy
 
 from pdlab.results.records import LinkUse
+from pdlab.sim.after import After
 
 WAITING, ALONE, SHARING, IDLE, ENDED = range(5)  # ALONE and SHARING are in their resources' `flows`, the others are not
 
@@ -53,7 +51,7 @@ class Transfer:
         self.owner = owner
         self.failed = False
         self.charged_bytes = 0.0  # that its resources have counted
-        self.wake: Wake | None = None  # the only event it listens to, and that one's time
+        self.wake: After | None = None  # the only event it listens to, and that one's time
         self.wake_s = inf
         self.mark = self.fixed = 0  # scratch of Network._share
         # Set when it joins: state, since_s (flows, or will, at this rate since then), rate_bytes_per_s, end_s.
@@ -77,18 +75,6 @@ class Transfer:
     def __repr__(self) -> str:
         state = ("waiting", "alone", "sharing", "idle", "ended")[self.state]
         return f"<{self.path.src} -> {self.path.dst} {self.size_bytes:.4g} B, {state}>"
-
-
-class Wake(simpy.Event):
-    """A timeout born with its callbacks, which all of them share."""
-
-    def __init__(self, env: simpy.Environment, delay_s: float, callbacks: list[Callable[[Any], None]], transfer: Transfer) -> None:
-        self.env = env
-        self.callbacks = callbacks
-        self._value = None
-        self._ok = True
-        self.transfer = transfer
-        env.schedule(self, simpy.events.NORMAL, delay_s)
 
 
 class Resource:

@@ -10,9 +10,10 @@ import simpy
 from pdlab.core.router import Router
 from pdlab.core.types import Report, Tick
 from pdlab.results.timeline import Book
+from pdlab.sim.after import After
 from pdlab.sim.scene import Scene
 from pdlab.sim.source import RequestSource
-from pdlab.sim.worker import After, SimInstance
+from pdlab.sim.worker import SimInstance
 
 
 class Periodic:
@@ -81,16 +82,17 @@ class Periodic:
 
     def deliver(self, instance: SimInstance, report: Report) -> None:
         """To the router, unless it is lost on the way."""
-        self.book.sample(self.scene.env.now, report, instance.spec.kv_blocks)
-        now, delay_s = self.scene.env.now, self.report_delay_s
-        if self.scene.silent_until_s and now < self.scene.silent_until_s.get(instance.name, -1.0):
+        scene, delay_s = self.scene, self.report_delay_s
+        now = scene.env._now
+        self.book.sample(now, report, instance.spec.kv_blocks)
+        if scene.silent_until_s and now < scene.silent_until_s.get(instance.name, -1.0):
             return
-        if self.scene.late_until_s and now < self.scene.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
-            delay_s += self.scene.late_until_s[instance.name][1]
+        if scene.late_until_s and now < scene.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
+            delay_s += scene.late_until_s[instance.name][1]
         if delay_s > 0.0:
-            After(self.scene.env, delay_s, self._late_callbacks, report)
+            After(scene.env, delay_s, self._late_callbacks, report)
         else:
-            self.scene.tell(report)
+            scene.teller.tell(report, now)
 
     def _deliver_late(self, event: simpy.Event) -> None:
         self.scene.tell(event._value)

@@ -10,8 +10,9 @@ import simpy
 from pdlab.core.scheduler import Sequence
 from pdlab.core.teller import Teller
 from pdlab.core.types import AnyEvent, Left, Refused, Stage
+from pdlab.sim.after import After
 from pdlab.sim.job import Job
-from pdlab.sim.worker import After, SimInstance
+from pdlab.sim.worker import SimInstance
 
 
 class Scene:
@@ -33,7 +34,7 @@ class Scene:
 
     def tell(self, event: AnyEvent) -> None:
         """Give an event to the router, and perform what it answers, in order; within another event's actions, after these."""
-        self.teller.tell(event, self.env.now)
+        self.teller.tell(event, self.env._now)
 
     def slow_down(self, name: str, longer: float, decode_longer: float) -> None:
         """`SimInstance.slow_down` of an instance, and of its later incarnations."""

@@ -9,10 +9,10 @@ from typing import Any
 import simpy
 
 from pdlab.core.types import Arrived, Request
+from pdlab.sim.after import After
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.scene import Scene
-from pdlab.sim.worker import After
 from pdlab.workload.base import Workload
 
 
@@ -47,7 +47,9 @@ class RequestSource:
                 self._arrive_by_index(i)
         else:
             self._arrivals = self._open_arrivals()
-            self._await_next()
+            first = next(self._arrivals, None)
+            if first is not None:
+                After(self.scene.env, max(0.0, first[1] - self.scene.env.now), self._arrival_callbacks, first)
 
     def end(self, i: int) -> None:
         """That request has ended."""
@@ -73,22 +75,21 @@ class RequestSource:
                 if w.after is None or w.after[i] < 0:
                     yield i, arrival_s, prompt, output
 
-    def _await_next(self) -> None:
-        following = next(self._arrivals, None)
-        if following is not None:
-            in_s = following[1] - self.scene.env.now
-            After(self.scene.env, in_s if in_s > 0.0 else 0.0, self._arrival_callbacks, following)
-
     def _arrival(self, event: simpy.Event) -> None:
         i, _, prompt, output = event._value
         self._arrive(i, prompt, output)
-        self._await_next()
+        following = next(self._arrivals, None)
+        if following is not None:
+            env = self.scene.env
+            in_s = following[1] - env._now
+            After(env, in_s if in_s > 0.0 else 0.0, self._arrival_callbacks, following)
 
     def _arrive_by_index(self, i: int) -> None:
         self._arrive(i, int(self.workload.prompt_tokens[i]), int(self.workload.output_tokens[i]))
 
     def _arrive(self, i: int, prompt: int, output: int) -> None:
-        w, now = self.workload, self.scene.env.now
+        w, scene = self.workload, self.scene
+        now = scene.env._now
         hashes: tuple[int, ...] = ()
         context: tuple[int, ...] = ()
         if w.hashes is not None:
@@ -101,12 +102,12 @@ class RequestSource:
             if request.best_of > 1 and not context:  # candidates share the prompt through the prefix cache, so it needs names
                 units = prompt // w.hash_tokens
                 context = tuple(-1 - (i << 20) - u for u in range(units))
-        job = self.scene.jobs[i] = Job(i, request, output, context)
+        job = scene.jobs[i] = Job(i, request, output, context)
         job.samples_anew = self._samples_anew or request.best_of > 1
         if self.request_s:
-            After(self.scene.env, self.request_s, [self._received], Arrived(request, output))
+            After(scene.env, self.request_s, [self._received], Arrived(request, output))
         else:
-            self.scene.tell(Arrived(request, output))
+            scene.teller.tell(Arrived(request, output), now)
 
     def _received(self, event: simpy.Event) -> None:
         for host in self.hosts:

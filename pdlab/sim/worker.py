@@ -20,22 +20,8 @@ from pdlab.core.worker import Worker
 from pdlab.cost.base import Cost
 from pdlab.results.metrics import Gaps
 from pdlab.results.timeline import Timeline
+from pdlab.sim.after import After
 from pdlab.sim.host import Host
-
-NORMAL = simpy.events.NORMAL
-
-
-class After(simpy.Event):
-    """Call `callbacks` with this event in `delay` seconds; its `_value` is `value`. A SimPy Timeout that is born with its callbacks: a
-    list made once serves every event of a kind, which makes it the cheapest event there is."""
-
-    _ok = True
-
-    def __init__(self, env: simpy.Environment, delay: float, callbacks: list[Callable[[Any], None]], value: object = None) -> None:
-        self.env = env
-        self.callbacks = callbacks
-        self._value = value
-        env.schedule(self, NORMAL, delay)
 
 
 class Owner(Protocol):
@@ -128,7 +114,7 @@ class SimInstance:
         worker = self.worker
         if worker.batch is None:
             if self.alive and (self.scheduler.stirred or worker.draining):
-                self._start(self.env.now)
+                self._start(self.env._now)
         elif self.k > 1 and not self.cut and self.scheduler.stirred:
             self._cut()
 
@@ -138,7 +124,7 @@ class SimInstance:
         if scheduler.victims:
             self.owner.preempted(self, scheduler.victims)
         if batch is None:
-            if self.worker.drained():
+            if self.worker.draining and self.worker.drained():
                 self.owner.drained(self)
             return
         self.began_s = now
@@ -220,7 +206,9 @@ class SimInstance:
             return worker.reserve(seq, others)
         pool = self.scheduler.pool
         growth = batch.decodes * (self.k // pool.block_tokens + 1) * pool.shares
-        if growth + pool.held(seq.prompt_tokens) + self.scheduler.spare_blocks <= pool.free:
+        blocks = -(-seq.prompt_tokens // pool.block_tokens) if not pool.windows else pool.held(seq.prompt_tokens)
+        used = pool.used + len(pool.idle) * pool.idle_unit
+        if growth + blocks + self.scheduler.spare_blocks <= pool.total - used:
             return worker.reserve(seq, others)
         self.sync()
         if not worker.reserve(seq, others):
@@ -255,7 +243,7 @@ class SimInstance:
         return steps if steps < self.k else self.k - 1
 
     def _cut(self) -> None:
-        now, began_s = self.env.now, self.began_s
+        now, began_s = self.env._now, self.began_s
         steps = self._steps_by(now - began_s) + 1
         self.cut = True
         if steps < self.k:
@@ -269,7 +257,7 @@ class SimInstance:
         batch = self.worker.batch
         if batch is None or self.k <= 1:
             return
-        steps = self._steps_by(self.env.now - self.began_s)
+        steps = self._steps_by(self.env._now - self.began_s)
         if steps > 0:
             seconds = self._book(batch, steps)
             self.worker.advance(batch, steps)
@@ -314,11 +302,11 @@ class SimInstance:
     def _done(self, event: simpy.Event) -> None:
         if event._value != self.generation:
             return  # cut, or dead, since
-        worker, owner, k, now = self.worker, self.owner, self.k, self.env.now
+        worker, scheduler, owner, k, now = self.worker, self.scheduler, self.owner, self.k, self.env._now
         batch = worker.batch
         assert batch is not None
         self._book(batch, k)
-        used = self.scheduler.pool.used
+        used = scheduler.pool.used
         if used > self.peak_blocks:
             self.peak_blocks = used
         prefilled, finished = worker.complete(batch, k, now)
@@ -326,8 +314,7 @@ class SimInstance:
         if self.host is not None:
             self.host.step_ended(self, batch.decodes + len(prefilled))
         if batch.chunks:
-            for _, tokens in batch.chunks:
-                self.prefill_tokens += tokens
+            self.prefill_tokens += batch.prompt_tokens
             if owner.follows_chunks:
                 owner.batch_ended(self, batch)
         for seq in finished:
@@ -336,8 +323,11 @@ class SimInstance:
             owner.prefilled(self, seq, now)
         if worker.waits:
             worker.settle()
-        if self.alive:
-            self._start(now)
+        if scheduler.running or scheduler.waiting or scheduler.landed or scheduler.prefilling or worker.draining:
+            if self.alive:
+                self._start(now)
+        else:
+            worker.settle()
         if worker.due and not self.wakes:
             self._await_wake()
 
@@ -391,8 +381,9 @@ class SimInstance:
     # ------------------------------------------------------------ what it says of itself
 
     def report(self) -> Report:
-        self.sync()
-        return self.worker.report(self.env.now)
+        if self.k > 1:
+            self.sync()
+        return self.worker.report(self.env._now)
 
     def _span(self, batch: Batch, steps: int, seconds: float) -> None:
         assert self.spans is not None

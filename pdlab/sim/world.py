@@ -35,6 +35,7 @@ from pdlab.core.types import (
 )
 from pdlab.replay.log import EventLog
 from pdlab.results.timeline import Book
+from pdlab.sim.after import run_until
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
@@ -138,7 +139,7 @@ class World(Scene):
         self.source.start()
         self.periodic.start()
         if self.source.ended < self.source.requests:
-            self.env.run(until=self.source.finish)
+            run_until(self.env, self.source.finish)
         self._settle()
 
     def _settle(self) -> None:
@@ -155,7 +156,6 @@ class World(Scene):
         """Stopped from outside: write down the requests under way as they are."""
         for job in list(self.jobs.values()):
             job.received_tokens = job.sent + self.client_tokens(job)
-            job.count_preemptions()
             self.book.write(job)
         for instance in self.instances.values():
             instance.sync()
@@ -171,7 +171,6 @@ class World(Scene):
         request = job.request
         job.p = p
         if attempt > 1:  # forget the lost one
-            job.count_preemptions()
             job.restarted()
             job.sent = sent
             job.d = job.pseq = job.dseq = None
@@ -194,10 +193,12 @@ class World(Scene):
                 self.asked(d)
             elif not self._reserve(job, d, prompt, output):
                 return
+            else:
+                job.assigned(d.name)
         if not decodes_here and request.best_of > 1:
             seq.output_tokens = max(2, output)  # its token is dropped, so it does not end with it
         job.pseq = seq
-        job.dispatched(self.env.now, p.name)
+        job.dispatched(self.env._now, p.name)
         p.requests += 1
         p.worker.submit(seq, _others(request, seq) if decodes_here and request.best_of > 1 else NOTHING)
         p.kick()
@@ -213,7 +214,6 @@ class World(Scene):
             self.refuse(job, d)
             return False
         job.d, job.dseq = d, seq
-        job.assigned(d.name)
         d.jobs[job] = None
         d.requests += 1
         return True
@@ -254,6 +254,7 @@ class World(Scene):
     def _end(self, action: End) -> None:
         job = self.jobs[action.request_id]
         job.ended(action.stage, self.env.now, action.reason)
+        job.tseq = None
         self._ended(job)
 
     # ------------------------------------------------------------ instances speak
@@ -261,7 +262,7 @@ class World(Scene):
     def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
         for seq, tokens in batch.chunks:
             job: Job = seq.owner
-            if seq is not job.active and seq is not job.pseq:
+            if seq is not job.pseq and seq is not job.dseq:
                 continue  # a candidate
             if job.attempt == seq.attempt and job.stage is QUEUED_P:
                 job.prefill_started(now, seq.cached_tokens)
@@ -279,6 +280,8 @@ class World(Scene):
     def preempted(self, instance: SimInstance, victims: list[Sequence]) -> None:
         for seq in victims:
             job: Job = seq.owner
+            if seq is job.pseq or seq is job.dseq:
+                job.preemptions += 1
             if seq.made and seq.parent is None:
                 job.last_token_s = instance.emitted_s
 
@@ -303,7 +306,7 @@ class World(Scene):
             self._token_at(job, now)
         if not seq.decodes_here:
             job.prefilled()
-        self.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens))
+        self.teller.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens), now)
         if job.done or job.attempt != seq.attempt:
             return
         if job.streaming:
@@ -314,7 +317,7 @@ class World(Scene):
     def _token_at(self, job: Job, at_s: float) -> None:
         """The client gets the first token of this attempt."""
         if job.first_token_s != job.first_token_s:
-            job.first_token(at_s)
+            job.first_token_s = at_s
         elif job.last_token_s == job.last_token_s:
             self.gaps.add(at_s - job.last_token_s)
         job.last_token_s = at_s
@@ -328,12 +331,14 @@ class World(Scene):
         instance.jobs.pop(job, None)
         if job.dseq is not None and job.dseq is not seq and job.d is not None:  # over before it was handed off
             self.drop(job, job.d, job.dseq)
-        if job.tseq is not None and job.target is not None:
-            self.drop(job, job.target, job.tseq)
+        if job.tseq is not None:  # a 31st attribute makes an object of pure Python dear
+            if job.target is not None:
+                self.drop(job, job.target, job.tseq)
+            job.tseq = None  # it knows the job, too: leave the garbage collector no cycle
         if job.transfer is not None:
             self.moves.cancel(job)
         job.done = True
-        self.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens))
+        self.teller.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens), now)
         job.received_tokens = job.output_tokens * job.request.best_of
         job.ended(DONE, now)
         self._ended(job)
@@ -356,12 +361,9 @@ class World(Scene):
     # ------------------------------------------------------------ records
 
     def _ended(self, job: Job) -> None:
-        job.count_preemptions()
         self.book.write(job)
         job.done = True
-        job.pseq = job.dseq = None  # they know it too: leave the garbage collector no cycle
-        if job.tseq is not None:  # a 31st attribute makes an object of pure Python dear
-            job.tseq = None
+        job.pseq = job.dseq = None  # nor these
         del self.jobs[job.index]
         self.source.end(job.index)
 

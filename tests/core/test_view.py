@@ -54,19 +54,19 @@ def prefilled(r: Router, i: int, tokens: int = 160, hashes: tuple[int, ...] = ()
 
 def test_bytes_in_flight_are_counted_by_pair_from_hand_off_to_arrival() -> None:
     r = router(spec("p0"), spec("d0"), spec("d1"))
-    flying = r.cluster.links.in_flight_bytes
+    links = r.cluster.links
     for i, tokens in enumerate((160, 170, 32)):
         prefilled(r, i, tokens)
-    assert flying == {("p0", "d0"): 12 * MB, ("p0", "d1"): 11 * MB}
+    assert links.in_flight_bytes == {("p0", "d0"): 12 * MB, ("p0", "d1"): 11 * MB}
     r.handle(Transferred(1, 1, "d1"), 1.1)
     r.check()
-    assert flying == {("p0", "d0"): 12 * MB}
+    assert links.in_flight_bytes == {("p0", "d0"): 12 * MB}
     r.handle(TransferFailed(2, 1, "p0", "d0", "cut"), 1.2)
     r.check()
-    assert flying == {("p0", "d0"): 10 * MB}
+    assert links.in_flight_bytes == {("p0", "d0"): 10 * MB}
     r.handle(Finished(0, 1, "d0", 1), 1.2)
     r.check()
-    assert not flying
+    assert not links.in_flight_bytes
 
 
 def test_what_is_refused_or_dies_flies_no_more() -> None:

@@ -368,7 +368,8 @@ class Commands(RuleBasedStateMachine):
         seq = self.pick(data, list(self.worker.scheduler.held))
         if how == "read":
             self.worker.release(seq)
-            self.gone(seq)
+            if seq.request_id in self.here:  # else it was aborted while a step ran
+                self.gone(seq)
         elif how == "stays":
             self.worker.stay(seq, candidates(seq, 3) if not seq.decodes_here else [])
         else:

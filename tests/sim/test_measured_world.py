@@ -11,8 +11,8 @@ from pdlab.cost.profile import FrontCosts, Interference, save_instance_profile
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
 from pdlab.sim import simulate
+from pdlab.sim.after import After
 from pdlab.sim.moves import TransferMode
-from pdlab.sim.worker import After
 from tests.cost.test_measured import PROFILE
 from tests.support.small_world import Linear, small_world, workload
 

@@ -1,0 +1,44 @@
+"""The one event of the simulator's own: something is to be called after so many seconds.
+
+It never fails, and nobody but its callbacks waits for it, which spares it most of what a SimPy event costs. Any other event may be among
+them: SimPy takes that one's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+import simpy
+
+NORMAL = simpy.events.NORMAL
+
+
+class After(simpy.Event):
+    """Call `callbacks` with this event in `delay` seconds; its `_value` is `value`. A SimPy Timeout that is born with its callbacks, and
+    puts itself into the queue: a list made once serves every event of a kind, which makes it the cheapest event there is."""
+
+    _ok = True
+
+    def __init__(self, env: simpy.Environment, delay: float, callbacks: list[Callable[[Any], None]], value: object = None) -> None:
+        self.callbacks = callbacks
+        self._value = value
+        heappush(env._queue, (env._now + delay, NORMAL, next(env._eid), self))
+
+
+def run_until(env: simpy.Environment, event: simpy.Event) -> None:
+    """`env.run(until=event)`, where that is still to come, and something until then."""
+    queue = env._queue
+    while True:
+        entry = heappop(queue)
+        after: simpy.Event = entry[3]
+        if after.__class__ is After:
+            env._now = entry[0]
+            for callback in after.callbacks:
+                callback(after)
+        else:
+            heappush(queue, entry)
+            env.step()
+            if event.processed:
+                return
