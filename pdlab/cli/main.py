@@ -8,6 +8,8 @@ with 130.
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -91,7 +93,7 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point. Exits with 0, with 2 where the user has made a mistake, with 130 after Ctrl-C."""
+    """The entry point. Exits with 0, with 2 where the user has made a mistake, with 1 where stdout is full, with 130 after Ctrl-C."""
     try:
         spellings.check(sys.argv[1:] if arguments is None else arguments)
         app(args=arguments, prog_name="pdlab")
@@ -99,6 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"error: {str(error.filename)[:60]}...: the name is too long; give a shorter one", file=sys.stderr)
+            sys.exit(2)
+        if error.errno == errno.ENOSPC and error.filename is None:
+            print(f"error: what there is to say cannot be written ({error.strerror})", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again as it ends
+            sys.exit(1)
+        raise
 
 
 def _version(asked: bool) -> None:

@@ -181,6 +181,26 @@ def test_results_have_precedence_over_the_log_on_a_small_disk(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [("sim", "{file}", "--out", "{long}"), ("compare", "{long}", "{long}"), ("trace", "stats", "{long}"), ("models", "show", "{long}")],
+)
+def test_a_name_that_is_too_long_is_told_in_a_line(file: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([word.format(file=file, long="x" * 300) for word in words])
+    said = capsys.readouterr().err.strip()
+    assert exit.value.code == 2
+    assert len(said.splitlines()) == 1 and said.startswith("error: "), said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_stdout_is_told_in_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run([sys.executable, "-m", "pdlab", "hardware"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == ["error: what there is to say cannot be written (No space left on device)"]
+
+
+@pytest.mark.parametrize(
     ("set_", "says"),
     [
         ("engine.block_tokens=1000000000", "engine.block_tokens: must be at most 65536, not 1000000000"),
