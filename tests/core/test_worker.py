@@ -312,6 +312,7 @@ class Commands(RuleBasedStateMachine):
         self.now = 0.0
         self.ids = 0
         self.batch: Batch | None = None
+        self.taken = False  # blocks were, since the batch began: its rest may not fit, and whoever runs it has to end it early
         self.here: dict[int, Sequence] = {}  # by request, while not ended
         self.ended: set[int] = set()
 
@@ -342,7 +343,9 @@ class Commands(RuleBasedStateMachine):
     @rule(prompt=st.integers(1, 300), best_of=st.sampled_from([1, 1, 3]), due=st.sampled_from([inf, 5.0]))
     def reserve(self, prompt: int, best_of: int, due: float) -> None:
         seq = self.make(prompt, 20, 1, made=1)
-        if not self.worker.reserve(seq, candidates(seq, best_of), self.now + due):
+        if self.worker.reserve(seq, candidates(seq, best_of), self.now + due):
+            self.taken = True
+        else:
             self.gone(seq)
 
     @precondition(lambda self: self.worker.scheduler.reserved)
@@ -354,7 +357,7 @@ class Commands(RuleBasedStateMachine):
     @rule(data=st.data(), more=st.integers(1, 40))
     def extend(self, data: st.DataObject, more: int) -> None:
         seq = self.pick(data, list(self.worker.scheduler.reserved))
-        self.worker.extend(seq, seq.prompt_tokens + more)
+        self.taken |= self.worker.extend(seq, seq.prompt_tokens + more)
 
     @precondition(lambda self: self.here)
     @rule(data=st.data())
@@ -396,8 +399,8 @@ class Commands(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for seq in self.worker.overdue(self.now):
-            if not (seq in self.worker.scheduler.held and seq.decodes_here):
-                self.gone(seq)
+            if not (seq in self.worker.scheduler.held and seq.decodes_here) and seq.request_id in self.here:
+                self.gone(seq)  # else it was aborted while a step ran
             self.worker.lapse(seq)
         assert not (self.worker.wake_s() or inf) <= self.now or self.batch is not None
 
@@ -405,14 +408,14 @@ class Commands(RuleBasedStateMachine):
     @rule()
     def begin(self) -> None:
         if self.worker.next_batch(self.now) is not None:
-            self.batch = self.worker.batch
+            self.batch, self.taken = self.worker.batch, False
 
     @precondition(lambda self: self.batch is not None)
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         batch, self.batch = self.batch, None
         assert batch is not None
-        steps = data.draw(st.integers(1, batch.repeat))
+        steps = data.draw(st.integers(1, 1 if self.taken else batch.repeat))
         last = [seq for seq, tokens in batch.chunks if seq.computed + tokens == seq.prompt_tokens]
         sampled = [*last, *(self.worker.scheduler.running.values() if batch.decodes else ())]
         stopped = [seq for seq in sampled if data.draw(st.integers(0, 9)) == 0]
