@@ -230,7 +230,7 @@ def test_the_last_instance_s_requests_end_with_it() -> None:
         End(0, Stage.FAILED, "no instance is ready"),
         End(1, Stage.REJECTED, "no instance is ready"),
     ]
-    assert not r.cluster.live and not r.queue
+    assert not r.cluster.live and not r.requests.queue
     r.check()
 
 
@@ -327,7 +327,7 @@ def test_a_full_instance_that_could_never_hold_the_first_who_waits_is_open_to_th
     assert arrive(r, 1) == [Dispatch(1, 1, "p0", "d1")]
     r.handle(Refused(1, 1, "d1"), 0.1)
     r.handle(Refused(0, 1, "d0"), 0.2)
-    assert [x.request.id for x in r.queue] == [0, 1]
+    assert [x.request.id for x in r.requests.queue] == [0, 1]
     arrive(r, 2)
     r.handle(Report("d0", taken_s=0.5, free_blocks=3), 0.5)
     assert r.by_name["d0"].full, "no room for the first who waits"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pdlab.cli import shared
 from pdlab.cli.main import main
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.grid import Grid
@@ -41,6 +42,7 @@ class Run:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(shared.out, "_width", 140)  # whatever it took for its own where it was made
     return tmp_path
 
 
