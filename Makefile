@@ -84,7 +84,7 @@ docs-serve: .venv/docs.stamp  ## the site on http://127.0.0.1:8008, built anew w
 compile: build/compiled/stamp  ## build/compiled: the same source, its hot modules compiled by mypyc (needs gcc; use it with PYTHONPATH=build/compiled)
 
 build/compiled/stamp: setup.py $(wildcard pdlab/*.py pdlab/*/*.py) | .venv/sim.stamp
-	$(INSTALL) mypy setuptools
+	$(INSTALL) mypy setuptools pandas-stubs types-PyYAML
 	rm -rf build/compiled && mkdir -p build/compiled && cp -r pdlab setup.py build/compiled/
 	cd build/compiled && PDLAB_COMPILE=1 $(CURDIR)/.venv/bin/python setup.py --quiet build_ext --inplace && touch stamp
 
