@@ -4,6 +4,7 @@ cost: {}                                        # roofline, with the coefficient
 cost: {roofline: h100-vllm, kv_dtype: fp8}      # another shipped set, or a mapping of Coefficients' fields
 cost: {table: profiles/h100_llama8b.json}       # relative to the experiment file
 cost: {fitted: distserve-opt-13b-a100}          # a shipped profile, or a mapping of FittedCoefficients' fields
+cost: {factors: {decode: 1.1}}                  # what if decode steps take a tenth longer than that?
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pdlab.core.strict import Strict
 from pdlab.core.types import UsageError
@@ -23,12 +25,24 @@ from pdlab.cost.hardware import Hardware
 from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.profile import InstanceProfile
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
+from pdlab.cost.scaled import Scaled
 from pdlab.cost.shapes import Model
 from pdlab.cost.table import Table, load_profile
 
 PREFILL_TOKENS = (1, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DECODE_CONTEXTS = (128, 512, 1024, 2048, 4096, 8192)
+
+
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class CostFactors(Strict):
+    """What seconds are multiplied by: of prompts, of decode steps, of bytes on links."""
+
+    prefill: Factor = 1.0
+    decode: Factor = 1.0
+    link: Factor = 1.0
 
 
 class CostSpec(Strict):
@@ -41,6 +55,7 @@ class CostSpec(Strict):
     extrapolate: bool = False  # let a table go on linearly beyond its grid
     weight_dtype: str | None = None
     kv_dtype: str | None = None
+    factors: CostFactors | None = None
 
     @field_validator("weight_dtype", "kv_dtype")
     @classmethod
@@ -75,6 +90,13 @@ def build(spec: CostSpec, model: Model, hardware: Hardware, tp: int = 1, base_di
     """The cost of `model` on `tp` x `hardware`; a table's path is relative to `base_dir`. Measured hardware costs what was measured, unless
     a table or a fit is given. Raises UsageError on unknown names, an unreadable table, a tp that does not divide the model or is not in
     the profile, or a profile of another model."""
+    cost, factors = _build(spec, model, hardware, tp, base_dir), spec.factors
+    if factors is None or factors.prefill == factors.decode == 1.0:
+        return cost
+    return Scaled(cost, factors.prefill, factors.decode)
+
+
+def _build(spec: CostSpec, model: Model, hardware: Hardware, tp: int, base_dir: Path | None) -> Cost:
     if spec.table is not None:
         return Table(load_profile((base_dir or Path()) / spec.table), spec.extrapolate)
     if spec.fitted is not None:

@@ -1,0 +1,312 @@
+"""The deployments that a plan chooses among: every one that the experiment's `plan` block allows, and that fits.
+
+A layout says how many instances of which size there are, of each role. Nothing is left over for one more: no deployment is better for want
+of an instance. A candidate is a layout with one value for everything else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations, product
+from typing import Any
+
+from pdlab import cost
+from pdlab.core.types import Role, UsageError
+from pdlab.experiment.experiment import Experiment
+from pdlab.experiment.plan import PlanSpec
+from pdlab.search.grid import worded
+from pdlab.sim.topology import packed_hosts
+
+PLAIN_POLICY = "least_loaded"
+MOST_CANDIDATES = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceKind:
+    """What an instance is made of."""
+
+    hardware: str
+    tp: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGroup:
+    """`count` like instances."""
+
+    role: Role
+    kind: InstanceKind
+    count: int
+
+    @property
+    def accelerators(self) -> int:
+        return self.kind.tp * self.count
+
+
+Layout = tuple[InstanceGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What may be used: so many accelerators in all, or of each type; or what costs no more an hour."""
+
+    accelerators: int | None = None
+    of_type: Mapping[str, int] = field(default_factory=dict)
+    usd_per_h: float | None = None
+
+    def holds(self, used: Mapping[str, int], prices: Mapping[str, float]) -> bool:
+        """So many of each type?"""
+        if self.accelerators is not None and sum(used.values()) > self.accelerators:
+            return False
+        if self.of_type and any(count > self.of_type.get(name, 0) for name, count in used.items()):
+            return False
+        return self.usd_per_h is None or sum(prices[name] * count for name, count in used.items()) <= self.usd_per_h * (1 + 1e-9)
+
+    def most(self, kind: InstanceKind, used: Mapping[str, int], prices: Mapping[str, float]) -> int:
+        """How many more instances of that kind."""
+        count = 0
+        while self.holds({**used, kind.hardware: used.get(kind.hardware, 0) + (count + 1) * kind.tp}, prices):
+            count += 1
+        return count
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`policy` is in JSON; `transfer` is empty where nothing is handed off."""
+
+    layout: Layout
+    max_batch_tokens: int
+    max_seqs: int
+    batching: str
+    policy: str
+    transfer: str
+    prefix_cache: bool
+
+    @property
+    def split(self) -> str:
+        return "pd" if len({group.role for group in self.layout}) > 1 else "mixed"
+
+    @property
+    def accelerators(self) -> int:
+        return sum(group.accelerators for group in self.layout)
+
+    @property
+    def used(self) -> dict[str, int]:
+        """Accelerators of each type."""
+        return used_by(self.layout)
+
+    @cached_property
+    def layout_words(self) -> str:
+        """3P tp4 + 1D tp4; with the accelerators' names where there are several."""
+        several = len(self.used) > 1
+        return " + ".join(
+            f"{group.count}{str(group.role)[0].upper()} tp{group.kind.tp}{f' {group.kind.hardware}' if several else ''}"
+            for group in self.layout
+        )
+
+    @cached_property
+    def words(self) -> str:
+        """Everything that tells it from the others."""
+        parts = [self.layout_words, *self.setting_words]
+        return ", ".join(parts)
+
+    @property
+    def setting_words(self) -> list[str]:
+        return [
+            f"chunk {self.max_batch_tokens:,}",
+            f"{self.max_seqs:,} seqs",
+            self.batching,
+            worded(json.loads(self.policy)),
+            *([self.transfer] if self.transfer else []),
+            "prefix cache" if self.prefix_cache else "no prefix cache",
+        ]
+
+    def changes(self, per_host: int, transfer: Mapping[str, Any]) -> dict[str, Any]:
+        """What makes an experiment this deployment; `transfer` is the experiment's own."""
+        found: dict[str, Any] = {
+            "cluster.instances": list(placed(self.layout, per_host)),
+            "engine.max_batch_tokens": self.max_batch_tokens,
+            "engine.max_seqs": self.max_seqs,
+            "engine.batching": self.batching,
+            "engine.prefix_cache": self.prefix_cache,
+            "policy": json.loads(self.policy),
+        }
+        if self.transfer:
+            kept = {key: value for key, value in transfer.items() if key in ("first_token", "timeout_s")}
+            own = {"granularity": "layer", "reserve": "before_prefill"} if self.transfer == "push" else {"granularity": "request"}
+            found["transfer"] = {**kept, "mode": self.transfer, **own}
+        return found
+
+
+def used_by(layout: Layout) -> dict[str, int]:
+    used: dict[str, int] = {}
+    for group in layout:
+        used[group.kind.hardware] = used.get(group.kind.hardware, 0) + group.accelerators
+    return used
+
+
+def placed(layout: Layout, per_host: int) -> Iterator[dict[str, Any]]:
+    """Rows of `cluster.instances`, each with its host. Large instances are packed first, and the roles in turn, so that many hand-offs stay
+    within a host; a host has accelerators of one type."""
+    for hardware in dict.fromkeys(group.kind.hardware for group in layout):
+        own = [group for group in layout if group.kind.hardware == hardware]
+        turns = sorted(((-g.kind.tp, (k + 0.5) / g.count, index) for index, g in enumerate(own) for k in range(g.count)))
+        hosts = packed_hosts((-tp for tp, _, _ in turns), per_host)
+        counted = Counter((host, index) for host, (_, _, index) in zip(hosts, turns, strict=True))
+        for (host, index), count in counted.items():
+            group = own[index]
+            yield {
+                "role": str(group.role),
+                "count": count,
+                "hardware": hardware,
+                "tp": group.kind.tp,
+                "host": f"{hardware.rpartition('/')[2].removesuffix('.json')}-{host}",
+            }
+
+
+@dataclass(slots=True)
+class PlanSpace:
+    """`pruned` counts the combinations that are not possible, by the reason."""
+
+    base: Experiment
+    spec: PlanSpec
+    kinds: list[InstanceKind]
+    prices: dict[str, float]
+    pruned: Counter[str] = field(default_factory=Counter)
+    _fits: dict[tuple[InstanceKind, int, int], str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, base: Experiment) -> PlanSpace:
+        """Raises UsageError."""
+        spec = base.plan or PlanSpec()
+        names = spec.hardware or tuple(dict.fromkeys(row.hardware or "" for row in base.cluster.instances))
+        chips = {name: cost.hardware(name, base.base_dir) for name in names}
+        tps = spec.tp
+        if base.cost.table is not None:  # which was measured with one tp
+            tps = tuple(dict.fromkeys(row.tp for row in base.cluster.instances))
+        prices = {name: (spec.usd_per_h or {}).get(name, chip.usd_per_h) for name, chip in chips.items()}
+        return cls(base, spec, [InstanceKind(name, tp) for name in names for tp in tps], prices)
+
+    def usd_per_h(self, candidate: Candidate) -> float:
+        return sum(self.prices[name] * count for name, count in candidate.used.items())
+
+    def fleet(self, accelerators: str | None, usd_per_h: float | None) -> Fleet:
+        """Of `--gpus` and `--budget`. Raises UsageError."""
+        if usd_per_h is not None and (free := [name for name, price in self.prices.items() if not price]):
+            raise UsageError(f"--budget: nobody knows what {free[0]} costs; write plan.usd_per_h: {{{free[0]}: ...}}")
+        if accelerators is None:
+            return Fleet(usd_per_h=usd_per_h)
+        if accelerators.isdecimal():
+            return Fleet(_positive(accelerators, accelerators), usd_per_h=usd_per_h)
+        of_type: dict[str, int] = {}
+        for part in accelerators.split(","):
+            name, equals, count = part.partition("=")
+            if not equals or not count.isdecimal():
+                raise UsageError(f"--gpus {accelerators}: write a number, or TYPE=NUMBER,... such as h100-sxm=8")
+            if name not in self.prices:
+                raise UsageError(f"--gpus {accelerators}: {name} is none of the accelerators of the file: {', '.join(self.prices)}")
+            of_type[name] = _positive(count, accelerators)
+        return Fleet(of_type=of_type, usd_per_h=usd_per_h)
+
+    def candidates(self, fleet: Fleet, keep: Callable[[Layout], bool], shares_prefixes: bool) -> list[Candidate]:
+        """All of the layouts that `keep` wants, in a fixed order. Raises UsageError where there are too many."""
+        found: list[Candidate] = []
+        per_host = self.spec.accelerators_per_host
+        for layout in self._layouts(fleet):
+            if not keep(layout):
+                continue
+            large = max(group.kind.tp for group in layout) > per_host
+            unplaced = "" if large or packs(layout, fleet, per_host) else f"its instances do not fit hosts of {per_host} accelerators"
+            for candidate in self._settings(layout, shares_prefixes):
+                if reason := self._wrong(candidate) or unplaced:
+                    self.pruned[reason] += 1
+                else:
+                    found.append(candidate)
+            if len(found) > MOST_CANDIDATES:
+                raise UsageError(f"more than {MOST_CANDIDATES:,} deployments are possible: list fewer values in the file's plan block")
+        return found
+
+    def _layouts(self, fleet: Fleet) -> Iterator[Layout]:
+        if "mixed" in self.spec.splits:
+            yield from self._mixed(fleet)
+        if "pd" in self.spec.splits:
+            for one, other in product(self.kinds, self.kinds):
+                yield from self._pairs(fleet, (Role.PREFILL, one), (Role.DECODE, other))
+
+    def _mixed(self, fleet: Fleet) -> Iterator[Layout]:
+        for kind in self.kinds:
+            if count := fleet.most(kind, {}, self.prices):
+                yield (InstanceGroup(Role.MIXED, kind, count),)
+        for one, other in combinations(self.kinds, 2):
+            if one.hardware != other.hardware:
+                yield from self._pairs(fleet, (Role.MIXED, one), (Role.MIXED, other))
+
+    def _pairs(self, fleet: Fleet, one: tuple[Role, InstanceKind], other: tuple[Role, InstanceKind]) -> Iterator[Layout]:
+        """Every number of the first, and as many of the second as there is room for; but not where there is room for more of the first."""
+        counts: dict[int, int] = {}  # the most of the first by how many of the second
+        for count in range(1, fleet.most(one[1], {}, self.prices) + 1):
+            rest = fleet.most(other[1], {one[1].hardware: count * one[1].tp}, self.prices)
+            if rest:
+                counts[rest] = count
+        for rest, count in sorted(counts.items(), key=lambda pair: pair[1]):
+            yield InstanceGroup(*one, count), InstanceGroup(*other, rest)
+
+    def _settings(self, layout: Layout, shares_prefixes: bool) -> Iterator[Candidate]:
+        spec, base = self.spec, self.base
+        policies = dict.fromkeys(map(_json, spec.policy or (base.policy, PLAIN_POLICY)))
+        caches = spec.prefix_cache or ((True, False) if shares_prefixes else (base.engine.prefix_cache,))
+        handed = spec.transfer if len({group.role for group in layout}) > 1 else ("",)
+        for tokens, seqs, batching, policy, transfer, cached in product(
+            spec.max_batch_tokens, spec.max_seqs, spec.batching or (base.engine.batching,), policies, handed, caches
+        ):
+            yield Candidate(layout, tokens, seqs, batching, policy, transfer, cached)
+
+    def _wrong(self, candidate: Candidate) -> str:
+        """Why it cannot be; empty where it can."""
+        per_host = self.spec.accelerators_per_host
+        for group in candidate.layout:
+            if group.kind.tp > per_host:
+                return f"tp {group.kind.tp} is more than the {per_host} accelerators of a host"
+            key = (group.kind, candidate.max_batch_tokens, candidate.max_seqs)
+            if key not in self._fits:
+                self._fits[key] = self._unfit(*key)
+            if self._fits[key]:
+                return self._fits[key]
+        return ""
+
+    def _unfit(self, kind: InstanceKind, max_batch_tokens: int, max_seqs: int) -> str:
+        """Whether an instance has a cost and room for KV."""
+        base = self.base
+        served, chip = cost.model(base.model, base.base_dir), cost.hardware(kind.hardware, base.base_dir)
+        formats = base.formats
+        try:
+            cost.build(formats, served, chip, kind.tp, base.base_dir)
+            if base.engine.kv_blocks is None:
+                utilization, weights = base.engine.hbm_utilization, formats.weights(served)
+                cost.kv_capacity_tokens(served, chip, kind.tp, utilization, weights, formats.kv, max_batch_tokens, max_seqs)
+        except UsageError as error:
+            return str(error).partition(": ")[0] if "does not fit" in str(error) else str(error)
+        return ""
+
+
+def packs(layout: Layout, fleet: Fleet, per_host: int) -> bool:
+    """Do its instances fit the hosts that so many accelerators come in? True where their number is not given."""
+    hosts = Counter(row["hardware"] for row in {row["host"]: row for row in placed(layout, per_host)}.values())
+    for name, needed in hosts.items():
+        given = fleet.of_type.get(name, fleet.accelerators)
+        if given is not None and needed > -(-given // per_host):
+            return False
+    return True
+
+
+def _json(policy: object) -> str:
+    return json.dumps(policy, sort_keys=True)
+
+
+def _positive(count: str, said: str) -> int:
+    if int(count) < 1:
+        raise UsageError(f"--gpus {said}: a deployment takes an accelerator at least")
+    return int(count)
