@@ -11,7 +11,7 @@ were ever full. Simulated capacities come to 0.5 to 1 of it; see `SLACK` for why
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -88,11 +88,12 @@ def _prefix_hits(workload: Workload) -> Floats:
 @dataclass(frozen=True, slots=True)
 class Bound:
     """`rps` requests a second at most, and which resource says so. `alone`: the share of requests that meet their objectives on an instance
-    that has nothing else to do."""
+    that has nothing else to do, and what the others miss."""
 
     rps: float
     binds: str
     alone: float
+    misses: str
 
 
 class PlanBounds:
@@ -105,7 +106,7 @@ class PlanBounds:
         self.shapes = {cached: RequestShape.of(workload, slo, cached=cached) for cached in (False, True)}
         self.shares_prefixes = bool(_prefix_hits(workload).any())
         self._costs: dict[InstanceKind, Cost] = {}
-        self._alone: dict[tuple[InstanceKind, Role, int, int, bool], float] = {}
+        self._alone: dict[tuple[InstanceKind, Role, int, int, bool], tuple[float, str]] = {}
         self._rates: dict[tuple[InstanceKind, Role, int, int, str, bool], float] = {}
 
     def of(self, candidate: Candidate) -> Bound:
@@ -122,8 +123,8 @@ class PlanBounds:
         if candidate.transfer:
             by_resource["link"] = self._link_rps(candidate)
         binds = min(by_resource, key=lambda name: by_resource[name])
-        alone = min(self._alone_share(group, candidate) for group in candidate.layout)
-        return Bound(by_resource[binds] if alone >= ATTAINED else 0.0, binds, alone)
+        alone, misses = min(self._alone_share(group, candidate) for group in candidate.layout)
+        return Bound(by_resource[binds] if alone >= ATTAINED else 0.0, binds, alone, misses)
 
     def _cost(self, kind: InstanceKind) -> Cost:
         if kind not in self._costs:
@@ -152,7 +153,7 @@ class PlanBounds:
             )
         return self._rates[key]
 
-    def _alone_share(self, group: InstanceGroup, candidate: Candidate) -> float:
+    def _alone_share(self, group: InstanceGroup, candidate: Candidate) -> tuple[float, str]:
         key = (group.kind, group.role, candidate.max_batch_tokens, candidate.max_seqs, candidate.prefix_cache)
         if key not in self._alone:
             shape, held = self.shapes[candidate.prefix_cache], self._kv_tokens(group.kind, candidate)
@@ -223,19 +224,18 @@ def _step_of(cost: Cost, shape: RequestShape, *, whole: bool) -> Callable[[float
     return seconds
 
 
-def alone_share(cost: Cost, shape: RequestShape, role: Role, budget: int, kv_tokens: int) -> float:
-    """The share of requests that an idle instance of this role serves within their objectives."""
-    met = shape.totals <= kv_tokens
+def alone_share(cost: Cost, shape: RequestShape, role: Role, budget: int, kv_tokens: int) -> tuple[float, str]:
+    """The share of requests that an idle instance of this role serves within their objectives, and what most of the others miss."""
+    met = {"room for their KV": shape.totals <= kv_tokens}
     if role.prefills:
-        seconds: Mapping[int, float] = {}
-        lengths = np.unique(shape.prompts[:: max(1, len(shape.prompts) // 500)])
-        seconds = {int(n): _alone_s(cost, int(n), budget) for n in lengths}
-        known = np.array(sorted(seconds))
-        met = met & (np.interp(shape.prompts, known, [seconds[int(n)] for n in known]) <= shape.ttft_s)
+        known = np.unique(shape.prompts[:: max(1, len(shape.prompts) // 500)].astype(np.int64))
+        seconds = [_alone_s(cost, int(tokens), budget) for tokens in known]
+        met["TTFT"] = np.interp(shape.prompts, known, seconds) <= shape.ttft_s
     if role.decodes:
         first, last = cost.decode_s(1, 1), cost.decode_s(1, int(shape.totals.max()))
-        met = met & (first + (last - first) * shape.totals / shape.totals.max() <= shape.tpot_s)
-    return float(met.mean())
+        met["TPOT"] = first + (last - first) * shape.totals / shape.totals.max() <= shape.tpot_s
+    share = float(np.logical_and.reduce(list(met.values())).mean())
+    return share, min(met, key=lambda name: float(met[name].mean()))
 
 
 def _alone_s(cost: Cost, tokens: int, budget: int) -> float:

@@ -6,6 +6,7 @@ twice, also by another plan in the same folder.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -79,6 +80,7 @@ class SimulatedJudge:
         self.simulated = 0
         self.asked = 0
         self.cpu_s = 0.0
+        self.failures: Counter[str] = Counter()  # why simulations came to nothing
         self.requests = requests
         self._experiments: dict[Candidate, Experiment] = {}
 
@@ -113,6 +115,7 @@ class SimulatedJudge:
             self.cpu_s += result.cpu_s
             if result.failure:
                 failures[result.key] = result.failure
+                self.failures[result.failure] += 1
             else:
                 self.journal.put(result.key, result.figures)
             self.ended(done, len(missing))

@@ -1,10 +1,10 @@
 """Which of many deployments carries the most, with few simulations.
 
-1. *Scouts.* Of each split (mixed, or prefill and decode apart) the layouts with the highest bounds get their capacity, roughly. What
-   is bounded below the best of them is out, unsimulated.
-2. *Halving.* Of each split all meet the same arrivals, few of them, at one rate. Who misses is out; the rate rises until few are left. Short
-   runs flatter everybody, mixed deployments most: therefore the splits are not compared yet.
-3. *The cut.* The same with all requests.
+1. *Scouts.* Of each split (mixed, or prefill and decode apart) the layouts with the highest bounds get their capacity, roughly. What is
+   bounded below the best of them is out, unsimulated.
+2. *Halving.* Of each split all meet the same arrivals, few of them, at one rate. Who misses is out; the rate rises until few are left.
+   Short runs flatter everybody, mixed deployments most: therefore the splits are not compared yet.
+3. *The cut.* The same with all requests. Of each layout the best setting is kept.
 4. *Capacity.* The finalists' by bisection, with several seeds; all have the same arrivals and lengths.
 
 Every decision is made when all of its runs are there, so that the number of processes changes nothing. After Ctrl-C what is there stays.
@@ -221,7 +221,7 @@ class PlanSearch:
             asks = [self._ask(one, worth * one.size, requests) for one in alive]
             scores = self.judge.scores(asks)
             for asked, score in zip(asks, scores, strict=True):
-                self._note(asked, score)
+                self.note(asked, score)
             pairs = sorted(zip(scores, alive, strict=True), key=lambda pair: (not pair[0].met, -pair[0].attained, pair[1].order))
             met = sum(score.met for score in scores)
             alive = [one for _, one in pairs[: met if met > most else most]]
@@ -305,9 +305,9 @@ class PlanSearch:
             for (key, asked), score in zip(asks.items(), self.judge.scores(list(asks.values())), strict=True):
                 brackets[key].tell(asked.rate, score.met)
                 if noted:
-                    self._note(asked, score)
+                    self.note(asked, score)
 
-    def _note(self, asked: RateAsk, score: RateScore) -> None:
+    def note(self, asked: RateAsk, score: RateScore) -> None:
         """What a whole run with the first seed and the costs as they are says of a deployment."""
         if asked.requests != self.requests or asked.seed != self.seeds[0]:
             return

@@ -151,7 +151,9 @@ def used_by(layout: Layout) -> dict[str, int]:
 def placed(layout: Layout, per_host: int) -> Iterator[dict[str, Any]]:
     """Rows of `cluster.instances`, each with its host. Large instances are packed first, and the roles in turn, so that many hand-offs stay
     within a host; a host has accelerators of one type."""
-    for hardware in dict.fromkeys(group.kind.hardware for group in layout):
+    types = list(used_by(layout))
+    for hardware in types:
+        before = f"{hardware.rpartition('/')[2].removesuffix('.json')}-" if len(types) > 1 else ""
         own = [group for group in layout if group.kind.hardware == hardware]
         turns = sorted(((-g.kind.tp, (k + 0.5) / g.count, index) for index, g in enumerate(own) for k in range(g.count)))
         hosts = packed_hosts((-tp for tp, _, _ in turns), per_host)
@@ -163,7 +165,7 @@ def placed(layout: Layout, per_host: int) -> Iterator[dict[str, Any]]:
                 "count": count,
                 "hardware": hardware,
                 "tp": group.kind.tp,
-                "host": f"{hardware.rpartition('/')[2].removesuffix('.json')}-{host}",
+                "host": f"{before}{host}",
             }
 
 
@@ -211,11 +213,14 @@ class PlanSpace:
             of_type[name] = _positive(count, accelerators)
         return Fleet(of_type=of_type, usd_per_h=usd_per_h)
 
-    def candidates(self, fleet: Fleet, keep: Callable[[Layout], bool], shares_prefixes: bool) -> list[Candidate]:
-        """All of the layouts that `keep` wants, in a fixed order. Raises UsageError where there are too many."""
+    def candidates(
+        self, fleet: Fleet, shares_prefixes: bool, *, every: bool = False, keep: Callable[[Layout], bool] = lambda _: True
+    ) -> list[Candidate]:
+        """All of the layouts that `keep` wants, in a fixed order; with `every` also of those that leave room for another instance. Raises
+        UsageError where there are too many."""
         found: list[Candidate] = []
         per_host = self.spec.accelerators_per_host
-        for layout in self._layouts(fleet):
+        for layout in self._layouts(fleet, every):
             if not keep(layout):
                 continue
             large = max(group.kind.tp for group in layout) > per_host
@@ -229,27 +234,27 @@ class PlanSpace:
                 raise UsageError(f"more than {MOST_CANDIDATES:,} deployments are possible: list fewer values in the file's plan block")
         return found
 
-    def _layouts(self, fleet: Fleet) -> Iterator[Layout]:
+    def _layouts(self, fleet: Fleet, every: bool) -> Iterator[Layout]:
         if "mixed" in self.spec.splits:
-            yield from self._mixed(fleet)
+            for kind in self.kinds:
+                most = fleet.most(kind, {}, self.prices)
+                for count in range(1 if every else max(1, most), most + 1):
+                    yield (InstanceGroup(Role.MIXED, kind, count),)
+            for one, other in combinations(self.kinds, 2):
+                if one.hardware != other.hardware:
+                    yield from self._pairs(fleet, (Role.MIXED, one), (Role.MIXED, other), every)
         if "pd" in self.spec.splits:
             for one, other in product(self.kinds, self.kinds):
-                yield from self._pairs(fleet, (Role.PREFILL, one), (Role.DECODE, other))
+                yield from self._pairs(fleet, (Role.PREFILL, one), (Role.DECODE, other), every)
 
-    def _mixed(self, fleet: Fleet) -> Iterator[Layout]:
-        for kind in self.kinds:
-            if count := fleet.most(kind, {}, self.prices):
-                yield (InstanceGroup(Role.MIXED, kind, count),)
-        for one, other in combinations(self.kinds, 2):
-            if one.hardware != other.hardware:
-                yield from self._pairs(fleet, (Role.MIXED, one), (Role.MIXED, other))
-
-    def _pairs(self, fleet: Fleet, one: tuple[Role, InstanceKind], other: tuple[Role, InstanceKind]) -> Iterator[Layout]:
+    def _pairs(self, fleet: Fleet, one: tuple[Role, InstanceKind], other: tuple[Role, InstanceKind], every: bool) -> Iterator[Layout]:
         """Every number of the first, and as many of the second as there is room for; but not where there is room for more of the first."""
         counts: dict[int, int] = {}  # the most of the first by how many of the second
         for count in range(1, fleet.most(one[1], {}, self.prices) + 1):
             rest = fleet.most(other[1], {one[1].hardware: count * one[1].tp}, self.prices)
-            if rest:
+            if every:
+                yield from ((InstanceGroup(*one, count), InstanceGroup(*other, fewer)) for fewer in range(1, rest + 1))
+            elif rest:
                 counts[rest] = count
         for rest, count in sorted(counts.items(), key=lambda pair: pair[1]):
             yield InstanceGroup(*one, count), InstanceGroup(*other, rest)
