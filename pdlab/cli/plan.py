@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich import progress as bars
 
@@ -35,11 +34,7 @@ def plan(
     ] = None,
     budget: Annotated[float | None, typer.Option("--budget", metavar="$/H", help="Dollars an hour.", show_default=False)] = None,
     objective: Annotated[
-        str,
-        typer.Option(
-            click_type=click.Choice(["rate", "gpu", "dollar"]),
-            help="The most requests/s: in all, for each accelerator, or for each $ an hour.",
-        ),
+        Objective, typer.Option("--objective", help="The most requests/s: in all, for each accelerator, or for each $ an hour.")
     ] = "rate",
     failures: Annotated[int, typer.Option("--failures", metavar="0|1", help="1: with an instance of the worst role away.")] = 0,
     seeds: Annotated[int, typer.Option("--seeds", help="Of the finalists' capacities.")] = 5,
@@ -56,8 +51,7 @@ def plan(
     with traced(traceback):
         if jobs is not None and jobs < 1:
             raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
-        asked: Objective = objective  # type: ignore[assignment]
-        question = PlanQuestion(gpus, rate, budget, asked, failures, seeds, requests)
+        question = PlanQuestion(gpus, rate, budget, objective, failures, seeds, requests)
         base = Experiment.load(file, list(set_ or ()))
         _plan(Plan(base, question), ProcessPool(jobs or usable_cores()), out_dir or Path("out") / f"{base.name}-plan", quiet)
 

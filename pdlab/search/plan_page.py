@@ -129,7 +129,7 @@ def points(plan: Plan, found: Sequence[PlanRow]) -> list[dict[str, Any]]:
 
 
 def _marks(found: Sequence[PlanRow]) -> list[list[bool]]:
-    return [[(row.rank == 1 or row.tied) and column == 2 for column in range(len(COLUMNS) + 1)] for row in found]
+    return [[(row.rank == 1 or row.tied) and column == 3 for column in range(len(COLUMNS) + 1)] for row in found]
 
 
 def _select(name: str, chosen: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from pdlab.results.statistics import MeanInterval
 from pdlab.results.units import MISSING, number, percent, seconds
 from pdlab.search.plan import Plan
-from pdlab.search.plan_search import COMFORT, RESOLUTION, SENSITIVE, TENTH, Finalist
+from pdlab.search.plan_search import COMFORT, SENSITIVE, TENTH, TOLD_APART, Finalist
 
-COLUMNS = ("deployment", "req/s", "per GPU", "GPUs", "$/h", "$/Mtok", "TTFT p99", "TPOT p99", "what binds")
+COLUMNS = ("deployment", "chunk", "req/s", "per GPU", "GPUs", "$/h", "$/Mtok", "TTFT p99", "TPOT p99", "what binds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class PlanRow:
     def cells(self) -> list[str]:
         half = self.capacity.half
         return [
-            self.name,
+            self.finalist.candidate.layout_words,
+            f"{self.finalist.candidate.max_batch_tokens:,}",
             f"{number(self.capacity.mean)}{'' if half is None else f' ±{number(half)}'}",
             number(self.per_accelerator),
             str(self.finalist.candidate.accelerators),
@@ -131,18 +132,24 @@ def sensitivity(found: list[PlanRow]) -> Iterator[tuple[str, str]]:
     looked = [row for row in found[:SENSITIVE] if row.finalist.varied]
     if not looked:
         return
+    still = []
     for name in TENTH:
+        if all(name not in row.finalist.varied for row in looked):
+            continue
         moved = []
         for row in looked:
             first = next(iter(row.finalist.capacities.values()))
             varied = row.finalist.varied.get(name, first)  # what hands nothing off has no link
             moved.append((varied / row.finalist.contender.size, row, varied / first - 1))
-        if all(name not in row.finalist.varied for row in looked):
+        if all(abs(change) < TOLD_APART for _, _, change in moved):
+            still.append(name)
             continue
-        words = ", ".join(f"{row.name} {change:+.0%}" for _, row, change in moved)
+        words = ", ".join(f"{row.rank}: {change:+.0%}" for _, row, change in moved)
         best, leader, _ = max(moved, key=lambda entry: (entry[0], -entry[1].rank))
-        ahead = leader is not looked[0] and best > moved[0][0] * (1 + RESOLUTION)
-        yield name, f"{words}: {leader.name} comes first then" if ahead else f"{words}: the first stays first"
+        ahead = leader is not looked[0] and best > moved[0][0] * (1 + TOLD_APART)
+        yield name, f"{words}; {f'{leader.name} comes first then' if ahead else 'the first stays first'}"
+    if still:
+        yield ", ".join(still), "no capacity changes"
 
 
 def notes(plan: Plan) -> list[str]:

@@ -19,13 +19,14 @@ from math import inf
 from typing import TypeVar
 
 from pdlab.results.statistics import MeanInterval, mean_interval
-from pdlab.search.plan_bound import SLACK, Bound
+from pdlab.search.plan_bound import ATTAINED, SLACK, Bound
 from pdlab.search.plan_judge import Figures, Judge, RateAsk, RateScore
 from pdlab.search.plan_space import Candidate
 
 Key = TypeVar("Key", bound=Hashable)
 
-RESOLUTION = 0.025  # of a capacity
+RESOLUTION = 0.04  # of the rates between which a capacity lies
+TOLD_APART = 0.015  # capacities that are nearer are not
 COMFORT = 0.8  # of capacity, where latencies are shown
 SHARE_OF_REQUESTS = 4  # short runs have a fourth
 LEAST_REQUESTS = 400  # of a short run
@@ -61,11 +62,13 @@ class Contender:
 
 
 class CapacityBracket:
-    """Between the highest rate that was met and the lowest that was missed, by bisection of their logarithms."""
+    """Between the highest rate that was carried and the lowest that was not, by bisection of their logarithms until they are `resolution`
+    apart."""
 
-    def __init__(self, start: float, *, step: float = 1.25, resolution: float = RESOLUTION) -> None:
+    def __init__(self, start: float, *, step: float, resolution: float) -> None:
         self.start, self.step, self.resolution = start, step, resolution
         self.low, self.high = 0.0, inf
+        self.shares = {0.0: 1.0}  # attained, by rate
 
     @property
     def next(self) -> float | None:
@@ -76,15 +79,25 @@ class CapacityBracket:
             return self.start if self.high == inf else self.high / self.step
         if self.high == inf:
             return self.low * self.step
-        return None if self.high <= self.low * (1 + self.resolution) else (self.low * self.high) ** 0.5
+        return None if self.high <= self.low * (1 + self.resolution) * (1 + 1e-9) else (self.low * self.high) ** 0.5
 
-    def tell(self, rate: float, met: bool) -> None:
-        if met:
+    def tell(self, rate: float, score: RateScore) -> None:
+        self.shares[rate] = score.attained
+        if score.met:
             self.low = max(self.low, rate)
         else:
             self.high = min(self.high, rate)
-        if not self.low or self.high == inf:
+        if len(self.shares) > 2 and (not self.low or self.high == inf):
             self.step **= 1.5
+
+    @property
+    def capacity(self) -> float:
+        """Where attainment falls through the objective, by interpolation; the middle where the queue, not attainment, says no."""
+        if not self.low or self.high == inf:
+            return self.low
+        above, below = self.shares[self.low], self.shares[self.high]
+        part = (above - ATTAINED) / (above - below) if above > below and below < ATTAINED else 0.5
+        return float(self.low * (self.high / self.low) ** part)
 
 
 @dataclass(slots=True)
@@ -119,7 +132,7 @@ class Finalist:
         found = mean_interval([self.capacities[seed] / own - other.capacities[seed] / its for seed in both])
         if found is None or found.half is None:
             return True
-        return abs(found.mean) <= max(found.half, RESOLUTION * max(self.worth, other.worth))
+        return abs(found.mean) <= max(found.half, TOLD_APART * max(self.worth, other.worth))
 
     def mean(self, name: str) -> float | None:
         """A figure at 80 % of capacity, over the seeds."""
@@ -173,7 +186,7 @@ class PlanSearch:
     def _scouted(self) -> dict[str, list[Contender]]:
         self.phase = "scouting"
         scouts = [one for split in self.splits for one in self._layouts_of(split)[:SCOUTS]]
-        brackets = {one: CapacityBracket(0.8 * one.bound.rps, resolution=0.06) for one in scouts}
+        brackets = {one: CapacityBracket(0.8 * one.bound.rps, step=1.25, resolution=0.06) for one in scouts}
         self._climb(brackets, self._ask)
         best = max((bracket.low / one.size for one, bracket in brackets.items()), default=0.0)
         flattered = max((bracket.low / one.bound.rps for one, bracket in brackets.items() if one.bound.rps), default=0.0)
@@ -202,7 +215,7 @@ class PlanSearch:
         self.phase = "short runs"
         many = {split: own for split, own in alive.items() if len(own) > KEPT and self.short < self.requests}
         leaders = {self._leader_of(split): split for split in many}
-        brackets = {one: CapacityBracket(self._start_of(one), resolution=0.06) for one in leaders}
+        brackets = {one: CapacityBracket(self._start_of(one), step=1.25, resolution=0.06) for one in leaders}
         self._climb(brackets, lambda one, rate: self._ask(one, rate, self.short))
         kept = dict(alive)
         for one, split in leaders.items():
@@ -253,18 +266,20 @@ class PlanSearch:
 
     def _capacities(self) -> None:
         self.phase = "capacities"
-        first, *others = self.seeds
-        started = {one.contender: CapacityBracket(self._start_of(one.contender), step=1.06) for one in self.finalists}
-        self._climb(started, self._ask)
+        brackets = {(one.contender, self.seeds[0]): self._fine(self._start_of(one.contender)) for one in self.finalists}
+
+        def ask(key: tuple[Contender, int], rate: float) -> RateAsk:
+            return RateAsk(key[0].candidate, rate, self.requests, key[1])
+
+        self._climb(brackets, ask)
+        others = {(one, seed): self._fine(bracket.capacity) for (one, _), bracket in brackets.items() for seed in self.seeds[1:]}
+        self._climb(others, ask)
         for finalist in self.finalists:
-            finalist.capacities[first] = started[finalist.contender].low
-        carried = [one for one in self.finalists if one.capacities[first]]
-        for seed in others:
-            brackets = {one.contender: CapacityBracket(one.capacities[first], step=1.04) for one in carried}
-            self._climb(brackets, lambda one, rate, seed=seed: RateAsk(one.candidate, rate, self.requests, seed))  # type: ignore[misc]
-            for finalist in self.finalists:
-                bracket = brackets.get(finalist.contender)
-                finalist.capacities[seed] = bracket.low if bracket is not None else 0.0
+            own = {seed: bracket.capacity for (one, seed), bracket in {**brackets, **others}.items() if one is finalist.contender}
+            finalist.capacities = own
+
+    def _fine(self, start: float) -> CapacityBracket:
+        return CapacityBracket(start, step=1 + RESOLUTION, resolution=RESOLUTION)
 
     def _start_of(self, one: Contender) -> float:
         return self.known.get(one) or self._worth_of(one.candidate.split) * one.size or 0.5 * one.bound.rps
@@ -284,7 +299,7 @@ class PlanSearch:
         for one in self.ranked[:SENSITIVE]:
             for name, factors in TENTH.items():
                 if one.worth and (one.candidate.transfer or factors[2] == 1.0):
-                    brackets[one.contender, name] = CapacityBracket(one.capacities[self.seeds[0]], step=1.06, resolution=2 * RESOLUTION)
+                    brackets[one.contender, name] = CapacityBracket(one.capacities[self.seeds[0]], step=1.06, resolution=0.06)
 
         def ask(key: tuple[Contender, str], rate: float) -> RateAsk:
             return RateAsk(key[0].candidate, rate, self.requests, self.seeds[0], TENTH[key[1]])
@@ -292,7 +307,7 @@ class PlanSearch:
         self._climb(brackets, ask, noted=False)
         finalists = {one.contender: one for one in self.finalists}
         for (contender, name), bracket in brackets.items():
-            finalists[contender].varied[name] = bracket.low
+            finalists[contender].varied[name] = bracket.capacity
 
     # shared
 
@@ -303,7 +318,7 @@ class PlanSearch:
         """All of them, side by side, until enough is known."""
         while asks := {key: ask(key, rate) for key, bracket in brackets.items() if (rate := bracket.next) is not None}:
             for (key, asked), score in zip(asks.items(), self.judge.scores(list(asks.values())), strict=True):
-                brackets[key].tell(asked.rate, score.met)
+                brackets[key].tell(asked.rate, score)
                 if noted:
                     self.note(asked, score)
 

@@ -13,18 +13,21 @@ from pdlab.report.tables import BEST
 from pdlab.search.plan import Plan
 from pdlab.search.plan_rows import COLUMNS, PlanRow, comfort_words, notes, sensitivity, verdict
 
+SAME = ("per GPU", "GPUs", "$/h")  # columns that are left out where all rows have the same
+
 
 def plan_table(plan: Plan, found: Sequence[PlanRow]) -> RenderableType:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("", justify="right")
-    for index, head in enumerate(COLUMNS):
+    cells = [row.cells for row in found]
+    shown = [k for k, head in enumerate(COLUMNS) if head not in SAME or len({row[k] for row in cells}) > 1]
+    for index in shown:
         words = index in (0, len(COLUMNS) - 1)
-        table.add_column(head, justify="left" if words else "right", overflow="fold", style="bold" if index == 0 else "")
-    for row in found:
-        mark = BEST if row.rank == 1 or row.tied else ""
-        table.add_row(
-            f"{row.rank}{mark}", *(Text(cell, "bold green" if mark and index == 1 else "") for index, cell in enumerate(row.cells))
-        )
+        table.add_column(COLUMNS[index], justify="left" if words else "right", no_wrap=not words)
+    for row, own in zip(found, cells, strict=True):
+        best = row.rank == 1 or row.tied
+        styled = [Text(own[k], "bold green" if best and k == 1 else "bold" if k == 0 else "") for k in shown]
+        table.add_row(f"{row.rank}{BEST if best else ''}", *styled)
     parts: list[RenderableType] = [Text(verdict(plan, list(found)), "bold"), Text(""), table, Text("")]
     seeds = len(plan.seeds)
     parts.append(Text(f"capacity: mean{f' ± 95 % interval over {seeds} seeds' if seeds > 1 else ', one seed'}; {comfort_words()}", "dim"))
