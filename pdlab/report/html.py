@@ -32,7 +32,10 @@ def run_page(
     body = [
         f"<h1>{escaped(name)}</h1>",
         f"<p class=soft>{escaped(_about(summary))}</p>",
-        *(f"<p class=warning>{escaped(line)}</p>" for line in dict.fromkeys([*_partial(summary), *summary["warnings"], *warnings])),
+        *(
+            f"<p class=warning>{escaped(line)}</p>"
+            for line in dict.fromkeys([*_overload(summary), *_partial(summary), *summary["warnings"], *warnings])
+        ),
         _tiles(summary),
         _verdict(summary),
         "<h2>Latency</h2>",
@@ -74,6 +77,10 @@ def _about(summary: Summary) -> str:
         known.append(f"policy hash {policy[:_HASH_SHOWN]}")
     count = summary["requests"]
     return ", ".join([f"{count:,} request{'s' if count != 1 else ''} in {seconds(summary['duration_s'])}", *known])
+
+
+def _overload(summary: Summary) -> list[str]:
+    return [f"Overloaded: {line}." for line in tables.overload_lines(summary)]
 
 
 def _partial(summary: Summary) -> list[str]:

@@ -23,7 +23,8 @@ BEST = "★"
 
 def summary_table(summary: Summary, title: str = "") -> RenderableType:
     """Everything a run says of itself: latencies, attainment, instances, links, the bottleneck, and what each word means."""
-    parts: list[RenderableType] = [_latencies(summary), Text(""), _figures(summary), Text(""), _instances(summary)]
+    parts: list[RenderableType] = [Text.assemble(("overloaded  ", "bold red"), line) for line in overload_lines(summary)]
+    parts += [_latencies(summary), Text(""), _figures(summary), Text(""), _instances(summary)]
     if summary["links"]:
         parts += [Text(""), _links(summary)]
     parts += [Text(""), bottleneck_line(summary)]
@@ -35,6 +36,25 @@ def summary_table(summary: Summary, title: str = "") -> RenderableType:
     parts += [Text(""), _definitions()]
     heading = title + (" (partial: stopped early)" if summary["partial"] else "")
     return Panel(Group(*parts), title=heading or None, title_align="left", border_style="dim", padding=(0, 1))
+
+
+def overload_lines(summary: Summary) -> list[str]:
+    """What has to be said before anything else: that the run did not keep up."""
+    if not summary.get("overloaded"):
+        return []
+    window = summary["window"]
+    rates = f"{number(window['offered_rps'])} req/s arrived, {number(window['served_rps'])} were served"
+    return [f"the queue grew to the end: {rates}. Attainment and goodput depend on the run's length"]
+
+
+def warm_up_words(summary: Summary) -> str | None:
+    """Which requests do not count; None where all do."""
+    window = summary.get("window")
+    if not window or not window["warm_up_requests"]:
+        return None
+    words = f"the first {window['warm_up_requests']:,} requests ({seconds(window['warm_up_s'])}) do not count: MSER-5 on TTFT"
+    whole = percent(window["slo_attainment_untrimmed"])
+    return words if whole == percent(summary["slo_attainment"]) else f"{words}; with them attainment is {whole}"
 
 
 def bottleneck_line(summary: Summary) -> Text:
@@ -63,6 +83,7 @@ def figures(summary: Summary) -> list[tuple[str, str]]:
         ("SLO attainment", f"{percent(summary['slo_attainment'])} ({each})"),
         ("goodput", f"{number(summary['goodput_rps'])} req/s, {accelerators} for each of {summary['accelerators']} accelerators"),
         ("throughput", f"{number(summary['throughput_rps'])} req/s, {number(summary['output_tokens_per_s'])} output tokens/s"),
+        *([("warm-up", warm_up)] if (warm_up := warm_up_words(summary)) else []),
         ("prefix hits", f"{percent(summary['prefix_hit_rate'])} of prompt tokens"),
         ("KV moved", size(summary["transfer_bytes"])),
         ("retries, preemptions, migrations", f"{summary['retries']:,}, {summary['preemptions']:,}, {summary['migrations']:,}"),

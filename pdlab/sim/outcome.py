@@ -14,8 +14,10 @@ from pdlab.sim.worker import SimInstance
 from pdlab.sim.world import World
 
 
-def summary(world: World, experiment: Experiment, run: dict[str, Any], *, log: EventLog | None, partial: bool) -> dict[str, Any]:
-    """The content of summary.json. `run` is what it says of the run itself."""
+def summary(
+    world: World, experiment: Experiment, run: dict[str, Any], *, log: EventLog | None, partial: bool, trim: bool
+) -> dict[str, Any]:
+    """The content of summary.json. `run` is what it says of the run itself; with `trim` a steady state's warm-up is left out."""
     return summarise(
         world.records,
         world.gaps,
@@ -28,7 +30,13 @@ def summary(world: World, experiment: Experiment, run: dict[str, Any], *, log: E
         partial=partial,
         leaked_blocks=world.leaked_blocks,
         warnings=[*_warnings(world), *([log.stopped] if log is not None and log.stopped else [])],
+        trim=trim and _steady(experiment),
     )
+
+
+def _steady(experiment: Experiment) -> bool:
+    """Could it come to a steady state? Where faults are planned, or a file says when requests arrive, what happens first is no warm-up."""
+    return not experiment.faults and not experiment.workload.own_times
 
 
 def _uses(world: World, experiment: Experiment) -> list[InstanceUse]:
