@@ -31,10 +31,10 @@ COMFORT = 0.8  # of capacity, where latencies are shown
 SHARE_OF_REQUESTS = 4  # short runs have a fourth
 LEAST_REQUESTS = 400  # of a short run
 SCOUTS = 3
-KEPT = 8  # of each split, after short runs
-FINALISTS = 5
+KEPT = 6  # of each split, after short runs
+FINALISTS = 4
 ALIKE = 0.99  # of the highest rate of a layout: its other settings that came so far made no difference
-SENSITIVE = 3  # finalists whose sensitivity is looked at
+SENSITIVE = 2  # finalists whose sensitivity is looked at
 TENTH = {
     "prefill +10 %": (1.1, 1.0, 1.0),
     "prefill -10 %": (0.9, 1.0, 1.0),
@@ -186,7 +186,7 @@ class PlanSearch:
     def _scouted(self) -> dict[str, list[Contender]]:
         self.phase = "scouting"
         scouts = [one for split in self.splits for one in self._layouts_of(split)[:SCOUTS]]
-        brackets = {one: CapacityBracket(0.8 * one.bound.rps, step=1.25, resolution=0.06) for one in scouts}
+        brackets = {one: CapacityBracket(0.8 * one.bound.rps, step=1.25, resolution=0.1) for one in scouts}
         self._climb(brackets, self._ask)
         best = max((bracket.low / one.size for one, bracket in brackets.items()), default=0.0)
         flattered = max((bracket.low / one.bound.rps for one, bracket in brackets.items() if one.bound.rps), default=0.0)
@@ -215,7 +215,7 @@ class PlanSearch:
         self.phase = "short runs"
         many = {split: own for split, own in alive.items() if len(own) > KEPT and self.short < self.requests}
         leaders = {self._leader_of(split): split for split in many}
-        brackets = {one: CapacityBracket(self._start_of(one), step=1.25, resolution=0.06) for one in leaders}
+        brackets = {one: CapacityBracket(self._start_of(one), step=1.25, resolution=0.1) for one in leaders}
         self._climb(brackets, lambda one, rate: self._ask(one, rate, self.short))
         kept = dict(alive)
         for one, split in leaders.items():
