@@ -103,7 +103,7 @@ def summarise(
         "instances": [_instance(use) for use in instances],
         "roles": _roles(instances),
         "links": [_link(link) for link in links],
-        "bottleneck": find_bottleneck(records, samples, instances, links, slo=slo, duration_s=duration_s),
+        "bottleneck": find_bottleneck(records, samples, instances, links, slo=slo, duration_s=duration_s, policy=run.get("policy")),
         "warnings": list(warnings),
         "run": dict(run),
     }
