@@ -20,9 +20,9 @@ def check_writable(directory: Path) -> None:
         raise UsageError(f"{directory}: cannot write there; give another directory with --out")
 
 
-def show(result: Result, directory: Path, *more: str) -> None:
-    """The summary, and where the rest is."""
-    out.print(summary_table(result.summary, result.name))
+def show(result: Result, directory: Path, *more: str, explain: bool = False) -> None:
+    """The summary, with `explain` what its words mean, and where the rest is."""
+    out.print(summary_table(result.summary, result.name, explain=explain))
     others = sorted(file.name for file in directory.iterdir() if file.name != REPORT and not file.name.startswith("."))
     for line in (*more, f"picture  {directory / REPORT}", f"files    {directory}: {', '.join(others)}"):
         out.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -34,13 +34,14 @@ def sim(
     requests: Annotated[int | None, typer.Option(help="Short for --set workload.requests=N.", show_default=False)] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME")] = None,
     trace_events: Annotated[bool, typer.Option("--trace-events", help="Keep the event log, and a Perfetto trace.")] = False,
+    no_trim: Annotated[bool, typer.Option("--no-trim", help="Count the warm-up, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
     traceback: Traceback = False,
 ) -> None:
     """Simulate experiments: progress, one table each, a comparison of several; results in DIR."""
     with traced(traceback):
-        _sim(files, list(set_ or ()), seed, requests, out_dir, trace_events, as_json, quiet)
+        _sim(files, list(set_ or ()), seed, requests, out_dir, trace_events, not no_trim, as_json, quiet)
 
 
 def _sim(
@@ -50,6 +51,7 @@ def _sim(
     requests: int | None,
     out_dir: Path | None,
     trace_events: bool,
+    trim: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -68,7 +70,7 @@ def _sim(
     results: list[tuple[str, Result]] = []
     for experiment, directory in zip(experiments, directories, strict=True):
         try:
-            result = _simulate(experiment, directory, trace_events, quiet)
+            result = _simulate(experiment, directory, trace_events, trim, quiet)
         except KeyboardInterrupt:
             err.print(f"interrupted: nothing of {experiment.name} was kept")
             raise typer.Exit(130) from None
@@ -116,14 +118,14 @@ def _directories(experiments: Sequence[Experiment], given: Path | None) -> list[
     return [(given or Path("out")) / name for name in names]
 
 
-def _simulate(experiment: Experiment, directory: Path, trace_events: bool, quiet: bool) -> Result:
+def _simulate(experiment: Experiment, directory: Path, trace_events: bool, trim: bool, quiet: bool) -> Result:
     """Run one, and keep its files: all of them or, on a UsageError, none."""
     log = directory.parent / f".{directory.name}.events.jsonl.partial-{os.getpid()}"  # another run may go to the same folder
     if trace_events:
         _make_folder(directory.parent)
     try:
         with _progress(experiment.name, quiet) as progress:
-            result = simulate(experiment, progress=progress, trace_events=log if trace_events else None)
+            result = simulate(experiment, progress=progress, trace_events=log if trace_events else None, trim=trim)
         try:
             if not trace_events:
                 result.save(directory)

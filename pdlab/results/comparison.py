@@ -17,7 +17,7 @@ import numpy as np
 
 from pdlab.core.types import Stage, UsageError
 from pdlab.results.comparison_notes import notes
-from pdlab.results.metrics import SPREADS
+from pdlab.results.metrics import SPREADS, untrimmed
 from pdlab.results.records import Column, latencies
 from pdlab.results.run import Run
 
@@ -177,7 +177,7 @@ def policy_of(result: Run) -> str:
 
 
 def _group(policy: str, simulated: Sequence[Run], measured: Sequence[Run]) -> Group:
-    sims, runs = [result.summary for result in simulated], [result.summary for result in measured]
+    sims, runs = ([_whole(result) for result in results] for results in (simulated, measured))
     lines = [_line(f"{label} {point}", f"{key}.{point}", sims, runs) for label, key in SPREADS for point in POINTS]
     lines += [_line(label, key, sims, runs) for label, key in RATES]
     return Group(
@@ -189,6 +189,13 @@ def _group(policy: str, simulated: Sequence[Run], measured: Sequence[Run]) -> Gr
         tuple(_pairs(simulated, measured)),
         tuple(dict.fromkeys(notes(simulated, measured))),
     )
+
+
+def _whole(result: Run) -> Mapping[str, Any]:
+    """Its figures over all requests: two runs of the same requests seldom have the same warm-up."""
+    summary = result.summary
+    trimmed = summary.get("window", {}).get("warm_up_requests")
+    return untrimmed(summary, result.records, result.gaps) if trimmed else summary
 
 
 def _line(label: str, key: str, simulated: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> ComparedFigure:

@@ -41,7 +41,26 @@ def test_the_table_says_it_all(made_run: Made) -> None:
     assert seconds(result.summary["ttft_s"]["p99"]) in text
     assert percent(result.summary["slo_attainment"]) in text
     assert result.summary["bottleneck"]["resource"] in text
-    assert all(term in text for term in DEFINITIONS)
+    assert "\n│ busy  " not in text and "arrival to first token" not in text, "the words are explained when that is asked for"
+    assert all(term in printed(summary_table(result.summary, explain=True)) for term in DEFINITIONS)
+
+
+def test_it_is_in_the_order_of_the_question(made_run: Made) -> None:
+    summary = made_run(300).summary
+    summary = summary | {"overloaded": True, "run": summary["run"] | {"rests_on": ["h100-sxm: a guess"]}}
+    text = printed(summary_table(summary, "made-up"))
+    order = [
+        "overloaded",
+        "rests on  h100-sxm: a guess",
+        "SLO attainment",
+        "│ goodput",
+        "bottleneck",
+        "TTFT ",
+        "prefix hits",
+        "prefill-1 ",
+        "network",
+    ]
+    assert sorted(order, key=text.index) == order
 
 
 @pytest.mark.parametrize("width", [80, 120])
