@@ -16,7 +16,7 @@ from typing import Any
 
 from pdlab.core.file_kinds import MODEL_CONFIG, in_place_of, kind_by_keys
 from pdlab.core.types import UsageError, nearest
-from pdlab.cost import decoders, hybrids, special
+from pdlab.cost import decoders, hybrids, own_code, special
 from pdlab.cost.config_keys import HEADS, HIDDEN, LAYERS, POSITIONS, Keys
 from pdlab.cost.decoders import Decoder
 from pdlab.cost.families import FAMILIES, REFUSED, Family
@@ -37,6 +37,7 @@ BUILDERS: dict[str, Callable[[Keys, Family], Decoder]] = {
         decoders.decoder, decoders.latent, special.chatglm, special.falcon, special.gpt_neo, special.mpt, special.dbrx, special.arctic,
         special.hunyuan, special.gated_attention, special.gemma3n, special.gemma4, hybrids.gated_delta, hybrids.jamba, hybrids.bamba,
         hybrids.falcon_h1, hybrids.granite_hybrid, hybrids.nemotron_h, hybrids.lightning, hybrids.kimi_linear, hybrids.short_conv,
+        own_code.grok2, own_code.step3, own_code.mimo_v2, own_code.ring_linear,
     )
 }  # fmt: skip
 SIXTEEN = "16 bits a weight (no dtype is stated)"
@@ -174,6 +175,8 @@ def _model_type(text: Mapping[str, Any], config: Mapping[str, Any], where: str, 
             if key in LAYERS + HIDDEN + HEADS:
                 Keys(text, {}, where).check((key,), value)
         raise UsageError(f"{where} lacks 'model_type': add it, as the model's class has it")
+    if kind == "git" and "Grok1ForCausalLM" in (text.get("architectures") or ()):
+        return "grok-2"  # whose published config says so
     return str(kind).lower()
 
 
