@@ -79,7 +79,8 @@ def _find(kind: str, name: str, known: Mapping[str, Entry], path: Path) -> Entry
         if isfile(path):
             wanted = "a Hugging Face config.json" if kind == "model" else "a profile of pdlab calibrate"
             raise UsageError(f"{kind} {name!r}: the file {path} is not {wanted}, whose name ends in .json")
-        near = get_close_matches(name.lower(), known, n=3, cutoff=0.0)
+        begun = [entry for entry in known if entry.startswith(name.lower())] if name else []
+        near = [*begun, *get_close_matches(name.lower(), [entry for entry in known if entry not in begun], n=3, cutoff=0.0)][:3]
         extra = f", or give the path of a {'profile (.json)' if kind == 'hardware' else 'Hugging Face config.json'}"
         raise UsageError(f"unknown {kind} {name!r}: nearest are {', '.join(near)}{extra}")
     return found
