@@ -45,9 +45,11 @@ SIXTEEN = "16 bits a weight (no dtype is stated)"
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """A model, and how it was read: `filled` class defaults, `ignored` keys, `remarks` in words."""
+    """A model, and how it was read: `decoder` has its layers, of which `model` is the sum; `filled` class defaults, `ignored` keys,
+    `remarks` in words."""
 
     model: Model
+    decoder: Decoder
     model_type: str = ""
     quantization: str = ""
     filled: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +65,12 @@ def read_config(path: Path) -> Model:
 
 def understand(path: Path) -> Understood:
     """As `read_config`, with how it was read."""
+    name = path.parent.name if path.name == "config.json" else path.stem
+    return parse(config_at(path), name or "model", str(path))
+
+
+def config_at(path: Path) -> dict[str, Any]:
+    """What the file says, with the quantisation that a file beside it says. Raises UsageError."""
     config = _load(path)
     if "model_type" not in config and (instead := in_place_of(path, kind_by_keys(config), MODEL_CONFIG)):
         raise UsageError(f"model: {instead}")
@@ -70,8 +78,7 @@ def understand(path: Path) -> Understood:
         beside = next((path.parent / name for name in QUANTIZATION_FILES if (path.parent / name).is_file()), None)
         if beside is not None:
             config = config | {"quantization_config": _load(beside)}
-    name = path.parent.name if path.name == "config.json" else path.stem
-    return parse(config, name or "model", str(path))
+    return config
 
 
 def parse_config(config: Mapping[str, Any], name: str, source: str = "") -> Model:
@@ -101,8 +108,8 @@ def _load(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: bool = False) -> tuple[Decoder, Keys]:
-    """The layers of a config of this model_type, and which of its keys were read. `where` begins each message. Raises UsageError."""
+def _read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: bool = False) -> tuple[Decoder, Keys]:
+    """The layers of a config of this model_type, and which of its keys were read. `where` begins each message."""
     family = _family(kind, where)
     keys = Keys(config, {**family.facts, **class_defaults().get(kind, {})}, where, nested=nested)
     if keys.flag("is_encoder_decoder", otherwise=False):
@@ -121,7 +128,7 @@ def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Und
         _family(outside, where)
     text, nested = _text(config)
     kind = _model_type(text, config, where, nested)
-    read, keys = read_layers(text, kind, where, nested=nested)
+    read, keys = _read_layers(text, kind, where, nested=nested)
     width = keys.get(*DTYPE)
     quantization = _quantization(keys, width, where)
     model = assemble(
@@ -143,7 +150,7 @@ def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Und
     if nested or config.get("vision_config"):
         remarks.append("of a model with more than text, only the text part is counted")
     ignored = tuple(keys.ignored(FAMILIES[kind].unused))
-    return Understood(model, kind, _in_words(quantization), keys.filled, ignored, tuple(remarks))
+    return Understood(model, read, kind, _in_words(quantization), keys.filled, ignored, tuple(remarks))
 
 
 def _context(keys: Keys) -> int:
