@@ -64,7 +64,7 @@ def test_a_quantisation_that_a_file_beside_the_config_says_is_refused_too(tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(BASE | {"model_type": "llama"}))
     assert engine_config.read(tmp_path).layers == 6
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
-    with pytest.raises(UsageError, match="quantised with .* are not supported"):
+    with pytest.raises(UsageError, match=r"quantised with .* are not supported"):
         engine_config.read(tmp_path)
 
 
