@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
+from pdlab.report.result import Result
 from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
@@ -30,12 +31,18 @@ _PATIENCE_S = 5.0  # for a process that is to end
 _NOT_FIGURES = ("reasons", "instances", "links", "warnings")  # lists, and what has other keys in every run
 
 
+def summary_figures(result: Result) -> Mapping[str, Scalar]:
+    """The single figures of a run's summary."""
+    return flat_figures(result.summary)
+
+
 @dataclass(frozen=True, slots=True)
 class SimulationTask:
-    """`key` is the caller's name for it, `experiment` all that there is to do."""
+    """`key` is the caller's name for it, `experiment` all that there is to do; `figures`, a module's function, is what is wanted of it."""
 
     key: str
     experiment: Experiment
+    figures: Callable[[Result], Mapping[str, Scalar]] = summary_figures
 
     @property
     def workload_key(self) -> WorkloadKey:
@@ -45,8 +52,8 @@ class SimulationTask:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The figures of a summary by their paths (`ttft_s.p99`), or why there are none. `cpu_s` is all that the task took, `attempts` how
-    often it was begun."""
+    """The figures by their names, of a summary by their paths (`ttft_s.p99`), or why there are none. `cpu_s` is all that the task took,
+    `attempts` how often it was begun."""
 
     key: str
     figures: Mapping[str, Scalar]
@@ -79,21 +86,21 @@ class WarmSimulator:
         figures: Mapping[str, Scalar] = {}
         failure = ""
         try:
-            figures = flat_figures(self._summary(task))
+            figures = task.figures(self._result(task))
         except UsageError as error:
             failure = str(error)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         return TaskResult(task.key, figures, failure, time.process_time() - started_s, attempts)
 
-    def _summary(self, task: SimulationTask) -> Mapping[str, Any]:
+    def _result(self, task: SimulationTask) -> Result:
         experiment, key = task.experiment, task.workload_key
         if key != self.workload_key:
             self.workload_key = None
             self.workload = build_workload(experiment.workload, experiment.seed, experiment.base_dir)
             self.workload_key = key
             self.loads += 1
-        return simulate(experiment, workload=self.workload).summary
+        return simulate(experiment, workload=self.workload)
 
 
 def flat_figures(summary: Mapping[str, Any]) -> dict[str, Scalar]:
