@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
+from pdlab.search.stretches import Stretches
 from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
@@ -32,10 +33,13 @@ _NOT_FIGURES = ("reasons", "instances", "links", "warnings")  # lists, and what 
 
 @dataclass(frozen=True, slots=True)
 class SimulationTask:
-    """`key` is the caller's name for it, `experiment` all that there is to do."""
+    """`key` is the caller's name for it, `experiment` what there is to do, with the `part` of its workload between two shares; figures of
+    `stretches` are wanted besides."""
 
     key: str
     experiment: Experiment
+    part: tuple[float, float] = (0.0, 1.0)
+    stretches: Stretches | None = None
 
     @property
     def workload_key(self) -> WorkloadKey:
@@ -55,9 +59,14 @@ class TaskResult:
     attempts: int = 1
 
 
+def no_more() -> SimulationTask | None:
+    return None
+
+
 class TaskPool(Protocol):
-    def run(self, tasks: Sequence[SimulationTask]) -> Iterator[TaskResult]:
-        """Each task's result, once, as they end."""
+    def run(self, tasks: Sequence[SimulationTask], more: Callable[[], SimulationTask | None] = no_more) -> Iterator[TaskResult]:
+        """Each task's result, once, as they end. `more` is asked for another task wherever a core has none, also after None; its tasks
+        name the files that `tasks` name, no others."""
         ...
 
     def close(self) -> None:
@@ -79,21 +88,24 @@ class WarmSimulator:
         figures: Mapping[str, Scalar] = {}
         failure = ""
         try:
-            figures = flat_figures(self._summary(task))
+            figures = self._figures(task)
         except UsageError as error:
             failure = str(error)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         return TaskResult(task.key, figures, failure, time.process_time() - started_s, attempts)
 
-    def _summary(self, task: SimulationTask) -> Mapping[str, Any]:
+    def _figures(self, task: SimulationTask) -> Mapping[str, Scalar]:
         experiment, key = task.experiment, task.workload_key
         if key != self.workload_key:
             self.workload_key = None
             self.workload = build_workload(experiment.workload, experiment.seed, experiment.base_dir)
             self.workload_key = key
             self.loads += 1
-        return simulate(experiment, workload=self.workload).summary
+        workload = self.workload if task.part == (0.0, 1.0) else self.workload.part(*task.part)
+        result = simulate(experiment, workload=workload)
+        figures = flat_figures(result.summary)
+        return figures if task.stretches is None else figures | task.stretches.figures(result.records, result.slo)
 
 
 def flat_figures(summary: Mapping[str, Any]) -> dict[str, Scalar]:
@@ -185,18 +197,23 @@ class ProcessPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, tasks: Sequence[SimulationTask]) -> Iterator[TaskResult]:
+    def run(self, tasks: Sequence[SimulationTask], more: Callable[[], SimulationTask | None] = no_more) -> Iterator[TaskResult]:
         queue = TaskQueue(tasks)
-        while len(self.members) < min(self.jobs, len(tasks)):
-            self.members.append(PoolProcess(self.context))
-        for member in self.members:
-            self._occupy(member, queue)
-        while busy := {member.pipe: member for member in self.members if member.task is not None}:
+        while busy := self._busy(queue, more):
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 result = self._answer(busy[pipe], queue)
                 if result is not None:
                     yield result
+
+    def _busy(self, queue: TaskQueue, more: Callable[[], SimulationTask | None]) -> dict[Connection, PoolProcess]:
+        """Who is at work, by pipes, with as many as there is something for."""
+        for member in [one for one in self.members if one.task is None]:
+            self._occupy(member, queue, more)
+        while len(self.members) < self.jobs and (taken := self._taken(None, queue, more)) is not None:
+            self.members.append(PoolProcess(self.context))
+            self.members[-1].begin(*taken)
+        return {member.pipe: member for member in self.members if member.task is not None}
 
     def _answer(self, member: PoolProcess, queue: TaskQueue) -> TaskResult | None:
         task, attempts = member.task, member.attempts
@@ -218,11 +235,20 @@ class ProcessPool:
             self._occupy(idle, queue)
         return result
 
-    def _occupy(self, member: PoolProcess, queue: TaskQueue) -> None:
-        elsewhere = {one.at_hand for one in self.members if one is not member and one.task is not None and one.at_hand is not None}
-        taken = queue.take(member.at_hand, elsewhere)
+    def _occupy(self, member: PoolProcess, queue: TaskQueue, more: Callable[[], SimulationTask | None] = no_more) -> None:
+        taken = self._taken(member, queue, more)
         if taken is not None:
             member.begin(*taken)
+
+    def _taken(
+        self, member: PoolProcess | None, queue: TaskQueue, more: Callable[[], SimulationTask | None]
+    ) -> tuple[SimulationTask, int] | None:
+        """A task, and which attempt at it this is, for a member, or one that is still to begin."""
+        elsewhere = {one.at_hand for one in self.members if one is not member and one.task is not None and one.at_hand is not None}
+        taken = queue.take(None if member is None else member.at_hand, elsewhere)
+        if taken is None and (task := more()) is not None:
+            return task, 1
+        return taken
 
     def close(self) -> None:
         for member in self.members:
