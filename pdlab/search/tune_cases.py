@@ -67,7 +67,7 @@ class TuneCases:
     def worded(self) -> str:
         if self.stretches is None:
             return f"{len(self.judging)} seeds that tuning never saw"
-        return f"{self.stretches} stretches of the last {1 - self.judging[0].part[0]:.0%} of the trace, which tuning never saw"
+        return f"{self.stretches} stretches of the last {100 * (1 - self.judging[0].part[0]):.0f} % of the trace, which tuning never saw"
 
 
 def is_drawn(experiment: Experiment) -> bool:

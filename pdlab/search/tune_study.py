@@ -24,7 +24,7 @@ from pdlab.core.types import UsageError
 from pdlab.search.identity import first_difference
 from pdlab.search.tune_space import TunedParameter, TuneSpace
 
-_OF, _WORKER, _INTERRUPTED, _FAILURE = "pdlab", "worker", "interrupted", "failure"
+_OF, _WORKER, _FAILURE = "pdlab", "worker", "failure"
 _STARTUP = 10  # trials at random before TPE has enough to go by
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -115,10 +115,9 @@ class TuneStudy:
             self.study.tell(trial, state=TrialState.FAIL)
 
     def interrupted(self, trial: optuna.Trial) -> None:
-        """It does not count."""
+        """It does not count, unless it has just ended."""
         with _told(self.url):
-            trial.set_user_attr(_INTERRUPTED, True)
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     @property
     def begun(self) -> int:
@@ -168,11 +167,10 @@ class TuneStudy:
             host, _, pid = str(trial.user_attrs.get(_WORKER, "")).rpartition(":")
             if host == socket.gethostname() and not _alive(int(pid)):
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                # what has no reason and no end of its own is not counted: see _counts
 
 
 def _counts(trial: FrozenTrial) -> bool:
-    """Is it over, by itself?"""
+    """Is it over, by itself? One that was given up has failed without a reason."""
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (trial.state is TrialState.FAIL and _FAILURE in trial.user_attrs)
 
 

@@ -133,7 +133,9 @@ class Workload:
         rows = np.flatnonzero(opens)
         first, end = round(low * len(rows)), round(high * len(rows))
         if first >= end:
-            raise UsageError(f"workload {self.name}: no request lies between {low:.0%} and {high:.0%} of its {len(rows):,}")
+            raise UsageError(
+                f"workload {self.name}: its {len(rows):,} requests are too few for a part between {100 * low:.0f} % and {100 * high:.0f} %"
+            )
         keep = ~opens
         keep[rows[first:end]] = True
         made = self.where(keep)
