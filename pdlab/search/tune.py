@@ -105,8 +105,7 @@ class Tuning:
             for result in pool.run([] if first is None else [first], self._more):
                 self._take(result)
         finally:
-            for one in self.runs.values():
-                self.study.interrupted(one.trial)
+            self.study.give_up()
 
     def _more(self) -> SimulationTask | None:
         while not self.waiting and self.study.begun < self.trials:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -73,7 +75,7 @@ class TuneStudy:
         with _told(url):
             study = _opened(url, name, manifest, ["maximize" if sign > 0 else "minimize" for sign in better])
             made = cls(study, space, url)
-            made._forget_the_dead()
+            made._end_running(_is_dead)
             there = study.get_trials(deepcopy=False)
             others = any(one.state is TrialState.RUNNING for one in there)
             made._search_with(seed + len(there) + others * os.getpid(), len(better) > 1)  # or the first numbers would be drawn again
@@ -114,10 +116,10 @@ class TuneStudy:
             trial.set_user_attr(_FAILURE, reason)
             self.study.tell(trial, state=TrialState.FAIL)
 
-    def interrupted(self, trial: optuna.Trial) -> None:
-        """It does not count, unless it has just ended."""
+    def give_up(self) -> None:
+        """Whatever this process has under way does not count."""
         with _told(self.url):
-            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            self._end_running(lambda worker: worker == _this_process())
 
     @property
     def begun(self) -> int:
@@ -161,11 +163,9 @@ class TuneStudy:
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         return {one.name: _value(one, params) for one in self.space.parameters}
 
-    def _forget_the_dead(self) -> None:
-        """Trials of processes of this machine that were killed."""
+    def _end_running(self, whose: Callable[[str], bool]) -> None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            host, _, pid = str(trial.user_attrs.get(_WORKER, "")).rpartition(":")
-            if host == socket.gethostname() and not _alive(int(pid)):
+            if whose(str(trial.user_attrs.get(_WORKER, ""))):
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
@@ -195,15 +195,31 @@ def _opened(url: str, name: str, manifest: Mapping[str, Any], directions: list[s
 
 @contextmanager
 def _told(url: str) -> Iterator[None]:
-    """A database's trouble in one line."""
+    """A database's trouble in one line. Ctrl-C waits until what was begun there is done."""
     try:
-        yield
+        with _ctrl_c_later():
+            yield
     except ImportError as error:
         driver = getattr(error.__cause__, "name", None) or getattr(error.__context__, "name", None) or "its driver"
         raise UsageError(f"--storage {url}: its driver is not installed; pip install {driver}") from None
     except (SQLAlchemyError, OptunaError, OSError, ValueError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).partition("\n")[0].split())
         raise UsageError(f"--storage {url}: {reason}; give the URL of a database, such as sqlite:///study.db") from None
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _distributions(one: TunedParameter) -> Iterator[tuple[str, BaseDistribution]]:
@@ -240,11 +256,15 @@ def _this_process() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+def _is_dead(worker: str) -> bool:
+    """Was it a process of this machine, which was killed?"""
+    host, _, pid = worker.rpartition(":")
+    if host != socket.gethostname():
         return False
-    except PermissionError:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False
