@@ -26,7 +26,7 @@ from pdlab.core.types import UsageError
 from pdlab.experiment import spellings
 
 COMMANDS = (
-    "sim", "sweep", "board", "trace", "serve", "status", "drain", "switch", "calibrate", "bench", "compare", "validate",
+    "sim", "sweep", "tune", "board", "trace", "serve", "status", "drain", "switch", "calibrate", "bench", "compare", "validate",
     "tokenizer", "replay", "schema", "policies", "models", "hardware",
 )  # fmt: skip
 
