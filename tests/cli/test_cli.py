@@ -130,6 +130,18 @@ def test_results_of_another_experiment_are_kept(here: Path, capsys: pytest.Captu
     assert json.loads((here / "out/quickstart/summary.json").read_text())["requests"] == 32
 
 
+def test_two_simulations_are_compared_and_three_are_told_how(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        Run(capsys, "sim", named(here, name, policy="random" if name == "b" else "round_robin"), "--requests", "60", "-q")
+    run = Run(capsys, "compare", "out/a", "out/b")
+    assert run.status == 0 and "what differs in the files (a, not b): policy round_robin, not random" in run.out
+        "│ │ ", ""
+    )
+    assert "<svg" in (here / "compare.html").read_text()
+    three = Run(capsys, "compare", "out/a", "out/b", "out/c")
+    assert three.status == 2 and "3 simulations: compare takes two; pdlab sim FILE FILE ... --seeds 5 compares more" in three.err
+
+
 def test_words_are_explained_when_that_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "arrival to first token" not in Run(capsys, "sim", QUICKSTART, "--requests", "30").out
     assert "arrival to first token" in Run(capsys, "sim", QUICKSTART, "--requests", "30", "--explain").out
