@@ -1,9 +1,8 @@
-"""The terminal's view of a summary: one table a run, one to compare several."""
+"""The terminal's view of a summary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pdlab.results.metrics import DEFINITIONS, SPREADS
-from pdlab.results.units import MISSING, number, percent, seconds, size
+from pdlab.results.units import number, percent, seconds, size
 
 Summary = Mapping[str, Any]
 
@@ -36,7 +35,7 @@ def summary_table(summary: Summary, title: str = "", *, explain: bool = False) -
         parts.append(Text.assemble(("trace read as  ", "bold"), reading))
     parts += [Text.assemble(("warning  ", "bold yellow"), line) for line in summary["warnings"]]
     if explain:
-        parts += [Text(""), _definitions()]
+        parts += [Text(""), definitions()]
     heading = title + (" (partial: stopped early)" if summary["partial"] else "")
     return Panel(Group(*parts), title=heading or None, title_align="left", border_style="dim", padding=(0, 1))
 
@@ -86,7 +85,7 @@ def bottleneck_line(summary: Summary) -> Text:
 
 
 def _latencies(summary: Summary) -> Table:
-    table = _plain("", *POINTS, "objective")
+    table = plain_table("", *POINTS, "objective")
     for label, key in SPREADS:
         objective = summary["slo"].get(key)
         cells = [seconds(summary[key][point]) for point in POINTS]
@@ -132,7 +131,7 @@ def _figures(lines: Sequence[tuple[str, str]]) -> Table:
 
 
 def _instances(summary: Summary) -> Table:
-    table = _plain("instance", "role", "busy", "prefill", "decode", "KV mean", "KV peak", "requests")
+    table = plain_table("instance", "role", "busy", "prefill", "decode", "KV mean", "KV peak", "requests")
     for use in summary["instances"]:
         table.add_row(
             use["name"],
@@ -148,7 +147,7 @@ def _instances(summary: Summary) -> Table:
 
 
 def _links(summary: Summary) -> Table:
-    table = _plain("link", "busy", "used", "carried", "capacity", "flows")
+    table = plain_table("link", "busy", "used", "carried", "capacity", "flows")
     for link in summary["links"]:
         table.add_row(
             link["name"],
@@ -161,7 +160,8 @@ def _links(summary: Summary) -> Table:
     return table
 
 
-def _definitions() -> RenderableType:
+def definitions() -> RenderableType:
+    """What the words mean."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(style="dim")
@@ -170,66 +170,9 @@ def _definitions() -> RenderableType:
     return Padding(grid, 0)
 
 
-def _plain(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", expand=False)
     for k, name in enumerate(columns):
         text = k == 0 or name == "role"
         table.add_column(name, justify="left" if text else "right", no_wrap=True, style="bold" if k == 0 else "")
     return table
-
-
-@dataclass(frozen=True, slots=True)
-class TableRow:
-    """One line of a comparison: how to read it, how to word it, and which direction is better (0: neither)."""
-
-    label: str
-    read: Callable[[Summary], float | None]
-    word: Callable[[float | None], str]
-    better: int
-
-
-def _rows() -> list[TableRow]:
-    def point(key: str, name: str) -> Callable[[Summary], float | None]:
-        return lambda s: s[key][name]
-
-    def plain(key: str) -> Callable[[Summary], float | None]:
-        return lambda s: s[key]
-
-    return [
-        TableRow("SLO attainment", plain("slo_attainment"), percent, 1),
-        TableRow("goodput, req/s", plain("goodput_rps"), number, 1),
-        TableRow("  per accelerator", plain("goodput_rps_per_accelerator"), number, 1),
-        TableRow("throughput, req/s", plain("throughput_rps"), number, 1),
-        TableRow("output tokens/s", plain("output_tokens_per_s"), number, 1),
-        *(TableRow(f"{label} {p}", point(key, p), seconds, -1) for label, key in SPREADS[:5] for p in ("mean", "p50", "p90", "p99")),
-        TableRow("failed", plain("failed"), number, -1),
-        TableRow("rejected", plain("rejected"), number, -1),
-        TableRow("prefix hits", plain("prefix_hit_rate"), percent, 1),
-        TableRow("KV moved", plain("transfer_bytes"), size, 0),
-        TableRow("preemptions", plain("preemptions"), number, -1),
-    ]
-
-
-def compared(results: Sequence[tuple[str, Summary]]) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """For each row its label and, for each run, (wording, is it the best). Values that read the same rank the same; where all do, none is
-    marked."""
-    lines = []
-    for row in _rows():
-        values = [row.read(summary) for _, summary in results]
-        words = [row.word(v) for v in values]
-        known = [v for v in values if v is not None]
-        best = row.word(max(known) if row.better > 0 else min(known)) if known and row.better and len(set(words)) > 1 else None
-        lines.append((row.label, [(word, word == best) for word in words]))
-    return lines
-
-
-def comparison(results: Sequence[tuple[str, Summary]]) -> RenderableType:
-    """One column a run, the best of each row marked; below, each run's bottleneck."""
-    table = _plain("", *(name for name, _ in results))
-    for label, cells in compared(results):
-        if all(words == MISSING for words, _ in cells):
-            continue
-        table.add_row(label, *(Text(f"{words} {BEST}", "bold green") if best else Text(f"{words}  ") for words, best in cells))
-    lines = [Text.assemble((f"{name}  ", "bold"), bottleneck_line(summary)) for name, summary in results]
-    note = Text(f"{BEST} best of its row", "dim")
-    return Panel(Group(table, note, Text(""), *lines), title="comparison", title_align="left", border_style="dim", padding=(0, 1))

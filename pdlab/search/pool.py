@@ -15,20 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
+from pdlab.results.metrics import Scalar as Scalar
+from pdlab.results.metrics import flat_figures as flat_figures
 from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 
-Scalar = bool | int | float | str | None
 WorkloadKey = tuple[str, int, str]
 MOST_ATTEMPTS = 2
 _PATIENCE_S = 5.0  # for a process that is to end
-_NOT_FIGURES = ("reasons", "instances", "links", "warnings")  # lists, and what has other keys in every run
 
 
 def summary_figures(result: Result) -> Mapping[str, Scalar]:
@@ -109,19 +109,6 @@ class WarmSimulator:
             self.loads += 1
         workload = self.workload if task.part == (0.0, 1.0) else self.workload.part(*task.part)
         return simulate(experiment, workload=workload)
-
-
-def flat_figures(summary: Mapping[str, Any]) -> dict[str, Scalar]:
-    """The single figures of a summary, by their paths."""
-    flat: dict[str, Scalar] = {}
-    for key, value in summary.items():
-        if key in _NOT_FIGURES:
-            continue
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{path}": figure for path, figure in flat_figures(value).items()}
-        elif not isinstance(value, list):
-            flat[key] = value
-    return flat
 
 
 def usable_cores() -> int:
