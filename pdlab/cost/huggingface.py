@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pdlab.core.file_kinds import MODEL_CONFIG, in_place_of, kind_by_keys
+from pdlab.core.json_file import json_object
 from pdlab.core.types import UsageError, nearest
 from pdlab.cost import decoders, hybrids, own_code, special
 from pdlab.cost.config_keys import HEADS, HIDDEN, LAYERS, POSITIONS, Keys
@@ -71,13 +72,13 @@ def understand(path: Path) -> Understood:
 
 def config_at(path: Path) -> dict[str, Any]:
     """What the file says, with the quantisation that a file beside it says. Raises UsageError."""
-    config = _load(path)
+    config = json_object(path, "model config")
     if "model_type" not in config and (instead := in_place_of(path, kind_by_keys(config), MODEL_CONFIG)):
         raise UsageError(f"model: {instead}")
     if not (config.get("quantization_config") or config.get("compression_config")) and path.name == "config.json":
         beside = next((path.parent / name for name in QUANTIZATION_FILES if (path.parent / name).is_file()), None)
         if beside is not None:
-            config = config | {"quantization_config": _load(beside)}
+            config = config | {"quantization_config": json_object(beside, "model config")}
     return config
 
 
@@ -94,18 +95,6 @@ def parse(config: Mapping[str, Any], name: str, source: str = "") -> Understood:
         raise UsageError(f"{where}: {error}") from None
     except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
         raise UsageError(f"{where} has a value of the wrong kind: {error}") from None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"model config {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UsageError(f"model config {path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UsageError(f"model config {path} is not a JSON object")
-    return config
 
 
 def _read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: bool = False) -> tuple[Decoder, Keys]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pdlab.cost.config_keys import HEADS, HIDDEN, KV_HEADS, LAYERS, Keys
 from pdlab.cost.decoders import Decoder, attention, decoder, feed_forwards, outer, stack
 from pdlab.cost.families import Family
-from pdlab.cost.hybrids import mixed
-from pdlab.cost.layers import Layer, Matrix, Mixer, Mlp, Moe, Outer, Recurrent, Softmax
+from pdlab.cost.hybrids import lightning_attention, mixed
+from pdlab.cost.layers import Layer, Matrix, Mixer, Mlp, Moe, Outer, Softmax
 from pdlab.cost.shapes import Part
 
 
@@ -113,17 +113,9 @@ def ring_linear(keys: Keys, family: Family) -> Decoder:
     """Lightning attention, and softmax in the last layer of each group; in what is left beyond whole groups, too."""
     hidden, layers, every = keys.whole(*HIDDEN), keys.whole(*LAYERS), keys.whole("layer_group_size")
     softmax = attention(keys, hidden, family)
-    inner = softmax.heads * softmax.head_dim
-    if inner != hidden:
+    if softmax.heads * softmax.head_dim != hidden:
         raise keys.wrong(f": {softmax.heads} heads of {softmax.head_dim} are not the hidden size {hidden}: its linear layers' are")
-    linear = Recurrent(
-        kind="lightning attention",
-        module="attention",
-        sizes=(("query_key_value", hidden * 3 * inner), ("g_proj", hidden * inner), ("dense", inner * hidden)),
-        state_values=softmax.heads * softmax.head_dim**2,
-        conv_values=0,
-        token_flops=4 * softmax.heads * softmax.head_dim**2,
-    )
+    linear = lightning_attention(hidden, softmax, "attention", ("query_key_value", "g_proj", "dense"))
     attend = [(i + 1) % every == 0 or i >= layers // every * every for i in range(layers)]
     plain = mixed(keys, family, attend, softmax, linear)
     shared = keys.whole("num_shared_experts", least=0) * keys.whole(
