@@ -62,3 +62,12 @@ def test_what_nobody_else_reaches_decodes_where_it_was_prefilled_in_both_worlds(
     several = {one.event.request.id for one in ours if isinstance(one.event, Arrived) and one.event.request.best_of > 1}
     here = [action for one in ours for action in one.actions if isinstance(action, Handoff) and action.src == action.dst]
     assert {action.request_id in several for action in here} == {True, False}
+
+
+def test_an_instance_that_batches_by_deadline_does_so_in_both_worlds() -> None:
+    plan = experiment("least_loaded")
+    plan = experiment("least_loaded", engine=plan.engine.model_dump(exclude_unset=True) | {"batching": "slide_batching"})
+    work = workload()
+    ours, theirs = simulated(plan, work), live(plan, work)
+    assert not (words := difference(comparable(ours), comparable(theirs))), words
+    assert ends(theirs) == ends(ours)

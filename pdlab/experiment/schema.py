@@ -125,7 +125,8 @@ DESCRIPTIONS = {
     "EngineSpec.max_batch_tokens": "Tokens that one step computes (vLLM: --max-num-batched-tokens; SGLang: --chunked-prefill-size).",
     "EngineSpec.max_seqs": "Sequences that decode at once (vLLM: --max-num-seqs; SGLang: --max-running-requests).",
     "EngineSpec.batching": "How an instance forms its next batch. chunked: decodes in every step, chunks of prompts in what is left of "
-    "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes.",
+    "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes. "
+    "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",
     "EngineSpec.kv_blocks": "KV blocks of an instance; by default what memory holds beside the weights, activations and the runtime.",

@@ -17,6 +17,7 @@ from pdlab.real.engine.messages import Sampling
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net.wire import KvParams
 
+MOST_WAIT_MS = 1e9  # before a request was asked here
 MOST_STOPS, MOST_CHOICES, MOST_LOGPROBS, MOST_BIASES = 16, 128, 20, 1024
 MOST_BAD_WORDS, MOST_BAD_CHARACTERS = 128, 256  # words, and characters of one
 
@@ -69,6 +70,7 @@ class Common(RefusedFields, frozen=True, kw_only=True):
     guided_whitespace_pattern: str | None = None
     ttft_slo_ms: float | None = None
     tpot_slo_ms: float | None = None
+    waited_ms: float | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -97,6 +99,7 @@ class Ask:
     tpot_slo_s: float | None = None
     only_prompt: bool = False
     tools: ToolUse | None = None
+    waited_s: float = 0.0  # before it was asked here
 
 
 def ask(
@@ -148,6 +151,7 @@ def ask(
         _slo_s(body, "ttft_slo_ms"),
         _slo_s(body, "tpot_slo_ms"),
         not max_tokens,
+        waited_s=_number(body, "waited_ms", 0.0, 0.0, MOST_WAIT_MS) / 1000,
     )
 
 

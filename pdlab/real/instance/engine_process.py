@@ -168,6 +168,8 @@ def run(link: Link, options: EngineOptions) -> None:
             link.send(Loading("measuring itself"))
             profile = SelfProfile(engine)
             ready = msgspec.structs.replace(ready, prefill_profile=profile.prefill(), decode_profile=profile.decode())
+            if engine.scheduler.foresight is not None:
+                engine.worker.commands.profile(ready.prefill_profile, ready.decode_profile)
         with _peers(options, loaded, link) as peers:
             if peers is not None:
                 ready = msgspec.structs.replace(ready, descriptor=peers.endpoint.descriptor(), engine_id=peers.engine_id)
