@@ -43,6 +43,11 @@ def test_the_contract_is_about_every_kind_of_trouble() -> None:
     assert len({a.request.priority for a in arrived}) > 1  # type: ignore[attr-defined]
     assert any(a.request.ttft_slo_s for a in arrived)  # type: ignore[attr-defined]
     assert any(a.request.best_of > 1 for a in arrived)  # type: ignore[attr-defined]
+    assert {len(set(kind)) for kind in zip(*((a.request.session, a.request.tenant, a.request.offline) for a in arrived), strict=True)} == {  # type: ignore[attr-defined]
+        7,
+        3,
+        2,
+    }
     assert max(tokens for one in seen for x in one.view.instances.values() for tokens in x["cached_tokens"]) > 0  # type: ignore[attr-defined]
 
 

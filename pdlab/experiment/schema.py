@@ -56,6 +56,8 @@ DESCRIPTIONS = {
     "WorkloadSpec.ttft_slo_s": "The requests' own TTFT objective: a number, one for each priority ({0: 5.0, 1: 0.5}), or drawn; by "
     "default that of `slo`.",
     "WorkloadSpec.tpot_slo_s": "The requests' own TPOT objective: a number, one for each priority, or drawn; by default that of `slo`.",
+    "WorkloadSpec.tenants": "The share of each tenant, by number, such as {1: 0.9, 2: 0.1}.",
+    "WorkloadSpec.offline": "The part of the requests that is in no hurry (OpenAI: service_tier flex).",
     "WorkloadSpec.n": "Answers to each prompt. They share the prompt's KV through the prefix cache; without one each computes the prompt "
     "anew.",
     "WorkloadSpec.best_of": "Candidates that the answers are chosen from; by default n.",

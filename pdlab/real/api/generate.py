@@ -204,6 +204,9 @@ class Generation:
                     ask.tpot_slo_s,
                     time.monotonic(),
                     ask.waited_s,
+                    ask.session,
+                    ask.tenant,
+                    ask.offline,
                 )
             )
         return self

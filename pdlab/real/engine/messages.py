@@ -111,6 +111,9 @@ class Submit(ToEngine, frozen=True):
     tpot_slo_s: float | None = None
     sent_s: float | None = None
     waited_s: float = 0.0
+    session: str = ""
+    tenant: str = ""
+    offline: bool = False
 
 
 class Receive(ToEngine, frozen=True):
