@@ -76,6 +76,9 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
     return_tokens_as_token_ids: bool = False
     detokenize: bool = True
     priority: int = 0
+    ttft_slo_ms: float | None = None
+    tpot_slo_ms: float | None = None
+    waited_ms: float = 0.0
     kv_transfer_params: KvParams | msgspec.Raw | None = None
 
 
@@ -445,7 +448,14 @@ class HttpRemote:
             return_tokens_as_token_ids=sampling.logprobs is not None,
             detokenize=not self._pdlab,
             priority=ask.priority if self._pdlab else 0,
+            ttft_slo_ms=_ms(ask.ttft_slo_s) if self._pdlab else None,
+            tpot_slo_ms=_ms(ask.tpot_slo_s) if self._pdlab else None,
+            waited_ms=round(1000 * ask.waited_s, 3) if self._pdlab else 0.0,
             kv_transfer_params=params if params is not None or ask.raw_params is None else msgspec.Raw(ask.raw_params),
         )
         named = b"X-Request-Id: %b\r\n" % ask.leg.encode("ascii")
         return await self._http.send(self._http.request(b"POST", b"/v1/completions", encode(body), named))
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds

@@ -192,7 +192,8 @@ class Legs:
             sampling = msgspec.structs.replace(
                 sampling, prompt_logprobs=None
             )  # they come from who computes the prompt, with its first token
-        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw)
+        aims = request.ttft_slo_s, request.tpot_slo_s, max(0.0, self._now() - request.arrival_s)
+        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, *aims)
 
     def _dispatched(self, live: Live, prefill: Incarnation) -> None:
         live.line.dispatched(self._now(), prefill.name)
