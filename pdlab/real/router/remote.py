@@ -31,6 +31,7 @@ class LegAsk:
     hashes: tuple[int, ...] = ()
     params: KvParams | None = None
     raw_params: bytes | None = None  # what the prefill instance answered, to be passed on word for word where `params` is None
+    through: str = ""  # the URL of the instance that passes the answer on; empty: it comes straight
 
 
 @dataclass(frozen=True, slots=True)
