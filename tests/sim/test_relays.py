@@ -47,4 +47,5 @@ def test_what_it_passed_on_goes_on_elsewhere_when_the_prefill_instance_dies() ->
     assert (relayed.status == "done").all()
     lost = relayed[relayed.attempts > 1]
     assert 0 < len(lost) < len(relayed) and set(lost.prefill_instance) == {"prefill-1"}
-    assert world.gaps.count == 6 * 199, "and each client sees every gap once"
+    made_again = world.gaps.count - 6 * 199  # the step under way ends, as at every abort, though nobody gets its tokens
+    assert 0 <= made_again <= len(lost)

@@ -1,20 +1,21 @@
 """Answers of a decode instance that go to the router through the instance that prefilled: `transfer.response_path: via_prefill`.
 
 The router sends the decode leg here, with where it belongs; this instance asks there in its place, and passes on what comes, byte by byte.
-When either of the three hangs up, so do the others. It knows nothing of what it passes on.
+When the router hangs up, so does this instance; when the decode instance does, the router is told. It knows nothing of what it passes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from pdlab.core.types import UsageError
 from pdlab.real.api.app import read
-from pdlab.real.api.errors import ApiError, bad, loading
+from pdlab.real.api.errors import ApiError, bad, encode, loading
 from pdlab.real.api.exchange import Directory
 from pdlab.real.api.service import Service
 from pdlab.real.net.http import Broken, HttpClient, HttpConnection
@@ -63,29 +64,58 @@ async def relayed(service: Service, request: Request) -> Response:
     if not leg.isascii() or not leg.isprintable():
         raise bad("the leg's name must be printable ASCII", "X-Request-Id")
     connection = await relays.ask(request.headers.get(RELAY_HEADER, ""), await read(request), leg)
-    return StreamingResponse(_passed_on(connection), connection.status, media_type="text/event-stream")
+    return PassedOn(connection, status_code=connection.status, media_type="text/event-stream")
 
 
-async def _passed_on(connection: HttpConnection) -> AsyncIterator[bytes]:
-    """What comes, as it comes. Where it breaks off, so does this answer."""
-    parts: asyncio.Queue[bytes | None] = asyncio.Queue()
+class PassedOn(Response):
+    """What comes by `connection`, as it comes. Where it breaks off, the last event says so; where the reader hangs up, it is hung up on."""
 
-    def take(part: bytes) -> bool:
-        parts.put_nowait(part)
-        return False
+    def __init__(self, connection: HttpConnection, **options: Any) -> None:
+        super().__init__(**options)
+        self.connection = connection
+        del self.headers["content-length"]
 
-    async def follow() -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        passing, leaving = asyncio.create_task(self._pass_on(send)), asyncio.create_task(_hung_up(receive))
         try:
-            await connection.follow(take)
+            await asyncio.wait((passing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if passing.done():
+                passing.result()
         finally:
-            parts.put_nowait(None)
+            for task in (passing, leaving):
+                task.cancel()
+            await asyncio.gather(passing, leaving, return_exceptions=True)
+            self.connection.leave(self.connection.done)
 
-    following = asyncio.create_task(follow())
-    try:
-        while (part := await parts.get()) is not None:
-            yield part
-        await following
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        connection.leave(connection.done)
+    async def _pass_on(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        parts: asyncio.Queue[bytes] = asyncio.Queue()
+        following = asyncio.create_task(self._follow(parts))
+        try:
+            while part := await parts.get():
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": await following})
+        finally:
+            following.cancel()
+
+    async def _follow(self, parts: asyncio.Queue[bytes]) -> bytes:
+        """Into `parts`, an empty one at the end. What is to be said after them."""
+
+        def take(part: bytes) -> bool:
+            parts.put_nowait(part)
+            return False
+
+        try:
+            await self.connection.follow(take)
+        except Broken as trouble:
+            error = {"message": str(trouble), "type": "server_error", "param": None, "code": "relay_broken"}
+            return b"\n\ndata: " + encode({"error": error}) + b"\n\n"
+        else:
+            return b""
+        finally:
+            parts.put_nowait(b"")
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
