@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pdlab.core.policy import Policy, require
+from pdlab.core.policy import Policy
 from pdlab.core.types import Request
 from pdlab.core.view import Cluster, Instance
 
@@ -13,9 +13,6 @@ from pdlab.core.view import Cluster, Instance
 @dataclass
 class LeastLoaded(Policy):
     by: Literal["tokens", "requests"] = "tokens"
-
-    def __post_init__(self) -> None:
-        require(self.by in ("tokens", "requests"), "by", self.by, "be tokens or requests")
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | None:
         """Prompts still to compute come first; what decodes there (on a mixed instance) settles ties."""
