@@ -139,6 +139,8 @@ DESCRIPTIONS = {
     "TransferSpec.granularity": "With push: the whole request at the end, each chunk once computed, or by layer during the computation.",
     "TransferSpec.reserve": "When the decode instance sets blocks aside. A push needs them before prefill; a pull takes them after, "
     "unless told otherwise.",
+    "TransferSpec.response_path": "How tokens reach the router from a decode instance: straight, or through the instance that prefilled, "
+    "which is one way longer and breaks off with that instance.",
     "TransferSpec.first_token": "Who sends it: the prefill instance at once, or the decode instance after the transfer.",
     "TransferSpec.timeout_s": "Seconds from hand-off after which a transfer counts as lost.",
     "SloSpec.ttft_s": "From arrival to first token, seconds.",
