@@ -34,6 +34,8 @@ from pdlab.results.window import after_warm_up, arrival_window
 
 __all__ = ["DEFINITIONS", "FIELDS", "SAMPLE_FIELDS", "Gaps", "InstanceUse", "LinkUse", "Records", "Samples", "summarise"]
 
+Scalar = bool | int | float | str | None
+_NOT_FIGURES = ("reasons", "instances", "links", "warnings")  # lists, and what has other keys in every run
 PERCENTILES = (50, 90, 95, 99)
 SPREADS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("E2E", "e2e_s"), ("transfer", "transfer_s"), ("queue", "queue_s"))
 DEFINITIONS: dict[str, str] = {
@@ -103,12 +105,25 @@ def summarise(
         "instances": [_instance(use) for use in instances],
         "roles": _roles(instances),
         "links": [_link(link) for link in links],
-        "bottleneck": find_bottleneck(records, samples, instances, links, slo=slo, duration_s=duration_s),
+        "bottleneck": find_bottleneck(records, samples, instances, links, slo=slo, duration_s=duration_s, policy=run.get("policy")),
         "warnings": list(warnings),
         "run": dict(run),
     }
     clean: dict[str, Any] = _clean(summary)
     return clean
+
+
+def flat_figures(summary: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The single figures of a summary, by their paths."""
+    flat: dict[str, Scalar] = {}
+    for key, value in summary.items():
+        if key in _NOT_FIGURES:
+            continue
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{path}": figure for path, figure in flat_figures(value).items()}
+        elif not isinstance(value, list):
+            flat[key] = value
+    return flat
 
 
 def untrimmed(summary: Mapping[str, Any], records: Records, gaps: Gaps) -> dict[str, Any]:

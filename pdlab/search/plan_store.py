@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pdlab.core.types import UsageError
+from pdlab.search.identity import first_difference
 from pdlab.search.run_journal import RUNS, RunJournal
 
 MANIFEST, PAGE, BEST, COMMANDS = "plan.json", "plan.html", "best.yaml", "run.sh"
@@ -43,8 +44,8 @@ def _check(folder: Path, experiment: Mapping[str, Any]) -> None:
         return
     try:
         there = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["experiment"]
-        changed = sorted(key for key in {*there, *experiment} - {"plan", "base_dir"} if there.get(key) != experiment.get(key))
+        change = first_difference(there, experiment, ("plan", "base_dir"))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{folder}: its {MANIFEST} is none of pdlab plan's; give another directory with --out") from None
-    if changed:
-        raise UsageError(f"{folder}: has a plan of another experiment ({', '.join(changed)} differ); give another directory with --out")
+    if change:
+        raise UsageError(f"{folder}: has a plan of another experiment ({change}); give another directory with --out")

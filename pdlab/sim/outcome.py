@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pdlab import cost
+from pdlab.cost.basis import basis
 from pdlab.experiment.experiment import Experiment
 from pdlab.replay.log import EventLog
 from pdlab.results.metrics import summarise
@@ -32,6 +34,13 @@ def summary(
         warnings=[*_warnings(world), *([log.stopped] if log is not None and log.stopped else [])],
         trim=trim and _steady(experiment),
     )
+
+
+def rests_on(experiment: Experiment) -> list[str]:
+    """A line for each kind of instance: what its seconds are calibrated on, and how far off that may be."""
+    served = cost.model(experiment.model, experiment.base_dir)
+    kinds = dict.fromkeys((placement.hardware, placement.tp) for placement in experiment.placements())
+    return [basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), tp) for name, tp in kinds]
 
 
 def _steady(experiment: Experiment) -> bool:
@@ -77,6 +86,7 @@ def _uses(world: World, experiment: Experiment) -> list[InstanceUse]:
                 hardware=placement.hardware,
                 accelerators=placement.tp,
                 max_seqs=last.scheduler.max_seqs,
+                decode_profile=last.spec.decode_profile,
             )
         )
     return uses

@@ -78,6 +78,7 @@ def simulate(
         "policy": said,
         "policy_hash": policy_hash,
         "workload": workload.reading,
+        "rests_on": outcome.rests_on(experiment),
         "cpu_s": cpu_s,
         "requests_per_cpu_s": world.source.ended / cpu_s if cpu_s else 0.0,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
