@@ -135,7 +135,7 @@ class Candidate:
             "policy": json.loads(self.policy),
         }
         if self.transfer:
-            kept = {key: value for key, value in transfer.items() if key in ("first_token", "timeout_s")}
+            kept = {key: value for key, value in transfer.items() if key not in ("mode", "granularity", "reserve")}
             own = {"granularity": "layer", "reserve": "before_prefill"} if self.transfer == "push" else {"granularity": "request"}
             found["transfer"] = {**kept, "mode": self.transfer, **own}
         return found

@@ -128,6 +128,7 @@ def bounds(base: Experiment) -> PlanBounds:
 
 def test_a_bound_adds_up_over_instances_and_roles_bind_one_another() -> None:
     base = experiment()
+    of = bounds(base).of
     by_layout = {one.layout_words: bound for one in candidates(base, "8")[1] if (bound := of(one)) and one.max_batch_tokens == 8192}
     assert by_layout["3P tp2 + 1D tp2"].binds == "decode" and by_layout["1P tp2 + 3D tp2"].binds == "prefill compute"
     assert by_layout["2P tp2 + 2D tp2"].rps == pytest.approx(2 * by_layout["3P tp2 + 1D tp2"].rps)
