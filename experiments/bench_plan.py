@@ -26,7 +26,7 @@ from pdlab.results.statistics import mean_interval
 from pdlab.search.plan import Plan, PlanQuestion
 from pdlab.search.plan_judge import RateAsk
 from pdlab.search.plan_search import RESOLUTION, CapacityBracket, Contender
-from pdlab.search.plan_space import Candidate
+from pdlab.search.plan_space import PlanCandidate
 from pdlab.search.plan_store import PlanStore
 from pdlab.search.pool import ProcessPool, usable_cores
 
@@ -80,7 +80,7 @@ def speed(jobs: int) -> None:
 def winners(jobs: int) -> None:
     """Two plans agree if one's first is among the other's first ones."""
     gpus, *overrides = SCENARIOS["8b"]
-    firsts: list[Candidate] = []
+    firsts: list[PlanCandidate] = []
     ties: list[set[str]] = []
     for seed in range(1, 6):
         with answered(

@@ -14,7 +14,7 @@ from pdlab.results.units import percent, seconds
 from pdlab.search.plan_bound import ATTAINED, SLACK, Bound, PlanBounds
 from pdlab.search.plan_judge import RateAsk, SimulatedJudge
 from pdlab.search.plan_search import Contender, PlanSearch
-from pdlab.search.plan_space import Candidate, Fleet, Layout, PlanSpace
+from pdlab.search.plan_space import PlanCandidate, Fleet, Layout, PlanSpace
 from pdlab.search.pool import TaskPool
 from pdlab.search.run_journal import RunJournal
 from pdlab.workload.base import Workload
@@ -119,12 +119,12 @@ class Plan:
         self.considered += len(candidates)
         return [Contender(one, self._bound(one), self._size(one)) for one in candidates]
 
-    def _bound(self, candidate: Candidate) -> Bound:
+    def _bound(self, candidate: PlanCandidate) -> Bound:
         if not self.question.lost:
             return self.bounds.of(candidate)
         return min((self.bounds.less(candidate, index) for index in range(len(candidate.layout))), key=lambda bound: bound.rps)
 
-    def _size(self, candidate: Candidate) -> float:
+    def _size(self, candidate: PlanCandidate) -> float:
         sizes = {"rate": 1.0, "gpu": float(candidate.accelerators), "dollar": self.space.usd_per_h(candidate)}
         size = sizes[self.question.objective]
         if not size:

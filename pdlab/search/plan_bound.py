@@ -21,7 +21,7 @@ from pdlab import cost
 from pdlab.core.types import Role
 from pdlab.cost.base import Cost
 from pdlab.experiment.experiment import Experiment
-from pdlab.search.plan_space import Candidate, InstanceGroup, InstanceKind
+from pdlab.search.plan_space import PlanCandidate, InstanceGroup, InstanceKind
 from pdlab.workload.base import Floats, Workload
 
 # A run ends: its first requests meet an empty cluster, and a tenth may miss. A step's seconds are not quite convex in a model with experts.
@@ -109,11 +109,11 @@ class PlanBounds:
         self._alone: dict[tuple[InstanceKind, Role, int, int, bool], tuple[float, str]] = {}
         self._rates: dict[tuple[InstanceKind, Role, int, int, str, bool], float] = {}
 
-    def of(self, candidate: Candidate) -> Bound:
+    def of(self, candidate: PlanCandidate) -> Bound:
         """With all of its instances."""
         return self.less(candidate, None)
 
-    def less(self, candidate: Candidate, lost: int | None) -> Bound:
+    def less(self, candidate: PlanCandidate, lost: int | None) -> Bound:
         """With one instance less of the group of that index."""
         counts = [group.count - (index == lost) for index, group in enumerate(candidate.layout)]
         by_resource: dict[str, float] = {}
@@ -132,7 +132,7 @@ class PlanBounds:
             self._costs[kind] = cost.build(self.base.formats, self.model, chip, kind.tp, self.base.base_dir)
         return self._costs[kind]
 
-    def _kv_tokens(self, kind: InstanceKind, candidate: Candidate) -> int:
+    def _kv_tokens(self, kind: InstanceKind, candidate: PlanCandidate) -> int:
         engine, formats = self.base.engine, self.base.formats
         if engine.kv_blocks is not None:
             return engine.kv_blocks * engine.block_tokens
@@ -142,7 +142,7 @@ class PlanBounds:
             self.model, chip, kind.tp, engine.hbm_utilization, weights, formats.kv, candidate.max_batch_tokens, candidate.max_seqs
         )
 
-    def _rate(self, group: InstanceGroup, candidate: Candidate) -> float:
+    def _rate(self, group: InstanceGroup, candidate: PlanCandidate) -> float:
         """Requests a second of one instance."""
         key = (group.kind, group.role, candidate.max_batch_tokens, candidate.max_seqs, candidate.batching, candidate.prefix_cache)
         if key not in self._rates:
@@ -153,14 +153,14 @@ class PlanBounds:
             )
         return self._rates[key]
 
-    def _alone_share(self, group: InstanceGroup, candidate: Candidate) -> tuple[float, str]:
+    def _alone_share(self, group: InstanceGroup, candidate: PlanCandidate) -> tuple[float, str]:
         key = (group.kind, group.role, candidate.max_batch_tokens, candidate.max_seqs, candidate.prefix_cache)
         if key not in self._alone:
             shape, held = self.shapes[candidate.prefix_cache], self._kv_tokens(group.kind, candidate)
             self._alone[key] = alone_share(self._cost(group.kind), shape, group.role, candidate.max_batch_tokens, held)
         return self._alone[key]
 
-    def _link_rps(self, candidate: Candidate) -> float:
+    def _link_rps(self, candidate: PlanCandidate) -> float:
         """By the wider of an instance's ports, as if all hand-offs took that way."""
         network = self.base.cluster.network
         out = {Role.PREFILL: 0.0, Role.DECODE: 0.0}

@@ -16,7 +16,7 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.study import FaultSpec
 from pdlab.search.identity import RunHashes
 from pdlab.search.plan_bound import ATTAINED
-from pdlab.search.plan_space import Candidate, PlanSpace
+from pdlab.search.plan_space import PlanCandidate, PlanSpace
 from pdlab.search.pool import Scalar, SimulationTask, TaskPool
 from pdlab.search.run_journal import RunJournal
 
@@ -27,7 +27,7 @@ Figures = Mapping[str, Scalar]
 class RateAsk:
     """`requests` of the workload, at `rate` a second. `factors` are those of cost: prefill, decode, link."""
 
-    candidate: Candidate
+    candidate: PlanCandidate
     rate: float
     requests: int
     seed: int
@@ -82,9 +82,9 @@ class SimulatedJudge:
         self.cpu_s = 0.0
         self.failures: Counter[str] = Counter()  # why simulations came to nothing
         self.requests = requests
-        self._experiments: dict[Candidate, Experiment] = {}
+        self._experiments: dict[PlanCandidate, Experiment] = {}
 
-    def experiment(self, candidate: Candidate) -> Experiment:
+    def experiment(self, candidate: PlanCandidate) -> Experiment:
         """The deployment with the file's own workload, without what a plan leaves out: faults, autoscaling and the plan itself."""
         if candidate not in self._experiments:
             base, spec = self.space.base, self.space.spec

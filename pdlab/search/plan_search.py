@@ -21,7 +21,7 @@ from typing import TypeVar
 from pdlab.results.statistics import MeanInterval, mean_interval
 from pdlab.search.plan_bound import ATTAINED, SLACK, Bound
 from pdlab.search.plan_judge import Figures, Judge, RateAsk, RateScore
-from pdlab.search.plan_space import Candidate
+from pdlab.search.plan_space import PlanCandidate
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -51,7 +51,7 @@ _MOST_ROUNDS = 12
 class Contender:
     """A candidate, its bound, and what a rate is divided by before two are compared: 1, its accelerators, or its $ an hour."""
 
-    candidate: Candidate
+    candidate: PlanCandidate
     bound: Bound
     size: float = 1.0
 
@@ -112,7 +112,7 @@ class Finalist:
     varied: dict[str, float] = field(default_factory=dict)
 
     @property
-    def candidate(self) -> Candidate:
+    def candidate(self) -> PlanCandidate:
         return self.contender.candidate
 
     @property

@@ -74,7 +74,7 @@ class Fleet:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PlanCandidate:
     """`policy` is in JSON; `transfer` is empty where nothing is handed off."""
 
     layout: Layout
@@ -192,7 +192,7 @@ class PlanSpace:
         prices = {name: (spec.usd_per_h or {}).get(name, chip.usd_per_h) for name, chip in chips.items()}
         return cls(base, spec, [InstanceKind(name, tp) for name in names for tp in tps], prices)
 
-    def usd_per_h(self, candidate: Candidate) -> float:
+    def usd_per_h(self, candidate: PlanCandidate) -> float:
         return sum(self.prices[name] * count for name, count in candidate.used.items())
 
     def fleet(self, accelerators: str | None, usd_per_h: float | None) -> Fleet:
@@ -215,10 +215,10 @@ class PlanSpace:
 
     def candidates(
         self, fleet: Fleet, shares_prefixes: bool, *, every: bool = False, keep: Callable[[Layout], bool] = lambda _: True
-    ) -> list[Candidate]:
+    ) -> list[PlanCandidate]:
         """All of the layouts that `keep` wants, in a fixed order; with `every` also of those that leave room for another instance. Raises
         UsageError where there are too many."""
-        found: list[Candidate] = []
+        found: list[PlanCandidate] = []
         per_host = self.spec.accelerators_per_host
         for layout in self._layouts(fleet, every):
             if not keep(layout):
@@ -259,7 +259,7 @@ class PlanSpace:
         for rest, count in sorted(counts.items(), key=lambda pair: pair[1]):
             yield InstanceGroup(*one, count), InstanceGroup(*other, rest)
 
-    def _settings(self, layout: Layout, shares_prefixes: bool) -> Iterator[Candidate]:
+    def _settings(self, layout: Layout, shares_prefixes: bool) -> Iterator[PlanCandidate]:
         spec, base = self.spec, self.base
         policies = dict.fromkeys(map(_json, spec.policy or (base.policy, PLAIN_POLICY)))
         caches = spec.prefix_cache or ((True, False) if shares_prefixes else (base.engine.prefix_cache,))
@@ -267,9 +267,9 @@ class PlanSpace:
         for tokens, seqs, batching, policy, transfer, cached in product(
             spec.max_batch_tokens, spec.max_seqs, spec.batching or (base.engine.batching,), policies, handed, caches
         ):
-            yield Candidate(layout, tokens, seqs, batching, policy, transfer, cached)
+            yield PlanCandidate(layout, tokens, seqs, batching, policy, transfer, cached)
 
-    def _wrong(self, candidate: Candidate) -> str:
+    def _wrong(self, candidate: PlanCandidate) -> str:
         """Why it cannot be; empty where it can."""
         per_host = self.spec.accelerators_per_host
         for group in candidate.layout:

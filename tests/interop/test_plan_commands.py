@@ -32,7 +32,8 @@ for words in json.load(sys.stdin):
 
 
 def test_vllm_understands_every_role_s_command(vllm_python: Path) -> None:
-    rows = "[{role: prefill, hardware: h100-sxm, tp: 2, host: a}, {role: decode, hardware: h100-sxm, tp: 4, host: a}, {role: mixed, hardware: h100-sxm, tp: 8}]"
+    apart = "{role: prefill, hardware: h100-sxm, tp: 2, host: a}, {role: decode, hardware: h100-sxm, tp: 4, host: a}"
+    rows = f"[{apart}, {{role: mixed, hardware: h100-sxm, tp: 8}}]"
     engine = "engine={max_batch_tokens: 2048, max_seqs: 64, prefix_cache: false, max_model_len: 8192}"
     best = Experiment.load(FILE, [f"cluster.instances={rows}", engine])
     words = [vllm_arguments(best, one)[1:] for one in started(best)]

@@ -12,17 +12,17 @@ from pdlab.results.statistics import MeanInterval
 from pdlab.search.plan_bound import Bound
 from pdlab.search.plan_judge import RateAsk, RateScore, rate_score
 from pdlab.search.plan_search import CapacityBracket, Contender, Finalist, PlanSearch
-from pdlab.search.plan_space import Candidate, InstanceGroup, InstanceKind
+from pdlab.search.plan_space import PlanCandidate, InstanceGroup, InstanceKind
 
 H100 = InstanceKind("h100-sxm", 1)
 SEEDS = (1, 2, 3)
 
 
-def candidate(prefill: int, chunk: int = 512) -> Candidate:
+def candidate(prefill: int, chunk: int = 512) -> PlanCandidate:
     """Of eight: that many prefill; of 0 all are mixed."""
     whole = (InstanceGroup(Role.MIXED, H100, 8),)
     apart = (InstanceGroup(Role.PREFILL, H100, prefill), InstanceGroup(Role.DECODE, H100, 8 - prefill))
-    return Candidate(apart if prefill else whole, chunk, 256, "chunked", json.dumps("least_loaded"), "push" if prefill else "", True)
+    return PlanCandidate(apart if prefill else whole, chunk, 256, "chunked", json.dumps("least_loaded"), "push" if prefill else "", True)
 
 
 class Oracle:
@@ -41,10 +41,10 @@ class Oracle:
         return RateScore(attained, attained >= 0.9, {"ttft_s.p99": 0.3, "tpot_s.p99": 0.02})
 
 
-def search(capacity: Callable[[RateAsk], float], candidates: Sequence[Candidate], bound: float = 1.3) -> tuple[PlanSearch, Oracle]:
+def search(capacity: Callable[[RateAsk], float], candidates: Sequence[PlanCandidate], bound: float = 1.3) -> tuple[PlanSearch, Oracle]:
     oracle = Oracle(capacity)
 
-    def of(one: Candidate) -> float:
+    def of(one: PlanCandidate) -> float:
         return capacity(RateAsk(one, 1.0, 4000, 1))
 
     contenders = [Contender(one, Bound(bound * of(one), "decode", 1.0, "TTFT")) for one in candidates]

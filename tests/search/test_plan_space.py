@@ -14,7 +14,7 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.search.plan_bound import SLACK, PlanBounds, RequestShape
 from pdlab.search.plan_judge import RateAsk, SimulatedJudge
 from pdlab.search.plan_search import CapacityBracket
-from pdlab.search.plan_space import Candidate, PlanSpace, packs, placed
+from pdlab.search.plan_space import PlanCandidate, PlanSpace, packs, placed
 from pdlab.search.pool import SimulationTask, TaskResult, WarmSimulator
 from pdlab.search.run_journal import RunJournal
 from pdlab.workload.spec import build as build_workload
@@ -26,12 +26,12 @@ def experiment(*overrides: str) -> Experiment:
     return Experiment.load(EXPERIMENTS / "which_ratio.yaml", overrides)
 
 
-def candidates(base: Experiment, gpus: str | None, usd: float | None = None, **options: Any) -> tuple[PlanSpace, list[Candidate]]:
+def candidates(base: Experiment, gpus: str | None, usd: float | None = None, **options: Any) -> tuple[PlanSpace, list[PlanCandidate]]:
     space = PlanSpace.of(base)
     return space, space.candidates(space.fleet(gpus, usd), False, **options)
 
 
-def layouts(found: list[Candidate]) -> set[str]:
+def layouts(found: list[PlanCandidate]) -> set[str]:
     return {one.layout_words for one in found}
 
 
@@ -171,7 +171,7 @@ class Here:
 
 
 @contextmanager
-def judged(folder: Path, base: Experiment, lost: int = 0) -> Iterator[tuple[SimulatedJudge, list[Candidate], Here]]:
+def judged(folder: Path, base: Experiment, lost: int = 0) -> Iterator[tuple[SimulatedJudge, list[PlanCandidate], Here]]:
     space, found = candidates(base, "8")
     pool = Here()
     with closing(RunJournal.locked(folder, "a test")) as journal:
@@ -187,7 +187,7 @@ def test_no_simulated_capacity_exceeds_its_bound(tmp_path: Path) -> None:
         _compare(judge, found, bound)
 
 
-def _compare(judge: SimulatedJudge, found: list[Candidate], bound: PlanBounds) -> None:
+def _compare(judge: SimulatedJudge, found: list[PlanCandidate], bound: PlanBounds) -> None:
     chosen = [one for one in found if one.layout_words in ("2M tp4", "2P tp2 + 1D tp4", "2P tp2 + 2D tp2", "1P tp4 + 1D tp4")]
     assert len(chosen) == 4
     for one in chosen:
