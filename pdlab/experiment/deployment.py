@@ -38,6 +38,7 @@ class TransferSpec(Spec):
     granularity: Literal["request", "chunk", "layer"] = "request"
     reserve: Literal["before_prefill", "after_prefill"] | None = None  # None: as the mode needs
     first_token: Literal["prefill", "decode"] = "prefill"
+    response_path: Literal["direct", "via_prefill"] = "direct"
     timeout_s: Positive = 30.0
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from pdlab.report import figures, tables
 from pdlab.report.page import definition_list, escaped, page, svg, table
 from pdlab.results.metrics import DEFINITIONS, SPREADS
 from pdlab.results.records import Records, Samples
-from pdlab.results.units import number, percent, seconds, size
+from pdlab.results.units import number, percent, seconds
 
 Summary = Mapping[str, Any]
 _HASH_SHOWN = 12  # digits; summary.json has all
@@ -156,18 +156,7 @@ def _instance_table(summary: Summary) -> str:
 
 
 def _link_table(summary: Summary) -> str:
-    rows = [
-        [
-            link["name"],
-            percent(link["busy_fraction"]),
-            percent(link["utilisation"]),
-            size(link["bytes"]),
-            f"{size(link['capacity_bytes_per_s'])}/s",
-            f"{link['peak_flows']}",
-        ]
-        for link in summary["links"]
-    ]
-    return table(["link", "busy", "used", "carried", "capacity", "most transfers at once"], rows)
+    return table(["link", "busy", "used", "carried", "capacity", "most transfers at once"], tables.link_rows(summary))
 
 
 def _client(client: Mapping[str, Any]) -> list[str]:

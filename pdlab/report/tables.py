@@ -148,16 +148,24 @@ def _instances(summary: Summary) -> Table:
 
 def _links(summary: Summary) -> Table:
     table = plain_table("link", "busy", "used", "carried", "capacity", "flows")
-    for link in summary["links"]:
-        table.add_row(
+    for row in link_rows(summary):
+        table.add_row(*row)
+    return table
+
+
+def link_rows(summary: Summary) -> list[list[str]]:
+    """Of each link: name, busy, used, carried, capacity, most transfers at once."""
+    return [
+        [
             link["name"],
             percent(link["busy_fraction"]),
             percent(link["utilisation"]),
             size(link["bytes"]),
             f"{size(link['capacity_bytes_per_s'])}/s",
             f"{link['peak_flows']}",
-        )
-    return table
+        ]
+        for link in summary["links"]
+    ]
 
 
 def definitions() -> RenderableType:

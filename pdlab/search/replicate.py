@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from pdlab.core.types import UsageError
@@ -14,7 +15,7 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
 from pdlab.report.seeded import SeededRuns
 from pdlab.results.metrics import Scalar, flat_figures
-from pdlab.search.pool import SimulationTask, TaskPool, TaskResult
+from pdlab.search.pool import SimulationTask, TaskPool, TaskResult, no_more
 from pdlab.sim import simulate
 from pdlab.sim.outcome import rests_on
 
@@ -76,8 +77,8 @@ class Replicated:
 class ThisProcess:
     """A pool of one that starts no process: what a policy raises is raised, and Ctrl-C ends the run that is under way early."""
 
-    def run(self, tasks: Sequence[SimulationTask]) -> Iterator[TaskResult]:
-        for task in tasks:
+    def run(self, tasks: Sequence[SimulationTask], more: Callable[[], SimulationTask | None] = no_more) -> Iterator[TaskResult]:
+        for task in chain(tasks, iter(more, None)):
             result = simulate(task.experiment)
             yield TaskResult(task.key, task.figures(result))
             if result.summary["partial"]:
@@ -97,7 +98,7 @@ def replicate(
     for key in sorted(waiting, key=lambda key: (waiting[key][1], int(key.split()[1]))):
         one, seed = waiting[key]
         kept = one.directory if seed == (seeds or (one.experiment.seed,))[0] else None
-        tasks.append(SimulationTask(key, one.experiment.model_copy(update={"seed": seed}), KeptFigures(kept, trim)))
+        tasks.append(SimulationTask(key, one.experiment.model_copy(update={"seed": seed}), figures=KeptFigures(kept, trim)))
     for result in pool.run(tasks):
         one, seed = waiting[result.key]
         if result.failure:
