@@ -15,7 +15,7 @@ from rich import progress as bars
 from rich.markup import escape
 
 from pdlab.cli.results import check_writable, show
-from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.cli.shared import HardwareFile, Overrides, Traceback, err, out, traced
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.replay.log import cut_to_lines
@@ -30,6 +30,7 @@ LEAST_LOG_BYTES = 1 << 12  # that are kept of an event log for whose results a d
 def sim(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Experiment files; several are compared.", show_default=False)],
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     requests: Annotated[int | None, typer.Option(help="Short for --set workload.requests=N.", show_default=False)] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME")] = None,
@@ -40,12 +41,13 @@ def sim(
 ) -> None:
     """Simulate experiments: progress, one table each, a comparison of several; results in DIR."""
     with traced(traceback):
-        _sim(files, list(set_ or ()), seed, requests, out_dir, trace_events, as_json, quiet)
+        _sim(files, list(set_ or ()), hardware_file, seed, requests, out_dir, trace_events, as_json, quiet)
 
 
 def _sim(
     files: list[Path],
     overrides: list[str],
+    hardware_file: Path | None,
     seed: int | None,
     requests: int | None,
     out_dir: Path | None,
@@ -57,7 +59,7 @@ def _sim(
         overrides.append(f"seed={seed}")
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
-    experiments = _load(files, overrides)
+    experiments = _load(files, overrides, hardware_file)
     if not quiet:
         for line in dict.fromkeys(experiment.ignored for experiment in experiments):
             if line:
@@ -90,12 +92,12 @@ def _sim(
         raise typer.Exit(130)
 
 
-def _load(files: Sequence[Path], overrides: Sequence[str]) -> list[Experiment]:
+def _load(files: Sequence[Path], overrides: Sequence[str], hardware_file: Path | None) -> list[Experiment]:
     """All files, before any is run. Raises UsageError with the mistakes of all."""
     found, wrong = [], []
     for file in files:
         try:
-            found.append(Experiment.load(file, overrides))
+            found.append(Experiment.load(file, overrides, hardware_file))
         except UsageError as error:
             wrong.append(error)
     if wrong:

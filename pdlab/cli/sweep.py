@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich import progress as bars
 
-from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.cli.shared import HardwareFile, Overrides, Traceback, err, out, traced
 from pdlab.core.extras import RAY, lacks
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
@@ -31,6 +31,7 @@ def sweep(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Of each point: the file's seed, and those after it.")] = 5,
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     jobs: Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")] = None,
     ray: Annotated[
         str | None,
@@ -46,7 +47,7 @@ def sweep(
         if jobs is not None and jobs < 1:
             raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
         axes = Grid.read(grid or ())
-        base = Experiment.load(file, list(set_ or ()))
+        base = Experiment.load(file, list(set_ or ()), hardware_file)
         planned = plan_sweep(base, axes, seeds, most=None if force else MOST_RUNS)
         pool = ProcessPool(jobs or usable_cores()) if ray is None else _ray_pool(ray, jobs)
         _sweep(base, planned, pool, out_dir or Path("out") / f"{base.name}-sweep", quiet)
