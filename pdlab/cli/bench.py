@@ -14,7 +14,7 @@ from rich import progress as bars
 from rich.markup import escape
 
 from pdlab.cli.results import check_writable, show
-from pdlab.cli.shared import Overrides, err
+from pdlab.cli.shared import HardwareFile, Overrides, err
 from pdlab.experiment.experiment import Trial
 from pdlab.proof.bench.run import Progress, Target, measure
 from pdlab.real.net.credentials import from_file
@@ -27,6 +27,7 @@ def bench(
     url: Annotated[str, typer.Option(help="Any server with OpenAI's /v1/completions that takes token ids.")] = "http://127.0.0.1:8000",
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-real")] = None,
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Short for --set workload.requests=N.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The name it is served under.", show_default="the server's first")] = None,
@@ -49,7 +50,7 @@ def bench(
         overrides.append(f"seed={seed}")
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
-    experiment = Trial.load(file, overrides)
+    experiment = Trial.load(file, overrides, hardware_file)
     directory = out_dir or Path("out") / f"{experiment.name}-real"
     check_writable(directory)
     try:

@@ -26,9 +26,10 @@ from pdlab.core.types import UsageError
 from pdlab.experiment import spellings
 
 COMMANDS = (
-    "sim", "sweep", "trace", "serve", "status", "drain", "switch", "calibrate", "bench", "compare", "validate",
-    "tokenizer", "replay", "schema", "policies", "models", "hardware",
+    "sim", "sweep", "tune", "board", "trace", "serve", "import", "status", "drain", "switch", "calibrate", "bench", "compare", "validate",
+    "tokenizer", "replay", "schema", "policies", "models", "hardware", "nics",
 )  # fmt: skip
+FILES = {"import": "import_commands"}  # where the command's name cannot be a file's
 
 
 class Command(TyperCommand):
@@ -41,7 +42,7 @@ class Command(TyperCommand):
     def real(self) -> Any:
         """Raises UsageError where what it needs is not installed."""
         try:
-            module = import_module(f"{__package__}.{self.name}")
+            module = import_module(f"{__package__}.{_file(str(self.name))}")
         except ImportError as error:
             if (error.name or "").startswith("pdlab"):
                 raise
@@ -71,9 +72,13 @@ def command(name: str) -> Any:
     return Command(name).real
 
 
+def _file(name: str) -> str:
+    return FILES.get(name, name)
+
+
 def _help(name: str) -> str:
     """What the function of that name says, or the app's `help`."""
-    spec = find_spec(f"{__package__}.{name}")
+    spec = find_spec(f"{__package__}.{_file(name)}")
     source = getattr(spec.loader, "get_source", lambda _: "")(spec.name) if spec is not None else ""
     for node in ast.parse(source or "").body:
         if isinstance(node, ast.FunctionDef) and node.name == name:

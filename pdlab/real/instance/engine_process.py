@@ -168,6 +168,8 @@ def run(link: Link, options: EngineOptions) -> None:
             link.send(Loading("measuring itself"))
             profile = SelfProfile(engine)
             ready = msgspec.structs.replace(ready, prefill_profile=profile.prefill(), decode_profile=profile.decode())
+            if engine.scheduler.foresight is not None:
+                engine.worker.commands.profile(ready.prefill_profile, ready.decode_profile)
         with _kv_service(options, loaded, link) as kv_service:
             if kv_service is not None:
                 ready = msgspec.structs.replace(ready, descriptor=kv_service.endpoint.descriptor(), engine_id=kv_service.engine_id)

@@ -79,6 +79,7 @@ class Legs:
             self._prefill(live, prefill)
         else:
             leg = self._leg(live, "reserve", decode)
+            leg.through = self._through(prefill, decode)
             extra = Extra(made=live.given, reserve=True, events=True, deadline_s=told_s(self._request_timeout_s))
             params = KvParams(do_remote_prefill=True, pdlab=extra)
             self._run(live, leg, partial(self._read, live, leg, params=params, prefill=prefill))
@@ -95,6 +96,7 @@ class Legs:
         if dst is src and live.single and not live.made:
             live.first(self._now(), None)  # that token is in the KV already
         leg = self._leg(live, "decode", dst)
+        leg.through = self._through(src, dst)
         if not dst.can(MADE) or answer.params is None:
             self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
             return
@@ -164,6 +166,11 @@ class Legs:
             live.line.assigned(member.name)
         return leg
 
+    def _through(self, src: Incarnation, dst: Incarnation) -> Incarnation | None:
+        """Who passes the answers of `dst` on, where not they come straight: `src`, if it is one that can."""
+        wanted = self.transfer.response_path == "via_prefill" and dst is not src
+        return src if wanted and src.spec.engine == dst.spec.engine == "pdlab" and src.spec.url else None
+
     def _run(self, live: Live, leg: Leg, way: Way) -> None:
         leg.task = self._tasks.spawn(self._guarded(live, leg, way))
 
@@ -192,7 +199,9 @@ class Legs:
             sampling = msgspec.structs.replace(
                 sampling, prompt_logprobs=None
             )  # they come from who computes the prompt, with its first token
-        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw)
+        aims = request.ttft_slo_s, request.tpot_slo_s, max(0.0, self._now() - request.arrival_s)
+        through = leg.through.spec.url if leg.through is not None else ""
+        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, *aims, through)
 
     def _dispatched(self, live: Live, prefill: Incarnation) -> None:
         live.line.dispatched(self._now(), prefill.name)
@@ -390,6 +399,9 @@ class Legs:
                 return
             live.drop(leg)
             charged = not isinstance(trouble, (Unheard, Busy))
+            if leg.through is not None and isinstance(trouble, Broken) and not await self._instances.lives(leg.through):
+                self._instances.unreachable(leg.through)  # it broke off there
+                charged = False
             self._tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.kept, charged))
 
     def _target_trouble(self, live: Live, leg: Leg, trouble: Exception, reason: str) -> None:
