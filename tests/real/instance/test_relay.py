@@ -101,9 +101,8 @@ def test_only_members_are_asked_and_only_for_the_cluster(folder: Path) -> None:
     async def run() -> None:
         async with Registry(MemoryStore()) as registry, Fake() as fake, instance(folder, "p", registry=registry) as p:
             spec = InstanceSpec(name="d", role=Role.DECODE, kv_blocks=100, url=fake.url, model="fake")
-            with closing(HttpRemote(spec, token=TOKEN)) as remote:
-                with pytest.raises(TransferTrouble, match="no instance is registered"):
-                    await everything(remote, through(p))
+            with closing(HttpRemote(spec, token=TOKEN)) as remote, pytest.raises(TransferTrouble, match="no instance is registered"):
+                await everything(remote, through(p))
             with closing(HttpRemote(spec, token="wrong")) as foreign, pytest.raises(Broken, match="token"):
                 await everything(foreign, through(p))
             assert not fake.asked
