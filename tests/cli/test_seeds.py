@@ -166,6 +166,7 @@ def test_fastdeploys_commands_serve(tiny: Path, tmp_path: Path) -> None:
     handed_over(answer)
 
 
+@pytest.mark.slow  # twelve CPU seconds for what tests/real/launch/test_all.py does with other flags
 def test_llumnix_flags_serve(tiny: Path, tmp_path: Path) -> None:
     """The document has two flags and no command: they stand in the one that its project starts a server with."""
     flags = sorted(set(re.findall(r"--enable-pd-disagg True|--num-available-dispatch-instances", (SEEDS / LLUMNIX).read_text())))
