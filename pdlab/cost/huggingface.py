@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pdlab.core.file_kinds import MODEL_CONFIG, in_place_of, kind_by_keys
 from pdlab.core.types import UsageError, nearest
 from pdlab.cost import decoders, hybrids, special
 from pdlab.cost.config_keys import HEADS, HIDDEN, LAYERS, POSITIONS, Keys
@@ -62,6 +63,8 @@ def read_config(path: Path) -> Model:
 def understand(path: Path) -> Understood:
     """As `read_config`, with how it was read."""
     config = _load(path)
+    if "model_type" not in config and (instead := in_place_of(path, kind_by_keys(config), MODEL_CONFIG)):
+        raise UsageError(f"model: {instead}")
     if not (config.get("quantization_config") or config.get("compression_config")) and path.name == "config.json":
         beside = next((path.parent / name for name in QUANTIZATION_FILES if (path.parent / name).is_file()), None)
         if beside is not None:

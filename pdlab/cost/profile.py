@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pdlab.core.file_kinds import INSTANCE_PROFILE, in_place_of, kind_of_file
 from pdlab.core.types import UsageError
 from pdlab.cost.shapes import Model
 from pdlab.cost.table import DecodeGrid, PrefillGrid, check_grid
@@ -294,6 +295,8 @@ def load_instance_profile(path: Path) -> InstanceProfile:
     except OSError as error:
         raise UsageError(f"hardware profile {path}: {error.strerror or error}") from None
     except ValidationError as error:
+        if instead := in_place_of(path, kind_of_file(path), INSTANCE_PROFILE):
+            raise UsageError(f"hardware: {instead}") from None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         what = first["msg"].removeprefix("Value error, ")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pdlab.core.file_kinds import STEP_TABLE, in_place_of, kind_of_file
 from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 
@@ -71,6 +72,8 @@ def load_profile(path: Path) -> Profile:
     except OSError as error:
         raise UsageError(f"cost table {path}: {error.strerror or error}") from None
     except ValidationError as error:
+        if instead := in_place_of(path, kind_of_file(path), STEP_TABLE):
+            raise UsageError(f"cost.table: {instead}") from None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UsageError(f"cost table {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -157,7 +157,11 @@ class Workload:
         return self.arrival_s if self.after is None else self.arrival_s[self.after < 0]
 
     def rescaled(self, rate_rps: float) -> Workload:
-        """The same at another mean rate: every gap, and so every burst, is stretched alike. Think times stay. Raises UsageError."""
+        """The same at another mean rate: every gap, and so every burst, is stretched alike. Think times stay; one request has no gap.
+
+        Raises UsageError."""
+        if len(self.opening_s) == 1:
+            return self
         if not self.rate_rps > 0:
             raise UsageError(f"workload {self.name} cannot be stretched to a rate: it has no times (closed loop, or all requests at once)")
         factor = self.rate_rps / rate_rps

@@ -62,6 +62,7 @@ def test_a_rate_is_of_all_requests_over_the_span_of_the_arrivals() -> None:
 
 def test_rescaling_stretches_every_gap_alike_and_no_think_time() -> None:
     assert made([0.0, 1.0, 4.0]).rescaled(1.0).arrival_s.tolist() == [0.0, 0.5, 2.0]
+    assert made([3.0]).rescaled(1.0).arrival_s.tolist() == [3.0], "one request has no gap, and may be all that is asked for"
     assert sessions().rescaled(2.0).arrival_s.tolist() == [0.0, 5.0, 2.0, 7.0, 3.0]
 
 

@@ -37,6 +37,7 @@ from pdlab.real.launch.instance import (
 from pdlab.real.launch.router import ChildInstances, RouterFront, route
 from pdlab.real.models import config, gguf_file
 from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password
+from pdlab.real.net.host_names import host_mistake
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.router.vllm import Vllm
@@ -130,6 +131,7 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
         (role == "router" and asked.kv_transport != "auto", "--kv-transport is for instances; a router moves no KV"),
         (bool(asked.kv_port) and (router or vllm), "--kv-port is for a single instance: use it with --role prefill, decode or mixed"),
         (bool(asked.advertise) and (router or vllm), "--advertise is for instances that register themselves: remove it"),
+        (bool(host_mistake(asked.advertise)), f"--advertise {asked.advertise[:100]}: {host_mistake(asked.advertise)}"),
         (
             not (asked.alone or router or vllm) and _wildcard(host) and not asked.advertise,
             f"--host {host} is no address that others can reach: give --advertise HOST, too",
