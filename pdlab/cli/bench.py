@@ -14,7 +14,7 @@ from rich import progress as bars
 from rich.markup import escape
 
 from pdlab.cli.results import Force, check_writable, free_folder, show
-from pdlab.cli.shared import Overrides, err
+from pdlab.cli.shared import HardwareFile, Overrides, err
 from pdlab.experiment.experiment import Trial
 from pdlab.proof.bench.run import Progress, Target, measure
 from pdlab.real.net.credentials import from_file
@@ -28,6 +28,7 @@ def bench(
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-real")] = None,
     force: Force = False,
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Short for --set workload.requests=N.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The name it is served under.", show_default="the server's first")] = None,
@@ -51,7 +52,7 @@ def bench(
         overrides.append(f"seed={seed}")
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
-    experiment = Trial.load(file, overrides)
+    experiment = Trial.load(file, overrides, hardware_file)
     for line in experiment.doubts if not quiet else ():
         err.print(line, highlight=False, soft_wrap=True, markup=False)
     directory = free_folder(out_dir or Path("out") / f"{experiment.name}-real", experiment.resolved(), force)
