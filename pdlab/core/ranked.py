@@ -43,7 +43,7 @@ class Ranked(list[X]):
     def __init__(self, members: Iterable[X], changes: Changes[X]) -> None:
         super().__init__(members)
         self.changes = changes
-        self._rankings: dict[Callable[[X], Any], Ranking[X]] = {}
+        self._rankings: dict[Callable[[X], Any], KeyedHeap[X]] = {}
         self._alike: dict[Callable[[X], Hashable], list[Ranked[X]]] = {}
 
     def least(self, key: Callable[[X], Any]) -> X | None:
@@ -55,7 +55,7 @@ class Ranked(list[X]):
             if len(self._rankings) >= _MOST_RANKINGS:
                 return min(self, key=key)
             self.changes.wanted = True
-            ranking = self._rankings[key] = Ranking(self, key, self.changes)
+            ranking = self._rankings[key] = KeyedHeap(self, key, self.changes)
         return ranking.least()
 
     def alike(self, what: Callable[[X], Hashable]) -> list[Ranked[X]]:
@@ -69,7 +69,7 @@ class Ranked(list[X]):
         return found
 
 
-class Ranking(Generic[X]):
+class KeyedHeap(Generic[X]):
     """Each member is in the heap with the figures that it has now, and perhaps with some that it had."""
 
     __slots__ = ("age", "changes", "heap", "key", "place", "read")

@@ -15,31 +15,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
-from pdlab.search.stretches import Stretches
+from pdlab.report.result import Result
+from pdlab.results.metrics import Scalar as Scalar
+from pdlab.results.metrics import flat_figures as flat_figures
 from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 
-Scalar = bool | int | float | str | None
 WorkloadKey = tuple[str, int, str]
 MOST_ATTEMPTS = 2
 _PATIENCE_S = 5.0  # for a process that is to end
-_NOT_FIGURES = ("reasons", "instances", "links", "warnings")  # lists, and what has other keys in every run
+
+
+def summary_figures(result: Result) -> Mapping[str, Scalar]:
+    """The single figures of a run's summary."""
+    return flat_figures(result.summary)
 
 
 @dataclass(frozen=True, slots=True)
 class SimulationTask:
-    """`key` is the caller's name for it, `experiment` what there is to do, with the `part` of its workload between two shares; figures of
-    `stretches` are wanted besides."""
+    """`key` is the caller's name for it, `experiment` what there is to do, with the `part` of its workload between two shares; `figures`, a
+    module's function or what pickles like one, is what is wanted of it."""
 
     key: str
     experiment: Experiment
     part: tuple[float, float] = (0.0, 1.0)
-    stretches: Stretches | None = None
+    figures: Callable[[Result], Mapping[str, Scalar]] = summary_figures
 
     @property
     def workload_key(self) -> WorkloadKey:
@@ -49,8 +54,8 @@ class SimulationTask:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The figures of a summary by their paths (`ttft_s.p99`), or why there are none. `cpu_s` is all that the task took, `attempts` how
-    often it was begun."""
+    """The figures by their names, of a summary by their paths (`ttft_s.p99`), or why there are none. `cpu_s` is all that the task took,
+    `attempts` how often it was begun."""
 
     key: str
     figures: Mapping[str, Scalar]
@@ -88,14 +93,14 @@ class WarmSimulator:
         figures: Mapping[str, Scalar] = {}
         failure = ""
         try:
-            figures = self._figures(task)
+            figures = task.figures(self._result(task))
         except UsageError as error:
             failure = str(error)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         return TaskResult(task.key, figures, failure, time.process_time() - started_s, attempts)
 
-    def _figures(self, task: SimulationTask) -> Mapping[str, Scalar]:
+    def _result(self, task: SimulationTask) -> Result:
         experiment, key = task.experiment, task.workload_key
         if key != self.workload_key:
             self.workload_key = None
@@ -103,22 +108,7 @@ class WarmSimulator:
             self.workload_key = key
             self.loads += 1
         workload = self.workload if task.part == (0.0, 1.0) else self.workload.part(*task.part)
-        result = simulate(experiment, workload=workload)
-        figures = flat_figures(result.summary)
-        return figures if task.stretches is None else figures | task.stretches.figures(result.records, result.slo)
-
-
-def flat_figures(summary: Mapping[str, Any]) -> dict[str, Scalar]:
-    """The single figures of a summary, by their paths."""
-    flat: dict[str, Scalar] = {}
-    for key, value in summary.items():
-        if key in _NOT_FIGURES:
-            continue
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{path}": figure for path, figure in flat_figures(value).items()}
-        elif not isinstance(value, list):
-            flat[key] = value
-    return flat
+        return simulate(experiment, workload=workload)
 
 
 def usable_cores() -> int:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdlab.core.types import Stage, UsageError
+from pdlab.report.result import Result
 from pdlab.results.records import Column, Records, latencies, met_both, met_tpot, met_ttft
+from pdlab.search.pool import Scalar, summary_figures
 
 LATENCIES = ("ttft_s", "tpot_s", "e2e_s", "queue_s", "transfer_s")
 SPREAD = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -28,6 +30,10 @@ class Stretches:
 
     count: int
     names: tuple[str, ...]
+
+    def __call__(self, result: Result) -> dict[str, Scalar]:
+        """A task's figures: the run's, and those of each stretch."""
+        return {**summary_figures(result), **self.figures(result.records, result.slo)}
 
     def figures(self, records: Records, slo: tuple[float, float]) -> dict[str, float | None]:
         """By `stretch_key`. Raises UsageError where there are fewer requests than stretches."""

@@ -17,7 +17,7 @@ from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.results.statistics import MeanInterval, mean_interval
 from pdlab.search.identity import RunHashes
-from pdlab.search.pool import SimulationTask, TaskPool, TaskResult
+from pdlab.search.pool import SimulationTask, TaskPool, TaskResult, summary_figures
 from pdlab.search.stretches import FIGURES, GOODPUT, SHARES, Stretches, stretch_key
 from pdlab.search.tune_cases import TuneCase, TuneCases
 from pdlab.search.tune_space import TuneSpace
@@ -76,7 +76,7 @@ class TunePlan:
     def task(self, key: str, values: Mapping[str, Any], case: TuneCase, stretches: Stretches | None = None) -> SimulationTask:
         """Raises UsageError where the policy refuses the values."""
         experiment = self.space.with_(self.experiment, values).model_copy(update={"seed": case.seed})
-        return SimulationTask(key, experiment, case.part, stretches)
+        return SimulationTask(key, experiment, case.part, stretches or summary_figures)
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ def test_stretches_are_of_equally_many_requests_by_arrival() -> None:
 
 
 def test_a_task_has_them_of_its_part() -> None:
-    task = SimulationTask("k", BASE, (0.5, 1.0), Stretches(2, ("ttft_s.p99",)))
+    task = SimulationTask("k", BASE, (0.5, 1.0), figures=Stretches(2, ("ttft_s.p99",)))
     found = WarmSimulator().perform(task)
     assert found.failure == ""
     assert found.figures["requests"] == 60
