@@ -30,6 +30,7 @@ from pdlab.real.registry.settling import Seen
 from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Denied, Peek, Snapshot, StoreAway
 
 log = logging.getLogger(__name__)
+OLDEST = (6, 2)
 
 # KEYS of all scripts: live keys' prefix, counters' prefix, index, revision, channel, the store's own name
 HEAD = """
@@ -137,6 +138,7 @@ async def connect(url: str, namespace: str, timeout_s: float, tls: Tls = PLAIN) 
     store = RedisStore(client, _where(url), namespace)
     try:
         async with answering(timeout_s):
+            await store.check_version()
             await store.check()
             await store.warn_of_data_loss()
     except BaseException:
@@ -205,6 +207,18 @@ class RedisStore:
                     yield None
                 elif message is not None and message["type"] == "message":
                     yield _read(message["data"])
+
+    async def check_version(self) -> None:
+        """Raises UsageError for one that is too old; who may not ask, or hears nothing, goes on."""
+        try:
+            found = str((await self.client.info("server")).get("redis_version", ""))
+        except (AuthenticationError, AuthorizationError, NoPermissionError):
+            return  # what needs a right is told by what needs it
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreAway(str(error)[:200] or type(error).__name__) from None
+        version = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+        if len(version) == 2 and version < OLDEST:
+            raise UsageError(f"registry {self.where}: redis {found[:20]} answers there, and {OLDEST[0]}.{OLDEST[1]} or newer is needed")
 
     async def check(self) -> int:
         return int(await self._run(SWEEP))

@@ -63,7 +63,7 @@ def test_xllms_engines_and_their_service() -> None:
 
 def test_xllms_mistakes_have_their_lines() -> None:
     lines = told(read(XLLM))
-    assert "asks 12389, but etcd (line 1) listens at 2379" in lines[2][0]
+    assert "asks 12389 (so do lines 11, 25), but etcd (line 1) listens at 2379" in lines[2][0]
     assert "a comment after the backslash" in lines[12][0]
     assert "--device-ip xx.xx.xx.xx stands for a value of yours" in lines[12][1]
     assert "blanks after the backslash" in lines[25][0]
@@ -75,7 +75,7 @@ def test_etcds_addresses_have_to_fit() -> None:
     head = "etcd --listen-client-urls http://localhost:2389 --advertise-client-urls http://localhost:2391\n"
     lines = told(read(head + XLLM.partition("\n")[2]))
     assert "--advertise-client-urls is 2391, but clients are listened to at 2389" in lines[1][0]
-    assert "asks 12389, but etcd (line 1) listens at 2389" in lines[2][0]
+    assert "asks 12389 (so do lines 11, 25), but etcd (line 1) listens at 2389" in lines[2][0]
     other = told(read(XLLM.replace("12389", "2379", 1)))
     assert any("etcd://127.0.0.1:12389 is not etcd://127.0.0.1:2379 of line 2" in text for text in other[11])
 
