@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pdlab.core.types import UsageError
+from pdlab.cost.decoders import Decoder
 from pdlab.cost.hardware import Hardware
 from pdlab.cost.huggingface import Understood, understand
 from pdlab.cost.layers import Latent, Layer, Mlp, Moe, Outer, Softmax, assemble
@@ -55,8 +56,7 @@ def understood(name: str, base_dir: Path | None = None) -> Understood:
     path = (base_dir or Path()) / name
     if name.endswith(".json") or isfile(path / "config.json"):
         return understand(path / "config.json" if path.is_dir() else path)
-    known = _of_name(_find("model", name, _models(), path)["name"])
-    return Understood(known, quantization="none" if known.weight_dtype == "bf16" else known.weight_dtype)
+    return _of_name(_find("model", name, _models(), path)["name"])
 
 
 def hardware_names() -> list[str]:
@@ -79,7 +79,8 @@ def _find(kind: str, name: str, known: Mapping[str, Entry], path: Path) -> Entry
         if isfile(path):
             wanted = "a Hugging Face config.json" if kind == "model" else "a profile of pdlab calibrate"
             raise UsageError(f"{kind} {name!r}: the file {path} is not {wanted}, whose name ends in .json")
-        near = get_close_matches(name.lower(), known, n=3, cutoff=0.0)
+        begun: list[str] = [entry for entry in known if entry.startswith(name.lower())] if name else []
+        near = [*begun, *get_close_matches(name.lower(), [entry for entry in known if entry not in begun], n=3, cutoff=0.0)][:3]
         extra = f", or give the path of a {'profile (.json)' if kind == 'hardware' else 'Hugging Face config.json'}"
         raise UsageError(f"unknown {kind} {name!r}: nearest are {', '.join(near)}{extra}")
     return found
@@ -130,11 +131,11 @@ def _models() -> dict[str, dict[str, str]]:
 
 
 @cache
-def _of_name(name: str) -> Model:
+def _of_name(name: str) -> Understood:
     return _of_row(_models()[name])
 
 
-def _of_row(row: dict[str, str]) -> Model:
+def _of_row(row: dict[str, str]) -> Understood:
     """Windows are those of the first layers: which ones they are changes no figure."""
     sizes = {key: int(text or 0) for key, text in row.items() if key in SIZES}
     gated, mixer = row["gated"] != "no", _mixer(sizes)
@@ -151,16 +152,19 @@ def _of_row(row: dict[str, str]) -> Model:
         )
         layers = layers[: sizes["dense_layers"]] + [Layer((mixer,), (moe,))] * (sizes["layers"] - sizes["dense_layers"])
     layers = [Layer((windowed,), one.feed_forwards) if i < sizes["window_layers"] else one for i, one in enumerate(layers)]
-    return assemble(
+    outer = Outer(vocab=sizes["vocab"], tied=row["tied"] == "yes", positions=sizes["learned_positions"])
+    known = assemble(
         name=row["name"],
         hidden=sizes["hidden"],
         layers=layers,
-        outer=Outer(vocab=sizes["vocab"], tied=row["tied"] == "yes", positions=sizes["learned_positions"]),
+        outer=outer,
         quantization=published_as(row["weight_dtype"] or "bf16"),
         max_positions=sizes["max_positions"],
         verified=row["verified"] == "yes",
         source=row["source"],
     )
+    quantization = "none" if known.weight_dtype == "bf16" else known.weight_dtype
+    return Understood(known, Decoder(sizes["hidden"], layers, outer), quantization=quantization)
 
 
 def _mixer(sizes: dict[str, int]) -> Latent | Softmax:

@@ -133,6 +133,14 @@ class Deployment(Spec):
         wanted = {key: _plain(value) for key, value in {**(changes or {}), **more}.items()}
         return self._checked(replaced(said, wanted))
 
+    @property
+    def doubts(self) -> list[str]:
+        """Values that can be, and hardly are meant: objectives in milliseconds."""
+        limits = (("ttft_s", self.slo.ttft_s, 100.0), ("tpot_s", self.slo.tpot_s, 2.0))
+        return [
+            f"slo.{key}: {value:g} seconds; did you mean {value / 1000:g}?" for key, value, most in limits if most <= value < 100 * most
+        ]
+
     def resolved(self) -> dict[str, Any]:
         """Plain values with every default in place; parsing them gives this again, from any folder."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)

@@ -56,6 +56,8 @@ DESCRIPTIONS = {
     "WorkloadSpec.ttft_slo_s": "The requests' own TTFT objective: a number, one for each priority ({0: 5.0, 1: 0.5}), or drawn; by "
     "default that of `slo`.",
     "WorkloadSpec.tpot_slo_s": "The requests' own TPOT objective: a number, one for each priority, or drawn; by default that of `slo`.",
+    "WorkloadSpec.tenants": "The share of each tenant, by number, such as {1: 0.9, 2: 0.1}.",
+    "WorkloadSpec.offline": "The part of the requests that is in no hurry (OpenAI: service_tier flex).",
     "WorkloadSpec.n": "Answers to each prompt. They share the prompt's KV through the prefix cache; without one each computes the prompt "
     "anew.",
     "WorkloadSpec.best_of": "Candidates that the answers are chosen from; by default n.",
@@ -125,7 +127,8 @@ DESCRIPTIONS = {
     "EngineSpec.max_batch_tokens": "Tokens that one step computes (vLLM: --max-num-batched-tokens; SGLang: --chunked-prefill-size).",
     "EngineSpec.max_seqs": "Sequences that decode at once (vLLM: --max-num-seqs; SGLang: --max-running-requests).",
     "EngineSpec.batching": "How an instance forms its next batch. chunked: decodes in every step, chunks of prompts in what is left of "
-    "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes.",
+    "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes. "
+    "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",
     "EngineSpec.kv_blocks": "KV blocks of an instance; by default what memory holds beside the weights, activations and the runtime.",

@@ -12,9 +12,9 @@ request moves: of the lowest priority there the shortest (SR), the longest (LR) 
 An instance sends one at a time, and again only after a report that knows of the last; it receives one at a time. One that is draining or
 switching counts as full: all must leave.
 
-With `priority_tokens`, an instance holding a request of priority `high_priority` or more claims to have only that capacity (virtual usage).
-Requests of high priority see this on instances without one, others on instances with one: the former gather, the latter keep away.
-Sources: Llumnix, OSDI 2024, and the code of its versions 0 and 1.
+With `priority_tokens`, an instance holding a request of priority `high_priority` or more claims to have only that capacity (virtual
+usage). Requests of high priority see this on instances without one, others on instances with one: the former gather, the latter keep
+away. Sources: Llumnix, OSDI 2024, and the code of its versions 0 and 1.
 """
 
 from __future__ import annotations

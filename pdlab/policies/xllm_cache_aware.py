@@ -1,8 +1,8 @@
 """xLLM's cache-aware routing (CAR): score = part of the prompt cached - KV use - waiting / longest waiting; the highest wins, for both
 phases. Source: xLLM.
 
-Corrected: the ratios are real numbers (the original divides integers, so that only a complete hit or the longest queue counts), hits end at
-the first hole, and an idle instance without a hit is a candidate too. `as_found=True` brings the integer divisions and the narrow
+Corrected: the ratios are real numbers (the original divides integers, so that only a complete hit or the longest queue counts), hits end
+at the first hole, and an idle instance without a hit is a candidate too. `as_found=True` brings the integer divisions and the narrow
 choice of candidates back, as a baseline.
 """
 

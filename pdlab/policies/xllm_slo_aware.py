@@ -12,10 +12,10 @@ For a prompt of L tokens, with each instance's predictors fitted to its own prof
 Flips happen in `resize`. Beyond the original: prefill time left shrinks while the head of the queue is computed; an instance keeps
 its role for `min_flip_interval_s`; and a switch, which costs about `switch_cost_s`, has to be worth it.
 
-That means: 4 needs the objective to have been
-out of reach for that long; 5 looks at the last empty one alone, since the first are filled first, and takes it while the objective is met,
-and though it has never served where prompts wait longer than that. `as_found=True` leaves all of this out and, as in the original's later
-versions, never carries out 4. The books lose a request's share once, whatever ends its prefill.
+That means: 4 needs the objective to have been out of reach for that long; 5 looks at the last empty one alone, since the first are filled
+first, and takes it while the objective is met, and though it has never served where prompts wait longer than that. `as_found=True` leaves
+all of this out and, as in the original's later versions, never carries out 4. The books lose a request's share once, whatever ends its
+prefill.
 """
 
 from __future__ import annotations

@@ -269,6 +269,7 @@ class Moves:
         src.sync()
         tokens = src.scheduler.kv_tokens(seq)
         tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
+        tseq.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
         if not dst.reserve(tseq):
             self.scene.refuse(job, dst)
             return

@@ -185,6 +185,8 @@ class World(Scene):
         decodes_here = action.decode == action.instance
         p.jobs[job] = None
         seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, decodes_here)
+        if p.scheduler.foresight is not None:
+            self.aim(seq, request)
         if decodes_here:
             job.d = p
             job.assigned(p.name)
@@ -204,11 +206,19 @@ class World(Scene):
         p.worker.submit(seq, _others(request, seq) if decodes_here and request.best_of > 1 else NOTHING)
         p.kick()
 
+    def aim(self, seq: Sequence, request: Request) -> None:
+        """Say by when its tokens are due."""
+        cluster = self.router.cluster
+        ttft_s = cluster.ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
+        seq.aim(request.arrival_s, ttft_s, cluster.tpot_slo_s if request.tpot_slo_s is None else request.tpot_slo_s)
+
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
         """Take the prompt's blocks on the decode instance; where there is no room, the router hears of it."""
         made = 0 if job.samples_anew else 1
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
+        if d.scheduler.foresight is not None:
+            self.aim(seq, request)
         if not d.reserve(seq, _others(request, seq) if request.best_of > 1 else NOTHING):
             if job.pseq is None and job.p is not None:
                 job.p.jobs.pop(job, None)
@@ -374,4 +384,7 @@ class World(Scene):
 def _others(request: Request, seq: Sequence) -> list[Sequence]:
     """The candidates of best_of beside the first."""
     shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, seq.owner
-    return [Sequence(*shared) for _ in range(request.best_of - 1)]
+    others = [Sequence(*shared) for _ in range(request.best_of - 1)]
+    for other in others:
+        other.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
+    return others

@@ -73,6 +73,8 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
             "kv_blocks": engine.kv_blocks or 0,
             "max_model_len": engine.max_model_len or 0,
             "seed": deployment.seed,
+            "ttft_slo_s": deployment.slo.ttft_s,
+            "tpot_slo_s": deployment.slo.tpot_s,
         }
     found |= {key: value for key, value in given.items() if value is not None}
     if given.get("kv_gib") is not None:

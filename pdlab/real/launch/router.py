@@ -149,7 +149,7 @@ class Connected:
 
 
 async def route(
-    deployment: Deployment, front: RouterFront, registry: Registry, *, brood: ChildInstances | None = None, say: Say = print
+    deployment: Deployment, front: RouterFront, registry: Registry, *, child_instances: ChildInstances | None = None, say: Say = print
 ) -> None:
     """Bind, follow the registry, serve, drain. Raises UsageError on mistakes."""
     started_s = time.monotonic()
@@ -170,7 +170,7 @@ async def route(
             now=lambda: time.monotonic() - started_s,
             log=log,
             seed=deployment.seed,
-            start=None if brood is None else brood.scale,
+            start=None if child_instances is None else child_instances.scale,
             traceback=front.traceback,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
@@ -186,9 +186,9 @@ async def route(
             asyncio.create_task(lead(registry, world.instances, front.name)),
         ]
         try:
-            if brood is not None:
-                jobs.append(brood.children.failed)
-                await _first_of(jobs, asyncio.create_task(brood.all_joined(members)))
+            if child_instances is not None:
+                jobs.append(child_instances.children.failed)
+                await _first_of(jobs, asyncio.create_task(child_instances.all_joined(members)))
             world.open()  # no sooner: the policy would scale up for want of those that still start
             if not serving.done():
                 app.state.service = ClusterService(engine, front, members)
@@ -211,8 +211,8 @@ async def route(
             await beside.aclose()
             await world.close()
             connected.close()
-            if brood is not None:
-                await brood.children.close()
+            if child_instances is not None:
+                await child_instances.children.close()
 
 
 async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]) -> None:

@@ -272,8 +272,8 @@ async def _all(asked: Asked, say: Say) -> None:
     children = Children(store, environment=environment, say=say)
     say(f"starting {len(first)} instances of {front.model} with {threads} CPU threads each: {', '.join(first)}")
     async with Registry(store) as registry:
-        brood = ChildInstances(children, first, partial(child_command, asked, front.model, threads))
-        await route(asked.deployment, front, registry, brood=brood, say=say)
+        child_instances = ChildInstances(children, first, partial(child_command, asked, front.model, threads))
+        await route(asked.deployment, front, registry, child_instances=child_instances, say=say)
 
 
 def child_command(asked: Asked, model: str, threads: int, name: str, role: Role, fd: int) -> list[str]:

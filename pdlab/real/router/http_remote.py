@@ -77,6 +77,9 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
     return_tokens_as_token_ids: bool = False
     detokenize: bool = True
     priority: int = 0
+    ttft_slo_ms: float | None = None
+    tpot_slo_ms: float | None = None
+    waited_ms: float = 0.0
     kv_transfer_params: KvParams | msgspec.Raw | None = None
 
 
@@ -450,6 +453,9 @@ class HttpRemote:
             return_tokens_as_token_ids=sampling.logprobs is not None,
             detokenize=not self._pdlab,
             priority=ask.priority if self._pdlab else 0,
+            ttft_slo_ms=_ms(ask.ttft_slo_s) if self._pdlab else None,
+            tpot_slo_ms=_ms(ask.tpot_slo_s) if self._pdlab else None,
+            waited_ms=round(1000 * ask.waited_s, 3) if self._pdlab else 0.0,
             kv_transfer_params=params if params is not None or ask.raw_params is None else msgspec.Raw(ask.raw_params),
         )
         named = b"X-Request-Id: %b\r\n" % ask.leg.encode("ascii")
@@ -464,3 +470,7 @@ class HttpRemote:
             self._relays.pop(next(iter(self._relays))).close()
         made = self._relays[url] = HttpClient(url, self._token, tls=self._tls)
         return made
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds

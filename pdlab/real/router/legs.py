@@ -194,8 +194,9 @@ class Legs:
             sampling = msgspec.structs.replace(
                 sampling, prompt_logprobs=None
             )  # they come from who computes the prompt, with its first token
+        aims = request.ttft_slo_s, request.tpot_slo_s, max(0.0, self._now() - request.arrival_s)
         through = leg.through.spec.url if leg.through is not None else ""
-        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, through)
+        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, *aims, through)
 
     def _dispatched(self, live: Live, prefill: Incarnation) -> None:
         live.line.dispatched(self._now(), prefill.name)
