@@ -163,6 +163,9 @@ def test_fastdeploys_commands_serve(tiny: Path, tmp_path: Path) -> None:
     needs("redis-server")
     text = on_free_ports((SEEDS / FASTDEPLOY).read_text(), tmp_path, FASTDEPLOY)
     lines = started_by(imported(text, tmp_path, FASTDEPLOY, "--model", str(tiny)))
+    written = (tmp_path / "exp.yaml").read_text()  # with the way of answers that is the default nowhere
+    (tmp_path / "exp.yaml").write_text(written.replace("transfer:\n", "transfer:\n  response_path: via_prefill\n"))
+    assert Deployment.load(tmp_path / "exp.yaml").transfer.response_path == "via_prefill"
     assert [line.split()[0] for line in lines] == ["redis-server", "env", "env", "pdlab"]
     with running(lines, tmp_path) as logs:
         url = router_of(lines)

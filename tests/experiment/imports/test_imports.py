@@ -196,6 +196,17 @@ def test_one_command_of_a_cluster_is_no_cluster() -> None:
     assert str(found.commands[0]).startswith("pdlab serve exp.yaml --role prefill --instance-name prefill-0 --port 8010")
 
 
+def test_fastdeploys_own_router_needs_no_redis() -> None:
+    server = "python -m fastdeploy.entrypoints.openai.api_server --model m --router 127.0.0.1:9000 --port {} --splitwise-role {}\n"
+    found = read("python -m fastdeploy.router.launch --port 9000 --splitwise\n" + server.format(1, "prefill") + server.format(2, "decode"))
+    assert list(map(str, found.commands)) == ["pdlab serve exp.yaml --role all --port 9000"] and found.mapping["policy"] == "random"
+
+
+@pytest.mark.parametrize("wrapper", ["docker run --gpus all image", "numactl -N 0", "srun -n 1", "timeout 60"])
+def test_what_another_program_starts_is_read(wrapper: str) -> None:
+    assert str(read(f"{wrapper} vllm serve m --port 9000").commands[0]) == "pdlab serve exp.yaml --role mixed --port 9000"
+
+
 def test_a_server_alone() -> None:
     found = read("vllm serve ./m --port 9000 --max-model-len 512")
     assert list(map(str, found.commands)) == ["pdlab serve exp.yaml --role mixed --port 9000"]
