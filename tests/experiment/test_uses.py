@@ -94,6 +94,8 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "workload.priorities": ({0: 0.5, 1: 0.5}, {}),
     "workload.ttft_slo_s": (0.001, {}),
     "workload.tpot_slo_s": (0.0001, {}),
+    "workload.tenants": ({1: 0.5, 2: 0.5}, {"policy": "consistent_hash", "cluster.instances.0.count": 3}),
+    "workload.offline": (0.5, {"policy": "apart.py", "cluster.instances.0.count": 3}),
     "workload.n": (2, {}),
     "workload.best_of": (3, {}),
     "faults.at_s": ([{"at_s": 0.8, "kill": "decode-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
@@ -217,6 +219,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uses")
     (folder / "other").mkdir()
     (folder / "mine.py").write_text(f"{SWITCHES}\n\nclass Mine(Policy):\n    pass\n")
+    (folder / "apart.py").write_text(
+        "from pdlab import Policy\n\n\nclass Apart(Policy):\n    def dispatch(self, request, cluster):\n"
+        "        return cluster.prefill[-1 if request.offline else 0]\n"
+    )
     (folder / "other" / "mine.py").write_text(
         "from pdlab import Policy\n\n\nclass Mine(Policy):\n    def dispatch(self, request, cluster):\n        return cluster.prefill[0]\n"
     )

@@ -80,6 +80,15 @@ def test_go_routing_serves_important_requests_better_than_the_shortest_queue() -
     assert met["go_routing"][1] > met["least_loaded"][1] + 0.05
 
 
+def test_whoever_weighs_hits_against_queues_wins_where_chats_return() -> None:
+    met = {
+        policy: summary("production_routers", "workload.requests=1200", "workload.rate=28", f"policy.dispatch={policy}")["slo_attainment"]
+        for policy in ("dynamo_kv", "vllm_session", "consistent_hash", "length_buckets", "sglang_cache_aware")
+    }
+    assert met["dynamo_kv"] > met["consistent_hash"] > met["length_buckets"] > met["sglang_cache_aware"]
+    assert met["vllm_session"] > met["consistent_hash"]
+
+
 def test_distserve_prefers_tensor_parallel_prefill_for_opt_13b() -> None:
     """At 1.5 requests/s per GPU, DistServe's best placement meets its objectives, and the same GPUs without tensor parallelism do not."""
     best = summary("distserve_opt13b", "workload.requests=1500", "workload.rate=4.5")["slo_attainment"]

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
@@ -109,11 +110,29 @@ return found
 SWEEP = "return sweep()"
 
 
+class _TlsConnection(SSLConnection):
+    """One whose socket is closed when it is left. TLS ends with a word from the peer, for which the client does not wait where a call was
+    given up; the peer may never say it, and the event loop may end before."""
+
+    async def disconnect(self, nowait: bool = False, *given: Any, **more: Any) -> None:
+        writer = self._writer
+        try:
+            if nowait and writer is not None:
+                writer.transport.abort()
+            await super().disconnect(nowait, *given, **more)
+        except BaseException:
+            if writer is not None:
+                writer.transport.abort()
+            raise
+
+
 async def connect(url: str, namespace: str, timeout_s: float, tls: Tls = PLAIN) -> RedisStore:
     """Raises StoreAway, and UsageError for a URL that can't be one."""
     secure: dict[str, Any] = {"ssl_ca_certs": tls.ca_certs} if url.startswith("rediss:") and tls.ca_certs else {}
     try:
         client = Redis.from_url(url, **secure, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s, socket_timeout=None)
+        if client.connection_pool.connection_class is SSLConnection:
+            client.connection_pool.connection_class = _TlsConnection
     except ValueError as error:
         raise UsageError(f"registry {_where(url)}: {error}") from None
     store = RedisStore(client, _where(url), namespace)
