@@ -28,6 +28,7 @@ from pdlab.core.view import Cluster, Instance
 LEARNS = 0.5  # of what the last flip took
 FULL = 0.9  # of the KV memory
 NOMINAL_TOKENS = 1000  # of a prompt by which two instances are compared
+ROUNDING_S = 1e-6  # ticks are not exact
 
 
 @dataclass
@@ -127,7 +128,7 @@ class SettledRoles(Policy):
             return False
         if self._better_since_s is None:
             self._better_since_s = now
-        return now - self._better_since_s >= self.settle_s
+        return now - self._better_since_s >= self.settle_s - ROUNDING_S
 
     def _flips(self, flips: list[tuple[Instance, Role]], now: float) -> list[tuple[Instance, Role]]:
         for x, _ in flips:
