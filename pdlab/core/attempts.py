@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 
 from pdlab.core.ledger import Ledger
@@ -52,11 +53,11 @@ class Attempts:
 
     def enqueue(self, queue: deque[LiveRequest], live: LiveRequest) -> None:
         """Into a queue by priority, then arrival."""
-        key = (-live.request.priority, live.request.id)
-        i = len(queue)
-        while i and (-queue[i - 1].request.priority, queue[i - 1].request.id) > key:
-            i -= 1
-        queue.insert(i, live)
+        key = _place(live)
+        if queue and _place(queue[-1]) > key:
+            queue.insert(bisect_right(queue, key, key=_place), live)
+        else:
+            queue.append(live)
 
     def abort(self, live: LiveRequest) -> None:
         """Take an attempt off every instance that takes part in it, and out of both queues and ledgers."""
@@ -96,3 +97,8 @@ class Attempts:
         del self.cluster.live[live.request.id]
         del self.tokens[live.request.id]
         self.reply.actions.append(End(live.request.id, stage, reason, unfit, overload))
+
+
+def _place(live: LiveRequest) -> tuple[int, int]:
+    """In a queue: by priority, then arrival."""
+    return -live.request.priority, live.request.id

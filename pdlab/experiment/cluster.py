@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pdlab.core.types import Role
+from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.experiment.fields import (
     PROFILE,
     SERVE,
@@ -131,7 +132,7 @@ class Placement:
 
     name: str
     role: Role
-    hardware: str
+    hardware: str | AcceleratorSpec
     tp: int
     host: str
     nics: int

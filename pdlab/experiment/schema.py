@@ -101,7 +101,8 @@ DESCRIPTIONS = {
     "InstancesSpec.role": "What they do; mixed does both. auto: the first `prefill` of the row prefill, the others decode.",
     "InstancesSpec.count": "How many.",
     "InstancesSpec.prefill": "With role auto: how many prefill, at least 1 and below `count`.",
-    "InstancesSpec.hardware": "A name from `pdlab hardware`, or the path of a profile that `pdlab calibrate` wrote (.json).",
+    "InstancesSpec.hardware": "A name from `pdlab hardware`, or of a --hardware-file; figures of your own (a mapping, or a file with one, "
+    ".yaml); or the path of a profile that `pdlab calibrate` wrote (.json).",
     "InstancesSpec.tp": "Accelerators of one instance (tensor parallel); pdlab serve has one yet.",
     "InstancesSpec.name": "Instances are named NAME-0, NAME-1, ...; just NAME where the row counts one. By default the role, counted "
     "through all rows.",
@@ -120,6 +121,22 @@ DESCRIPTIONS = {
     "itself has assigned.",
     "ReportsSpec.delay_s": "Seconds that a report travels.",
     "AutoscaleSpec.enabled": "Whether a policy's scaling is carried out.",
+    "AcceleratorSpec.like": "Of `pdlab hardware`: it has the figures that are not given. Without it name, family, bf16_tflops, hbm_gib, "
+    "hbm_gbytes_per_s, pcie_gbytes_per_s and nic_gbit_per_s are needed.",
+    "AcceleratorSpec.name": "What results call it; by default custom-LIKE.",
+    "AcceleratorSpec.vendor": "Who makes it.",
+    "AcceleratorSpec.family": "Whose achieved fractions of the peaks it is given: ampere, ada, blackwell, a100, h100, cdna, ascend.",
+    "AcceleratorSpec.bf16_tflops": "Dense peak, 10^12 operations a second.",
+    "AcceleratorSpec.fp8_tflops": "Dense peak of eight bits; 0: it has no such units.",
+    "AcceleratorSpec.hbm_gib": "Device memory, 2^30 bytes.",
+    "AcceleratorSpec.hbm_gbytes_per_s": "Device memory's bandwidth, 10^9 bytes a second.",
+    "AcceleratorSpec.scaleup_gbytes_per_s": "NVLink, HCCS or Infinity Fabric, in one direction; 0: none.",
+    "AcceleratorSpec.scaleup_domain": "How many reach one another over it.",
+    "AcceleratorSpec.pcie_gbytes_per_s": "In one direction.",
+    "AcceleratorSpec.nic_gbit_per_s": "The network card that it has to itself, 10^9 bits a second.",
+    "AcceleratorSpec.tdp_w": "Watts.",
+    "AcceleratorSpec.usd_per_h": "Rough price of an hour.",
+    "AcceleratorSpec.source": "Where the figures come from.",
     "AutoscaleSpec.min": "Instances in all, at least.",
     "AutoscaleSpec.max": "Instances in all, at most.",
     "AutoscaleSpec.start_s": "Seconds until a new one is ready.",
@@ -139,6 +156,8 @@ DESCRIPTIONS = {
     "TransferSpec.granularity": "With push: the whole request at the end, each chunk once computed, or by layer during the computation.",
     "TransferSpec.reserve": "When the decode instance sets blocks aside. A push needs them before prefill; a pull takes them after, "
     "unless told otherwise.",
+    "TransferSpec.response_path": "How tokens reach the router from a decode instance: straight, or through the instance that prefilled, "
+    "which is one way longer and breaks off with that instance.",
     "TransferSpec.first_token": "Who sends it: the prefill instance at once, or the decode instance after the transfer.",
     "TransferSpec.timeout_s": "Seconds from hand-off after which a transfer counts as lost.",
     "SloSpec.ttft_s": "From arrival to first token, seconds.",

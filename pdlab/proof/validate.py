@@ -237,7 +237,7 @@ def _measure_run(experiment: Experiment, target: Target, pace: Pace) -> tuple[Ru
 
 def _simulated(of: tuple[str, str, float], repeat: int, plan: Mapping[str, Any]) -> StoredRun:
     """A plan's simulation. Raises KeyboardInterrupt where it was stopped."""
-    result = simulate(Experiment.parse(_with(plan, name=name_of(*of, "sim", repeat))))
+    result = simulate(Experiment.parse(_with(plan, name=name_of(*of, "sim", repeat))), trim=False)
     if result.summary["partial"]:
         raise KeyboardInterrupt
     return StoredRun(*of, "sim", repeat, result)

@@ -86,7 +86,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
     model = cost.model(experiment.model, experiment.base_dir)
     formats = experiment.formats
     weights, kv = formats.weights(model), formats.kv
-    known: dict[tuple[str, int, object], tuple[cost.Cost, int, Profiles]] = {}
+    known: dict[tuple[object, int, object], tuple[cost.Cost, int, Profiles]] = {}
     found = []
     for placement in experiment.placements():
         engine = placement.engine

@@ -82,6 +82,7 @@ class World(Scene):
         self.lifecycle = Lifecycle(self, self.moves, self.bring_up, start_instance, switch_s=switch_s, lease_s=router.limits.lease_s)
         self.network = network
         self.notices: dict[str, None] = {}
+        self.relays = transfer.via_prefill
         self.follows_chunks = self.moves.by_chunk or self.moves.by_layer
         self.book = Book()
         self.records, self.samples, self.gaps = self.book.records, self.book.samples, self.book.gaps
@@ -293,7 +294,7 @@ class World(Scene):
             if seq is job.pseq or seq is job.dseq:
                 job.preemptions += 1
             if seq.made and seq.parent is None:
-                job.last_token_s = instance.emitted_s
+                job.last_token_s = instance.emitted_s + (self.moves.relayed_s(job, seq) if self.relays else 0.0)
 
     def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
         for seq in joined:
@@ -303,14 +304,16 @@ class World(Scene):
             job.decode_began(now)
             last_s = job.last_token_s
             if last_s == last_s:
-                self.gaps.add_run(1, at_s - last_s, 0.0, 1)
+                later_s = self.moves.relayed_s(job, seq) if self.relays else 0.0
+                self.gaps.add_run(1, at_s + later_s - last_s, 0.0, 1)
 
     def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None:
         job: Job = seq.owner
         if job.done or job.attempt != seq.attempt:
             return  # its removal is on the way
         if job.stage is not PREFILL:
-            self._token_at(job, now)  # it is sampled anew, or was preempted, and goes on decoding
+            later_s = self.moves.relayed_s(job, seq) if self.relays else 0.0
+            self._token_at(job, now + later_s)  # it is sampled anew, or was preempted, and goes on decoding
             return
         if seq.decodes_here or not job.samples_anew:
             self._token_at(job, now)
@@ -350,7 +353,7 @@ class World(Scene):
         job.done = True
         self.teller.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens), now)
         job.received_tokens = job.output_tokens * job.request.best_of
-        job.ended(DONE, now)
+        job.ended(DONE, now + (self.moves.relayed_s(job, seq) if self.relays else 0.0))
         self._ended(job)
 
     def overdue(self, instance: SimInstance, seq: Sequence) -> None:

@@ -151,6 +151,23 @@ class Workload:
         opens = np.ones(len(self), bool) if self.after is None else self.after < 0
         return self.where(~opens | (self.arrival_s < duration_s))
 
+    def part(self, low: float, high: float) -> Workload:
+        """From the share `low` to the share `high` of the requests that come after no other, in order, with all turns that follow them.
+        The first of them arrives at 0. Raises UsageError where there are none."""
+        opens = np.ones(len(self), bool) if self.after is None else self.after < 0
+        rows = np.flatnonzero(opens)
+        first, end = round(low * len(rows)), round(high * len(rows))
+        if first >= end:
+            raise UsageError(
+                f"workload {self.name}: its {len(rows):,} requests are too few for a part between {100 * low:.0f} % and {100 * high:.0f} %"
+            )
+        keep = ~opens
+        keep[rows[first:end]] = True
+        made = self.where(keep)
+        opens = np.ones(len(made), bool) if made.after is None else made.after < 0
+        arrival_s = np.where(opens, made.arrival_s - self.arrival_s[rows[first]], made.arrival_s)
+        return dataclasses.replace(made, arrival_s=arrival_s)
+
     @property
     def opening_s(self) -> Floats:
         """[k] arrival times of the requests that come after no other."""

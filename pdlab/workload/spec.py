@@ -78,6 +78,11 @@ class WorkloadSpec(Strict):
     def closed(self) -> bool:
         return self.arrival is not None and self.arrival.process == "closed"
 
+    @property
+    def own_times(self) -> bool:
+        """Do requests arrive when a trace file says, at that rate or another?"""
+        return _is_path(self.source) and self.arrival is None
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         for mistake in (self._wrong_source(), self._wrong_loop(), self._wrong_labels()):

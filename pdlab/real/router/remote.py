@@ -34,6 +34,7 @@ class LegAsk:
     ttft_slo_s: float | None = None  # None: the experiment's
     tpot_slo_s: float | None = None
     waited_s: float = 0.0  # by its client, before this leg
+    through: str = ""  # the URL of the instance that passes the answer on; empty: it comes straight
 
 
 @dataclass(frozen=True, slots=True)

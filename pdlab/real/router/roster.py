@@ -121,8 +121,8 @@ class Members:
             return f"its engine is {new.spec.engine}, this cluster's {engine}, and their KV does not pass: give it a ?namespace= of its own"
         if new.spec.engine != "pdlab" or not new.spec.descriptor:
             return ""
-        peers = (spec.descriptor for spec in inside if spec.descriptor and spec.name != new.spec.name)
-        first = next(peers, None)
+        descriptors = (spec.descriptor for spec in inside if spec.descriptor and spec.name != new.spec.name)
+        first = next(descriptors, None)
         return "" if first is None else incompatible(first.encode(), new.spec.descriptor.encode()) or ""
 
 
