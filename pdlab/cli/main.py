@@ -23,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from pdlab import __version__
 from pdlab.core.extras import lacks
 from pdlab.core.types import UsageError
-from pdlab.experiment import spellings
+from pdlab.experiment import aliases, spellings
 
 COMMANDS = (
     "sim", "plan", "sweep", "tune", "board", "trace", "serve", "import", "status", "drain", "switch", "calibrate", "bench", "compare",
@@ -100,8 +100,9 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 0, with 2 where the user has made a mistake, with 1 where stdout is full, with 130 after Ctrl-C."""
     try:
-        spellings.check(sys.argv[1:] if arguments is None else arguments)
-        app(args=arguments, prog_name="pdlab")
+        given = aliases.translated(sys.argv[1:] if arguments is None else arguments)
+        spellings.check(given)
+        app(args=given, prog_name="pdlab")
     except UsageError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

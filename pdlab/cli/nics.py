@@ -17,7 +17,7 @@ PLACES = ("gpu", "cpu")
 
 def nics(
     place: Annotated[
-        str, typer.Argument(metavar="[gpu|cpu]", help="gpu: for each GPU the NIC nearest to it; cpu: all active ones.")
+        str, typer.Argument(metavar="[DEVICE]", help="gpu: for each GPU the NIC nearest to it; cpu: for each socket the fastest NIC on it.")
     ] = "gpu",
     sysfs: Annotated[Path, typer.Option(help="Where the kernel lists devices.", hidden=True)] = rdma.SYSFS,
     hccn: Annotated[Path, typer.Option(help="Where NPUs' addresses are.", hidden=True)] = rdma.HCCN,

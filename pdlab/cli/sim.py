@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from pdlab.cli.pools import Jobs, pool_of, progress
 from pdlab.cli.results import Force, check_writable, free_folder, show
-from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.cli.shared import HardwareFile, Overrides, Traceback, err, out, traced
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.replay.log import cut_to_lines
@@ -36,6 +36,7 @@ LEAST_LOG_BYTES = 1 << 12  # that are kept of an event log for whose results a d
 def sim(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Experiment files; several are compared.", show_default=False)],
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="How many: the first file's seed, and those after it, for all files.")] = 1,
     jobs: Jobs = None,
@@ -46,7 +47,7 @@ def sim(
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME")] = None,
     force: Force = False,
     trace_events: Annotated[bool, typer.Option("--trace-events", help="Keep the event log, and a Perfetto trace.")] = False,
-    no_trim: Annotated[bool, typer.Option("--no-trim", help="Count the warm-up, too.")] = False,
+    no_trim: Annotated[bool, typer.Option("--no-trim", help="Count the warm-up, too, as where several files are compared.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the words of the table mean.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
@@ -57,7 +58,7 @@ def sim(
     with traced(traceback):
         if jobs is not None and jobs < 1:
             raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
-        experiments = _load(files, _overrides(set_, seed, requests))
+        experiments = _load(files, _overrides(set_, seed, requests), hardware_file)
         numbers = _seeds(experiments, seeds, trace_events)
         _doubts(experiments, numbers, quiet)
         names = _names(experiments)
@@ -65,13 +66,14 @@ def sim(
         directories = _directories(experiments, names, out_dir, force, numbers)
         for directory in directories:
             check_writable(directory)
+        trim = not no_trim and len(experiments) == 1  # several are compared over the same requests
         if trace_events or len(experiments) * seeds == 1:
             named = {name: (experiment, directory) for name, experiment, directory in zip(names, experiments, directories, strict=True)}
-            _one_by_one(named, trace_events, not no_trim, shown, baseline)
+            _one_by_one(named, trace_events, trim, shown, baseline)
         else:
             pool = ThisProcess() if jobs == 1 or traceback else pool_of("sim", jobs, None)
             many = [Replicated(*one) for one in zip(names, experiments, directories, strict=True)]
-            _over_a_pool(many, numbers, pool, not no_trim, shown, baseline)
+            _over_a_pool(many, numbers, pool, trim, shown, baseline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +235,12 @@ def _plain(one: Replicated, seeds: tuple[int, ...] | None) -> dict[str, Any]:
     return {"name": one.name, "figures": means, "by_seed": {str(seed): dict(figures) for seed, figures in runs.by_seed.items()}}
 
 
-def _load(files: Sequence[Path], overrides: Sequence[str]) -> list[Experiment]:
+def _load(files: Sequence[Path], overrides: Sequence[str], hardware_file: Path | None) -> list[Experiment]:
     """All files, before any is run. Raises UsageError with the mistakes of all."""
     found, wrong = [], []
     for file in files:
         try:
-            found.append(Experiment.load(file, overrides))
+            found.append(Experiment.load(file, overrides, hardware_file))
         except UsageError as error:
             wrong.append(error)
     if wrong:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pdlab.cli.pools import Jobs, RayAddress, pool_of, progress
-from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.cli.shared import HardwareFile, Overrides, Traceback, err, out, traced
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.grid import Grid
 from pdlab.search.pool import TaskPool
@@ -27,6 +27,7 @@ def sweep(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Of each point: the file's seed, and those after it.")] = 5,
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     jobs: Jobs = None,
     ray: RayAddress = None,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-sweep")] = None,
@@ -38,7 +39,7 @@ def sweep(
     with traced(traceback):
         pool = pool_of("sweep", jobs, ray)
         axes = Grid.read(grid or ())
-        base = Experiment.load(file, list(set_ or ()))
+        base = Experiment.load(file, list(set_ or ()), hardware_file)
         planned = plan_sweep(base, axes, seeds, most=None if force else MOST_RUNS)
         _sweep(base, planned, pool, out_dir or Path("out") / f"{base.name}-sweep", quiet)
 

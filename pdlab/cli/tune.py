@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pdlab.cli.pools import Jobs, RayAddress, pool_of, progress
-from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.cli.shared import HardwareFile, Overrides, Traceback, err, out, traced
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.pool import TaskPool
@@ -41,6 +41,7 @@ def tune(
     holdout: Annotated[float, typer.Option("--holdout", help="The last part of a trace, for judging.")] = 0.4,
     judge_: Annotated[int, typer.Option("--judge", help="Seeds to judge by, or stretches of the trace's last part.")] = 10,
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     storage: Annotated[
         str | None, typer.Option("--storage", metavar="URL", help="A database, as Optuna takes it.", show_default="DIR/study.db")
     ] = None,
@@ -58,7 +59,7 @@ def tune(
         if trials < 1:
             raise UsageError(f"--trials {trials}: write 1 or more")
         pool = pool_of("tune", jobs, ray)
-        experiment = Experiment.load(file, list(set_ or ()))
+        experiment = Experiment.load(file, list(set_ or ()), hardware_file)
         name = policy or named_policy(experiment)
         objectives = TuneObjective.read(objective or ["slo_attainment"])
         space = TuneSpace.read(name, [text for texts in params or () for text in texts.split(",")], experiment.base_dir)

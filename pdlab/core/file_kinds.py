@@ -44,6 +44,7 @@ ADAPTER = _kind("an adapter", "give the config.json of the model that it adapts"
 GENERATION = _kind("a generation_config.json", "give the config.json beside it, {folder}/config.json", "temperature", "do_sample")
 TOKENIZER = _kind("a tokenizer's file", "give the config.json beside it, {folder}/config.json", "tokenizer_class", "added_tokens")
 INDEX = _kind("an index of weights", "give the config.json beside it, {folder}/config.json", "weight_map")
+ACCELERATORS = _kind("a file of accelerators", "pdlab sim EXPERIMENT --hardware-file {file}", "like", "hbm_gib bf16_tflops")
 EVENT_LOG = _kind("an event log", "pdlab replay {file}", "pdlab policy_hash experiment", "pdlab scheduler")
 VALIDATED = _kind(
     "the record of a pdlab validate", "pdlab validate FILE --out {folder} --again judges its runs", "machine versions experiments"
@@ -62,7 +63,20 @@ TABLE = FileKind("a table", "a run's experiment is {folder}/experiment.yaml; a t
 POLICY = FileKind("a policy", "name its class in an experiment: policy: {file}:CLASS")
 
 OF_A_MODEL = (ADAPTER, INDEX, TOKENIZER, GENERATION)
-BY_KEYS = (TWO_WORLDS, VALIDATED, SWEPT, EVENT_LOG, EXPERIMENT, SUMMARY, INSTANCE_PROFILE, STEP_TABLE, MODEL_CONFIG, *OF_A_MODEL, TRACE)
+BY_KEYS = (
+    ACCELERATORS,
+    TWO_WORLDS,
+    VALIDATED,
+    SWEPT,
+    EVENT_LOG,
+    EXPERIMENT,
+    SUMMARY,
+    INSTANCE_PROFILE,
+    STEP_TABLE,
+    MODEL_CONFIG,
+    *OF_A_MODEL,
+    TRACE,
+)
 BY_ENDING = {
     **dict.fromkeys((".csv", ".jsonl", ".tsv", ".zst", ".gz"), TRACE),
     **dict.fromkeys((".yaml", ".yml"), EXPERIMENT),
@@ -76,7 +90,11 @@ BY_ENDING = {
 def kind_by_keys(content: Mapping[str, object]) -> FileKind | None:
     """What has such keys, if that is one of ours."""
     have = {key for key in content if isinstance(key, str)}
-    return next((kind for kind in BY_KEYS if any(keys <= have for keys in kind.keys)), None)
+    kind = next((kind for kind in BY_KEYS if any(keys <= have for keys in kind.keys)), None)
+    inner = [value for value in content.values() if isinstance(value, Mapping)]
+    if kind is None and inner and len(inner) == len(content):  # by name
+        return ACCELERATORS if all(kind_by_keys(value) is ACCELERATORS for value in inner) else None
+    return kind
 
 
 def kind_by_ending(path: Path) -> FileKind | None:

@@ -48,6 +48,15 @@ class Range:
         return " and ".join(word.format(end) for word, end in words if -inf < end < inf)
 
 
+def prefill_tokens(x: Instance) -> int:
+    """Queued prompt tokens by the router's ledger."""
+    return x.prefill_tokens
+
+
+def decode_tokens(x: Instance) -> int:
+    return x.decode_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Reject:
     """A dispatch answer: turn the request away now, with this reason."""
@@ -65,12 +74,12 @@ class Policy:
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
         """Who prefills it. None keeps it queued; the router asks again when something has changed. The instance with the fewest queued
         prompt tokens by the router's ledger."""
-        return min(cluster.prefill, key=lambda x: (x.prefill_tokens, x.index), default=None)
+        return cluster.prefill.least(prefill_tokens)
 
     def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
         """Who decodes it, asked when the prompt is computed on an instance of role prefill (or, with `pairs`, at dispatch). None waits;
         the prefill instance itself keeps it. The instance with the fewest decode tokens by the router's ledger."""
-        return min(cluster.decode, key=lambda x: (x.decode_tokens, x.index), default=None)
+        return cluster.decode.least(decode_tokens)
 
     def migrate(self, cluster: Cluster) -> Sequence[tuple[int, Instance]]:
         """Running requests to move: (request id, target)."""

@@ -7,6 +7,7 @@ not read from a primary source.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from pdlab.core.types import UsageError
+from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.cost.decoders import Decoder
 from pdlab.cost.hardware import Hardware
-from pdlab.cost.huggingface import Understood, understand
+from pdlab.cost.huggingface import Understood, parse, understand
 from pdlab.cost.layers import Latent, Layer, Mlp, Moe, Outer, Softmax, assemble
 from pdlab.cost.profile import load_instance_profile
 from pdlab.cost.quantization import published_as
@@ -36,13 +38,23 @@ SIZES = (
 Entry = TypeVar("Entry", Hardware, dict[str, str])
 
 
-def hardware(name: str, base_dir: Path | None = None) -> Hardware:
-    """The accelerator of that name or alias; or the measured instance of a profile, where `name` is its path (.json, relative to
-    `base_dir`). Raises UsageError naming the three nearest, or what is wrong with the profile."""
+def hardware(name: str | AcceleratorSpec, base_dir: Path | None = None) -> Hardware:
+    """The accelerator of that name or alias, or as the user has written it; or the measured instance of a profile, where `name` is its path
+    (.json, relative to `base_dir`). Raises UsageError naming the three nearest, or what is wrong with the profile."""
+    if isinstance(name, AcceleratorSpec):
+        return _written(name)
     path = (base_dir or Path()) / name
     if name.endswith(".json"):
         return Hardware.measured(load_instance_profile(path))
     return _find("hardware", name, _accelerators(), path)
+
+
+def _written(spec: AcceleratorSpec) -> Hardware:
+    base = None if spec.like is None else _find("hardware", spec.like, _accelerators(), Path(spec.like))
+    families = dict.fromkeys(known.family for known in _accelerators().values())
+    if spec.family is not None and spec.family not in families:
+        raise UsageError(f"family: {spec.family!r} is not one of {', '.join(families)}")
+    return spec.over(base)
 
 
 def model(name: str, base_dir: Path | None = None) -> Model:
@@ -136,7 +148,10 @@ def _of_name(name: str) -> Understood:
 
 
 def _of_row(row: dict[str, str]) -> Understood:
-    """Windows are those of the first layers: which ones they are changes no figure."""
+    """From the columns, or where they are empty from the config that is shipped under the model's name. Windows are those of the first
+    layers: which ones they are changes no figure."""
+    if not row["layers"]:
+        return _of_config(row)
     sizes = {key: int(text or 0) for key, text in row.items() if key in SIZES}
     gated, mixer = row["gated"] != "no", _mixer(sizes)
     windowed = replace(mixer, top_k=sizes["window_tokens"]) if isinstance(mixer, Latent) else replace(mixer, window=sizes["window_tokens"])
@@ -165,6 +180,12 @@ def _of_row(row: dict[str, str]) -> Understood:
     )
     quantization = "none" if known.weight_dtype == "bf16" else known.weight_dtype
     return Understood(known, Decoder(sizes["hidden"], layers, outer), quantization=quantization)
+
+
+def _of_config(row: dict[str, str]) -> Understood:
+    text = resources.files("pdlab.cost").joinpath("configs", f"{row['name']}.json").read_text(encoding="utf-8")
+    known = parse(json.loads(text), row["name"], f"of {row['name']}, as shipped")
+    return replace(known, model=replace(known.model, verified=row["verified"] == "yes", source=row["source"]))
 
 
 def _mixer(sizes: dict[str, int]) -> Latent | Softmax:

@@ -142,7 +142,7 @@ FAMILIES: dict[str, Family] = {
         build="gated_delta",
         pattern=4,
     ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "axk1", "axk2", "mistral4"), MLA),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "kimi_k25", "axk1", "axk2", "mistral4"), MLA),
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "sarvam_mla"), MLA),
     "deepseek": Family(experts=DEEPSEEK, facts={"moe_layer_freq": 1, "first_k_dense_replace": 0, "tie_word_embeddings": False}),
     **dict.fromkeys(("glm4_moe", "glm4v_moe_text", "dots1", "sarvam_moe"), Family(experts=DEEPSEEK_LIKE)),

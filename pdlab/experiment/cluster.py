@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pdlab.core.types import Role
+from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.experiment.fields import (
     PROFILE,
     SERVE,
@@ -53,6 +54,8 @@ class InstancesSpec(Spec):
     name: str | None = None
     device: Annotated[Device | None, SERVE] = None  # None: the deployment's
     host: Annotated[str | None, SIM] = None
+    rack: str = ""
+    zone: str = ""
     nics: Annotated[Count | None, SIM] = None  # None: one an accelerator
     engine: EngineSpec | None = None  # only the keys it gives differ from the experiment's
 
@@ -131,10 +134,12 @@ class Placement:
 
     name: str
     role: Role
-    hardware: str
+    hardware: str | AcceleratorSpec
     tp: int
     host: str
     nics: int
     engine: EngineSpec
     device: str
     row: int  # of cluster.instances
+    rack: str = ""
+    zone: str = ""

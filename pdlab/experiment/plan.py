@@ -24,7 +24,7 @@ class PlanSpec(Spec):
     transfer: Annotated[tuple[Literal["push", "pull"], ...], Field(min_length=1)] = ("push", "pull")
     prefix_cache: Annotated[tuple[bool, ...], Field(min_length=1)] | None = None
     accelerators_per_host: Count = 8
-    usd_per_h: dict[Hardware, Positive] | None = None
+    usd_per_h: dict[str, Positive] | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -5,8 +5,8 @@ Loads are requests under way. They differ too much when the most exceed the fewe
 more than `cache_threshold` of the prompt; if not, the one with the fewest requests, or with the smallest tree (`cold: smallest_tree`, as
 older versions have it).
 
-Trees are the router's own guess: they know what was sent where, not what was evicted there. Every `eviction_interval_s` each is cut down
-to `max_tree_tokens`, the least recently used first.
+Of several that share as much, the one whose tree had it last. Trees are the router's own guess: they know what was sent where, not what
+was evicted there. Every `eviction_interval_s` each is cut down to `max_tree_tokens`, the least recently used first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class SglangCacheAware(Policy):
     cold: Literal["fewest_requests", "smallest_tree"] = "fewest_requests"
 
     def __post_init__(self) -> None:
-        self._trees: dict[Instance, dict[int, None]] = {}  # blocks, each named by its whole prefix; the least recently used first
+        self._trees: dict[Instance, dict[int, int]] = {}  # blocks, each named by its whole prefix, and the last prompt that used it
+        self._prompts = 0
         self._evicted_s = 0.0
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | None:
@@ -50,14 +51,19 @@ class SglangCacheAware(Policy):
             chosen = fewest
         else:
             shared = {x: _shared(request.hashes, trees[x]) for x in candidates}
-            chosen = max(candidates, key=lambda x: (shared[x], -x.index))
+            last = {x: trees[x][request.hashes[n - 1]] if n else 0 for x, n in shared.items()}
+            chosen = max(candidates, key=lambda x: (shared[x], last[x], -x.index))
             if shared[chosen] * cluster.hash_tokens <= self.cache_threshold * request.prompt_tokens:
                 chosen = fewest if self.cold == "fewest_requests" else min(candidates, key=lambda x: (len(trees[x]), x.index))
-        tree = trees[chosen]
+        self.plant(chosen, request)
+        return chosen
+
+    def plant(self, x: Instance, request: Request) -> None:
+        """Its prompt is sent there."""
+        tree, self._prompts = self._trees[x], self._prompts + 1
         for block in reversed(request.hashes):  # a prompt's tail is forgotten before its head
             tree.pop(block, None)
-            tree[block] = None
-        return chosen
+            tree[block] = self._prompts
 
     def _evict(self, cluster: Cluster) -> None:
         if cluster.now - self._evicted_s < self.eviction_interval_s:
@@ -74,6 +80,6 @@ def load(x: Instance) -> int:
     return x.decode_requests if x.role.decodes else x.prefill_requests
 
 
-def _shared(hashes: Sequence[int], tree: dict[int, None]) -> int:
+def _shared(hashes: Sequence[int], tree: dict[int, int]) -> int:
     """Leading blocks in the tree."""
     return next((i for i, block in enumerate(hashes) if block not in tree), len(hashes))

@@ -115,7 +115,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerdictLine:
     """A line of what may be concluded; `tone` 1: decided, 0: said."""
 
     words: str
@@ -135,7 +135,7 @@ class Group:
     pairs: tuple[Pairs, ...]
     notes: tuple[str, ...]
     sides: tuple[str, str] = SIDES
-    verdict: tuple[Verdict, ...] = ()
+    verdict: tuple[VerdictLine, ...] = ()
 
     @property
     def two_simulations(self) -> bool:

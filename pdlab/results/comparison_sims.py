@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pdlab.core.types import Stage
-from pdlab.results.comparison import Comparison, Group, Verdict, make_group, policy_words
+from pdlab.results.comparison import Comparison, Group, VerdictLine, make_group, policy_words
 from pdlab.results.records import Column, latencies, met_both
 from pdlab.results.run import Run
 from pdlab.results.statistics import MeanInterval, mean_interval
@@ -61,10 +61,10 @@ def _sides(one: str, other: str) -> tuple[str, str]:
     return (a, b) if a != b else (one, other)
 
 
-def _verdict(group: Group, a: Run, b: Run, sides: tuple[str, str]) -> Iterator[Verdict]:
+def _verdict(group: Group, a: Run, b: Run, sides: tuple[str, str]) -> Iterator[VerdictLine]:
     for run, side in ((a, sides[0]), (b, sides[1])):
         if run.summary.get("overloaded"):
-            yield Verdict(f"{side} is overloaded: its queue grew to the end, and its figures depend on its length", 0)
+            yield VerdictLine(f"{side} is overloaded: its queue grew to the end, and its figures depend on its length", 0)
     paired = _same_requests(a, b)
     values = _values(a, b) if paired else {}
     for judged in _JUDGED:
@@ -73,28 +73,28 @@ def _verdict(group: Group, a: Run, b: Run, sides: tuple[str, str]) -> Iterator[V
             yield _judge(judged, line.simulated, line.mean, values.get(judged.path), sides)
     for run, side in ((a, sides[0]), (b, sides[1])):
         found = run.summary["bottleneck"]
-        yield Verdict(
+        yield VerdictLine(
             f"{side} is held back by {found['resource']}: {found['evidence']}"
             if found["resource"] != "none"
             else f"{side}: {found['evidence']}",
             0,
         )
     differing = differences(a.experiment, b.experiment)
-    yield Verdict(f"what differs in the files ({sides[0]}, not {sides[1]}): {differing}" if differing else "the files are the same", 0)
-    yield Verdict("one run each, of one seed: pdlab sim FILE FILE --seeds 5 tells what other arrivals make of it", 0)
+    yield VerdictLine(f"what differs in the files ({sides[0]}, not {sides[1]}): {differing}" if differing else "the files are the same", 0)
+    yield VerdictLine("one run each, of one seed: pdlab sim FILE FILE --seeds 5 tells what other arrivals make of it", 0)
 
 
-def _judge(judged: _Judged, own: float, its: float, values: Column | None, sides: tuple[str, str]) -> Verdict:
+def _judge(judged: _Judged, own: float, its: float, values: Column | None, sides: tuple[str, str]) -> VerdictLine:
     word = percent if judged.unit == "%" else seconds
     words = f"{judged.label}: {word(own)} against {word(its)}"
     found = None if values is None else batch_means(values)
     if found is None or found.half is None:
-        return Verdict(f"{words}; one run each, and no request in common, tell nothing of chance", 0)
+        return VerdictLine(f"{words}; one run each, and no request in common, tell nothing of chance", 0)
     if abs(found.mean) <= found.half or abs(found.mean) <= 1e-9 * max(abs(own), abs(its)):
-        return Verdict(f"{words}: {'alike' if found.mean == 0 == found.half else 'undecided'} ({_signed(found, judged.unit)})", 0)
+        return VerdictLine(f"{words}: {'alike' if found.mean == 0 == found.half else 'undecided'} ({_signed(found, judged.unit)})", 0)
     better = sides[0] if found.mean * judged.better > 0 else sides[1]
     size = MeanInterval(abs(found.mean), found.half)
-    return Verdict(f"{words}: {better} is better by {interval_words(size, judged.unit)}", 1)
+    return VerdictLine(f"{words}: {better} is better by {interval_words(size, judged.unit)}", 1)
 
 
 def _signed(found: MeanInterval, unit: str) -> str:

@@ -14,7 +14,7 @@ from pdlab.results.units import percent, seconds
 from pdlab.search.plan_bound import ATTAINED, SLACK, Bound, PlanBounds
 from pdlab.search.plan_judge import RateAsk, SimulatedJudge
 from pdlab.search.plan_search import Contender, PlanSearch
-from pdlab.search.plan_space import PlanCandidate, Fleet, Layout, PlanSpace
+from pdlab.search.plan_space import Fleet, Layout, PlanCandidate, PlanSpace
 from pdlab.search.pool import TaskPool
 from pdlab.search.run_journal import RunJournal
 from pdlab.workload.base import Workload
@@ -81,7 +81,7 @@ class Plan:
         self.space = PlanSpace.of(base)
         self.fleet = self.space.fleet(question.gpus, question.usd_per_h)
         self.workload = self._drawn(question.requests or base.workload.requests or LEAST_REQUESTS)
-        self.bounds = PlanBounds(base, self.workload)
+        self.bounds = PlanBounds(self.space, self.workload)
         self.considered = 0
         self.ruled_out: Counter[str] = Counter()  # before the search that answers
         self.seeds = tuple(range(base.seed, base.seed + question.seeds))

@@ -20,8 +20,7 @@ import numpy as np
 from pdlab import cost
 from pdlab.core.types import Role
 from pdlab.cost.base import Cost
-from pdlab.experiment.experiment import Experiment
-from pdlab.search.plan_space import PlanCandidate, InstanceGroup, InstanceKind
+from pdlab.search.plan_space import InstanceGroup, InstanceKind, PlanCandidate, PlanSpace
 from pdlab.workload.base import Floats, Workload
 
 # A run ends: its first requests meet an empty cluster, and a tenth may miss. A step's seconds are not quite convex in a model with experts.
@@ -99,8 +98,9 @@ class Bound:
 class PlanBounds:
     """Of the candidates of one experiment and workload. What is the same for many is computed once."""
 
-    def __init__(self, base: Experiment, workload: Workload) -> None:
-        self.base = base
+    def __init__(self, space: PlanSpace, workload: Workload) -> None:
+        self.space, self.base = space, space.base
+        base = space.base
         self.model = cost.model(base.model, base.base_dir)
         slo = (base.slo.ttft_s, base.slo.tpot_s)
         self.shapes = {cached: RequestShape.of(workload, slo, cached=cached) for cached in (False, True)}
@@ -128,7 +128,7 @@ class PlanBounds:
 
     def _cost(self, kind: InstanceKind) -> Cost:
         if kind not in self._costs:
-            chip = cost.hardware(kind.hardware, self.base.base_dir)
+            chip = self.space.chip(kind.hardware)
             self._costs[kind] = cost.build(self.base.formats, self.model, chip, kind.tp, self.base.base_dir)
         return self._costs[kind]
 
@@ -136,7 +136,7 @@ class PlanBounds:
         engine, formats = self.base.engine, self.base.formats
         if engine.kv_blocks is not None:
             return engine.kv_blocks * engine.block_tokens
-        chip = cost.hardware(kind.hardware, self.base.base_dir)
+        chip = self.space.chip(kind.hardware)
         weights = formats.weights(self.model)
         return cost.kv_capacity_tokens(
             self.model, chip, kind.tp, engine.hbm_utilization, weights, formats.kv, candidate.max_batch_tokens, candidate.max_seqs
@@ -166,7 +166,7 @@ class PlanBounds:
         out = {Role.PREFILL: 0.0, Role.DECODE: 0.0}
         most_bytes = 0.0
         for group in candidate.layout:
-            chip, tp = cost.hardware(group.kind.hardware, self.base.base_dir), group.kind.tp
+            chip, tp = self.space.chip(group.kind.hardware), group.kind.tp
             nic = (network.gbytes_per_s * 1e9 if network.gbytes_per_s is not None else chip.nic_bytes_per_s) * tp
             inside = network.intra_host.gbytes_per_s
             near = inside * 1e9 if inside is not None else max(chip.scaleup_bytes_per_s, chip.pcie_bytes_per_s) * tp

@@ -87,8 +87,7 @@ class SimulatedJudge:
     def experiment(self, candidate: PlanCandidate) -> Experiment:
         """The deployment with the file's own workload, without what a plan leaves out: faults, autoscaling and the plan itself."""
         if candidate not in self._experiments:
-            base, spec = self.space.base, self.space.spec
-            changes = candidate.changes(spec.accelerators_per_host, base.transfer.model_dump(mode="json", exclude_unset=True))
+            base, changes = self.space.base, self.space.changes(candidate)
             changes |= {"faults": [], "cluster.autoscale.enabled": False, "plan": None}
             changes |= {"workload.requests": self.requests, "workload.duration_s": None}
             self._experiments[candidate] = base.with_(changes)
@@ -135,5 +134,5 @@ class SimulatedJudge:
             return
         placed = whole.placements()
         for group in ask.candidate.layout:
-            name = next(p.name for p in placed if (p.role, p.hardware, p.tp) == (group.role, group.kind.hardware, group.kind.tp))
+            name = next(p.name for p in placed if (p.role, str(p.hardware), p.tp) == (group.role, group.kind.hardware, group.kind.tp))
             yield whole.model_copy(update={**updates, "faults": (FaultSpec(at_s=0.0, kill=name),)})

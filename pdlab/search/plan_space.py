@@ -16,6 +16,7 @@ from typing import Any
 
 from pdlab import cost
 from pdlab.core.types import Role, UsageError
+from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.plan import PlanSpec
 from pdlab.search.grid import worded
@@ -177,6 +178,7 @@ class PlanSpace:
     spec: PlanSpec
     kinds: list[InstanceKind]
     prices: dict[str, float]
+    sources: dict[str, str | AcceleratorSpec]  # of each type's name, what the file says of it
     pruned: Counter[str] = field(default_factory=Counter)
     _fits: dict[tuple[InstanceKind, int, int], str] = field(default_factory=dict)
 
@@ -184,13 +186,27 @@ class PlanSpace:
     def of(cls, base: Experiment) -> PlanSpace:
         """Raises UsageError."""
         spec = base.plan or PlanSpec()
-        names = spec.hardware or tuple(dict.fromkeys(row.hardware or "" for row in base.cluster.instances))
-        chips = {name: cost.hardware(name, base.base_dir) for name in names}
-        tps = spec.tp
-        if base.cost.table is not None:  # which was measured with one tp
-            tps = tuple(dict.fromkeys(row.tp for row in base.cluster.instances))
-        prices = {name: (spec.usd_per_h or {}).get(name, chip.usd_per_h) for name, chip in chips.items()}
-        return cls(base, spec, [InstanceKind(name, tp) for name in names for tp in tps], prices)
+        said = spec.hardware or [row.hardware for row in base.cluster.instances if row.hardware is not None]
+        sources = {str(one): one for one in said}
+        prices = {name: cost.hardware(one, base.base_dir).usd_per_h for name, one in sources.items()}
+        for name, price in (spec.usd_per_h or {}).items():
+            if name not in prices:
+                raise UsageError(f"plan.usd_per_h: {name} is none of the accelerators of the file: {', '.join(prices)}")
+            prices[name] = price
+        # A table was measured with one tp.
+        tps = spec.tp if base.cost.table is None else tuple(dict.fromkeys(row.tp for row in base.cluster.instances))
+        return cls(base, spec, [InstanceKind(name, tp) for name in sources for tp in tps], prices, sources)
+
+    def chip(self, name: str) -> cost.Hardware:
+        return cost.hardware(self.sources[name], self.base.base_dir)
+
+    def changes(self, candidate: PlanCandidate) -> dict[str, Any]:
+        """What makes the experiment that deployment."""
+        found = candidate.changes(self.spec.accelerators_per_host, self.base.transfer.model_dump(mode="json", exclude_unset=True))
+        for row in found["cluster.instances"]:
+            source = self.sources[row["hardware"]]
+            row["hardware"] = source if isinstance(source, str) else source.model_dump(mode="json", exclude_unset=True)
+        return found
 
     def usd_per_h(self, candidate: PlanCandidate) -> float:
         return sum(self.prices[name] * count for name, count in candidate.used.items())
@@ -285,7 +301,7 @@ class PlanSpace:
     def _unfit(self, kind: InstanceKind, max_batch_tokens: int, max_seqs: int) -> str:
         """Whether an instance has a cost and room for KV."""
         base = self.base
-        served, chip = cost.model(base.model, base.base_dir), cost.hardware(kind.hardware, base.base_dir)
+        served, chip = cost.model(base.model, base.base_dir), self.chip(kind.hardware)
         formats = base.formats
         try:
             cost.build(formats, served, chip, kind.tp, base.base_dir)

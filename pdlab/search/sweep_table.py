@@ -44,24 +44,24 @@ SHOWN = (
 
 
 def point_cells(outcome: PointOutcome) -> list[str]:
-    """The values of its axes, its figures, and its marks."""
+    """The values of its axes, what makes its figures doubtful, and these."""
     return [
         *(worded(value) for value in outcome.point.values),
-        *(shown.word(outcome.figure(shown.name)) for shown in SHOWN),
         ", ".join(outcome.marks),
+        *(shown.word(outcome.figure(shown.name)) for shown in SHOWN),
     ]
 
 
 def heads(sweep: Sweep) -> list[str]:
     """The axes by the ends of their paths, where these differ."""
     ends = [key.rpartition(".")[2] for key in sweep.grid.keys]
-    return [*(ends if len(set(ends)) == len(ends) else sweep.grid.keys), *(shown.label for shown in SHOWN), ""]
+    return [*(ends if len(set(ends)) == len(ends) else sweep.grid.keys), "", *(shown.label for shown in SHOWN)]
 
 
 def best_cells(outcomes: Sequence[PointOutcome]) -> list[list[bool]]:
     """Which cells are the best of their column by more than chance: the difference to each other point is outside its interval."""
     marks = [[False] * len(point_cells(outcome)) for outcome in outcomes]
-    for column, shown in enumerate(SHOWN, -len(SHOWN) - 1):
+    for column, shown in enumerate(SHOWN, -len(SHOWN)):
         ranked = [
             (shown.better * figure.mean, index) for index, one in enumerate(outcomes) if (figure := one.figure(shown.name)) is not None
         ]

@@ -83,7 +83,7 @@ def _uses(world: World, experiment: Experiment) -> list[InstanceUse]:
                 decode_tokens=sum(x.decode_tokens for x in lives),
                 preemptions=sum(x.scheduler.preemptions for x in lives),
                 compute_bound_fraction=sum(x.compute_bound_s for x in lives) / decode_s if decode_s else 0.0,
-                hardware=placement.hardware,
+                hardware=str(placement.hardware),
                 accelerators=placement.tp,
                 max_seqs=last.scheduler.max_seqs,
                 decode_profile=last.spec.decode_profile,

@@ -39,6 +39,8 @@ class InstancePlan:
             name=name,
             role=role,
             host=host,
+            rack=self.placement.rack,
+            zone=self.placement.zone,
             max_seqs=engine.max_seqs,
             max_batch_tokens=engine.max_batch_tokens,
             prefix_cache=engine.prefix_cache,
@@ -86,7 +88,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
     model = cost.model(experiment.model, experiment.base_dir)
     formats = experiment.formats
     weights, kv = formats.weights(model), formats.kv
-    known: dict[tuple[str, int, object], tuple[cost.Cost, int, Profiles]] = {}
+    known: dict[tuple[object, int, object], tuple[cost.Cost, int, Profiles]] = {}
     found = []
     for placement in experiment.placements():
         engine = placement.engine

@@ -27,7 +27,7 @@ from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.ignored_keys import ignored
 from pdlab.real.launch.instance import Listening
 from pdlab.real.net.wire import StreamEvent
-from pdlab.real.router.legs import push_to
+from pdlab.real.router.legs import push_to, relay_of
 from pdlab.replay.log import head_of
 from tests.cost.test_measured import PROFILE
 
@@ -65,6 +65,9 @@ SILENT = {
     "limits": {"lease_s": 0.4, "probe_s": 0.1, "suspect_s": 0.2},
     "workload.requests": 100,
 }
+APART = [{"role": "prefill", "hardware": "h100-sxm"}]  # of two decode instances, one may be near
+APART += [{"role": "decode", "hardware": "h100-sxm", "rack": f"r{k}", "zone": f"z{k}"} for k in (1, 2)]
+FAR: dict[str, Any] = {"cluster": {"instances": APART}, "policy": "topology"}
 KILLED = {"faults": [{"at_s": 0.3, "kill": "decode-0", "restart_after_s": 1.0}], "workload.requests": 100}
 ALL_DEAD = [{"at_s": 0.3, "kill": f"{role}-{k}", "restart_after_s": 1.0} for role in ("prefill", "decode") for k in (0, 1)]
 ROW = "cluster.instances.0"
@@ -94,6 +97,8 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "workload.priorities": ({0: 0.5, 1: 0.5}, {}),
     "workload.ttft_slo_s": (0.001, {}),
     "workload.tpot_slo_s": (0.0001, {}),
+    "workload.tenants": ({1: 0.5, 2: 0.5}, {"policy": "consistent_hash", "cluster.instances.0.count": 3}),
+    "workload.offline": (0.5, {"policy": "apart.py", "cluster.instances.0.count": 3}),
     "workload.n": (2, {}),
     "workload.best_of": (3, {}),
     "faults.at_s": ([{"at_s": 0.8, "kill": "decode-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
@@ -136,6 +141,8 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "cluster.instances.tp": (2, {}),
     "cluster.instances.name": ("mine", {}),
     "cluster.instances.host": ("here", {"cluster.instances.1.host": "here", **SLOW}),
+    "cluster.instances.rack": ("r2", {**FAR, **{f"cluster.instances.{k}.zone": "z" for k in range(3)}}),
+    "cluster.instances.zone": ("z2", FAR),
     "cluster.instances.nics": (4, {"cluster.instances.1.nics": 4, **SLOW}),
     "cluster.network.gbytes_per_s": (0.1, {}),
     "cluster.network.latency_us": (1e5, {}),
@@ -164,6 +171,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "transfer.granularity": ("layer", {**SLOW, "transfer.mode": "push"}),
     "transfer.reserve": ("before_prefill", {"engine.kv_blocks": 150}),
     "transfer.first_token": ("decode", SLOW),
+    "transfer.response_path": ("via_prefill", SLOW),
     "transfer.timeout_s": (0.001, SLOW),
     "slo.ttft_s": (0.02, {}),
     "slo.tpot_s": (0.001, {}),
@@ -204,7 +212,7 @@ def in_file(path: str) -> str:
 def mapping(path: str, folder: Path, other: bool) -> dict[str, Any]:
     """The base, what the key needs, and its other value."""
     value, besides = SIMULATED[path]
-    made = replaced({**copy.deepcopy(BASE), "base_dir": str(folder)}, dict(besides))
+    made = replaced({**copy.deepcopy(BASE), "base_dir": str(folder)}, copy.deepcopy(dict(besides)))
     if other:
         value = str(folder / value) if path == "base_dir" else value
         made = replaced(made, {"faults" if path.startswith("faults.") else in_file(path): value})
@@ -216,6 +224,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uses")
     (folder / "other").mkdir()
     (folder / "mine.py").write_text(f"{SWITCHES}\n\nclass Mine(Policy):\n    pass\n")
+    (folder / "apart.py").write_text(
+        "from pdlab import Policy\n\n\nclass Apart(Policy):\n    def dispatch(self, request, cluster):\n"
+        "        return cluster.prefill[-1 if request.offline else 0]\n"
+    )
     (folder / "other" / "mine.py").write_text(
         "from pdlab import Policy\n\n\nclass Mine(Policy):\n    def dispatch(self, request, cluster):\n        return cluster.prefill[0]\n"
     )
@@ -315,7 +327,9 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
     start.check(whole)
     instances = [(start.engine_of(one), start._place(one)) for one in [*children, alone] if one.registry]
     router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
-    prefill = SimpleNamespace(can=lambda _: True)
+    prefill, decode = (
+        SimpleNamespace(can=lambda _: True, spec=SimpleNamespace(engine="pdlab", url=url)) for url in ("http://p", "http://d")
+    )
     head = head_of(deployment, router.policy, 16)
     return (
         alone.registry,
@@ -324,6 +338,7 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
         (router.limits, router.pairs, router.first_token, router.autoscale, router.cluster.hash_tokens, router.cluster.rng.random()),
         (router.cluster.ttft_slo_s, router.cluster.tpot_slo_s, head.policy_hash, head.experiment["name"]),
         push_to(deployment.transfer, prefill, StreamEvent("reserved")),  # type: ignore[arg-type]
+        relay_of(deployment.transfer, prefill, decode) is prefill,  # type: ignore[arg-type]
     )
 
 
@@ -335,7 +350,7 @@ def only_serves(plain: Mapping[str, Any]) -> dict[str, Any]:
 def test_a_key_that_a_server_uses_changes_what_it_starts(path: str, folder: Path) -> None:
     assert set(SERVED) == {path for path, use in LEAVES.items() if use.serve}
     value, besides = SERVED[path]
-    before = replaced({**only_serves(copy.deepcopy(BASE)), "base_dir": str(folder)}, dict(besides))
+    before = replaced({**only_serves(copy.deepcopy(BASE)), "base_dir": str(folder)}, copy.deepcopy(dict(besides)))
     value = str(folder / value) if path == "base_dir" else value
     after = replaced(before, {in_file(path): value})
     if path == "cluster.instances.tp":

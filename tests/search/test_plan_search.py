@@ -12,7 +12,7 @@ from pdlab.results.statistics import MeanInterval
 from pdlab.search.plan_bound import Bound
 from pdlab.search.plan_judge import RateAsk, RateScore, rate_score
 from pdlab.search.plan_search import CapacityBracket, Contender, Finalist, PlanSearch
-from pdlab.search.plan_space import PlanCandidate, InstanceGroup, InstanceKind
+from pdlab.search.plan_space import InstanceGroup, InstanceKind, PlanCandidate
 
 H100 = InstanceKind("h100-sxm", 1)
 SEEDS = (1, 2, 3)

@@ -64,7 +64,7 @@ def test_a_candidate_is_an_experiment() -> None:
     base = experiment()
     space, found = candidates(base, "8")
     one = next(one for one in found if one.layout_words == "2P tp2 + 1D tp4" and one.transfer == "push" and one.max_batch_tokens == 512)
-    made = base.with_(one.changes(space.spec.accelerators_per_host, {}))
+    made = base.with_(space.changes(one))
     assert [(p.name, p.tp, p.host) for p in made.placements()] == [
         ("decode-0", 4, "host-0"),
         ("prefill-0", 2, "host-0"),
@@ -123,7 +123,7 @@ def test_a_fleet_that_cannot_be_is_told(gpus: str, words: str) -> None:
 
 
 def bounds(base: Experiment) -> PlanBounds:
-    return PlanBounds(base, build_workload(base.workload, base.seed, base.base_dir))
+    return PlanBounds(PlanSpace.of(base), build_workload(base.workload, base.seed, base.base_dir))
 
 
 def test_a_bound_adds_up_over_instances_and_roles_bind_one_another() -> None:
@@ -222,3 +222,13 @@ def test_with_a_failure_the_worst_loss_counts(tmp_path: Path) -> None:
 def test_roles_are_those_of_the_layout() -> None:
     _, found = candidates(experiment(), "8")
     assert {group.role for one in found for group in one.layout} == {Role.MIXED, Role.PREFILL, Role.DECODE}
+
+
+def test_an_accelerator_that_the_file_describes_is_planned_with() -> None:
+    own = "cluster.instances=[{role: mixed, hardware: {like: h100-sxm, name: mine, hbm_gib: 160, usd_per_h: 3.0}}]"
+    base = experiment(own, "plan={tp: [1], splits: [mixed]}")
+    space, found = candidates(base, "2")
+    assert layouts(found) == {"2M tp1"} and space.usd_per_h(found[0]) == 6.0
+    assert str(base.with_(space.changes(found[0])).placements()[0].hardware) == "mine"
+    with pytest.raises(UsageError, match="plan.usd_per_h: h200-sxm is none of the accelerators of the file: mine"):
+        PlanSpace.of(base.with_({"plan.usd_per_h": {"h200-sxm": 2.0}}))

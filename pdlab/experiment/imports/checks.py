@@ -78,14 +78,24 @@ def _stores(reading: LaunchReading) -> Iterator[ScriptMistake]:
                 yield ScriptMistake(
                     line, f"{flag} is {port}, but clients are listened to at {_or(listens)}: it is written so that both are one"
                 )
-        for one in (*reading.instances, *reading.of("router")):
-            url = registry_of(one)
-            asked = {int(port) for port in re.findall(r":(\d+)", url.partition("://")[2])}
-            kind = "redis" if store.program is stores.REDIS else "etcd"
-            if url.startswith(kind) and asked and not asked & listens:
-                line, flag = registry_line(one)
-                text = f"{flag} asks {_or(asked)}, but {store.program.names[0]} (line {store.line}) listens at {_or(listens)}"
-                yield ScriptMistake(line, f"{text}: pdlab's registry is {url}, and {store.program.names[0]} is to listen there")
+        yield from _unheard(reading, store, listens)
+
+
+def _unheard(reading: LaunchReading, store: Launch, listens: set[int]) -> Iterator[ScriptMistake]:
+    """Who asks the store where it does not listen."""
+    kind, name = "redis" if store.program is stores.REDIS else "etcd", store.program.names[0]
+    asking: dict[str, list[tuple[int, str]]] = {}
+    for one in (*reading.of("router"), *reading.instances):
+        url = registry_of(one)
+        asked = {int(port) for port in re.findall(r":(\d+)", url.partition("://")[2])}
+        if url.startswith(kind) and asked and not asked & listens:
+            asking.setdefault(url, []).append(registry_line(one))
+    for url, where in asking.items():
+        (line, flag), *rest = sorted(where)
+        asked = {int(port) for port in re.findall(r":(\d+)", url.partition("://")[2])}
+        too = f" (so do lines {', '.join(str(other) for other, _ in rest)})" if rest else ""
+        text = f"{flag} asks {_or(asked)}{too}, but {name} (line {store.line}) listens at {_or(listens)}"
+        yield ScriptMistake(line, f"{text}: pdlab's registry is {url}, and {name} is to listen there")
 
 
 def _or(numbers: set[int]) -> str:

@@ -39,6 +39,9 @@ def commands(reading: LaunchReading, rows: Sequence[Row], file: str, instead: In
         return [_instance(reading, rows[0], file, instead, alone=True)]
     if not url and (one_machine(reading) or reading.of("cluster")) and len(rows) > 1:
         return [_all(reading, file, instead)]
+    if not one_machine(reading):
+        text = "these commands are for several machines: give each pdlab serve --host, --advertise and PDLAB_INTERNAL_TOKEN"
+        reading.notes.append(ScriptMistake(0, text))
     meets = [] if url else ["--registry", ASSUMED]
     if not url:
         reading.notes.append(ScriptMistake(0, f"no command names a registry: {ASSUMED} is written, where an etcd is to run"))
@@ -107,7 +110,7 @@ def _kv_port(reading: LaunchReading, found: Launch) -> int:
 def _router(reading: LaunchReading, routers: Sequence[Launch], file: str, instead: Instead, more: Sequence[str]) -> ServeCommand:
     if routers:
         _reachable(reading, routers[0], peers=False)
-        return _front(routers[0], ["pdlab", "serve", file, "--role", "router"], instead, more)
+        return _front(routers[0], ["pdlab", "serve", file, "--role", "router"], instead, [*_served(reading, instead), *more])
     taken = {one.number(name) for one in reading.launches for name in ("port", "metrics_port")}
     port = next(port for port in range(ROUTER_PORT, 65536) if port not in taken)
     text = f"no command starts a router, which pdlab's instances need: it answers clients at port {port}"
@@ -132,13 +135,17 @@ def _all(reading: LaunchReading, file: str, instead: Instead) -> ServeCommand:
 
 
 def _front(found: Launch, words: list[str], instead: Instead, more: Sequence[str]) -> ServeCommand:
+    """`more`: what the instances call the model comes first, unless the command itself has a name for it."""
     options = ["--port", str(found.number("port")), *_options(found, "host", "log_level", "certfile", "keyfile"), *_names(found, instead)]
-    options += [word for word in more if "--served-model-name" not in options or word not in more[:2]]
+    known = "--served-model-name" in options
+    options += more[2:] if known and more[:1] == ["--served-model-name"] else more
     return ServeCommand((*words, *options), line=found.line)
 
 
 def _served(reading: LaunchReading, instead: Instead) -> list[str]:
-    return next((names for one in reading.instances if (names := _names(one, instead))), [])
+    """What the instances call the model: a router has to do so, too."""
+    names = next((names for one in reading.instances if (names := _names(one, instead))), [])
+    return names[:2] if names[:1] == ["--served-model-name"] else []
 
 
 def _options(found: Launch, *settings: str) -> Iterator[str]:

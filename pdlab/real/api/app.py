@@ -22,6 +22,7 @@ from pdlab.real.api.chat import chat_job
 from pdlab.real.api.completions import completion_job
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.errors import ApiError, encode, loading
+from pdlab.real.api.metrics import EXPOSITION
 from pdlab.real.api.requests import label
 from pdlab.real.api.service import GenerateJob, Service
 from pdlab.real.api.tokenize import detokenized, tokenized
@@ -148,7 +149,7 @@ async def _health(service: Service, request: Request) -> Response:
 
 
 async def _metrics(service: Service, request: Request) -> Response:
-    return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics.exposition(), media_type=EXPOSITION)
 
 
 async def _targets(service: Service, request: Request) -> Response:

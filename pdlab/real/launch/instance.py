@@ -28,7 +28,7 @@ from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.exchange import Directory, KvExchange, SameHost
-from pdlab.real.api.http_server import IDLE_S, bind, serve
+from pdlab.real.api.http_server import IDLE_S, bind, metrics_beside, serve
 from pdlab.real.api.service import Service
 from pdlab.real.api.tools import parser_of
 from pdlab.real.engine.memory import check_cpu_kv
@@ -137,6 +137,8 @@ class ClusterPlace:
     lease_s: float = 3.0
     wait_s: float = 0.0
     profile: InstanceProfile | None = None
+    rack: str = ""
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,7 @@ class Listening:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int = 0
     served_name: str = ""
     tokenizer: Path | None = None
     api_key: str | None = None
@@ -184,6 +187,7 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
         tool_parser = how.tool_parser(text)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
         app = create_app(more=() if place is None else ROUTES, cors=how.cors)  # answers "loading" until it has a service
+        await stack.enter_async_context(metrics_beside(app, how.host, how.metrics_port, how.tls))
         check_cpu_kv(options)  # before a process loads the model for a minute only to say so
         progress = Progress(started_s, place.name if place is not None else "")
         progress.begin("starting the engine")
@@ -216,6 +220,8 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
                 name=place.name,
                 role=place.role,
                 host=platform.node(),
+                rack=place.rack,
+                zone=place.zone,
                 url=url,
                 model=model,
                 max_seqs=options.max_seqs,

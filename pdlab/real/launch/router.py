@@ -25,7 +25,7 @@ from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import Route, as_json, create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.errors import ApiError
-from pdlab.real.api.http_server import IDLE_S, bind, serve
+from pdlab.real.api.http_server import IDLE_S, bind, metrics_beside, serve
 from pdlab.real.api.service import Service
 from pdlab.real.launch.child_instances import Children
 from pdlab.real.models.tokenizer import Tokenizer
@@ -57,6 +57,7 @@ class RouterFront:
     tokenizer: Tokenizer
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int = 0
     api_key: str | None = None
     token: str = ""
     upstream_api_key: str = ""
@@ -174,6 +175,8 @@ async def route(
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
         app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service
+        beside = contextlib.AsyncExitStack()
+        await beside.enter_async_context(metrics_beside(app, front.host, front.metrics_port, front.tls))
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
         jobs: list[asyncio.Future[Any]] = [
             serving,
@@ -205,6 +208,7 @@ async def route(
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+            await beside.aclose()
             await world.close()
             connected.close()
             if child_instances is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from pdlab import cost
+from pdlab import batching, cost
 from pdlab.core.types import Role, UsageError, nearest
 from pdlab.experiment.deployment import Deployment
 from pdlab.real.engine.memory import check_cpu_kv
@@ -70,7 +70,10 @@ def start(asked: Asked, say: Say) -> None:
 
 
 def settled(asked: Asked) -> Asked:
-    """With the file's registry, where the command line gives none."""
+    """With the file's registry, where the command line gives none; and what the command line says of the file's limits."""
+    if asked.request_timeout_s is not None and asked.role in ("router", "all"):
+        limits = {"limits.request_timeout_s": asked.request_timeout_s}
+        asked = replace(asked, deployment=(asked.deployment or ROUTER).with_(limits))
     own = asked.deployment.registry if asked.deployment is not None and asked.role != "all" else None
     return asked if asked.registry or not own else replace(asked, registry=with_password(own))
 
@@ -81,6 +84,7 @@ def check(asked: Asked) -> None:
         ("--role", asked.role, ROLES),
         ("--engine", asked.engine, ENGINES),
         ("--kv-transport", asked.kv_transport, TRANSPORTS),
+        ("--batching", str(asked.given.get("batching") or "chunked"), tuple(batching.names())),
     ):
         if value not in known:
             raise UsageError(f"{option} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
@@ -126,6 +130,10 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
         (
             asked.trace_events is not None and not router,
             "--trace-events is a router's: use it with --role router or all (an engine has --log)",
+        ),
+        (
+            asked.request_timeout_s is not None and not router,
+            "--request-timeout-s is a router's: use it with --role router or all",
         ),
         (bool(asked.given.get("decisions")) and (router or vllm), "--log is an engine's: use it with --role prefill, decode or mixed"),
         (role == "router" and asked.kv_transport != "auto", "--kv-transport is for instances; a router moves no KV"),
@@ -201,6 +209,8 @@ def _place(asked: Asked) -> ClusterPlace | None:
         lease_s=lease_s,
         wait_s=asked.registry_wait_s,
         profile=profile_of(asked),
+        rack=asked.placed.rack if asked.placed is not None else "",
+        zone=asked.placed.zone if asked.placed is not None else "",
     )
 
 
@@ -285,8 +295,10 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
         "tool_call_parser": asked.serving.tool_call_parser,
         "idle_timeout_s": asked.serving.idle_s,
     }
-    words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
-    flags = [] if asked.self_profile else ["--no-self-profile"]
+    switches = {key: value for key, value in options.items() if isinstance(value, bool)}
+    words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None and key not in switches]
+    flags = [f"--{'' if held else 'no-'}{key.replace('_', '-')}" for key, held in switches.items()]
+    flags += [] if asked.self_profile else ["--no-self-profile"]
     return [*MODULE, "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair), *flags]
 
 
@@ -300,6 +312,7 @@ def _front(asked: Asked) -> RouterFront:
         tokenizer=tokenizer,
         host=how.host,
         port=how.port,
+        metrics_port=how.metrics_port,
         api_key=how.api_key,
         token=how.token,
         upstream_api_key=asked.upstream_api_key,

@@ -79,7 +79,7 @@ class Legs:
             self._prefill(live, prefill)
         else:
             leg = self._leg(live, "reserve", decode)
-            leg.through = self._through(prefill, decode)
+            leg.through = relay_of(self.transfer, prefill, decode)
             extra = Extra(made=live.given, reserve=True, events=True, deadline_s=told_s(self._request_timeout_s))
             params = KvParams(do_remote_prefill=True, pdlab=extra)
             self._run(live, leg, partial(self._read, live, leg, params=params, prefill=prefill))
@@ -96,7 +96,7 @@ class Legs:
         if dst is src and live.single and not live.made:
             live.first(self._now(), None)  # that token is in the KV already
         leg = self._leg(live, "decode", dst)
-        leg.through = self._through(src, dst)
+        leg.through = relay_of(self.transfer, src, dst)
         if not dst.can(MADE) or answer.params is None:
             self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
             return
@@ -165,11 +165,6 @@ class Legs:
         if place == "decode":
             live.line.assigned(member.name)
         return leg
-
-    def _through(self, src: Incarnation, dst: Incarnation) -> Incarnation | None:
-        """Who passes the answers of `dst` on, where not they come straight: `src`, if it is one that can."""
-        wanted = self.transfer.response_path == "via_prefill" and dst is not src
-        return src if wanted and src.spec.engine == dst.spec.engine == "pdlab" and src.spec.url else None
 
     def _run(self, live: Live, leg: Leg, way: Way) -> None:
         leg.task = self._tasks.spawn(self._guarded(live, leg, way))
@@ -424,6 +419,12 @@ def push_to(transfer: TransferSpec, prefill: Incarnation, to: StreamEvent) -> Pu
         return None
     granularity = "chunk" if transfer.granularity == "layer" and not prefill.can(LAYERS) else transfer.granularity
     return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, told_s(transfer.timeout_s))
+
+
+def relay_of(transfer: TransferSpec, prefill: Incarnation, decode: Incarnation) -> Incarnation | None:
+    """Who passes on what `decode` answers: `prefill`, if it is wanted and can; None: it comes straight."""
+    wanted = transfer.response_path == "via_prefill" and decode is not prefill
+    return prefill if wanted and prefill.spec.engine == decode.spec.engine == "pdlab" and prefill.spec.url else None
 
 
 def told_s(deadline_s: float) -> float:
