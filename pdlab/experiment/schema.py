@@ -100,7 +100,11 @@ DESCRIPTIONS = {
     "InstancesSpec.count": "How many.",
     "InstancesSpec.prefill": "With role auto: how many prefill, at least 1 and below `count`.",
     "InstancesSpec.hardware": "A name from `pdlab hardware`, or the path of a profile that `pdlab calibrate` wrote (.json).",
-    "InstancesSpec.tp": "Accelerators of one instance (tensor parallel); pdlab serve has one yet.",
+    "InstancesSpec.tp": "Accelerators that hold each layer of one instance (tensor parallel); pdlab serve has one yet.",
+    "InstancesSpec.dp_attention": "Groups among those accelerators that attend to sequences of their own (data-parallel attention); it "
+    "divides tp. MLA whose heads tp does not divide has as many as tp.",
+    "InstancesSpec.ep": "Groups among those accelerators that have experts of their own (expert parallel); it divides tp.",
+    "InstancesSpec.pp": "Stages of so many accelerators each, a part of the layers on each (pipeline parallel).",
     "InstancesSpec.name": "Instances are named NAME-0, NAME-1, ...; just NAME where the row counts one. By default the role, counted "
     "through all rows.",
     "InstancesSpec.device": "Of these instances' engines; by default the file's.",
@@ -121,6 +125,11 @@ DESCRIPTIONS = {
     "AutoscaleSpec.min": "Instances in all, at least.",
     "AutoscaleSpec.max": "Instances in all, at most.",
     "AutoscaleSpec.start_s": "Seconds until a new one is ready.",
+    "EngineSpec.like": "Whose step overheads, front end and achieved fractions of an accelerator's peaks are taken: vllm, sglang, trtllm, "
+    "pdlab. How batches are formed is `batching`.",
+    "EngineSpec.mtp": "Speculative decoding; by default none.",
+    "MtpSpec.tokens": "Drafted in a step, for each sequence.",
+    "MtpSpec.acceptance": "Probability that a draft is right if those before it are.",
     "EngineSpec.block_tokens": "Tokens in a KV block (vLLM: --block-size; SGLang: --page-size).",
     "EngineSpec.max_batch_tokens": "Tokens that one step computes (vLLM: --max-num-batched-tokens; SGLang: --chunked-prefill-size).",
     "EngineSpec.max_seqs": "Sequences that decode at once (vLLM: --max-num-seqs; SGLang: --max-running-requests).",

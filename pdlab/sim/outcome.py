@@ -67,7 +67,7 @@ def _uses(world: World, experiment: Experiment) -> list[InstanceUse]:
                 preemptions=sum(x.scheduler.preemptions for x in lives),
                 compute_bound_fraction=sum(x.compute_bound_s for x in lives) / decode_s if decode_s else 0.0,
                 hardware=placement.hardware,
-                accelerators=placement.tp,
+                accelerators=placement.accelerators,
                 max_seqs=last.scheduler.max_seqs,
             )
         )
