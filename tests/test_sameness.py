@@ -43,6 +43,11 @@ def test_the_contract_is_about_every_kind_of_trouble() -> None:
     assert len({a.request.priority for a in arrived}) > 1  # type: ignore[attr-defined]
     assert any(a.request.ttft_slo_s for a in arrived)  # type: ignore[attr-defined]
     assert any(a.request.best_of > 1 for a in arrived)  # type: ignore[attr-defined]
+    assert {len(set(kind)) for kind in zip(*((a.request.session, a.request.tenant, a.request.offline) for a in arrived), strict=True)} == {  # type: ignore[attr-defined]
+        7,
+        3,
+        2,
+    }
     assert max(tokens for one in seen for x in one.view.instances.values() for tokens in x["cached_tokens"]) > 0  # type: ignore[attr-defined]
 
 
@@ -62,3 +67,12 @@ def test_what_nobody_else_reaches_decodes_where_it_was_prefilled_in_both_worlds(
     several = {one.event.request.id for one in ours if isinstance(one.event, Arrived) and one.event.request.best_of > 1}
     here = [action for one in ours for action in one.actions if isinstance(action, Handoff) and action.src == action.dst]
     assert {action.request_id in several for action in here} == {True, False}
+
+
+def test_an_instance_that_batches_by_deadline_does_so_in_both_worlds() -> None:
+    plan = experiment("least_loaded")
+    plan = experiment("least_loaded", engine=plan.engine.model_dump(exclude_unset=True) | {"batching": "slide_batching"})
+    work = workload()
+    ours, theirs = simulated(plan, work), live(plan, work)
+    assert not (words := difference(comparable(ours), comparable(theirs))), words
+    assert ends(theirs) == ends(ours)

@@ -8,6 +8,8 @@ import pkgutil
 from pdlab.core.scheduler import Batching
 from pdlab.core.types import UsageError
 
+CHUNKED = ("chunked", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
+
 
 def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__))

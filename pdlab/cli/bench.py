@@ -13,8 +13,8 @@ import typer
 from rich import progress as bars
 from rich.markup import escape
 
-from pdlab.cli.results import check_writable, show
-from pdlab.cli.shared import Overrides, err
+from pdlab.cli.results import Force, check_writable, free_folder, show
+from pdlab.cli.shared import HardwareFile, Overrides, err
 from pdlab.experiment.experiment import Trial
 from pdlab.proof.bench.run import Progress, Target, measure
 from pdlab.real.net.credentials import from_file
@@ -26,7 +26,9 @@ def bench(
     file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="The file that pdlab sim reads.", show_default=False)],
     url: Annotated[str, typer.Option(help="Any server with OpenAI's /v1/completions that takes token ids.")] = "http://127.0.0.1:8000",
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-real")] = None,
+    force: Force = False,
     set_: Overrides = None,
+    hardware_file: HardwareFile = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the file's.", show_default=False)] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Short for --set workload.requests=N.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option(help="The name it is served under.", show_default="the server's first")] = None,
@@ -40,6 +42,7 @@ def bench(
         str, typer.Option("--ssl-ca-certs", envvar=CA_CERTS, help="PEM; whom to believe.", show_default="the system's")
     ] = "",
     raw: Annotated[Path | None, typer.Option(help="File for the times of all chunks, a JSON line a request.", show_default=False)] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what the words of the table mean.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
 ) -> None:
@@ -49,8 +52,10 @@ def bench(
         overrides.append(f"seed={seed}")
     if requests is not None:
         overrides.append(f"workload.requests={requests}")
-    experiment = Trial.load(file, overrides)
-    directory = out_dir or Path("out") / f"{experiment.name}-real"
+    experiment = Trial.load(file, overrides, hardware_file)
+    for line in experiment.doubts if not quiet else ():
+        err.print(line, highlight=False, soft_wrap=True, markup=False)
+    directory = free_folder(out_dir or Path("out") / f"{experiment.name}-real", experiment.resolved(), force)
     check_writable(directory)
     try:
         with _progress(experiment.name, quiet) as progress:
@@ -62,7 +67,7 @@ def bench(
     if as_json:
         print(json.dumps(result.summary, indent=2))
     elif not quiet:
-        show(result, directory, client_line(result.summary["client"]))
+        show(result, directory, client_line(result.summary["client"]), explain=explain)
     if result.summary["partial"]:
         err.print("interrupted: this result is partial, and marked so")
         raise typer.Exit(130)

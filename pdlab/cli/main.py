@@ -23,12 +23,13 @@ from typer.core import TyperCommand, TyperGroup
 from pdlab import __version__
 from pdlab.core.extras import lacks
 from pdlab.core.types import UsageError
-from pdlab.experiment import spellings
+from pdlab.experiment import aliases, spellings
 
 COMMANDS = (
-    "sim", "sweep", "board", "trace", "serve", "status", "drain", "switch", "calibrate", "bench", "compare", "validate",
-    "tokenizer", "replay", "schema", "policies", "models", "hardware",
+    "sim", "sweep", "tune", "board", "trace", "serve", "import", "status", "drain", "switch", "calibrate", "bench", "compare", "validate",
+    "tokenizer", "replay", "schema", "policies", "models", "hardware", "nics",
 )  # fmt: skip
+FILES = {"import": "import_commands"}  # where the command's name cannot be a file's
 
 
 class Command(TyperCommand):
@@ -41,7 +42,7 @@ class Command(TyperCommand):
     def real(self) -> Any:
         """Raises UsageError where what it needs is not installed."""
         try:
-            module = import_module(f"{__package__}.{self.name}")
+            module = import_module(f"{__package__}.{_file(str(self.name))}")
         except ImportError as error:
             if (error.name or "").startswith("pdlab"):
                 raise
@@ -71,9 +72,13 @@ def command(name: str) -> Any:
     return Command(name).real
 
 
+def _file(name: str) -> str:
+    return FILES.get(name, name)
+
+
 def _help(name: str) -> str:
     """What the function of that name says, or the app's `help`."""
-    spec = find_spec(f"{__package__}.{name}")
+    spec = find_spec(f"{__package__}.{_file(name)}")
     source = getattr(spec.loader, "get_source", lambda _: "")(spec.name) if spec is not None else ""
     for node in ast.parse(source or "").body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -95,8 +100,9 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Exits with 0, with 2 where the user has made a mistake, with 1 where stdout is full, with 130 after Ctrl-C."""
     try:
-        spellings.check(sys.argv[1:] if arguments is None else arguments)
-        app(args=arguments, prog_name="pdlab")
+        given = aliases.translated(sys.argv[1:] if arguments is None else arguments)
+        spellings.check(given)
+        app(args=given, prog_name="pdlab")
     except UsageError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

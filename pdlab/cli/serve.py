@@ -75,9 +75,15 @@ def serve(
         int | None,
         typer.Option("--block-tokens", "--block-size", "--page-size", min=1, help="Tokens in a KV block.", show_default="16"),
     ] = None,
+    prefix_cache: Annotated[
+        bool | None,
+        typer.Option("--prefix-cache/--no-prefix-cache", help="Keep KV of prompts for others that begin alike.", show_default="on"),
+    ] = None,
+    batching: Annotated[str | None, typer.Option(help="chunked, prefill_first or decode_first.", show_default="chunked")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU engine.", show_default="all cores")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="/metrics here, too.", show_default="--port alone")] = 0,
     name: Annotated[str, typer.Option("--served-model-name", help="What clients call the model.", show_default=False)] = "",
     tokenizer: Annotated[
         Path | None,
@@ -93,6 +99,9 @@ def serve(
         ),
     ] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="In flight; more get 429.")] = 1024,
+    request_timeout_s: Annotated[
+        float | None, typer.Option(min=0.001, help="A router's: from arrival to the end.", show_default="limits.request_timeout_s, or 900")
+    ] = None,
     drain_s: Annotated[float, typer.Option(min=0.0, help="At SIGTERM, time for running requests to end.")] = 30.0,
     tool_call_parser: Annotated[
         str | None, typer.Option(help="How the model calls tools: hermes or llama3_json.", show_default="as its chat template shows")
@@ -167,6 +176,8 @@ def serve(
         "max_seqs": max_seqs,
         "max_batch_tokens": max_batch_tokens,
         "block_tokens": block_tokens,
+        "prefix_cache": prefix_cache,
+        "batching": batching,
         "threads": threads,
         "decisions": None if decisions is None else str(decisions),
     }
@@ -178,6 +189,7 @@ def serve(
         serving=Listening(
             host=host,
             port=port,
+            metrics_port=metrics_port,
             served_name=name,
             tokenizer=tokenizer,
             api_key=api_key,
@@ -200,6 +212,7 @@ def serve(
         upstream=upstream,
         upstream_api_key=upstream_api_key,
         trace_events=trace_events,
+        request_timeout_s=request_timeout_s,
         traceback=traceback,
         self_profile=not no_self_profile,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import print_exception
 from typing import Annotated
 
@@ -29,6 +30,10 @@ CaCerts = Annotated[
 ]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Where a policy fails, show all that Python says of it.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the file.")]
+HardwareFile = Annotated[
+    Path | None,
+    typer.Option("--hardware-file", metavar="FILE", help="Accelerators of your own, which hardware may name.", show_default=False),
+]
 out = Console()
 err = Console(stderr=True)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ import typer
 from pdlab.core.types import UsageError
 from pdlab.real.launch.instance import model_path
 from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.results.staged import staged
 
 app = typer.Typer(help="Look after a model's vocabulary.", no_args_is_help=True)
 
@@ -38,19 +37,10 @@ def export(tokenizer: Tokenizer, directory: Path) -> Path:
     """Its files, all or none; others that are there stay. Raises UsageError where they cannot be written."""
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file: name a folder")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
-    except OSError as error:
-        raise UsageError(f"{directory}: cannot write there ({error.strerror})") from None
-    try:
+    with staged(directory, "give another folder") as aside:
         for name, text in tokenizer.files().items():
             (aside / name).write_text(text, encoding="utf-8")
         directory.mkdir(exist_ok=True)
         for file in aside.iterdir():
             file.replace(directory / file.name)
-    except OSError as error:
-        raise UsageError(f"{directory}: cannot write there ({error.strerror})") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return directory

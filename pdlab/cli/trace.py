@@ -144,7 +144,7 @@ def _loaded(path: Path, format: str, requests: int | None, wanted: Wanted) -> Wo
 def _rescaled(workload: Workload, rate: float) -> Workload:
     if not 0 < rate < float("inf"):
         raise UsageError(f"--rate {rate:g}: must be above 0, in requests/s")
-    if not workload.rate_rps > 0:
+    if len(workload.opening_s) > 1 and not workload.rate_rps > 0:
         raise UsageError(f"--rate {rate:g}: {workload.name} has no times to stretch (closed loop, or all requests at once)")
     return workload.rescaled(rate)
 

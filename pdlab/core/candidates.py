@@ -25,7 +25,8 @@ class Candidates:
     def choose_decode(self, live: LiveRequest, src: Instance) -> Instance | None:
         """Ask who decodes what `src` prefills, among those that can and that it reaches; None when there is nobody now."""
         cluster, request = self.cluster, live.request
-        candidates = wanted = cluster.decode
+        candidates = cluster.decode
+        wanted: list[Instance] = candidates
         picky = self._closed or not self.membership.all_go_on
         if picky:
             wanted = [x for x in candidates if self._comes(live, src, x)]
@@ -36,7 +37,7 @@ class Candidates:
         if live.avoid is not None:
             wanted = [x for x in wanted if x is not live.avoid] or wanted
         if wanted is not candidates:
-            cluster.decode = wanted
+            cluster.decode = cluster.ranked(wanted)
         try:
             choice = self.policy.handoff(request, cluster)
         except MISTAKES as error:

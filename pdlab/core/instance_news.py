@@ -54,6 +54,8 @@ class Liveness:
             instance.since_prefill_tokens -= prefill
             instance.since_decode_tokens -= decode
         instance.hear(self.cluster.completed(event, instance))
+        if self.cluster.changes.wanted:
+            self.cluster.changes.note(instance)
         if event.stored:
             self.cluster.index.add(event.stored, instance.bit)
         if event.evicted:

@@ -23,6 +23,8 @@ class Ledger:
         decode.decoding[request.id] = live
         decode.since_decode_tokens += tokens
         decode.unreported.append((self.cluster.now, 0, tokens))
+        if self.cluster.changes.wanted:
+            self.cluster.changes.note(decode)
         if decode.room < inf:
             self.set_room(decode, decode.room - tokens)
         if decode.decode_requests >= decode.most_requests:
@@ -36,6 +38,8 @@ class Ledger:
             live.prefill.prefill_requests -= 1
             live.prefill.prefill_tokens -= live.prefill_tokens
             live.prefill_tokens = -1
+            if self.cluster.changes.wanted:
+                self.cluster.changes.note(live.prefill)
             if live.prefill.busy:
                 self.set_busy(live.prefill, not live.prefill.has_place)
 
@@ -47,6 +51,8 @@ class Ledger:
             decode.decode_tokens -= live.decode_tokens
             del decode.decoding[live.request.id]
             live.decode = None
+            if self.cluster.changes.wanted:
+                self.cluster.changes.note(decode)
             if decode.room < inf:
                 self.set_room(decode, max(0.0, decode.room) + freed)
             if decode.busy:

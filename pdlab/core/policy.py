@@ -1,7 +1,7 @@
 """The policy interface: four questions, each with a plain default answer.
 
-A policy is a dataclass in a file of `pdlab/policies/` (or any file named `path.py:Class`); its fields are its parameters in YAML, and
-what it remembers between calls lives in attributes it makes in `__post_init__`, where it also checks its fields with `require`. It
+A policy is a dataclass in a file of `pdlab/policies/` (or any file named `path.py:Class`); its fields are its parameters in YAML, with
+their bounds in `Annotated[float, Range(...)]`. What it remembers between calls lives in attributes it makes in `__post_init__`. It
 decides from the view it is given and `cluster.rng`; it never reads a clock.
 """
 
@@ -9,17 +9,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
-from pdlab.core.types import Event, Request, Role, Scale, UsageError
+from pdlab.core.types import Event, Request, Role, Scale
 from pdlab.core.view import Cluster, Instance
 
 HOOKS = ("dispatch", "handoff", "migrate", "resize")
 
 
-def require(holds: bool, name: str, value: object, must: str) -> None:
-    """Check a policy's parameter: `require(self.tick_s > 0, "tick_s", self.tick_s, "be above 0")`. Raises UsageError."""
-    if not holds:
-        raise UsageError(f"policy parameter {name} must {must}, not {value!r}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Of a policy's number, in its annotation: `tick_s: Annotated[float, Range(gt=0.0, tuned=(0.05, 5.0), log=True)] = 0.5`.
+
+    What lies outside is refused. `tuned` is the range that `pdlab tune` searches, else all of the bounds where both ends are finite, and
+    nothing where they are not; `log` searches it by factors."""
+
+    ge: float = -inf
+    gt: float = -inf
+    le: float = inf
+    lt: float = inf
+    tuned: tuple[float, float] | None = None
+    log: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Not for nan."""
+        return self.ge <= value <= self.le and (value > self.gt or self.gt == -inf) and (value < self.lt or self.lt == inf)
+
+    @property
+    def searched(self) -> tuple[float, float] | None:
+        """What is searched, ends included."""
+        if self.tuned is not None:
+            return self.tuned
+        return (self.ge, self.le) if -inf < self.ge and self.le < inf else None
+
+    def __str__(self) -> str:
+        """above 0 and at most 1."""
+        words = (("{:g} or more", self.ge), ("above {:g}", self.gt), ("at most {:g}", self.le), ("below {:g}", self.lt))
+        return " and ".join(word.format(end) for word, end in words if -inf < end < inf)
+
+
+def prefill_tokens(x: Instance) -> int:
+    """Queued prompt tokens by the router's ledger."""
+    return x.prefill_tokens
+
+
+def decode_tokens(x: Instance) -> int:
+    return x.decode_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +74,12 @@ class Policy:
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
         """Who prefills it. None keeps it queued; the router asks again when something has changed. The instance with the fewest queued
         prompt tokens by the router's ledger."""
-        return min(cluster.prefill, key=lambda x: (x.prefill_tokens, x.index), default=None)
+        return cluster.prefill.least(prefill_tokens)
 
     def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
         """Who decodes it, asked when the prompt is computed on an instance of role prefill (or, with `pairs`, at dispatch). None waits;
         the prefill instance itself keeps it. The instance with the fewest decode tokens by the router's ledger."""
-        return min(cluster.decode, key=lambda x: (x.decode_tokens, x.index), default=None)
+        return cluster.decode.least(decode_tokens)
 
     def migrate(self, cluster: Cluster) -> Sequence[tuple[int, Instance]]:
         """Running requests to move: (request id, target)."""

@@ -79,18 +79,28 @@ class Sizes:
         return np.array(list(self.points.values()), float)
 
 
-class PrefillPredictor:
-    """TTFT(L) = a + b L + c L^2, seconds, by least squares. Source: xllm-service's TimePredictor (the model, not the code)."""
+class StepPredictor:
+    """Three coefficients, a + b x + c y, `known` once they were fitted, to a profile or to the sizes of steps that were seen. `blind`
+    gathers the names of those that were asked before."""
 
     __slots__ = ("_name", "_sizes", "a", "b", "blind", "c", "correction", "known")
 
-    def __init__(self, profile: Sequence[tuple[int, float]], name: str = "", blind: set[str] | None = None) -> None:
+    def __init__(self, known: bool, name: str, blind: set[str] | None) -> None:
         self.a = self.b = self.c = 0.0
-        self.known = bool(profile)
+        self.known = known
         self.correction = Correction()
         self.blind: set[str] = set() if blind is None else blind
         self._name = name
-        self._sizes: Sizes | None = None if profile else Sizes()
+        self._sizes: Sizes | None = None if known else Sizes()
+
+
+class PrefillPredictor(StepPredictor):
+    """TTFT(L) = a + b L + c L^2, seconds, by least squares. Source: xllm-service's TimePredictor (the model, not the code)."""
+
+    __slots__ = ()
+
+    def __init__(self, profile: Sequence[tuple[int, float]], name: str = "", blind: set[str] | None = None) -> None:
+        super().__init__(bool(profile), name, blind)
         if profile:
             self._fit(np.array(profile, float))
 
@@ -128,18 +138,13 @@ class PrefillPredictor:
         self.a, self.b, self.c = (*solution, 0.0, 0.0)[:3]
 
 
-class DecodePredictor:
+class DecodePredictor(StepPredictor):
     """TPOT(batch, context) = a + b batch + c context, seconds, context being the KV tokens of the whole batch."""
 
-    __slots__ = ("_name", "_sizes", "a", "b", "blind", "c", "correction", "known")
+    __slots__ = ()
 
     def __init__(self, profile: Sequence[tuple[int, int, float]], name: str = "", blind: set[str] | None = None) -> None:
-        self.a = self.b = self.c = 0.0
-        self.known = bool(profile)
-        self.correction = Correction()
-        self.blind: set[str] = set() if blind is None else blind
-        self._name = name
-        self._sizes: Sizes | None = None if profile else Sizes()
+        super().__init__(bool(profile), name, blind)
         if profile:
             self._fit(np.array(profile, float))
 

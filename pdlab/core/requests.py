@@ -133,6 +133,8 @@ class Requests:
         choice.prefill_tokens += tokens
         choice.since_prefill_tokens += tokens
         choice.unreported.append((cluster.now, tokens, 0))
+        if cluster.changes.wanted:
+            cluster.changes.note(choice)
         if choice.prefill_requests >= choice.most_requests:
             self.ledger.set_busy(choice, True)
         name: str | None = None

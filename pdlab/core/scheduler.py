@@ -17,9 +17,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from heapq import heappop, heappush
+from math import inf
 from typing import Any, Protocol
 
+from pdlab.core.foresight import Foresight
 from pdlab.core.kv import BlockPool, Holding
+from pdlab.core.types import StepTime
 
 
 class Sequence:
@@ -39,6 +42,9 @@ class Sequence:
     parent: Sequence | None = None  # the first candidate of its request, where this is another
     others: list[Sequence] | None = None  # the first one's: those that have not ended
     over = False  # the first has, while others go on
+    arrived_s = 0.0  # on the clock of `next_batch`, when its client asked
+    ttft_slo_s = inf  # after that its first token is due, and then one every
+    tpot_slo_s = inf
 
     def __init__(
         self,
@@ -61,6 +67,10 @@ class Sequence:
         self.decodes_here = decodes_here
         self.owner = owner  # the world's
         self.made = made  # tokens made so far; while it decodes, see Scheduler.made
+
+    def aim(self, arrived_s: float, ttft_slo_s: float, tpot_slo_s: float) -> None:
+        """Say by when its tokens are due, for batchings that go by that."""
+        self.arrived_s, self.ttft_slo_s, self.tpot_slo_s = arrived_s, ttft_slo_s, tpot_slo_s
 
     def __repr__(self) -> str:
         return f"<Sequence {self.request_id}.{self.attempt} prompt={self.prompt_tokens} computed={self.computed} made={self.made}>"
@@ -116,6 +126,10 @@ class Commands(ABC):
     @abstractmethod
     def lengthen(self, seq: Sequence, output_tokens: int) -> None: ...
     @abstractmethod
+    def profile(self, prefill: tuple[tuple[int, float], ...], decode: tuple[tuple[int, int, float], ...]) -> None: ...
+    @abstractmethod
+    def learn(self, steps: tuple[StepTime, ...]) -> None: ...
+    @abstractmethod
     def next_batch(self, now: float) -> Batch | None: ...
     @abstractmethod
     def advance(self, batch: Batch, steps: int) -> None: ...
@@ -137,6 +151,7 @@ class Scheduler(Commands):
         "computing",
         "context_tokens",
         "ends",
+        "foresight",
         "growth",
         "held",
         "joined",
@@ -164,6 +179,7 @@ class Scheduler(Commands):
     ) -> None:
         self.pool = pool
         self.batching = batching
+        self.foresight = batching if isinstance(batching, Foresight) else None
         self.max_batch_tokens = max_batch_tokens
         self.max_seqs = max_seqs
         self.spare_blocks = int(watermark * pool.total)
@@ -314,6 +330,17 @@ class Scheduler(Commands):
         """What is held shall make that many tokens here in all, now that it stays."""
         seq.output_tokens = output_tokens
 
+    def profile(self, prefill: tuple[tuple[int, float], ...], decode: tuple[tuple[int, int, float], ...]) -> None:
+        """How long this instance's steps take, as measured or modelled: for a batching with foresight."""
+        if self.foresight is not None:
+            self.foresight.profile(prefill, decode)
+
+    def learn(self, steps: tuple[StepTime, ...]) -> None:
+        """How long some of its steps took."""
+        if self.foresight is not None:
+            for step in steps:
+                self.foresight.learn(step)
+
     # ------------------------------------------------------------ the step
 
     def next_batch(self, now: float) -> Batch | None:
@@ -335,7 +362,8 @@ class Scheduler(Commands):
                 return Batch(chunks, 0, 0, 1) if chunks else None
             repeat = self._repeat(n)
             if repeat:
-                if chunks or self.victims:  # a victim may come back at the next step
+                if chunks or self.victims or (self.foresight is not None and (self.waiting or self.prefilling)):
+                    # a victim may come back at the next step
                     repeat = 1
                 pool = self.pool
                 if need := self.growth[self.step % pool.block_tokens]:
@@ -427,7 +455,7 @@ class Scheduler(Commands):
         waiting, pool = self.waiting, self.pool
         if self.victims or not waiting:
             return chunks
-        room = self.max_seqs - len(self.running) - len(self.landed) - len(self.reserved) - len(self.prefilling)
+        room = self.room
         while waiting and budget_tokens > 0 and room > 0:
             seq = waiting[0]
             hashes, prompt = seq.hashes, seq.prompt_tokens
@@ -443,17 +471,41 @@ class Scheduler(Commands):
             if holding is None:
                 break
             waiting.popleft()
-            seq.holding = holding
-            seq.computed = cached
-            if not seq.preempted:
-                seq.cached_tokens = cached
-            self.waiting_tokens -= cached
+            self._enter(seq, holding, cached, tokens)
             chunks.append((seq, tokens))
             budget_tokens -= tokens
             room -= 1
-            if cached + tokens < prompt:
-                self.prefilling.append(seq)
         return chunks
+
+    @property
+    def room(self) -> int:
+        """Sequences that may be admitted beside those that are here."""
+        return self.max_seqs - len(self.running) - len(self.landed) - len(self.reserved) - len(self.prefilling)
+
+    def cached(self, seq: Sequence) -> int:
+        """Prompt tokens of a waiting sequence that the prefix cache holds now."""
+        return self.pool.match(seq.hashes, seq.prompt_tokens - 1) * self.pool.hash_tokens if seq.hashes else 0
+
+    def admit_one(self, seq: Sequence, tokens: int) -> bool:
+        """Admit this one, wherever it waits, to compute `tokens` of what the prefix cache does not hold; False, and nothing done, where it
+        has no blocks. The caller has looked for `room` and for `victims`."""
+        cached = self.cached(seq)
+        holding = self.pool.take(seq.hashes, cached // self.pool.hash_tokens, seq.prompt_tokens, self.spare_blocks)
+        if holding is None:
+            return False
+        self.waiting.remove(seq)
+        self._enter(seq, holding, cached, tokens)
+        return True
+
+    def _enter(self, seq: Sequence, holding: Holding, cached: int, tokens: int) -> None:
+        """It has its blocks, `cached` tokens of its prompt in them, and computes `tokens` now."""
+        seq.holding = holding
+        seq.computed = cached
+        if not seq.preempted:
+            seq.cached_tokens = cached
+        self.waiting_tokens -= cached
+        if cached + tokens < seq.prompt_tokens:
+            self.prefilling.append(seq)
 
     # ------------------------------------------------------------ what a world may ask
 

@@ -87,7 +87,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """What the router knows of a request; never its output length.
 
     `hashes` is the chain of its prompt's full prefix blocks (see `Workload.hash_tokens`); empty means nothing of it is shared
-    with any other request. A higher `priority` goes first. SLOs left None are the experiment's.
+    with any other request. A higher `priority` goes first. SLOs left None are the experiment's. `session` and `tenant` say what it belongs
+    to; "": nothing. An `offline` request is in no hurry.
     """
 
     id: int
@@ -99,6 +100,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     tpot_slo_s: float | None = None
     n: int = 1
     best_of: int = 1
+    session: str = ""
+    tenant: str = ""
+    offline: bool = False
 
 
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from math import inf
 import msgspec
 
 from pdlab.core.predict import DecodePredictor, PrefillPredictor, learn
+from pdlab.core.ranked import Changes, Ranked
 from pdlab.core.reach import Reach
 from pdlab.core.types import MIGRATE, UNKNOWN, InstanceSpec, InstanceState, Report, Request, Role, Stage
 
@@ -332,6 +333,7 @@ class Cluster:
         "_known",
         "blind",
         "capacity",
+        "changes",
         "decode",
         "degraded",
         "hash_tokens",
@@ -361,8 +363,9 @@ class Cluster:
         self.now = 0.0
         self.rng = rng
         self.instances: list[Instance] = []  # every known one, by index
-        self.prefill: list[Instance] = []  # that may be given prompts (role prefill or mixed, ready, not busy), by index
-        self.decode: list[Instance] = []  # that may be given sequences to decode (ready, not full, not busy), by index
+        self.changes: Changes[Instance] = Changes()  # whose ledger, or report, has changed
+        self.prefill: Ranked[Instance] = self.ranked([])  # that may be given prompts (role prefill or mixed, ready, not busy), by index
+        self.decode: Ranked[Instance] = self.ranked([])  # that may be given sequences to decode (ready, not full, not busy), by index
         self.ready = False  # is there any ready instance
         self.smallest_tokens = inf  # prompt and output of one request that each ready instance can serve
         self.degraded = False  # nobody of role decode or mixed is left: prefill instances decode
@@ -400,22 +403,28 @@ class Cluster:
         ready = [x for x in self.instances if x.ready]
         self.ready = bool(ready)
         self.smallest_tokens = min([x.most_tokens for x in ready], default=inf)
-        self.prefill = [x for x in [x for x in ready if x.role is not Role.DECODE] or ready if not x.busy]
+        self.prefill = self.ranked([x for x in [x for x in ready if x.role is not Role.DECODE] or ready if not x.busy])
         decode = [x for x in ready if x.role is not Role.PREFILL]
         self.degraded = not decode
-        self.decode = [x for x in decode or ready if not x.full and not x.busy]
+        self.decode = self.ranked([x for x in decode or ready if not x.full and not x.busy])
 
-    def able(self, live: LiveRequest) -> tuple[list[Instance], list[Instance], list[Instance], bool]:
+    def ranked(self, candidates: list[Instance]) -> Ranked[Instance]:
+        """Those whose least the policy may ask for."""
+        return Ranked(candidates, self.changes)
+
+    def able(self, live: LiveRequest) -> tuple[list[Instance], Ranked[Instance], Ranked[Instance], bool]:
         """`instances`, `prefill`, `decode` and `degraded`, as if there were nobody but those who can ever hold this request."""
         capacity, ready = self.capacity, [x for x in self.instances if x.ready]
         holders = [x for x in ready if capacity.can_decode(live, x)]
         decode = [x for x in holders if x.role is not Role.PREFILL]
         if not decode:
             free = [x for x in holders if not x.busy]
-            return [x for x in self.instances if capacity.can_decode(live, x)], free, [x for x in free if not x.full], True
+            known = [x for x in self.instances if capacity.can_decode(live, x)]
+            return known, self.ranked(free), self.ranked([x for x in free if not x.full]), True
         prefill = [x for x in ready if x.role is not Role.DECODE and capacity.can_prefill(live, x)]
         known = [x for x in self.instances if capacity.can_decode(live, x) or capacity.can_prefill(live, x)]
-        return known, [x for x in prefill or decode if not x.busy], [x for x in decode if not x.full and not x.busy], False
+        free = [x for x in decode if not x.full and not x.busy]
+        return known, self.ranked([x for x in prefill or decode if not x.busy]), self.ranked(free), False
 
     def can_migrate(self, live: LiveRequest, target: Instance) -> bool:
         """May a decoding request be moved there now? Both instances must be able to, and reach each other; of several candidates none is

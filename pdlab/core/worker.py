@@ -265,7 +265,10 @@ class Worker:
 
     def report(self, now: float) -> Report:
         """Its load. What changed in its prefix cache, and steps, are told once."""
-        return report_of(self.scheduler, self.meter, self.name, self.incarnation, now)
+        report = report_of(self.scheduler, self.meter, self.name, self.incarnation, now)
+        if self.scheduler.foresight is not None and report.steps:
+            self.commands.learn(report.steps)
+        return report
 
     def check(self) -> None:
         """Invariant 1, and that every deadline is that of something held or expected."""

@@ -7,6 +7,7 @@ not read from a primary source.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from pdlab.core.types import UsageError
+from pdlab.cost.accelerator import AcceleratorSpec
+from pdlab.cost.decoders import Decoder
 from pdlab.cost.hardware import Hardware
-from pdlab.cost.huggingface import Understood, understand
+from pdlab.cost.huggingface import Understood, parse, understand
 from pdlab.cost.layers import Latent, Layer, Mlp, Moe, Outer, Softmax, assemble
 from pdlab.cost.profile import load_instance_profile
 from pdlab.cost.quantization import published_as
@@ -35,13 +38,23 @@ SIZES = (
 Entry = TypeVar("Entry", Hardware, dict[str, str])
 
 
-def hardware(name: str, base_dir: Path | None = None) -> Hardware:
-    """The accelerator of that name or alias; or the measured instance of a profile, where `name` is its path (.json, relative to
-    `base_dir`). Raises UsageError naming the three nearest, or what is wrong with the profile."""
+def hardware(name: str | AcceleratorSpec, base_dir: Path | None = None) -> Hardware:
+    """The accelerator of that name or alias, or as the user has written it; or the measured instance of a profile, where `name` is its path
+    (.json, relative to `base_dir`). Raises UsageError naming the three nearest, or what is wrong with the profile."""
+    if isinstance(name, AcceleratorSpec):
+        return _written(name)
     path = (base_dir or Path()) / name
     if name.endswith(".json"):
         return Hardware.measured(load_instance_profile(path))
     return _find("hardware", name, _accelerators(), path)
+
+
+def _written(spec: AcceleratorSpec) -> Hardware:
+    base = None if spec.like is None else _find("hardware", spec.like, _accelerators(), Path(spec.like))
+    families = dict.fromkeys(known.family for known in _accelerators().values())
+    if spec.family is not None and spec.family not in families:
+        raise UsageError(f"family: {spec.family!r} is not one of {', '.join(families)}")
+    return spec.over(base)
 
 
 def model(name: str, base_dir: Path | None = None) -> Model:
@@ -55,8 +68,7 @@ def understood(name: str, base_dir: Path | None = None) -> Understood:
     path = (base_dir or Path()) / name
     if name.endswith(".json") or isfile(path / "config.json"):
         return understand(path / "config.json" if path.is_dir() else path)
-    known = _of_name(_find("model", name, _models(), path)["name"])
-    return Understood(known, quantization="none" if known.weight_dtype == "bf16" else known.weight_dtype)
+    return _of_name(_find("model", name, _models(), path)["name"])
 
 
 def hardware_names() -> list[str]:
@@ -79,7 +91,8 @@ def _find(kind: str, name: str, known: Mapping[str, Entry], path: Path) -> Entry
         if isfile(path):
             wanted = "a Hugging Face config.json" if kind == "model" else "a profile of pdlab calibrate"
             raise UsageError(f"{kind} {name!r}: the file {path} is not {wanted}, whose name ends in .json")
-        near = get_close_matches(name.lower(), known, n=3, cutoff=0.0)
+        begun: list[str] = [entry for entry in known if entry.startswith(name.lower())] if name else []
+        near = [*begun, *get_close_matches(name.lower(), [entry for entry in known if entry not in begun], n=3, cutoff=0.0)][:3]
         extra = f", or give the path of a {'profile (.json)' if kind == 'hardware' else 'Hugging Face config.json'}"
         raise UsageError(f"unknown {kind} {name!r}: nearest are {', '.join(near)}{extra}")
     return found
@@ -130,12 +143,15 @@ def _models() -> dict[str, dict[str, str]]:
 
 
 @cache
-def _of_name(name: str) -> Model:
+def _of_name(name: str) -> Understood:
     return _of_row(_models()[name])
 
 
-def _of_row(row: dict[str, str]) -> Model:
-    """Windows are those of the first layers: which ones they are changes no figure."""
+def _of_row(row: dict[str, str]) -> Understood:
+    """From the columns, or where they are empty from the config that is shipped under the model's name. Windows are those of the first
+    layers: which ones they are changes no figure."""
+    if not row["layers"]:
+        return _of_config(row)
     sizes = {key: int(text or 0) for key, text in row.items() if key in SIZES}
     gated, mixer = row["gated"] != "no", _mixer(sizes)
     windowed = replace(mixer, top_k=sizes["window_tokens"]) if isinstance(mixer, Latent) else replace(mixer, window=sizes["window_tokens"])
@@ -151,16 +167,25 @@ def _of_row(row: dict[str, str]) -> Model:
         )
         layers = layers[: sizes["dense_layers"]] + [Layer((mixer,), (moe,))] * (sizes["layers"] - sizes["dense_layers"])
     layers = [Layer((windowed,), one.feed_forwards) if i < sizes["window_layers"] else one for i, one in enumerate(layers)]
-    return assemble(
+    outer = Outer(vocab=sizes["vocab"], tied=row["tied"] == "yes", positions=sizes["learned_positions"])
+    known = assemble(
         name=row["name"],
         hidden=sizes["hidden"],
         layers=layers,
-        outer=Outer(vocab=sizes["vocab"], tied=row["tied"] == "yes", positions=sizes["learned_positions"]),
+        outer=outer,
         quantization=published_as(row["weight_dtype"] or "bf16"),
         max_positions=sizes["max_positions"],
         verified=row["verified"] == "yes",
         source=row["source"],
     )
+    quantization = "none" if known.weight_dtype == "bf16" else known.weight_dtype
+    return Understood(known, Decoder(sizes["hidden"], layers, outer), quantization=quantization)
+
+
+def _of_config(row: dict[str, str]) -> Understood:
+    text = resources.files("pdlab.cost").joinpath("configs", f"{row['name']}.json").read_text(encoding="utf-8")
+    known = parse(json.loads(text), row["name"], f"of {row['name']}, as shipped")
+    return replace(known, model=replace(known.model, verified=row["verified"] == "yes", source=row["source"]))
 
 
 def _mixer(sizes: dict[str, int]) -> Latent | Softmax:

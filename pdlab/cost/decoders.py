@@ -58,6 +58,8 @@ def attention(keys: Keys, hidden: int, family: Family) -> Softmax:
         if keys.defaults.get("head_dim") not in (None, dim) and not keys.states("head_dim"):
             raise keys.lacks("head_dim")
     dim = keys.check(HEAD_DIM, dim)
+    if heads % kv_heads:
+        raise keys.wrong(f": num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     values = keys.whole("v_head_dim", otherwise=dim, least=0) or dim
     if values != dim:
         raise keys.wrong(f": v_head_dim is {values} and head_dim {dim}: values of another width than keys are not known of this model_type")

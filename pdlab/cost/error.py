@@ -33,13 +33,17 @@ class CostError:
         width = exp(self.tpot if measure == "tpot" else self.ttft)
         return value / width, value * width
 
+    @property
+    def tpot_words(self) -> str:
+        return f"TPOT within {_span(self.tpot)}"
+
     def __str__(self) -> str:
         known = f"from {self.rows:,} measured rows" if self.measured else "a guess: nothing like it was measured"
         return f"TPOT within {_span(self.tpot)}, TTFT within {_span(self.ttft)} in 95 % of cases ({known})"
 
 
 def _span(x: float) -> str:
-    return f"-{1 - exp(-x):.0%} to +{exp(x) - 1:.0%}"
+    return f"-{100 * (1 - exp(-x)):.0f} to +{100 * (exp(x) - 1):.0f} %"
 
 
 def cost_error(spec: CostSpec, hardware: Hardware, like: str = "vllm") -> CostError | None:

@@ -142,7 +142,7 @@ FAMILIES: dict[str, Family] = {
         build="gated_delta",
         pattern=4,
     ),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "axk1", "axk2", "mistral4"), MLA),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2", "kimi_k25", "axk1", "axk2", "mistral4"), MLA),
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "glm4_moe_lite", "sarvam_mla"), MLA),
     "deepseek": Family(experts=DEEPSEEK, facts={"moe_layer_freq": 1, "first_k_dense_replace": 0, "tie_word_embeddings": False}),
     **dict.fromkeys(("glm4_moe", "glm4v_moe_text", "dots1", "sarvam_moe"), Family(experts=DEEPSEEK_LIKE)),
@@ -201,6 +201,24 @@ FAMILIES: dict[str, Family] = {
     "dbrx": Family(build="dbrx"),
     "grok-1": Family(
         tied=True, experts=Experts(width=("intermediate_size",)), facts={"num_key_value_heads": None}
+    ),
+    # With code of their own
+    "grok-2": Family(
+        experts=Experts(count=("num_local_experts",)), build="grok2", facts=UNTIED
+    ),
+    "step3_text": Family(build="step3"),
+    **dict.fromkeys(
+        ("mimo_v2_flash", "mimo_v2"),
+        Family(
+            experts=Experts(count=("n_routed_experts", "num_local_experts"), shared=("n_shared_experts",), layers="first_dense"),
+            build="mimo_v2",
+            facts={"first_k_dense_replace": 0, "n_shared_experts": 0, "tie_word_embeddings": False},
+            unused=("hybrid_block_size", "attention_chunk_size"),
+        ),
+    ),
+    **dict.fromkeys(
+        ("bailing_moe_linear", "bailing_moe_linear_v2"),
+        Family(experts=Experts(shared=("num_shared_experts",), layers="first_dense"), build="ring_linear", facts=UNTIED),
     ),
     # Recurrent layers beside attention
     "jamba": Family(experts=Experts(width=("intermediate_size",), layers="period", optional=True), build="jamba"),

@@ -14,8 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pdlab.core.file_kinds import MODEL_CONFIG, in_place_of, kind_by_keys
+from pdlab.core.json_file import json_object
 from pdlab.core.types import UsageError, nearest
-from pdlab.cost import decoders, hybrids, special
+from pdlab.cost import decoders, hybrids, own_code, special
 from pdlab.cost.config_keys import HEADS, HIDDEN, LAYERS, POSITIONS, Keys
 from pdlab.cost.decoders import Decoder
 from pdlab.cost.families import FAMILIES, REFUSED, Family
@@ -36,6 +38,7 @@ BUILDERS: dict[str, Callable[[Keys, Family], Decoder]] = {
         decoders.decoder, decoders.latent, special.chatglm, special.falcon, special.gpt_neo, special.mpt, special.dbrx, special.arctic,
         special.hunyuan, special.gated_attention, special.gemma3n, special.gemma4, hybrids.gated_delta, hybrids.jamba, hybrids.bamba,
         hybrids.falcon_h1, hybrids.granite_hybrid, hybrids.nemotron_h, hybrids.lightning, hybrids.kimi_linear, hybrids.short_conv,
+        own_code.grok2, own_code.step3, own_code.mimo_v2, own_code.ring_linear,
     )
 }  # fmt: skip
 SIXTEEN = "16 bits a weight (no dtype is stated)"
@@ -43,9 +46,11 @@ SIXTEEN = "16 bits a weight (no dtype is stated)"
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """A model, and how it was read: `filled` class defaults, `ignored` keys, `remarks` in words."""
+    """A model, and how it was read: `decoder` has its layers, of which `model` is the sum; `filled` class defaults, `ignored` keys,
+    `remarks` in words."""
 
     model: Model
+    decoder: Decoder
     model_type: str = ""
     quantization: str = ""
     filled: Mapping[str, Any] = field(default_factory=dict)
@@ -61,13 +66,20 @@ def read_config(path: Path) -> Model:
 
 def understand(path: Path) -> Understood:
     """As `read_config`, with how it was read."""
-    config = _load(path)
+    name = path.parent.name if path.name == "config.json" else path.stem
+    return parse(config_at(path), name or "model", str(path))
+
+
+def config_at(path: Path) -> dict[str, Any]:
+    """What the file says, with the quantisation that a file beside it says. Raises UsageError."""
+    config = json_object(path, "model config")
+    if "model_type" not in config and (instead := in_place_of(path, kind_by_keys(config), MODEL_CONFIG)):
+        raise UsageError(f"model: {instead}")
     if not (config.get("quantization_config") or config.get("compression_config")) and path.name == "config.json":
         beside = next((path.parent / name for name in QUANTIZATION_FILES if (path.parent / name).is_file()), None)
         if beside is not None:
-            config = config | {"quantization_config": _load(beside)}
-    name = path.parent.name if path.name == "config.json" else path.stem
-    return parse(config, name or "model", str(path))
+            config = config | {"quantization_config": json_object(beside, "model config")}
+    return config
 
 
 def parse_config(config: Mapping[str, Any], name: str, source: str = "") -> Model:
@@ -85,20 +97,8 @@ def parse(config: Mapping[str, Any], name: str, source: str = "") -> Understood:
         raise UsageError(f"{where} has a value of the wrong kind: {error}") from None
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"model config {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UsageError(f"model config {path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UsageError(f"model config {path} is not a JSON object")
-    return config
-
-
-def read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: bool = False) -> tuple[Decoder, Keys]:
-    """The layers of a config of this model_type, and which of its keys were read. `where` begins each message. Raises UsageError."""
+def _read_layers(config: Mapping[str, Any], kind: str, where: str, *, nested: bool = False) -> tuple[Decoder, Keys]:
+    """The layers of a config of this model_type, and which of its keys were read. `where` begins each message."""
     family = _family(kind, where)
     keys = Keys(config, {**family.facts, **class_defaults().get(kind, {})}, where, nested=nested)
     if keys.flag("is_encoder_decoder", otherwise=False):
@@ -117,7 +117,7 @@ def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Und
         _family(outside, where)
     text, nested = _text(config)
     kind = _model_type(text, config, where, nested)
-    read, keys = read_layers(text, kind, where, nested=nested)
+    read, keys = _read_layers(text, kind, where, nested=nested)
     width = keys.get(*DTYPE)
     quantization = _quantization(keys, width, where)
     model = assemble(
@@ -139,7 +139,7 @@ def _parse(config: Mapping[str, Any], name: str, source: str, where: str) -> Und
     if nested or config.get("vision_config"):
         remarks.append("of a model with more than text, only the text part is counted")
     ignored = tuple(keys.ignored(FAMILIES[kind].unused))
-    return Understood(model, kind, _in_words(quantization), keys.filled, ignored, tuple(remarks))
+    return Understood(model, read, kind, _in_words(quantization), keys.filled, ignored, tuple(remarks))
 
 
 def _context(keys: Keys) -> int:
@@ -171,6 +171,8 @@ def _model_type(text: Mapping[str, Any], config: Mapping[str, Any], where: str, 
             if key in LAYERS + HIDDEN + HEADS:
                 Keys(text, {}, where).check((key,), value)
         raise UsageError(f"{where} lacks 'model_type': add it, as the model's class has it")
+    if kind == "git" and "Grok1ForCausalLM" in (text.get("architectures") or ()):
+        return "grok-2"  # whose published config says so
     return str(kind).lower()
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pdlab.cost.config_keys import HEADS, HIDDEN, KV_HEADS, LAYERS, Keys
 from pdlab.cost.decoders import Decoder, attention, feed_forwards, latent_attention, outer
 from pdlab.cost.families import Experts, Family
-from pdlab.cost.layers import FeedForward, Layer, Mixer, Mlp, Moe, Recurrent
+from pdlab.cost.layers import FeedForward, Layer, Mixer, Mlp, Moe, Recurrent, Softmax
 from pdlab.cost.patterns import FULL, with_experts
 
 LINEAR = ("linear_attention", "mamba", "recurrent", "conv", "short_conv", "hybrid")
@@ -213,19 +213,25 @@ def _nemotron_experts(keys: Keys) -> Moe:
     )
 
 
+def lightning_attention(hidden: int, softmax: Softmax, module: str, names: tuple[str, str, str]) -> Recurrent:
+    """Linear attention as wide as the `softmax` of the other layers; `names` are of the projections in, of the gate, and out."""
+    inner, state = softmax.heads * softmax.head_dim, softmax.heads * softmax.head_dim**2
+    sizes = (hidden * 3 * inner, hidden * inner, inner * hidden)
+    return Recurrent(
+        kind="lightning attention",
+        module=module,
+        sizes=tuple(zip(names, sizes, strict=True)),
+        state_values=state,
+        conv_values=0,
+        token_flops=4 * state,
+    )
+
+
 def lightning(keys: Keys, family: Family) -> Decoder:
     """MiniMax-01: linear attention without KV in most layers, softmax in the others."""
     layers, hidden = keys.whole(*LAYERS), keys.whole(*HIDDEN)
     softmax = attention(keys, hidden, family)
-    inner = softmax.heads * softmax.head_dim
-    linear = Recurrent(
-        kind="lightning attention",
-        module="self_attn",
-        sizes=(("qkv_proj", hidden * 3 * inner), ("output_gate", hidden * inner), ("out_proj", inner * hidden)),
-        state_values=softmax.heads * softmax.head_dim**2,
-        conv_values=0,
-        token_flops=4 * softmax.heads * softmax.head_dim**2,
-    )
+    linear = lightning_attention(hidden, softmax, "self_attn", ("qkv_proj", "output_gate", "out_proj"))
     numbers = keys.get("attn_type_list")
     shared = keys.get("shared_intermediate_size")
     if shared not in (None, 0):

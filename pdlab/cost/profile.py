@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pdlab.core.file_kinds import INSTANCE_PROFILE
+from pdlab.core.json_file import json_model
 from pdlab.core.types import UsageError
 from pdlab.cost.shapes import Model
 from pdlab.cost.table import DecodeGrid, PrefillGrid, check_grid
@@ -289,17 +291,9 @@ class InstanceProfile(ProfilePart):
 
 def load_instance_profile(path: Path) -> InstanceProfile:
     """Read a profile. Raises UsageError when it is missing, no profile, or malformed, naming the first wrong place."""
-    try:
-        return InstanceProfile.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"hardware profile {path}: {error.strerror or error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        what = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            what = "not known to this pdlab: measure again with pdlab calibrate"
-        raise UsageError(f"hardware profile {path}: {where}: {what}") from None
+    return json_model(
+        path, InstanceProfile, "hardware profile", INSTANCE_PROFILE, unknown="not known to this pdlab: measure again with pdlab calibrate"
+    )
 
 
 def save_instance_profile(profile: InstanceProfile, path: Path) -> None:

@@ -17,8 +17,10 @@ from itertools import pairwise
 from math import inf
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pdlab.core.file_kinds import STEP_TABLE
+from pdlab.core.json_file import json_model
 from pdlab.core.types import UsageError
 from pdlab.cost.base import Cost
 
@@ -66,14 +68,7 @@ class Profile(BaseModel):
 
 def load_profile(path: Path) -> Profile:
     """Read a profile. Raises UsageError when it is missing or malformed, naming the first wrong place."""
-    try:
-        return Profile.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cost table {path}: {error.strerror or error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"cost table {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    return json_model(path, Profile, "cost table", STEP_TABLE)
 
 
 def save_profile(profile: Profile, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pdlab.core.types import Role, UsageError
+from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.cost.parallel import Parallel
 from pdlab.experiment.fields import (
     PROFILE,
@@ -159,7 +160,7 @@ class Placement:
 
     name: str
     role: Role
-    hardware: str
+    hardware: str | AcceleratorSpec
     parallel: Parallel
     host: str
     nics: int

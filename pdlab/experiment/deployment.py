@@ -23,6 +23,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, fi
 from pdlab.core.types import UsageError
 from pdlab.experiment.cluster import ClusterSpec, EngineSpec, InstancesSpec, Placement
 from pdlab.experiment.fields import SERVE, Count, Device, Name, NotNegative, Positive, Seed, Spec, Use, unused, used
+from pdlab.experiment.hardware_file import read_accelerators, with_accelerators
 from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.study import Study
 from pdlab.experiment.yaml import overridden, read_yaml, replaced
@@ -38,6 +39,7 @@ class TransferSpec(Spec):
     granularity: Literal["request", "chunk", "layer"] = "request"
     reserve: Literal["before_prefill", "after_prefill"] | None = None  # None: as the mode needs
     first_token: Literal["prefill", "decode"] = "prefill"
+    response_path: Literal["direct", "via_prefill"] = "direct"
     timeout_s: Positive = 30.0
 
     @model_validator(mode="after")
@@ -92,11 +94,14 @@ class Deployment(Spec):
     _unread: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file; each override is `key.path=value`, the value in YAML. Raises UsageError with a line for each mistake."""
+    def load(cls, path: str | Path, overrides: Sequence[str] = (), hardware_file: Path | None = None) -> Self:
+        """Read a YAML file; each override is `key.path=value`, the value in YAML. `hardware_file` has accelerators that its rows name.
+        Raises UsageError with a line for each mistake."""
         path = Path(path)
         mapping = overridden(read_yaml(path), overrides)
-        return cls.parse({"name": path.stem, **mapping, "base_dir": path.parent / str(mapping.get("base_dir", ""))}, str(path))
+        base_dir = path.parent / str(mapping.get("base_dir", ""))
+        mapping = with_accelerators(mapping, base_dir, {} if hardware_file is None else read_accelerators(hardware_file))
+        return cls.parse({"name": path.stem, **mapping, "base_dir": base_dir}, str(path))
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], source: str = "experiment") -> Self:
@@ -131,6 +136,14 @@ class Deployment(Spec):
         said = self.model_dump(mode="json", exclude_unset=True)
         wanted = {key: _plain(value) for key, value in {**(changes or {}), **more}.items()}
         return self._checked(replaced(said, wanted))
+
+    @property
+    def doubts(self) -> list[str]:
+        """Values that can be, and hardly are meant: objectives in milliseconds."""
+        limits = (("ttft_s", self.slo.ttft_s, 100.0), ("tpot_s", self.slo.tpot_s, 2.0))
+        return [
+            f"slo.{key}: {value:g} seconds; did you mean {value / 1000:g}?" for key, value, most in limits if most <= value < 100 * most
+        ]
 
     def resolved(self) -> dict[str, Any]:
         """Plain values with every default in place; parsing them gives this again, from any folder."""

@@ -20,6 +20,7 @@ from pdlab.experiment import spellings
 from pdlab.experiment.cluster import ClusterSpec, Placement
 from pdlab.experiment.deployment import Deployment, roles_missing
 from pdlab.experiment.fields import ignored_line, unused
+from pdlab.experiment.fields import measured as is_profile
 from pdlab.experiment.html import fragment
 from pdlab.experiment.study import Study
 from pdlab.workload import builtin
@@ -55,7 +56,7 @@ class Experiment(Trial):
         said = self.model_dump(mode="json", exclude_unset=True)
         of_cost = [f"cost.{key}" for key in ("weight_dtype", "kv_dtype") if said.get("cost", {}).get(key) is not None]
         formats = [key for key in ("dtype", "quantization") if said.get(key) is not None]
-        measured = any((row.hardware or "").endswith(".json") for row in self.cluster.instances)
+        measured = any(is_profile(row.hardware) for row in self.cluster.instances)
         return ignored_line(
             "sim",
             {

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pdlab import batching
 from pdlab.core.strict import Strict
 from pdlab.core.types import UsageError, nearest
+from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.cost.catalogue import hardware
 
 
@@ -97,7 +98,7 @@ def nested(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Spec) else None
 
 
-def _hardware(name: str) -> str:
+def _hardware(name: str | AcceleratorSpec) -> str | AcceleratorSpec:
     if measured(name):
         return name  # a profile, which is read once `base_dir` is known
     try:
@@ -125,7 +126,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
-Hardware = Annotated[str, AfterValidator(_hardware)]
+Hardware = Annotated[str | AcceleratorSpec, AfterValidator(_hardware)]
 Name = Annotated[str, AfterValidator(_file_name)]
 Batching = Annotated[str, AfterValidator(_batching)]
 Device = Annotated[str, Field(pattern=r"^(cpu|(cuda|npu)(:\d+)?)$")]

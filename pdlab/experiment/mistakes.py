@@ -132,7 +132,9 @@ def _fields(cls: Any) -> dict[str, Any]:
 
 def _classes(kind: Any) -> Iterable[Any]:
     """The classes that an annotation is made of: those of `tuple[Fault, ...] | None` are tuple's arguments and None."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is not None:
+    if typing.get_origin(kind) is typing.Annotated:
+        yield from _classes(typing.get_args(kind)[0])
+    elif isinstance(kind, types.UnionType) or typing.get_origin(kind) is not None:
         for inner in typing.get_args(kind):
             yield from _classes(inner)
     else:

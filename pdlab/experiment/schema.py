@@ -56,6 +56,8 @@ DESCRIPTIONS = {
     "WorkloadSpec.ttft_slo_s": "The requests' own TTFT objective: a number, one for each priority ({0: 5.0, 1: 0.5}), or drawn; by "
     "default that of `slo`.",
     "WorkloadSpec.tpot_slo_s": "The requests' own TPOT objective: a number, one for each priority, or drawn; by default that of `slo`.",
+    "WorkloadSpec.tenants": "The share of each tenant, by number, such as {1: 0.9, 2: 0.1}.",
+    "WorkloadSpec.offline": "The part of the requests that is in no hurry (OpenAI: service_tier flex).",
     "WorkloadSpec.n": "Answers to each prompt. They share the prompt's KV through the prefix cache; without one each computes the prompt "
     "anew.",
     "WorkloadSpec.best_of": "Candidates that the answers are chosen from; by default n.",
@@ -99,7 +101,8 @@ DESCRIPTIONS = {
     "InstancesSpec.role": "What they do; mixed does both. auto: the first `prefill` of the row prefill, the others decode.",
     "InstancesSpec.count": "How many.",
     "InstancesSpec.prefill": "With role auto: how many prefill, at least 1 and below `count`.",
-    "InstancesSpec.hardware": "A name from `pdlab hardware`, or the path of a profile that `pdlab calibrate` wrote (.json).",
+    "InstancesSpec.hardware": "A name from `pdlab hardware`, or of a --hardware-file; figures of your own (a mapping, or a file with one, "
+    ".yaml); or the path of a profile that `pdlab calibrate` wrote (.json).",
     "InstancesSpec.tp": "Accelerators that hold each layer of one instance (tensor parallel); pdlab serve has one yet.",
     "InstancesSpec.dp_attention": "Groups among those accelerators that attend to sequences of their own (data-parallel attention); it "
     "divides tp. MLA whose heads tp does not divide has as many as tp.",
@@ -122,6 +125,22 @@ DESCRIPTIONS = {
     "itself has assigned.",
     "ReportsSpec.delay_s": "Seconds that a report travels.",
     "AutoscaleSpec.enabled": "Whether a policy's scaling is carried out.",
+    "AcceleratorSpec.like": "Of `pdlab hardware`: it has the figures that are not given. Without it name, family, bf16_tflops, hbm_gib, "
+    "hbm_gbytes_per_s, pcie_gbytes_per_s and nic_gbit_per_s are needed.",
+    "AcceleratorSpec.name": "What results call it; by default custom-LIKE.",
+    "AcceleratorSpec.vendor": "Who makes it.",
+    "AcceleratorSpec.family": "Whose achieved fractions of the peaks it is given: ampere, ada, blackwell, a100, h100, cdna, ascend.",
+    "AcceleratorSpec.bf16_tflops": "Dense peak, 10^12 operations a second.",
+    "AcceleratorSpec.fp8_tflops": "Dense peak of eight bits; 0: it has no such units.",
+    "AcceleratorSpec.hbm_gib": "Device memory, 2^30 bytes.",
+    "AcceleratorSpec.hbm_gbytes_per_s": "Device memory's bandwidth, 10^9 bytes a second.",
+    "AcceleratorSpec.scaleup_gbytes_per_s": "NVLink, HCCS or Infinity Fabric, in one direction; 0: none.",
+    "AcceleratorSpec.scaleup_domain": "How many reach one another over it.",
+    "AcceleratorSpec.pcie_gbytes_per_s": "In one direction.",
+    "AcceleratorSpec.nic_gbit_per_s": "The network card that it has to itself, 10^9 bits a second.",
+    "AcceleratorSpec.tdp_w": "Watts.",
+    "AcceleratorSpec.usd_per_h": "Rough price of an hour.",
+    "AcceleratorSpec.source": "Where the figures come from.",
     "AutoscaleSpec.min": "Instances in all, at least.",
     "AutoscaleSpec.max": "Instances in all, at most.",
     "AutoscaleSpec.start_s": "Seconds until a new one is ready.",
@@ -134,7 +153,8 @@ DESCRIPTIONS = {
     "EngineSpec.max_batch_tokens": "Tokens that one step computes (vLLM: --max-num-batched-tokens; SGLang: --chunked-prefill-size).",
     "EngineSpec.max_seqs": "Sequences that decode at once (vLLM: --max-num-seqs; SGLang: --max-running-requests).",
     "EngineSpec.batching": "How an instance forms its next batch. chunked: decodes in every step, chunks of prompts in what is left of "
-    "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes.",
+    "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes. "
+    "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",
     "EngineSpec.kv_blocks": "KV blocks of an instance; by default what memory holds beside the weights, activations and the runtime.",
@@ -145,6 +165,8 @@ DESCRIPTIONS = {
     "TransferSpec.granularity": "With push: the whole request at the end, each chunk once computed, or by layer during the computation.",
     "TransferSpec.reserve": "When the decode instance sets blocks aside. A push needs them before prefill; a pull takes them after, "
     "unless told otherwise.",
+    "TransferSpec.response_path": "How tokens reach the router from a decode instance: straight, or through the instance that prefilled, "
+    "which is one way longer and breaks off with that instance.",
     "TransferSpec.first_token": "Who sends it: the prefill instance at once, or the decode instance after the transfer.",
     "TransferSpec.timeout_s": "Seconds from hand-off after which a transfer counts as lost.",
     "SloSpec.ttft_s": "From arrival to first token, seconds.",

@@ -17,18 +17,14 @@ _TP = (
 )
 _COPIES = "start several instances, each with --registry URL, or count: N in the file's cluster.instances with --role all"
 _PD = "give --role prefill or --role decode and --registry URL; --kv-transport says how KV goes"
-_CACHE = "write engine.prefix_cache: false in the experiment file"
 _RATE = "--set workload.rate=3 (requests a second), or in the file"
 _CLOSED = "--set 'workload.arrival={process: closed, concurrency: 8}', without a rate"
 _SOURCE = "workload.source in the experiment file: a built-in workload, a trace's path, or synthetic"
 FLAGS: dict[str, dict[str, str]] = {
     "serve": {
-        **dict.fromkeys(("--tensor-parallel-size", "-tp", "--tp", "--tp-size", "--pipeline-parallel-size", "-pp", "--pp-size"), _TP),
+        **dict.fromkeys(("-tp", "--pipeline-parallel-size", "-pp", "--pp-size"), _TP),
         **dict.fromkeys(("--data-parallel-size", "-dp", "--dp-size"), _COPIES),
         **dict.fromkeys(("--kv-transfer-config", "--disaggregation-mode", "--disaggregation-transfer-backend"), _PD),
-        **dict.fromkeys(("--no-enable-prefix-caching", "--disable-radix-cache"), _CACHE),
-        "--enable-prefix-caching": f"it is on; to turn it off {_CACHE}",
-        "--enable-chunked-prefill": "it is on; engine.batching in the experiment file says otherwise",
         **dict.fromkeys(("--num-gpu-blocks-override", "--max-total-tokens"), "give --kv-gib, or engine.kv_blocks in the experiment file"),
         **dict.fromkeys(("--disable-hybrid-kv-cache-manager", "--disable-hybrid-swa-memory"), "every layer keeps all KV: remove it"),
         **dict.fromkeys(("--enforce-eager", "--disable-cuda-graph"), "there is nothing to turn off: remove it"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pdlab.core.file_kinds import EXPERIMENT, FileKind, in_place_of, kind_by_ending, kind_by_keys, kind_of_file
 from pdlab.core.types import UsageError
 
 
@@ -46,19 +47,26 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file. Raises UsageError naming file, line and column."""
+def read_yaml(path: Path, wanted: FileKind = EXPERIMENT) -> dict[str, Any]:
+    """The mapping in a file. Raises UsageError naming file, line and column, or what the file is where it is not what is `wanted`."""
+    ending = kind_by_ending(path)
+    if ending not in (None, EXPERIMENT) and path.is_file():  # which might be long: it is not read as YAML first
+        raise UsageError(in_place_of(path, kind_of_file(path) or ending, wanted))
     try:
         text = path.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        inner = path / "experiment.yaml"
+        raise UsageError(f"{path} is a folder: give {inner if inner.is_file() else 'a file in it'}") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not a text file") from None
     found = _parse(text, str(path))
     if not isinstance(found, dict):
-        raise UsageError(
-            f"{path}: an experiment is a mapping of keys to values, not {'an empty file' if found is None else repr(found)[:40]}"
-        )
+        what = "an empty file" if found is None else repr(found)[:40]
+        raise UsageError(f"{path}: {wanted.what} is a mapping of keys to values, not {what}")
+    if instead := in_place_of(path, kind_by_keys(found), wanted):
+        raise UsageError(instead)
     return found
 
 

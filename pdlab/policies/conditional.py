@@ -9,8 +9,9 @@ conditional disaggregation (the idea).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pdlab.core.policy import Reject, require
+from pdlab.core.policy import Range, Reject
 from pdlab.core.types import Request
 from pdlab.core.view import Cluster, Instance
 from pdlab.policies.prefix_aware import PrefixAware
@@ -18,12 +19,8 @@ from pdlab.policies.prefix_aware import PrefixAware
 
 @dataclass
 class Conditional(PrefixAware):
-    threshold_tokens: int = 256
-    max_kv_use: float = 0.9
-
-    def __post_init__(self) -> None:
-        require(self.threshold_tokens >= 0, "threshold_tokens", self.threshold_tokens, "be 0 or more")
-        require(0.0 < self.max_kv_use <= 1.0, "max_kv_use", self.max_kv_use, "lie in (0, 1]")
+    threshold_tokens: Annotated[int, Range(ge=0, tuned=(16, 8192), log=True)] = 256
+    max_kv_use: Annotated[float, Range(gt=0.0, le=1.0, tuned=(0.3, 1.0))] = 0.9
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
         hits = cluster.cached_tokens(request)

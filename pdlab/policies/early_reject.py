@@ -8,8 +8,9 @@ early rejection (the idea).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pdlab.core.policy import Reject, require
+from pdlab.core.policy import Range, Reject
 from pdlab.core.types import Request
 from pdlab.core.view import Cluster, Instance
 from pdlab.policies.prefix_aware import PrefixAware
@@ -17,10 +18,7 @@ from pdlab.policies.prefix_aware import PrefixAware
 
 @dataclass
 class EarlyReject(PrefixAware):
-    slack: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.slack > 0.0, "slack", self.slack, "be above 0")
+    slack: Annotated[float, Range(gt=0.0, tuned=(0.2, 5.0), log=True)] = 1.0
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
         hits = cluster.cached_tokens(request)

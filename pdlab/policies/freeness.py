@@ -12,9 +12,9 @@ request moves: of the lowest priority there the shortest (SR), the longest (LR) 
 An instance sends one at a time, and again only after a report that knows of the last; it receives one at a time. One that is draining or
 switching counts as full: all must leave.
 
-With `priority_tokens`, an instance holding a request of priority `high_priority` or more claims to have only that capacity (virtual usage).
-Requests of high priority see this on instances without one, others on instances with one: the former gather, the latter keep away.
-Sources: Llumnix, OSDI 2024, and the code of its versions 0 and 1.
+With `priority_tokens`, an instance holding a request of priority `high_priority` or more claims to have only that capacity (virtual
+usage). Requests of high priority see this on instances without one, others on instances with one: the former gather, the latter keep
+away. Sources: Llumnix, OSDI 2024, and the code of its versions 0 and 1.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pdlab.core.policy import Policy, Reject, require
+from pdlab.core.policy import Policy, Range, Reject
 from pdlab.core.types import MIGRATE, InstanceState, Request, Stage
 from pdlab.core.view import Cluster, Instance, LiveRequest
 
@@ -47,20 +47,15 @@ def steps(free_blocks: float, requests: int) -> float:
 
 @dataclass
 class Freeness(Policy):
-    tick_s: float | None = 0.1
-    migrate_out_threshold: float = 3.0  # steps
+    tick_s: Annotated[float, Range(gt=0.0, tuned=(0.02, 2.0), log=True)] | None = 0.1
+    migrate_out_threshold: Annotated[float, Range(ge=0.0, tuned=(0.5, 200.0), log=True)] = 3.0  # steps
     pairing: Literal["defrag", "balanced"] = "defrag"
     request_order: Literal["SR", "LR", "LCR"] = "SR"
     head_of_line: bool = True
-    priority_tokens: int | None = None
+    priority_tokens: Annotated[int, Range(gt=0)] | None = None
     high_priority: int = 1
 
     def __post_init__(self) -> None:
-        require(self.tick_s is None or self.tick_s > 0.0, "tick_s", self.tick_s, "be above 0, or null")
-        require(self.pairing in ("defrag", "balanced"), "pairing", self.pairing, "be defrag or balanced")
-        require(self.request_order in ("SR", "LR", "LCR"), "request_order", self.request_order, "be SR, LR or LCR")
-        require(self.migrate_out_threshold >= 0.0, "migrate_out_threshold", self.migrate_out_threshold, "be 0 or more")
-        require(self.priority_tokens is None or self.priority_tokens > 0, "priority_tokens", self.priority_tokens, "be above 0, or null")
         self._calm: dict[Instance, int] = {}  # preemptions up to the last report without anybody waiting
         self._sent_s: dict[Instance, float] = {}  # when it was last told to send a request away
 

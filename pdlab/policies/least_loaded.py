@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pdlab.core.policy import Policy, require
+from pdlab.core.policy import Policy
 from pdlab.core.types import Request
 from pdlab.core.view import Cluster, Instance
 
@@ -14,16 +14,25 @@ from pdlab.core.view import Cluster, Instance
 class LeastLoaded(Policy):
     by: Literal["tokens", "requests"] = "tokens"
 
-    def __post_init__(self) -> None:
-        require(self.by in ("tokens", "requests"), "by", self.by, "be tokens or requests")
-
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | None:
         """Prompts still to compute come first; what decodes there (on a mixed instance) settles ties."""
-        if self.by == "tokens":
-            return min(cluster.prefill, key=lambda x: (x.prefill_tokens, x.decode_tokens, x.index), default=None)
-        return min(cluster.prefill, key=lambda x: (x.prefill_requests, x.decode_requests, x.index), default=None)
+        return cluster.prefill.least(prompt_tokens if self.by == "tokens" else prompts)
 
     def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
-        if self.by == "tokens":
-            return min(cluster.decode, key=lambda x: (x.decode_tokens, x.index), default=None)
-        return min(cluster.decode, key=lambda x: (x.decode_requests, x.index), default=None)
+        return cluster.decode.least(sequence_tokens if self.by == "tokens" else sequences)
+
+
+def prompt_tokens(x: Instance) -> tuple[int, int]:
+    return x.prefill_tokens, x.decode_tokens
+
+
+def prompts(x: Instance) -> tuple[int, int]:
+    return x.prefill_requests, x.decode_requests
+
+
+def sequence_tokens(x: Instance) -> int:
+    return x.decode_tokens
+
+
+def sequences(x: Instance) -> int:
+    return x.decode_requests

@@ -30,10 +30,11 @@ from pdlab.core.blame import shown, within
 from pdlab.core.policy import HOOKS, Policy
 from pdlab.core.types import UsageError
 from pdlab.policies.compose import Composed
+from pdlab.policies.parameters import check, parameters
 
 _FILES = "pdlab_policy_"  # how the module of a file of the user's is called
 _FOLDER = Path(__file__).parent
-_BESIDE = ("compose", "load")  # which are no policies
+_BESIDE = ("compose", "load", "parameters")  # which are no policies
 _LOADING = threading.RLock()  # nobody gets a module of which only half is there
 
 
@@ -89,6 +90,8 @@ def instantiate(policy: object, base_dir: Path) -> Policy:
     """From an object, a class, or what an experiment file may say. An object is copied, so that a run leaves it as it was. Raises
     UsageError."""
     if isinstance(policy, Policy):
+        for member in policy.members.values() if isinstance(policy, Composed) else [policy]:
+            check(member)
         return copy.deepcopy(policy)
     if isinstance(policy, type) and issubclass(policy, Policy):
         try:
@@ -196,9 +199,8 @@ def _with_parameters(spec: Mapping[object, object], base_dir: Path) -> Policy:
     if not isinstance(name, str):
         raise UsageError(f"policy name must be text, not {name!r}")
     cls = policy_class(name, base_dir)
-    types = typing.get_type_hints(cls)
-    fields: dict[str, object] = {f.name: types[f.name] for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
-    parameters: dict[str, object] = {}
+    fields = parameters(cls)
+    values: dict[str, object] = {}
     for key, value in spec.items():
         if key == "name":
             continue
@@ -206,11 +208,13 @@ def _with_parameters(spec: Mapping[object, object], base_dir: Path) -> Policy:
             known = f"it has {', '.join(fields)}" if fields else "it has none"
             raise UsageError(f"policy {name} has no parameter {key!r}{_nearest(str(key), fields)}; {known}")
         try:
-            parameters[str(key)] = msgspec.convert(value, fields[str(key)])
+            values[str(key)] = msgspec.convert(value, fields[str(key)].hint)
         except msgspec.ValidationError as error:
             raise UsageError(f"policy {name}: {key} is {value!r}: {error}") from error
     try:
-        return cls(**parameters)
+        policy = cls(**values)
+        check(policy)
+        return policy
     except UsageError:
         raise
     except (Exception, SystemExit) as error:

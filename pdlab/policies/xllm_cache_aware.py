@@ -1,8 +1,8 @@
 """xLLM's cache-aware routing (CAR): score = part of the prompt cached - KV use - waiting / longest waiting; the highest wins, for both
 phases. Source: xLLM.
 
-Corrected: the ratios are real numbers (the original divides integers, so that only a complete hit or the longest queue counts), hits end at
-the first hole, and an idle instance without a hit is a candidate too. `as_found=True` brings the integer divisions and the narrow
+Corrected: the ratios are real numbers (the original divides integers, so that only a complete hit or the longest queue counts), hits end
+at the first hole, and an idle instance without a hit is a candidate too. `as_found=True` brings the integer divisions and the narrow
 choice of candidates back, as a baseline.
 """
 
@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from pdlab.core.policy import Policy, require
+from pdlab.core.policy import Policy, Range
 from pdlab.core.types import Request
 from pdlab.core.view import Cluster, Instance
 
 
 @dataclass
 class XllmCacheAware(Policy):
-    hit_weight: float = 1.0
-    kv_weight: float = 1.0
-    waiting_weight: float = 1.0
+    hit_weight: Annotated[float, Range(ge=0.0, tuned=(0.0, 4.0))] = 1.0
+    kv_weight: Annotated[float, Range(ge=0.0, tuned=(0.0, 4.0))] = 1.0
+    waiting_weight: Annotated[float, Range(ge=0.0, tuned=(0.0, 4.0))] = 1.0
     as_found: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("hit_weight", "kv_weight", "waiting_weight"):
-            require(getattr(self, name) >= 0.0, name, getattr(self, name), "be 0 or more")
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | None:
         return self._best(cluster.prefill, request, cluster, lambda x: x.prefill_requests)

@@ -12,18 +12,19 @@ For a prompt of L tokens, with each instance's predictors fitted to its own prof
 Flips happen in `resize`. Beyond the original: prefill time left shrinks while the head of the queue is computed; an instance keeps
 its role for `min_flip_interval_s`; and a switch, which costs about `switch_cost_s`, has to be worth it.
 
-That means: 4 needs the objective to have been
-out of reach for that long; 5 looks at the last empty one alone, since the first are filled first, and takes it while the objective is met,
-and though it has never served where prompts wait longer than that. `as_found=True` leaves all of this out and, as in the original's later
-versions, never carries out 4. The books lose a request's share once, whatever ends its prefill.
+That means: 4 needs the objective to have been out of reach for that long; 5 looks at the last empty one alone, since the first are filled
+first, and takes it while the objective is met, and though it has never served where prompts wait longer than that. `as_found=True` leaves
+all of this out and, as in the original's later versions, never carries out 4. The books lose a request's share once, whatever ends its
+prefill.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from pdlab.core.policy import Policy, Reject, require
+from pdlab.core.policy import Policy, Range, Reject
 from pdlab.core.types import Cancelled, Event, Failed, Finished, Left, PrefillDone, Refused, Request, Role, Scale, Tick, TransferFailed
 from pdlab.core.view import Cluster, Instance
 
@@ -58,17 +59,14 @@ class PrefillBook:
 
 @dataclass
 class XllmSloAware(Policy):
-    tick_s: float | None = 0.5
+    tick_s: Annotated[float, Range(gt=0.0, tuned=(0.05, 5.0), log=True)] | None = 0.5
     pairs: bool = True
     rests = True
-    min_flip_interval_s: float = 10.0
-    switch_cost_s: float = 1.0
+    min_flip_interval_s: Annotated[float, Range(ge=0.0, tuned=(0.5, 60.0), log=True)] = 10.0
+    switch_cost_s: Annotated[float, Range(ge=0.0, tuned=(0.05, 20.0), log=True)] = 1.0
     as_found: bool = False
 
     def __post_init__(self) -> None:
-        require(self.tick_s is None or self.tick_s > 0.0, "tick_s", self.tick_s, "be above 0, or null")
-        require(self.min_flip_interval_s >= 0.0, "min_flip_interval_s", self.min_flip_interval_s, "be 0 or more")
-        require(self.switch_cost_s >= 0.0, "switch_cost_s", self.switch_cost_s, "be 0 or more")
         self._books: dict[Instance, PrefillBook] = {}
         self._where: dict[int, Instance] = {}  # in whose book a request is
         self._pair: tuple[int, Instance] | None = None  # the decode instance chosen along with the last prefill instance

@@ -30,6 +30,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 import yaml
 from pydantic import Field, ValidationError
 
+from pdlab.core.file_kinds import TWO_WORLDS
 from pdlab.core.strict import Strict
 from pdlab.core.types import UsageError
 from pdlab.cost.profile import load_instance_profile, save_instance_profile
@@ -79,7 +80,7 @@ class TwoWorlds(Strict):
     def load(cls, path: Path, rates: Sequence[float] = ()) -> TwoWorlds:
         """`rates` in place of those of the file, where there are any."""
         try:
-            return cls.model_validate({"name": path.stem, **read_yaml(path), **({"rates": rates} if rates else {})})
+            return cls.model_validate({"name": path.stem, **read_yaml(path, TWO_WORLDS), **({"rates": rates} if rates else {})})
         except ValidationError as error:
             raise UsageError("\n".join(f"{path}: {line}" for line in mistakes(error, cls))) from None
 
@@ -236,7 +237,7 @@ def _measure_run(experiment: Experiment, target: Target, pace: Pace) -> tuple[Ru
 
 def _simulated(of: tuple[str, str, float], repeat: int, plan: Mapping[str, Any]) -> StoredRun:
     """A plan's simulation. Raises KeyboardInterrupt where it was stopped."""
-    result = simulate(Experiment.parse(_with(plan, name=name_of(*of, "sim", repeat))))
+    result = simulate(Experiment.parse(_with(plan, name=name_of(*of, "sim", repeat))), trim=False)
     if result.summary["partial"]:
         raise KeyboardInterrupt
     return StoredRun(*of, "sim", repeat, result)

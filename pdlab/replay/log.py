@@ -14,6 +14,7 @@ from typing import BinaryIO
 import msgspec
 
 from pdlab import __version__
+from pdlab.core.file_kinds import EVENT_LOG, in_place_of, kind_of_file
 from pdlab.core.policy import Policy
 from pdlab.core.router import Router
 from pdlab.core.types import Action, AnyAction, AnyEvent, UsageError
@@ -124,6 +125,8 @@ def read(path: Path) -> tuple[Head, Generator[Entry, None, None]]:
         head = _read_head(file.readline())
     except msgspec.DecodeError as error:
         file.close()
+        if instead := in_place_of(path, kind_of_file(path), EVENT_LOG):
+            raise UsageError(instead) from None
         raise UsageError(f"{path}: line 1: not the head of an event log ({error}); give a whole file of --trace-events") from error
     return head, _entries(path, file)
 

@@ -4,12 +4,16 @@
 {"submit": [order, prompt, output, priority, decodes_here], "hashes": []}  and reserve, extend, arrive, hold, ...: told to it
 {"batch": [[[order, tokens], ...], decodes, repeat], "now": 1.25}   decided by it
 {"complete": passes}                                                told to it
+{"profile": [prefill, decode]} and {"learn": [step, ...]}           told to a batching with foresight
+
+A submit and a reserve say in "aims" when the sequence arrived and what its objectives are, where it has any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import msgspec
@@ -17,7 +21,7 @@ import msgspec
 from pdlab import batching
 from pdlab.core.kv import BlockPool
 from pdlab.core.scheduler import Batch, Commands, Scheduler, Sequence
-from pdlab.core.types import Lines, UsageError
+from pdlab.core.types import Lines, StepTime, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class Setup:
 _read_setup = msgspec.json.Decoder(Setup).decode
 
 
+PROFILES = tuple[tuple[tuple[int, float], ...], tuple[tuple[int, int, float], ...]]
+
+
 class Recorded(Commands):
     """Stands before a fresh Scheduler, and writes down what passes. Steps that are told to `advance` are counted with those that
     `complete` is told of."""
@@ -60,12 +67,12 @@ class Recorded(Commands):
     def submit(self, seq: Sequence) -> None:
         self.scheduler.submit(seq)
         told = [seq.order, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.decodes_here]
-        self._write({"submit": told, "hashes": seq.hashes} if seq.hashes else {"submit": told})
+        self._write({"submit": told, **({"hashes": seq.hashes} if seq.hashes else {}), **_aims(seq)})
 
     def reserve(self, seq: Sequence) -> bool:
         taken = self.scheduler.reserve(seq)
         told = [seq.order if taken else 0, seq.prompt_tokens, seq.output_tokens, seq.priority, seq.made]
-        self._write({"reserve": told, "hashes": seq.hashes})
+        self._write({"reserve": told, "hashes": seq.hashes, **_aims(seq)})
         return taken
 
     def extend(self, seq: Sequence, tokens: int) -> bool:
@@ -101,6 +108,14 @@ class Recorded(Commands):
         self._write({"lengthen": seq.order, "output": output_tokens})
         self.scheduler.lengthen(seq, output_tokens)
 
+    def profile(self, prefill: tuple[tuple[int, float], ...], decode: tuple[tuple[int, int, float], ...]) -> None:
+        self._write({"profile": [prefill, decode]})
+        self.scheduler.profile(prefill, decode)
+
+    def learn(self, steps: tuple[StepTime, ...]) -> None:
+        self._write({"learn": steps})
+        self.scheduler.learn(steps)
+
     def next_batch(self, now: float) -> Batch | None:
         self.advanced = 0
         batch = self.scheduler.next_batch(now)
@@ -115,6 +130,18 @@ class Recorded(Commands):
     def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]:
         self._write({"complete": self.advanced + steps})
         return self.scheduler.complete(batch, steps, now)
+
+
+def _aims(seq: Sequence) -> dict[str, list[float | None]]:
+    """JSON has no infinity."""
+    aims = (seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
+    return {"aims": [None if x == inf else x for x in aims]} if min(aims[1:]) < inf else {}
+
+
+def _aimed(seq: Sequence, aims: Any) -> Sequence:
+    if aims:
+        seq.aim(*(inf if x is None else float(x) for x in aims))
+    return seq
 
 
 def decided(batch: Batch) -> list[Any]:
@@ -136,13 +163,13 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
             match msgspec.json.decode(raw):
                 case {"submit": [order, prompt, output, priority, decodes_here], **rest}:
                     hashes: Any = rest.get("hashes", ())
-                    seq = Sequence(0, 0, prompt, output, tuple(hashes), priority, decodes_here=decodes_here)
+                    seq = _aimed(Sequence(0, 0, prompt, output, tuple(hashes), priority, decodes_here=decodes_here), rest.get("aims"))
                     fresh.submit(seq)
                     sequences[order] = seq
                     if seq.order != order:
                         return alike, f"line {number}: submission {order} is number {seq.order} here"
-                case {"reserve": [order, prompt, output, priority, made], "hashes": named}:
-                    seq = Sequence(0, 0, prompt, output, tuple(named), priority, made=made)
+                case {"reserve": [order, prompt, output, priority, made], "hashes": named, **rest}:
+                    seq = _aimed(Sequence(0, 0, prompt, output, tuple(named), priority, made=made), rest.get("aims"))
                     if (seq.order if fresh.reserve(seq) else 0) != order:
                         return alike, f"line {number}: reserved {'by the log' if order else 'here'} only"
                     sequences[order] = seq
@@ -164,6 +191,10 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
                     fresh.rename(sequences[order], tuple(hashes))
                 case {"remove": order}:
                     fresh.remove(sequences[order])
+                case {"profile": [prefill, decode]}:
+                    fresh.profile(*msgspec.convert((prefill, decode), PROFILES))
+                case {"learn": steps}:
+                    fresh.learn(msgspec.convert(steps, tuple[StepTime, ...]))
                 case {"batch": recorded, "now": now}:
                     batch = fresh.next_batch(now)
                     here = None if batch is None else decided(batch)

@@ -28,6 +28,11 @@ WORDS = {
     "paired": "the same request in both worlds, by its id; its measured latency is the mean of the repeats",
     "decided": "pairs of policies whose measured means differ by more than the spreads (of single runs: all); only these have an order",
 }
+VERDICT_WORDS = {
+    "better by": "the mean difference of the same requests, ± its 95 % interval over 10 stretches of arrivals (batch means); all count",
+    "undecided": "the difference is within its interval",
+    "paired": "the same request in both, by its id",
+}
 
 
 # ------------------------------------------------------------ terminal
@@ -38,6 +43,8 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     panels: list[RenderableType] = [_panel(group) for group in comparison.groups]
     if comparison.rankings:
         panels.append(ranking_table(comparison))
+    if comparison.groups and comparison.groups[0].two_simulations:
+        return Padding(Lines(*panels), 0)
     words = Text.assemble((f"{INSIDE} ", "green"), "error inside the spread; ", ("spread", "bold"), ": ", WORDS["spread"])
     return Padding(Lines(*panels, words), 0)  # which, other than a group, a notebook shows
 
@@ -100,18 +107,24 @@ def agreement(agree: int, decided: int, pairs: int) -> str:
 
 
 def _panel(group: Group) -> Panel:
-    parts: list[RenderableType] = [Text.assemble(("warning  ", "bold yellow"), note) for note in group.notes]
-    figures = _rich("", "simulated", "measured", "error", "spread")
+    parts: list[RenderableType] = [Text(f"• {line.words}", "bold" if line.tone else "") for line in group.verdict]
+    parts += [Text.assemble(("warning  ", "bold yellow"), note) for note in group.notes]
+    parts += [Text("")] if group.verdict else []
+    columns = heads(group)
+    figures = _rich("", *columns)
     for line in shown(group.lines):
-        figures.add_row(line.label, *figure_words(line)[:2], Text(signed(line.error), "green" if line.inside else ""), _spread(line))
+        tone = "green" if line.inside and not group.two_simulations else ""
+        figures.add_row(
+            line.label, *figure_words(line)[:2], Text(signed(line.error), tone), *([_spread(line)] if "spread" in columns else [])
+        )
     parts.append(figures)
     if group.instances:
-        load = _rich("instance", "", "simulated", "measured", "error", "spread")
+        load = _rich("instance", "", *columns)
         for name, lines in group.instances:
             for k, line in enumerate(shown(lines)):
-                load.add_row("" if k else name, line.label, *figure_words(line))
+                load.add_row("" if k else name, line.label, *figure_words(line)[: len(columns)])
         parts += [Text(""), load]
-    pairs = _rich("paired", "requests", "median error", "median size", "rank correlation")
+    pairs = _rich("paired", "requests", f"median {_apart(group)[0]}", "median size", "rank correlation")
     for pair in group.pairs:
         pairs.add_row(pair.label, *pair_words(pair))
     parts += [Text(""), pairs]
@@ -130,6 +143,8 @@ def _rich(*columns: str) -> Table:
 
 def comparison_page(comparison: Comparison) -> str:
     """All of it, with the distributions over each other and every pair of requests as a dot."""
+    if comparison.groups and comparison.groups[0].two_simulations:
+        return _page_of_two(comparison.groups[0])
     body = ["<h1>Simulated against measured</h1>", f"<p class=soft>{INSIDE}: the error is inside the spread of the repeats</p>"]
     if comparison.rankings:
         rows = [
@@ -144,28 +159,50 @@ def comparison_page(comparison: Comparison) -> str:
     return page("simulated against measured", body)
 
 
+def _page_of_two(group: Group) -> str:
+    """Two simulations: the verdict first."""
+    title = _title(group)
+    lines = "<br>".join(f"<b>{escaped(line.words)}</b>" if line.tone else escaped(line.words) for line in group.verdict)
+    body = [f"<h1>{escaped(title)}</h1>", f'<p class="verdict good">{lines}</p>', *_section(0, group)]
+    words = [
+        *DEFINITIONS.items(),
+        ("difference", f"({group.sides[0]} - {group.sides[1]}) / {group.sides[1]}, signed"),
+        *VERDICT_WORDS.items(),
+    ]
+    return page(title, [*body, "<h2>What the words mean</h2>", definition_list(words)])
+
+
+def heads(group: Group) -> list[str]:
+    """Of the columns: both sides, how far they are apart, and where runs are repeated their spread."""
+    return [*group.sides, "difference"] if group.two_simulations else [*group.sides, "error", "spread"]
+
+
 def _section(k: int, group: Group) -> list[str]:
-    lines = shown(group.lines)
+    lines, columns = shown(group.lines), heads(group)
+    figures = [[line.label, *figure_words(line)[: len(columns)]] for line in lines]
+    both = " and ".join(group.sides)
     found = [
-        f"<h2>{escaped(_title(group))}</h2>",
+        *([] if group.two_simulations else [f"<h2>{escaped(_title(group))}</h2>"]),
         *(f"<p class=warning>{escaped(note)}</p>" for note in group.notes),
+        table(["", *columns], figures, marks=None if group.two_simulations else _marks(lines, 3)),
+        svg(distributions(group), f"distributions-{k}", f"Distributions, {both}"),
+        "<h2>The same requests in both</h2>" if group.two_simulations else "<h2>The same requests in both worlds</h2>",
         table(
-            ["", "simulated", "measured", "error", "spread"], [[line.label, *figure_words(line)] for line in lines], marks=_marks(lines, 3)
-        ),
-        svg(distributions(group), f"distributions-{k}", "Distributions, simulated and measured"),
-        "<h2>The same requests in both worlds</h2>",
-        table(
-            ["", "requests", "median error", "median size of errors", "rank correlation"],
+            ["", "requests", *(f"median {what}" for what in _apart(group)), "rank correlation"],
             [[pair.label, *pair_words(pair)] for pair in group.pairs],
         ),
-        svg(scatter(group), f"scatter-{k}", "Each request's latencies, measured against simulated"),
+        svg(scatter(group), f"scatter-{k}", f"Each request's latencies, {group.sides[1]} against {group.sides[0]}"),
     ]
     if group.instances:
         load = [(name, line) for name, own in group.instances for line in shown(own)]
-        rows = [[name, line.label, *figure_words(line)] for name, line in load]
-        head = ["instance", "", "simulated", "measured", "error", "spread"]
-        found += ["<h2>Load of the instances</h2>", table(head, rows, text=2, marks=_marks([line for _, line in load], 4))]
+        rows = [[name, line.label, *figure_words(line)[: len(columns)]] for name, line in load]
+        marks = None if group.two_simulations else _marks([line for _, line in load], 4)
+        found += ["<h2>Load of the instances</h2>", table(["instance", "", *columns], rows, text=2, marks=marks)]
     return found
+
+
+def _apart(group: Group) -> tuple[str, str]:
+    return ("difference", "size of differences") if group.two_simulations else ("error", "size of errors")
 
 
 def _marks(lines: Sequence[ComparedFigure], column: int) -> list[list[bool]]:
@@ -210,6 +247,8 @@ def _wording(key: str) -> Callable[[float | None], str]:
 
 
 def _title(group: Group) -> str:
+    if group.two_simulations:
+        return group.policy
     sims, runs = len(group.simulated), len(group.measured)
     simulated = "one simulation" if sims == 1 else f"the mean of {sims} simulations"
     return f"{group.policy}: {simulated}, {runs} measured run{'s' if runs > 1 else ''}"

@@ -31,10 +31,10 @@ def distributions(group: Group) -> Picture:
         grid = figure.subplots(2, 2)
         runs = [
             (run, *look)
-            for own, look in ((group.measured, (MEASURED, "measured")), (group.simulated, (SIMULATED, "simulated")))
+            for own, look in ((group.measured, (MEASURED, group.sides[1])), (group.simulated, (SIMULATED, group.sides[0])))
             for run in own
         ]
-        several = {"measured": len(group.measured) > 1, "simulated": len(group.simulated) > 1}
+        several = {group.sides[1]: len(group.measured) > 1, group.sides[0]: len(group.simulated) > 1}
         for axes, (name, key) in zip(grid.flat, (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", ""), ("E2E", "e2e_s")), strict=True):
             for run, colour, label in runs:
                 x, y = _gap_curve(run.gaps) if not key else _curve_of(completed(run.records, key))
@@ -60,8 +60,8 @@ def scatter(group: Group) -> Picture:
             if x.size:
                 _square(axes, float(min(x.min(), y.min())) / 1.3, float(max(x.max(), y.max())) * 1.3)
                 axes.plot(x[::step], y[::step], ".", color=SIMULATED, markersize=5 if x.size < 500 else 4, alpha=0.6, markeredgewidth=0)
-            axes.set_xlabel("measured")
-            axes.set_ylabel("simulated")
+            axes.set_xlabel(group.sides[1])
+            axes.set_ylabel(group.sides[0])
         return figure
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from pdlab.report.compare import agreement, checks_words, figure_words, order_words, pair_words, shown
-from pdlab.report.tables import BEST, Summary, compared
+from pdlab.report.seeded import BINDS, SeededRuns, compared
+from pdlab.report.tables import BEST, Summary
 from pdlab.results.comparison import ComparedFigure, Comparison, Group
 from pdlab.results.comparison_stored import Check
 from pdlab.results.units import MISSING
@@ -16,14 +17,14 @@ FIGURES = ["simulated", "measured", "error", "spread"]
 
 
 def runs_frame(results: Sequence[tuple[str, Summary]]) -> pd.DataFrame:
-    """A column each run, with a star at the best of a row; last, the bottlenecks."""
+    """A column each name; summaries of one name are its seeds, and of several a star marks what is the best of its row by more than chance.
+    Last, the bottlenecks."""
+    runs = SeededRuns.of(results)
     rows = {
-        label.strip(): [f"{words} {BEST}" if best else words for words, best in cells]
-        for label, cells in compared(results)
-        if any(words != MISSING for words, _ in cells)
+        row.label.strip(): [f"{words} {BEST}" if k == row.best else words for k, words in enumerate(row.words)] for row in compared(runs)
     }
-    rows["bottleneck"] = [str(summary["bottleneck"]["resource"]) for _, summary in results]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[name for name, _ in results])
+    rows["bottleneck"] = [run.share_words(BINDS) for run in runs]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[run.name for run in runs])
 
 
 def bottlenecks(results: Sequence[tuple[str, Summary]]) -> str:

@@ -11,7 +11,7 @@ from pdlab.report import figures, tables
 from pdlab.report.page import definition_list, escaped, page, svg, table
 from pdlab.results.metrics import DEFINITIONS, SPREADS
 from pdlab.results.records import Records, Samples
-from pdlab.results.units import number, percent, seconds, size
+from pdlab.results.units import number, percent, seconds
 
 Summary = Mapping[str, Any]
 _HASH_SHOWN = 12  # digits; summary.json has all
@@ -32,7 +32,11 @@ def run_page(
     body = [
         f"<h1>{escaped(name)}</h1>",
         f"<p class=soft>{escaped(_about(summary))}</p>",
-        *(f"<p class=warning>{escaped(line)}</p>" for line in dict.fromkeys([*_partial(summary), *summary["warnings"], *warnings])),
+        *(f"<p class=soft>{escaped(line)}</p>" for line in tables.rests_on(summary)),
+        *(
+            f"<p class=warning>{escaped(line)}</p>"
+            for line in dict.fromkeys([*_overload(summary), *_partial(summary), *summary["warnings"], *warnings])
+        ),
         _tiles(summary),
         _verdict(summary),
         "<h2>Latency</h2>",
@@ -63,8 +67,10 @@ def fragment(summary: Summary) -> str:
         for k, v in tables.figures(summary)
     )
     found = summary["bottleneck"]
-    bottleneck = f"<p><b>bottleneck: {escaped(found['resource'])}</b>: {escaped(found['evidence'])}</p>"
-    return f"{_latency_table(summary)}<table>{rows}</table>{bottleneck}"
+    notes = "".join(f"<br><b>{escaped(kind)}</b>: {escaped(evidence)}" for kind, evidence in tables.verdict_notes(summary))
+    bottleneck = f"<p><b>bottleneck: {escaped(found['resource'])}</b>: {escaped(found['evidence'])}{notes}</p>"
+    over = "".join(f"<p><b>overloaded</b>: {escaped(line)}</p>" for line in tables.overload_lines(summary))
+    return f"{over}<table>{rows}</table>{bottleneck}{_latency_table(summary)}"
 
 
 def _about(summary: Summary) -> str:
@@ -74,6 +80,10 @@ def _about(summary: Summary) -> str:
         known.append(f"policy hash {policy[:_HASH_SHOWN]}")
     count = summary["requests"]
     return ", ".join([f"{count:,} request{'s' if count != 1 else ''} in {seconds(summary['duration_s'])}", *known])
+
+
+def _overload(summary: Summary) -> list[str]:
+    return [f"Overloaded: {line}." for line in tables.overload_lines(summary)]
 
 
 def _partial(summary: Summary) -> list[str]:
@@ -102,7 +112,8 @@ def _tiles(summary: Summary) -> str:
 def _verdict(summary: Summary) -> str:
     found = summary["bottleneck"]
     tone = " good" if found["resource"] == "none" else ""
-    return f'<p class="verdict{tone}"><b>Bottleneck: {escaped(found["resource"])}</b><br>{escaped(found["evidence"])}</p>'
+    more = "".join(f"<br><b>{escaped(kind)}</b> {escaped(evidence)}" for kind, evidence in tables.verdict_notes(summary))
+    return f'<p class="verdict{tone}"><b>Bottleneck: {escaped(found["resource"])}</b><br>{escaped(found["evidence"])}{more}</p>'
 
 
 def _latency_table(summary: Summary) -> str:
@@ -145,18 +156,7 @@ def _instance_table(summary: Summary) -> str:
 
 
 def _link_table(summary: Summary) -> str:
-    rows = [
-        [
-            link["name"],
-            percent(link["busy_fraction"]),
-            percent(link["utilisation"]),
-            size(link["bytes"]),
-            f"{size(link['capacity_bytes_per_s'])}/s",
-            f"{link['peak_flows']}",
-        ]
-        for link in summary["links"]
-    ]
-    return table(["link", "busy", "used", "carried", "capacity", "most transfers at once"], rows)
+    return table(["link", "busy", "used", "carried", "capacity", "most transfers at once"], tables.link_rows(summary))
 
 
 def _client(client: Mapping[str, Any]) -> list[str]:

@@ -22,13 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdlab.core.types import Role, Stage
+from pdlab.results.causes import DECODED, MOVED, PREFILLED, QUEUED, ROOM, Misses, find_causes
+from pdlab.results.headroom import decode_headroom
 from pdlab.results.records import Column, InstanceUse, LinkUse, Records, Samples, latencies, met_both, met_tpot, met_ttft
 from pdlab.results.units import percent, seconds
 
@@ -93,19 +95,71 @@ def find_bottleneck(
     *,
     slo: tuple[float, float],
     duration_s: float,
+    policy: str | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`resource` (prefill compute, decode memory, decode slots, decode compute, link, none), `role`, `instance` (or the link's name),
-    `evidence` in one sentence, and `use`: how used each resource was, between 0 and 1.
+    `evidence` in one sentence; `misses`, the phase in which most were lost, and `causes` of them (None and empty where there are none);
+    decode's `headroom`, where step times are known; and `use`: how used each resource was, between 0 and 1.
 
-    `slo` is (ttft_s, tpot_s); `duration_s` the run's.
+    `slo` is (ttft_s, tpot_s); `duration_s` the run's; `policy` is what the experiment calls it.
     """
     found = records.columns()
     derived = latencies(found)
     good = met_both(found, derived, slo)
     use = _measure(found, samples, instances, links, duration_s)
-    missed = good.size and good.mean() < ATTAINED
-    verdict = _by_misses(found, derived, good, slo, use) if missed else _by_saturation(use) or _nothing(use)
-    return {**verdict, "use": {"prefill compute": use.prefill, "link": use.link, "decode memory": use.kv_peak}}
+    headroom = decode_headroom(samples, instances, slo[1])
+    misses, lost = _lost(found, derived, good, slo, records.instances)
+    if good.size and good.mean() < ATTAINED:
+        verdict = _by_misses(found, misses, lost, use)
+    else:
+        verdict = _by_saturation(use) or _nothing(use)
+        if lost is not None:
+            verdict = {**verdict, "evidence": f"{verdict['evidence']}; {lost.words}"}
+    return {
+        **verdict,
+        "misses": None
+        if lost is None
+        else {"requests": lost.requests, "phase": lost.phase, "share": lost.share, "median_s": lost.median_s},
+        "causes": [asdict(cause) for cause in find_causes(misses, samples, instances, headroom, policy)] if misses is not None else [],
+        "headroom": None if headroom is None else headroom.figures(),
+        "use": {"prefill compute": use.prefill, "link": use.link, "decode memory": use.kv_peak},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Of the `requests` that missed, the `share` that lost most time in the `phase` in which most did, and how much time."""
+
+    requests: int
+    phase: str
+    share: float
+    median_s: float
+
+    @property
+    def words(self) -> str:
+        misses = f"{self.requests:,} misses" if self.requests > 1 else "1 miss"
+        return f"{percent(self.share)} of {misses} lost most time {self.phase} (median {seconds(self.median_s)})"
+
+
+def _lost(
+    found: Mapping[str, Column], derived: Mapping[str, Column], good: NDArray[np.bool_], slo: tuple[float, float], names: Sequence[str]
+) -> tuple[Misses | None, _Lost | None]:
+    """Where those lost their time that missed, though they were served."""
+    missed = ~good & ~(found["status"] >= Stage.ABORTED)
+    if not missed.any():
+        return None, None
+    part = {name: column[missed] for name, column in found.items()}
+    late = {name: column[missed] for name, column in derived.items()}
+    cost = _stage_costs(part, slo[1], ~met_ttft(part, late, slo), ~met_tpot(part, late, slo))
+    worst = np.argmax(np.column_stack(list(cost.values())), axis=1)
+    votes = np.bincount(worst, minlength=len(cost))
+    phase = list(cost)[int(votes.argmax())]
+    spent = float(np.median(cost[phase][cost[phase] > 0])) if (cost[phase] > 0).any() else 0.0
+    rows = np.flatnonzero(missed)[worst == int(votes.argmax())]
+    tpot = derived["tpot_s"][rows]
+    typical_s = float(np.nanmedian(tpot)) if (~np.isnan(tpot)).any() else math.nan
+    lost = _Lost(int(missed.sum()), phase, float(votes.max() / votes.sum()), spent)
+    return Misses(found, rows, phase, names, typical_s), lost
 
 
 def _measure(
@@ -210,26 +264,16 @@ def _nothing(use: _Use) -> dict[str, Any]:
     return _verdict("none", None, "nothing is used up: " + ", ".join(parts) if parts else "nothing ran")
 
 
-def _by_misses(
-    found: Mapping[str, Column], derived: Mapping[str, Column], good: NDArray[np.bool_], slo: tuple[float, float], use: _Use
-) -> dict[str, Any]:
+def _by_misses(found: Mapping[str, Column], misses: Misses | None, lost: _Lost | None, use: _Use) -> dict[str, Any]:
     refused = found["status"] >= Stage.ABORTED
-    missed = ~good & ~refused
-    if refused.sum() > missed.sum():
+    if lost is None or misses is None or refused.sum() > lost.requests:
         words = f"{percent(refused.mean())} of the requests were rejected or failed"
         verdict = _by_saturation(use)
         if verdict is None:
             return _verdict("none", None, f"{words}, though nothing is used up: see the reasons")
         return {**verdict, "evidence": f"{words}; {verdict['evidence']}"}
-    part = {name: column[missed] for name, column in found.items()}
-    late = {name: column[missed] for name, column in derived.items()}
-    cost = _stage_costs(part, slo[1], ~met_ttft(part, late, slo), ~met_tpot(part, late, slo))
-    votes = np.bincount(np.argmax(np.column_stack(list(cost.values())), axis=1), minlength=len(cost))
-    stage = list(cost)[int(votes.argmax())]
-    spent = float(np.median(cost[stage][cost[stage] > 0])) if (cost[stage] > 0).any() else 0.0
-    words = f"{percent(votes.max() / votes.sum())} of {int(missed.sum()):,} misses lost most time {stage} (median {seconds(spent)})"
-    resource, where, why = _blame(stage, use)
-    return _verdict(resource, where, f"{words}; {why}")
+    resource, where, why = _blame(misses.phase, use)
+    return _verdict(resource, where, f"{lost.words}; {why}")
 
 
 def _stage_costs(
@@ -259,23 +303,23 @@ def _stage_costs(
     after_first = late_tpot & ~np.isnan(prefilled)
     moved_early = late_ttft & (by_decode | np.isnan(first))
     cost = {
-        "queued for prefill": np.where(late_ttft, queue, 0.0),
-        "in prefill": np.where(late_ttft, prefill, 0.0),
-        "waiting for room to decode": np.where((after_first & ~by_decode) | moved_early, room, 0.0),
-        "in KV transfer": np.where((after_first & ~by_decode) | moved_early, sending, 0.0),
-        "in decode": np.where(after_first, decode, 0.0),
+        QUEUED: np.where(late_ttft, queue, 0.0),
+        PREFILLED: np.where(late_ttft, prefill, 0.0),
+        ROOM: np.where((after_first & ~by_decode) | moved_early, room, 0.0),
+        MOVED: np.where((after_first & ~by_decode) | moved_early, sending, 0.0),
+        DECODED: np.where(after_first, decode, 0.0),
     }
     return {name: np.maximum(np.nan_to_num(seconds_lost), 0.0) for name, seconds_lost in cost.items()}
 
 
 def _blame(stage: str, use: _Use) -> tuple[str, InstanceUse | LinkUse | None, str]:
-    if stage == "in KV transfer":
+    if stage == MOVED:
         return "link", use.link_at, _link_words(use)
-    if stage == "in decode":
+    if stage == DECODED:
         return _blame_decode(use)
-    if stage == "waiting for room to decode":
+    if stage == ROOM:
         return _slots(use) if use.slots_saturated and not use.kv_saturated else ("decode memory", use.kv_at, _kv_words(use))
-    if stage == "queued for prefill" and use.prefill_held_back:
+    if stage == QUEUED and use.prefill_held_back:
         if use.kv_saturated:
             return "decode memory", use.kv_at, _kv_words(use)
         if use.link_saturated:
@@ -316,6 +360,8 @@ def _kv_words(use: _Use) -> str:
     name = use.kv_at.name if use.kv_at else "no instance"
     preempted = f", {use.preemptions:,} preemptions" if use.preemptions else ""
     peak = f"peak {percent(use.kv_peak)}{preempted}"
+    if use.full == 0.0 and use.kv_at is not None:  # whoever finds no room waits elsewhere
+        return f"{name}'s KV use was {percent(use.kv_at.kv_use_mean)} on average ({peak})"
     return f"{name} had its KV blocks full with sequences waiting in {percent(use.full)} of its reports ({peak})"
 
 

@@ -17,11 +17,12 @@ import numpy as np
 
 from pdlab.core.types import Stage, UsageError
 from pdlab.results.comparison_notes import notes
-from pdlab.results.metrics import SPREADS
+from pdlab.results.metrics import SPREADS, untrimmed
 from pdlab.results.records import Column, latencies
 from pdlab.results.run import Run
 
 NAN = math.nan
+SIDES = ("simulated", "measured")
 TELLING = 0.05  # of two means: the difference that makes one policy better than another
 POINTS = ("mean", "p50", "p90", "p99")
 RATES = (
@@ -113,9 +114,18 @@ class Pairs:
         return float(((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std()))
 
 
+@dataclass(frozen=True, slots=True)
+class VerdictLine:
+    """A line of what may be concluded; `tone` 1: decided, 0: said."""
+
+    words: str
+    tone: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """One policy: its simulations, which mostly are one, its measured runs, and what comes of them."""
+    """One policy: its simulations, which mostly are one, its measured runs, and what comes of them. Of two simulations the second stands
+    for what was measured; `sides` are what both are called."""
 
     policy: str
     simulated: tuple[Run, ...]
@@ -124,6 +134,12 @@ class Group:
     instances: tuple[tuple[str, tuple[ComparedFigure, ...]], ...]
     pairs: tuple[Pairs, ...]
     notes: tuple[str, ...]
+    sides: tuple[str, str] = SIDES
+    verdict: tuple[VerdictLine, ...] = ()
+
+    @property
+    def two_simulations(self) -> bool:
+        return self.sides != SIDES
 
     def line(self, key: str) -> ComparedFigure:
         return next(line for line in self.lines if line.key == key)
@@ -163,21 +179,26 @@ def compare(results: Sequence[tuple[str, Run]]) -> Comparison:
             names = ", ".join(name for side in sides.values() for name, _ in side)
             command = "bench" if missing == "measured" else "sim"
             raise UsageError(f"{names}: {there} with policy {policy}, and no {missing} result has it; add one of pdlab {command}")
-        groups.append(_group(policy, *([result for _, result in sides[real]] for real in (False, True))))
+        groups.append(make_group(policy, *([result for _, result in sides[real]] for real in (False, True))))
     return Comparison(tuple(groups), tuple(_rankings(groups)))
 
 
 def policy_of(result: Run) -> str:
     """The policy's name, or where it is put together, what it is made of."""
-    policy = result.summary["run"].get("policy", "")
+    return policy_words(result.summary["run"].get("policy", ""))
+
+
+def policy_words(policy: Any) -> str:
+    """dispatch prefix_aware, handoff least_kv"""
     if isinstance(policy, Mapping):
         plain = all(isinstance(part, str) for part in policy.values())
         return ", ".join(f"{hook} {part}" for hook, part in policy.items()) if plain else json.dumps(policy, sort_keys=True)
     return str(policy)
 
 
-def _group(policy: str, simulated: Sequence[Run], measured: Sequence[Run]) -> Group:
-    sims, runs = [result.summary for result in simulated], [result.summary for result in measured]
+def make_group(policy: str, simulated: Sequence[Run], measured: Sequence[Run]) -> Group:
+    """Of the runs of both sides."""
+    sims, runs = ([_whole(result) for result in results] for results in (simulated, measured))
     lines = [_line(f"{label} {point}", f"{key}.{point}", sims, runs) for label, key in SPREADS for point in POINTS]
     lines += [_line(label, key, sims, runs) for label, key in RATES]
     return Group(
@@ -189,6 +210,13 @@ def _group(policy: str, simulated: Sequence[Run], measured: Sequence[Run]) -> Gr
         tuple(_pairs(simulated, measured)),
         tuple(dict.fromkeys(notes(simulated, measured))),
     )
+
+
+def _whole(result: Run) -> Mapping[str, Any]:
+    """Its figures over all requests: two runs of the same requests seldom have the same warm-up."""
+    summary = result.summary
+    trimmed = summary.get("window", {}).get("warm_up_requests")
+    return untrimmed(summary, result.records, result.gaps) if trimmed else summary
 
 
 def _line(label: str, key: str, simulated: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]) -> ComparedFigure:

@@ -92,7 +92,7 @@ def _profiled_models(result: Run) -> list[str]:
     names = []
     for row in result.experiment.get("cluster", {}).get("instances", ()):
         try:
-            profile = hardware(row["hardware"], base_dir).profile
+            profile = hardware(row["hardware"], base_dir).profile if isinstance(row["hardware"], str) else None
         except UsageError:
             continue
         if profile is not None:

@@ -30,9 +30,12 @@ from pdlab.results.records import (
     met_ttft,
     name_codes,
 )
+from pdlab.results.window import after_warm_up, arrival_window
 
 __all__ = ["DEFINITIONS", "FIELDS", "SAMPLE_FIELDS", "Gaps", "InstanceUse", "LinkUse", "Records", "Samples", "summarise"]
 
+Scalar = bool | int | float | str | None
+_NOT_FIGURES = ("reasons", "instances", "links", "warnings")  # lists, and what has other keys in every run
 PERCENTILES = (50, 90, 95, 99)
 SPREADS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("E2E", "e2e_s"), ("transfer", "transfer_s"), ("queue", "queue_s"))
 DEFINITIONS: dict[str, str] = {
@@ -44,7 +47,11 @@ DEFINITIONS: dict[str, str] = {
     "transfer": "first to last byte of the KV cache from prefill to decode",
     "queue": "arrival to start of prefill",
     "SLO attainment": "share of all arrivals that met their TTFT and TPOT objectives; failed, rejected and unfinished ones count as misses",
-    "goodput": "requests that met both objectives, per second of the run",
+    "goodput": "requests that met both objectives, per second of the arrival window: attainment times the rate of arrivals",
+    "throughput": "completed requests (or tokens) per second of the arrival window; of an overloaded run, until its queue is gone",
+    "arrival window": "first arrival to last; where all came at once, the run",
+    "overloaded": "the queue grew to the end of the arrivals (Mann-Kendall's test, 1 %): attainment depends on the run's length",
+    "warm-up": "requests at the begin that count in no figure but ITL, chosen by MSER-5 on TTFT; --no-trim counts them",
     "busy": "share of the time it was up that an instance computed; of a link, that something was in transit",
 }
 
@@ -62,32 +69,95 @@ def summarise(
     partial: bool = False,
     leaked_blocks: int = 0,
     warnings: Iterable[str] = (),
+    trim: bool = False,
 ) -> dict[str, Any]:
     """The content of summary.json, as plain JSON values: null stands for what does not exist (a percentile of nothing).
 
-    `slo` is the experiment's (ttft_s, tpot_s), inf where there is none; `run` is passed through (seed, version, cpu_s, ...).
+    `slo` is the experiment's (ttft_s, tpot_s), inf where there is none; `run` is passed through (seed, version, cpu_s, ...). With `trim`
+    latencies, attainment and rates leave the warm-up out; counts never do.
     """
     found = records.columns()
-    derived = latencies(found)
-    good = met_both(found, derived, slo)
     status = found["status"]
-    done = status == Stage.DONE
-    ended_badly = (status == Stage.ABORTED) | (status == Stage.EXPIRED) | (status == Stage.FAILED)
-    rejected = status == Stage.REJECTED
     prefilled = ~np.isnan(found["first_token_s"])
-    seconds = duration_s if duration_s > 0 else math.nan
+    ended_badly = (status == Stage.ABORTED) | (status == Stage.EXPIRED) | (status == Stage.FAILED)
     accelerators = sum(use.accelerators for use in instances)
-    output_tokens = float(np.nansum(found["output_tokens"]))
-    goodput = float(good.sum()) / seconds
     summary: dict[str, Any] = {
         "requests": len(records),
-        "completed": int(done.sum()),
+        "completed": int((status == Stage.DONE).sum()),
         "failed": int(ended_badly.sum()),
-        "rejected": int(rejected.sum()),
+        "rejected": int((status == Stage.REJECTED).sum()),
         "unfinished": int((status < Stage.DONE).sum()),
         "partial": partial,
+        "overloaded": False,
         "duration_s": duration_s,
         "slo": {"ttft_s": slo[0], "tpot_s": slo[1]},
+        **_windowed(found, gaps, slo, accelerators, duration_s, trim),
+        "prompt_tokens": int(np.nansum(found["prompt_tokens"])),
+        "output_tokens": int(np.nansum(found["output_tokens"])),
+        "prefix_hit_rate": _ratio(np.nansum(found["cached_tokens"][prefilled]), np.nansum(found["prompt_tokens"][prefilled])),
+        "transfer_bytes": int(np.nansum(found["transfer_bytes"])),
+        "retries": int(np.nansum(np.maximum(found["attempts"] - 1, 0))),
+        "preemptions": int(np.nansum(found["preemptions"])),
+        "migrations": int(np.nansum(found["migrations"])),
+        "leaked_blocks": leaked_blocks,
+        "reasons": _reasons(records),
+        "accelerators": accelerators,
+        "instances": [_instance(use) for use in instances],
+        "roles": _roles(instances),
+        "links": [_link(link) for link in links],
+        "bottleneck": find_bottleneck(records, samples, instances, links, slo=slo, duration_s=duration_s, policy=run.get("policy")),
+        "warnings": list(warnings),
+        "run": dict(run),
+    }
+    clean: dict[str, Any] = _clean(summary)
+    return clean
+
+
+def flat_figures(summary: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The single figures of a summary, by their paths."""
+    flat: dict[str, Scalar] = {}
+    for key, value in summary.items():
+        if key in _NOT_FIGURES:
+            continue
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{path}": figure for path, figure in flat_figures(value).items()}
+        elif not isinstance(value, list):
+            flat[key] = value
+    return flat
+
+
+def untrimmed(summary: Mapping[str, Any], records: Records, gaps: Gaps) -> dict[str, Any]:
+    """The summary with the warm-up counted."""
+    limits = (summary["slo"]["ttft_s"], summary["slo"]["tpot_s"])
+    slo = (math.inf if limits[0] is None else limits[0], math.inf if limits[1] is None else limits[1])
+    windowed = _windowed(records.columns(), gaps, slo, summary["accelerators"], summary["duration_s"], trim=False)
+    return {**summary, **_clean(windowed)}
+
+
+def _windowed(
+    found: Mapping[str, Column], gaps: Gaps, slo: tuple[float, float], accelerators: int, duration_s: float, trim: bool
+) -> dict[str, Any]:
+    """What is counted over the arrival window, and with `trim` without the warm-up."""
+    window = arrival_window(found, trim=trim, duration_s=duration_s)
+    counted = after_warm_up(found, window)
+    kept = {name: column[counted] for name, column in found.items()}
+    derived = latencies(kept)
+    done = kept["status"] == Stage.DONE
+    good = met_both(kept, derived, slo)
+    every = good if isinstance(counted, slice) else met_both(found, latencies(found), slo)
+    goodput = _share(good) * window.offered_rps
+    tokens_per_s = _ratio(float(np.nansum(kept["output_tokens"])), good.size) * window.served_rps
+    return {
+        "overloaded": window.overloaded,
+        "window": {
+            "start_s": window.start_s,
+            "end_s": window.end_s,
+            "offered_rps": window.offered_rps,
+            "served_rps": window.served_rps,
+            "warm_up_requests": window.warm_up,
+            "warm_up_s": window.warm_up_s,
+            "slo_attainment_untrimmed": _share(every),
+        },
         "ttft_s": _spread(derived["ttft_s"][done]),
         "tpot_s": _spread(derived["tpot_s"][done]),
         "itl_s": {
@@ -100,32 +170,14 @@ def summarise(
         "transfer_s": _spread(derived["transfer_s"]),
         "queue_s": _spread(derived["queue_s"]),
         "slo_attainment": _share(good),
-        "ttft_attainment": _share(met_ttft(found, derived, slo)),
-        "tpot_attainment": _share(met_tpot(found, derived, slo)),
+        "ttft_attainment": _share(met_ttft(kept, derived, slo)),
+        "tpot_attainment": _share(met_tpot(kept, derived, slo)),
         "goodput_rps": goodput,
         "goodput_rps_per_accelerator": goodput / accelerators if accelerators else math.nan,
-        "throughput_rps": float(done.sum()) / seconds,
-        "output_tokens_per_s": output_tokens / seconds,
-        "output_tokens_per_s_per_accelerator": output_tokens / seconds / accelerators if accelerators else math.nan,
-        "prompt_tokens": int(np.nansum(found["prompt_tokens"])),
-        "output_tokens": int(output_tokens),
-        "prefix_hit_rate": _ratio(np.nansum(found["cached_tokens"][prefilled]), np.nansum(found["prompt_tokens"][prefilled])),
-        "transfer_bytes": int(np.nansum(found["transfer_bytes"])),
-        "retries": int(np.nansum(np.maximum(found["attempts"] - 1, 0))),
-        "preemptions": int(np.nansum(found["preemptions"])),
-        "migrations": int(np.nansum(found["migrations"])),
-        "leaked_blocks": leaked_blocks,
-        "reasons": _reasons(records),
-        "accelerators": accelerators,
-        "instances": [_instance(use) for use in instances],
-        "roles": _roles(instances),
-        "links": [_link(link) for link in links],
-        "bottleneck": find_bottleneck(records, samples, instances, links, slo=slo, duration_s=duration_s),
-        "warnings": list(warnings),
-        "run": dict(run),
+        "throughput_rps": _share(done) * window.served_rps,
+        "output_tokens_per_s": tokens_per_s,
+        "output_tokens_per_s_per_accelerator": tokens_per_s / accelerators if accelerators else math.nan,
     }
-    clean: dict[str, Any] = _clean(summary)
-    return clean
 
 
 def _spread(values: Column) -> dict[str, float]:

@@ -188,7 +188,7 @@ class Samples:
 class InstanceUse:
     """What one instance did in a run. `busy_s` counts time once where a batch does both phases; `compute_bound_fraction` is the
     share of its decode time in which arithmetic, not memory bandwidth, set the pace; `max_seqs` bounds the sequences that it decodes
-    together (None: not known)."""
+    together (None: not known). `decode_profile` has decode steps as its cost model times them: (batch, context tokens in all, seconds)."""
 
     name: str
     role: str
@@ -207,6 +207,7 @@ class InstanceUse:
     hardware: str = ""
     accelerators: int = 1
     max_seqs: int | None = None
+    decode_profile: tuple[tuple[int, int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from pdlab.core.types import UsageError
 from pdlab.results.gaps import Gaps
+from pdlab.results.metrics import untrimmed
 from pdlab.results.records import Records, Samples, Span
+from pdlab.results.staged import staged
 from pdlab.results.units import percent, seconds
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ class Run:
         limits = [self.summary["slo"][key] for key in ("ttft_s", "tpot_s")]
         return (math.inf if limits[0] is None else limits[0], math.inf if limits[1] is None else limits[1])
 
+    def count_warm_up(self) -> None:
+        """From now on its summary leaves nothing out."""
+        self.summary = untrimmed(self.summary, self.records, self.gaps)
+
     @cached_property
     def requests(self) -> RequestFrame:
         """One row a request, every timestamp in seconds since the run began."""
@@ -125,18 +129,9 @@ class Run:
         Raises UsageError where `directory` cannot be written.
         """
         directory = Path(directory)
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
-        except OSError as error:
-            raise UsageError(f"{directory}: cannot write there ({error.strerror}); give another directory with --out") from None
-        try:
+        with staged(directory) as aside:
             self._write(aside)
             self._move(aside, directory)
-        except OSError as error:
-            raise UsageError(f"{directory}: cannot write there ({error.strerror}); give another directory with --out") from None
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         return directory
 
     @classmethod

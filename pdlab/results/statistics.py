@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
@@ -38,3 +38,9 @@ def mean_interval(values: Sequence[float]) -> MeanInterval | None:
     if len(values) == 1:
         return MeanInterval(values[0], None)
     return MeanInterval(fmean(values), student_t(len(values) - 1) * stdev(values) / sqrt(len(values)))
+
+
+def paired_difference(own: Mapping[int, float], other: Mapping[int, float]) -> MeanInterval | None:
+    """Of two experiments' figures by seed, the first less the second over the seeds of both: the arrivals and lengths that they share
+    cancel out."""
+    return mean_interval([own[seed] - other[seed] for seed in own if seed in other])

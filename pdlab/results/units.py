@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import floor, isfinite, log10
 
+from pdlab.results.statistics import MeanInterval
+
+_NOTHING = 1e-9  # of a mean: an interval as small is that of sums in another order
 MISSING = "–"  # noqa: RUF001  an en dash, as in printed tables
 
 
@@ -53,3 +56,28 @@ def size(value: float | None) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.0f} B"
+
+
+def interval_words(found: MeanInterval, unit: str) -> str:
+    """85.0 ±1.2 ms, no finer than the interval says; `unit` is s, % or empty, `half` may be missing."""
+    factor, shown = _interval_scale(abs(found.mean), unit)
+    mean, half = found.mean / factor, 0.0 if found.half is None else found.half / factor
+    if half < _NOTHING * abs(mean):
+        half = 0.0
+    words = f"{mean:,.0f}" if abs(mean) >= 1000 or mean == 0.0 else _three(mean)
+    finest = max(0, 1 - floor(log10(half))) if half else 3
+    if finest < len(words.partition(".")[2]):
+        words = f"{mean:.{finest}f}"
+    return f"{words}{'' if found.half is None else f' ±{_two(half)}'}{shown}"
+
+
+def _interval_scale(mean: float, unit: str) -> tuple[float, str]:
+    if unit == "%":
+        return 0.01, " %"
+    if unit == "s":
+        return (1.0, " s") if mean >= 1 else (1e-3, " ms")
+    return 1.0, ""
+
+
+def _two(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,28 @@ def texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from texts(inner)
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any], varied: Sequence[str] = ()) -> str | None:
+    """The first value that two resolved experiments do not have in common, in words; those below the paths of `varied` may differ."""
+    old, new = dict(_leaves(there)), dict(_leaves(here))
+    for path in dict.fromkeys([*new, *old]):
+        free = any(f"{path}.".startswith(f"{key}.") for key in varied)
+        if not free and old.get(path) != new.get(path):
+            return f"{path} is {_shown(old, path)} there, {_shown(new, path)} here"
+    return None
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    if not inner:
+        yield path, value
+    for key, part in inner:
+        yield from _leaves(part, f"{path}.{key}" if path else str(key))
+
+
+def _shown(leaves: Mapping[str, Any], path: str) -> str:
+    return json.dumps(leaves[path]) if path in leaves else "not said"
 
 
 def _is_file(path: Path) -> bool:

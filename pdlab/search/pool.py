@@ -15,20 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
+from pdlab.results.metrics import Scalar as Scalar
+from pdlab.results.metrics import flat_figures as flat_figures
 from pdlab.sim import simulate
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
 
-Scalar = bool | int | float | str | None
 WorkloadKey = tuple[str, int, str]
 MOST_ATTEMPTS = 2
 _PATIENCE_S = 5.0  # for a process that is to end
-_NOT_FIGURES = ("reasons", "instances", "links", "warnings")  # lists, and what has other keys in every run
 
 
 def summary_figures(result: Result) -> Mapping[str, Scalar]:
@@ -38,10 +38,12 @@ def summary_figures(result: Result) -> Mapping[str, Scalar]:
 
 @dataclass(frozen=True, slots=True)
 class SimulationTask:
-    """`key` is the caller's name for it, `experiment` all that there is to do; `figures`, a module's function, is what is wanted of it."""
+    """`key` is the caller's name for it, `experiment` what there is to do, with the `part` of its workload between two shares; `figures`, a
+    module's function or what pickles like one, is what is wanted of it."""
 
     key: str
     experiment: Experiment
+    part: tuple[float, float] = (0.0, 1.0)
     figures: Callable[[Result], Mapping[str, Scalar]] = summary_figures
 
     @property
@@ -62,9 +64,14 @@ class TaskResult:
     attempts: int = 1
 
 
+def no_more() -> SimulationTask | None:
+    return None
+
+
 class TaskPool(Protocol):
-    def run(self, tasks: Sequence[SimulationTask]) -> Iterator[TaskResult]:
-        """Each task's result, once, as they end."""
+    def run(self, tasks: Sequence[SimulationTask], more: Callable[[], SimulationTask | None] = no_more) -> Iterator[TaskResult]:
+        """Each task's result, once, as they end. `more` is asked for another task wherever a core has none, also after None; its tasks
+        name the files that `tasks` name, no others."""
         ...
 
     def close(self) -> None:
@@ -100,20 +107,8 @@ class WarmSimulator:
             self.workload = build_workload(experiment.workload, experiment.seed, experiment.base_dir)
             self.workload_key = key
             self.loads += 1
-        return simulate(experiment, workload=self.workload)
-
-
-def flat_figures(summary: Mapping[str, Any]) -> dict[str, Scalar]:
-    """The single figures of a summary, by their paths."""
-    flat: dict[str, Scalar] = {}
-    for key, value in summary.items():
-        if key in _NOT_FIGURES:
-            continue
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{path}": figure for path, figure in flat_figures(value).items()}
-        elif not isinstance(value, list):
-            flat[key] = value
-    return flat
+        workload = self.workload if task.part == (0.0, 1.0) else self.workload.part(*task.part)
+        return simulate(experiment, workload=workload)
 
 
 def usable_cores() -> int:
@@ -192,18 +187,23 @@ class ProcessPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, tasks: Sequence[SimulationTask]) -> Iterator[TaskResult]:
+    def run(self, tasks: Sequence[SimulationTask], more: Callable[[], SimulationTask | None] = no_more) -> Iterator[TaskResult]:
         queue = TaskQueue(tasks)
-        while len(self.members) < min(self.jobs, len(tasks)):
-            self.members.append(PoolProcess(self.context))
-        for member in self.members:
-            self._occupy(member, queue)
-        while busy := {member.pipe: member for member in self.members if member.task is not None}:
+        while busy := self._busy(queue, more):
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 result = self._answer(busy[pipe], queue)
                 if result is not None:
                     yield result
+
+    def _busy(self, queue: TaskQueue, more: Callable[[], SimulationTask | None]) -> dict[Connection, PoolProcess]:
+        """Who is at work, by pipes, with as many as there is something for."""
+        for member in [one for one in self.members if one.task is None]:
+            self._occupy(member, queue, more)
+        while len(self.members) < self.jobs and (taken := self._taken(None, queue, more)) is not None:
+            self.members.append(PoolProcess(self.context))
+            self.members[-1].begin(*taken)
+        return {member.pipe: member for member in self.members if member.task is not None}
 
     def _answer(self, member: PoolProcess, queue: TaskQueue) -> TaskResult | None:
         task, attempts = member.task, member.attempts
@@ -225,11 +225,20 @@ class ProcessPool:
             self._occupy(idle, queue)
         return result
 
-    def _occupy(self, member: PoolProcess, queue: TaskQueue) -> None:
-        elsewhere = {one.at_hand for one in self.members if one is not member and one.task is not None and one.at_hand is not None}
-        taken = queue.take(member.at_hand, elsewhere)
+    def _occupy(self, member: PoolProcess, queue: TaskQueue, more: Callable[[], SimulationTask | None] = no_more) -> None:
+        taken = self._taken(member, queue, more)
         if taken is not None:
             member.begin(*taken)
+
+    def _taken(
+        self, member: PoolProcess | None, queue: TaskQueue, more: Callable[[], SimulationTask | None]
+    ) -> tuple[SimulationTask, int] | None:
+        """A task, and which attempt at it this is, for a member, or one that is still to begin."""
+        elsewhere = {one.at_hand for one in self.members if one is not member and one.task is not None and one.at_hand is not None}
+        taken = queue.take(None if member is None else member.at_hand, elsewhere)
+        if taken is None and (task := more()) is not None:
+            return task, 1
+        return taken
 
     def close(self) -> None:
         for member in self.members:

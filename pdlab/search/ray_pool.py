@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,7 +25,7 @@ import pdlab
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.identity import named_file, texts
-from pdlab.search.pool import MOST_ATTEMPTS, SimulationTask, TaskResult, WarmSimulator
+from pdlab.search.pool import MOST_ATTEMPTS, SimulationTask, TaskResult, WarmSimulator, no_more
 
 LOCAL = "local"
 MOST_MACHINES_LOST = 5  # by one task, until it counts as failed
@@ -58,7 +58,7 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, tasks: Sequence[SimulationTask]) -> Iterator[TaskResult]:
+    def run(self, tasks: Sequence[SimulationTask], more: Callable[[], SimulationTask | None] = no_more) -> Iterator[TaskResult]:
         """Raises UsageError where no Ray answers."""
         waiting = [RayTask(task) for task in sorted(tasks, key=lambda one: one.workload_key, reverse=True)]
         if not waiting:
@@ -67,10 +67,16 @@ class RayPool:
         with staged(task.experiment for task in tasks) as (folder, depth):
             self._connect(folder)
             simulate_there = ray.remote(max_retries=0, num_cpus=1)(perform)
-            while waiting or under_way:
-                while waiting and len(under_way) < self._most():
+            while True:
+                while len(under_way) < self._most():
+                    if not waiting and (task := more()) is not None:
+                        waiting.append(RayTask(task))
+                    if not waiting:
+                        break
                     begun = waiting.pop()
                     under_way[simulate_there.remote(begun.task, begun.attempts, depth)] = begun
+                if not under_way:
+                    return
                 for done in _ended(list(under_way)):
                     one = under_way.pop(done)
                     result = _result(done, one)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
-from pdlab.results.statistics import MeanInterval, mean_interval
+from pdlab.results.statistics import MeanInterval, mean_interval, paired_difference
 from pdlab.search.grid import Grid, GridPoint, ImpossiblePoint, worded
 from pdlab.search.identity import RunHashes
 from pdlab.search.pool import Scalar, SimulationTask, TaskPool
@@ -87,8 +87,7 @@ class PointOutcome:
 
     def difference(self, other: PointOutcome, name: str) -> MeanInterval | None:
         """This point's figure less the other's, over the seeds that both have: the arrivals and lengths that they share cancel out."""
-        own, its = self._by_seed(name), other._by_seed(name)
-        return mean_interval([own[seed] - its[seed] for seed in own if seed in its])
+        return paired_difference(self._by_seed(name), other._by_seed(name))
 
     def _by_seed(self, name: str) -> dict[int, float]:
         return {seed: value for seed, figures in self.done.items() if isinstance(value := figures.get(name), int | float)}

@@ -37,7 +37,7 @@ def sweep_page(sweep: Sweep, outcomes: Sequence[PointOutcome], base: Experiment)
         body += [f"<h2>By {escaped(axis.key)}</h2>", drawing]
     body += [
         "<h2>Points</h2>",
-        table(heads(sweep), [point_cells(one) for one in outcomes], text=len(sweep.grid.axes), marks=best_cells(outcomes)),
+        table(heads(sweep), [point_cells(one) for one in outcomes], text=len(sweep.grid.axes) + 1, marks=best_cells(outcomes)),
         f"<p class=soft>{_READING}</p>",
     ]
     if sweep.impossible:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
 from pdlab.core.types import UsageError
+from pdlab.search.identity import first_difference
 from pdlab.search.pool import Scalar
 
 MANIFEST, RUNS, TABLE, PAGE = "sweep.json", "runs.jsonl", "sweep.parquet", "sweep.html"
@@ -109,26 +110,10 @@ def _check_same(folder: Path, experiment: Mapping[str, Any], grid: Mapping[str, 
     """Two sweeps of a folder may have other axes, values and seeds, but what neither varies is the same."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        there, axes = dict(_leaves(manifest["experiment"])), [*manifest["grid"], *grid, "seed"]
+        change = first_difference(dict(manifest["experiment"]), experiment, [*manifest["grid"], *grid, "seed"])
     except (FileNotFoundError, NotADirectoryError):
         return
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{folder}: its {MANIFEST} is none of pdlab sweep's; give another directory with --out") from None
-    here = dict(_leaves(experiment))
-    for path in dict.fromkeys([*here, *there]):
-        varied = any(f"{path}.".startswith(f"{axis}.") for axis in axes)
-        if not varied and here.get(path) != there.get(path):
-            change = f"{path} is {_shown(there, path)} there, {_shown(here, path)} here"
-            raise UsageError(f"{folder}: has a sweep of another experiment ({change}); give another directory with --out")
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    if not inner:
-        yield path, value
-    for key, part in inner:
-        yield from _leaves(part, f"{path}.{key}" if path else str(key))
-
-
-def _shown(leaves: Mapping[str, Any], path: str) -> str:
-    return json.dumps(leaves[path]) if path in leaves else "not said"
+    if change is not None:
+        raise UsageError(f"{folder}: has a sweep of another experiment ({change}); give another directory with --out")

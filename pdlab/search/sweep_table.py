@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pdlab.report.tables import BEST
 from pdlab.results.statistics import MeanInterval
-from pdlab.results.units import MISSING
+from pdlab.results.units import MISSING, interval_words
 from pdlab.search.grid import worded
 from pdlab.search.sweep import PointOutcome, Sweep
 
@@ -30,23 +30,7 @@ class ShownFigure:
 
     def word(self, found: MeanInterval | None) -> str:
         """85.0 ±1.2 ms."""
-        if found is None:
-            return MISSING
-        factor, unit = self._scale(abs(found.mean))
-        mean = f"{found.mean / factor:,.0f}" if abs(found.mean) >= 1000 * factor else f"{found.mean / factor:#.3g}".rstrip(".")
-        half = "" if found.half is None else f" ±{_two(found.half / factor)}"
-        return f"{mean}{half}{unit}"
-
-    def _scale(self, size: float) -> tuple[float, str]:
-        if self.unit == "%":
-            return 0.01, " %"
-        if self.unit == "s":
-            return (1.0, " s") if size >= 1 else (1e-3, " ms")
-        return 1.0, ""
-
-
-def _two(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+        return MISSING if found is None else interval_words(found, self.unit)
 
 
 SHOWN = (
@@ -60,24 +44,24 @@ SHOWN = (
 
 
 def point_cells(outcome: PointOutcome) -> list[str]:
-    """The values of its axes, its figures, and its marks."""
+    """The values of its axes, what makes its figures doubtful, and these."""
     return [
         *(worded(value) for value in outcome.point.values),
-        *(shown.word(outcome.figure(shown.name)) for shown in SHOWN),
         ", ".join(outcome.marks),
+        *(shown.word(outcome.figure(shown.name)) for shown in SHOWN),
     ]
 
 
 def heads(sweep: Sweep) -> list[str]:
     """The axes by the ends of their paths, where these differ."""
     ends = [key.rpartition(".")[2] for key in sweep.grid.keys]
-    return [*(ends if len(set(ends)) == len(ends) else sweep.grid.keys), *(shown.label for shown in SHOWN), ""]
+    return [*(ends if len(set(ends)) == len(ends) else sweep.grid.keys), "", *(shown.label for shown in SHOWN)]
 
 
 def best_cells(outcomes: Sequence[PointOutcome]) -> list[list[bool]]:
     """Which cells are the best of their column by more than chance: the difference to each other point is outside its interval."""
     marks = [[False] * len(point_cells(outcome)) for outcome in outcomes]
-    for column, shown in enumerate(SHOWN, -len(SHOWN) - 1):
+    for column, shown in enumerate(SHOWN, -len(SHOWN)):
         ranked = [
             (shown.better * figure.mean, index) for index, one in enumerate(outcomes) if (figure := one.figure(shown.name)) is not None
         ]

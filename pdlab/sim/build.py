@@ -48,6 +48,7 @@ def world(
         mode=experiment.transfer.mode,
         granularity=experiment.transfer.granularity,
         first_token=experiment.transfer.first_token,
+        via_prefill=experiment.transfer.response_path == "via_prefill",
         layers=model.layers,
         bytes_per_token=largest.token_bytes,
         windows=largest.windows,

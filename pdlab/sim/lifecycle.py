@@ -7,7 +7,7 @@ from functools import partial
 
 import msgspec
 
-from pdlab.core.types import Drained, Evict, InstanceSpec, Left, Role, Scale, Stage, Stop, Switch, Switched
+from pdlab.core.types import Drained, Evict, InstanceSpec, Left, Lost, Role, Scale, Stage, Stop, Switch, Switched
 from pdlab.sim.after import After
 from pdlab.sim.job import Job
 from pdlab.sim.moves import Moves
@@ -149,9 +149,24 @@ class Lifecycle:
         instance.die()
         instance.lived_s += scene.env.now - instance.up_s
         instance.jobs.clear()
+        self._break_off(instance)
         for job in calls_off:
             self.moves.call_off(job, f"{instance.name} died")
         return sent
+
+    def _break_off(self, relay: SimInstance) -> None:
+        """The streams that it passes on: their requests go on elsewhere, from what their clients have."""
+        if not self.moves.mode.via_prefill:
+            return
+        for job in list(self.scene.jobs.values()):
+            seq = job.dseq
+            if seq is None or job.done or job.stage is not Stage.DECODE or self.moves.relay(job, seq) is not relay:
+                continue
+            assert job.d is not None
+            lost = Lost(
+                job.request.id, job.attempt, job.d.name, f"{relay.name} passed it on, and is gone", self.scene.client_tokens(job), False
+            )
+            After(self.scene.env, 0.0, [partial(_tell, self.scene, lost)])
 
     def scale(self, action: Scale) -> None:
         """Start more instances of a role; each joins when it is up."""
@@ -160,6 +175,10 @@ class Lifecycle:
         for _ in range(action.count):
             add, start_s = start(action.role)
             After(self.scene.env, start_s, [partial(_call, add)])
+
+
+def _tell(scene: Scene, event: Lost, _: object) -> None:
+    scene.tell(event)
 
 
 def _call(add: Callable[[], None], _: object) -> None:

@@ -41,6 +41,7 @@ class TransferMode:
     mode: str = "pull"
     granularity: str = "request"
     first_token: str = "prefill"
+    via_prefill: bool = False  # answers of a decode instance go through the one that prefilled
     layers: int = 32
     bytes_per_token: float = 131072.0
     windows: tuple[tuple[int, int], ...] = ()  # (of those bytes, tokens): what layers have that keep the last so many tokens only
@@ -64,6 +65,16 @@ class Moves:
         self.by_layer = mode.mode == "push" and mode.granularity == "layer"
         self.by_chunk = mode.mode == "push" and mode.granularity == "chunk"
         self.cuts: dict[frozenset[str], float] = {}  # between whom nothing passes, and the seconds until a reader knows
+
+    def relay(self, job: Job, seq: Sequence) -> SimInstance | None:
+        """Who passes on what that sequence makes: nobody once the request was migrated."""
+        relayed = self.mode.via_prefill and seq is job.dseq and job.p is not job.d and not job.migrations
+        return job.p if relayed else None
+
+    def relayed_s(self, job: Job, seq: Sequence) -> float:
+        """By how much its tokens come later than they would straight from the decode instance."""
+        relay = self.relay(job, seq)
+        return 0.0 if relay is None or job.d is None else self.network.path(job.d.name, relay.name).latency_s
 
     # ------------------------------------------------------------ hand-off
 
@@ -258,6 +269,7 @@ class Moves:
         src.sync()
         tokens = src.scheduler.kv_tokens(seq)
         tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
+        tseq.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
         if not dst.reserve(tseq):
             self.scene.refuse(job, dst)
             return

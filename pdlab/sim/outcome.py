@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pdlab import cost
+from pdlab.cost.basis import basis
 from pdlab.experiment.experiment import Experiment
 from pdlab.replay.log import EventLog
 from pdlab.results.metrics import summarise
@@ -14,8 +16,10 @@ from pdlab.sim.worker import SimInstance
 from pdlab.sim.world import World
 
 
-def summary(world: World, experiment: Experiment, run: dict[str, Any], *, log: EventLog | None, partial: bool) -> dict[str, Any]:
-    """The content of summary.json. `run` is what it says of the run itself."""
+def summary(
+    world: World, experiment: Experiment, run: dict[str, Any], *, log: EventLog | None, partial: bool, trim: bool
+) -> dict[str, Any]:
+    """The content of summary.json. `run` is what it says of the run itself; with `trim` a steady state's warm-up is left out."""
     return summarise(
         world.records,
         world.gaps,
@@ -28,7 +32,20 @@ def summary(world: World, experiment: Experiment, run: dict[str, Any], *, log: E
         partial=partial,
         leaked_blocks=world.leaked_blocks,
         warnings=[*_warnings(world), *([log.stopped] if log is not None and log.stopped else [])],
+        trim=trim and _steady(experiment),
     )
+
+
+def rests_on(experiment: Experiment) -> list[str]:
+    """A line for each kind of instance: what its seconds are calibrated on, and how far off that may be."""
+    served = cost.model(experiment.model, experiment.base_dir)
+    kinds = dict.fromkeys((placement.hardware, placement.parallel, placement.engine.like) for placement in experiment.placements())
+    return [basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), parallel, like) for name, parallel, like in kinds]
+
+
+def _steady(experiment: Experiment) -> bool:
+    """Could it come to a steady state? Where faults are planned, or a file says when requests arrive, what happens first is no warm-up."""
+    return not experiment.faults and not experiment.workload.own_times
 
 
 def _uses(world: World, experiment: Experiment) -> list[InstanceUse]:
@@ -66,9 +83,10 @@ def _uses(world: World, experiment: Experiment) -> list[InstanceUse]:
                 decode_tokens=sum(x.decode_tokens for x in lives),
                 preemptions=sum(x.scheduler.preemptions for x in lives),
                 compute_bound_fraction=sum(x.compute_bound_s for x in lives) / decode_s if decode_s else 0.0,
-                hardware=placement.hardware,
+                hardware=str(placement.hardware),
                 accelerators=placement.accelerators,
                 max_seqs=last.scheduler.max_seqs,
+                decode_profile=last.spec.decode_profile,
             )
         )
     return uses

@@ -65,18 +65,20 @@ class InstancePlan:
         engine = self.placement.engine
         full = self.token_bytes - sum(size for size, _ in self.windows)
         unit = gcd(full, *(size for size, _ in self.windows))
-        chunk_tokens = engine.max_batch_tokens if engine.batching == "chunked" else UNBOUNDED
+        chunk_tokens = engine.max_batch_tokens if engine.batching in batching.CHUNKED else UNBOUNDED
         return BlockLayout(full // unit, tuple((size // unit, tokens) for size, tokens in self.windows), chunk_tokens)
 
     def scheduler(self, hash_tokens: int) -> Scheduler:
         engine = self.placement.engine
-        return Scheduler(
+        scheduler = Scheduler(
             BlockPool(self.kv_blocks, engine.block_tokens, hash_tokens, engine.prefix_cache, self.layout),
             batching.load(engine.batching),
             max_batch_tokens=engine.max_batch_tokens,
             max_seqs=engine.max_seqs,
             watermark=engine.watermark,
         )
+        scheduler.profile(self.prefill_profile, self.decode_profile)
+        return scheduler
 
 
 def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
@@ -84,7 +86,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
     model = cost.model(experiment.model, experiment.base_dir)
     formats = experiment.formats
     weights, kv = formats.weights(model), formats.kv
-    known: dict[tuple[str, cost.Parallel, object], tuple[cost.Cost, int, Profiles]] = {}
+    known: dict[tuple[object, cost.Parallel, object], tuple[cost.Cost, int, Profiles]] = {}
     found = []
     for placement in experiment.placements():
         engine = placement.engine

@@ -33,9 +33,11 @@ def simulate(
     progress: Progress | None = None,
     trace_events: Path | None = None,
     workload: Workload | None = None,
+    trim: bool = True,
 ) -> Result:
     """Run an experiment, or the one in a file. `policy` decides in place of the experiment's: an object, a class, or what a file may say.
-    `progress(simulated seconds, requests ended, requests)` is called at every report; `trace_events` is where the event log goes. A
+    `progress(simulated seconds, requests ended, requests)` is called at every report; `trace_events` is where the event log goes;
+    without `trim` the warm-up counts in the figures. A
     KeyboardInterrupt ends the run early: what there is by then comes back marked partial. Raises UsageError, also where a
     policy's hook does not return."""
     if isinstance(experiment, str | Path):
@@ -76,11 +78,12 @@ def simulate(
         "policy": said,
         "policy_hash": policy_hash,
         "workload": workload.reading,
+        "rests_on": outcome.rests_on(experiment),
         "cpu_s": cpu_s,
         "requests_per_cpu_s": world.source.ended / cpu_s if cpu_s else 0.0,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    summary = outcome.summary(world, experiment, run, log=log, partial=partial)
+    summary = outcome.summary(world, experiment, run, log=log, partial=partial, trim=trim)
     plain = {**experiment.resolved(), "policy": said}
     return Result(summary, world.records, world.gaps, world.samples, plain, log=trace_events, spans=world.spans or ())
 

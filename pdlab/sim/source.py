@@ -26,7 +26,9 @@ class RequestSource:
         self.ended = 0
         self.finish = scene.env.event()
         columns = (workload.priority, workload.ttft_slo_s, workload.tpot_slo_s, workload.n, workload.best_of)
-        self._plain = all(column is None for column in columns)  # a request is its prompt, nothing else
+        self._sessions = workload.sessions()
+        self._labelled = self._sessions is not None or workload.tenant is not None or workload.offline is not None
+        self._plain = not self._labelled and all(column is None for column in columns)  # a request is its prompt, nothing else
         self._samples_anew = samples_anew
         self.request_s, self.hosts = request_s, hosts
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
@@ -120,4 +122,5 @@ class RequestSource:
         tpot_s = None if w.tpot_slo_s is None or math.isnan(w.tpot_slo_s[i]) else float(w.tpot_slo_s[i])
         n = 1 if w.n is None else int(w.n[i])
         best_of = max(n, 1 if w.best_of is None else int(w.best_of[i]))
-        return Request(i, now, prompt, hashes, 0 if w.priority is None else int(w.priority[i]), ttft_s, tpot_s, n, best_of)
+        labels = w.labels(i, self._sessions) if self._labelled else {}
+        return Request(i, now, prompt, hashes, 0 if w.priority is None else int(w.priority[i]), ttft_s, tpot_s, n, best_of, **labels)

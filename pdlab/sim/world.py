@@ -82,6 +82,7 @@ class World(Scene):
         self.lifecycle = Lifecycle(self, self.moves, self.bring_up, start_instance, switch_s=switch_s, lease_s=router.limits.lease_s)
         self.network = network
         self.notices: dict[str, None] = {}
+        self.relays = transfer.via_prefill
         self.follows_chunks = self.moves.by_chunk or self.moves.by_layer
         self.book = Book()
         self.records, self.samples, self.gaps = self.book.records, self.book.samples, self.book.gaps
@@ -184,6 +185,8 @@ class World(Scene):
         decodes_here = action.decode == action.instance
         p.jobs[job] = None
         seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, decodes_here)
+        if p.scheduler.foresight is not None:
+            self.aim(seq, request)
         if decodes_here:
             job.d = p
             job.assigned(p.name)
@@ -203,11 +206,19 @@ class World(Scene):
         p.worker.submit(seq, _others(request, seq) if decodes_here and request.best_of > 1 else NOTHING)
         p.kick()
 
+    def aim(self, seq: Sequence, request: Request) -> None:
+        """Say by when its tokens are due."""
+        cluster = self.router.cluster
+        ttft_s = cluster.ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
+        seq.aim(request.arrival_s, ttft_s, cluster.tpot_slo_s if request.tpot_slo_s is None else request.tpot_slo_s)
+
     def _reserve(self, job: Job, d: SimInstance, prompt: int, output: int) -> bool:
         """Take the prompt's blocks on the decode instance; where there is no room, the router hears of it."""
         made = 0 if job.samples_anew else 1
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
+        if d.scheduler.foresight is not None:
+            self.aim(seq, request)
         if not d.reserve(seq, _others(request, seq) if request.best_of > 1 else NOTHING):
             if job.pseq is None and job.p is not None:
                 job.p.jobs.pop(job, None)
@@ -283,7 +294,7 @@ class World(Scene):
             if seq is job.pseq or seq is job.dseq:
                 job.preemptions += 1
             if seq.made and seq.parent is None:
-                job.last_token_s = instance.emitted_s
+                job.last_token_s = instance.emitted_s + (self.moves.relayed_s(job, seq) if self.relays else 0.0)
 
     def first_steps(self, joined: list[Sequence], now: float, at_s: float) -> None:
         for seq in joined:
@@ -293,14 +304,16 @@ class World(Scene):
             job.decode_began(now)
             last_s = job.last_token_s
             if last_s == last_s:
-                self.gaps.add_run(1, at_s - last_s, 0.0, 1)
+                later_s = self.moves.relayed_s(job, seq) if self.relays else 0.0
+                self.gaps.add_run(1, at_s + later_s - last_s, 0.0, 1)
 
     def prefilled(self, instance: SimInstance, seq: Sequence, now: float) -> None:
         job: Job = seq.owner
         if job.done or job.attempt != seq.attempt:
             return  # its removal is on the way
         if job.stage is not PREFILL:
-            self._token_at(job, now)  # it is sampled anew, or was preempted, and goes on decoding
+            later_s = self.moves.relayed_s(job, seq) if self.relays else 0.0
+            self._token_at(job, now + later_s)  # it is sampled anew, or was preempted, and goes on decoding
             return
         if seq.decodes_here or not job.samples_anew:
             self._token_at(job, now)
@@ -340,7 +353,7 @@ class World(Scene):
         job.done = True
         self.teller.tell(Finished(job.index, seq.attempt, instance.name, job.output_tokens), now)
         job.received_tokens = job.output_tokens * job.request.best_of
-        job.ended(DONE, now)
+        job.ended(DONE, now + (self.moves.relayed_s(job, seq) if self.relays else 0.0))
         self._ended(job)
 
     def overdue(self, instance: SimInstance, seq: Sequence) -> None:
@@ -371,4 +384,7 @@ class World(Scene):
 def _others(request: Request, seq: Sequence) -> list[Sequence]:
     """The candidates of best_of beside the first."""
     shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, seq.owner
-    return [Sequence(*shared) for _ in range(request.best_of - 1)]
+    others = [Sequence(*shared) for _ in range(request.best_of - 1)]
+    for other in others:
+        other.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
+    return others

@@ -30,6 +30,7 @@ class Workload:
     prompt_tokens  [n], output_tokens [n]: at least 1 each
     hashes         [n] chains over prompt and output (so a chain may be longer than the prompt's); None: nothing is shared
     priority, ttft_slo_s, tpot_slo_s (nan: the experiment's), n, best_of: [n] or None
+    session, tenant [n] numbers of what requests belong to (-1: nothing), or None; offline [n] 1 for those in no hurry, else 0, or None
     after          [n] index of the request that must end first, -1 none; after[i] < i
     concurrency    closed loop: that many at once, and arrival_s is not looked at
     reading        how the file it comes from was understood, in one line
@@ -46,6 +47,9 @@ class Workload:
     tpot_slo_s: Floats | None = None
     n: Shorts | None = None
     best_of: Shorts | None = None
+    session: Ints | None = None
+    tenant: Ints | None = None
+    offline: Shorts | None = None
     after: Ints | None = None
     concurrency: int | None = None
     dropped: int = 0
@@ -89,6 +93,27 @@ class Workload:
         """The chain of request `i`'s full prompt units."""
         return () if self.hashes is None else self.hashes[i][: int(self.prompt_tokens[i]) // self.hash_tokens]
 
+    def sessions(self) -> list[int] | None:
+        """[n] number of each request's session, -1 for none: as the workload says, else the first of the turns it comes after. None: there
+        are no sessions."""
+        if self.session is not None or self.after is None:
+            return None if self.session is None else self.session.tolist()
+        first: list[int] = []
+        for row, earlier in enumerate(self.after.tolist()):
+            first.append(row if earlier < 0 else first[earlier])
+        return first
+
+    def labels(self, row: int, sessions: list[int] | None) -> dict[str, Any]:
+        """The fields of a Request that say what it belongs to; `sessions` as above."""
+        found: dict[str, Any] = {}
+        if sessions is not None and sessions[row] >= 0:
+            found["session"] = str(sessions[row])
+        if self.tenant is not None and self.tenant[row] >= 0:
+            found["tenant"] = str(self.tenant[row])
+        if self.offline is not None and self.offline[row]:
+            found["offline"] = True
+        return found
+
     def head(self, count: int) -> Workload:
         """The first `count` requests."""
         columns = {name: column[:count] for name in _ALL if (column := getattr(self, name)) is not None}
@@ -126,13 +151,34 @@ class Workload:
         opens = np.ones(len(self), bool) if self.after is None else self.after < 0
         return self.where(~opens | (self.arrival_s < duration_s))
 
+    def part(self, low: float, high: float) -> Workload:
+        """From the share `low` to the share `high` of the requests that come after no other, in order, with all turns that follow them.
+        The first of them arrives at 0. Raises UsageError where there are none."""
+        opens = np.ones(len(self), bool) if self.after is None else self.after < 0
+        rows = np.flatnonzero(opens)
+        first, end = round(low * len(rows)), round(high * len(rows))
+        if first >= end:
+            raise UsageError(
+                f"workload {self.name}: its {len(rows):,} requests are too few for a part between {100 * low:.0f} % and {100 * high:.0f} %"
+            )
+        keep = ~opens
+        keep[rows[first:end]] = True
+        made = self.where(keep)
+        opens = np.ones(len(made), bool) if made.after is None else made.after < 0
+        arrival_s = np.where(opens, made.arrival_s - self.arrival_s[rows[first]], made.arrival_s)
+        return dataclasses.replace(made, arrival_s=arrival_s)
+
     @property
     def opening_s(self) -> Floats:
         """[k] arrival times of the requests that come after no other."""
         return self.arrival_s if self.after is None else self.arrival_s[self.after < 0]
 
     def rescaled(self, rate_rps: float) -> Workload:
-        """The same at another mean rate: every gap, and so every burst, is stretched alike. Think times stay. Raises UsageError."""
+        """The same at another mean rate: every gap, and so every burst, is stretched alike. Think times stay; one request has no gap.
+
+        Raises UsageError."""
+        if len(self.opening_s) == 1:
+            return self
         if not self.rate_rps > 0:
             raise UsageError(f"workload {self.name} cannot be stretched to a rate: it has no times (closed loop, or all requests at once)")
         factor = self.rate_rps / rate_rps
@@ -142,5 +188,5 @@ class Workload:
         return dataclasses.replace(self, arrival_s=arrival_s)
 
 
-_COLUMNS = ("priority", "ttft_slo_s", "tpot_slo_s", "n", "best_of", "after")
+_COLUMNS = ("priority", "ttft_slo_s", "tpot_slo_s", "n", "best_of", "session", "tenant", "offline", "after")
 _ALL = ("arrival_s", "prompt_tokens", "output_tokens", "hashes", *_COLUMNS)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdlab.core.file_kinds import TRACE, in_place_of, kind_of_file
 from pdlab.core.types import UsageError
 from pdlab.workload import mooncake
 from pdlab.workload.columns import FORMS, LABELS, REQUIRED, ROLES, TURNS, Form, Wanted, known_columns
@@ -99,6 +100,8 @@ def _unknown(file: TextFile, role: str, columns: dict[str, str], names: Sequence
     if not set(columns) & set(REQUIRED):
         if all(_is_number(name) for name in names):
             return file.wrong(f"no header; a line such as {','.join(REQUIRED)} says what the columns are")
+        if other := in_place_of(file.path, kind_of_file(file.path), TRACE):
+            return UsageError(other)
         return file.wrong(
             f"no known format has the columns {', '.join(names)[:120]}; "
             f"say which is what with columns: {{{', '.join(f'{role}: NAME' for role in REQUIRED)}}}"

@@ -16,7 +16,7 @@ from pdlab.core.types import UsageError
 from pdlab.workload.times import Unit, named_unit
 
 REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
-LABELS = ("priority", "ttft_slo_s", "tpot_slo_s", "n", "best_of")
+LABELS = ("priority", "ttft_slo_s", "tpot_slo_s", "n", "best_of", "session", "tenant", "offline")
 TURNS = ("session_id", "delay_s")
 ROLES = (*REQUIRED, "gap_s", "hash_ids", *TURNS, *LABELS)
 """What a column can be; `gap_s`, the time since the row above, takes arrival_s' place; `after` and `hash_tokens` are of pdlab's own

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pdlab.core.file_kinds import TRACE, in_place_of, kind_by_keys
 from pdlab.core.types import UsageError
 from pdlab.workload.text import TextFile
 
@@ -20,6 +21,8 @@ def requests(file: TextFile, document: dict[str, Any]) -> Iterator[dict[str, Any
     """One object a request: arrival_s, prompt_tokens, output_tokens. Raises UsageError where the document is not GuideLLM's."""
     benchmarks = document.get(KEY)
     if not isinstance(benchmarks, list):
+        if instead := in_place_of(file.path, kind_by_keys(document), TRACE):
+            raise UsageError(instead)
         what = f"one JSON object, but not GuideLLM's: it has no list of {KEY}"
         raise UsageError(f"{file.path}: {what} (AIPerf's requests are in profile_export.jsonl)")
     for benchmark in benchmarks:

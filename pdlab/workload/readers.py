@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from pdlab.core.file_kinds import TRACE, in_place_of, kind_by_keys
 from pdlab.core.types import UsageError
 from pdlab.workload import generic, guidellm, vllm_log
 from pdlab.workload.base import Workload
@@ -114,6 +115,8 @@ def _fields(
     if _is_generic(file, list(entry), format, wanted) or (format == "auto" and generic.is_head(first)):
         return generic.read_jsonl(file, lines, first, comments, limit, wanted.hash_tokens)
     form = FORMS.get(format) or (form_of(list(entry), json=True) if format == "auto" else None)
+    if form is None and not wanted.columns and (instead := in_place_of(file.path, kind_by_keys(entry), TRACE)):
+        raise UsageError(instead)
     return json_fields(file, json_lines(file, lines, first), form, limit, wanted)
 
 

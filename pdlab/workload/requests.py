@@ -41,6 +41,9 @@ OPTIONAL = {
     "tpot_slo_s": Optional(math.nan, 0.0, math.inf, np.float64),
     "n": Optional(1, 1, 2**15 - 1, np.int16),
     "best_of": Optional(1, 1, 2**15 - 1, np.int16),
+    "session": Optional(-1, -1, _INT32_MAX, np.int32),
+    "tenant": Optional(-1, -1, _INT32_MAX, np.int32),
+    "offline": Optional(0, 0, 1, np.int16),
     "after": Optional(-1, -1, 2**31 - 1, np.int32),
 }
 assert {*LABELS, "after"} == set(OPTIONAL)

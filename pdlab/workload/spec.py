@@ -69,12 +69,19 @@ class WorkloadSpec(Strict):
     priorities: objectives.Priorities | None = None
     ttft_slo_s: objectives.Objective = None
     tpot_slo_s: objectives.Objective = None
+    tenants: objectives.Priorities | None = None
+    offline: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     n: Candidates = 1
     best_of: Candidates | None = None
 
     @property
     def closed(self) -> bool:
         return self.arrival is not None and self.arrival.process == "closed"
+
+    @property
+    def own_times(self) -> bool:
+        """Do requests arrive when a trace file says, at that rate or another?"""
+        return _is_path(self.source) and self.arrival is None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -230,7 +237,7 @@ def _arriving(arrival: arrivals.Arrival, rate: float, made: Workload, rng: np.ra
 
 
 def _labelled(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> Workload:
-    """Priorities, objectives, n and best_of, where the spec gives them."""
+    """Priorities, objectives, tenants, who is in no hurry, n and best_of, where the spec gives them."""
     count, changes = len(made), dict[str, Any]()
     priority = made.priority if made.priority is not None else np.zeros(count, np.int16)
     if spec.priorities is not None:
@@ -239,6 +246,10 @@ def _labelled(spec: WorkloadSpec, made: Workload, rng: np.random.Generator) -> W
         objective = getattr(spec, key)
         if objective is not None:
             changes[key] = objectives.draw(objective, priority, rng)
+    if spec.tenants is not None:
+        changes["tenant"] = objectives.draw_priorities(spec.tenants, count, rng).astype(np.int32)
+    if spec.offline is not None:
+        changes["offline"] = (rng.random(count) < spec.offline).astype(np.int16)
     best_of = spec.best_of or spec.n
     if best_of > 1:
         changes |= {"n": np.full(count, spec.n, np.int16), "best_of": np.full(count, best_of, np.int16)}

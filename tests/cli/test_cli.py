@@ -97,10 +97,80 @@ def test_a_resolved_experiment_gives_the_same_run(here: Path, capsys: pytest.Cap
     assert figures(QUICKSTART, "first") == figures("first/experiment.yaml", "second")
 
 
+def named(here: Path, name: str, **keys: object) -> str:
+    """The quickstart under another name, with other values."""
+    experiment = yaml.safe_load(Path(QUICKSTART).read_text())
+    (here / f"{name}.yaml").write_text(yaml.safe_dump({**experiment, "name": name, **keys}))
+    return f"{name}.yaml"
+
+
+def test_several_seeds_have_intervals_and_what_is_alike_no_star(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = named(here, "turns", policy="round_robin")
+    run = Run(capsys, "sim", QUICKSTART, turns, "--requests", "60", "--seeds", "3", "--jobs", "1")
+    assert run.status == 0
+    for word in ("rests on", "±", "binds", "undecided", "95 % interval over 3 seeds", "quickstart and turns alike", "(seed 7)"):
+        assert word in run.out, word
+    assert {"seeds.parquet", "report.html", "summary.json"} <= {file.name for file in (here / "out/turns").iterdir()}
+    plain = json.loads(Run(capsys, "sim", turns, "--requests", "60", "--seeds", "2", "--jobs", "1", "--json").out)
+    assert plain[0]["figures"]["slo_attainment"]["half"] == 0.0 and list(plain[0]["by_seed"]) == ["7", "8"]
+    against = Run(capsys, "sim", QUICKSTART, turns, "--requests", "60", "--seeds", "2", "--jobs", "1", "--baseline", "turns", "--force")
+    assert "the difference to turns, seed by seed" in against.out
+
+
+def test_results_of_another_experiment_are_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Run(capsys, "sim", QUICKSTART, "--requests", "30", "-q")
+    assert first.err == ""
+    Run(capsys, "sim", QUICKSTART, "--requests", "30", "-q")
+    assert [file.name for file in (here / "out").iterdir()] == ["quickstart"], "the same experiment's are replaced"
+    other = Run(capsys, "sim", QUICKSTART, "--requests", "31")
+    assert "out/quickstart holds another experiment's results: these go to out/quickstart-2 (--force replaces those)" in other.err
+    assert json.loads((here / "out/quickstart/summary.json").read_text())["requests"] == 30
+    assert json.loads((here / "out/quickstart-2/summary.json").read_text())["requests"] == 31
+    Run(capsys, "sim", QUICKSTART, "--requests", "32", "-q", "--force")
+    assert json.loads((here / "out/quickstart/summary.json").read_text())["requests"] == 32
+
+
+def test_two_simulations_are_compared_and_three_are_told_how(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        Run(capsys, "sim", named(here, name, policy="random" if name == "b" else "round_robin"), "--requests", "60", "-q")
+    run = Run(capsys, "compare", "out/a", "out/b")
+    assert run.status == 0 and "what differs in the files (a, not b): policy round_robin, not random" in run.out
+    assert "<svg" in (here / "compare.html").read_text()
+    three = Run(capsys, "compare", "out/a", "out/b", "out/c")
+    assert three.status == 2 and "3 simulations: compare takes two; pdlab sim FILE FILE ... --seeds 5 compares more" in three.err
+
+
+def test_words_are_explained_when_that_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "arrival to first token" not in Run(capsys, "sim", QUICKSTART, "--requests", "30").out
+    assert "arrival to first token" in Run(capsys, "sim", QUICKSTART, "--requests", "30", "--explain").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", "0"], "--seeds 0: a figure needs a seed at least"),
+        (["--jobs", "0"], "--jobs 0: it takes a process at least"),
+        (["--seeds", "2", "--trace-events"], "an event log is of one run"),
+        (["--baseline", "quickstart"], "one file has nothing to be compared with"),
+        ([QUICKSTART, "--baseline", "nobody"], "--baseline nobody: it is none of quickstart, quickstart-2"),
+    ],
+)
+def test_what_seeds_cannot_be_is_a_line(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    run = Run(capsys, "sim", QUICKSTART, "--requests", "30", *arguments)
+    assert run.status == 2 and said in run.err and not (here / "out").exists()
+
+
+def test_objectives_in_milliseconds_are_doubted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, "sim", QUICKSTART, "--requests", "5", "--set", "slo.ttft_s=500", "--set", "slo.tpot_s=50")
+    assert run.status == 0
+    assert "slo.ttft_s: 500 seconds; did you mean 0.5?" in run.err and "slo.tpot_s: 50 seconds; did you mean 0.05?" in run.err
+    assert "did you mean" not in Run(capsys, "sim", QUICKSTART, "--requests", "5", "--set", "slo.ttft_s=30").err
+
+
 def test_several_experiments_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = yaml.safe_load(Path(QUICKSTART).read_text())
     (here / "random.yaml").write_text(yaml.safe_dump({**experiment, "name": "random", "policy": "random"}))
-    run = Run(capsys, "sim", QUICKSTART, "random.yaml", "random.yaml", "--requests", "60")
+    run = Run(capsys, "sim", QUICKSTART, "random.yaml", "random.yaml", "--requests", "60", "--jobs", "1")
     comparison = run.out.rsplit("picture", 1)[1]
     assert "quickstart" in comparison
     assert "random-2" in comparison
@@ -236,7 +306,7 @@ def test_a_policy_that_fails_is_named_with_request_and_time(
 
 
 def test_ctrl_c_keeps_what_there_is_and_marks_it_partial(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(capsys, "sim", broken(here, "raise KeyboardInterrupt", after=40), QUICKSTART, "--requests", "60")
+    run = Run(capsys, "sim", broken(here, "raise KeyboardInterrupt", after=40), QUICKSTART, "--requests", "60", "--jobs", "1")
     assert run.status == 130
     assert "partial" in run.err
     summary = json.loads((here / "out/broken/summary.json").read_text())

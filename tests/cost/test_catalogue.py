@@ -1,11 +1,12 @@
 import csv
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from pdlab.core.types import UsageError
 from pdlab.cost import catalogue
-from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
+from pdlab.cost.catalogue import hardware, hardware_names, model, model_names, understood
 from pdlab.cost.shapes import GIB
 
 PUBLISHED = {
@@ -42,6 +43,43 @@ def test_accelerators_answer_to_aliases_in_any_case(alias, name):
 )
 def test_models_answer_to_aliases_and_hub_names(alias, name):
     assert model(alias).name == name
+
+
+CONFIGS = sorted(path.stem for path in (Path(catalogue.__file__).parent / "configs").iterdir())
+
+
+def test_every_shipped_config_is_a_model_of_the_catalogue_and_has_all_that_it_needs():
+    assert set(CONFIGS) <= set(model_names())
+    for name in CONFIGS:
+        known = understood(name)
+        assert known.model.name == name
+        assert known.quantization == "none" or known.model.weight_dtype != "bf16"
+        assert not set(known.filled) - {"first_k_dense_replace", "tie_word_embeddings"}, name
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_active_parameters_of_shipped_configs_are_those_of_the_card(name):
+    assert model(name).active_params == pytest.approx(PUBLISHED[name][1] * 1e9, rel=0.035)
+
+
+def test_layers_that_the_columns_cannot_say_come_from_the_config():
+    qwen, glm = model("Qwen/Qwen3.5-397B-A17B"), model("glm-5")
+    assert (qwen.main.layers, qwen.recurrence[0].layers) == (15, 45)
+    assert glm.main.index_dim == 128 and glm.main.window_tokens == 2048
+    assert model("kimi-k2.5").weights_bytes() == pytest.approx(594e9, rel=0.01)
+
+
+ISSUE = (
+    "qwen3.5-397b-a17b qwen3-next llama-4-scout llama-4-maverick glm-4.5 glm-4.6 glm-5 kimi-k2.5 minimax-m2.5 deepseek-v3.2 "
+    "gpt-oss-120b gpt-oss-20b ernie-4.5-300b"
+)
+RACKS = "h20 h100 h200 b200 b300 gb200 gb300 mi300x mi325x mi355x ascend-910b ascend-910c l40s rtx-pro-6000 l4 a100"
+
+
+def test_what_people_serve_with_and_on_is_known_by_name():
+    assert all(model(name).source for name in ISSUE.split())
+    assert all(hardware(name).source for name in RACKS.split())
+    assert hardware("gb200").scaleup_domain == hardware("gb300").scaleup_domain == 72
 
 
 def test_recalled_figures_are_marked_unverified():

@@ -1,10 +1,12 @@
 """A key that decides a figure and is missing, misspelt or unknown is an error that names it; never a default."""
 
 import copy
+import json
 
 import pytest
 
 from pdlab.core.types import UsageError
+from pdlab.cost.catalogue import model
 from pdlab.cost.huggingface import parse
 from tests.cost.published_configs import PUBLISHED
 
@@ -132,6 +134,26 @@ def test_values_that_cannot_be_are_named(change, says):
         parse(LLAMA | change, "m")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_heads_that_share_no_whole_number_of_kv_heads_are_an_error():
+    with pytest.raises(UsageError, match="num_attention_heads 32 is not a multiple of num_key_value_heads 5"):
+        parse(LLAMA | {"num_key_value_heads": 5}, "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("adapter_config.json", {"peft_type": "LORA", "r": 8}, "is an adapter, not a model's config.json"),
+        ("generation_config.json", {"temperature": 0.6, "eos_token_id": 2}, "is a generation_config.json, not"),
+        ("tokenizer_config.json", {"tokenizer_class": "X"}, "is a tokenizer's file, not"),
+        ("model.safetensors.index.json", {"metadata": {}, "weight_map": {}}, "is an index of weights, not"),
+    ],
+)
+def test_another_file_of_a_models_folder_is_told(tmp_path, name, content, says):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=says):
+        model(str(tmp_path / name))
 
 
 def test_more_experts_a_token_than_there_are_is_an_error():

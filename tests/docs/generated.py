@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib
 import inspect
 import re
@@ -30,6 +29,7 @@ from pdlab.cost.catalogue import hardware
 from pdlab.experiment.schema import schema
 from pdlab.experiment.table import table as worlds
 from pdlab.policies import load as load_policy
+from pdlab.policies.parameters import Parameter, parameters
 from pdlab.real.net import wire
 from pdlab.results.metrics import DEFINITIONS
 from pdlab.workload import builtin
@@ -155,9 +155,9 @@ def policy(name: str) -> str:
     module = importlib.import_module(cls.__module__)
     decides = [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Policy, hook)]
     text = reflowed(inspect.getdoc(module) or "")
-    rows = [row(code(f.name), code(spelt(f.type)), code(as_yaml(f.default))) for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
-    parameters = table("parameter, type, default", rows) if rows else "It has no parameters."
-    return f"### {name}\n\nIt decides {listed(decides)}.\n\n{text}\n\n{parameters}"
+    rows = [row(code(p.name), code(spelt(p)), code(as_yaml(p.default)), searched(p)) for p in parameters(cls).values()]
+    table_of = table("parameter, takes, default, searched by `pdlab tune`", rows) if rows else "It has no parameters."
+    return f"### {name}\n\nIt decides {listed(decides)}.\n\n{text}\n\n{table_of}"
 
 
 def listed(names: list[str]) -> str:
@@ -165,8 +165,18 @@ def listed(names: list[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def spelt(kind: object) -> str:
-    return re.sub(r"Literal\[(.+)\]", lambda m: m[1].replace(", ", " or "), str(kind)).replace("|", "or")
+def spelt(p: Parameter) -> str:
+    """float above 0 or null."""
+    words = [p.kind.__name__ if p.choices is None or p.kind is bool else " or ".join(map(repr, p.choices))]
+    words += [str(p.bounds)] if p.bounds is not None else []
+    return " ".join([*words, *(["or null"] if p.optional else [])])
+
+
+def searched(p: Parameter) -> str:
+    if p.bounds is None or p.bounds.searched is None:
+        return "" if p.choices is None else "each"
+    low, high = map(as_yaml, p.bounds.searched)
+    return f"{low} to {high}{', by factors' * p.bounds.log}"
 
 
 def reflowed(text: str) -> str:

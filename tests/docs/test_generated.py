@@ -38,8 +38,9 @@ def fields_of(heading: str) -> set[str]:
 def test_the_fields_of_results_are_those_of_a_run() -> None:
     result = simulate(Experiment.load(ROOT / "experiments" / "quickstart.yaml").with_(**{"workload.requests": 60}))
     summary = result.summary
-    top = {*summary} - {"slo", "instances", "roles", "links", "bottleneck", "run"}
+    top = {*summary} - {"slo", "window", "instances", "roles", "links", "bottleneck", "run"}
     assert fields_of("## summary.json") == {*top, "slo.ttft_s", "slo.tpot_s"}
+    assert fields_of("### `window`") == {*summary["window"]}
     assert fields_of("### `instances`: one entry each") == {*summary["instances"][0]}
     assert fields_of("### `roles`: the same by role") == {*summary["roles"]["decode"]}
     assert fields_of("### `links`: one entry each") == {*summary["links"][0]}

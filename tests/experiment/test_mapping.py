@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from pdlab.cli.main import command
+from pdlab.experiment.aliases import ALIASES
 from pdlab.experiment.schema import schema
 from pdlab.experiment.spellings import FLAGS
 from tests.real.router.test_cluster_engine import LiveWorld, served
@@ -36,7 +37,7 @@ def test_flags_are_those_of_the_command_and_others_are_taken_or_hinted_at(sectio
     assert ours and ours <= flags(command)
     if command == "serve":
         theirs = set(re.findall(r"`(--[\w-]+)`", column(section, 2, 3)))
-        unknown = theirs - flags(command) - FLAGS[command].keys() - {"--max-queued-requests"}
+        unknown = theirs - flags(command) - FLAGS[command].keys() - ALIASES.keys() - {"--max-queued-requests"}
         assert not unknown
 
 

@@ -78,7 +78,11 @@ MISTAKES = [
     ("cluster.network.intra_host.latency_us", "x", "cluster.network.intra_host.latency_us: must be a number, not 'x'"),
     ("cluster.reports.period_s", float("inf"), "cluster.reports.period_s: must be a finite number, not inf"),
     ("cluster.autoscale", {"enabled": True, "min": 5, "max": 4}, "cluster.autoscale: min 5 must not be above max 4"),
-    ("engine.batching", "chunk", "engine.batching: 'chunk' is not one of chunked, decode_first, prefill_first; nearest is chunked"),
+    (
+        "engine.batching",
+        "chunk",
+        "engine.batching: 'chunk' is not one of chunked, decode_first, prefill_first, slide_batching; nearest is chunked",
+    ),
     ("engine.watermark", 1, "engine.watermark: must be below 1, not 1"),
     ("engine.prefix_cache", "maybe", "engine.prefix_cache: must be true or false, not 'maybe'"),
     ("transfer.mode", "psh", "transfer.mode: 'psh' is not one of push, pull; nearest is push"),

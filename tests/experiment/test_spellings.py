@@ -60,7 +60,7 @@ def test_flags_that_mean_the_same_are_taken(flag: str, parameter: str) -> None:
     [
         (["serve", "--tensor-parallel-size", "2"], "--tensor-parallel-size: "),
         (["serve", "--tp-size=2"], "--engine vllm"),
-        (["serve", "--no-enable-prefix-caching"], "engine.prefix_cache: false"),
+        (["serve", "--no-enable-prefix-caching", "--disable-log-stats"], "no request is logged"),
         (["serve", "--disaggregation-mode", "prefill"], "--role prefill"),
         (["serve", "--kv-transfer-config", "{}"], "--role prefill"),
         (["bench", "x.yaml", "--request-rate", "3"], "--set workload.rate=3"),

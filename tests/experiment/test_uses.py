@@ -27,7 +27,7 @@ from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.ignored_keys import ignored
 from pdlab.real.launch.instance import Listening
 from pdlab.real.net.wire import StreamEvent
-from pdlab.real.router.legs import push_to
+from pdlab.real.router.legs import push_to, relay_of
 from pdlab.replay.log import head_of
 from tests.cost.test_measured import PROFILE
 
@@ -94,6 +94,8 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "workload.priorities": ({0: 0.5, 1: 0.5}, {}),
     "workload.ttft_slo_s": (0.001, {}),
     "workload.tpot_slo_s": (0.0001, {}),
+    "workload.tenants": ({1: 0.5, 2: 0.5}, {"policy": "consistent_hash", "cluster.instances.0.count": 3}),
+    "workload.offline": (0.5, {"policy": "apart.py", "cluster.instances.0.count": 3}),
     "workload.n": (2, {}),
     "workload.best_of": (3, {}),
     "faults.at_s": ([{"at_s": 0.8, "kill": "decode-0"}], {"faults": [{"at_s": 0.3, "kill": "decode-0"}]}),
@@ -164,6 +166,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "transfer.granularity": ("layer", {**SLOW, "transfer.mode": "push"}),
     "transfer.reserve": ("before_prefill", {"engine.kv_blocks": 150}),
     "transfer.first_token": ("decode", SLOW),
+    "transfer.response_path": ("via_prefill", SLOW),
     "transfer.timeout_s": (0.001, SLOW),
     "slo.ttft_s": (0.02, {}),
     "slo.tpot_s": (0.001, {}),
@@ -216,6 +219,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uses")
     (folder / "other").mkdir()
     (folder / "mine.py").write_text(f"{SWITCHES}\n\nclass Mine(Policy):\n    pass\n")
+    (folder / "apart.py").write_text(
+        "from pdlab import Policy\n\n\nclass Apart(Policy):\n    def dispatch(self, request, cluster):\n"
+        "        return cluster.prefill[-1 if request.offline else 0]\n"
+    )
     (folder / "other" / "mine.py").write_text(
         "from pdlab import Policy\n\n\nclass Mine(Policy):\n    def dispatch(self, request, cluster):\n        return cluster.prefill[0]\n"
     )
@@ -315,7 +322,9 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
     start.check(whole)
     instances = [(start.engine_of(one), start._place(one)) for one in [*children, alone] if one.registry]
     router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
-    prefill = SimpleNamespace(can=lambda _: True)
+    prefill, decode = (
+        SimpleNamespace(can=lambda _: True, spec=SimpleNamespace(engine="pdlab", url=url)) for url in ("http://p", "http://d")
+    )
     head = head_of(deployment, router.policy, 16)
     return (
         alone.registry,
@@ -324,6 +333,7 @@ def served(plain: Mapping[str, Any]) -> tuple[object, ...]:
         (router.limits, router.pairs, router.first_token, router.autoscale, router.cluster.hash_tokens, router.cluster.rng.random()),
         (router.cluster.ttft_slo_s, router.cluster.tpot_slo_s, head.policy_hash, head.experiment["name"]),
         push_to(deployment.transfer, prefill, StreamEvent("reserved")),  # type: ignore[arg-type]
+        relay_of(deployment.transfer, prefill, decode) is prefill,  # type: ignore[arg-type]
     )
 
 

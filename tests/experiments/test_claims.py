@@ -64,6 +64,31 @@ def test_xllm_role_flips_beat_a_fixed_ratio_under_a_shift() -> None:
     assert flips > static + 0.1
 
 
+def test_batches_by_deadline_meet_more_objectives_and_make_the_mean_ttft_longer() -> None:
+    slide = summary("slide_batching", "workload.requests=1000")
+    chunked = summary("slide_batching", "workload.requests=1000", "engine.batching=chunked")
+    assert slide["slo_attainment"] > chunked["slo_attainment"] + 0.03
+    assert slide["ttft_s"]["mean"] > chunked["ttft_s"]["mean"]
+
+
+def test_go_routing_serves_important_requests_better_than_the_shortest_queue() -> None:
+    met = {}
+    for policy in ("go_routing", "least_loaded"):
+        rows = run("go_routing", "workload.requests=1500", f"policy.dispatch={policy}").requests
+        met[policy] = (rows.good.mean(), rows[rows.priority == 1].good.mean())
+    assert met["go_routing"][0] > met["least_loaded"][0]
+    assert met["go_routing"][1] > met["least_loaded"][1] + 0.05
+
+
+def test_whoever_weighs_hits_against_queues_wins_where_chats_return() -> None:
+    met = {
+        policy: summary("production_routers", "workload.requests=1200", "workload.rate=28", f"policy.dispatch={policy}")["slo_attainment"]
+        for policy in ("dynamo_kv", "vllm_session", "consistent_hash", "length_buckets", "sglang_cache_aware")
+    }
+    assert met["dynamo_kv"] > met["consistent_hash"] > met["length_buckets"] > met["sglang_cache_aware"]
+    assert met["vllm_session"] > met["consistent_hash"]
+
+
 def test_distserve_prefers_tensor_parallel_prefill_for_opt_13b() -> None:
     """At 1.5 requests/s per GPU, DistServe's best placement meets its objectives, and the same GPUs without tensor parallelism do not."""
     best = summary("distserve_opt13b", "workload.requests=1500", "workload.rate=4.5")["slo_attainment"]

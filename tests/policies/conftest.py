@@ -49,6 +49,14 @@ class Small:
         self[i].prefill_requests += len(prompts)
         self[i].prefill_tokens += sum(prompts)
 
+    def prefilling(self, i: int, request_id: int, prompt_tokens: int, **more: float) -> LiveRequest:
+        """A request whose prompt waits on instance i, asked for now."""
+        live = LiveRequest(Request(request_id, self.cluster.now, prompt_tokens, **more))  # type: ignore[arg-type]
+        live.stage, live.prefill, live.attempt, live.prefill_tokens = Stage.PREFILL, self[i], 1, prompt_tokens
+        self.cluster.live[request_id] = live
+        self.queue(i, prompt_tokens)
+        return live
+
     def decoding(self, i: int, request_id: int, prompt_tokens: int, *, priority: int = 0) -> LiveRequest:
         """A request decoding on instance i."""
         live = LiveRequest(Request(request_id, 0.0, prompt_tokens, priority=priority))

@@ -9,6 +9,7 @@ import pytest
 from pdlab.core.types import InstanceState, Stage, UsageError
 from pdlab.policies.freeness import Freeness, room, steps
 from pdlab.policies.llumnix import Llumnix
+from pdlab.policies.parameters import check
 
 
 def loaded(world, i, requests, free_blocks, **more):
@@ -238,4 +239,4 @@ def test_llumnix_moves_what_stayed_as_soon_as_decode_has_room(small):
 )
 def test_wrong_parameters_are_the_users_mistake(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
-        Llumnix(**wrong)
+        check(Llumnix(**wrong))

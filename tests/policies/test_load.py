@@ -11,7 +11,8 @@ from pdlab.core.types import UsageError
 from pdlab.policies.compose import Composed
 from pdlab.policies.least_kv import LeastKv
 from pdlab.policies.llumnix import Llumnix
-from pdlab.policies.load import build, names, policy_class, source_hash
+from pdlab.policies.load import build, instantiate, names, policy_class, source_hash
+from pdlab.policies.parameters import parameters
 from pdlab.policies.prefix_aware import PrefixAware
 
 HERE = Path(__file__).parent
@@ -30,7 +31,7 @@ class Mine(Policy):
 
 
 def test_every_file_in_the_folder_is_a_policy_by_its_name():
-    files = {p.stem for p in Path(pdlab.policies.__file__).parent.glob("*.py")} - {"__init__", "compose", "load"}
+    files = {p.stem for p in Path(pdlab.policies.__file__).parent.glob("*.py")} - {"__init__", "compose", "load", "parameters"}
     assert set(names()) == files
     assert all(issubclass(policy_class(name, HERE), Policy) for name in names())
     assert {"round_robin", "random", "prefix_aware", "llumnix", "xllm_slo_aware", "fastdeploy_splitwise"} <= files
@@ -70,6 +71,9 @@ def test_a_policy_named_twice_alike_is_one_object():
         ({"name": "llumnix", "stay_on_prefill": 1}, "stay_on_prefill is 1: Expected `bool`, got `int`"),
         ({"name": "llumnix", "request_order": "XX"}, "request_order is 'XX'"),
         ({"name": "llumnix", "migrate_out_threshold": -1}, "migrate_out_threshold must be 0 or more, not -1.0"),
+        ({"name": "llumnix", "tick_s": 0}, "tick_s must be above 0, or null, not 0.0"),
+        ({"name": "llumnix", "tick_s": float("nan")}, "tick_s must be above 0, or null, not nan"),
+        ({"name": "conditional", "max_kv_use": 1.1}, "max_kv_use must be above 0 and at most 1, not 1.1"),
         ({"name": 7}, "policy name must be text, not 7"),
         ({"dispach": "random"}, r"unknown key 'dispach' \(did you mean dispatch\?\)"),
         ({"dispatch": 7}, r"policy.dispatch must be a name, or a mapping with a name, not 7"),
@@ -84,6 +88,42 @@ def test_mistakes_are_the_users_in_one_line(spec, message):
     with pytest.raises(UsageError, match=message) as caught:
         build(spec, HERE)
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_of_a_shipped_policy_has_bounds_and_its_default_lies_within():
+    for name in names():
+        for parameter in parameters(policy_class(name, HERE)).values():
+            bounds = parameter.bounds
+            assert parameter.choices or bounds or parameter.name == "high_priority", (name, parameter.name)  # any number is a priority
+            parameter.check(parameter.default)
+            if bounds is not None and bounds.searched is not None:
+                low, high = bounds.searched
+                assert parameter.default is None or low <= parameter.default <= high
+                assert bounds.hold(low) and bounds.hold(high)
+                assert low > 0 or not bounds.log
+
+
+def test_a_field_of_the_users_is_bounded_by_its_annotation(tmp_path):
+    text = MINE.replace("{field}: int = 3", "depth: Annotated[int, Range(ge=1, lt=9)] = 3").replace(
+        "import dataclass", "import dataclass\nfrom typing import Annotated"
+    )
+    (tmp_path / "mine.py").write_text(text.replace("import Policy", "import Range, Policy"))
+    assert build({"name": "mine.py", "depth": 8}, tmp_path).depth == 8
+    with pytest.raises(UsageError, match=r"^policy parameter depth must be 1 or more and below 9, not 9$"):
+        build({"name": "mine.py", "depth": 9}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("policy", "line"),
+    [
+        (Llumnix(tick_s=-1.0), "tick_s must be above 0, or null, not -1.0"),
+        (Llumnix(pairing="all"), "pairing must be defrag or balanced, not 'all'"),  # type: ignore[arg-type]
+        (Composed(migrate=Llumnix(priority_tokens=0)), "priority_tokens must be above 0, or null, not 0"),
+    ],
+)
+def test_an_object_is_held_to_its_bounds_before_it_runs(policy, line):
+    with pytest.raises(UsageError, match=line):
+        instantiate(policy, HERE)
 
 
 def test_a_file_of_the_users(tmp_path):

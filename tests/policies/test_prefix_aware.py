@@ -8,6 +8,7 @@ from pdlab.core.policy import Reject
 from pdlab.core.types import UsageError
 from pdlab.policies.conditional import Conditional
 from pdlab.policies.early_reject import EarlyReject
+from pdlab.policies.parameters import check
 from pdlab.policies.prefix_aware import PrefixAware
 
 HASHES = tuple(range(100, 164))  # 64 blocks of 16 tokens
@@ -79,7 +80,7 @@ def test_conditional_spares_a_decode_instance_that_is_nearly_full(small, ask):
     world.report(1, used_blocks=897, free_blocks=103)
     assert policy.dispatch(ask(64), world.cluster) is world[0]
     with pytest.raises(UsageError, match="max_kv_use"):
-        Conditional(max_kv_use=1.5)
+        check(Conditional(max_kv_use=1.5))
 
 
 def test_early_reject_turns_away_what_would_miss_its_objective_everywhere(small, ask):

@@ -9,6 +9,7 @@ import pytest
 from pdlab.core.types import InstanceState, UsageError
 from pdlab.policies.least_kv import LeastKv
 from pdlab.policies.least_loaded import LeastLoaded
+from pdlab.policies.parameters import check
 from pdlab.policies.power_of_two import PowerOfTwo
 from pdlab.policies.random import Random
 from pdlab.policies.round_robin import RoundRobin
@@ -50,7 +51,7 @@ def test_least_loaded_counts_tokens_or_requests(small, ask):
     assert LeastLoaded().dispatch(ask(10), world.cluster) is world[0]
     assert LeastLoaded(by="requests").dispatch(ask(10), world.cluster) is world[1]
     with pytest.raises(UsageError, match="tokens or requests, not 'bytes'"):
-        LeastLoaded(by="bytes")
+        check(LeastLoaded(by="bytes"))
 
 
 def test_least_kv_looks_at_the_part_in_use_with_the_prompt_and_counts_what_was_sent_since_the_report(small, ask):

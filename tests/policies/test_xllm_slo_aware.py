@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pdlab.core.types import Cancelled, Joined, PrefillDone, Role, Tick, UsageError
+from pdlab.policies.parameters import check
 from pdlab.policies.xllm_slo_aware import PrefillBook, XllmSloAware
 
 
@@ -243,4 +244,4 @@ def test_without_profiles_it_takes_the_least_loaded_and_flips_nothing(small, ask
 @pytest.mark.parametrize("wrong", [{"min_flip_interval_s": -1.0}, {"switch_cost_s": float("nan")}, {"tick_s": 0.0}])
 def test_wrong_parameters_are_the_users_mistake(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
-        XllmSloAware(**wrong)
+        check(XllmSloAware(**wrong))

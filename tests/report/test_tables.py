@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from pdlab.report.result import Result
-from pdlab.report.tables import compared, comparison, summary_table
+from pdlab.report.tables import summary_table
 from pdlab.results.metrics import DEFINITIONS
 from pdlab.results.units import number, percent, seconds, size
 
@@ -41,7 +41,26 @@ def test_the_table_says_it_all(made_run: Made) -> None:
     assert seconds(result.summary["ttft_s"]["p99"]) in text
     assert percent(result.summary["slo_attainment"]) in text
     assert result.summary["bottleneck"]["resource"] in text
-    assert all(term in text for term in DEFINITIONS)
+    assert "\n│ busy  " not in text and "arrival to first token" not in text, "the words are explained when that is asked for"
+    assert all(term in printed(summary_table(result.summary, explain=True)) for term in DEFINITIONS)
+
+
+def test_it_is_in_the_order_of_the_question(made_run: Made) -> None:
+    summary = made_run(300).summary
+    summary = summary | {"overloaded": True, "run": summary["run"] | {"rests_on": ["h100-sxm: a guess"]}}
+    text = printed(summary_table(summary, "made-up"))
+    order = [
+        "overloaded",
+        "rests on  h100-sxm: a guess",
+        "SLO attainment",
+        "│ goodput",
+        "bottleneck",
+        "│ TTFT ",
+        "prefix hits",
+        "│ prefill-1 ",
+        "│ network",
+    ]
+    assert sorted(order, key=text.index) == order
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -56,25 +75,6 @@ def test_partial_and_warnings_are_shown(made_run: Made) -> None:
     text = printed(summary_table(summary, "x"))
     assert "partial" in text
     assert "beyond the table's range" in text
-
-
-def test_the_best_of_each_row_is_marked(made_run: Made) -> None:
-    slow, fast = made_run(200, prefill_rate=4000.0, rejected=1), made_run(200, prefill_rate=40000.0)
-    rows = dict(compared([("slow", slow.summary), ("fast", fast.summary)]))
-    assert [best for _, best in rows["TTFT mean"]] == [False, True]
-    assert [best for _, best in rows["SLO attainment"]] == [False, True]
-    assert [best for _, best in rows["rejected"]] == [False, True]
-    assert [best for _, best in rows["failed"]] == [False, False]
-    assert not any(best for _, best in rows["KV moved"])
-    text = printed(comparison([("slow", slow.summary), ("fast", fast.summary)]))
-    assert "★" in text
-    assert text.count("bottleneck") == 2
-
-
-def test_values_that_read_the_same_rank_the_same(made_run: Made) -> None:
-    first = made_run(50).summary
-    second = first | {"goodput_rps": first["goodput_rps"] * 1.000001}
-    assert not any(best for _, best in dict(compared([("a", first), ("b", second)]))["goodput, req/s"])
 
 
 def test_units() -> None:

@@ -185,7 +185,7 @@ def test_the_page_and_the_rows_are_written(tmp_path):
 
 def test_a_task_tells_what_was_asked_of_it():
     experiment = experiment_of(row())
-    done = WarmSimulator().perform(SimulationTask("k", experiment, closed_loop_means))
+    done = WarmSimulator().perform(SimulationTask("k", experiment, figures=closed_loop_means))
     assert set(done.figures) == {"ttft_s", "tpot_s"}
 
 

@@ -56,6 +56,19 @@ def test_a_pools_figures_are_those_of_a_simulation_alone() -> None:
         assert {k: v for k, v in pooled.items() if k not in SAME_RUN} == {k: v for k, v in alone.items() if k not in SAME_RUN}
 
 
+def test_who_has_nothing_asks_for_more_until_all_is_done() -> None:
+    """A task comes of a result, as in a search: None says that there is none yet, not that there will be none."""
+    made = tasks(small(), small(seed=8), small(seed=9))
+    ready, done = [made[1]], []
+    with ProcessPool(2) as pool:
+        for result in pool.run(made[:1], lambda: ready.pop() if ready else None):
+            done.append(result.key)
+            if len(done) == 2:
+                ready.append(made[2])
+    assert sorted(done[:2]) == ["task-0", "task-1"]
+    assert done[2:] == ["task-2"]
+
+
 def test_a_process_that_dies_has_its_task_done_again(tmp_path: Path) -> None:
     with ProcessPool(2) as pool:
         results = list(pool.run(tasks(dying(tmp_path, 1), small(), small(seed=9))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections import Counter
@@ -155,6 +156,16 @@ def test_the_command_sweeps_over_ray(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not ended.value.code
     assert len((tmp_path / "there" / "runs.jsonl").read_text().splitlines()) == 4
     assert "TTFT p99" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_tunes_over_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--set", "workload.requests=40", "--policy", "conditional", "--trials", "6", "--judge", "2", "--objective", "ttft_s.mean"]
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", str(QUICKSTART), *options, "--out", str(tmp_path / "there"), "--ray", "local"])
+    assert not ended.value.code
+    found = json.loads((tmp_path / "there" / "tune.json").read_text())["trials"]
+    assert (found["complete"] + found["pruned"], found["failed"]) == (6, 0)
 
 
 def test_a_ray_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.support.virtual import VirtualLoop, run
 
 HASH_TOKENS = 16
 SYSTEM_PROMPTS, SYSTEM_TOKENS = 3, 192
-TRAITS = ("prefixes", "priorities", "objectives", "best_of", "kill", "drain", "cut", "full")
+TRAITS = ("prefixes", "priorities", "objectives", "best_of", "labels", "kill", "drain", "cut", "full")
 
 
 def experiment(policy: str | dict[str, Any], traits: tuple[str, ...] = TRAITS, **changes: Any) -> Experiment:
@@ -75,6 +75,9 @@ def workload(traits: tuple[str, ...] = TRAITS, requests: int = 100) -> Workload:
         priority=rng.choice([0, 0, 0, 1], requests).astype(np.int16) if "priorities" in traits else None,
         ttft_slo_s=np.where(rng.random(requests) < 0.3, 0.4, np.nan) if "objectives" in traits else None,
         tpot_slo_s=np.where(rng.random(requests) < 0.3, 0.06, np.nan) if "objectives" in traits else None,
+        session=np.arange(requests, dtype=np.int32) % 7 - 1 if "labels" in traits else None,
+        tenant=np.arange(requests, dtype=np.int32) % 3 - 1 if "labels" in traits else None,
+        offline=(np.arange(requests) % 5 == 1).astype(np.int16) if "labels" in traits else None,
         n=counts(requests) if "best_of" in traits else None,
         best_of=counts(requests) if "best_of" in traits else None,
     )

@@ -34,13 +34,13 @@ class Line:
 
 
 class Node:
-    def __init__(self, name: str, engine: Engine, peers: KvService, line: Line) -> None:
-        self.name, self.engine, self.peers, self.line = name, engine, peers, line
-        self.serving = EngineLoop(line, engine, peers)  # type: ignore[arg-type]
+    def __init__(self, name: str, engine: Engine, kv_service: KvService, line: Line) -> None:
+        self.name, self.engine, self.kv_service, self.line = name, engine, kv_service, line
+        self.serving = EngineLoop(line, engine, kv_service)  # type: ignore[arg-type]
 
     @property
     def descriptor(self) -> bytes:
-        return self.peers.endpoint.descriptor()
+        return self.kv_service.endpoint.descriptor()
 
     def turn(self) -> None:
         """Take in what has come, then run one pass or run."""
@@ -89,10 +89,10 @@ class Node:
     def at_rest(self) -> None:
         assert self.engine.scheduler.idle
         assert self.engine.scheduler.pool.used == 0
-        assert not self.peers.receiving.inbound
-        assert not self.peers.lending.lent
-        assert not self.peers.lending.leases
-        assert not self.peers.lending.pushes.live
+        assert not self.kv_service.receiving.inbound
+        assert not self.kv_service.lending.lent
+        assert not self.kv_service.lending.leases
+        assert not self.kv_service.lending.pushes.live
 
 
 def until(met: Callable[[], T | None], *nodes: Node, within_s: float = 120.0) -> T:

@@ -291,6 +291,7 @@ def submit(world: LiveWorld, workload: Workload, i: int, clients: dict[int, Aske
         priority=0 if workload.priority is None else int(workload.priority[i]),
         ttft_slo_s=own(workload.ttft_slo_s, i),
         tpot_slo_s=own(workload.tpot_slo_s, i),
+        **workload.labels(i, workload.sessions()),
     )
     assert number == i, "requests are numbered as they come"
 

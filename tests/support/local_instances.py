@@ -24,6 +24,7 @@ from pdlab.real.instance.control import ROUTES
 from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import Registered
+from pdlab.real.instance.relay import Relays
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.registry.registry import Registry
 from tests.support.kv_engine import KvEngine
@@ -106,6 +107,7 @@ async def instance(
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         placed = Placed(name=name, role=role, host="here", url=url, model="tiny", max_seqs=256, max_batch_tokens=8192)
         spec = instance_spec(placed, measured_of(engine.ready))
+        app.state.relays = relays = Relays(directory, TOKEN)
         app.state.member = member = Member(service, engine, registry, spec, **options)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1))
         running = asyncio.create_task(server._serve([sock]))
@@ -116,6 +118,7 @@ async def instance(
                 yield Instance(url, app, service, engine, member, http)
         finally:
             await member.close()
+            relays.close()
             await migrations.close()
             server.should_exit = True
             await running

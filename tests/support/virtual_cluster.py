@@ -286,12 +286,18 @@ class StandIn:
         prompt, output = len(ask.tokens), ask.sampling.max_tokens if decodes_here else max(2, ask.sampling.max_tokens)
         if reason := self.worker.refusal(prompt, output if decodes_here else 1):
             raise Unfit(f"{self.name}: {reason}")
-        return Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, decodes_here)
+        seq = Sequence(ask.request_id, ask.attempt, prompt, output, ask.hashes, ask.priority, job, made, decodes_here)
+        slo = self.rack.experiment.slo
+        ttft_s, tpot_s = (own if asked is None else asked for asked, own in ((ask.ttft_slo_s, slo.ttft_s), (ask.tpot_slo_s, slo.tpot_s)))
+        seq.aim(self.loop.time() - ask.waited_s, ttft_s, tpot_s)
+        return seq
 
     def _others(self, job: Job, seq: Sequence) -> list[Sequence]:
         """The candidates of best_of beside the first."""
         shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, job
         others = [Sequence(*shared) for _ in range(job.ask.sampling.best_of - 1)]
+        for other in others:
+            other.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
         job.others = {other: [number, 0] for number, other in enumerate(others, 1)}
         return others
 

@@ -62,6 +62,7 @@ def test_a_rate_is_of_all_requests_over_the_span_of_the_arrivals() -> None:
 
 def test_rescaling_stretches_every_gap_alike_and_no_think_time() -> None:
     assert made([0.0, 1.0, 4.0]).rescaled(1.0).arrival_s.tolist() == [0.0, 0.5, 2.0]
+    assert made([3.0]).rescaled(1.0).arrival_s.tolist() == [3.0], "one request has no gap, and may be all that is asked for"
     assert sessions().rescaled(2.0).arrival_s.tolist() == [0.0, 5.0, 2.0, 7.0, 3.0]
 
 
@@ -84,6 +85,18 @@ def test_a_dropped_turn_takes_the_later_ones_along() -> None:
     assert kept.after.tolist() == [-1, -1, 1]
     assert list(kept.hashes or ()) == [(0,), (5,), (5, 6)]
     assert (kept.dropped, kept.notes) == (2, ("2 dropped: because",))
+
+
+def test_parts_share_no_request_and_begin_at_0() -> None:
+    whole = sessions()
+    early, late = whole.part(0.0, 0.5), whole.part(0.5, 1.0)
+    assert (early.prompt_tokens.tolist(), early.arrival_s.tolist()) == ([10, 20, 30], [0.0, 5.0, 7.0])
+    assert (late.prompt_tokens.tolist(), late.arrival_s.tolist()) == ([15, 25], [0.0, 3.0])
+    assert late.after is not None
+    assert late.after.tolist() == [-1, 0]
+    assert list(late.hashes or ()) == [(5,), (5, 6)]
+    with pytest.raises(UsageError, match="its 2 requests are too few for a part between 10 % and 20 %"):
+        whole.part(0.1, 0.2)
 
 
 def test_until_ends_arrivals_not_sessions() -> None:

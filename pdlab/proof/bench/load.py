@@ -44,6 +44,7 @@ class Load:
         raw: Callable[[bytes], object] | None = None,
     ) -> None:
         self.client, self.server, self.workload, self.prompts = client, server, workload, prompts
+        self._sessions = workload.sessions()
         self.timeout_s, self._raw = timeout_s, raw
         self.book, self.overhead = Book(), Overhead()
         self.gaps = self.book.gaps
@@ -220,15 +221,23 @@ class Load:
             tpot_slo_s=own(workload.tpot_slo_s),
             n=n,
             best_of=max(n, 1 if workload.best_of is None else int(workload.best_of[index])),
+            **workload.labels(index, self._sessions),
         )
 
 
 def extras(request: Request) -> dict[str, Any]:
-    """Priority and objectives, where it has any. vLLM puts the lowest number first, pdlab the highest: pdlab's is sent."""
+    """Priority and objectives, session, tenant and class, where it has any. vLLM puts the lowest number first, pdlab the highest: pdlab's
+    is sent."""
     found: dict[str, Any] = {"priority": request.priority} if request.priority else {}
     for name, seconds in (("ttft_slo_ms", request.ttft_slo_s), ("tpot_slo_ms", request.tpot_slo_s)):
         if seconds is not None:
             found[name] = seconds * 1e3
+    if request.session:
+        found["session_id"] = request.session
+    if request.tenant:
+        found["user"] = request.tenant
+    if request.offline:
+        found["service_tier"] = "flex"
     return found
 
 

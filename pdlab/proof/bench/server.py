@@ -13,6 +13,7 @@ import msgspec
 from pdlab.core.types import UsageError
 from pdlab.proof.bench.prompts import HIGH, LOW, PromptTokens
 from pdlab.proof.bench.stream import said
+from pdlab.real.net.host_names import host_mistake, shown
 from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.net.wire import TIMELINE_HEADER
 
@@ -54,11 +55,13 @@ def address(url: str) -> str:
     full = url if "//" in url else f"http://{url}"
     try:
         parts = urlsplit(full)
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
     except ValueError:
-        right = False
-    if not right:
-        raise UsageError(f"--url {url}: give a server's address, such as http://127.0.0.1:8000")
+        host = None
+    if not host:
+        raise UsageError(f"--url {shown(url)}: give a server's address, such as http://127.0.0.1:8000")
+    if mistake := host_mistake(host):
+        raise UsageError(f"--url {shown(url)}: {mistake}")
     return full.rstrip("/").removesuffix("/v1")
 
 

@@ -19,6 +19,7 @@ from pdlab.core.types import UsageError
 from pdlab.cost.profile import Overheads, Point
 from pdlab.proof.calibrate.grid import Bounds, held_out, knots
 from pdlab.proof.calibrate.stream import Heard, MeasuredServer
+from pdlab.real.host import processes
 from pdlab.real.host.processes import MODULE
 from pdlab.real.net.http import Broken, HttpClient
 
@@ -123,11 +124,7 @@ async def served(options: list[str]) -> AsyncIterator[str]:
     finally:
         if process.returncode is None:
             process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), 10)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await processes.ended(process, 10.0)
 
 
 @asynccontextmanager

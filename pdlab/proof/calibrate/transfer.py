@@ -102,11 +102,7 @@ async def measure(kv: Kv, repeats: int = REPEATS, seed: int = 0) -> tuple[float,
         return fitted(kv, transport, found)
     finally:
         process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), 5)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await processes.ended(process, 5.0)
 
 
 @contextmanager

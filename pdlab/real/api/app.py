@@ -6,6 +6,7 @@ import hmac
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -21,6 +22,8 @@ from pdlab.real.api.chat import chat_job
 from pdlab.real.api.completions import completion_job
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.errors import ApiError, encode, loading
+from pdlab.real.api.metrics import EXPOSITION
+from pdlab.real.api.requests import label
 from pdlab.real.api.service import GenerateJob, Service
 from pdlab.real.api.tokenize import detokenized, tokenized
 from pdlab.real.net.wire import TIMELINE_HEADER, TOKEN_HEADER
@@ -32,6 +35,7 @@ Route = tuple[str, str, Handler]
 Guard = Callable[[Service, Request], None]
 MOST_READING_BYTES = 256 << 20  # of all bodies that have not come whole
 MOST_REQUEST_ID = 256  # characters
+SESSION_HEADER, TENANT_HEADER = "X-Session-ID", "X-User-ID"  # what they say counts before the body
 
 
 def create_app(service: Service | None = None, more: Sequence[Route] = (), cors: Cors = NO_PAGES) -> FastAPI:
@@ -115,6 +119,9 @@ async def _chat(service: Service, request: Request) -> Response:
 
 
 def _answer(service: Service, job: GenerateJob, request: Request) -> Answer:
+    session, tenant = (label(name, request.headers.get(name, "")) for name in (SESSION_HEADER, TENANT_HEADER))
+    if session or tenant:
+        job = replace(job, ask=replace(job.ask, session=session or job.ask.session, tenant=tenant or job.ask.tenant))
     return Answer(service, job, request.state.request_id, request.headers.get(TIMELINE_HEADER) == "1")
 
 
@@ -142,7 +149,7 @@ async def _health(service: Service, request: Request) -> Response:
 
 
 async def _metrics(service: Service, request: Request) -> Response:
-    return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics.exposition(), media_type=EXPOSITION)
 
 
 async def _targets(service: Service, request: Request) -> Response:

@@ -192,7 +192,22 @@ class Generation:
             if 0 < left < sampling.max_tokens:  # of a default: what a client asks for was checked
                 sampling = msgspec.structs.replace(sampling, max_tokens=left)
             self._begin(
-                Submit(id, prompt, sampling, hashes, ask.priority, decodes_here, push, ask.ttft_slo_s, ask.tpot_slo_s, time.monotonic())
+                Submit(
+                    id,
+                    prompt,
+                    sampling,
+                    hashes,
+                    ask.priority,
+                    decodes_here,
+                    push,
+                    ask.ttft_slo_s,
+                    ask.tpot_slo_s,
+                    time.monotonic(),
+                    ask.waited_s,
+                    ask.session,
+                    ask.tenant,
+                    ask.offline,
+                )
             )
         return self
 

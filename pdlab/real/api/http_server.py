@@ -9,12 +9,16 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from pdlab.core.types import UsageError
+from pdlab.real.api.metrics import EXPOSITION
 from pdlab.real.api.protocol import Protocol
 from pdlab.real.api.service import Service
 from pdlab.real.net.sockets import Reading, keep_alive, sent
@@ -99,6 +103,34 @@ async def serve(app: Starlette, sock: socket.socket, *, drain_s: float = 30.0, i
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         sock.close()
+
+
+@contextlib.asynccontextmanager
+async def metrics_beside(app: Starlette, host: str, port: int, tls: Tls = PLAIN) -> AsyncIterator[None]:
+    """/metrics of `app`, and its /health, at a port of their own, too, for scrapers that may reach no other; port 0: nowhere else. Raises
+    UsageError where it cannot be had."""
+    if not port:
+        yield
+        return
+
+    async def answer(request: Request) -> Response:
+        service: Service | None = app.state.service
+        if service is None:
+            return Response("loading\n", 503)
+        if request.url.path == "/health":
+            return Response(status_code=200 if service.engine.down is None else 503)
+        return Response(service.metrics.exposition(), media_type=EXPOSITION)
+
+    small = Starlette(routes=[Route("/metrics", answer), Route("/health", answer)])
+    with contextlib.closing(bind(host, port)) as sock:
+        options = {"ssl_certfile": tls.certfile or None, "ssl_keyfile": tls.keyfile or None}
+        server = _UvicornServer(uvicorn.Config(small, ws="none", log_level="warning", access_log=False, lifespan="off", **options))  # type: ignore[arg-type]
+        running = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            yield
+        finally:
+            server.should_exit = server.force_exit = True
+            await asyncio.gather(running, return_exceptions=True)
 
 
 async def _look_at_readers(server: uvicorn.Server, idle_s: float) -> None:

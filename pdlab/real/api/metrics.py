@@ -22,6 +22,7 @@ TOKENS = (*(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
 CANDIDATES = (1.0, 2.0, 5.0, 10.0, 20.0)
 KV_BYTES = tuple(2.0**power for power in range(11, 35, 2))  # of one transfer
 KV_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 5.0)
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 CAUSES = ("expired", "deadline", "incomplete", "unreachable", "failed")  # why KV did not come
 REASONS = ("stop", "length", "abort", "error", "moved")
 

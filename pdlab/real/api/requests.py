@@ -17,6 +17,8 @@ from pdlab.real.engine.messages import Sampling
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net.wire import KvParams
 
+MOST_LABEL = 256  # characters
+MOST_WAIT_MS = 1e9  # before a request was asked here
 MOST_STOPS, MOST_CHOICES, MOST_LOGPROBS, MOST_BIASES = 16, 128, 20, 1024
 MOST_BAD_WORDS, MOST_BAD_CHARACTERS = 128, 256  # words, and characters of one
 
@@ -56,6 +58,8 @@ class Common(RefusedFields, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     priority: int | None = None
     user: str | None = None
+    session_id: str | None = None
+    service_tier: object = None
     kv_transfer_params: KvParams | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -69,6 +73,7 @@ class Common(RefusedFields, frozen=True, kw_only=True):
     guided_whitespace_pattern: str | None = None
     ttft_slo_ms: float | None = None
     tpot_slo_ms: float | None = None
+    waited_ms: float | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -97,6 +102,10 @@ class Ask:
     tpot_slo_s: float | None = None
     only_prompt: bool = False
     tools: ToolUse | None = None
+    waited_s: float = 0.0  # before it was asked here
+    session: str = ""
+    tenant: str = ""
+    offline: bool = False
 
 
 def ask(
@@ -148,6 +157,10 @@ def ask(
         _slo_s(body, "ttft_slo_ms"),
         _slo_s(body, "tpot_slo_ms"),
         not max_tokens,
+        waited_s=_number(body, "waited_ms", 0.0, 0.0, MOST_WAIT_MS) / 1000,
+        session=label("session_id", body.session_id or ""),
+        tenant=label("user", body.user or ""),
+        offline=body.service_tier == "flex",
     )
 
 
@@ -184,6 +197,13 @@ def _number(body: Common, name: str, default: float, least: float, most: float, 
         between = f"above {least:g} and at most {most:g}" if above else f"from {least:g} to {most:g}"
         raise bad(f"{name} must be {between}, not {value:g}", name)
     return float(value)
+
+
+def label(name: str, value: str) -> str:
+    """What says what a request belongs to."""
+    if len(value) > MOST_LABEL:
+        raise bad(f"{name} has {len(value)} characters, at most {MOST_LABEL} are taken", name)
+    return value
 
 
 def _slo_s(body: Common, name: str) -> float | None:

@@ -101,16 +101,21 @@ class _Parser:
     def _in_text(self, found: Found) -> bool:
         if not self._rest:
             return False
-        at = self._rest.find(self.begin)
-        if at >= 0:
-            self._text(found, self._rest[:at])
-            self._rest = self._rest[at + len(self.begin) :]
+        before, there = self._up_to(self.begin)
+        self._text(found, before)
+        if there:
             self._open()
-            return True
-        held = _ending(self._rest, self.begin)
-        self._text(found, self._rest[: len(self._rest) - held])
-        self._rest = self._rest[len(self._rest) - held :]
-        return False
+        return there
+
+    def _up_to(self, mark: str) -> tuple[str, bool]:
+        """What comes before the mark, and whether that has come; what may be its beginning waits."""
+        at = self._rest.find(mark) if mark else -1
+        if at >= 0:
+            before, self._rest = self._rest[:at], self._rest[at + len(mark) :]
+            return before, True
+        split = len(self._rest) - _ending(self._rest, mark)
+        before, self._rest = self._rest[:split], self._rest[split:]
+        return before, False
 
     def _text(self, found: Found, text: str) -> None:
         """Blanks wait for what follows."""
@@ -196,16 +201,11 @@ class _Parser:
 
     def _in_broken(self, found: Found) -> bool:
         """To the end of the call, as the model has written it."""
-        at = self._rest.find(self.end) if self.end else -1
-        if at >= 0:
-            self._tell(found, self._rest[:at])
-            self._rest = self._rest[at + len(self.end) :]
+        arguments, there = self._up_to(self.end)
+        self._tell(found, arguments)
+        if there:
             self._call_over()
-            return True
-        held = _ending(self._rest, self.end)
-        self._tell(found, self._rest[: len(self._rest) - held])
-        self._rest = self._rest[len(self._rest) - held :]
-        return False
+        return there
 
 
 class Hermes(_Parser):

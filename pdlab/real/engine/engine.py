@@ -61,14 +61,25 @@ class Candidate:
 
 class Engine:
     """`eos_ids` end a sequence unless it ignores them; `seed` is for requests that bring none; after `step_limit` passes at the latest the
-    worker is asked again."""
+    worker is asked again. `ttft_slo_s` and `tpot_slo_s` are the objectives of requests that bring none."""
 
-    def __init__(self, runner: Runner, worker: Worker, *, eos_ids: frozenset[int], seed: int = 0, step_limit: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        worker: Worker,
+        *,
+        eos_ids: frozenset[int],
+        seed: int = 0,
+        step_limit: int = 1 << 30,
+        ttft_slo_s: float = 1.0,
+        tpot_slo_s: float = 0.05,
+    ) -> None:
         self.runner = runner
         self.worker = worker
         self.scheduler = worker.scheduler
         self.eos_ids = tuple(sorted(eos_ids))
         self.step_limit = step_limit
+        self.ttft_slo_s, self.tpot_slo_s = ttft_slo_s, tpot_slo_s
         self.seeds = random.Random(seed)
         self.groups: dict[int, dict[int, Candidate]] = {}  # live candidates by index, of each request that is here
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
@@ -155,6 +166,8 @@ class Engine:
         seq = sched.Sequence(submit.id, index, len(submit.tokens), output, hashes, submit.priority, decodes_here=submit.decodes_here)
         candidate = Candidate(submit, index, list(submit.tokens), row, seq, now if submit.sent_s is None else submit.sent_s)
         seq.owner = candidate
+        ttft_slo_s = self.ttft_slo_s if submit.ttft_slo_s is None else submit.ttft_slo_s
+        seq.aim(candidate.submitted_s - submit.waited_s, ttft_slo_s, self.tpot_slo_s if submit.tpot_slo_s is None else submit.tpot_slo_s)
         if s.prompt_logprobs is not None and not index:
             candidate.scores = []
         return candidate

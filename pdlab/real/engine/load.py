@@ -95,7 +95,9 @@ def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
         model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens, shared=bool(options.kv_name), step_tokens=setup.max_batch_tokens
     )
     worker = Worker(scheduler, recorded, context_tokens=context, lease_s=options.lease_s)
-    engine = Engine(runner, worker, eos_ids=frozenset(options.eos_ids), seed=options.seed)
+    engine = Engine(
+        runner, worker, eos_ids=frozenset(options.eos_ids), seed=options.seed, ttft_slo_s=options.ttft_slo_s, tpot_slo_s=options.tpot_slo_s
+    )
     return Loaded(config, engine, device, dtype, _fingerprint(path, config, options), context)
 
 

@@ -97,7 +97,8 @@ class Source(msgspec.Struct, frozen=True):
 class Submit(ToEngine, frozen=True):
     """`hashes` is the chain of the prompt's full blocks (`pdlab.core.prefix.chain`). Unless it `decodes_here`, its KV is leased after the
     first token (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says. `sent_s`, on this machine's
-    monotonic clock, is when it began to wait; without it, when the engine looked, which is between two steps."""
+    monotonic clock, is when it began to wait; without it, when the engine looked, which is between two steps. `waited_s` is how long its
+    client had waited by then."""
 
     id: int
     tokens: list[int]
@@ -109,6 +110,10 @@ class Submit(ToEngine, frozen=True):
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     sent_s: float | None = None
+    waited_s: float = 0.0
+    session: str = ""
+    tenant: str = ""
+    offline: bool = False
 
 
 class Receive(ToEngine, frozen=True):

@@ -27,6 +27,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     graphs: bool = True  # CUDA graphs for decode steps
     eos_ids: tuple[int, ...] = ()
     seed: int = 0
+    ttft_slo_s: float = 1.0  # of requests that bring none, for batchings that go by them
+    tpot_slo_s: float = 0.05
     kv_name: str = ""  # as which peers know its KV memory; empty: it exchanges none
     kv_transport: str = "auto"
     kv_host: str = "127.0.0.1"

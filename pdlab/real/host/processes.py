@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -62,6 +63,15 @@ def wander() -> bool:
         siblings = Path("/sys/devices/system/cpu/smt/active").read_text(encoding="utf-8").strip() == "1"
         return not siblings and "hypervisor" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return False
+
+
+async def ended(process: asyncio.subprocess.Process, within_s: float) -> None:
+    """Wait for one that was asked to end; after `within_s` it is killed."""
+    try:
+        await asyncio.wait_for(process.wait(), within_s)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def descendants(parent: int) -> list[int]:

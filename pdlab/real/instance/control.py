@@ -18,6 +18,7 @@ from pdlab.real.api.requests import check_tokens
 from pdlab.real.api.service import Service
 from pdlab.real.instance.engine_client import load_report
 from pdlab.real.instance.member import Member
+from pdlab.real.instance.relay import relayed
 from pdlab.real.net.wire import About, Continue, ExportAnswer, ExportBody, LeaseBody, Rejoin, RoleChange
 
 CONTINUE, RELEASE, EXPORT = msgspec.json.Decoder(Continue), msgspec.json.Decoder(LeaseBody), msgspec.json.Decoder(ExportBody)
@@ -128,6 +129,7 @@ ROUTES: tuple[Route, ...] = (
     ("POST", "/pdlab/v1/role", _role),
     ("POST", "/pdlab/v1/drain", _drain),
     ("POST", "/pdlab/v1/rejoin", _rejoin),
+    ("POST", "/pdlab/v1/relay", relayed),
 )
 
 

@@ -168,11 +168,13 @@ def run(link: Link, options: EngineOptions) -> None:
             link.send(Loading("measuring itself"))
             profile = SelfProfile(engine)
             ready = msgspec.structs.replace(ready, prefill_profile=profile.prefill(), decode_profile=profile.decode())
-        with _peers(options, loaded, link) as peers:
-            if peers is not None:
-                ready = msgspec.structs.replace(ready, descriptor=peers.endpoint.descriptor(), engine_id=peers.engine_id)
+            if engine.scheduler.foresight is not None:
+                engine.worker.commands.profile(ready.prefill_profile, ready.decode_profile)
+        with _kv_service(options, loaded, link) as kv_service:
+            if kv_service is not None:
+                ready = msgspec.structs.replace(ready, descriptor=kv_service.endpoint.descriptor(), engine_id=kv_service.engine_id)
             link.send(msgspec.structs.replace(ready, load_s=time.perf_counter() - started_s))
-            EngineLoop(link, engine, peers, decisions).run()
+            EngineLoop(link, engine, kv_service, decisions).run()
     finally:
         if decisions is not None:
             decisions.close()
@@ -191,7 +193,7 @@ def _log(path: str) -> LogFile | None:
 
 
 @contextmanager
-def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[KvService | None]:
+def _kv_service(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[KvService | None]:
     """The exchange of KV with other engines; None where none is wanted."""
     if not options.kv_name:
         yield None
@@ -214,16 +216,16 @@ def _peers(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[KvSer
         advertise=options.kv_advertise,
         token=options.kv_token,
         checksums=options.kv_checksums,
-        lease_read=lambda lease, blocks: peers.lease_read(lease, blocks),
-        leases_renewed=lambda leases, lease_s: peers.leases_renewed(leases, lease_s),
+        lease_read=lambda lease, blocks: kv_service.lease_read(lease, blocks),
+        leases_renewed=lambda leases, lease_s: kv_service.leases_renewed(leases, lease_s),
     )
     background = Background("kv")
     try:
         background.run(endpoint.start())
         try:
             engine_id = f"{options.kv_name}-{incarnation}"
-            peers = KvService(loaded.engine, endpoint, background, link.inbox.put, engine_id=engine_id, lease_s=options.lease_s)
-            yield peers
+            kv_service = KvService(loaded.engine, endpoint, background, link.inbox.put, engine_id=engine_id, lease_s=options.lease_s)
+            yield kv_service
         finally:
             background.run(endpoint.close())
     finally:
@@ -287,8 +289,8 @@ class Compiler:
 class EngineLoop:
     """The engine's loop: what has come is taken in between two passes; where nothing can run, it sleeps until something comes."""
 
-    def __init__(self, link: Link, engine: Engine, peers: KvService | None, log: LogFile | None = None) -> None:
-        self.link, self.engine, self.peers, self.log = link, engine, peers, log
+    def __init__(self, link: Link, engine: Engine, kv_service: KvService | None, log: LogFile | None = None) -> None:
+        self.link, self.engine, self.kv_service, self.log = link, engine, kv_service, log
         self.compiler = Compiler(link, engine)
         self.mark_s = 0.0
         self.leases = self.used_blocks = 0  # as last told
@@ -318,8 +320,8 @@ class EngineLoop:
             return self.deadlines
 
     def deadlines(self) -> None:
-        if self.peers is not None:
-            self.peers.deadlines()
+        if self.kv_service is not None:
+            self.kv_service.deadlines()
 
     def interrupted(self) -> bool:
         return not self.link.inbox.empty()
@@ -329,10 +331,10 @@ class EngineLoop:
         match message:
             case Submit():
                 self.engine.submit(message, time.monotonic())
-                if self.peers is not None:
-                    self.peers.submitted(message)
+                if self.kv_service is not None:
+                    self.kv_service.submitted(message)
             case Cancel(id, candidate):
-                if self.peers is None or not self.peers.cancel(message):
+                if self.kv_service is None or not self.kv_service.cancel(message):
                     self.engine.cancel(id, candidate)
             case Vocabulary():
                 self.compiler.start(message)
@@ -341,13 +343,13 @@ class EngineLoop:
             case StopEngine():
                 return False
             case Receive() | Resume() | Proceed() | Release() | RenewLease() | AskLease() | Export():
-                if self.peers is not None:
-                    self.peers.take(message, time.monotonic())
+                if self.kv_service is not None:
+                    self.kv_service.take(message, time.monotonic())
                 else:
                     self.refuse(message)
             case _ if callable(message):
                 message()
-        if self.peers is not None and (self.peers.news or self.changed):
+        if self.kv_service is not None and (self.kv_service.news or self.changed):
             self.emit([])
         return True
 
@@ -368,18 +370,18 @@ class EngineLoop:
 
     def emit(self, outputs: list[Tokens]) -> None:
         """Tell what a pass has made, and what else there is to tell."""
-        now, peers, engine = time.monotonic(), self.peers, self.engine
+        now, kv_service, engine = time.monotonic(), self.kv_service, self.engine
         if engine.batch is not None:
             seconds = now - self.mark_s
             engine.worker.meter.took(engine.batch, engine.joined, self.mark_s, seconds, 1, seconds)
             engine.batch = None
         self.mark_s = now
         dropped = self.log.dropped if self.log is not None else 0
-        if peers is None:
+        if kv_service is None:
             self.link.send(msgspec.structs.replace(engine.load(outputs, now), log_dropped=dropped))
             return
-        peers.looked_at(outputs)
-        told, more = peers.news.take()
+        kv_service.looked_at(outputs)
+        told, more = kv_service.news.take()
         for answer in told:
             if isinstance(answer, Exported | Holds):
                 self.link.send(answer)
@@ -389,9 +391,9 @@ class EngineLoop:
             msgspec.structs.replace(
                 load,
                 news=[one for one in told if not isinstance(one, Exported | Holds)],
-                transfer_bytes=peers.receiving.received_bytes,
-                failed_transfers=peers.receiving.failed,
-                expired_leases=peers.lending.expired,
+                transfer_bytes=kv_service.receiving.received_bytes,
+                failed_transfers=kv_service.receiving.failed,
+                expired_leases=kv_service.lending.expired,
                 log_dropped=dropped,
             )
         )

@@ -34,6 +34,7 @@ class Asked:
     upstream: str = ""
     upstream_api_key: str = ""
     trace_events: Path | None = None
+    request_timeout_s: float | None = None  # None: as the file says
     traceback: bool = False
     self_profile: bool = True
 

@@ -28,7 +28,7 @@ from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.exchange import Directory, KvExchange, SameHost
-from pdlab.real.api.http_server import IDLE_S, bind, serve
+from pdlab.real.api.http_server import IDLE_S, bind, metrics_beside, serve
 from pdlab.real.api.service import Service
 from pdlab.real.api.tools import parser_of
 from pdlab.real.engine.memory import check_cpu_kv
@@ -39,6 +39,7 @@ from pdlab.real.instance.engine_client import EngineClient
 from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import NamedByProxies, Registered
+from pdlab.real.instance.relay import Relays
 from pdlab.real.models.gguf_file import default_model
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net.tls import PLAIN, Tls
@@ -72,6 +73,8 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
             "kv_blocks": engine.kv_blocks or 0,
             "max_model_len": engine.max_model_len or 0,
             "seed": deployment.seed,
+            "ttft_slo_s": deployment.slo.ttft_s,
+            "tpot_slo_s": deployment.slo.tpot_s,
         }
     found |= {key: value for key, value in given.items() if value is not None}
     if given.get("kv_gib") is not None:
@@ -143,6 +146,7 @@ class Listening:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int = 0
     served_name: str = ""
     tokenizer: Path | None = None
     api_key: str | None = None
@@ -181,6 +185,7 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
         tool_parser = how.tool_parser(text)
         options = msgspec.structs.replace(options, eos_ids=tuple(sorted(text.eos_ids)))
         app = create_app(more=() if place is None else ROUTES, cors=how.cors)  # answers "loading" until it has a service
+        await stack.enter_async_context(metrics_beside(app, how.host, how.metrics_port, how.tls))
         check_cpu_kv(options)  # before a process loads the model for a minute only to say so
         progress = Progress(started_s, place.name if place is not None else "")
         progress.begin("starting the engine")
@@ -206,7 +211,9 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
                 tool_parser=tool_parser,
             )
         else:
-            app.state.service = service = await stack.enter_async_context(_member_service(engine, text, model, how, registry))
+            directory = _directory(how, registry)
+            app.state.service = service = await stack.enter_async_context(_member_service(engine, text, model, how, directory))
+            app.state.relays = stack.enter_context(contextlib.closing(Relays(directory, how.token, how.tls)))
             placed = Placed(
                 name=place.name,
                 role=place.role,
@@ -284,11 +291,15 @@ class MemberService(Service):
             await asyncio.sleep(LOOK_S)
 
 
+def _directory(how: Listening, registry: Registry | None) -> Directory:
+    """To whom this instance connects."""
+    return Registered(registry) if registry is not None else NamedByProxies() if how.token else SameHost()
+
+
 @asynccontextmanager
 async def _member_service(
-    engine: EngineClient, text: Tokenizer, model: str, how: Listening, registry: Registry | None
+    engine: EngineClient, text: Tokenizer, model: str, how: Listening, directory: Directory
 ) -> AsyncIterator[MemberService]:
-    directory: Directory = Registered(registry) if registry is not None else NamedByProxies() if how.token else SameHost()
     migrations = Migrations(engine, how.token or None, directory, how.tls)
     exchange = KvExchange(engine, migrations, directory=directory) if engine.ready.descriptor else None
     try:

@@ -25,7 +25,7 @@ from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import Route, as_json, create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
 from pdlab.real.api.errors import ApiError
-from pdlab.real.api.http_server import IDLE_S, bind, serve
+from pdlab.real.api.http_server import IDLE_S, bind, metrics_beside, serve
 from pdlab.real.api.service import Service
 from pdlab.real.launch.child_instances import Children
 from pdlab.real.models.tokenizer import Tokenizer
@@ -57,6 +57,7 @@ class RouterFront:
     tokenizer: Tokenizer
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int = 0
     api_key: str | None = None
     token: str = ""
     upstream_api_key: str = ""
@@ -148,7 +149,7 @@ class Connected:
 
 
 async def route(
-    deployment: Deployment, front: RouterFront, registry: Registry, *, brood: ChildInstances | None = None, say: Say = print
+    deployment: Deployment, front: RouterFront, registry: Registry, *, child_instances: ChildInstances | None = None, say: Say = print
 ) -> None:
     """Bind, follow the registry, serve, drain. Raises UsageError on mistakes."""
     started_s = time.monotonic()
@@ -169,11 +170,13 @@ async def route(
             now=lambda: time.monotonic() - started_s,
             log=log,
             seed=deployment.seed,
-            start=None if brood is None else brood.scale,
+            start=None if child_instances is None else child_instances.scale,
             traceback=front.traceback,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
         app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service
+        beside = contextlib.AsyncExitStack()
+        await beside.enter_async_context(metrics_beside(app, front.host, front.metrics_port, front.tls))
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
         jobs: list[asyncio.Future[Any]] = [
             serving,
@@ -183,9 +186,9 @@ async def route(
             asyncio.create_task(lead(registry, world.instances, front.name)),
         ]
         try:
-            if brood is not None:
-                jobs.append(brood.children.failed)
-                await _first_of(jobs, asyncio.create_task(brood.all_joined(members)))
+            if child_instances is not None:
+                jobs.append(child_instances.children.failed)
+                await _first_of(jobs, asyncio.create_task(child_instances.all_joined(members)))
             world.open()  # no sooner: the policy would scale up for want of those that still start
             if not serving.done():
                 app.state.service = ClusterService(engine, front, members)
@@ -205,10 +208,11 @@ async def route(
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+            await beside.aclose()
             await world.close()
             connected.close()
-            if brood is not None:
-                await brood.children.close()
+            if child_instances is not None:
+                await child_instances.children.close()
 
 
 async def _first_of(jobs: list[asyncio.Future[Any]], *more: asyncio.Future[None]) -> None:

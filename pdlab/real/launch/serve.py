@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from pdlab import cost
+from pdlab import batching, cost
 from pdlab.core.types import Role, UsageError, nearest
 from pdlab.experiment.deployment import Deployment
 from pdlab.real.engine.memory import check_cpu_kv
@@ -37,6 +37,7 @@ from pdlab.real.launch.instance import (
 from pdlab.real.launch.router import ChildInstances, RouterFront, route
 from pdlab.real.models import config, gguf_file
 from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password
+from pdlab.real.net.host_names import host_mistake
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.router.vllm import Vllm
@@ -69,7 +70,10 @@ def start(asked: Asked, say: Say) -> None:
 
 
 def settled(asked: Asked) -> Asked:
-    """With the file's registry, where the command line gives none."""
+    """With the file's registry, where the command line gives none; and what the command line says of the file's limits."""
+    if asked.request_timeout_s is not None and asked.role in ("router", "all"):
+        limits = {"limits.request_timeout_s": asked.request_timeout_s}
+        asked = replace(asked, deployment=(asked.deployment or ROUTER).with_(limits))
     own = asked.deployment.registry if asked.deployment is not None and asked.role != "all" else None
     return asked if asked.registry or not own else replace(asked, registry=with_password(own))
 
@@ -80,6 +84,7 @@ def check(asked: Asked) -> None:
         ("--role", asked.role, ROLES),
         ("--engine", asked.engine, ENGINES),
         ("--kv-transport", asked.kv_transport, TRANSPORTS),
+        ("--batching", str(asked.given.get("batching") or "chunked"), tuple(batching.names())),
     ):
         if value not in known:
             raise UsageError(f"{option} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
@@ -132,10 +137,15 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
             asked.trace_events is not None and not router,
             "--trace-events is a router's: use it with --role router or all (an engine has --log)",
         ),
+        (
+            asked.request_timeout_s is not None and not router,
+            "--request-timeout-s is a router's: use it with --role router or all",
+        ),
         (bool(asked.given.get("decisions")) and (router or vllm), "--log is an engine's: use it with --role prefill, decode or mixed"),
         (role == "router" and asked.kv_transport != "auto", "--kv-transport is for instances; a router moves no KV"),
         (bool(asked.kv_port) and (router or vllm), "--kv-port is for a single instance: use it with --role prefill, decode or mixed"),
         (bool(asked.advertise) and (router or vllm), "--advertise is for instances that register themselves: remove it"),
+        (bool(host_mistake(asked.advertise)), f"--advertise {asked.advertise[:100]}: {host_mistake(asked.advertise)}"),
         (
             not (asked.alone or router or vllm) and _wildcard(host) and not asked.advertise,
             f"--host {host} is no address that others can reach: give --advertise HOST, too",
@@ -268,8 +278,8 @@ async def _all(asked: Asked, say: Say) -> None:
     children = Children(store, environment=environment, say=say)
     say(f"starting {len(first)} instances of {front.model} with {threads} CPU threads each: {', '.join(first)}")
     async with Registry(store) as registry:
-        brood = ChildInstances(children, first, partial(child_command, asked, front.model, threads))
-        await route(asked.deployment, front, registry, brood=brood, say=say)
+        child_instances = ChildInstances(children, first, partial(child_command, asked, front.model, threads))
+        await route(asked.deployment, front, registry, child_instances=child_instances, say=say)
 
 
 def child_command(asked: Asked, model: str, threads: int, name: str, role: Role, fd: int) -> list[str]:
@@ -289,8 +299,10 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
         "tool_call_parser": asked.serving.tool_call_parser,
         "idle_timeout_s": asked.serving.idle_s,
     }
-    words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None]
-    flags = [] if asked.self_profile else ["--no-self-profile"]
+    switches = {key: value for key, value in options.items() if isinstance(value, bool)}
+    words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None and key not in switches]
+    flags = [f"--{'' if held else 'no-'}{key.replace('_', '-')}" for key, held in switches.items()]
+    flags += [] if asked.self_profile else ["--no-self-profile"]
     return [*MODULE, "pdlab", "serve", str(asked.file), *(word for pair in words for word in pair), *flags]
 
 
@@ -304,6 +316,7 @@ def _front(asked: Asked) -> RouterFront:
         tokenizer=tokenizer,
         host=how.host,
         port=how.port,
+        metrics_port=how.metrics_port,
         api_key=how.api_key,
         token=how.token,
         upstream_api_key=asked.upstream_api_key,

@@ -1,22 +1,22 @@
 """What the engine must know of a model: a Hugging Face config.json of the Llama, Qwen2, Qwen3 or Mistral family, checked.
 
-Shapes and windows are read as the simulator reads them (`pdlab.cost.huggingface`); norms, rotary positions and biases are the engine's.
+`pdlab.cost.huggingface` reads the config, for the simulator and for this; of what it has no use for, norms, rotary positions and biases are
+read here. What it understands and the engine cannot run is refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pdlab.core.types import UsageError
-from pdlab.cost import model_names
-from pdlab.cost.catalogue import model as catalogue_model
-from pdlab.cost.huggingface import read_layers
-from pdlab.cost.layers import Softmax
+from pdlab.cost import huggingface, model_names
+from pdlab.cost.catalogue import understood
+from pdlab.cost.huggingface import QUANTIZATION, Understood, config_at
+from pdlab.cost.layers import Mlp, Softmax
 from pdlab.real.models import gguf_file
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -85,103 +85,100 @@ def of(model: str, *, random: bool = False) -> ModelConfig:
 def read(folder: Path) -> ModelConfig:
     """The config.json in `folder`. Raises UsageError naming the file and what is wrong with it."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"model {folder}: cannot read config.json: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UsageError(f"model file {path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UsageError(f"model file {path} is not a JSON object")
-    return parse(config, folder.resolve().name, str(path))
+    return parse(config_at(path), folder.resolve().name, str(path))
 
 
 def of_catalogue(name: str) -> ModelConfig:
-    """A model known by its shape only, for random weights; what the catalogue does not say is as Llama has it. Raises UsageError on experts
-    and latent attention."""
-    shape = catalogue_model(name)
-    if shape.experts or shape.kv_lora_rank or shape.recurrence or not shape.gated:
-        raise UsageError(f"model {name}: only dense models of the families {', '.join(FAMILIES)} run here")
+    """A model known by its shape only, for random weights; what the catalogue does not say is as Llama has it. Raises UsageError on what is
+    not dense."""
+    known = understood(name)
     family = next((f for f in FAMILIES if name.startswith(f)), "llama")
-    return ModelConfig(
+    return _runnable(
+        known,
+        f"model {name}",
         name=name,
         family=family,
-        layers=shape.layers,
-        hidden=shape.hidden,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        ffn=shape.ffn,
-        vocab=shape.vocab,
-        max_positions=shape.max_positions or 8192,
+        max_positions=known.model.max_positions or 8192,
         norm_eps=1e-6,
         rope=RopeConfig(),
-        tied=shape.tied,
         qkv_bias=family == "qwen2",
         out_bias=False,
         mlp_bias=False,
-        qk_norm=family == "qwen3",
-        windows=(shape.window_tokens if shape.window_layers == shape.layers else 0,) * shape.layers,
         dtype="bfloat16",
     )
 
 
 def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
     """From a config.json's content. Raises UsageError after `source`."""
-    family = str(config.get("model_type", ""))
+    where, family = f"model config {source}", str(config.get("model_type", ""))
     if family not in FAMILIES:
-        raise UsageError(f"model file {source}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
-
-    def number(key: str, default: float | None = None) -> float:
-        value = config.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise UsageError(f"model file {source} lacks {key!r}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise UsageError(f"model file {source}: {key} must be a positive number, not {value!r}")
-        return value
-
-    for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"):
-        number(key)
-    read, _ = read_layers(config, family, f"model file {source}")
-    mixers = [mixer for layer in read.layers for mixer in layer.mixers if isinstance(mixer, Softmax)]
-    heads, kv_heads, head_dim = mixers[0].heads, mixers[0].kv_heads, mixers[0].head_dim
-    if heads % kv_heads:
-        raise UsageError(f"model file {source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    if head_dim % 2:
-        raise UsageError(f"model file {source}: head_dim {head_dim} must be even")
+        raise UsageError(f"{where}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+    written = next((config[key] for key in QUANTIZATION if config.get(key)), None)
+    if written:
+        method = written.get("quant_method", "?") if isinstance(written, Mapping) else written
+        raise UsageError(
+            f"{where}: weights quantised with {method} are not supported; load the original weights, with --quantization wint8 or wint4"
+        )
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise UsageError(f"model file {source}: hidden_act {activation!r} is not supported, only silu")
-    if config.get("quantization_config"):
-        raise UsageError(
-            f"model file {source}: weights quantised with {config['quantization_config'].get('quant_method', '?')} are not supported; "
-            "load the original weights, with --quantization wint8 or wint4"
-        )
-    max_positions = int(number("max_position_embeddings"))
+        raise UsageError(f"{where}: hidden_act {activation!r} is not supported, only silu")
+    known = huggingface.parse(config, name, source)
+    if not known.model.max_positions:
+        raise UsageError(f"{where} lacks 'max_position_embeddings'")
     attention_bias = bool(config.get("attention_bias", family == "qwen2"))
-    return ModelConfig(
+    return _runnable(
+        known,
+        where,
         name=name,
         family=family,
-        layers=len(read.layers),
-        hidden=read.hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        ffn=int(number("intermediate_size")),
-        vocab=read.outer.vocab,
-        max_positions=max_positions,
-        norm_eps=float(number("rms_norm_eps", 1e-6)),
-        rope=_rope(config, max_positions, source),
-        tied=read.outer.tied,
-        qkv_bias=True if family == "qwen2" else attention_bias,
+        max_positions=known.model.max_positions,
+        norm_eps=_epsilon(config.get("rms_norm_eps", 1e-6), where),
+        rope=_rope(config, known.model.max_positions, source),
+        qkv_bias=family == "qwen2" or attention_bias,
         out_bias=attention_bias and family in ("llama", "qwen3"),
         mlp_bias=bool(config.get("mlp_bias", False)),
-        qk_norm=family == "qwen3",
-        windows=tuple(mixer.window for mixer in mixers),
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
     )
+
+
+def _runnable(known: Understood, where: str, *, family: str, **more: Any) -> ModelConfig:
+    """What the cost models understand, where all layers are softmax attention with the same heads and a gated feed-forward of one width.
+    Raises UsageError where they are not."""
+    layers, outer = known.decoder.layers, known.decoder.outer
+    mixers = [mixer for layer in layers for mixer in layer.mixers]
+    feeds = [feed for layer in layers for feed in layer.feed_forwards]
+    first, mlp = mixers[0], feeds[0]
+    if (
+        not isinstance(first, Softmax)
+        or not isinstance(mlp, Mlp)
+        or not mlp.gated
+        or any(not isinstance(mixer, Softmax) or replace(mixer, window=first.window) != first for mixer in mixers)
+        or any(feed != mlp for feed in feeds)
+        or not len(mixers) == len(feeds) == len(layers)
+    ):
+        raise UsageError(f"{where}: only dense models of the families {', '.join(FAMILIES)} run here, all of whose layers are alike")
+    if first.head_dim % 2:
+        raise UsageError(f"{where}: head_dim {first.head_dim} must be even")
+    return ModelConfig(
+        family=family,
+        layers=len(layers),
+        hidden=known.decoder.hidden,
+        heads=first.heads,
+        kv_heads=first.kv_heads,
+        head_dim=first.head_dim,
+        ffn=mlp.width,
+        vocab=outer.vocab,
+        tied=outer.tied,
+        qk_norm=family == "qwen3",
+        windows=tuple(mixer.window for mixer in mixers if isinstance(mixer, Softmax)),
+        **more,
+    )
+
+
+def _epsilon(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{where}: rms_norm_eps must be a positive number, not {value!r}")
+    return float(value)
 
 
 def _rope(config: Mapping[str, Any], max_positions: int, source: str) -> RopeConfig:
@@ -192,9 +189,9 @@ def _rope(config: Mapping[str, Any], max_positions: int, source: str) -> RopeCon
     if kind == "default":
         return RopeConfig(theta)
     if kind not in ("linear", "llama3", "yarn"):
-        raise UsageError(f"model file {source}: rope scaling {kind!r} is not one of linear, llama3, yarn")
+        raise UsageError(f"model config {source}: rope scaling {kind!r} is not one of linear, llama3, yarn")
     if float(config.get("partial_rotary_factor") or scaling.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise UsageError(f"model file {source}: partial_rotary_factor is not supported")
+        raise UsageError(f"model config {source}: partial_rotary_factor is not supported")
     try:
         factor = float(scaling.get("factor") or 1.0)
         original = int(scaling.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or max_positions)
@@ -217,7 +214,7 @@ def _rope(config: Mapping[str, Any], max_positions: int, source: str) -> RopeCon
             bool(scaling.get("truncate", True)),
         )
     except (TypeError, ValueError) as error:
-        raise UsageError(f"model file {source}: rope scaling has a value of the wrong kind: {error}") from None
+        raise UsageError(f"model config {source}: rope scaling has a value of the wrong kind: {error}") from None
 
 
 def _mscale(factor: float, mscale: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from pdlab.core.json_file import json_object
 from pdlab.core.types import UsageError
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -56,17 +56,7 @@ def of_folder(folder: Path) -> TokenizerParts:
 
 def _json(path: Path) -> dict[str, Any]:
     """Empty where there is no such file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UsageError(f"model file {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UsageError(f"model file {path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"model file {path} is not a JSON object")
-    return found
+    return json_object(path, "model file") if path.exists() else {}
 
 
 def _content(token: Any) -> str | None:

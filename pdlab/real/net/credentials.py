@@ -63,7 +63,10 @@ def with_password(url: S) -> S:
     password = secret(REGISTRY_PASSWORD, os.environ.get(REGISTRY_PASSWORD) or None)
     if not url or not password or url.startswith(("memory:", "fd:")):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # no URL: refused where it is opened
     user, colon, _ = parts.netloc.rpartition("@")[0].partition(":")
     if colon:
         raise UsageError(f"registry {without_password(url)}: a password is in it, and another in {REGISTRY_PASSWORD}: remove one of them")

@@ -14,11 +14,12 @@ import os
 import re
 from collections.abc import Callable
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httptools
 
 from pdlab.core.types import UsageError
+from pdlab.real.net.host_names import host_mistake, shown
 from pdlab.real.net.sockets import keep_alive
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.net.wire import TOKEN_HEADER
@@ -214,6 +215,25 @@ class HttpConnection(asyncio.Protocol):
             self._waiter = None
 
 
+def server_at(url: str) -> tuple[SplitResult, str, int | None]:
+    """A server's URL in parts, its host and its port. Raises UsageError where no connection could be made by it."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise UsageError(f"a server's url must be like http://host:8000, not {shown(url)!r}")
+    if mistake := host_mistake(host):
+        raise UsageError(f"{shown(url)} is no server's url: {mistake}")
+    return parts, host, port
+
+
+def _host_header(parts: SplitResult, host: str) -> str:
+    said = parts.netloc.rpartition("@")[2]
+    return said if said.isascii() else host.encode("idna").decode() + (f":{parts.port}" if parts.port else "")
+
+
 class HttpClient:
     """Kept-alive connections to one server, `most_idle` of them at rest; `opened` counts all that there were. `tls` says whom to believe
     where the URL says https. Raises UsageError where `url`, `token`, `api_key` or `tls` cannot be used."""
@@ -228,20 +248,14 @@ class HttpClient:
         connect_s: float = CONNECT_S,
         most_idle: int = MOST_IDLE,
     ) -> None:
-        try:
-            parts = urlsplit(url)
-            self._ssl = tls.trusting() if parts.scheme == "https" else None
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            parts, host = urlsplit(""), None
-        if parts.scheme not in ("http", "https") or not host or port == 0:
-            raise UsageError(f"a server's url must be like http://host:8000, not {url!r}")
+        parts, host, port = server_at(url)
+        self._ssl = tls.trusting() if parts.scheme == "https" else None
         for name, value in (("token", token), ("API key", api_key)):
             if not value.isascii() or not value.isprintable():
                 raise UsageError(f"the {name} must be printable ASCII to go into an HTTP header")
         self.url, self._host, self._port = url, host, port or (443 if self._ssl else 80)
         self._prefix = parts.path.rstrip("/").encode()
-        head = f"Host: {parts.netloc.rpartition('@')[2]}\r\nContent-Type: application/json\r\n"
+        head = f"Host: {_host_header(parts, host)}\r\nContent-Type: application/json\r\n"
         head += f"{TOKEN_HEADER}: {token}\r\n" if token else ""
         head += f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = head.encode("ascii")

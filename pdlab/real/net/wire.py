@@ -12,6 +12,7 @@ import msgspec
 
 PROTOCOL = 1
 MOST_IDS = 1 << 20  # block or token ids in one message
+RELAY_HEADER = "x-pdlab-relay-to"
 TOKEN_HEADER = "x-pdlab-token"
 TIMELINE_HEADER = "x-pdlab-timeline"
 

@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pdlab.core.types import UsageError
 from pdlab.real.net.credentials import without_password
+from pdlab.real.net.host_names import host_mistake
+from pdlab.real.net.host_names import shown as cut
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.registry.records import check_name
@@ -30,7 +32,7 @@ async def open_registry(url: str, *, timeout_s: float = 5.0, tls: Tls = PLAIN) -
     Raises UsageError for a URL that is wrong, RegistrySilent for a server that doesn't answer.
     """
     scheme, _, rest = url.partition("://")
-    shown = without_password(url)
+    shown = cut(without_password(url))
     if scheme == "memory":
         return Registry(MemoryStore())
     if scheme not in PACKAGES or not rest:
@@ -38,7 +40,13 @@ async def open_registry(url: str, *, timeout_s: float = 5.0, tls: Tls = PLAIN) -
         raise UsageError(
             f"registry {shown!r}: use one of {FORMS}" + (f" (did you mean {near[0]}://?)" if near and near[0] != scheme else "")
         )
-    split = urlsplit(url)
+    try:
+        split = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"registry {shown!r}: {error}: use one of {FORMS}") from None
+    for endpoint in split.netloc.rpartition("@")[2].split(","):
+        if mistake := host_mistake(endpoint.rpartition(":")[0] or endpoint):
+            raise UsageError(f"registry {shown!r}: {mistake}")
     query = parse_qs(split.query)
     namespace = query.pop("namespace", ["pdlab"])[0]
     check_name(namespace, "registry namespace")

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
@@ -29,6 +30,7 @@ from pdlab.real.registry.settling import Seen
 from pdlab.real.registry.store import INSTANCE, REPORT, Change, Claim, Denied, Peek, Snapshot, StoreAway
 
 log = logging.getLogger(__name__)
+OLDEST = (6, 2)
 
 # KEYS of all scripts: live keys' prefix, counters' prefix, index, revision, channel, the store's own name
 HEAD = """
@@ -108,16 +110,35 @@ return found
 SWEEP = "return sweep()"
 
 
+class _TlsConnection(SSLConnection):
+    """One whose socket is closed when it is left. TLS ends with a word from the peer, for which the client does not wait where a call was
+    given up; the peer may never say it, and the event loop may end before."""
+
+    async def disconnect(self, nowait: bool = False, *given: Any, **more: Any) -> None:
+        writer = self._writer
+        try:
+            if nowait and writer is not None:
+                writer.transport.abort()
+            await super().disconnect(nowait, *given, **more)
+        except BaseException:
+            if writer is not None:
+                writer.transport.abort()
+            raise
+
+
 async def connect(url: str, namespace: str, timeout_s: float, tls: Tls = PLAIN) -> RedisStore:
     """Raises StoreAway, and UsageError for a URL that can't be one."""
     secure: dict[str, Any] = {"ssl_ca_certs": tls.ca_certs} if url.startswith("rediss:") and tls.ca_certs else {}
     try:
         client = Redis.from_url(url, **secure, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s, socket_timeout=None)
+        if client.connection_pool.connection_class is SSLConnection:
+            client.connection_pool.connection_class = _TlsConnection
     except ValueError as error:
         raise UsageError(f"registry {_where(url)}: {error}") from None
     store = RedisStore(client, _where(url), namespace)
     try:
         async with answering(timeout_s):
+            await store.check_version()
             await store.check()
             await store.warn_of_data_loss()
     except BaseException:
@@ -186,6 +207,18 @@ class RedisStore:
                     yield None
                 elif message is not None and message["type"] == "message":
                     yield _read(message["data"])
+
+    async def check_version(self) -> None:
+        """Raises UsageError for one that is too old; who may not ask, or hears nothing, goes on."""
+        try:
+            found = str((await self.client.info("server")).get("redis_version", ""))
+        except (AuthenticationError, AuthorizationError, NoPermissionError):
+            return  # what needs a right is told by what needs it
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreAway(str(error)[:200] or type(error).__name__) from None
+        version = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+        if len(version) == 2 and version < OLDEST:
+            raise UsageError(f"registry {self.where}: redis {found[:20]} answers there, and {OLDEST[0]}.{OLDEST[1]} or newer is needed")
 
     async def check(self) -> int:
         return int(await self._run(SWEEP))

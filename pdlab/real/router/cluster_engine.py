@@ -48,6 +48,9 @@ class ClusterEngine:
             priority=submit.priority,
             ttft_slo_s=submit.ttft_slo_s,
             tpot_slo_s=submit.tpot_slo_s,
+            session=submit.session,
+            tenant=submit.tenant,
+            offline=submit.offline,
         )
         while len(requests) > KEPT and requests[oldest := next(iter(requests))] not in live:
             del requests[oldest]

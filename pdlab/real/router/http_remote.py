@@ -17,7 +17,7 @@ from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
 from pdlab.real.net.http import Broken, HttpClient, HttpConnection, Unheard
 from pdlab.real.net.sse import Events
 from pdlab.real.net.tls import PLAIN, Tls
-from pdlab.real.net.wire import MOST_IDS, Continue, KvParams, LeaseBody, Rejoin, RoleChange, StreamEvent
+from pdlab.real.net.wire import MOST_IDS, RELAY_HEADER, Continue, KvParams, LeaseBody, Rejoin, RoleChange, StreamEvent
 from pdlab.real.registry.records import Garbage, read_report
 from pdlab.real.router.remote import (
     ALIVE_S,
@@ -37,6 +37,7 @@ from pdlab.real.router.vllm import Vllm
 # vLLM leases KV for 30 s, and only a decode server renews it; a later pull reads, without an error, what lies there by then. The world asks
 # every 10 s.
 UNRENEWED_S, FORGET_S = 15.0, 60.0
+MOST_RELAYS = 1024
 
 TROUBLES = (InstanceFull, Unfit, Broken, TransferTrouble)
 FINISHES = (None, "stop", "length")
@@ -76,6 +77,9 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
     return_tokens_as_token_ids: bool = False
     detokenize: bool = True
     priority: int = 0
+    ttft_slo_ms: float | None = None
+    tpot_slo_ms: float | None = None
+    waited_ms: float = 0.0
     kv_transfer_params: KvParams | msgspec.Raw | None = None
 
 
@@ -301,9 +305,13 @@ class HttpRemote:
         self._http = HttpClient(spec.url, token if spec.engine == "pdlab" else "", api_key, tls)
         self._vllm = Vllm(spec.url, api_key, tls) if spec.engine == "vllm" else None
         self._leased_s: dict[str, float] = {}  # by a vLLM server, when
+        self._token, self._tls = token, tls
+        self._relays: dict[str, HttpClient] = {}  # those who pass its answers on
 
     def close(self) -> None:
         self._http.close()
+        for relay in self._relays.values():
+            relay.close()
         if self._vllm is not None:
             self._vllm.close()
 
@@ -445,7 +453,24 @@ class HttpRemote:
             return_tokens_as_token_ids=sampling.logprobs is not None,
             detokenize=not self._pdlab,
             priority=ask.priority if self._pdlab else 0,
+            ttft_slo_ms=_ms(ask.ttft_slo_s) if self._pdlab else None,
+            tpot_slo_ms=_ms(ask.tpot_slo_s) if self._pdlab else None,
+            waited_ms=round(1000 * ask.waited_s, 3) if self._pdlab else 0.0,
             kv_transfer_params=params if params is not None or ask.raw_params is None else msgspec.Raw(ask.raw_params),
         )
         named = b"X-Request-Id: %b\r\n" % ask.leg.encode("ascii")
-        return await self._http.send(self._http.request(b"POST", b"/v1/completions", encode(body), named))
+        if not ask.through:
+            return await self._http.send(self._http.request(b"POST", b"/v1/completions", encode(body), named))
+        relay = self._relays.get(ask.through) or self._relay(ask.through)
+        named += b"%b: %b\r\n" % (RELAY_HEADER.encode(), self.spec.url.encode("ascii"))
+        return await relay.send(relay.request(b"POST", b"/pdlab/v1/relay", encode(body), named))
+
+    def _relay(self, url: str) -> HttpClient:
+        while len(self._relays) >= MOST_RELAYS:
+            self._relays.pop(next(iter(self._relays))).close()
+        made = self._relays[url] = HttpClient(url, self._token, tls=self._tls)
+        return made
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds

@@ -79,6 +79,7 @@ class Legs:
             self._prefill(live, prefill)
         else:
             leg = self._leg(live, "reserve", decode)
+            leg.through = relay_of(self.transfer, prefill, decode)
             extra = Extra(made=live.given, reserve=True, events=True, deadline_s=told_s(self._request_timeout_s))
             params = KvParams(do_remote_prefill=True, pdlab=extra)
             self._run(live, leg, partial(self._read, live, leg, params=params, prefill=prefill))
@@ -95,6 +96,7 @@ class Legs:
         if dst is src and live.single and not live.made:
             live.first(self._now(), None)  # that token is in the KV already
         leg = self._leg(live, "decode", dst)
+        leg.through = relay_of(self.transfer, src, dst)
         if not dst.can(MADE) or answer.params is None:
             self._run(live, leg, partial(self._read, live, leg, raw=answer.raw_params))
             return
@@ -192,7 +194,9 @@ class Legs:
             sampling = msgspec.structs.replace(
                 sampling, prompt_logprobs=None
             )  # they come from who computes the prompt, with its first token
-        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw)
+        aims = request.ttft_slo_s, request.tpot_slo_s, max(0.0, self._now() - request.arrival_s)
+        through = leg.through.spec.url if leg.through is not None else ""
+        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, *aims, through)
 
     def _dispatched(self, live: Live, prefill: Incarnation) -> None:
         live.line.dispatched(self._now(), prefill.name)
@@ -390,6 +394,9 @@ class Legs:
                 return
             live.drop(leg)
             charged = not isinstance(trouble, (Unheard, Busy))
+            if leg.through is not None and isinstance(trouble, Broken) and not await self._instances.lives(leg.through):
+                self._instances.unreachable(leg.through)  # it broke off there
+                charged = False
             self._tell(Lost(request_id, attempt, name, f"{name}: {reason}", live.kept, charged))
 
     def _target_trouble(self, live: Live, leg: Leg, trouble: Exception, reason: str) -> None:
@@ -412,6 +419,12 @@ def push_to(transfer: TransferSpec, prefill: Incarnation, to: StreamEvent) -> Pu
         return None
     granularity = "chunk" if transfer.granularity == "layer" and not prefill.can(LAYERS) else transfer.granularity
     return PushTo(to.descriptor, to.ticket, to.block_ids, to.cached_tokens, granularity, told_s(transfer.timeout_s))
+
+
+def relay_of(transfer: TransferSpec, prefill: Incarnation, decode: Incarnation) -> Incarnation | None:
+    """Who passes on what `decode` answers: `prefill`, if it is wanted and can; None: it comes straight."""
+    wanted = transfer.response_path == "via_prefill" and decode is not prefill
+    return prefill if wanted and prefill.spec.engine == decode.spec.engine == "pdlab" and prefill.spec.url else None
 
 
 def told_s(deadline_s: float) -> float:

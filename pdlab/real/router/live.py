@@ -35,6 +35,7 @@ class Leg:
     landed: bool = False  # its KV is there, or computed
     ended: int = 0  # candidates that it has brought to their end
     moved: bool = False  # its request has been migrated away
+    through: Incarnation | None = None  # who passes its answer on
     goes_on_from: int = 0  # a migration's destination: how many tokens its source has made
     bytes: int = 0  # of its KV, that came in `seconds`
     seconds: float = 0.0

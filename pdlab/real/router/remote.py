@@ -31,6 +31,10 @@ class LegAsk:
     hashes: tuple[int, ...] = ()
     params: KvParams | None = None
     raw_params: bytes | None = None  # what the prefill instance answered, to be passed on word for word where `params` is None
+    ttft_slo_s: float | None = None  # None: the experiment's
+    tpot_slo_s: float | None = None
+    waited_s: float = 0.0  # by its client, before this leg
+    through: str = ""  # the URL of the instance that passes the answer on; empty: it comes straight
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from pdlab.core.types import AnyEvent, InstanceSpec, Joined, Leads, Left, RegistryAway, Report, Role, Suspected, UsageError
-from pdlab.real.net.http import Broken, HttpClient
+from pdlab.real.net.http import Broken, HttpClient, server_at
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.net.wire import PROTOCOL, About
 from pdlab.real.registry import Registry
@@ -107,6 +107,11 @@ class Members:
     def _misfit(self, new: Known) -> str:
         if new.protocol != PROTOCOL:
             return f"it speaks pdlab's protocol {new.protocol}, and this is {PROTOCOL}: run the same version of pdlab everywhere"
+        if new.spec.url:
+            try:
+                server_at(new.spec.url)
+            except UsageError as error:
+                return f"it cannot be reached: {error}"
         inside = [known.spec for known in self.known.values() if not known.refusal and known is not new]
         model = self.model or (inside[0].model if inside else "")
         if model and new.spec.model and new.spec.model != model:
@@ -116,8 +121,8 @@ class Members:
             return f"its engine is {new.spec.engine}, this cluster's {engine}, and their KV does not pass: give it a ?namespace= of its own"
         if new.spec.engine != "pdlab" or not new.spec.descriptor:
             return ""
-        peers = (spec.descriptor for spec in inside if spec.descriptor and spec.name != new.spec.name)
-        first = next(peers, None)
+        descriptors = (spec.descriptor for spec in inside if spec.descriptor and spec.name != new.spec.name)
+        first = next(descriptors, None)
         return "" if first is None else incompatible(first.encode(), new.spec.descriptor.encode()) or ""
 
 

@@ -212,6 +212,9 @@ class LiveWorld:
         priority: int = 0,
         ttft_slo_s: float | None = None,
         tpot_slo_s: float | None = None,
+        session: str = "",
+        tenant: str = "",
+        offline: bool = False,
     ) -> int:
         """A client's request; returns its id. `deliver` gets each candidate's tokens in order, each index once, the last with `finish`;
         where the request does not succeed, an `Ended`. It may be called before this returns."""
@@ -220,7 +223,9 @@ class LiveWorld:
         if sampling.temperature > 0 and sampling.seed is None:  # every leg and attempt draws alike
             sampling = msgspec.structs.replace(sampling, seed=self._rng.getrandbits(31))
         best_of = sampling.best_of
-        request = Request(request_id, now, len(tokens), hashes, priority, ttft_slo_s, tpot_slo_s, best_of, best_of)
+        request = Request(
+            request_id, now, len(tokens), hashes, priority, ttft_slo_s, tpot_slo_s, best_of, best_of, session, tenant, offline
+        )
         live = self.requests.begin(request, tokens, sampling, deliver)
         if self.down is not None:
             self.requests.end(live, Stage.FAILED, self.down)

@@ -118,3 +118,43 @@ def npu_addresses(hccn: Path | None = None) -> dict[int, str]:
             with contextlib.suppress(ValueError):
                 found[int(match[1])] = str(ipaddress.ip_address(match[2]))
     return found
+
+
+def gpus(sysfs: Path | None = None) -> list[str]:
+    """PCI addresses of accelerators: display controllers of NVIDIA and AMD, and processing accelerators, in the order of the bus."""
+    folder = (sysfs or SYSFS) / "bus" / "pci" / "devices"
+    found = []
+    for device in sorted(folder.iterdir()) if folder.is_dir() else ():
+        kind, vendor = _text(device / "class"), _text(device / "vendor")
+        if kind.startswith("0x12") or (kind.startswith("0x03") and vendor in ("0x10de", "0x1002")):
+            found.append(device.name)
+    return found
+
+
+def assignments(place: str, environ: Mapping[str, str], sysfs: Path | None = None, hccn: Path | None = None) -> list[str]:
+    """KVCACHE_RDMA_NICS=, as FastDeploy reads it, and UCX_NET_DEVICES=, as UCX does: "gpu" has one NIC for each GPU that
+    CUDA_VISIBLE_DEVICES leaves, the nearest, and those that are as near in turn; "cpu" the fastest of each NUMA node. Then address_N= of
+    each NPU. What this machine has not is left out."""
+    chosen = _nearest_gpus(environ, sysfs) if place == "gpu" else _of_nodes(sysfs)
+    lines = []
+    if chosen:
+        lines.append(f"KVCACHE_RDMA_NICS={','.join(nic.name for nic in chosen)}")
+        lines.append(f"UCX_NET_DEVICES={','.join(dict.fromkeys(nic.ucx_name for nic in chosen))}")
+    return [*lines, *(f"address_{number}={address}" for number, address in sorted(npu_addresses(hccn).items()))]
+
+
+def _nearest_gpus(environ: Mapping[str, str], sysfs: Path | None) -> list[Nic]:
+    there = gpus(sysfs)
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "")
+    if re.fullmatch(r"\d+(,\d+)*", visible):
+        there = [there[index] for index in map(int, visible.split(",")) if index < len(there)]
+    near = [nearest(pci, sysfs) for pci in there]
+    return [some[at % len(some)] for at, some in enumerate(near) if some]
+
+
+def _of_nodes(sysfs: Path | None) -> list[Nic]:
+    best: dict[int, Nic] = {}
+    for nic in nics(sysfs):
+        if nic.active and (nic.numa not in best or nic.bits_per_s > best[nic.numa].bits_per_s):
+            best[nic.numa] = nic
+    return [best[node] for node in sorted(best)]

@@ -32,7 +32,7 @@ class _Ticket:
         self.busy: NDArray[np.bool_] = np.zeros_like(self.arrived)
         self.writers = 0
         self.closed: tuple[Status, str] | None = None
-        self.peers: set[tuple[str, str]] = set()
+        self.pushed_by: set[tuple[str, str]] = set()
         self.started = time.monotonic()
         self.ended = ended
 
@@ -147,7 +147,7 @@ class Tickets:
             here = ticket.arrived[rows, columns]
             if here.any() and not here.all():
                 raise TransferStopped(f"ticket {name}: some of these blocks and layers have arrived already")
-            ticket.peers.add(peer)
+            ticket.pushed_by.add(peer)
             if not here.all():
                 ticket.busy[rows, columns] = True
             return TicketPart(self, name, ticket, rows, columns, bool(here.all()))
@@ -155,7 +155,7 @@ class Tickets:
     def of_peer(self, peer: tuple[str, str]) -> list[str]:
         """Open tickets that this peer has pushed to."""
         with self.changed:
-            return [name for name, ticket in self._open.items() if peer in ticket.peers]
+            return [name for name, ticket in self._open.items() if peer in ticket.pushed_by]
 
     @staticmethod
     def _place(name: str, ticket: _Ticket, blocks: Ids, layers: Layers) -> tuple[NDArray[np.intp], slice]:

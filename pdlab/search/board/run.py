@@ -114,7 +114,7 @@ def score(rows: Sequence[MeasuredRow], pool: TaskPool) -> Iterator[ScoredRow]:
     for index, row in enumerate(rows):
         key = str(index)
         try:
-            tasks.append(SimulationTask(key, experiment_of(row), closed_loop_means))
+            tasks.append(SimulationTask(key, experiment_of(row), figures=closed_loop_means))
             by_key[key] = row
         except UsageError as error:
             yield ScoredRow(row, failure=str(error).splitlines()[0])

@@ -249,6 +249,13 @@ def test_the_wait_for_a_step_under_way_counts_as_queueing(driver: Callable[..., 
     assert told == [3.0, 1.0]
 
 
+def test_a_sequence_knows_its_objectives_and_since_when_its_client_waits(driver: Callable[..., Driver]) -> None:
+    engine = driver("llama").engine
+    engine.submit(Submit(0, [1, 2], greedy(), ttft_slo_s=0.3, tpot_slo_s=0.1, sent_s=5.0, waited_s=0.5), 7.0)
+    engine.submit(Submit(1, [1, 2], greedy()), 7.0)
+    assert [(s.arrived_s, s.ttft_slo_s, s.tpot_slo_s) for s in engine.scheduler.waiting] == [(4.5, 0.3, 0.1), (7.0, 1.0, 0.05)]
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_a_prompts_log_probabilities_are_those_of_one_pass(driver: Callable[..., Driver], tiny: Tiny, family: str) -> None:
     rng = random.Random(3)

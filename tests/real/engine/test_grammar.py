@@ -227,9 +227,9 @@ def test_it_goes_on_at_another_engine(temperature: float, bytes_model: Path) -> 
         until(lambda: p.finish(0) == "held", p, d)
         (first,) = p.tokens(0)
         assert first == expected[0]
-        held = p.peers.lending.lent
+        held = p.kv_service.lending.lent
         (lease,) = held
-        kv = p.peers.exchange.lease(0)
+        kv = p.kv_service.exchange.lease(0)
         d.tell(Receive(submit(1, PROMPT, sampling), [first], Source(p.descriptor, lease, kv.blocks, kv.kv_tokens)))
         d.tell(Receive(submit(2, PROMPT, sampling), expected[:9], Source(b"", "", [], 0)))
         until(lambda: d.finish(1) and d.finish(2), p, d)

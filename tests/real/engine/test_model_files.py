@@ -61,12 +61,12 @@ NORM = "model.norm.weight"
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "cannot read config.json: No such file or directory"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: No such file or directory"),
         (write("config.json", b"{"), "config.json is not JSON"),
         (write("config.json", b"[]"), "config.json is not a JSON object"),
         (config(model_type="gpt2"), "model_type 'gpt2' is not one of llama, mistral, qwen2, qwen3"),
         (config(num_hidden_layers=...), "config.json lacks 'num_hidden_layers'"),
-        (config(hidden_size="wide"), "hidden_size must be a positive number, not 'wide'"),
+        (config(hidden_size="wide"), "hidden_size must be a whole number, not 'wide'"),
         (config(num_key_value_heads=3), "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         (config(hidden_act="gelu"), "hidden_act 'gelu' is not supported"),
         (config(quantization_config={"quant_method": "gptq"}), "quantised with gptq are not supported"),

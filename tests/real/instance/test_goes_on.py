@@ -56,14 +56,14 @@ def test_a_read_ends_when_its_source_says_that_the_lease_has_ended(start: Callab
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(d.peers.endpoint, "pull", never)
+    monkeypatch.setattr(d.kv_service.endpoint, "pull", never)
     source = leased(p, 0)
     d.tell(Receive(submit(0, PROMPT, GREEDY), [], source, deadline_s=1000.0))
-    until(lambda: d.peers.receiving.inbound, d)
+    until(lambda: d.kv_service.receiving.inbound, d)
     p.tell(Release(source.lease))
     until(lambda: d.finish(0), p, d)
     assert "has ended at its source" in d.error(0)
-    until(lambda: not d.peers.receiving.inbound, d)
+    until(lambda: not d.kv_service.receiving.inbound, d)
     p.at_rest()
     d.at_rest()
 
@@ -85,7 +85,7 @@ def test_a_request_goes_on_exactly_after_the_tokens_its_client_has(sampling: Sam
     d.tell(Receive(submit(3, PROMPT, sampling), given, source))
     until(lambda: d.finish(3), p, d)
     assert given + d.tokens(3) == whole
-    until(lambda: not p.peers.lending.lent, p, d)
+    until(lambda: not p.kv_service.lending.lent, p, d)
     p.at_rest()
     d.at_rest()
 
@@ -116,4 +116,4 @@ def test_a_migration_of_what_fills_no_block_yet_is_a_migration(start: Callable[.
     assert not d.news(Landed, 5)
     p.tell(Cancel(0))
     d.tell(Cancel(5))
-    until(lambda: not (p.engine.groups or d.engine.groups or d.peers.receiving.inbound), p, d)
+    until(lambda: not (p.engine.groups or d.engine.groups or d.kv_service.receiving.inbound), p, d)

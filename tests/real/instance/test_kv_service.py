@@ -97,7 +97,7 @@ def test_a_pull_gives_the_tokens_of_one_alone(
         until(lambda id=id: d.finish(id), p, d)  # type: ignore[misc]
         assert d.news(Landed, id)[0].transport == transport
         assert made + d.tokens(id) == alone(prompt, sampling)
-    until(lambda: not p.peers.lending.lent, p, d)
+    until(lambda: not p.kv_service.lending.lent, p, d)
     p.at_rest()
     d.at_rest()
 
@@ -117,7 +117,7 @@ def test_a_push_gives_the_tokens_of_one_alone(
         d.tell(Proceed(id, p.tokens(id)))
         until(lambda id=id: d.finish(id), p, d)  # type: ignore[misc]
         assert p.tokens(id) + d.tokens(id) == alone(prompt, DRAWN)
-    until(lambda: not p.peers.lending.pushes.live, p, d)
+    until(lambda: not p.kv_service.lending.pushes.live, p, d)
     p.at_rest()
     d.at_rest()
 
@@ -131,7 +131,7 @@ def test_room_taken_before_the_prefill_can_be_filled_by_a_pull(start: Callable[.
     d.tell(Proceed(0, [], source(p, held(p, 0, d))))
     until(lambda: d.finish(0), p, d)
     assert d.tokens(0) == alone(prompt, GREEDY)
-    until(lambda: not p.peers.lending.lent, p, d)
+    until(lambda: not p.kv_service.lending.lent, p, d)
     p.at_rest()
     d.at_rest()
 
@@ -150,7 +150,7 @@ def test_candidates_of_best_of_share_the_prompt_that_came(made_counts: bool, sta
     d.tell(Receive(submit(0, prompt, sampling), made, source(p, lease)))
     until(lambda: all(d.finish(0, i) for i in range(3)), p, d)
     assert [([] if i else made) + d.tokens(0, i) for i in range(3)] == [reference.tokens[0, i] for i in range(3)]
-    until(lambda: not p.peers.lending.lent, p, d)
+    until(lambda: not p.kv_service.lending.lent, p, d)
     p.at_rest()
     d.at_rest()
 
@@ -265,12 +265,12 @@ def test_a_full_destination_says_so_and_keeps_nothing(start: Callable[..., Node]
             until(lambda: d.news(Full, 1) or None, p, d)
     d.tell(Cancel(0))
     until(lambda: d.finish(0) == "abort", d)
-    until(lambda: not d.peers.receiving.inbound, d)
+    until(lambda: not d.kv_service.receiving.inbound, d)
     d.at_rest()
     d.tell(Receive(submit(2, short, GREEDY), [], source(p, lease)))
     until(lambda: d.finish(2), p, d)
     assert d.finish(2) == "length"
-    until(lambda: not p.peers.lending.lent, p, d)
+    until(lambda: not p.kv_service.lending.lent, p, d)
     p.at_rest()
     d.at_rest()
 
@@ -290,12 +290,12 @@ def test_an_unread_lease_ends_by_its_time_and_a_late_reader_is_told(start: Calla
     prompt = prompts(3)[2]
     p.tell(submit(0, prompt, GREEDY, decodes_here=False))
     lease = held(p, 0)
-    until(lambda: not p.peers.lending.lent, p)
+    until(lambda: not p.kv_service.lending.lent, p)
     p.at_rest()
     d.tell(Receive(submit(0, prompt, GREEDY), [], source(p, lease)))
     until(lambda: d.finish(0), p, d)
     assert "has ended: expired" in d.error(0)
-    assert (d.news(Missed, 0), d.peers.receiving.failed, d.peers.lending.expired, p.peers.lending.expired) == (
+    assert (d.news(Missed, 0), d.kv_service.receiving.failed, d.kv_service.lending.expired, p.kv_service.lending.expired) == (
         [Missed(0, "expired")],
         1,
         0,
@@ -313,7 +313,7 @@ def test_kv_that_never_comes_ends_by_the_deadline(step_s: float, start: Callable
     until(lambda: d.finish(0), d)
     assert d.error(0) == "not all KV was here after 0.1 s"
     assert d.news(Missed, 0) == [Missed(0, "deadline")]
-    until(lambda: not d.peers.receiving.inbound, d)
+    until(lambda: not d.kv_service.receiving.inbound, d)
     d.tell(Proceed(0, [7]))  # too late, and harmless
     until(lambda: d.line.inbox.empty(), d)
     d.at_rest()
@@ -331,8 +331,8 @@ def test_a_cancelled_prompt_that_is_being_pushed_leaves_nothing(granularity: str
     p.tell(Cancel(0))
     d.tell(Cancel(0))
     until(lambda: p.finish(0), p, d)
-    until(lambda: not d.peers.receiving.inbound, p, d)
-    until(lambda: not p.peers.lending.pushes.live, p, d)
+    until(lambda: not d.kv_service.receiving.inbound, p, d)
+    until(lambda: not p.kv_service.lending.pushes.live, p, d)
     p.at_rest()
     d.at_rest()
 
@@ -345,7 +345,7 @@ def test_a_reader_of_another_model_is_refused(start: Callable[..., Node], tiny: 
     until(lambda: d.finish(0), p, d)
     assert "KV does not fit" in d.error(0)
     p.tell(Release(lease.lease))
-    until(lambda: not p.peers.lending.lent, p)
+    until(lambda: not p.kv_service.lending.lent, p)
     p.at_rest()
     d.at_rest()
 
@@ -355,11 +355,11 @@ def test_a_source_that_dies_is_noticed(start: Callable[..., Node]) -> None:
     p.tell(submit(0, [1, 2, 3, 4, 5], GREEDY, decodes_here=False))
     lease = held(p, 0)
     address = source(p, lease)
-    p.peers.background.run(p.peers.endpoint.close())
+    p.kv_service.background.run(p.kv_service.endpoint.close())
     d.tell(Receive(submit(0, [1, 2, 3, 4, 5], GREEDY), [], address, deadline_s=5.0))
     until(lambda: d.finish(0), d)
     assert d.finish(0) == "error"
-    until(lambda: not d.peers.receiving.inbound, d)
+    until(lambda: not d.kv_service.receiving.inbound, d)
     d.at_rest()
 
 
@@ -385,6 +385,6 @@ def test_many_at_once_in_any_order_change_nothing(start: Callable[..., Node], al
     until(all_done, p, d)
     for id, prompt in work.items():
         assert p.tokens(id) + d.tokens(id) == alone(prompt, GREEDY)
-    until(lambda: not p.peers.lending.lent, p, d)
+    until(lambda: not p.kv_service.lending.lent, p, d)
     p.at_rest()
     d.at_rest()

@@ -1,8 +1,11 @@
 """The engine and the simulator understand a config alike, and the engine names what it cannot run."""
 
+import json
+
 import pytest
 
 from pdlab.core.types import UsageError
+from pdlab.cost.catalogue import model as catalogue_model
 from pdlab.cost.huggingface import parse
 from pdlab.real.models import config as engine_config
 
@@ -55,3 +58,22 @@ def test_the_engine_names_what_it_cannot_run(more, says):
     with pytest.raises(UsageError) as caught:
         engine_config.parse(BASE | {"model_type": "llama"} | more, "m", "m")
     assert says in str(caught.value)
+
+
+def test_a_quantisation_that_a_file_beside_the_config_says_is_refused_too(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(BASE | {"model_type": "llama"}))
+    assert engine_config.read(tmp_path).layers == 6
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    with pytest.raises(UsageError, match=r"quantised with .* are not supported"):
+        engine_config.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "deepseek-v2-lite", "opt-13b"])
+def test_a_model_of_the_catalogue_that_is_not_dense_or_gated_is_refused(name):
+    with pytest.raises(UsageError, match=f"model {name}: only dense models of the families"):
+        engine_config.of_catalogue(name)
+
+
+def test_a_model_of_the_catalogue_has_the_shape_that_the_simulator_takes():
+    own, model = engine_config.of_catalogue("qwen3-8b"), catalogue_model("qwen3-8b")
+    assert (own.layers, own.heads, own.kv_heads, own.ffn, own.qk_norm) == (model.layers, model.heads, model.kv_heads, model.ffn, True)

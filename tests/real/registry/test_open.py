@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 
 import pytest
 
@@ -88,3 +89,31 @@ def test_a_store_that_is_away_is_the_users_to_start() -> None:
             await Registry(store).register(spec())
 
     asyncio.run(main())
+
+
+async def _says_it_is(version: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server of that version, as far as its INFO goes; it knows no script."""
+    info = f"# Server\r\nredis_version:{version}\r\n".encode()
+    while line := await reader.readline():
+        words = []
+        for _ in range(int(line[1:])):
+            size = int((await reader.readline())[1:])
+            words.append((await reader.readexactly(size + 2))[:-2].upper())
+        answers = {b"INFO": b"$%d\r\n%b\r\n" % (len(info), info), b"EVAL": b"-ERR no scripts here\r\n"}
+        writer.write(answers.get(words[0], b"+OK\r\n"))
+    writer.close()
+
+
+@pytest.mark.parametrize(("version", "old"), [("6.0.16", True), ("5.0.7", True), ("6.2.0", False), ("7.0.15", False), ("unstable", False)])
+def test_an_old_redis_is_told_from_one_that_will_do(version: str, old: bool) -> None:
+    pytest.importorskip("redis")
+
+    async def play() -> None:
+        async with await asyncio.start_server(partial(_says_it_is, version), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            says = f"redis {version} answers there, and 6.2 or newer is needed" if old else "no scripts here"
+            with pytest.raises(UsageError, match=says) as raised:
+                await open_registry(f"redis://127.0.0.1:{port}")
+            assert "\n" not in str(raised.value)
+
+    asyncio.run(play())

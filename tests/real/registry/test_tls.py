@@ -52,9 +52,8 @@ def process(command: list[str], ready: Callable[[], bool]) -> Iterator[subproces
         running.wait()
 
 
-@contextmanager
-def redis(folder: Path, certs: Certificates) -> Iterator[str]:
-    """Its address. Its user `me` has the password."""
+def redis_command(folder: Path, certs: Certificates) -> tuple[list[str], Callable[[], bool], str]:
+    """What starts a server, whether it is ready, and its address. Its user `me` has the password."""
     port = free_port()
     lines = [
         f'port 0\ntls-port {port}\nbind 127.0.0.1\nsave ""\nappendonly yes\ndir {folder}',
@@ -67,8 +66,15 @@ def redis(folder: Path, certs: Certificates) -> Iterator[str]:
     def ready() -> bool:
         return b"NOAUTH" in subprocess.run(asked, capture_output=True, check=False).stdout
 
-    with process(["redis-server", str(folder / "redis.conf")], ready):
-        yield f"127.0.0.1:{port}"
+    return ["redis-server", str(folder / "redis.conf")], ready, f"127.0.0.1:{port}"
+
+
+@contextmanager
+def redis(folder: Path, certs: Certificates) -> Iterator[str]:
+    """Its address."""
+    command, ready, at = redis_command(folder, certs)
+    with process(command, ready):
+        yield at
 
 
 class Etcd:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -91,6 +92,19 @@ def test_a_prefill_leg_asks_for_one_token_and_brings_the_params_word_for_word() 
         assert fake.asked[-1][2]["kv_transfer_params"] == json.loads(found.raw_params)
 
     world(test)
+
+
+def test_an_instance_of_pdlab_hears_by_when_tokens_are_due_and_a_vllm_server_does_not() -> None:
+    asked = dataclasses.replace(ask(), ttft_slo_s=0.5, tpot_slo_s=0.02, waited_s=0.25)
+    found: list[dict[str, Any]] = []
+
+    async def test(fake: Fake, remote: HttpRemote) -> None:
+        await everything(remote, asked)
+        found.append({key: value for key, value in fake.asked[0][2].items() if key.endswith("_ms")})
+
+    world(test)
+    world(test, vllm=True)
+    assert found == [{"ttft_slo_ms": 500.0, "tpot_slo_ms": 20.0, "waited_ms": 250.0}, {}]
 
 
 def test_a_prompt_whose_first_token_ends_it_leaves_no_kv() -> None:

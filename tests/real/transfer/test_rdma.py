@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from pdlab.cli.main import main
 from pdlab.real.router.status import InstanceRow, View, nics, table
 from pdlab.real.transfer import nixl, rdma
 from pdlab.real.transfer.descriptor import Descriptor, decode
@@ -186,3 +187,50 @@ def test_the_addresses_of_npus_come_from_hccn_conf(tmp_path: Path) -> None:
     assert rdma.npu_address(0, {"ASCEND_RT_VISIBLE_DEVICES": "7,0"}, hccn) == "fe80::7"
     for index, visible in ((2, ""), (2, "7,0"), (0, "none")):
         assert rdma.npu_address(index, {"ASCEND_RT_VISIBLE_DEVICES": visible}, hccn) == ""
+
+
+def graphics(sysfs: Path, path: str, kind: str = "0x030200", vendor: str = "0x10de", numa: int = 0) -> None:
+    device = pci_device(sysfs, path, numa) if not (sysfs / "devices" / path).exists() else sysfs / "devices" / path
+    (device / "class").write_text(kind + "\n")
+    (device / "vendor").write_text(vendor + "\n")
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str], str]:
+    with pytest.raises(SystemExit) as end:
+        main(["nics", *arguments])
+    said = capsys.readouterr()
+    return int(end.value.code or 0), said.out.splitlines(), said.err
+
+
+def test_the_command_prints_what_launch_scripts_export(
+    sysfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphics(sysfs, f"{SWITCH}/0000:17:01.0/{GPU}")
+    graphics(sysfs, "pci0000:97/0000:97:01.0/0000:9a:00.0", "0x030000", "0x1002")
+    graphics(sysfs, "pci0000:00/0000:00:02.0", "0x030000", "0x8086")  # the board's own graphics
+    hccn = tmp_path / "hccn.conf"
+    hccn.write_text("address_0=192.168.100.101\nnetmask_0=255.255.255.0\n")
+    where = ("--sysfs", str(sysfs), "--hccn", str(hccn))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    near = [rdma.nearest(pci, sysfs)[0] for pci in (GPU, "0000:9a:00.0")]
+    assert near[0].name == "mlx5_2"
+    expected = [
+        f"KVCACHE_RDMA_NICS={near[0].name},{near[1].name}",
+        f"UCX_NET_DEVICES={near[0].ucx_name},{near[1].ucx_name}",
+        "address_0=192.168.100.101",
+    ]
+    assert printed(capsys, "gpu", *where) == (0, expected, "")
+    assert printed(capsys, *where)[1] == expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert printed(capsys, "gpu", *where)[1][0] == f"KVCACHE_RDMA_NICS={near[1].name}"
+    on_cpus = printed(capsys, "cpu", *where)[1]
+    names = on_cpus[0].removeprefix("KVCACHE_RDMA_NICS=").split(",")
+    best = {nic.numa: nic for nic in sorted((x for x in rdma.nics(sysfs) if x.active), key=lambda x: x.bits_per_s)}
+    assert {nic.name for nic in best.values()} == set(names)
+
+
+def test_the_command_says_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = printed(capsys, "gpu", "--sysfs", str(tmp_path), "--hccn", str(tmp_path / "hccn.conf"))
+    assert (status, out) == (1, []) and "no RDMA NIC" in err and err.count("\n") == 1
+    status, out, err = printed(capsys, "npu")
+    assert (status, out) == (2, []) and "'npu' is not one of gpu, cpu" in err

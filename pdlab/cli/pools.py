@@ -1,0 +1,55 @@
+"""What commands that run many simulations have in common: where these run, and the bar that shows how many have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Annotated
+
+import typer
+from rich import progress as bars
+
+from pdlab.cli.shared import err
+from pdlab.core.extras import lacks
+from pdlab.core.types import UsageError
+from pdlab.search.pool import ProcessPool, TaskPool, usable_cores
+
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", metavar="ADDRESS", help="On a Ray cluster: its address, auto, or local.", show_default=False)
+]
+
+
+def pool_of(command: str, jobs: int | None, ray: str | None) -> TaskPool:
+    """Raises UsageError."""
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
+    if ray is None:
+        return ProcessPool(jobs or usable_cores())
+    try:
+        module = import_module("pdlab.search.ray_pool")
+    except ImportError as error:
+        raise lacks(f"pdlab {command} --ray", error) from None
+    pool: TaskPool = module.RayPool(ray, jobs)
+    return pool
+
+
+@contextmanager
+def progress(name: str, total: int, of: str, quiet: bool) -> Iterator[Callable[[], None]]:
+    """One bar for all on stderr. Nothing where nobody looks."""
+    if quiet or not err.is_terminal:
+        yield lambda: None
+        return
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn(of),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.advance(task)
