@@ -25,8 +25,8 @@ FITTED = {  # models and accelerators that the sets of a generation were fitted 
 
 
 def basis(spec: CostSpec, model: Model, chip: Hardware, parallel: Parallel | int = 1, like: str = "vllm") -> str:
-    """Of `model` on so many `chip` (a number is a tp): h100-sxm: roofline fitted to measured servers of vllm on h100 (271 rows): TPOT within
-    -24 to +32 % in 95 % of cases."""
+    """Of `model` on so many `chip` (a number is a tp). Such as: h100-sxm: roofline fitted to measured servers of vllm on h100 (271 rows):
+    TPOT within -24 to +32 % in 95 % of cases."""
     spread = fitting(model, parallel)
     name = chip.name if spread.gpus == 1 else f"{chip.name} {spread}"
     return f"{name}: {_words(spec, model, chip, like)}"
