@@ -131,7 +131,7 @@ def test_the_fragment_is_a_policy_that_runs(here: Path) -> None:
     study = study_of(plan)
     one = Judgement(FinishedTrial(3, {"share": 0.5}, (0.9,)), (figure_of(0.2, 0.1),))
     text = fragment(plan, study, one)
-    assert "# slo_attainment: +20.0 ±10 % against the untuned, better" in text
+    assert "# slo_attainment: +20 ±10 % against the untuned, better" in text
     assert yaml.safe_load(text) == {"policy": {"name": "shares.py", "share": 0.5}}
     assert plan.experiment.with_(yaml.safe_load(text)).policy == {"name": "shares.py", "share": 0.5}
 
