@@ -173,7 +173,7 @@ class Deployment(Spec):
         placed = self.placements()
         if (named := next((one for one in placed if one.name == name), None)) is not None:
             return named
-        alike = {(one.hardware, one.tp, one.engine, one.device): one for one in reversed(placed) if one.role == role}
+        alike = {(one.hardware, one.tp, one.engine, one.device, one.rack, one.zone): one for one in reversed(placed) if one.role == role}
         if len(alike) > 1:
             names = ", ".join(sorted(one.name for one in alike.values()))
             raise UsageError(f"cluster.instances: instances of role {role} differ: say with --instance-name which it is, such as {names}")
@@ -188,7 +188,17 @@ class Deployment(Spec):
                 number = counted[stem] = counted.get(stem, -1) + 1
                 name = stem if row.name and row.count == 1 else f"{stem}-{number}"
                 yield Placement(
-                    name, role, row.hardware or "", row.tp, row.host or name, row.nics or row.tp, engine, row.device or self.device, index
+                    name,
+                    role,
+                    row.hardware or "",
+                    row.tp,
+                    row.host or name,
+                    row.nics or row.tp,
+                    engine,
+                    row.device or self.device,
+                    index,
+                    row.rack,
+                    row.zone,
                 )
 
     def _engine(self, row: InstancesSpec) -> EngineSpec:
