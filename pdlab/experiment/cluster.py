@@ -54,6 +54,8 @@ class InstancesSpec(Spec):
     name: str | None = None
     device: Annotated[Device | None, SERVE] = None  # None: the deployment's
     host: Annotated[str | None, SIM] = None
+    rack: str = ""
+    zone: str = ""
     nics: Annotated[Count | None, SIM] = None  # None: one an accelerator
     engine: EngineSpec | None = None  # only the keys it gives differ from the experiment's
 
@@ -139,3 +141,5 @@ class Placement:
     engine: EngineSpec
     device: str
     row: int  # of cluster.instances
+    rack: str = ""
+    zone: str = ""
