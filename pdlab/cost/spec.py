@@ -4,6 +4,7 @@ cost: {}                                        # roofline, with the coefficient
 cost: {roofline: h100-vllm, kv_dtype: fp8}      # another shipped set, or a mapping of Coefficients' fields
 cost: {table: profiles/h100_llama8b.json}       # relative to the experiment file
 cost: {fitted: distserve-opt-13b-a100}          # a shipped profile, or a mapping of FittedCoefficients' fields
+cost: {factors: {decode: 1.1}}                  # what if decode steps take a tenth longer than that?
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pdlab.core.strict import Strict
 from pdlab.core.types import UsageError
@@ -24,12 +26,24 @@ from pdlab.cost.measured import MeasuredCost
 from pdlab.cost.parallel import Parallel, fitting
 from pdlab.cost.profile import InstanceProfile
 from pdlab.cost.roofline import Coefficients, Drafts, Roofline, coefficients, coefficients_of
+from pdlab.cost.scaled import Scaled
 from pdlab.cost.shapes import Model
 from pdlab.cost.table import Table, load_profile
 
 PREFILL_TOKENS = (1, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DECODE_CONTEXTS = (128, 512, 1024, 2048, 4096, 8192)
+
+
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class CostFactors(Strict):
+    """What seconds are multiplied by: of prompts, of decode steps, of bytes on links."""
+
+    prefill: Factor = 1.0
+    decode: Factor = 1.0
+    link: Factor = 1.0
 
 
 class CostSpec(Strict):
@@ -42,6 +56,7 @@ class CostSpec(Strict):
     extrapolate: bool = False  # let a table go on linearly beyond its grid
     weight_dtype: str | None = None
     kv_dtype: str | None = None
+    factors: CostFactors | None = None
 
     @field_validator("weight_dtype", "kv_dtype")
     @classmethod
@@ -85,6 +100,15 @@ def build(
     `base_dir`. Measured hardware costs what was measured, unless a table or a fit is given. Raises UsageError on unknown names, an
     unreadable table, ranks that do not divide the model or are not in the profile, a profile of another model, or drafts beside what knows
     none."""
+    cost, factors = _build(spec, model, hardware, parallel, base_dir, like, drafts), spec.factors
+    if factors is None or factors.prefill == factors.decode == 1.0:
+        return cost
+    return Scaled(cost, factors.prefill, factors.decode)
+
+
+def _build(
+    spec: CostSpec, model: Model, hardware: Hardware, parallel: Parallel | int, base_dir: Path | None, like: str, drafts: Drafts | None
+) -> Cost:
     spread = fitting(model, parallel)
     if drafts is not None and (spec.table is not None or spec.fitted is not None or hardware.profile is not None):
         raise UsageError("engine.mtp: a table, a fit and a measured profile have no draft layer: remove it, or cost by the roofline")

@@ -60,7 +60,8 @@ class Experiment(Trial):
         return ignored_line(
             "sim",
             {
-                "they are for pdlab serve": list(dict.fromkeys(unused(said, type(self), "sim"))),
+                "they are for pdlab serve": [key for key in dict.fromkeys(unused(said, type(self), "sim")) if key != "plan"],
+                "it is for pdlab plan": ["plan"] if self.plan is not None else [],
                 "measured hardware has the formats it was measured with": [*formats, *of_cost] if measured else [],
             },
         )

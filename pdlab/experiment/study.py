@@ -12,7 +12,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from pdlab.cost import CostSpec
-from pdlab.experiment.fields import SIM, NotNegative, Number, Positive, Spec
+from pdlab.experiment.fields import SIM, NotNegative, Number, Positive, Spec, Use
+from pdlab.experiment.plan import PlanSpec
 from pdlab.workload.spec import WorkloadSpec
 
 KINDS = {
@@ -82,3 +83,4 @@ class Study(Spec):
     workload: Annotated[WorkloadSpec, SIM]
     faults: Annotated[tuple[FaultSpec, ...], SIM] = ()
     cost: Annotated[CostSpec, SIM] = CostSpec()
+    plan: Annotated[PlanSpec | None, Use(sim="", serve="")] = None  # no world's: `pdlab plan` reads it

@@ -18,7 +18,7 @@ from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.policies import load as load_policy
 
-_DECIDES_NOTHING = ("name", "base_dir")
+_DECIDES_NOTHING = ("name", "base_dir", "plan")
 _ROOMS = ("core", "policies", "batching", "cost", "workload", "experiment", "results", "sim")
 _DIGITS = 16
 

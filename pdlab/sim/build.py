@@ -141,12 +141,14 @@ class _Newcomers:
     def _endpoint(self, plan: InstancePlan, name: str) -> Endpoint:
         placement, network = plan.placement, self.experiment.cluster.network
         chip, inside = cost.hardware(placement.hardware, self.experiment.base_dir), network.intra_host.gbytes_per_s
-        gbytes = network.gbytes_per_s
+        gbytes, factors = network.gbytes_per_s, self.experiment.cost.factors
+        slower = 1.0 if factors is None else factors.link
         return Endpoint(
             name=name,
             host=placement.host if placement.name == name else name,
-            nic_bytes_per_s=gbytes * 1e9 if gbytes is not None else chip.nic_bytes_per_s * placement.accelerators / placement.nics,
+            nic_bytes_per_s=(gbytes * 1e9 if gbytes is not None else chip.nic_bytes_per_s * placement.accelerators / placement.nics)
+            / slower,
             nics=placement.nics,
-            scaleup_bytes_per_s=inside * 1e9 if inside is not None else chip.scaleup_bytes_per_s * placement.accelerators,
-            pcie_bytes_per_s=chip.pcie_bytes_per_s * placement.accelerators,
+            scaleup_bytes_per_s=(inside * 1e9 if inside is not None else chip.scaleup_bytes_per_s * placement.accelerators) / slower,
+            pcie_bytes_per_s=chip.pcie_bytes_per_s * placement.accelerators / slower,
         )

@@ -1,0 +1,162 @@
+"""`pdlab plan`: which deployment carries the most, the cheapest, or a given rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import progress as bars
+
+from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.core.types import UsageError
+from pdlab.experiment.experiment import Experiment
+from pdlab.search.plan import Objective, Plan, PlanQuestion
+from pdlab.search.plan_commands import pdlab_arguments, router_arguments, script, started, vllm_command
+from pdlab.search.plan_page import plan_page
+from pdlab.search.plan_rows import PlanRow, rows, verdict
+from pdlab.search.plan_search import COMFORT
+from pdlab.search.plan_store import BEST, COMMANDS, PAGE, PlanStore
+from pdlab.search.plan_table import plan_table
+from pdlab.search.pool import ProcessPool, usable_cores
+
+
+def plan(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment file.", show_default=False)],
+    gpus: Annotated[
+        str | None,
+        typer.Option("--gpus", metavar="N", help="Accelerators that there are; of several types h100-sxm=8,l40s=4.", show_default=False),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", metavar="R", help="Requests/s wanted: with how few accelerators?", show_default=False)
+    ] = None,
+    budget: Annotated[float | None, typer.Option("--budget", metavar="$/H", help="Dollars an hour.", show_default=False)] = None,
+    objective: Annotated[
+        Objective, typer.Option("--objective", help="The most requests/s: in all, for each accelerator, or for each $ an hour.")
+    ] = "rate",
+    failures: Annotated[int, typer.Option("--failures", metavar="0|1", help="1: with an instance of the worst role away.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Of the finalists' capacities.")] = 5,
+    requests: Annotated[
+        int | None, typer.Option("--requests", help="Of a simulation.", show_default="the file's, or 30 s at capacity")
+    ] = None,
+    set_: Overrides = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-plan")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Mixed, or prefill and decode apart? How many of each, how large? Ranks deployments by the rate they carry, and says what to run."""
+    with traced(traceback):
+        if jobs is not None and jobs < 1:
+            raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
+        question = PlanQuestion(gpus, rate, budget, objective, failures, seeds, requests)
+        base = Experiment.load(file, list(set_ or ()))
+        _plan(Plan(base, question), ProcessPool(jobs or usable_cores()), out_dir or Path("out") / f"{base.name}-plan", quiet)
+
+
+def _plan(planned: Plan, pool: ProcessPool, folder: Path, quiet: bool) -> None:
+    store = PlanStore.open(folder, planned.base.resolved())
+    interrupted = False
+    try:
+        with closing(pool), _progress(planned, quiet) as ended:
+            planned.run(pool, store, ended)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        store.close()
+    found = rows(planned) if hasattr(planned, "search") else []
+    if found:
+        _show(planned, found, store, quiet)
+    if interrupted:
+        done = f"interrupted: {len(store.figures):,} simulations are kept, and the same command goes on"
+        err.print(done if found else f"{done}; no capacity is known yet", highlight=False, soft_wrap=True)
+        raise typer.Exit(130)
+
+
+def _show(planned: Plan, found: list[PlanRow], store: PlanStore, quiet: bool) -> None:
+    """The table, the page, and what to run."""
+    best = _best(planned, found[0])
+    commands = script(best, BEST)
+    store.write(BEST, (_head(planned, found) + best.to_yaml()).encode())
+    store.write(COMMANDS, commands.encode())
+    store.write(PAGE, plan_page(planned, found, best, commands).encode())
+    store.write_found(_plain(planned, found))
+    if quiet:
+        return
+    out.print(plan_table(planned, found))
+    lines = _what_to_run(best, store)
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _best(planned: Plan, first: PlanRow) -> Experiment:
+    """The winner's experiment, at 80 % of its capacity."""
+    whole = planned.judge.experiment(first.finalist.candidate)
+    changes: dict[str, Any] = {"name": f"{planned.base.name}-best", "workload.rate": round(COMFORT * first.capacity.mean, 3)}
+    return whole.with_(changes)
+
+
+def _head(planned: Plan, found: list[PlanRow]) -> str:
+    lines = [
+        verdict(planned, found),
+        f"pdlab plan {planned.base.name}.yaml: {planned.question.words}",
+        f"workload.rate is {COMFORT:.0%} of its capacity.",
+    ]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def _plain(planned: Plan, found: list[PlanRow]) -> dict[str, Any]:
+    question = planned.question
+    return {
+        "experiment": planned.base.resolved(),
+        "question": {
+            "gpus": question.gpus,
+            "rate": question.rate,
+            "usd_per_h": question.usd_per_h,
+            "objective": question.objective,
+            "failures": question.lost,
+            "seeds": list(planned.seeds),
+            "requests": planned.judge.requests,
+        },
+        "considered": planned.considered,
+        "not_possible": dict(planned.space.pruned),
+        "left_out": {**planned.ruled_out, **planned.search.left},
+        "finalists": [row.plain for row in found],
+    }
+
+
+def _what_to_run(best: Experiment, store: PlanStore) -> list[str]:
+    """One command of each role; the file has all."""
+    instances = {one.placement.role: one for one in reversed(started(best))}
+    lines = [
+        f"page     {store.folder / PAGE}",
+        f"file     {store.folder / BEST}: pdlab sim {store.folder / BEST}",
+        f"commands {store.folder / COMMANDS}, such as",
+    ]
+    for one in instances.values():
+        lines += [f"  {vllm_command(best, one)}", f"  pdlab {' '.join(pdlab_arguments(best, one, BEST, native=False))}"]
+    return [*lines, f"  pdlab {' '.join(router_arguments(BEST))}"]
+
+
+@contextmanager
+def _progress(planned: Plan, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr for each round of simulations. Nothing where nobody looks."""
+    if quiet or not err.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[whole]:,} simulations"),
+        bars.TimeElapsedColumn(),
+    )
+    with bars.Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(planned.base.name, total=None, whole=0)
+
+        def ended(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=planned.search.phase, whole=planned.judge.simulated)
+
+        yield ended
