@@ -14,8 +14,18 @@ from pdlab.cost.spec import CostSpec
 
 ENGINES = ("vllm", "sglang", "trtllm")
 _2023 = ("bloom-176b", "llama-2-70b")
-_HOPPER = ("deepseek-r1", "deepseek-v3", "glm-5", "gpt-oss-120b", "llama-3.1-70b", "llama-3.1-8b", "qwen3-235b-a22b", "qwen3-32b")
-_BLACKWELL = ("deepseek-r1", "deepseek-v3", "glm-5", "gpt-oss-120b", "llama-3.1-70b", "qwen3-32b")
+_HOPPER = (
+    "deepseek-r1",
+    "deepseek-v3",
+    "glm-5",
+    "gpt-oss-120b",
+    "llama-3.1-70b",
+    "llama-3.1-8b",
+    "qwen3-235b-a22b",
+    "qwen3-32b",
+    "qwen3.5-397b-a17b",
+)
+_BLACKWELL = ("deepseek-r1", "deepseek-v3", "glm-5", "gpt-oss-120b", "llama-3.1-70b", "qwen3-32b", "qwen3.5-397b-a17b")
 FITTED = {  # models and accelerators that the sets of a generation were fitted to
     "h100-2023": (_2023, ("h100-sxm",)),
     "a100-2023": (_2023, ("a100-sxm-80gb",)),

@@ -146,7 +146,7 @@ def closed_loops(loops: Loops, k: Rates) -> tuple[Floats, Floats]:
         decode_s = np.where(loops.apart, steps * step, np.where(loops.prompts_first, first, chunked))
         wanted = np.where(loops.apart, decode_s / (pace_s * most), decode_s / (decode_s + step + mixed))
         busy = np.minimum(1.0, most * mixed / (decode_s + step + mixed))
-        together = 0.5 * together + 0.5 * (1.0 + np.minimum(loops.serving.groups - 1.0, most) * busy)
+        together = 0.5 * together + 0.5 * (1.0 + (np.minimum(loops.serving.groups, most) - 1.0) * busy)
         share = np.where(loops.prompts_first & ~loops.apart, 1.0, 0.5 * share + 0.5 * np.minimum(1.0, wanted))
     burst_s = np.where(loops.apart, each_s / loops.prefillers, added_s) * np.maximum(0.0, most - 1) / 2 / WAVES
     waiting_s = np.maximum(0.0, loops.concurrency * np.where(loops.apart, each_s / loops.prefillers, 0.0) - decode_s - alone_s)

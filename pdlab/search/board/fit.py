@@ -311,6 +311,8 @@ def _values(x: Floats, *names: str) -> dict[str, Any]:
 
 
 def _named(made: Mapping[str, Any], own: NDArray[np.bool_], tpot: Floats, ttft: Floats, source: str) -> Coefficients:
+    if not own.any():
+        return Coefficients(**made, error=UNMEASURED_ERROR, ttft_error=1.0, source=f"not calibrated: {source}, of which the table has none")
     error, ttft_error = (float(f"{np.quantile(np.abs(misses[own]), 0.95):.3g}") for misses in (tpot, ttft))
     return Coefficients(**made, error=error, ttft_error=ttft_error, rows=int(own.sum()), calibrated=True, source=source)
 
