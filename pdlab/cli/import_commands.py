@@ -46,7 +46,12 @@ def import_commands(
     script = _script(from_file) if from_file is not None else of_words(command or [], os.environ)
     _check_target(to)
     try:
-        found = imported(script, source, str(to) if to is not None else "exp.yaml", Instead(model, device, hardware))
+        found = imported(
+            script,
+            source,
+            str(to) if to is not None else "exp.yaml",
+            Instead(model, device, hardware, to.parent if to is not None else Path()),
+        )
     except UsageError as error:
         raise UsageError("\n".join(f"{source}: {line}" for line in str(error).splitlines())) from None
     if strict and found.mistakes:

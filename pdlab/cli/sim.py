@@ -47,7 +47,7 @@ def sim(
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME")] = None,
     force: Force = False,
     trace_events: Annotated[bool, typer.Option("--trace-events", help="Keep the event log, and a Perfetto trace.")] = False,
-    no_trim: Annotated[bool, typer.Option("--no-trim", help="Count the warm-up, too.")] = False,
+    no_trim: Annotated[bool, typer.Option("--no-trim", help="Count the warm-up, too, as where several files are compared.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the words of the table mean.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, not as a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and --json).")] = False,
@@ -66,13 +66,14 @@ def sim(
         directories = _directories(experiments, names, out_dir, force, numbers)
         for directory in directories:
             check_writable(directory)
+        trim = not no_trim and len(experiments) == 1  # several are compared over the same requests
         if trace_events or len(experiments) * seeds == 1:
             named = {name: (experiment, directory) for name, experiment, directory in zip(names, experiments, directories, strict=True)}
-            _one_by_one(named, trace_events, not no_trim, shown, baseline)
+            _one_by_one(named, trace_events, trim, shown, baseline)
         else:
             pool = ThisProcess() if jobs == 1 or traceback else pool_of("sim", jobs, None)
             many = [Replicated(*one) for one in zip(names, experiments, directories, strict=True)]
-            _over_a_pool(many, numbers, pool, not no_trim, shown, baseline)
+            _over_a_pool(many, numbers, pool, trim, shown, baseline)
 
 
 @dataclass(frozen=True, slots=True)

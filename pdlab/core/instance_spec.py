@@ -16,6 +16,8 @@ class Placed:
     name: str
     role: Role
     host: str = ""
+    rack: str = ""
+    zone: str = ""
     url: str = ""
     engine: str = "pdlab"
     model: str = ""
@@ -53,6 +55,8 @@ def instance_spec(placed: Placed, measured: MeasuredInstance) -> InstanceSpec:
         block_tokens=measured.block_tokens,
         block_bytes=measured.block_bytes,
         host=placed.host,
+        rack=placed.rack,
+        zone=placed.zone,
         max_seqs=placed.max_seqs,
         max_batch_tokens=placed.max_batch_tokens,
         prefix_cache=placed.prefix_cache,

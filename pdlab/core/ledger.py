@@ -12,7 +12,7 @@ class Ledger:
     """Whoever is full or busy by it is no candidate: see `Cluster.refresh`."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+        self.cluster, self.changes = cluster, cluster.changes
 
     def assign_decode(self, live: LiveRequest, decode: Instance) -> None:
         request = live.request
@@ -23,8 +23,8 @@ class Ledger:
         decode.decoding[request.id] = live
         decode.since_decode_tokens += tokens
         decode.unreported.append((self.cluster.now, 0, tokens))
-        if self.cluster.changes.wanted:
-            self.cluster.changes.note(decode)
+        if self.changes.wanted:
+            self.changes.note(decode)
         if decode.room < inf:
             self.set_room(decode, decode.room - tokens)
         if decode.decode_requests >= decode.most_requests:
@@ -38,8 +38,8 @@ class Ledger:
             live.prefill.prefill_requests -= 1
             live.prefill.prefill_tokens -= live.prefill_tokens
             live.prefill_tokens = -1
-            if self.cluster.changes.wanted:
-                self.cluster.changes.note(live.prefill)
+            if self.changes.wanted:
+                self.changes.note(live.prefill)
             if live.prefill.busy:
                 self.set_busy(live.prefill, not live.prefill.has_place)
 
@@ -51,8 +51,8 @@ class Ledger:
             decode.decode_tokens -= live.decode_tokens
             del decode.decoding[live.request.id]
             live.decode = None
-            if self.cluster.changes.wanted:
-                self.cluster.changes.note(decode)
+            if self.changes.wanted:
+                self.changes.note(decode)
             if decode.room < inf:
                 self.set_room(decode, max(0.0, decode.room) + freed)
             if decode.busy:

@@ -28,7 +28,8 @@ class Membership:
             return True
         states = [x.state for x in self.cluster.instances]
         expected = any(state is not InstanceState.GONE for state in states) or self.cluster.now < self.back_by_s
-        return InstanceState.SUSPECT in states or (self._registry_away and expected)
+        back_soon = InstanceState.SUSPECT in states or InstanceState.SWITCHING in states
+        return back_soon or (self._registry_away and expected)
 
     def registry_away(self, event: RegistryAway) -> None:
         self._registry_away = event.away

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 from pdlab.core.blame import MISTAKES
@@ -75,6 +76,7 @@ class Rebalance:
             wanted = list(self.policy.resize(self.cluster))
         except MISTAKES as error:
             raise self.reply.blame("resize", None, error) from error
+        swap = self._swaps(wanted)
         for want in wanted:
             if isinstance(want, Scale):
                 self._scale(want)
@@ -84,7 +86,7 @@ class Rebalance:
             instance, role = want
             if not instance.ready:
                 raise self.reply.blame("resize", None, f"wants to switch {instance.name}, which is {instance.state}")
-            if role is not instance.role and self.reply.can(SWITCH, "resize", instance) and self._role_survives(instance, role):
+            if role is not instance.role and self.reply.can(SWITCH, "resize", instance) and (swap or self._role_survives(instance, role)):
                 instance.state = InstanceState.SWITCHING
                 self.cluster.refresh()
                 self.reply.actions.append(Switch(instance.name, role))
@@ -107,6 +109,12 @@ class Rebalance:
                 instance.state = InstanceState.DRAINING
                 self.cluster.refresh()
                 self.reply.actions.append(Stop(instance.name))
+
+    def _swaps(self, wanted: Sequence[tuple[Instance, Role] | Scale]) -> bool:
+        """Does one that prefills take the role of one that decodes, and the other way round? Meanwhile requests wait, at worst."""
+        pairs = [want for want in wanted if not isinstance(want, Scale) and _pair_of(want, Instance, Role)]
+        changes = {(x.role, role) for x, role in pairs if x.can(SWITCH)}
+        return {(Role.PREFILL, Role.DECODE), (Role.DECODE, Role.PREFILL)} <= changes
 
     def _role_survives(self, instance: Instance, role: Role | None) -> bool:
         """Would both phases have a ready instance once this one has changed its role (or gone, with None)? Until then another must be

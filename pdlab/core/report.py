@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from pdlab.core.scheduler import Batch, Scheduler
 from pdlab.core.types import Report, StepTime
 
@@ -17,7 +19,7 @@ class Meter:
     def __init__(self) -> None:
         self.decode_steps = 0
         self.decode_s = 0.0
-        self._ended_s = -1.0  # when a decode step last ended
+        self._ended_s = inf  # when a decode step last ended
         self._decode: tuple[int, int, float] | None = None  # batch, context, seconds
         self._alone: Batch | None = None
         self._beside: Batch | None = None
@@ -28,12 +30,12 @@ class Meter:
         here. `batch.context_tokens` is still that of the first."""
         n = batch.decodes
         if n:
-            if self._ended_s < began_s and n > joined and self._ended_s >= 0.0:
+            if self._ended_s < began_s and n > joined:
                 self.decode_s += began_s - self._ended_s  # they have waited, too
             self._ended_s = began_s + seconds
             self.decode_s += seconds
             self.decode_steps += steps
-            if not batch.prompt_tokens:
+            if not batch.chunks:
                 self._decode = (n, batch.context_tokens + n * (steps - 1), last_s)
             elif self._beside is None or batch.prompt_tokens >= self._beside.prompt_tokens:
                 self._beside, self._beside_s = batch, last_s

@@ -67,6 +67,7 @@ class Requests:
         self.transfers, self.candidates, self.reply = transfers, candidates, reply
         self.queue, self._tokens = attempts.queue, attempts.tokens
         self.handoffs: deque[LiveRequest] = deque()  # prompt computed, no decode instance yet
+        self.changes = cluster.changes
         self._closed = cluster.reach.closed
         self._most_in_flight = limits.max_in_flight
 
@@ -133,8 +134,8 @@ class Requests:
         choice.prefill_tokens += tokens
         choice.since_prefill_tokens += tokens
         choice.unreported.append((cluster.now, tokens, 0))
-        if cluster.changes.wanted:
-            cluster.changes.note(choice)
+        if self.changes.wanted:
+            self.changes.note(choice)
         if choice.prefill_requests >= choice.most_requests:
             self.ledger.set_busy(choice, True)
         name: str | None = None

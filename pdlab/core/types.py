@@ -134,6 +134,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_requests: int = 0  # that it takes in at once; 0: any number
     context_tokens: int = 0  # of prompt and output together, at most, as its model and `engine.max_model_len` have it; 0: not known
     spare_blocks: int = 0  # that admitting a prompt leaves free: no single request gets these
+    rack: str = ""  # where its host is
+    zone: str = ""
     sequence_tokens: int = 0  # that its KV memory can hold of one request, where that is more than `kv_blocks` say, as layers have windows
 
     @property

@@ -69,6 +69,8 @@ class InstancesSpec(Spec):
     name: str | None = None
     device: Annotated[Device | None, SERVE] = None  # None: the deployment's
     host: Annotated[str | None, SIM] = None
+    rack: str = ""
+    zone: str = ""
     nics: Annotated[Count | None, SIM] = None  # None: one an accelerator
     engine: EngineSpec | None = None  # only the keys it gives differ from the experiment's
 
@@ -167,6 +169,8 @@ class Placement:
     engine: EngineSpec
     device: str
     row: int  # of cluster.instances
+    rack: str = ""
+    zone: str = ""
 
     @property
     def accelerators(self) -> int:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, fi
 from pdlab.core.types import UsageError
 from pdlab.experiment.cluster import ClusterSpec, EngineSpec, InstancesSpec, Placement
 from pdlab.experiment.fields import SERVE, Count, Device, Name, NotNegative, Positive, Seed, Spec, Use, unused, used
-from pdlab.experiment.hardware_file import read_accelerators, with_accelerators
+from pdlab.experiment.hardware_file import Written, read_accelerators, with_accelerators
 from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.study import Study
 from pdlab.experiment.yaml import overridden, read_yaml, replaced
@@ -92,6 +92,7 @@ class Deployment(Spec):
     limits: LimitsSpec = LimitsSpec()
 
     _unread: tuple[str, ...] = PrivateAttr(())
+    _accelerators: Written = PrivateAttr({})  # which `with_` may name
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), hardware_file: Path | None = None) -> Self:
@@ -100,8 +101,11 @@ class Deployment(Spec):
         path = Path(path)
         mapping = overridden(read_yaml(path), overrides)
         base_dir = path.parent / str(mapping.get("base_dir", ""))
-        mapping = with_accelerators(mapping, base_dir, {} if hardware_file is None else read_accelerators(hardware_file))
-        return cls.parse({"name": path.stem, **mapping, "base_dir": base_dir}, str(path))
+        known = {} if hardware_file is None else read_accelerators(hardware_file)
+        mapping = with_accelerators(mapping, base_dir, known)
+        read = cls.parse({"name": path.stem, **mapping, "base_dir": base_dir}, str(path))
+        read._accelerators = known
+        return read
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any], source: str = "experiment") -> Self:
@@ -135,7 +139,9 @@ class Deployment(Spec):
         `cluster.instances.0.count` for a row. Raises UsageError with a line for each mistake."""
         said = self.model_dump(mode="json", exclude_unset=True)
         wanted = {key: _plain(value) for key, value in {**(changes or {}), **more}.items()}
-        return self._checked(replaced(said, wanted))
+        copy = self._checked(with_accelerators(replaced(said, wanted), self.base_dir, self._accelerators))
+        copy._accelerators = self._accelerators
+        return copy
 
     @property
     def doubts(self) -> list[str]:
@@ -167,7 +173,9 @@ class Deployment(Spec):
         placed = self.placements()
         if (named := next((one for one in placed if one.name == name), None)) is not None:
             return named
-        alike = {(one.hardware, one.parallel, one.engine, one.device): one for one in reversed(placed) if one.role == role}
+        alike = {
+            (one.hardware, one.parallel, one.engine, one.device, one.rack, one.zone): one for one in reversed(placed) if one.role == role
+        }
         if len(alike) > 1:
             names = ", ".join(sorted(one.name for one in alike.values()))
             raise UsageError(f"cluster.instances: instances of role {role} differ: say with --instance-name which it is, such as {names}")
@@ -191,6 +199,8 @@ class Deployment(Spec):
                     engine=engine,
                     device=row.device or self.device,
                     row=index,
+                    rack=row.rack,
+                    zone=row.zone,
                 )
 
     def _engine(self, row: InstancesSpec) -> EngineSpec:

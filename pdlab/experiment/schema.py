@@ -111,6 +111,8 @@ DESCRIPTIONS = {
     "InstancesSpec.name": "Instances are named NAME-0, NAME-1, ...; just NAME where the row counts one. By default the role, counted "
     "through all rows.",
     "InstancesSpec.device": "Of these instances' engines; by default the file's.",
+    "InstancesSpec.rack": "The rack that its host stands in, for policies that go by distance.",
+    "InstancesSpec.zone": "The zone of that rack.",
     "InstancesSpec.host": "Instances of the same host reach each other without the network. By default each has one to itself.",
     "InstancesSpec.nics": "Network cards of an instance, whose bandwidths add up; by default one an accelerator.",
     "InstancesSpec.engine": "Where these instances' engine differs: any of the keys of `engine`.",

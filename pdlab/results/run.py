@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from pdlab.core.types import UsageError
 from pdlab.results.gaps import Gaps
-from pdlab.results.metrics import untrimmed
 from pdlab.results.records import Records, Samples, Span
 from pdlab.results.staged import staged
 from pdlab.results.units import percent, seconds
@@ -107,10 +106,6 @@ class Run:
         """The experiment's (ttft_s, tpot_s); inf where there is none."""
         limits = [self.summary["slo"][key] for key in ("ttft_s", "tpot_s")]
         return (math.inf if limits[0] is None else limits[0], math.inf if limits[1] is None else limits[1])
-
-    def count_warm_up(self) -> None:
-        """From now on its summary leaves nothing out."""
-        self.summary = untrimmed(self.summary, self.records, self.gaps)
 
     @cached_property
     def requests(self) -> RequestFrame:

@@ -39,12 +39,14 @@ def summary_figures(result: Result) -> Mapping[str, Scalar]:
 @dataclass(frozen=True, slots=True)
 class SimulationTask:
     """`key` is the caller's name for it, `experiment` what there is to do, with the `part` of its workload between two shares; `figures`, a
-    module's function or what pickles like one, is what is wanted of it."""
+    module's function or what pickles like one, is what is wanted of it. With `trim` its warm-up is left out; without, every request counts,
+    and tasks are compared over the same ones."""
 
     key: str
     experiment: Experiment
     part: tuple[float, float] = (0.0, 1.0)
     figures: Callable[[Result], Mapping[str, Scalar]] = summary_figures
+    trim: bool = False
 
     @property
     def workload_key(self) -> WorkloadKey:
@@ -108,7 +110,7 @@ class WarmSimulator:
             self.workload_key = key
             self.loads += 1
         workload = self.workload if task.part == (0.0, 1.0) else self.workload.part(*task.part)
-        return simulate(experiment, workload=workload)
+        return simulate(experiment, workload=workload, trim=task.trim)
 
 
 def usable_cores() -> int:

@@ -25,14 +25,11 @@ SEEDS = "seeds.parquet"
 
 @dataclass(frozen=True, slots=True)
 class KeptFigures:
-    """What is wanted of a run: its figures, and its files in `directory`, where that is given. Without `trim` the warm-up counts."""
+    """What is wanted of a run: its figures, and its files in `directory`, where that is given."""
 
     directory: Path | None = None
-    trim: bool = True
 
     def __call__(self, result: Result) -> Mapping[str, Scalar]:
-        if not self.trim:
-            result.count_warm_up()
         figures: dict[str, Scalar] = dict(flat_figures(result.summary))
         if self.directory is not None:
             try:
@@ -89,16 +86,17 @@ class ThisProcess:
 
 
 def replicate(
-    experiments: Sequence[Replicated], seeds: Sequence[int] | None, pool: TaskPool, *, trim: bool = True, ended: Callable[[], None]
+    experiments: Sequence[Replicated], seeds: Sequence[int] | None, pool: TaskPool, *, trim: bool = False, ended: Callable[[], None]
 ) -> None:
     """Every experiment with every seed, or each with its own; what comes is put into `experiments` as it comes, and `ended` called after
-    each. A seed's runs go first, so that what there is after Ctrl-C can be compared."""
+    each. A seed's runs go first, so that what there is after Ctrl-C can be compared. With `trim` each run's own warm-up is left out, and
+    what is compared are not the same requests."""
     waiting = {f"{seed} {k}": (one, seed) for k, one in enumerate(experiments) for seed in seeds or (one.experiment.seed,)}
     tasks = []
     for key in sorted(waiting, key=lambda key: (waiting[key][1], int(key.split()[1]))):
         one, seed = waiting[key]
         kept = one.directory if seed == (seeds or (one.experiment.seed,))[0] else None
-        tasks.append(SimulationTask(key, one.experiment.model_copy(update={"seed": seed}), figures=KeptFigures(kept, trim)))
+        tasks.append(SimulationTask(key, one.experiment.model_copy(update={"seed": seed}), figures=KeptFigures(kept), trim=trim))
     for result in pool.run(tasks):
         one, seed = waiting[result.key]
         if result.failure:

@@ -31,14 +31,13 @@ def run_until(env: simpy.Environment, event: simpy.Event) -> None:
     """`env.run(until=event)`, where that is still to come, and something until then."""
     queue = env._queue
     while True:
-        entry = heappop(queue)
-        after: simpy.Event = entry[3]
+        at_s, priority, number, after = heappop(queue)
         if after.__class__ is After:
-            env._now = entry[0]
+            env._now = at_s
             for callback in after.callbacks:
                 callback(after)
         else:
-            heappush(queue, entry)
+            heappush(queue, (at_s, priority, number, after))
             env.step()
             if event.processed:
                 return

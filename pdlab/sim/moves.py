@@ -237,8 +237,7 @@ class Moves:
 
     def _landed(self, transfer: Transfer) -> None:
         """The KV is complete on the decode instance."""
-        job = transfer.owner
-        assert isinstance(job, Job)
+        job: Job = transfer.owner
         job.transfer = None
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
+from typing import Any
 
 from pdlab.results.records import LinkUse
 from pdlab.sim.after import After
@@ -41,7 +42,7 @@ class Transfer:
     )
 
     def __init__(
-        self, path: Path, size_bytes: float, done: Callable[[Transfer], None], limit_bytes_per_s: float, open: bool, owner: object
+        self, path: Path, size_bytes: float, done: Callable[[Transfer], None], limit_bytes_per_s: float, open: bool, owner: Any
     ) -> None:
         self.path = path
         self.size_bytes = self.left_bytes = size_bytes  # in all; still to deliver at `since_s`

@@ -39,6 +39,8 @@ class InstancePlan:
             name=name,
             role=role,
             host=host,
+            rack=self.placement.rack,
+            zone=self.placement.zone,
             max_seqs=engine.max_seqs,
             max_batch_tokens=engine.max_batch_tokens,
             prefix_cache=engine.prefix_cache,

@@ -123,6 +123,14 @@ def needs(binary: str) -> None:
         pytest.skip(f"no {binary} on the PATH: apt-get install {binary.removesuffix('-server')}-server")
 
 
+def test_the_guide_has_a_row_for_each_flag_and_variable() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "import.md").read_text()
+    text = "\n".join(path.read_text() for path in SEEDS.glob("*.md"))
+    named = set(re.findall(r"(?<![\w-])--[A-Za-z][A-Za-z_-]+", text)) | set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", text))
+    assert len(named) > 40
+    assert not {name for name in named if name not in guide}
+
+
 def test_xllms_documents_start_one_and_the_same_cluster(tmp_path: Path) -> None:
     """But for how they start etcd, and for the address of an NPU."""
     found = {}
@@ -155,6 +163,9 @@ def test_fastdeploys_commands_serve(tiny: Path, tmp_path: Path) -> None:
     needs("redis-server")
     text = on_free_ports((SEEDS / FASTDEPLOY).read_text(), tmp_path, FASTDEPLOY)
     lines = started_by(imported(text, tmp_path, FASTDEPLOY, "--model", str(tiny)))
+    written = (tmp_path / "exp.yaml").read_text()  # with the way of answers that is the default nowhere
+    (tmp_path / "exp.yaml").write_text(written.replace("transfer:\n", "transfer:\n  response_path: via_prefill\n"))
+    assert Deployment.load(tmp_path / "exp.yaml").transfer.response_path == "via_prefill"
     assert [line.split()[0] for line in lines] == ["redis-server", "env", "env", "pdlab"]
     with running(lines, tmp_path) as logs:
         url = router_of(lines)

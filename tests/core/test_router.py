@@ -296,6 +296,34 @@ def test_a_role_that_an_operator_changed_is_followed() -> None:
     assert [x.name for x in r.cluster.prefill] == ["p1"]
 
 
+def test_a_swap_of_roles_is_carried_out_in_one_step_and_who_comes_meanwhile_waits() -> None:
+    class Swap(Policy):
+        tick_s = 1.0
+
+        def resize(self, cluster: Cluster) -> list[tuple[Instance, Role] | Scale]:
+            a, b = cluster.instances
+            return [(a, b.role), (b, a.role)] if a.ready and b.ready and cluster.now < 2.0 else []
+
+    r = router(Swap(), (("a", Role.PREFILL), ("b", Role.DECODE)))
+    assert r.handle(Tick(), 1.0) == [Switch("a", Role.DECODE), Switch("b", Role.PREFILL)]
+    assert arrive(r, 1, 1.5) == [], "nobody is ready, and somebody soon will be"
+    assert r.handle(Switched("a", 0, Role.DECODE), 2.0) == [Dispatch(1, 1, "a", "a")], "it serves both phases as long as it is alone"
+    assert r.handle(Switched("b", 0, Role.PREFILL), 2.5) == []
+    assert arrive(r, 2, 3.0) == [Dispatch(2, 1, "b", None)]
+    r.check()
+
+
+def test_two_switches_that_leave_a_phase_to_nobody_are_no_swap() -> None:
+    class Both(Policy):
+        tick_s = 1.0
+
+        def resize(self, cluster: Cluster) -> list[tuple[Instance, Role] | Scale]:
+            return [(x, Role.DECODE) for x in cluster.instances if x.ready]
+
+    r = router(Both(), (("a", Role.PREFILL), ("b", Role.MIXED)))
+    assert r.handle(Tick(), 1.0) == [Switch("a", Role.DECODE)]
+
+
 def test_only_the_leader_of_several_routers_resizes() -> None:
     class Flips(Policy):
         tick_s = 1.0

@@ -106,6 +106,10 @@ def test_rows_name_those_of_the_file_and_files_beside_the_experiment(tmp_path: P
     (tmp_path / "c.yaml").write_text("{like: a100, hbm_gib: 96}\n")
     loaded = Experiment.load(tmp_path / "e.yaml", (), tmp_path / "ours.yaml")
     assert [str(row.hardware) for row in loaded.cluster.instances] == ["a", "c"]
+    (varied,) = loaded.with_({"cluster.instances.1.hardware": "a", "cluster.instances.1.count": 1}).cluster.instances[1:]
+    assert str(varied.hardware) == "a", "as the values of a sweep name it"
+    with pytest.raises(UsageError, match="unknown hardware 'b'"):
+        loaded.with_({"cluster.instances.1.hardware": "b"})
     with pytest.raises(UsageError, match="unknown hardware 'a'"):
         Experiment.load(tmp_path / "e.yaml")
 

@@ -65,6 +65,9 @@ SILENT = {
     "limits": {"lease_s": 0.4, "probe_s": 0.1, "suspect_s": 0.2},
     "workload.requests": 100,
 }
+APART = [{"role": "prefill", "hardware": "h100-sxm"}]  # of two decode instances, one may be near
+APART += [{"role": "decode", "hardware": "h100-sxm", "rack": f"r{k}", "zone": f"z{k}"} for k in (1, 2)]
+FAR: dict[str, Any] = {"cluster": {"instances": APART}, "policy": "topology"}
 KILLED = {"faults": [{"at_s": 0.3, "kill": "decode-0", "restart_after_s": 1.0}], "workload.requests": 100}
 ALL_DEAD = [{"at_s": 0.3, "kill": f"{role}-{k}", "restart_after_s": 1.0} for role in ("prefill", "decode") for k in (0, 1)]
 ROW = "cluster.instances.0"
@@ -141,6 +144,8 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "cluster.instances.pp": (2, {}),
     "cluster.instances.name": ("mine", {}),
     "cluster.instances.host": ("here", {"cluster.instances.1.host": "here", **SLOW}),
+    "cluster.instances.rack": ("r2", {**FAR, **{f"cluster.instances.{k}.zone": "z" for k in range(3)}}),
+    "cluster.instances.zone": ("z2", FAR),
     "cluster.instances.nics": (4, {"cluster.instances.1.nics": 4, **SLOW}),
     "cluster.network.gbytes_per_s": (0.1, {}),
     "cluster.network.latency_us": (1e5, {}),
@@ -213,7 +218,7 @@ def in_file(path: str) -> str:
 def mapping(path: str, folder: Path, other: bool) -> dict[str, Any]:
     """The base, what the key needs, and its other value."""
     value, besides = SIMULATED[path]
-    made = replaced({**copy.deepcopy(BASE), "base_dir": str(folder)}, dict(besides))
+    made = replaced({**copy.deepcopy(BASE), "base_dir": str(folder)}, copy.deepcopy(dict(besides)))
     if other:
         value = str(folder / value) if path == "base_dir" else value
         made = replaced(made, {"faults" if path.startswith("faults.") else in_file(path): value})
@@ -351,7 +356,7 @@ def only_serves(plain: Mapping[str, Any]) -> dict[str, Any]:
 def test_a_key_that_a_server_uses_changes_what_it_starts(path: str, folder: Path) -> None:
     assert set(SERVED) == {path for path, use in LEAVES.items() if use.serve}
     value, besides = SERVED[path]
-    before = replaced({**only_serves(copy.deepcopy(BASE)), "base_dir": str(folder)}, dict(besides))
+    before = replaced({**only_serves(copy.deepcopy(BASE)), "base_dir": str(folder)}, copy.deepcopy(dict(besides)))
     value = str(folder / value) if path == "base_dir" else value
     after = replaced(before, {in_file(path): value})
     if path in ("cluster.instances.tp", "cluster.instances.dp_attention", "cluster.instances.ep", "cluster.instances.pp"):

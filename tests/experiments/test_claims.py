@@ -80,6 +80,26 @@ def test_go_routing_serves_important_requests_better_than_the_shortest_queue() -
     assert met["go_routing"][1] > met["least_loaded"][1] + 0.05
 
 
+def test_roles_that_settle_beat_the_best_fixed_ratio_and_xllms_flips() -> None:
+    settled = summary("settled_roles")
+    fixed = []
+    for prefill in (4, 5):
+        rows = f"[{{role: auto, count: 8, prefill: {prefill}, hardware: a100-sxm-80gb}}]"
+        policy = "policy={dispatch: prefix_aware, handoff: least_kv, migrate: freeness}"
+        fixed.append(summary("settled_roles", f"cluster.instances={rows}", policy)["slo_attainment"])
+    assert settled["slo_attainment"] > max(fixed) + 0.3
+    assert settled["ttft_s"]["mean"] < 0.5
+
+
+def test_two_instances_of_different_kinds_swap_their_roles() -> None:
+    rows = "cluster.instances=[{role: prefill, hardware: l4}, {role: decode, hardware: a100-sxm-80gb}]"
+    load = "workload={source: synthetic, requests: 400, rate: 4, prompt: 1500, output: 60}"
+    settled = summary("settled_roles", rows, load, "slo.tpot_s=0.15")
+    fixed = summary("settled_roles", rows, load, "slo.tpot_s=0.15", "policy={dispatch: prefix_aware, handoff: least_kv}")
+    assert settled["completed"] == 400
+    assert settled["slo_attainment"] > fixed["slo_attainment"] + 0.5
+
+
 def test_whoever_weighs_hits_against_queues_wins_where_chats_return() -> None:
     met = {
         policy: summary("production_routers", "workload.requests=1200", "workload.rate=28", f"policy.dispatch={policy}")["slo_attainment"]

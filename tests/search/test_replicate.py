@@ -65,13 +65,6 @@ def test_a_place_that_cannot_be_written_costs_the_files_and_not_the_figures(tmp_
     assert one.by_seed[3]["completed"] == 30
 
 
-def test_without_trim_the_warm_up_counts(tmp_path: Path) -> None:
-    run = simulate(small())
-    run.summary["window"]["warm_up_requests"] = 5
-    run.count_warm_up()
-    assert run.summary["window"]["warm_up_requests"] == 0
-
-
 @pytest.mark.parametrize("trim", [True, False])
 def test_trim_is_passed_on(tmp_path: Path, trim: bool) -> None:
     slow = small().with_(**{"workload.requests": 400, "workload.rate": 30, "workload.prompt": 4000})

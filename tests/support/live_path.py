@@ -331,6 +331,8 @@ def spec_of_ready(plan: InstancePlan, name: str, role: Role) -> InstanceSpec:
         name=name,
         role=role,
         host=plan.placement.host,
+        rack=plan.placement.rack,
+        zone=plan.placement.zone,
         url=f"http://{name}",
         model=MODEL,
         max_seqs=engine.max_seqs,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -29,11 +31,13 @@ WORKLOAD = {"source": "azure-conv-2023", "requests": 2000}
 
 @dataclass(frozen=True, slots=True)
 class Instead:
-    """What the caller wants in place of what the commands say. With `hardware` the file can be simulated, too."""
+    """What the caller wants in place of what the commands say. With `hardware` the file can be simulated, too. `folder` is where the file
+    will lie: paths in it are relative to that."""
 
     model: str = ""
     device: str = ""
     hardware: str = ""
+    folder: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,9 @@ def registry(reading: LaunchReading) -> str:
 
 def model_of(reading: LaunchReading, instead: Instead) -> str:
     found = _first(reading.instances, "model")
-    return instead.model or (str(found).rstrip("/") if found else "smollm2-135m")
+    model = instead.model or (str(found).rstrip("/") if found else "smollm2-135m")
+    here = not Path(model).is_absolute() and Path(model).exists()
+    return os.path.relpath(model, instead.folder) if here else model
 
 
 def _whole(rows: Sequence[Row]) -> bool:

@@ -84,4 +84,16 @@ API_SERVER = Program(
         "device": "cuda",
     },
 )
-PROGRAMS = (API_SERVER,)
+ROUTER = Program(
+    "FastDeploy's router",
+    "router",
+    ("fastdeploy.router.launch",),
+    {
+        "--host": Sets("host"),
+        "--port": Sets("port", whole),
+        "--splitwise": LeftOut("the instances' roles say it", switch=True),
+        "--request-timeout-secs": Sets("request_timeout_s", seconds),
+    },
+    defaults={"port": 9000, "policy": "random"},
+)
+PROGRAMS = (API_SERVER, ROUTER)

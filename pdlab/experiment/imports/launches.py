@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pdlab.core.types import UsageError
 from pdlab.experiment.imports import dynamo, fastdeploy, llumnix, sglang, stores, vllm, xllm
 from pdlab.experiment.imports.programs import Dropped, Launch, Program, Setting, launch, started
-from pdlab.experiment.imports.shell import QUIET, Script, ScriptMistake
+from pdlab.experiment.imports.shell import QUIET, Script, ScriptMistake, ShellCommand
 
 PROGRAMS: tuple[Program, ...] = (
     *xllm.PROGRAMS,
@@ -20,6 +20,7 @@ PROGRAMS: tuple[Program, ...] = (
     *dynamo.PROGRAMS,
     *stores.PROGRAMS,
 )
+WRAPPERS = frozenset(("docker", "podman", "srun", "mpirun", "numactl", "taskset", "nice", "setsid", "stdbuf", "timeout", "uv", "conda"))
 LOOPS = frozenset(("for", "while", "until", "if", "case", "function"))
 BEGINS = re.compile(  # a line of a text that has no code blocks
     r"^\s*(\w+=\S*\s+)*(nohup\s+|sudo\s+)?(\S*/)?(python[\d.]*\s+-m\s+)?("
@@ -49,7 +50,7 @@ def read(script: Script) -> LaunchReading:
     """Raises UsageError where a value cannot be, or nothing is launched."""
     reading = LaunchReading(mistakes=list(script.mistakes))
     for command in script.commands:
-        found = launch(command, PROGRAMS)
+        found = launch(command, PROGRAMS) or _wrapped(command)
         if found is not None:
             reading.launches.append(found)
             reading.dropped.extend(found.dropped if found.program.kind != "client" else ())
@@ -65,6 +66,14 @@ def read(script: Script) -> LaunchReading:
     _ranks(reading)
     _roles(reading)
     return reading
+
+
+def _wrapped(command: ShellCommand) -> Launch | None:
+    """What a command starts that is given another as its last words."""
+    if started([word.text for word in command.words])[0] not in WRAPPERS:
+        return None
+    parts = (replace(command, words=command.words[at:]) for at in range(1, len(command.words)))
+    return next((found for part in parts if (found := launch(part, PROGRAMS)) is not None), None)
 
 
 def _ranks(reading: LaunchReading) -> None:

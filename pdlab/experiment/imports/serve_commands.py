@@ -39,6 +39,9 @@ def commands(reading: LaunchReading, rows: Sequence[Row], file: str, instead: In
         return [_instance(reading, rows[0], file, instead, alone=True)]
     if not url and (one_machine(reading) or reading.of("cluster")) and len(rows) > 1:
         return [_all(reading, file, instead)]
+    if not one_machine(reading):
+        text = "these commands are for several machines: give each pdlab serve --host, --advertise and PDLAB_INTERNAL_TOKEN"
+        reading.notes.append(ScriptMistake(0, text))
     meets = [] if url else ["--registry", ASSUMED]
     if not url:
         reading.notes.append(ScriptMistake(0, f"no command names a registry: {ASSUMED} is written, where an etcd is to run"))

@@ -137,6 +137,8 @@ class ClusterPlace:
     lease_s: float = 3.0
     wait_s: float = 0.0
     profile: InstanceProfile | None = None
+    rack: str = ""
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +220,8 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
                 name=place.name,
                 role=place.role,
                 host=platform.node(),
+                rack=place.rack,
+                zone=place.zone,
                 url=url,
                 model=model,
                 max_seqs=options.max_seqs,

@@ -215,6 +215,8 @@ def _place(asked: Asked) -> ClusterPlace | None:
         lease_s=lease_s,
         wait_s=asked.registry_wait_s,
         profile=profile_of(asked),
+        rack=asked.placed.rack if asked.placed is not None else "",
+        zone=asked.placed.zone if asked.placed is not None else "",
     )
 
 

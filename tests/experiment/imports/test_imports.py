@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pdlab import UsageError
 from pdlab.cli.main import main
@@ -175,6 +178,7 @@ def test_dynamos_workers() -> None:
     assert [row["role"] for row in rows(found)] == ["decode", "prefill"]
     assert found.mapping["registry"] == "etcd://10.0.0.1:2379" and found.mapping["policy"] == "prefix_aware"
     assert str(found.commands[-1]) == "pdlab serve exp.yaml --role router --port 8000"
+    assert "several machines" in found.notes[0].text, "since etcd is on another one"
     alone = read("\n".join(line for line in DYNAMO.splitlines() if "prefill-worker" not in line))
     assert [row["role"] for row in rows(alone)] == ["mixed"]
 
@@ -190,6 +194,17 @@ def test_one_command_of_a_cluster_is_no_cluster() -> None:
     found = read("./xllm --model=m --port=8010 --enable_disagg_pd=true --instance_role=PREFILL --etcd_addr=127.0.0.1:2379")
     assert "cluster" not in found.mapping and "no whole cluster" in found.notes[0].text
     assert str(found.commands[0]).startswith("pdlab serve exp.yaml --role prefill --instance-name prefill-0 --port 8010")
+
+
+def test_fastdeploys_own_router_needs_no_redis() -> None:
+    server = "python -m fastdeploy.entrypoints.openai.api_server --model m --router 127.0.0.1:9000 --port {} --splitwise-role {}\n"
+    found = read("python -m fastdeploy.router.launch --port 9000 --splitwise\n" + server.format(1, "prefill") + server.format(2, "decode"))
+    assert list(map(str, found.commands)) == ["pdlab serve exp.yaml --role all --port 9000"] and found.mapping["policy"] == "random"
+
+
+@pytest.mark.parametrize("wrapper", ["docker run --gpus all image", "numactl -N 0", "srun -n 1", "timeout 60"])
+def test_what_another_program_starts_is_read(wrapper: str) -> None:
+    assert str(read(f"{wrapper} vllm serve m --port 9000").commands[0]) == "pdlab serve exp.yaml --role mixed --port 9000"
 
 
 def test_a_server_alone() -> None:
@@ -287,3 +302,22 @@ def test_strict_ends_at_mistakes_and_writes_nothing(tmp_path: Path, capsys: pyte
 def test_mistakes_of_the_command_itself(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = ended(capsys, *arguments)
     assert status == 2 and says in err and err.count("\n") == 1
+
+
+def test_a_models_path_is_relative_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    for to, expected in (("out/exp.yaml", "../models/m"), ("exp.yaml", "models/m")):
+        assert ended(capsys, "import", "--to", to, "--", "vllm", "serve", "models/m/")[0] == 0
+        assert Deployment.load(to).model == expected
+
+
+TEXT = st.text(alphabet="-ax= \\\n'\"#;&|<>${}()`1", max_size=60)
+
+
+@given(TEXT)
+def test_whatever_stands_in_a_script_is_read_or_refused_in_a_line(text: str) -> None:
+    for script in (text, f"vllm serve m {text}", f"./xllm --model=m {text}"):
+        with contextlib.suppress(UsageError):
+            assert read(script).yaml

@@ -200,3 +200,25 @@ def test_who_has_no_profile_measures_itself_unless_told_not_to(tmp_path: Path) -
 def test_another_model_than_the_files_is_measured_anew(tmp_path: Path) -> None:
     assert profile_of(of_a_profile(tmp_path)) is not None
     assert profile_of(of_a_profile(tmp_path, given={"model": "mine"})) is None
+
+
+@pytest.mark.parametrize(("held", "word"), [(True, "--prefix-cache"), (False, "--no-prefix-cache"), (None, "")])
+def test_what_the_command_line_says_of_engines_goes_to_the_children(held: bool | None, word: str, tmp_path: Path) -> None:
+    whole = served("all", {}, given={"prefix_cache": held, "batching": "prefill_first"})
+    words = child_command(whole, "m", 1, "decode-0", Role.DECODE, 3)
+    assert words[words.index("--batching") + 1] == "prefill_first"
+    assert [one for one in words if one.endswith("prefix-cache")] == ([word] if word else [])
+    options = engine_of(served("mixed", {}, given={"prefix_cache": held, "batching": "prefill_first"}))
+    assert (options.prefix_cache, options.batching) == (held is not False, "prefill_first")
+
+
+@pytest.mark.parametrize("role", ["router", "all"])
+def test_a_routers_requests_have_the_time_that_the_command_line_gives(role: str) -> None:
+    registry = "etcd://host:1" if role == "router" else ""
+    found = settled(served(role, {"limits": {"request_timeout_s": 5.0, "lease_s": 7.0}}, registry=registry, request_timeout_s=9000.0))
+    assert found.deployment is not None
+    assert (found.deployment.limits.request_timeout_s, found.deployment.limits.lease_s) == (9000.0, 7.0)
+    plain = settled(
+        Asked(role="router", file=None, deployment=None, given={}, serving=Listening(), registry="etcd://host:1", request_timeout_s=3.0)
+    )
+    assert plain.deployment is not None and plain.deployment.limits.request_timeout_s == 3.0
