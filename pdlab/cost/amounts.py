@@ -27,7 +27,7 @@ _ACTIVATION_BYTES = 2  # of one value between products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Linear:
+class LinearWork:
     """Products with weights, over all layers: seconds of a token at each class's peak, and seconds to read all at full bandwidth."""
 
     token_s: tuple[Quantity, Quantity, Quantity, Quantity]
@@ -55,9 +55,9 @@ class Amounts:
     latent_layers: Quantity  # of MLA
     sparse_layers: Quantity  # whose indexer chooses what is attended to
     recurrent_layers: Quantity
-    attention: Linear
-    feed_forward: Linear
-    experts: Linear  # token_s of a token with one expert; read_s of one expert, in all layers
+    attention: LinearWork
+    feed_forward: LinearWork
+    experts: LinearWork  # token_s of a token with one expert; read_s of one expert, in all layers
     experts_held: Quantity  # by a rank, of a layer
     experts_met: Quantity  # by a token, of a layer
     miss: Quantity  # share of a layer's experts that a token does not meet
@@ -134,14 +134,14 @@ def busiest_deviations(groups: int) -> float:
     return _LARGEST[below] + (place - below) * (_LARGEST[below + 1] - _LARGEST[below])
 
 
-def _linear(weights: list[Weights], hardware: Hardware, share: float) -> Linear:
+def _linear(weights: list[Weights], hardware: Hardware, share: float) -> LinearWork:
     """Of a rank that has this share of the weights."""
     seconds = dict.fromkeys(CLASSES, 0.0)
     for w in weights:
         seconds[_class(w, hardware)] += 2 * w.params * share / hardware.flops(w.format.compute)
     four = sum(w.bytes for w in weights if w.format.bytes_per_value < 1.0)
     more = sum(w.bytes for w in weights) - four
-    return Linear(
+    return LinearWork(
         token_s=(seconds["16"], seconds["8"], seconds["4"], seconds["wide"]),
         read_s=more * share / hardware.hbm_bytes_per_s,
         read_four_s=four * share / hardware.hbm_bytes_per_s,

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from pdlab.cost.amounts import Amounts, Linear
+from pdlab.cost.amounts import Amounts, LinearWork
 from pdlab.cost.collectives import Quantity, Ring, all_reduce_s, all_to_all_s, lesser
 
 
@@ -155,11 +155,11 @@ def fixed_s(a: Amounts, k: Achieved) -> Quantity:
     )
 
 
-def _read_s(linear: Linear, k: Achieved) -> Quantity:
+def _read_s(linear: LinearWork, k: Achieved) -> Quantity:
     return linear.read_s + linear.read_four_s * k.four_bit_read
 
 
-def _token_s(linear: Linear, k: Achieved) -> Quantity:
+def _token_s(linear: LinearWork, k: Achieved) -> Quantity:
     sixteen, eight, four, widened = linear.token_s
     return sixteen / k.compute + eight / k.compute_8bit + four / k.compute_4bit + widened / k.compute_widened
 
