@@ -4,7 +4,7 @@
    bounded below the best of them is out, unsimulated.
 2. *Halving.* Of each split all meet the same arrivals, few of them, at one rate. Who misses is out; the rate rises until few are left.
    Short runs flatter everybody, mixed deployments most: therefore the splits are not compared yet.
-3. *The cut.* The same with all requests. Of each layout the best setting is kept.
+3. *The cut.* The same with all requests. Of each layout and chunk budget the best setting is kept.
 4. *Capacity.* The finalists' by bisection, with several seeds; all have the same arrivals and lengths.
 
 Every decision is made when all of its runs are there, so that the number of processes changes nothing. After Ctrl-C what is there stays.
@@ -220,7 +220,8 @@ class PlanSearch:
         kept = dict(alive)
         for one, split in leaders.items():
             worth = (brackets[one].low or brackets[one].start) / one.size
-            kept[split] = self._race(many[split], 0.95 * worth, KEPT, self.short, 1.05)
+            raced = self._race(many[split], 0.95 * worth, KEPT, self.short, 1.05)
+            kept[split] = [*raced, *_other_chunks(raced, many[split])]
             self.left["fell behind in short runs"] += len(many[split]) - len(kept[split])
         return kept
 
@@ -246,14 +247,14 @@ class PlanSearch:
     # 3
 
     def _cut(self, alive: Mapping[str, list[Contender]]) -> list[Finalist]:
-        """The best of the best layouts, and of each split at least one."""
+        """The best settings of the best layouts and chunk budgets, and of each split at least one."""
         self.phase = "the cut"
         for split, own in alive.items():
             if len(own) > 1 and (worth := self._worth_of(split)):
                 self._race(own, worth, 1, self.requests, 1.03)
         layouts: dict[object, list[Contender]] = {}
         for one in sorted(self.known, key=lambda one: (-self.known[one] / one.size, one.order)):
-            layouts.setdefault(one.candidate.layout, []).append(one)
+            layouts.setdefault((one.candidate.layout, one.candidate.max_batch_tokens), []).append(one)
         ranked = [
             Finalist(first, [one for one in others if self.known[one] >= ALIKE * self.known[first]]) for first, *others in layouts.values()
         ]
@@ -333,3 +334,15 @@ class PlanSearch:
         before = self.missed.get(one)
         if before is None or asked.rate < before[0]:
             self.missed[one] = asked.rate, score
+
+
+def _other_chunks(kept: Sequence[Contender], alive: Sequence[Contender]) -> list[Contender]:
+    """Of the best layout that was kept the first contender of each chunk budget that was not: short runs say little of chunks."""
+    if not kept:
+        return []
+    seen = {one.candidate.max_batch_tokens for one in kept if one.candidate.layout == kept[0].candidate.layout}
+    found: dict[int, Contender] = {}
+    for one in alive:
+        if one.candidate.layout == kept[0].candidate.layout and one.candidate.max_batch_tokens not in seen:
+            found.setdefault(one.candidate.max_batch_tokens, one)
+    return list(found.values())

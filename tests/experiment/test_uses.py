@@ -134,6 +134,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "cost.extrapolate": (True, {"cost.table": "short.json"}),
     "cost.weight_dtype": ("fp8", {}),
     "cost.kv_dtype": ("fp8", {}),
+    "cost.factors": ({"decode": 1.5}, {}),
     "cluster.instances.role": ("mixed", {}),
     "cluster.instances.count": (3, {}),
     "cluster.instances.prefill": (1, {ROW: {"role": "auto", "count": 3, "prefill": 2, "hardware": "h100-sxm"}}),
@@ -207,7 +208,8 @@ def leaves(model: type[BaseModel], where: str = "") -> Iterator[tuple[str, Use]]
                 yield path, use if use != Use() else inner
 
 
-LEAVES = dict(leaves(Experiment))
+# `plan` is neither world's: no simulation and no server reads it.
+LEAVES = {path: use for path, use in leaves(Experiment) if not path.startswith("plan.")}
 
 
 def in_file(path: str) -> str:
@@ -291,6 +293,13 @@ def test_a_key_that_a_simulation_does_not_use_changes_nothing_and_is_named(path:
     assert Experiment.parse(plain).ignored == ""
     named = path.replace(".0.", ".")
     assert Experiment.parse(changed).ignored == f"sim: ignored, since they are for pdlab serve: {named}"
+
+
+def test_a_plan_changes_nothing_in_a_simulation_and_is_named(folder: Path) -> None:
+    plain = {**copy.deepcopy(BASE), "base_dir": str(folder)}
+    changed = {**plain, "plan": {"tp": [1, 2]}}
+    assert simulated(changed) == simulated(plain)
+    assert Experiment.parse(changed).ignored == "sim: ignored, since it is for pdlab plan: plan"
 
 
 # ---------------------------------------------------------------- live

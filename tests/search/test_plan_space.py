@@ -230,5 +230,5 @@ def test_an_accelerator_that_the_file_describes_is_planned_with() -> None:
     space, found = candidates(base, "2")
     assert layouts(found) == {"2M tp1"} and space.usd_per_h(found[0]) == 6.0
     assert str(base.with_(space.changes(found[0])).placements()[0].hardware) == "mine"
-    with pytest.raises(UsageError, match=r"plan.usd_per_h: h200-sxm is none of the accelerators of the file: mine"):
+    with pytest.raises(UsageError, match=r"plan\.usd_per_h: h200-sxm is none of the accelerators of the file: mine"):
         PlanSpace.of(base.with_({"plan.usd_per_h": {"h200-sxm": 2.0}}))
