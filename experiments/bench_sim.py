@@ -60,7 +60,7 @@ def one(requests: int, policy: str, workload: str) -> dict[str, float]:
         "run_s": summary["run"]["cpu_s"],
         "requests_per_cpu_s": requests / usage.ru_utime,
         "run_requests_per_cpu_s": summary["run"]["requests_per_cpu_s"],
-        "output_tokens_per_cpu_s": summary["output_tokens_per_s"] * summary["duration_s"] / usage.ru_utime,
+        "output_tokens_per_cpu_s": summary["output_tokens"] / usage.ru_utime,
         "peak_rss_mib": usage.ru_maxrss / 1024,
     }
 

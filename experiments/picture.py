@@ -35,7 +35,7 @@ COLOURS = {  # text, grid, the splits
 def run(split: dict[str, int], rate: float) -> Result:
     rows = ", ".join(f"{{role: {role}, count: {count}, hardware: h100-sxm, tp: 4}}" for role, count in split.items())
     overrides = [f"cluster.instances=[{rows}]", f"workload.rate={rate}"]
-    return simulate(Experiment.load(ROOT / "experiments" / "which_split.yaml", overrides))
+    return simulate(Experiment.load(ROOT / "experiments" / "which_split.yaml", overrides), trim=False)
 
 
 def draw(results: dict[str, list[Result]], text: str, grid: str, colours: tuple[str, ...]) -> bytes:

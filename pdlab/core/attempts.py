@@ -54,10 +54,12 @@ class Attempts:
     def enqueue(self, queue: deque[LiveRequest], live: LiveRequest) -> None:
         """Into a queue by priority, then arrival."""
         key = _place(live)
-        if queue and _place(queue[-1]) > key:
-            queue.insert(bisect_right(queue, key, key=_place), live)
-        else:
-            queue.append(live)
+        i = len(queue)
+        if i and queue is self.queue and _place(queue[-1]) > key:  # it is in that order; hand-offs come as their prompts are computed
+            i = bisect_right(queue, key, key=_place)
+        while i and _place(queue[i - 1]) > key:
+            i -= 1
+        queue.insert(i, live)
 
     def abort(self, live: LiveRequest) -> None:
         """Take an attempt off every instance that takes part in it, and out of both queues and ledgers."""

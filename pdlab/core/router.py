@@ -101,6 +101,7 @@ class Router:
             tpot_slo_s=tpot_slo_s,
             capacity=Capacity(tokens),
         )
+        cluster.autoscale = autoscale
         self._reply = reply = RouterReply(policy, cluster)
         self.ledger = Ledger(cluster)
         self.membership = membership = Membership(cluster, limits)

@@ -331,6 +331,7 @@ class Cluster:
 
     __slots__ = (
         "_known",
+        "autoscale",
         "blind",
         "capacity",
         "changes",
@@ -377,6 +378,7 @@ class Cluster:
         self.links = Links()
         self.blind: set[str] = set()  # instances whose predictors were asked with nothing to go by
         self.hash_tokens = hash_tokens
+        self.autoscale: tuple[int, int] | None = None  # the least and the most instances that a policy may scale to; None: it may not
         self.ttft_slo_s = ttft_slo_s
         self.tpot_slo_s = tpot_slo_s
 

@@ -11,8 +11,9 @@ from pdlab.cost.catalogue import hardware, hardware_names, model, model_names
 from pdlab.cost.fitted import Fitted, FittedCoefficients
 from pdlab.cost.hardware import Hardware
 from pdlab.cost.measured import MeasuredCost
+from pdlab.cost.parallel import Parallel
 from pdlab.cost.profile import InstanceProfile, Interference, Overheads, load_instance_profile, save_instance_profile
-from pdlab.cost.roofline import Coefficients, Roofline
+from pdlab.cost.roofline import Coefficients, Drafts, Roofline
 from pdlab.cost.shapes import Model
 from pdlab.cost.spec import CostSpec, build, measured_profiles, profiles
 from pdlab.cost.table import Profile, Table, load_profile, save_profile
@@ -21,6 +22,7 @@ __all__ = [
     "Coefficients",
     "Cost",
     "CostSpec",
+    "Drafts",
     "Fitted",
     "FittedCoefficients",
     "Hardware",
@@ -29,6 +31,7 @@ __all__ = [
     "MeasuredCost",
     "Model",
     "Overheads",
+    "Parallel",
     "Profile",
     "Roofline",
     "Table",

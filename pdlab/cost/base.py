@@ -14,8 +14,9 @@ from collections.abc import Sequence
 class Cost(ABC):
     """Seconds of one engine step. `unfinished_chunk_saving_s`: by how much a step is shorter in which no sequence gets a
     token, since all of its chunks leave something of their prompts to later ones: what comes after the layers is left out.
-    Zero where engines do it all the same."""
+    Zero where engines do it all the same. `request_s`: what the front end takes of a request before its first token, beside steps."""
 
+    request_s: float = 0.0
     unfinished_chunk_saving_s: float = 0.0
 
     @abstractmethod

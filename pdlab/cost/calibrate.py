@@ -1,45 +1,21 @@
-"""Fit the roofline's fractions and overheads to published measurements: python -m pdlab.cost.calibrate ../shared/data [--write]
+"""Fit the roofline's fractions and overheads to published steps of 2023's engine: python -m pdlab.cost.calibrate ../shared/data [--write]
 
-Two sources, fitted apart since their engines are years apart.
-
-*Closed loop* (`calibration/h100_llama8b_qwen32b_measured.csv`): mean TTFT and TPOT of aggregated engines with B requests in flight, lengths
-0.8 to 1 of nominal. A step's time is not in it, so TPOT is predicted from step times as follows. A request decodes for D = (n - 1) TPOT
-seconds, n its output tokens, and cycles in W = TTFT + D. Each of the other B - 1 prefills once a cycle and out of step, so D meets
-(B - 1) D / W prefills, each of which lengthens the decode step it rides on by I = mixed step - decode step:
-
-    D = (n - 1) t + (B - 1) (D / W) I,     W = P + D,    P = the request's own prefill step, riding on the others' decodes
-
-t is the decode step with a mean context of prompt + n / 2 and, as prefilling requests do not decode, B D / W sequences. It is solved by
-iteration. An engine that lets prompts go first (SGLang) keeps its requests in step: they arrive together, and each stalls while those
-behind it in the queue prefill, alone (I = prefill step). Of a cycle W = (n - 1) t + B I that takes the share r = B I / W, and a request
-meets the fewer others the larger it is, half of them where prefill is all:  D = (n - 1) t + (B - 1) (1 - r / 2) I.
-
-Where B requests exceed the KV capacity, B is what fits. TTFT itself is not fitted: it is queueing at the start. Rows without a
-concurrency are left out. TensorRT-LLM's fp8 rows keep KV in fp8: only so do their 64 requests of 4096 tokens fit, and they did not queue.
-
-*Single steps* (`profiles/splitwise-sim/perf_model.csv`, 2023's engine; the rows "pcap" are computed and left out): the prompt's step, and
-the mean decode step over token_size tokens.
+*Single steps* (`profiles/splitwise-sim/perf_model.csv`, 2023's engine; the rows "pcap" are computed and left out): the prompt's step,
+and the mean decode step over token_size tokens. Today's engines are fitted by `pdlab.search.board.fit`.
 
 The fit minimises squared log errors by Levenberg-Marquardt over log parameters, held near a prior which only decides what the
 data leave open. Fractions stay below 0.95. Errors are stated twice: of the fit to all rows, which is what ships, and of five fits that each
-left out a fifth of the set-ups (all concurrencies of one model, engine, lengths and tp), on what they left out. The equations' form was
-chosen with all rows in view, so the second is not blind to them either; fitted to llama-3.1-8b alone, it misses vLLM's qwen3-32b by 6.7 %.
-Mean absolute relative error, fitted / held out:
+left out a fifth of the set-ups, on what they left out. Mean absolute relative error, fitted / held out:
 
-    h100           TPOT, 191 rows with concurrency <= 64    6.9 % / 7.3 %      h100-trtllm 3.7 %, h100-vllm 3.4 % (fitted)
-    h100-2023      prefill, 44 set-ups                     13.8 % / 14.6 %     decode, 75 set-ups    3.3 % / 3.5 %
-    a100-2023      prefill, 44 set-ups                     13.5 % / 14.2 %     decode, 75 set-ups    5.7 % / 5.8 %
+    h100-2023      prefill, 44 set-ups      14.0 % / 15.0 %     decode, 75 set-ups    3.6 % / 3.9 %
+    a100-2023      prefill, 44 set-ups      14.1 % / 14.8 %     decode, 75 set-ups    6.4 % / 6.6 %
 
 Prefill misses most at tp 8, where time a token jumps by 40 % between 2048 and 4096 tokens (the all-reduce, perhaps), which no coefficient
-here can follow. SGLang's rows alone drive the fractions into their bound, so it has no set of its own. What ships under other families'
-names is not calibrated; a100 takes its compute and attention from a100-2023, the rest from h100.
+here can follow.
 
-Checked against steps that aiconfigurator-core 0.12.0 predicts from its own kernels (TensorRT-LLM; mean over 1 to 8192 prompt tokens;
-batches 1 to 256 with contexts 128 to 4096 each): h100 on llama-3.1-8b prefill 5 %, decode 10 %; llama-3.1-70b at tp 4, which was in no fit,
-3 % and 9 %; a100 on llama-3.1-8b 12 % and 26 %; B200 14 % each. Experts were in no fit and come out too quick, since routing and small
-experts cost more than operations and bytes: qwen3-30b-a3b prefill by 26 % (decode 7 %), deepseek-v3 on 8 H200 (vLLM) prefill by
-45 %, decode by 26 %. Against DistServe's own engine of 2024 (OPT-13B, A100, tp 1) a100 is off by 8 % in prefill and 14 % in decode; at tp 2
-and 4 it is some 20 % too quick.
+*Closed loops* (`calibration/h100_llama8b_qwen32b_measured.csv`): mean TPOT of aggregated engines of 2025 with B requests in flight, an
+older and smaller table than the board's. TPOT is predicted from step times by the formulas of `pdlab.cost.loops`. Rows without a
+concurrency are left out. TensorRT-LLM's fp8 rows keep KV in fp8: only so do their 64 requests of 4096 tokens fit, and they did not queue.
 """
 
 from __future__ import annotations
@@ -60,7 +36,7 @@ from pdlab.cost.base import Cost
 from pdlab.cost.capacity import kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
 from pdlab.cost.hardware import Hardware
-from pdlab.cost.roofline import Coefficients, Roofline
+from pdlab.cost.roofline import Coefficients, Roofline, coefficients
 from pdlab.cost.shapes import Model
 
 Floats = NDArray[np.float64]
@@ -68,31 +44,18 @@ MOST_ACHIEVED = 0.95  # of any peak
 LENGTH_SHARE = 0.9  # mean of lengths drawn from 0.8 to 1 of nominal
 CLOSED_LOOP = "calibration/h100_llama8b_qwen32b_measured.csv"
 STEPS = "profiles/splitwise-sim/perf_model.csv"
-LOOP_SOURCE = "fitted to aiconfigurator's measured TPOT (llama-3.1-8b bf16, qwen3-32b bf16 and fp8, tp 1 and 2)"
 STEPS_SOURCE = "fitted to splitwise-sim's measured steps (llama-2-70b tp 2-8, bloom-176b tp 8)"
-PRIOR_2025 = Coefficients(
+PRIOR_2023 = Coefficients(
     compute=0.6,
     compute_8bit=0.5,
     memory=0.75,
     attention_memory=0.6,
     attention_compute=0.4,
     collective=0.6,
-    collective_latency_s=10e-6,
-    step_s=1e-3,
-    layer_s=10e-6,
-    sequence_s=5e-6,
-)
-PRIOR_2023 = replace(PRIOR_2025, collective_latency_s=30e-6, step_s=2e-3, layer_s=100e-6, sequence_s=50e-6)
-FREE_2025 = (
-    "compute",
-    "compute_8bit",
-    "memory",
-    "attention_memory",
-    "attention_compute",
-    "collective_latency_s",
-    "step_s",
-    "layer_s",
-    "sequence_s",
+    collective_latency=2.0,
+    step_s=2e-3,
+    layer_s=100e-6,
+    sequence_s=50e-6,
 )
 FREE_2023 = (
     "compute",
@@ -100,7 +63,7 @@ FREE_2023 = (
     "attention_memory",
     "attention_compute",
     "collective",
-    "collective_latency_s",
+    "collective_latency",
     "step_s",
     "layer_s",
     "sequence_s",
@@ -259,7 +222,7 @@ def fit(rows: Sequence[Row], prior: Coefficients, free: Sequence[str], hold: flo
     pull = hold * np.sqrt(len(rows))
 
     def unpack(x: Floats) -> Coefficients:
-        values: dict[str, Any] = {name: min(float(np.exp(v)), MOST_ACHIEVED) for name, v in zip(free, x, strict=True)}
+        values: dict[str, Any] = {name: _possible(name, float(np.exp(v))) for name, v in zip(free, x, strict=True)}
         return replace(prior, **values)
 
     def residuals(x: Floats) -> Floats:
@@ -268,6 +231,10 @@ def fit(rows: Sequence[Row], prior: Coefficients, free: Sequence[str], hold: flo
         return np.concatenate([misses, pull * (x - start)])
 
     return unpack(_least_squares(residuals, start, rounds))
+
+
+def _possible(name: str, value: float) -> float:
+    return value if name == "collective_latency" else min(value, MOST_ACHIEVED)
 
 
 def held_out(rows: Sequence[Row], prior: Coefficients, free: Sequence[str], folds: int = 5) -> Floats:
@@ -313,35 +280,19 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def calibrate(folder: Path) -> dict[str, Coefficients]:
-    """Every shipped set, fitted to the data folder. Raises UsageError when a file can't be read."""
-    loop = [r for r in read_closed_loop(folder / CLOSED_LOOP) if r.concurrency <= MOST_CONCURRENCY]
-    found = {"h100": _named(fit(loop, PRIOR_2025, FREE_2025), f"{LOOP_SOURCE}; TensorRT-LLM, vLLM and SGLang of 2025 together")}
-    for engine, title in (("trtllm", "TensorRT-LLM 1.0"), ("vllm", "vLLM 0.12")):
-        own = fit([r for r in loop if r.engine == engine], found["h100"], FREE_2025)
-        found[f"h100-{engine}"] = _named(own, f"{LOOP_SOURCE}; {title} alone")
+    """The sets of 2023's engine, fitted to the data folder. Raises UsageError when a file can't be read."""
+    found = {}
     for family in ("h100", "a100"):
         steps = read_steps(folder / STEPS, f"{family}-80gb")
-        found[f"{family}-2023"] = _named(fit(steps, PRIOR_2023, FREE_2023), STEPS_SOURCE)
-    old, new = found["a100-2023"], found["h100"]
-    found["a100"] = replace(
-        new,
-        compute=old.compute,
-        compute_8bit=old.compute,
-        attention_memory=old.attention_memory,
-        attention_compute=old.attention_compute,
-        calibrated=False,
-        source="not calibrated as a whole: compute and attention fractions of a100-2023; memory, collectives and overheads of h100",
-    )
-    found["ampere"] = replace(found["a100"], source="not calibrated: a100's figures")
-    for family in ("ada", "blackwell", "cdna", "ascend"):
-        found[family] = replace(new, calibrated=False, source="not calibrated: h100's figures")
+        found[f"{family}-2023"] = _named(fit(steps, PRIOR_2023, FREE_2023), steps)
     return found
 
 
-def _named(made: Coefficients, source: str) -> Coefficients:
-    """With four significant digits and its source."""
+def _named(made: Coefficients, steps: Sequence[Row]) -> Coefficients:
+    """With four significant digits, its source and its error."""
     rounded: dict[str, Any] = {n: float(f"{v:.4g}") for n, v in asdict(made).items() if isinstance(v, float)}
-    return replace(made, **rounded, calibrated=True, source=source)
+    rounded["error"] = float(f"{np.quantile(np.abs(np.log1p(errors(steps, made))), 0.95):.3g}")
+    return replace(made, **rounded, rows=len(steps), calibrated=True, source=STEPS_SOURCE)
 
 
 def _summary(label: str, misses: Floats) -> str:
@@ -352,12 +303,10 @@ def _summary(label: str, misses: Floats) -> str:
 def report(folder: Path, found: dict[str, Coefficients]) -> list[str]:
     """One line for each data set and phase: absolute relative error, fitted and held out."""
     loop = [r for r in read_closed_loop(folder / CLOSED_LOOP) if r.concurrency <= MOST_CONCURRENCY]
-    lines = [_summary("h100 TPOT, fitted", errors(loop, found["h100"]))]
-    lines.append(_summary("h100 TPOT, held out", held_out(loop, PRIOR_2025, FREE_2025)))
+    lines = []
     for engine in ("trtllm", "vllm", "sglang"):
         own = [r for r in loop if r.engine == engine]
-        name = f"h100-{engine}" if f"h100-{engine}" in found else "h100"
-        lines.append(_summary(f"{name} TPOT on {engine}, fitted", errors(own, found[name])))
+        lines.append(_summary(f"h100-{engine} TPOT on {engine}", errors(own, coefficients(f"h100-{engine}"))))
     for family in ("h100", "a100"):
         steps = read_steps(folder / STEPS, f"{family}-80gb")
         prefill = np.array([r.prefill for r in steps])
@@ -378,10 +327,11 @@ def main() -> None:
         lines = report(arguments.folder, found)
     except UsageError as error:
         parser.error(str(error))
-    text = json.dumps({name: asdict(values) for name, values in found.items()}, indent=1) + "\n"
-    print("\n".join(lines) if arguments.write else "\n".join([*lines, text]))
+    print("\n".join(lines))
     if arguments.write:
-        Path(__file__).with_name("coefficients.json").write_text(text, encoding="utf-8")
+        path = Path(__file__).with_name("coefficients.json")
+        kept = json.loads(path.read_text(encoding="utf-8")) | {name: asdict(values) for name, values in found.items()}
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

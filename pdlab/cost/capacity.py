@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pdlab.core.types import UsageError
 from pdlab.cost.hardware import Hardware
-from pdlab.cost.shapes import GIB, Model
+from pdlab.cost.parallel import Parallel, fitting
+from pdlab.cost.shapes import GIB, Model, Part
 
 RUNTIME_BYTES = GIB  # context, kernels, CUDA graphs, collectives' buffers
 
@@ -18,29 +19,32 @@ def activation_bytes(model: Model, tp: int, batch_tokens: int = 8192) -> int:
 def kv_capacity_tokens(
     model: Model,
     hardware: Hardware,
-    tp: int = 1,
+    parallel: Parallel | int = 1,
     utilization: float = 0.9,
     weight_dtype: str = "bf16",
     kv_dtype: str = "bf16",
     batch_tokens: int = 8192,
     max_seqs: int = 0,
 ) -> int:
-    """KV tokens that an instance of `tp` accelerators holds: memory x utilization, less weights, runtime, one step's activations, and the
-    states that `max_seqs` sequences have in recurrent layers; of measured hardware what it had. They are tokens of which every layer keeps
-    KV: where some have windows, longer sequences take less.
+    """KV tokens that an instance of so many accelerators holds (a number is a tp): memory x utilization, less weights, runtime, one step's
+    activations, and the states that `max_seqs` sequences have in recurrent layers; of measured hardware what it had. They are tokens of
+    which every layer keeps KV: where some have windows, longer sequences take less.
 
     Raises UsageError when nothing is left, with the missing GB and the smallest tp that fits."""
     if not 0.0 < utilization <= 1.0:
         raise UsageError(f"memory utilization {utilization} must lie in (0, 1]")
-    check_tp(model, tp)
+    spread = fitting(model, parallel)
     if hardware.profile is not None:
-        hardware.profile.check(model, tp)
+        hardware.profile.check(model, spread.tp)
         return hardware.profile.kv_tokens()
-    free = _free_bytes(model, hardware, tp, utilization, weight_dtype, batch_tokens, max_seqs)
-    tokens = int(free // model.kv_bytes_per_token_per_rank(kv_dtype, tp)) if free > 0 else 0
+    free = _free_bytes(model, hardware, spread, utilization, weight_dtype, batch_tokens, max_seqs)
+    of_token = model.kv_bytes_per_token_per_rank(kv_dtype, spread.attention_tp) / spread.pp / spread.dp_attention
+    tokens = int(free // of_token) if free > 0 else 0
     if tokens < 1:
-        fits = [n for n in (2, 4, 8, 16, 32, 64) if n > tp and model.heads % n == 0]
-        enough = next((n for n in fits if _free_bytes(model, hardware, n, utilization, weight_dtype, batch_tokens, max_seqs) > 0), None)
+        tp = spread.gpus
+        wider = [Parallel(tp=n) for n in (2, 4, 8, 16, 32, 64) if n > tp and model.heads % n == 0]
+        fits = (one.tp for one in wider if _free_bytes(model, hardware, one, utilization, weight_dtype, batch_tokens, max_seqs) > 0)
+        enough = next(fits, None)
         remedy = f"the smallest tp that fits is {enough}" if enough else "no larger tp fits: use a smaller model or number format"
         missing = max(0.1, -free * tp / 1e9)
         states = max_seqs * model.state_bytes / 1e9
@@ -52,31 +56,43 @@ def kv_capacity_tokens(
     return tokens
 
 
-def kv_bytes_per_token(model: Model, hardware: Hardware, dtype: str = "bf16", tp: int = 1) -> int:
-    """KV bytes of one token over all ranks; of measured hardware in the number format it was measured with."""
-    return hardware.profile.model.kv_bytes_per_token if hardware.profile is not None else model.kv_bytes_per_token(dtype, tp)
+def kv_bytes_per_token(model: Model, hardware: Hardware, dtype: str = "bf16", parallel: Parallel | int = 1) -> int:
+    """KV bytes of one token over all ranks that have it; of measured hardware in the number format it was measured with."""
+    if hardware.profile is not None:
+        return hardware.profile.model.kv_bytes_per_token
+    return model.kv_bytes_per_token(dtype, fitting(model, parallel).attention_tp)
 
 
-def kv_windows(model: Model, hardware: Hardware, dtype: str = "bf16", tp: int = 1) -> tuple[tuple[int, int], ...]:
-    """(KV bytes of one token over all ranks, tokens kept) of layers with a window; none of measured hardware, which has its own count."""
+def kv_windows(model: Model, hardware: Hardware, dtype: str = "bf16", parallel: Parallel | int = 1) -> tuple[tuple[int, int], ...]:
+    """(KV bytes of one token over all ranks that have it, tokens kept) of layers with a window; none of measured hardware, which has its
+    own count."""
     if hardware.profile is not None:
         return ()
-    return tuple((size, window) for window, size in model.kv_bytes_by_window(dtype, tp).items() if window)
+    ranks = fitting(model, parallel).attention_tp
+    return tuple((size, window) for window, size in model.kv_bytes_by_window(dtype, ranks).items() if window)
 
 
-def check_tp(model: Model, tp: int) -> None:
-    """Raises UsageError unless the model's heads divide among `tp` ranks."""
-    if tp < 1 or model.heads % tp:
-        near = [n for n in range(1, 65) if model.heads % n == 0]
-        raise UsageError(
-            f"tp {tp} does not divide the {model.heads} attention heads of {model.name}: choose one of {', '.join(map(str, near))}"
-        )
+def rank_weight_bytes(model: Model, parallel: Parallel, weight_dtype: str | None = None) -> float:
+    """Of one rank: attention's are whole in each group that attends to sequences of its own."""
+    shared, own = 0.0, 0.0
+    for w in model.stored(weight_dtype):
+        if w.part in (Part.ATTENTION, Part.RECURRENT):
+            own += w.bytes
+        else:
+            shared += w.bytes
+    return (own / parallel.attention_tp + shared / parallel.tp) / parallel.pp
 
 
 def _free_bytes(
-    model: Model, hardware: Hardware, tp: int, utilization: float, weight_dtype: str, batch_tokens: int, max_seqs: int
+    model: Model, hardware: Hardware, parallel: Parallel, utilization: float, weight_dtype: str, batch_tokens: int, max_seqs: int
 ) -> float:
     """Of one rank."""
-    weights = model.weights_bytes(weight_dtype) / tp
-    states = max_seqs * model.state_bytes / tp
-    return hardware.hbm_bytes * utilization - weights - states - RUNTIME_BYTES - activation_bytes(model, tp, batch_tokens)
+    states = max_seqs * model.state_bytes / parallel.gpus
+    weights = rank_weight_bytes(model, parallel, weight_dtype)
+    return (
+        hardware.hbm_bytes * utilization
+        - weights
+        - states
+        - RUNTIME_BYTES
+        - activation_bytes(model, parallel.tp, batch_tokens // parallel.dp_attention)
+    )

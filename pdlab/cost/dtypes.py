@@ -25,6 +25,7 @@ BYTES = {
     "wint2": 0.265625,
 }
 EIGHT_BIT = frozenset({"fp8", "int8", "mxfp8"})
+FOUR_BIT = frozenset({"nvfp4", "mxfp4"})
 
 
 def dtype_bytes(dtype: str) -> float:
@@ -40,7 +41,8 @@ def dtype_bytes(dtype: str) -> float:
 @dataclass(frozen=True, slots=True)
 class Format:
     """How some weights are stored. `bytes_per_value` has their scales and zero points in it; `compute` is the format whose peak counts:
-    weights whose activations stay in 16 bits are widened to bf16 before they are multiplied."""
+    weights whose activations stay in 16 bits are widened to bf16 before they are multiplied, and so is a format that the accelerator does
+    not multiply."""
 
     dtype: str
     bytes_per_value: float
@@ -52,5 +54,5 @@ class Format:
 
 
 def plain(dtype: str) -> Format:
-    """A format as its name alone has it: of four bits and less it is widened to bf16. Raises UsageError on an unknown one."""
-    return Format(dtype, dtype_bytes(dtype), dtype if dtype in EIGHT_BIT or dtype == "fp32" else "bf16")
+    """A format as its name alone has it: integers of four bits and less are widened to bf16. Raises UsageError on an unknown one."""
+    return Format(dtype, dtype_bytes(dtype), dtype if dtype in (*EIGHT_BIT, *FOUR_BIT, "fp32") else "bf16")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pdlab.cost.dtypes import EIGHT_BIT
+from pdlab.cost.dtypes import EIGHT_BIT, FOUR_BIT
 from pdlab.cost.profile import InstanceProfile
 
 
@@ -33,9 +33,12 @@ class Hardware:
     profile: InstanceProfile | None = field(default=None, repr=False)  # measured: its steps are timed, and not computed from the above
 
     def flops(self, dtype: str) -> float:
-        """Peak operations a second for weights of this format: four-bit weights are widened to bf16 first, fp32 runs as TF32."""
+        """Peak operations a second for weights of this format. Blackwell multiplies nvfp4 twice as fast as fp8, and mxfp4 with activations
+        in eight bits; elsewhere both are widened to bf16, as four-bit integers are anywhere. fp32 runs as TF32."""
         if dtype in EIGHT_BIT and self.fp8_flops:
             return self.fp8_flops
+        if dtype in FOUR_BIT and self.family == "blackwell":
+            return self.fp8_flops * (2 if dtype == "nvfp4" else 1)
         return self.bf16_flops / 2 if dtype == "fp32" else self.bf16_flops
 
     def link_bytes_per_s(self, tp: int) -> float:

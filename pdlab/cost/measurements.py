@@ -12,11 +12,17 @@ The format is a CSV with these columns; the first eight are needed, others may b
     mode                   agg, or disagg: prefill and decode apart
     precision              of the weights: bf16, fp8, fp4; empty: as the model is published
     kv_precision           of the KV cache: bf16, fp8; empty: what the backend takes by default
+    mtp_tokens             drafted in a step by multi-token prediction; empty: none
     tp_size, pp_size, attention_dp_size, moe_tp_size, moe_ep_size       of an aggregated server
     prefill_*, decode_*    the same of each side, with prefill_num_workers and decode_num_workers
 
-A table of aiconfigurator's has two ways of its own, which are read as what they mean. Where attention data parallelism is listed beside
-tp_size, both multiply to the accelerators. An aggregated row whose experts are listed n x n beside n^2 accelerators ran on n.
+A table of aiconfigurator's has ways of its own, which are read as what they mean. Where attention data parallelism is listed beside
+tp_size, both multiply to the accelerators. An aggregated row whose experts are listed n x n beside n^2 accelerators ran on n. SGLang's
+data-parallel attention goes with expert parallelism, however its experts are listed.
+
+It does not mark multi-token prediction. TensorRT-LLM's rows of DeepSeek-R1 fall into two kinds, a factor of 1.3 to 2.1 apart at equal
+set-ups. The quicker ones are of version 1.2.0rc6.post3, and of 1.1.0rc2.post2 where the model is called R1. They are taken to draft 3
+tokens, or 1 under data-parallel attention, as their public recipes do. That is inferred, not said by the table.
 """
 
 from __future__ import annotations
@@ -36,6 +42,8 @@ NEEDED = ("model_path", "system", "backend", "isl", "osl", "concurrency", "silic
 BACKENDS = ("vllm", "sglang", "trtllm", "pdlab")
 SHORTEST_SHARE = 0.8  # of nominal lengths
 _DTYPES = {"fp4": "nvfp4", "nvfp4": "nvfp4", "fp8": "fp8", "fp8_block": "fp8", "bf16": "bf16", "fp16": "bf16", "int4": "wint4"}
+_ALIASES = {"conc": "concurrency"}  # in older tables
+_DRAFTING = ("1.1.0rc2.post2", "1.2.0rc6.post3")
 _SUFFIXES = ("-nvfp4", "-fp8", "-fp4", "-bf16", "-mxfp4", "-it")
 
 
@@ -63,6 +71,7 @@ class MeasuredRow:
     version: str
     weight_dtype: str | None  # None: as published
     kv_dtype: str
+    mtp_tokens: int
     sides: tuple[Side, ...]
     concurrency: int
     prompt_tokens: int
@@ -108,8 +117,9 @@ def read_rows(path: Path) -> tuple[list[MeasuredRow], list[tuple[str, str]]]:
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             reader = csv.DictReader(lines)
-            missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-            table = list(reader)
+            there = {_ALIASES.get(name, name) for name in reader.fieldnames or ()}
+            missing = [name for name in NEEDED if name not in there]
+            table = [{_ALIASES.get(key, key): value for key, value in line.items()} for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"measurements {path}: {getattr(error, 'strerror', None) or error}") from None
     if missing:
@@ -128,10 +138,11 @@ def _row(line: Mapping[str, str], number: int) -> MeasuredRow:
     if engine not in BACKENDS:
         raise UsageError(f"backend {engine!r} is none of {', '.join(BACKENDS)}")
     name, chip = _model_name(line["model_path"]), hardware(line["system"].strip()).name
-    precision = (line.get("precision") or "").strip().lower()
+    precision = (line.get("precision") or line.get("gemm_quant_mode") or "").strip().lower()
     if precision and precision not in _DTYPES:
         raise UsageError(f"precision {precision!r} is none of {', '.join(_DTYPES)}")
     version = (line.get("backend_version") or "").strip()
+    sides = _sides(line)
     weight_dtype = _weights(_DTYPES[precision] if precision else None, name)
     return MeasuredRow(
         id=line.get("id") or f"line {number}",
@@ -141,7 +152,8 @@ def _row(line: Mapping[str, str], number: int) -> MeasuredRow:
         version=version,
         weight_dtype=weight_dtype,
         kv_dtype=(line.get("kv_precision") or "").strip().lower() or default_kv(engine, name, chip, weight_dtype),
-        sides=_sides(line),
+        mtp_tokens=_drafted(line, engine, name, version, sides),
+        sides=sides,
         concurrency=_positive(line, "concurrency"),
         prompt_tokens=_positive(line, "isl"),
         output_tokens=_positive(line, "osl"),
@@ -176,6 +188,16 @@ def default_kv(engine: str, name: str, chip: str, weight_dtype: str | None) -> s
     return "fp8" if quantised and (engine == "trtllm" or hardware(chip).family == "blackwell") else "bf16"
 
 
+def _drafted(line: Mapping[str, str], engine: str, name: str, version: str, sides: tuple[Side, ...]) -> int:
+    """What the table says; else by this module's head."""
+    said = _number(line, "mtp_tokens")
+    if said is not None:
+        return max(0, round(said))
+    if engine != "trtllm" or name != "deepseek-r1" or len(sides) > 1 or version not in _DRAFTING:
+        return 0
+    return 1 if sides[0].parallel.dp_attention > 1 else 3
+
+
 def _sides(line: Mapping[str, str]) -> tuple[Side, ...]:
     if (line.get("mode") or "agg").strip() != "disagg":
         return (Side("mixed", 1, _parallel(line, "", alone=True)),)
@@ -199,6 +221,8 @@ def _parallel(line: Mapping[str, str], before: str, alone: bool) -> Parallel:
         gpus = moe_ep
         dp = gpus if tp == 1 else 1
         return Parallel(tp=gpus, dp_attention=dp, ep=moe_ep, pp=pp)
+    if dp > 1 and moe_tp == gpus > 1 and line["backend"].strip().lower() == "sglang":
+        moe_ep = gpus  # its data-parallel attention goes with expert parallelism
     if gpus == 1 and dp == 1 and moe_tp * moe_ep > 1:  # experts say how many there are, attention is whole on each
         gpus = dp = moe_tp * moe_ep
     return Parallel(tp=gpus, dp_attention=dp, ep=moe_ep if moe_ep > 1 and gpus % moe_ep == 0 else 1, pp=pp)

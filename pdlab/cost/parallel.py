@@ -7,9 +7,10 @@ of tp / ep accelerators splitting an expert's matrices. `pp` such stages follow 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pdlab.core.types import UsageError
+from pdlab.cost.shapes import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,16 @@ class Parallel:
     def __str__(self) -> str:
         more = [f"{name} {getattr(self, name)}" for name in ("dp_attention", "ep", "pp") if getattr(self, name) > 1]
         return ", ".join([f"tp {self.tp}", *more])
+
+
+def fitting(model: Model, parallel: Parallel | int) -> Parallel:
+    """How the ranks share this model; a number is a tp. MLA whose heads do not divide among them has attention whole on each: it keeps one
+    vector a token, which splitting would copy to every rank anyway. Raises UsageError unless other heads divide."""
+    asked = parallel if isinstance(parallel, Parallel) else Parallel(tp=parallel)
+    if model.heads % asked.attention_tp == 0:
+        return asked
+    if model.main.latent and asked.dp_attention == 1:
+        return replace(asked, dp_attention=asked.tp)
+    near = [n for n in range(1, 65) if model.heads % n == 0]
+    what = f"tp {asked.tp}" if asked.dp_attention == 1 else f"tp {asked.tp} / dp_attention {asked.dp_attention}"
+    raise UsageError(f"{what} does not divide the {model.heads} attention heads of {model.name}: choose one of {', '.join(map(str, near))}")

@@ -36,11 +36,11 @@ def integers(bits: int, group: int, *, zeros: bool = False, computes: str = "bf1
 
 
 def floats(bits: int, group: int = 0, *, computes: str = "bf16", nv: bool = False, scale_bytes: float = 2.0) -> Format:
-    """Floating-point weights: fp8, MX formats by their groups of 32, NVFP4 by its 16. Four bits are widened to bf16."""
+    """Floating-point weights: fp8, MX formats by their groups of 32, NVFP4 by its 16."""
     if bits == 4 and (nv or group == 16):
-        return Format("nvfp4", 0.5 + 1 / 16, "bf16")
+        return Format("nvfp4", 0.5 + 1 / 16, "nvfp4")
     if bits in (4, 6, 8) and group == 32:
-        return replace(plain(f"mxfp{bits}"), compute=computes if bits == 8 else "bf16")
+        return plain("mxfp4") if bits == 4 else replace(plain(f"mxfp{bits}"), compute=computes if bits == 8 else "bf16")
     if bits == 8:
         return Format("fp8", 1.0 + (scale_bytes / group if group > 0 else 0.0), computes)
     raise Mistake(f"floating-point weights of {bits} bits in groups of {group} are not known here")

@@ -1,28 +1,19 @@
 """Step times from first principles: each part of a step takes as long as its operations or its bytes need, whichever is longer.
 
-    step      = step_s + layers * layer_s + sequences * sequence_s + linear + attention + collectives
-    linear    = hypot(2 * parameters * T / (peak * compute), weight bytes / (bandwidth * memory)), apart for the dense part and the experts;
-                T counts the step's tokens. The head is apart too and sees one token of each sequence. T tokens, each with k of E experts,
-                hit an expected E * (1 - (1 - k/E)^T) of them, which is what is read
-    attention = of a chunk of n tokens after c:   max(2 * heads * (d_qk + d_v) * (n c + n (n+1) / 2) / (peak * attention_compute),
-                                                      KV bytes of c / (bandwidth * attention_memory))
-                of decodes with C tokens in all:  C * max(KV bytes of a token / (bandwidth * attention_memory), operations / (peak *
-                                                          attention_compute))
-    collectives = 2 all-reduces a layer of T * hidden in bf16 over tp ranks, each
-                  ceil(log2 tp) * collective_latency_s + 2 (tp-1)/tp * bytes / (link * collective)
+`pdlab.cost.amounts` counts what a step asks of the busiest accelerator, `pdlab.cost.step` has the formulas, `pdlab.cost.collectives` those
+of messages. `Coefficients` say what an engine achieves of an accelerator's peaks; `pdlab.search.board.fit` and, for 2023's engine,
+`pdlab.cost.calibrate` fit them.
 
-hypot is a maximum with a rounded corner: where operations and bytes take equally long, kernels reach neither peak. Grouped matrix products
-of DeepSeek-V3's size on H800 follow it within 13 % from 32 to 2048 tokens an expert, and the calibration rows are met better by it.
+Windowed layers read at most a window of the batch's mean context, which makes decode a line with a bend for each width of window; every
+other model's is straight. Recurrent layers read and write a state of fixed size for each sequence. Weights count in the format each part
+is stored in.
 
-All parts are of one rank: tp divides weights, heads and KV heads (of which each rank has at least one; MLA's compressed vector is on every
-rank). MLA prefills with expanded heads and decodes absorbed, in kv_lora_rank + rope_dim wide queries. Experts are sharded by tp as
-dense weights are; expert parallelism is not modelled. Windowed layers read at most a window of the batch's mean context, which makes
-decode a line with a bend for each width of window; every other model's is straight. Recurrent layers read and write a state of fixed size
-for each sequence. Weights count in the format each part is stored in. The fractions and overheads are `Coefficients`, fitted by
-`pdlab.cost.calibrate`.
+Speculative decoding (`Drafts`) verifies the drafted tokens with the one that is due: a step computes 1 + d tokens of each sequence, after d
+passes of a draft layer and the head, and makes 1 + a + ... + a^d tokens in the mean, where each draft is accepted with probability a if
+those before it are. A step makes one token here, so it takes that much less. Source: Leviathan, Kalman and Matias (2023).
 
-Sources: the roofline itself, Williams, Waterman and Patterson (2009); absorbed MLA, DeepSeek-V2 (2024); ring all-reduce volume,
-Patarasuk and Yuan (2009).
+Of `pp` stages each works on its part of the sequences: a decode step is one pass of a pp-th of them through all stages, and a prompt, cut
+into pp chunks, takes (2 pp - 1) / pp^2 of what one accelerator with all layers would take. Nothing measured has pp, so that is theory.
 """
 
 from __future__ import annotations
@@ -33,19 +24,22 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from math import ceil, hypot, inf, log2
+from math import inf
 
 from pdlab.core.types import UsageError
+from pdlab.cost.amounts import amounts
 from pdlab.cost.base import Cost
-from pdlab.cost.capacity import check_tp
-from pdlab.cost.dtypes import EIGHT_BIT, Format, dtype_bytes
 from pdlab.cost.hardware import Hardware
-from pdlab.cost.shapes import OUTER, Model, Part
+from pdlab.cost.parallel import Parallel, fitting
+from pdlab.cost.shapes import Model
+from pdlab.cost.step import step_parts, without_attention_s
+
+STAGE_HOP_S = 20e-6  # from one pipeline stage to the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficients:
-    """What a real engine achieves of an accelerator: fractions of peaks in (0, 1], overheads in seconds."""
+    """What a real engine achieves of an accelerator: fractions of peaks in (0, 1], multiples of what is counted, overheads in seconds."""
 
     compute: float  # of peak operations, linear layers in bf16
     compute_8bit: float  # the same in fp8 and int8
@@ -53,12 +47,41 @@ class Coefficients:
     attention_memory: float  # of memory bandwidth, reading KV
     attention_compute: float  # of bf16 peak, attention of prompts and absorbed MLA
     collective: float  # of link bandwidth
-    collective_latency_s: float  # an all-reduce, a hop (log2 tp)
+    collective_latency: float = 1.0  # times the latencies of `pdlab.cost.collectives`
+    compute_4bit: float = 0.5  # of peak, where the accelerator computes in four bits
+    compute_widened: float = 0.4  # of bf16 peak, where four-bit weights are widened first
+    experts: float = 0.7  # of the linear layers' fractions, grouped products of experts
+    experts_memory: float = 0.7  # of memory bandwidth, reading experts
+    activations: float = 1.0  # times the bytes between products
     step_s: float = 0.0
     layer_s: float = 0.0
+    expert_layer_s: float = 0.0  # more, of a layer with experts
+    latent_layer_s: float = 0.0  # more, of MLA
+    sparse_layer_s: float = 0.0  # more, where an indexer chooses what is attended to
+    recurrent_layer_s: float = 0.0  # more, of linear attention and SSM
+    four_bit_read: float = 1.0  # times as long as its bytes would say, reading four-bit weights
+    diversity: float = 1.0  # how unlike a step's tokens choose their experts: 1 is by chance
+    imbalance: float = 1.0  # times the spread of experts' load that chance brings
     sequence_s: float = 0.0
+    request_s: float = 0.0  # of the front end, before a request's first token
+    error: float = 0.5  # of TPOT: log(measured / computed) lies within it in 95 % of rows, of set-ups that were left out of the fit
+    ttft_error: float = 1.0  # likewise of TTFT
+    rows: int = 0  # measured, that it was fitted to
     calibrated: bool = False
     source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Speculative decoding: `tokens` drafted a step, each accepted with probability `acceptance` if those before it are."""
+
+    tokens: int = 0
+    acceptance: float = 0.0
+
+    @property
+    def made(self) -> float:
+        """Tokens of a step, in the mean."""
+        return sum(self.acceptance**i for i in range(self.tokens + 1))
 
 
 @cache
@@ -66,6 +89,12 @@ def coefficient_sets() -> dict[str, Coefficients]:
     """The shipped sets by name; see each one's `source` and `calibrated`."""
     raw = json.loads(resources.files("pdlab.cost").joinpath("coefficients.json").read_text(encoding="utf-8"))
     return {name: Coefficients(**values) for name, values in raw.items()}
+
+
+def coefficients_of(hardware: Hardware, like: str) -> Coefficients:
+    """Of an engine on an accelerator's generation; of the generation where that engine has none of its own."""
+    known = coefficient_sets()
+    return known.get(f"{hardware.family}-{like}") or coefficients(hardware.family)
 
 
 def coefficients(name: str) -> Coefficients:
@@ -77,104 +106,51 @@ def coefficients(name: str) -> Coefficients:
     return known[name]
 
 
-def _flops_per_s(hardware: Hardware, k: Coefficients, stored: Format) -> float:
-    """What matrices of this format are multiplied with."""
-    eight_bit = stored.compute in EIGHT_BIT and hardware.fp8_flops > 0
-    return hardware.flops(stored.compute) * (k.compute_8bit if eight_bit else k.compute)
-
-
-def _replication(model: Model, tp: int) -> float:
-    """How often attention's weights are there over all ranks, where KV heads are fewer than ranks and each rank has one."""
-    more = sum(
-        a.kv_layers * model.hidden * (a.head_dim + a.v_dim) * a.kv_heads * (max(1.0, tp / a.kv_heads) - 1.0)
-        for a in model.attention
-        if not a.latent
-    )
-    return 1.0 + more / model.params(Part.ATTENTION) if more else 1.0
-
-
 class Roofline(Cost):
-    """The roofline cost of `model` on `tp` x `hardware`. Raises UsageError when tp does not divide the heads."""
+    """The roofline cost of `model` on `parallel` (a tp, where it is a number) x `hardware`. Raises UsageError where ranks do not divide the
+    model."""
 
     def __init__(
         self,
         model: Model,
         hardware: Hardware,
-        tp: int = 1,
+        parallel: Parallel | int = 1,
         achieved: Coefficients | None = None,
-        weight_dtype: str = "bf16",
+        weight_dtype: str | None = None,
         kv_dtype: str = "bf16",
+        drafts: Drafts | None = None,
     ) -> None:
-        check_tp(model, tp)
+        spread = fitting(model, parallel)
         k = achieved if achieved is not None else coefficients(hardware.family)
-        bytes_per_s = hardware.hbm_bytes_per_s * k.memory
-        self._fixed_s = k.step_s + model.layers * k.layer_s
-        self._sequence_s = k.sequence_s
-        head = model.head_weights(weight_dtype)
-        self._head_read_s = head.bytes / tp / bytes_per_s
-        self._head_sequence_s = 2 * head.params / tp / (hardware.flops("bf16") * k.compute)
-        self._dense_read_s = self._dense_token_s = 0.0
-        self._experts: list[tuple[float, float, float]] = []  # (share of a layer's experts that a token does not meet, read_s, token_s)
-        for w in model.stored(weight_dtype):
-            if w.part in OUTER:
-                continue
-            flops_per_s = _flops_per_s(hardware, k, w.format)
-            params = w.params * _replication(model, tp) / tp if w.part is Part.ATTENTION else w.params / tp
-            read_s, token_s = params * w.format.bytes_per_value / bytes_per_s, 2 * params / flops_per_s
-            if w.experts:
-                met = w.experts_per_token / w.experts
-                self._experts.append((1.0 - met, read_s, met * token_s))
-            else:
-                self._dense_read_s += read_s
-                self._dense_token_s += token_s
-        self._init_attention(model, hardware, tp, k, kv_dtype)
-        self._init_recurrence(model, hardware, tp, k)
-        if tp > 1:
-            link = hardware.link_bytes_per_s(tp) * k.collective
-            self._fixed_s += model.reductions * ceil(log2(tp)) * k.collective_latency_s
-            self._token_s += model.reductions * 2 * (tp - 1) / tp * 2 * model.hidden / link
+        counted = amounts(model, hardware, spread, weight_dtype, kv_dtype)
+        self._parts = step_parts(counted, k)
+        self.request_s = k.request_s
+        self._groups = float(spread.dp_attention)
+        self._stages, self._hop_s = spread.pp, (spread.pp - 1) * STAGE_HOP_S
+        self._overlap = (2 * spread.pp - 1) / spread.pp**2
+        self._drafted, self._made = (drafts.tokens, drafts.made) if drafts is not None else (0, 1.0)
+        self._draft_layers = 1.0 + self._drafted / model.layers
+        by_window = [
+            (
+                int(a.window),
+                a.pair_s / k.attention_compute,
+                a.read_s / k.attention_memory,
+                max(a.read_s / k.attention_memory, a.context_s / k.attention_compute) / self._groups * self._draft_layers / self._made,
+            )
+            for a in counted.attended
+        ]
+        (_, self._pair_s, self._read_s, self._context_s), *self._windows = by_window
         self._decode_base: dict[int, float] = {}
 
-    def _init_attention(self, model: Model, hardware: Hardware, tp: int, k: Coefficients, kv_dtype: str) -> None:
-        """Seconds of one rank's attention: for each (query, key) pair of a prompt, and for each KV token read. What layers with a window
-        take comes apart, for each width: (window, pair_s, read_s, context_s)."""
-        flops_per_s = hardware.flops("bf16") * k.attention_compute
-        bytes_per_s = hardware.hbm_bytes_per_s * k.attention_memory
-        by_window: dict[int, list[float]] = {0: [0.0, 0.0, 0.0]}
-        for a in model.attention:
-            heads = a.heads / tp
-            pair_flops = 2 * heads * (a.head_dim + a.v_dim)
-            decode_flops = 2 * heads * (2 * a.latent + a.rope_dim) if a.latent else pair_flops
-            read_s = a.layers * a.kv_values_per_rank(tp) * dtype_bytes(kv_dtype) / bytes_per_s
-            sums = by_window.setdefault(a.window_tokens, [0.0, 0.0, 0.0])
-            sums[0] += a.layers * pair_flops / flops_per_s
-            sums[1] += read_s
-            sums[2] += max(read_s, a.layers * decode_flops / flops_per_s)
-        self._pair_s, self._read_s, self._context_s = by_window.pop(0)
-        self._windows = [(window, *sums) for window, sums in sorted(by_window.items())]
-
-    def _init_recurrence(self, model: Model, hardware: Hardware, tp: int, k: Coefficients) -> None:
-        """Recurrent layers read and write a sequence's state once a step, and update it for each token."""
-        self._state_s = 2 * model.state_bytes / tp / (hardware.hbm_bytes_per_s * k.attention_memory)
-        flops = sum(r.layers * r.token_flops for r in model.recurrence) / tp
-        self._token_s = flops / (hardware.flops("bf16") * k.attention_compute)
-        self._sequence_s += self._state_s
-
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:
-        tokens, attention_s = 0, 0.0
-        pair_s, read_s, windows = self._pair_s, self._read_s, self._windows
-        for new, context in chunks:
-            tokens += new
-            by_flops, by_bytes = pair_s * new * (context + 0.5 * (new + 1)), read_s * context
-            attention_s += by_flops if by_flops > by_bytes else by_bytes
-            if windows:
-                attention_s += self._window_prefill_s(new, context)
-        return self._step_s(tokens, len(chunks), attention_s)
+        tokens, own, attention_s = self._prompts(chunks)
+        whole_s: float = without_attention_s(self._parts, tokens, own, len(chunks)) + attention_s
+        return whole_s if self._stages == 1 else whole_s * self._overlap + self._hop_s
 
     def decode_line(self, batch: int, context_tokens: int) -> tuple[float, float, float]:
         base_s = self._decode_base.get(batch)
         if base_s is None:
-            base_s = self._decode_base[batch] = self._step_s(batch, batch, 0.0)
+            base_s = self._decode_base[batch] = self._decode_base_s(batch)
         slope, until = self._context_s, inf
         for window, _, _, context_s in self._windows:
             bend = batch * window
@@ -182,28 +158,56 @@ class Roofline(Cost):
                 slope += context_s
                 until = min(until, bend)
             else:
-                base_s += bend * context_s
-        return base_s, slope, until
+                base_s += bend * context_s / self._stages
+        return base_s, slope / self._stages, until
 
     def decode_is_compute_bound(self, batch: int) -> bool:
-        arithmetic_s, read_s = batch * self._dense_token_s, self._dense_read_s
-        for miss, expert_read_s, expert_token_s in self._experts:
-            arithmetic_s += batch * expert_token_s
-            read_s += expert_read_s * (1.0 - miss**batch)
-        return arithmetic_s > read_s
+        p, tokens = self._parts, batch * (1 + self._drafted) / self._stages
+        arithmetic_s = tokens / p.groups * p.own_token_s + tokens * (p.shared_token_s + p.experts_met / p.ep * p.expert_token_s)
+        read_s = (
+            p.own_read_s
+            + p.shared_read_s
+            + p.experts_held * (1.0 - p.miss ** (1.0 + max(0.0, tokens - 1.0) * p.diversity)) * p.expert_read_s
+        )
+        return bool(arithmetic_s > read_s)
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], batch: int, context_tokens: int) -> float:
-        tokens, attention_s = batch, self._context_s * context_tokens
-        for window, _, _, context_s in self._windows:
-            attention_s += context_s * min(context_tokens, batch * window)
+        decode_s = self.decode_s(batch, context_tokens)
+        tokens, own, attention_s = self._prompts(chunks)
+        verified = batch * (1 + self._drafted) / self._stages
+        sequences = batch / self._stages
+        both_s = without_attention_s(self._parts, verified + tokens, verified / self._groups + own, sequences + len(chunks))
+        alone_s = without_attention_s(self._parts, verified, verified / self._groups, sequences)
+        added_s: float = both_s - alone_s + attention_s
+        return decode_s + added_s * self._overlap
+
+    def _decode_base_s(self, batch: int) -> float:
+        """Of a decode step, less what grows with its context."""
+        tokens = batch * (1 + self._drafted) / self._stages
+        verify_s: float = without_attention_s(self._parts, tokens, tokens / self._groups, batch / self._stages)
+        head = batch / self._stages * self._parts.head_token_s
+        drafts_s = self._drafted * (head * head + self._parts.head_read_s**2) ** 0.5
+        seconds: float = (verify_s * self._draft_layers + drafts_s) / self._made
+        return seconds + self._hop_s
+
+    def _prompts(self, chunks: Sequence[tuple[int, int]]) -> tuple[int, float, float]:
+        """All tokens, those of the busiest rank, and seconds of its attention."""
+        tokens, attention_s, longest, longest_s = 0, 0.0, 0, 0.0
         pair_s, read_s, windows = self._pair_s, self._read_s, self._windows
         for new, context in chunks:
             tokens += new
             by_flops, by_bytes = pair_s * new * (context + 0.5 * (new + 1)), read_s * context
-            attention_s += by_flops if by_flops > by_bytes else by_bytes
+            own_s = by_flops if by_flops > by_bytes else by_bytes
             if windows:
-                attention_s += self._window_prefill_s(new, context)
-        return self._step_s(tokens, len(chunks) + batch, attention_s)
+                own_s += self._window_prefill_s(new, context)
+            attention_s += own_s
+            if new > longest:
+                longest = new
+            if own_s > longest_s:
+                longest_s = own_s
+        if self._groups == 1.0:
+            return tokens, tokens, attention_s
+        return tokens, max(longest, tokens / self._groups), max(longest_s, attention_s / self._groups)
 
     def _window_prefill_s(self, new: int, context: int) -> float:
         """Attention of a chunk in the windowed layers: each token sees at most a window of those before it."""
@@ -213,11 +217,3 @@ class Roofline(Cost):
             pairs = growing * (context + 0.5 * (growing + 1)) + (new - growing) * window
             attention_s += max(pair_s * pairs, read_s * min(context, window))
         return attention_s
-
-    def _step_s(self, tokens: int, sequences: int, attention_s: float) -> float:
-        linear_s = hypot(tokens * self._dense_token_s, self._dense_read_s)
-        compute_s, read_s = sequences * self._head_sequence_s, self._head_read_s
-        linear_s += compute_s if compute_s > read_s else read_s
-        for miss, read_s, token_s in self._experts:
-            linear_s += hypot(tokens * token_s, read_s * (1.0 - miss**tokens))
-        return self._fixed_s + linear_s + attention_s + tokens * self._token_s + sequences * self._sequence_s

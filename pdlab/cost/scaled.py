@@ -15,6 +15,7 @@ class Scaled(Cost):
 
     def __init__(self, cost: Cost, prefill: float, decode: float) -> None:
         self._cost, self._prefill, self._decode = cost, prefill, decode
+        self.request_s = cost.request_s
         self.unfinished_chunk_saving_s = cost.unfinished_chunk_saving_s * prefill
 
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:

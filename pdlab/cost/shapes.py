@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil
 
-from pdlab.cost.dtypes import Format, dtype_bytes, plain
+from pdlab.cost.dtypes import FOUR_BIT, Format, dtype_bytes, plain
 
 GIB = 2**30
 
@@ -28,6 +28,7 @@ class Part(StrEnum):
     HEAD = "head"
 
 
+UNQUANTISED = frozenset({Part.ATTENTION, Part.RECURRENT, Part.ROUTER})  # by those who quantise experts to four bits
 OUTER = frozenset({Part.EMBEDDING, Part.POSITIONS, Part.HEAD})  # looked up, or multiplied once a sequence
 
 
@@ -189,12 +190,14 @@ class Model:
         return round(sum(w.active_params for w in self.weights))
 
     def stored(self, dtype: str | None = None) -> tuple[Weights, ...]:
-        """The weights as published, or all in `dtype`, where embedding and head stay in 16 bits, as published checkpoints have them."""
+        """The weights as published, or all in `dtype`, where embedding and head stay in 16 bits, as published checkpoints have them. So do
+        attention and routers of models with experts in nvfp4 and mxfp4."""
         if dtype is None or dtype == self.weight_dtype:
             return self.weights
         asked = plain(dtype)
         wide = plain("bf16") if asked.is_quantised else asked
-        return tuple(replace(w, format=wide if w.part in OUTER else asked) for w in self.weights)
+        kept = OUTER | UNQUANTISED if self.experts and dtype in FOUR_BIT else OUTER
+        return tuple(replace(w, format=wide if w.part in kept else asked) for w in self.weights)
 
     def weights_bytes(self, dtype: str | None = None) -> int:
         """All weights, once: as published, or in `dtype`."""

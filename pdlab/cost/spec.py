@@ -23,8 +23,9 @@ from pdlab.cost.dtypes import dtype_bytes
 from pdlab.cost.fitted import Fitted, FittedCoefficients, shipped_fit
 from pdlab.cost.hardware import Hardware
 from pdlab.cost.measured import MeasuredCost
+from pdlab.cost.parallel import Parallel, fitting
 from pdlab.cost.profile import InstanceProfile
-from pdlab.cost.roofline import Coefficients, Roofline, coefficients
+from pdlab.cost.roofline import Coefficients, Drafts, Roofline, coefficients, coefficients_of
 from pdlab.cost.scaled import Scaled
 from pdlab.cost.shapes import Model
 from pdlab.cost.table import Table, load_profile
@@ -86,28 +87,42 @@ class CostSpec(Strict):
         return self.kv_dtype or "bf16"
 
 
-def build(spec: CostSpec, model: Model, hardware: Hardware, tp: int = 1, base_dir: Path | None = None) -> Cost:
-    """The cost of `model` on `tp` x `hardware`; a table's path is relative to `base_dir`. Measured hardware costs what was measured, unless
-    a table or a fit is given. Raises UsageError on unknown names, an unreadable table, a tp that does not divide the model or is not in
-    the profile, or a profile of another model."""
-    cost, factors = _build(spec, model, hardware, tp, base_dir), spec.factors
+def build(
+    spec: CostSpec,
+    model: Model,
+    hardware: Hardware,
+    parallel: Parallel | int = 1,
+    base_dir: Path | None = None,
+    like: str = "vllm",
+    drafts: Drafts | None = None,
+) -> Cost:
+    """The cost of `model` on so many `hardware` (a number is a tp), under an engine like that one; a table's path is relative to
+    `base_dir`. Measured hardware costs what was measured, unless a table or a fit is given. Raises UsageError on unknown names, an
+    unreadable table, ranks that do not divide the model or are not in the profile, a profile of another model, or drafts beside what knows
+    none."""
+    cost, factors = _build(spec, model, hardware, parallel, base_dir, like, drafts), spec.factors
     if factors is None or factors.prefill == factors.decode == 1.0:
         return cost
     return Scaled(cost, factors.prefill, factors.decode)
 
 
-def _build(spec: CostSpec, model: Model, hardware: Hardware, tp: int, base_dir: Path | None) -> Cost:
+def _build(
+    spec: CostSpec, model: Model, hardware: Hardware, parallel: Parallel | int, base_dir: Path | None, like: str, drafts: Drafts | None
+) -> Cost:
+    spread = fitting(model, parallel)
+    if drafts is not None and (spec.table is not None or spec.fitted is not None or hardware.profile is not None):
+        raise UsageError("engine.mtp: a table, a fit and a measured profile have no draft layer: remove it, or cost by the roofline")
     if spec.table is not None:
         return Table(load_profile((base_dir or Path()) / spec.table), spec.extrapolate)
     if spec.fitted is not None:
-        return Fitted(shipped_fit(spec.fitted, tp) if isinstance(spec.fitted, str) else spec.fitted)
+        return Fitted(shipped_fit(spec.fitted, spread.tp) if isinstance(spec.fitted, str) else spec.fitted)
     if hardware.profile is not None:
         if spec.roofline is not None:
             raise UsageError(f"hardware {hardware.name} is a measured profile, which has no roofline: remove cost.roofline")
-        hardware.profile.check(model, tp)
+        hardware.profile.check(model, spread.tp)
         return MeasuredCost(hardware.profile.steps, hardware.profile.overheads, hardware.name)
     achieved = coefficients(spec.roofline) if isinstance(spec.roofline, str) else spec.roofline
-    return Roofline(model, hardware, tp, achieved, spec.weights(model), spec.kv)
+    return Roofline(model, hardware, spread, achieved or coefficients_of(hardware, like), spec.weights(model), spec.kv, drafts)
 
 
 def measured_profiles(

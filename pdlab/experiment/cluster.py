@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pdlab.core.types import Role
+from pdlab.core.types import Role, UsageError
 from pdlab.cost.accelerator import AcceleratorSpec
+from pdlab.cost.parallel import Parallel
 from pdlab.experiment.fields import (
     PROFILE,
     SERVE,
@@ -28,8 +29,19 @@ from pdlab.experiment.fields import (
 MOST_INSTANCES = 10_000  # of one cluster: beyond, not even their arrival ends in a time that anybody waits
 
 
+class MtpSpec(Spec):
+    """Speculative decoding by multi-token prediction: `tokens` drafted a step, each accepted with probability `acceptance` if those before
+    it are."""
+
+    tokens: Annotated[Count, Field(le=16)]
+    acceptance: Annotated[NotNegative, Field(lt=1)] = 0.6
+
+
 class EngineSpec(Spec):
     """How an instance runs its batches."""
+
+    like: Annotated[Literal["vllm", "sglang", "trtllm", "pdlab"], SIM] = "vllm"  # whose overheads and efficiencies it is costed with
+    mtp: Annotated[MtpSpec | None, Use(serve="refused")] = None
 
     block_tokens: Annotated[Count, Field(le=1 << 16)] = 16
     max_batch_tokens: Annotated[Count, Field(le=10_000_000)] = 8192
@@ -51,6 +63,9 @@ class InstancesSpec(Spec):
     prefill: int | None = None
     hardware: Annotated[Hardware | None, PROFILE] = None
     tp: Annotated[Count, Use(serve="1; more is refused")] = 1
+    dp_attention: Annotated[Count, Use(serve="1; more is refused")] = 1
+    ep: Annotated[Count, Use(serve="1; more is refused")] = 1
+    pp: Annotated[Count, Use(serve="1; more is refused")] = 1
     name: str | None = None
     device: Annotated[Device | None, SERVE] = None  # None: the deployment's
     host: Annotated[str | None, SIM] = None
@@ -58,6 +73,19 @@ class InstancesSpec(Spec):
     zone: str = ""
     nics: Annotated[Count | None, SIM] = None  # None: one an accelerator
     engine: EngineSpec | None = None  # only the keys it gives differ from the experiment's
+
+    @property
+    def parallel(self) -> Parallel:
+        """How an instance's accelerators share the model."""
+        return Parallel(tp=self.tp, dp_attention=self.dp_attention, ep=self.ep, pp=self.pp)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        try:
+            _ = self.parallel
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @model_validator(mode="after")
     def _ratio(self) -> Self:
@@ -135,7 +163,7 @@ class Placement:
     name: str
     role: Role
     hardware: str | AcceleratorSpec
-    tp: int
+    parallel: Parallel
     host: str
     nics: int
     engine: EngineSpec
@@ -143,3 +171,7 @@ class Placement:
     row: int  # of cluster.instances
     rack: str = ""
     zone: str = ""
+
+    @property
+    def accelerators(self) -> int:
+        return self.parallel.gpus

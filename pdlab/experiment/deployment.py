@@ -173,7 +173,9 @@ class Deployment(Spec):
         placed = self.placements()
         if (named := next((one for one in placed if one.name == name), None)) is not None:
             return named
-        alike = {(one.hardware, one.tp, one.engine, one.device, one.rack, one.zone): one for one in reversed(placed) if one.role == role}
+        alike = {
+            (one.hardware, one.parallel, one.engine, one.device, one.rack, one.zone): one for one in reversed(placed) if one.role == role
+        }
         if len(alike) > 1:
             names = ", ".join(sorted(one.name for one in alike.values()))
             raise UsageError(f"cluster.instances: instances of role {role} differ: say with --instance-name which it is, such as {names}")
@@ -188,17 +190,17 @@ class Deployment(Spec):
                 number = counted[stem] = counted.get(stem, -1) + 1
                 name = stem if row.name and row.count == 1 else f"{stem}-{number}"
                 yield Placement(
-                    name,
-                    role,
-                    row.hardware or "",
-                    row.tp,
-                    row.host or name,
-                    row.nics or row.tp,
-                    engine,
-                    row.device or self.device,
-                    index,
-                    row.rack,
-                    row.zone,
+                    name=name,
+                    role=role,
+                    hardware=row.hardware or "",
+                    parallel=row.parallel,
+                    host=row.host or name,
+                    nics=row.nics or row.parallel.gpus,
+                    engine=engine,
+                    device=row.device or self.device,
+                    row=index,
+                    rack=row.rack,
+                    zone=row.zone,
                 )
 
     def _engine(self, row: InstancesSpec) -> EngineSpec:

@@ -15,6 +15,7 @@ from pydantic import ValidationInfo, field_validator
 from pdlab.core.types import UsageError
 from pdlab.cost import CostSpec, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
+from pdlab.cost.parallel import fitting
 from pdlab.experiment import spellings
 from pdlab.experiment.cluster import ClusterSpec, Placement
 from pdlab.experiment.deployment import Deployment, roles_missing
@@ -103,9 +104,10 @@ class Experiment(Trial):
                 chip = hardware(row.hardware or "", self.base_dir)
                 if chip.profile is not None:
                     chip.profile.check(served, row.tp)
+                fitting(served, row.parallel)
                 if engine.kv_blocks is None:
                     kv_capacity_tokens(
-                        served, chip, row.tp, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens, engine.max_seqs
+                        served, chip, row.parallel, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens, engine.max_seqs
                     )
             except UsageError as error:
                 yield f"cluster.instances.{index}: {error}"
@@ -134,7 +136,8 @@ def _lines(experiment: Experiment) -> list[tuple[str, str]]:
     counts = [f"{workload.requests:,} requests" if workload.requests is not None else "all requests"]
     counts += [f"{workload.rate:g} requests/s"] if workload.rate is not None else []
     rows = [
-        f"{row.count} x {row.role} on {row.hardware}" + (f", tp {row.tp}" if row.tp > 1 else "") for row in experiment.cluster.instances
+        f"{row.count} x {row.role} on {row.hardware}" + (f", {row.parallel}" if row.parallel.gpus > 1 else "")
+        for row in experiment.cluster.instances
     ]
     return [
         ("model", experiment.model),

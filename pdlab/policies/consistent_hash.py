@@ -23,7 +23,7 @@ from pdlab.policies.sglang_cache_aware import load
 KEPT = 64  # rings, of as many sets of instances
 
 
-class Ring:
+class HashRing:
     """Instances at `points` places each, by their names alone."""
 
     def __init__(self, points: int) -> None:
@@ -50,7 +50,7 @@ class ConsistentHash(Policy):
     prefix_blocks: Annotated[int, Range(ge=1)] = 16
 
     def __post_init__(self) -> None:
-        self._ring = Ring(self.points)
+        self._ring = HashRing(self.points)
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | None:
         return self._choose(cluster.prefill, request)

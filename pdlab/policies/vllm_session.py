@@ -15,7 +15,7 @@ from typing import Annotated
 from pdlab.core.policy import Policy, Range
 from pdlab.core.types import Request
 from pdlab.core.view import Cluster, Instance
-from pdlab.policies.consistent_hash import Ring
+from pdlab.policies.consistent_hash import HashRing
 
 
 @dataclass
@@ -24,7 +24,7 @@ class VllmSession(Policy):
     qps_window_s: Annotated[float, Range(gt=0.0)] = 60.0
 
     def __post_init__(self) -> None:
-        self._ring = Ring(self.points)
+        self._ring = HashRing(self.points)
         self._sent: dict[Instance, deque[float]] = {}  # when requests were sent there
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | None:

@@ -128,8 +128,7 @@ class PlanBounds:
 
     def _cost(self, kind: InstanceKind) -> Cost:
         if kind not in self._costs:
-            chip = self.space.chip(kind.hardware)
-            self._costs[kind] = cost.build(self.base.formats, self.model, chip, kind.tp, self.base.base_dir)
+            self._costs[kind] = self.space.cost_of(kind)
         return self._costs[kind]
 
     def _kv_tokens(self, kind: InstanceKind, candidate: PlanCandidate) -> int:

@@ -29,7 +29,7 @@ class StartedInstance:
 
     @property
     def devices(self) -> str:
-        return ",".join(str(self.first_device + k) for k in range(self.placement.tp))
+        return ",".join(str(self.first_device + k) for k in range(self.placement.accelerators))
 
     @property
     def vllm_port(self) -> int:
@@ -46,7 +46,7 @@ def started(experiment: Experiment) -> list[StartedInstance]:
     found = []
     for placement in experiment.placements():
         first = taken.get(placement.host, 0)
-        taken[placement.host] = first + placement.tp
+        taken[placement.host] = first + placement.accelerators
         found.append(StartedInstance(placement, first))
     return found
 
@@ -65,7 +65,7 @@ def vllm_arguments(experiment: Experiment, one: StartedInstance) -> list[str]:
     """After `vllm`."""
     engine = one.placement.engine
     words = ["serve", checkpoint(experiment), "--host", "0.0.0.0", "--port", str(one.vllm_port)]
-    words += ["--tensor-parallel-size", str(one.placement.tp)]
+    words += ["--tensor-parallel-size", str(one.placement.parallel.tp)]
     words += ["--max-num-batched-tokens", str(engine.max_batch_tokens), "--max-num-seqs", str(engine.max_seqs)]
     words += ["--gpu-memory-utilization", f"{engine.hbm_utilization:g}", "--block-size", str(engine.block_tokens)]
     words += ["--enable-prefix-caching" if engine.prefix_cache else "--no-enable-prefix-caching"]
@@ -121,7 +121,7 @@ def _lines(experiment: Experiment, file: str) -> Iterator[str]:
                 yield f"pdlab {shlex.join(pdlab_arguments(experiment, one, file, native=False))}"
     yield f"pdlab {shlex.join(router_arguments(file))}"
     yield ""
-    if all(one.placement.tp == 1 for one in instances):
+    if all(one.placement.accelerators == 1 for one in instances):
         yield "# 2. or pdlab's own engine"
         for one in instances:
             yield f"pdlab {shlex.join(pdlab_arguments(experiment, one, file, native=True))}"

@@ -134,5 +134,6 @@ class SimulatedJudge:
             return
         placed = whole.placements()
         for group in ask.candidate.layout:
-            name = next(p.name for p in placed if (p.role, str(p.hardware), p.tp) == (group.role, group.kind.hardware, group.kind.tp))
+            wanted = (group.role, group.kind.hardware, group.kind.tp)
+            name = next(p.name for p in placed if (p.role, str(p.hardware), p.parallel.tp) == wanted)
             yield whole.model_copy(update={**updates, "faults": (FaultSpec(at_s=0.0, kill=name),)})

@@ -298,13 +298,20 @@ class PlanSpace:
                 return self._fits[key]
         return ""
 
+    def cost_of(self, kind: InstanceKind) -> cost.Cost:
+        """Of an instance's steps. Raises UsageError where there is none."""
+        base, engine = self.base, self.base.engine
+        drafts = cost.Drafts(engine.mtp.tokens, engine.mtp.acceptance) if engine.mtp is not None else None
+        served, chip = cost.model(base.model, base.base_dir), self.chip(kind.hardware)
+        return cost.build(base.formats, served, chip, kind.tp, base.base_dir, like=engine.like, drafts=drafts)
+
     def _unfit(self, kind: InstanceKind, max_batch_tokens: int, max_seqs: int) -> str:
         """Whether an instance has a cost and room for KV."""
         base = self.base
         served, chip = cost.model(base.model, base.base_dir), self.chip(kind.hardware)
         formats = base.formats
         try:
-            cost.build(formats, served, chip, kind.tp, base.base_dir)
+            self.cost_of(kind)
             if base.engine.kv_blocks is None:
                 utilization, weights = base.engine.hbm_utilization, formats.weights(served)
                 cost.kv_capacity_tokens(served, chip, kind.tp, utilization, weights, formats.kv, max_batch_tokens, max_seqs)

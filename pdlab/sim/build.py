@@ -54,7 +54,7 @@ def world(
         windows=largest.windows,
         state_bytes=model.state_bytes,
         setup_s=max(m.overheads.handoff_s for m in members),
-        ask_s=max(m.overheads.request_s for m in members),
+        ask_s=max(m.overheads.request_s if m.profile is not None else 0.0 for m in members),
         between_steps=any(m.profile is not None for m in members),
     )
     hosts = _hosts(members)
@@ -146,8 +146,9 @@ class _Newcomers:
         return Endpoint(
             name=name,
             host=placement.host if placement.name == name else name,
-            nic_bytes_per_s=(gbytes * 1e9 if gbytes is not None else chip.nic_bytes_per_s * placement.tp / placement.nics) / slower,
+            nic_bytes_per_s=(gbytes * 1e9 if gbytes is not None else chip.nic_bytes_per_s * placement.accelerators / placement.nics)
+            / slower,
             nics=placement.nics,
-            scaleup_bytes_per_s=(inside * 1e9 if inside is not None else chip.scaleup_bytes_per_s * placement.tp) / slower,
-            pcie_bytes_per_s=chip.pcie_bytes_per_s * placement.tp / slower,
+            scaleup_bytes_per_s=(inside * 1e9 if inside is not None else chip.scaleup_bytes_per_s * placement.accelerators) / slower,
+            pcie_bytes_per_s=chip.pcie_bytes_per_s * placement.accelerators / slower,
         )

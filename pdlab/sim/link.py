@@ -24,7 +24,7 @@ import simpy
 from pdlab.results.records import LinkUse
 from pdlab.sim.after import After
 from pdlab.sim.path import ALONE, ENDED, IDLE, SHARING, WAITING, Path, Resource, Transfer
-from pdlab.sim.topology import Endpoint, Topology
+from pdlab.sim.topology import Endpoint, NetworkTopology
 from pdlab.sim.transport import IDEAL, Transport
 
 
@@ -50,7 +50,7 @@ class Network:
         nics_per_transfer: int | None = None,
     ) -> None:
         self.env = env
-        self.topology = Topology(
+        self.topology = NetworkTopology(
             latency_s=latency_s,
             host_latency_s=host_latency_s,
             transport=transport,

@@ -39,8 +39,8 @@ def summary(
 def rests_on(experiment: Experiment) -> list[str]:
     """A line for each kind of instance: what its seconds are calibrated on, and how far off that may be."""
     served = cost.model(experiment.model, experiment.base_dir)
-    kinds = dict.fromkeys((placement.hardware, placement.tp) for placement in experiment.placements())
-    return [basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), tp) for name, tp in kinds]
+    kinds = dict.fromkeys((placement.hardware, placement.parallel, placement.engine.like) for placement in experiment.placements())
+    return [basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), parallel, like) for name, parallel, like in kinds]
 
 
 def _steady(experiment: Experiment) -> bool:
@@ -84,7 +84,7 @@ def _uses(world: World, experiment: Experiment) -> list[InstanceUse]:
                 preemptions=sum(x.scheduler.preemptions for x in lives),
                 compute_bound_fraction=sum(x.compute_bound_s for x in lives) / decode_s if decode_s else 0.0,
                 hardware=str(placement.hardware),
-                accelerators=placement.tp,
+                accelerators=placement.accelerators,
                 max_seqs=last.scheduler.max_seqs,
                 decode_profile=last.spec.decode_profile,
             )

@@ -88,28 +88,29 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
     model = cost.model(experiment.model, experiment.base_dir)
     formats = experiment.formats
     weights, kv = formats.weights(model), formats.kv
-    known: dict[tuple[object, int, object], tuple[cost.Cost, int, Profiles]] = {}
+    known: dict[tuple[object, cost.Parallel, object], tuple[cost.Cost, int, Profiles]] = {}
     found = []
     for placement in experiment.placements():
         engine = placement.engine
         if mistake := indivisible(hash_tokens, engine.block_tokens):
             raise UsageError(mistake)
-        key = (placement.hardware, placement.tp, engine)
+        key = (placement.hardware, placement.parallel, engine)
         if key not in known:
             chip = cost.hardware(placement.hardware, experiment.base_dir)
-            model_cost = cost.build(formats, model, chip, placement.tp, experiment.base_dir)
+            drafts = cost.Drafts(engine.mtp.tokens, engine.mtp.acceptance) if engine.mtp is not None else None
+            model_cost = cost.build(formats, model, chip, placement.parallel, experiment.base_dir, like=engine.like, drafts=drafts)
             blocks = engine.kv_blocks
             if blocks is None:
                 tokens = cost.kv_capacity_tokens(
-                    model, chip, placement.tp, engine.hbm_utilization, weights, kv, engine.max_batch_tokens, engine.max_seqs
+                    model, chip, placement.parallel, engine.hbm_utilization, weights, kv, engine.max_batch_tokens, engine.max_seqs
                 )
                 blocks = tokens // engine.block_tokens
             profiles = cost.profiles(model_cost, engine.max_batch_tokens, engine.max_seqs, blocks * engine.block_tokens)
             known[key] = (model_cost, blocks, profiles)
         model_cost, blocks, profiles = known[key]
         chip = cost.hardware(placement.hardware, experiment.base_dir)
-        token_bytes = cost.kv_bytes_per_token(model, chip, kv, placement.tp)
-        overheads = chip.profile.overheads if chip.profile is not None else cost.Overheads()
+        token_bytes = cost.kv_bytes_per_token(model, chip, kv, placement.parallel)
+        overheads = chip.profile.overheads if chip.profile is not None else cost.Overheads(request_s=model_cost.request_s)
         found.append(
             InstancePlan(
                 placement=placement,
@@ -118,7 +119,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
                 context_tokens=engine.max_model_len or model.max_positions,
                 token_bytes=token_bytes,
                 block_bytes=round(token_bytes * engine.block_tokens),
-                windows=cost.kv_windows(model, chip, kv, placement.tp) if engine.hybrid_kv else (),
+                windows=cost.kv_windows(model, chip, kv, placement.parallel) if engine.hybrid_kv else (),
                 overheads=overheads,
                 profile=chip.profile,
                 prefill_profile=profiles[0],

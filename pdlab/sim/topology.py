@@ -95,7 +95,7 @@ def packed_hosts(accelerators: Iterable[int], per_host: int = 8) -> Iterator[str
             host, used = host + -(-used // per_host), 0
 
 
-class Topology:
+class NetworkTopology:
     """The endpoints, resources and paths of one cluster. The figures are described in `link.Network`, which owns it."""
 
     def __init__(

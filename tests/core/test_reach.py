@@ -346,8 +346,8 @@ def test_of_two_mixed_instances_one_comes_to_prefill_and_one_to_decode() -> None
 
 
 def test_the_last_of_a_role_neither_flips_nor_goes() -> None:
-    r = router("p0 d0", Wish(("p0", Role.DECODE), ("d0", Role.PREFILL)))
-    assert r.handle(Tick(), 1.0) == []
+    for wish in (("p0", Role.DECODE), ("d0", Role.PREFILL)):  # both at once are a swap
+        assert router("p0 d0", Wish(wish)).handle(Tick(), 1.0) == []
     r = router("p0 m0", Wish(("m0", Role.PREFILL)))
     assert r.handle(Tick(), 1.0) == []
     r = router("m0", Wish(("m0", Role.PREFILL)))

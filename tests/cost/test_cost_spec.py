@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from pdlab.core.predict import DecodePredictor, PrefillPredictor
 from pdlab.core.types import UsageError
 from pdlab.cost import CostSpec, Fitted, Roofline, Table, build, hardware, model, profiles, save_profile
+from pdlab.cost.roofline import coefficients
 from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile
 
 LLAMA, H100 = model("llama-3.1-8b"), hardware("h100")
@@ -16,14 +17,16 @@ PROFILE = Profile(
 def test_the_default_is_the_familys_roofline():
     cost = build(CostSpec(), LLAMA, H100)
     assert isinstance(cost, Roofline)
-    assert cost.decode_s(8, 8000) == Roofline(LLAMA, H100).decode_s(8, 8000)
+    assert cost.decode_s(8, 8000) == Roofline(LLAMA, H100, achieved=coefficients("h100-vllm")).decode_s(8, 8000)
+    other = build(CostSpec(), LLAMA, H100, like="sglang")
+    assert other.decode_s(8, 8000) == Roofline(LLAMA, H100, achieved=coefficients("h100-sglang")).decode_s(8, 8000)
 
 
 def test_a_coefficient_set_can_be_named_or_given():
     named = build(CostSpec(roofline="h100-2023"), LLAMA, H100)
     assert named.decode_s(8, 8000) > build(CostSpec(), LLAMA, H100).decode_s(8, 8000)
     fractions = dict.fromkeys(("compute", "compute_8bit", "memory", "attention_memory", "attention_compute", "collective"), 1.0)
-    given = build(CostSpec.model_validate({"roofline": {**fractions, "collective_latency_s": 0.0}}), LLAMA, H100)
+    given = build(CostSpec.model_validate({"roofline": {**fractions, "collective_latency": 0.0}}), LLAMA, H100)
     assert given.decode_s(8, 8000) < build(CostSpec(), LLAMA, H100).decode_s(8, 8000)
 
 
@@ -41,7 +44,7 @@ def test_a_table_is_found_beside_the_experiment(tmp_path):
 
 
 def test_a_fit_can_be_named_or_given():
-    cost = build(CostSpec(fitted="distserve-opt-13b-a100"), model("opt-13b"), hardware("a100"), tp=2)
+    cost = build(CostSpec(fitted="distserve-opt-13b-a100"), model("opt-13b"), hardware("a100"), parallel=2)
     assert isinstance(cost, Fitted)
     given = {"prefill": {"base_s": 0.01, "s_per_token": 1e-4}, "decode": {"base_s": 0.02, "s_per_token": 1e-6}}
     assert build(CostSpec.model_validate({"fitted": given}), LLAMA, H100).prefill_s([(100, 0)]) == pytest.approx(0.02)

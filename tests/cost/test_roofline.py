@@ -16,7 +16,12 @@ IDEAL = Coefficients(
     attention_memory=1.0,
     attention_compute=1.0,
     collective=1.0,
-    collective_latency_s=0.0,
+    collective_latency=0.0,
+    compute_4bit=1.0,
+    compute_widened=1.0,
+    experts=1.0,
+    experts_memory=1.0,
+    activations=0.0,
 )
 LLAMA, H100 = model("llama-3.1-8b"), hardware("h100")
 COSTS = [
@@ -84,10 +89,26 @@ def test_a_batch_reads_the_expected_distinct_experts():
 
 def test_tensor_parallelism_pays_two_all_reduces_a_layer():
     free = Roofline(LLAMA, H100, 4, replace(IDEAL, collective=1e9))
-    paid = Roofline(LLAMA, H100, 4, replace(IDEAL, collective=0.5, collective_latency_s=1e-5))
-    tokens = 4096
-    volume_s = 2 * 32 * 2 * 3 / 4 * tokens * 4096 * 2 / (0.5 * 450e9)
-    assert paid.prefill_s([(tokens, 0)]) - free.prefill_s([(tokens, 0)]) == pytest.approx(volume_s + 2 * 32 * 2 * 1e-5, rel=1e-4)
+    paid = Roofline(LLAMA, H100, 4, replace(IDEAL, collective=0.5, collective_latency=1.0))
+    tokens = 4096  # so many that the switch had better add
+    one_s = 1.5 * 10e-6 + 5 / 4 * tokens * 4096 * 2 / (0.5 * 450e9)
+    assert paid.prefill_s([(tokens, 0)]) - free.prefill_s([(tokens, 0)]) == pytest.approx(2 * 32 * one_s, rel=1e-4)
+
+
+def test_small_all_reduces_take_a_kernels_latency():
+    free = Roofline(LLAMA, H100, 8, replace(IDEAL, collective=1e9))
+    paid = Roofline(LLAMA, H100, 8, replace(IDEAL, collective_latency=1.0))
+    one_s = 16e-6 + 7 * 4096 * 2 / 450e9
+    assert paid.decode_s(1, 0) - free.decode_s(1, 0) == pytest.approx(2 * 32 * one_s, rel=1e-4)
+
+
+def test_pcie_without_peer_access_is_slower_than_with():
+    rtx = hardware("rtx-pro-6000")
+    peers = replace(rtx, name="peers")
+    bare = Roofline(LLAMA, replace(rtx, pcie_bytes_per_s=1e18, name="peers"), 2, replace(IDEAL, collective_latency=0.0))
+    prompt = [(4096, 0)]
+    with_s, without_s = (Roofline(LLAMA, one, 2, IDEAL).prefill_s(prompt) - bare.prefill_s(prompt) for one in (peers, rtx))
+    assert without_s / with_s == pytest.approx(0.7 / 0.22, rel=1e-3)
 
 
 def test_without_scale_up_collectives_go_over_pcie():

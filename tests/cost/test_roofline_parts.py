@@ -12,7 +12,18 @@ from pdlab.cost.shapes import Part
 from tests.cost.published_configs import PUBLISHED
 
 IDEAL = Coefficients(
-    compute=1.0, compute_8bit=1.0, memory=1.0, attention_memory=1.0, attention_compute=1.0, collective=1.0, collective_latency_s=0.0
+    compute=1.0,
+    compute_8bit=1.0,
+    memory=1.0,
+    attention_memory=1.0,
+    attention_compute=1.0,
+    collective=1.0,
+    collective_latency=0.0,
+    compute_4bit=1.0,
+    compute_widened=1.0,
+    experts=1.0,
+    experts_memory=1.0,
+    activations=0.0,
 )
 H100 = hardware("h100")
 QWEN = {

@@ -140,6 +140,9 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "cluster.instances.prefill": (1, {ROW: {"role": "auto", "count": 3, "prefill": 2, "hardware": "h100-sxm"}}),
     "cluster.instances.hardware": ("a100-sxm-80gb", {}),
     "cluster.instances.tp": (2, {}),
+    "cluster.instances.dp_attention": (2, {f"{ROW}.tp": 2}),
+    "cluster.instances.ep": (2, {f"{ROW}.tp": 2, "model": "gpt-oss-20b"}),
+    "cluster.instances.pp": (2, {}),
     "cluster.instances.name": ("mine", {}),
     "cluster.instances.host": ("here", {"cluster.instances.1.host": "here", **SLOW}),
     "cluster.instances.rack": ("r2", {**FAR, **{f"cluster.instances.{k}.zone": "z" for k in range(3)}}),
@@ -163,6 +166,9 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "engine.max_seqs": (1, {}),
     "engine.batching": ("prefill_first", {ROW: {"role": "mixed", "hardware": "h100-sxm"}, "cluster.instances.1.role": "mixed"}),
     "engine.prefix_cache": (False, {"workload": SESSIONS}),
+    "engine.like": ("sglang", {}),
+    "engine.mtp.tokens": (3, {"engine.mtp": {"tokens": 1}}),
+    "engine.mtp.acceptance": (0.2, {"engine.mtp": {"tokens": 1}}),
     "engine.watermark": (0.6, {"engine.kv_blocks": 150}),
     "engine.kv_blocks": (150, {}),
     "engine.hybrid_kv": (False, {"model": "gpt-oss-20b"}),
@@ -362,9 +368,12 @@ def test_a_key_that_a_server_uses_changes_what_it_starts(path: str, folder: Path
     before = replaced({**only_serves(copy.deepcopy(BASE)), "base_dir": str(folder)}, copy.deepcopy(dict(besides)))
     value = str(folder / value) if path == "base_dir" else value
     after = replaced(before, {in_file(path): value})
-    if path == "cluster.instances.tp":
-        served(before)
-        with pytest.raises(UsageError, match=r"x\.yaml: cluster\.instances\.0\.tp: 2, but pdlab's engine runs an instance in one process"):
+    if path in ("cluster.instances.tp", "cluster.instances.dp_attention", "cluster.instances.ep", "cluster.instances.pp"):
+        key = path.rsplit(".", 1)[1] if path.endswith(".pp") else "tp"  # what goes with the other two
+        with pytest.raises(UsageError, match=rf"x\.yaml: cluster\.instances\.0\.{key}: 2, but pdlab's engine runs an instance in one"):
+            served(after)
+    elif path.startswith("engine.mtp."):
+        with pytest.raises(UsageError, match=r"x\.yaml: engine\.mtp: pdlab's engine does not draft tokens"):
             served(after)
     else:
         assert served(after) != served(before)

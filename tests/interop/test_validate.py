@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pdlab.core.file_kinds import TWO_WORLDS
 from pdlab.cost.profile import load_instance_profile
 from pdlab.experiment.yaml import read_yaml
 from pdlab.results.run_store import RunStore
@@ -23,7 +24,7 @@ FILE = Path(__file__).parents[2] / "experiments" / "two_worlds_vllm.yaml"
 
 
 def command(python: Path, folder: Path) -> list[str]:
-    plan = read_yaml(FILE)
+    plan = read_yaml(FILE, TWO_WORLDS)
     plan["experiment"]["workload"]["requests"] = 6
     plan["experiment"]["engine"]["max_seqs"] = 2
     small = {"repeats": 1, "calibrate_s": 5, "policies": {"round_robin": "round_robin"}}

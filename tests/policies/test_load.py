@@ -64,7 +64,7 @@ def test_a_policy_named_twice_alike_is_one_object():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("prefix_awre", r"unknown policy 'prefix_awre' \(did you mean prefix_aware.*\); there are conditional, "),
+        ("prefix_awre", r"unknown policy 'prefix_awre' \(did you mean prefix_aware.*\); there are autoscale_sla, conditional, "),
         ({"name": "llumnix", "migrate_out_treshold": 3}, r"no parameter 'migrate_out_treshold' \(did you mean migrate_out_threshold\?\)"),
         ({"name": "round_robin", "n": 3}, "policy round_robin has no parameter 'n'; it has none"),
         ({"name": "llumnix", "migrate_out_threshold": "3.0"}, "migrate_out_threshold is '3.0': Expected `float`, got `str`"),

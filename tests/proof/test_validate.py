@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from pdlab.cli.main import main
+from pdlab.core.file_kinds import TWO_WORLDS
 from pdlab.core.types import UsageError
 from pdlab.cost.profile import save_instance_profile
 from pdlab.experiment.experiment import Experiment
@@ -49,7 +50,7 @@ def test_mistakes_in_the_file_show_before_anything_starts(tmp_path: Path, capsys
     with pytest.raises(UsageError, match="rates") as told:
         TwoWorlds.load(file)
     assert "repeat: unknown key; nearest is repeats" in str(told.value)
-    sound = read_yaml(EXPERIMENTS / "two_worlds.yaml")
+    sound = read_yaml(EXPERIMENTS / "two_worlds.yaml", TWO_WORLDS)
     sound["policies"] = {"mine": "rund_robin"}
     import yaml
 
@@ -83,7 +84,7 @@ def test_what_vllm_cannot_be_is_said_before_anything_starts(
 ) -> None:
     import yaml
 
-    plan = read_yaml(EXPERIMENTS / "two_worlds_vllm.yaml")
+    plan = read_yaml(EXPERIMENTS / "two_worlds_vllm.yaml", TWO_WORLDS)
     file = tmp_path / "vllm.yaml"
     file.write_text(yaml.safe_dump({**plan, "layouts": layouts or plan["layouts"]}))
     with pytest.raises(SystemExit) as ended:
@@ -232,7 +233,7 @@ def test_a_measured_run_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_small_run_goes_through_from_calibration_to_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
 
-    plan = read_yaml(EXPERIMENTS / "two_worlds.yaml")
+    plan = read_yaml(EXPERIMENTS / "two_worlds.yaml", TWO_WORLDS)
     plan["experiment"]["workload"]["requests"] = 12
     plan["experiment"]["base_dir"] = str(EXPERIMENTS)
     file = tmp_path / "small.yaml"

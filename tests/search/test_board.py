@@ -42,6 +42,7 @@ def row(**changes) -> MeasuredRow:
         version="",
         weight_dtype="bf16",
         kv_dtype="bf16",
+        mtp_tokens=0,
         sides=(Side("mixed", 1, Parallel(tp=1)),),
         concurrency=4,
         prompt_tokens=500,

@@ -7,7 +7,7 @@ import pytest
 
 from pdlab import Experiment, simulate
 from pdlab.report.result import Result
-from pdlab.search.pool import ProcessPool
+from pdlab.search.pool import ProcessPool, SimulationTask, WarmSimulator
 from pdlab.search.replicate import UNSAVED, Replicated, ThisProcess, replicate
 
 
@@ -47,14 +47,13 @@ def test_every_experiment_has_every_seed_and_the_files_of_its_first(tmp_path: Pa
     assert "roofline" in both[0].runs.rests_on[0]
 
 
-def test_this_process_does_the_same_and_lets_what_is_raised_through(tmp_path: Path) -> None:
+def test_this_process_does_the_same(tmp_path: Path) -> None:
     here, there = replicated(tmp_path / "here", "random"), replicated(tmp_path / "there", "random")
-    replicate(here, (3, 4), ThisProcess(), ended=lambda: None)
+    replicate(here, (3,), ThisProcess(), ended=lambda: None)
     with ProcessPool(1) as pool:
-        replicate(there, (3, 4), pool, ended=lambda: None)
-    for seed in (3, 4):
-        own, its = ({k: v for k, v in one[0].by_seed[seed].items() if not k.startswith("run.")} for one in (here, there))
-        assert own == its
+        replicate(there, (3,), pool, ended=lambda: None)
+    own, its = ({k: v for k, v in one[0].by_seed[3].items() if not k.startswith("run.")} for one in (here, there))
+    assert own == its
 
 
 def test_a_place_that_cannot_be_written_costs_the_files_and_not_the_figures(tmp_path: Path) -> None:
@@ -66,10 +65,10 @@ def test_a_place_that_cannot_be_written_costs_the_files_and_not_the_figures(tmp_
 
 
 @pytest.mark.parametrize("trim", [True, False])
-def test_trim_is_passed_on(tmp_path: Path, trim: bool) -> None:
-    slow = small().with_(**{"workload.requests": 400, "workload.rate": 30, "workload.prompt": 4000})
-    one = Replicated("one", slow, tmp_path / "one")
-    replicate([one], None, ThisProcess(), trim=trim, ended=lambda: None)
-    wanted = simulate(slow, trim=trim).summary
-    assert one.by_seed[3]["ttft_s.mean"] == pytest.approx(wanted["ttft_s"]["mean"])
-    assert one.by_seed[3]["window.warm_up_requests"] == wanted["window"]["warm_up_requests"]
+def test_a_task_says_whether_its_warm_up_counts(trim: bool) -> None:
+    warming = small().with_(**{"workload.requests": 400, "workload.rate": 12, "workload.prompt": 4000})
+    wanted = simulate(warming, trim=trim).summary
+    figures = WarmSimulator().perform(SimulationTask("one", warming, trim=trim)).figures
+    assert figures["ttft_s.mean"] == wanted["ttft_s"]["mean"]
+    assert figures["window.warm_up_requests"] == wanted["window"]["warm_up_requests"]
+    assert (wanted["window"]["warm_up_requests"] > 0) == trim

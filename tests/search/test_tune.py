@@ -126,12 +126,22 @@ def test_a_search_finds_what_is_better_and_the_judge_says_so(here: Path) -> None
     assert figure.tuned.mean - figure.untuned.mean == pytest.approx(figure.difference.mean)
 
 
+def test_in_one_process_a_seed_gives_the_same_trials(here: Path) -> None:
+    def shares(seed: int) -> list[float]:
+        plan = plan_of(here, seed=seed)
+        study = study_of(plan)
+        Tuning(plan, study, 6).run(HerePool())
+        return [trial.params["share"] for trial in study.study.get_trials()]
+
+    assert shares(5) == shares(5) != shares(6)
+
+
 def test_the_fragment_is_a_policy_that_runs(here: Path) -> None:
     plan = plan_of(here)
     study = study_of(plan)
     one = Judgement(FinishedTrial(3, {"share": 0.5}, (0.9,)), (figure_of(0.2, 0.1),))
     text = fragment(plan, study, one)
-    assert "# slo_attainment: +20.0 ±10 % against the untuned, better" in text
+    assert "# slo_attainment: +20 ±10 % against the untuned, better" in text
     assert yaml.safe_load(text) == {"policy": {"name": "shares.py", "share": 0.5}}
     assert plan.experiment.with_(yaml.safe_load(text)).policy == {"name": "shares.py", "share": 0.5}
 

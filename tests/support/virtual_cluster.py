@@ -620,7 +620,7 @@ class Rack:
         self.plans = {plan.placement.name: plan for plan in plans(experiment, hash_tokens)}
         model = cost.model(experiment.model, experiment.base_dir)
         kv = experiment.formats.kv
-        self.bytes_per_token = max(model.kv_bytes_per_token(kv, p.placement.tp) for p in self.plans.values())
+        self.bytes_per_token = max(model.kv_bytes_per_token(kv, p.placement.parallel.attention_tp) for p in self.plans.values())
         self.instances: dict[str, StandIn] = {}
         self.asked: list[LegAsk] = []
         self._answers: deque[tuple[float, asyncio.Future[None]]] = deque()

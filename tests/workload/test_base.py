@@ -103,3 +103,21 @@ def test_until_ends_arrivals_not_sessions() -> None:
     kept = sessions().until(0.5)
     assert kept.prompt_tokens.tolist() == [10, 20, 30]
     assert (kept.dropped, kept.notes) == (0, ())
+
+
+def test_turns_of_a_session_have_its_first_ones_number_and_what_is_said_counts_more() -> None:
+    plain = {"arrival_s": np.array([0.0, 1.0, 2.0, 3.0]), "prompt_tokens": np.ones(4, np.int32), "output_tokens": np.ones(4, np.int32)}
+    turns = Workload("turns", **plain, after=np.array([-1, 0, -1, 1], np.int32))
+    assert turns.sessions() == [0, 0, 2, 0]
+    assert [turns.labels(row, turns.sessions()) for row in (1, 2)] == [{"session": "0"}, {"session": "2"}]
+    assert Workload("none", **plain).sessions() is None
+    said = Workload(
+        "said",
+        **plain,
+        after=np.array([-1, 0, -1, 1], np.int32),
+        session=np.array([7, -1, 7, 8], np.int32),
+        tenant=np.array([-1, 1, 1, 2], np.int32),
+        offline=np.array([0, 1, 0, 0], np.int16),
+    )
+    labels = [said.labels(row, said.sessions()) for row in range(3)]
+    assert labels == [{"session": "7"}, {"tenant": "1", "offline": True}, {"session": "7", "tenant": "1"}]

@@ -12,7 +12,7 @@ import yaml
 
 from pdlab.experiment.deployment import Deployment
 from pdlab.experiment.experiment import Experiment
-from pdlab.experiment.imports.checks import registry_of
+from pdlab.experiment.imports.checks import one_machine, registry_of
 from pdlab.experiment.imports.launches import LaunchReading
 from pdlab.experiment.imports.programs import Dropped, Launch
 from pdlab.experiment.imports.shell import ScriptMistake
@@ -98,6 +98,18 @@ def model_of(reading: LaunchReading, instead: Instead) -> str:
     return os.path.relpath(model, instead.folder) if here else model
 
 
+def starts_all(reading: LaunchReading, count: int) -> bool:
+    """Does one command start all instances? They are on one machine, and name nowhere to meet."""
+    return not registry(reading) and (count > 1 or bool(reading.of("cluster"))) and (one_machine(reading) or bool(reading.of("cluster")))
+
+
+def one_device(found: Launch) -> str:
+    """:N where CUDA_VISIBLE_DEVICES leaves it the one N, else nothing."""
+    visible = found.get("visible")
+    single = isinstance(visible, tuple) and len(visible) == 1 and str(visible[0]).isdigit() and found.program.kind != "cluster"
+    return f":{visible[0]}" if single and isinstance(visible, tuple) else ""
+
+
 def _whole(rows: Sequence[Row]) -> bool:
     roles = {row.role for row in rows}
     return "mixed" in roles or {"prefill", "decode"} <= roles
@@ -124,6 +136,8 @@ def _engine(found: Launch) -> dict[str, Any]:
 
 def _row(reading: LaunchReading, found: Launch, engine: dict[str, Any], instead: Instead) -> dict[str, Any]:
     device = instead.device or found.text("device") or "cuda"
+    if device == "cuda" and starts_all(reading, len(reading.instances)):
+        device += one_device(found)
     row: dict[str, Any] = {"role": found.text("role") or "mixed", "count": found.number("count") or 1, "device": device}
     if found.program.kind == "cluster":
         row |= _of_cluster(found)

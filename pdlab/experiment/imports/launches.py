@@ -21,7 +21,7 @@ PROGRAMS: tuple[Program, ...] = (
     *stores.PROGRAMS,
 )
 WRAPPERS = frozenset(("docker", "podman", "srun", "mpirun", "numactl", "taskset", "nice", "setsid", "stdbuf", "timeout", "uv", "conda"))
-LOOPS = frozenset(("for", "while", "until", "if", "case", "function"))
+LOOPS = frozenset(("for", "while", "until", "if", "case", "function", "[", "[["))
 BEGINS = re.compile(  # a line of a text that has no code blocks
     r"^\s*(\w+=\S*\s+)*(nohup\s+|sudo\s+)?(\S*/)?(python[\d.]*\s+-m\s+)?("
     + "|".join(re.escape(name) for program in PROGRAMS for name in program.names)

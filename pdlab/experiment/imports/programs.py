@@ -187,10 +187,11 @@ def started(texts: Sequence[str]) -> tuple[str, int]:
     """The program that a command's words start, and how many of them name it."""
     first = texts[0].rsplit("/", 1)[-1]
     if re.fullmatch(r"python[\d.]*", first) and len(texts) > 1:
-        if texts[1] == "-m" and len(texts) > 2:
-            return texts[2], 3
-        if texts[1].endswith(".py"):
-            return texts[1].rsplit("/", 1)[-1], 2
+        at = next((n for n, text in enumerate(texts) if n and (text == "-m" or not text.startswith("-"))), 1)
+        if texts[at] == "-m" and len(texts) > at + 1:
+            return texts[at + 1], at + 2
+        if texts[at].endswith(".py"):
+            return texts[at].rsplit("/", 1)[-1], at + 1
     return first, 1
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from pdlab.experiment.imports import stores
 from pdlab.experiment.imports.checks import collides, one_machine
-from pdlab.experiment.imports.experiment_file import Instead, Row, registry
+from pdlab.experiment.imports.experiment_file import Instead, Row, one_device, registry, starts_all
 from pdlab.experiment.imports.launches import LaunchReading, placeholder
 from pdlab.experiment.imports.programs import Dropped, Launch
 from pdlab.experiment.imports.shell import ScriptMistake
 
 ROUTER_PORT = 8000
+_FREE = "--role all gives its instances free ports; clients ask the router alone"
+_ONE = "--role all starts all instances with its own: export it before the command"
+ALIKE = {  # of instances that --role all starts
+    **dict.fromkeys(("port", "metrics_port", "kv_port", "kv_ports"), _FREE),
+    **dict.fromkeys(("visible", "nics", "nics_script", "ucx_devices"), _ONE),
+    "transport": "--role all has one --kv-transport for all: give it there",
+}
 ASSUMED = "etcd://127.0.0.1:2379"
 
 
@@ -37,7 +44,7 @@ def commands(reading: LaunchReading, rows: Sequence[Row], file: str, instead: In
     routers = reading.of("router")
     if not url and len(rows) == 1 and rows[0].role == "mixed" and not routers:
         return [_instance(reading, rows[0], file, instead, alone=True)]
-    if not url and (one_machine(reading) or reading.of("cluster")) and len(rows) > 1:
+    if starts_all(reading, len(rows)):
         return [_all(reading, file, instead)]
     if not one_machine(reading):
         text = "these commands are for several machines: give each pdlab serve --host, --advertise and PDLAB_INTERNAL_TOKEN"
@@ -123,15 +130,14 @@ def _all(reading: LaunchReading, file: str, instead: Instead) -> ServeCommand:
     """One command for all, since they are on one machine and name nowhere to meet."""
     fronts = [*reading.of("router"), *reading.of("cluster"), *reading.instances]
     for one in reading.of("instance"):
-        if (port := one.number("port")) and "port" in one.settings and one is not fronts[0]:
-            why = "--role all gives its instances free ports; clients ask the router alone"
-            reading.dropped.append(Dropped(one.line_of("port"), one.flag_of("port"), str(port), why))
-        visible = one.get("visible")
-        if isinstance(visible, tuple):
-            why = "--role all starts all instances with its own: give each its device in cluster.instances"
-            reading.dropped.append(Dropped(one.line_of("visible"), one.flag_of("visible"), ",".join(visible), why))
+        for setting, why in ALIKE.items():
+            if setting in one.settings and not (setting == "port" and one is fronts[0]) and not (setting == "visible" and one_device(one)):
+                value = one.get(setting)
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                reading.dropped.append(Dropped(one.line_of(setting), one.flag_of(setting), shown, why))
     _reachable(reading, fronts[0], peers=False)
-    return _front(fronts[0], ["pdlab", "serve", file, "--role", "all"], instead, _served(reading, instead))
+    found = _front(fronts[0], ["pdlab", "serve", file, "--role", "all"], instead, _served(reading, instead))
+    return replace(found, before=_before(fronts[0], instead)) if fronts[0].program.kind == "cluster" else found
 
 
 def _front(found: Launch, words: list[str], instead: Instead, more: Sequence[str]) -> ServeCommand:

@@ -15,6 +15,8 @@ LONGEST_LINES = 200  # of one command
 SEPARATORS = frozenset(";&|")
 QUIET = frozenset(("cd", "mkdir", "echo", "sleep", "wait", "set", "source", ".", "unset", "ls", "cat", "date", "trap", "done", "fi", "git"))
 PREFIXES = frozenset(("nohup", "sudo", "env", "exec", "time", "do", "then", "{"))
+DEEPEST = 3  # commands within commands
+_HERE = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 _DESCRIPTOR = re.compile(r"(?<=\s)\d(?=>)")  # of a redirection
@@ -58,31 +60,52 @@ class Script:
 
 def read(text: str, environ: Mapping[str, str] | None = None) -> Script:
     """The commands of a script. `environ` has the variables of whoever would run it."""
-    script, exported = Script(), {}
-    variables = {name: Word(value, 0) for name, value in (environ or {}).items()}
-    for logical in _logical_lines(text.splitlines(), script.mistakes):
-        for words in _split(_tokens(logical, script.mistakes)):
-            own, rest = _assignments(words, variables)
-            if rest and rest[0].text == "export":
-                own, rest = {**own, **_exports(rest[1:], variables)}, ()
-                exported.update(own)
-            variables.update(own if not rest else {})
-            exported.update({name: word for name, word in own.items() if not rest and name in exported})
-            if rest:
-                script.commands.append(ShellCommand(_expanded(rest, {**variables, **own}, script.mistakes), {**exported, **own}))
-    return script
+    reader = _Reader({name: Word(value, 0) for name, value in (environ or {}).items()})
+    for logical in _logical_lines(text.splitlines(), reader.script.mistakes):
+        reader.take(_tokens(logical, reader.script.mistakes))
+    return reader.script
 
 
 def of_words(words: Sequence[str], environ: Mapping[str, str] | None = None) -> Script:
-    """Commands that a shell has taken apart already: they end at a word ; or && or &."""
-    script = Script()
-    exported: dict[str, Word] = {}
-    for part in _split([Word(word, 1) for word in words]):
-        own, rest = _assignments(part, {})
-        exported.update(own if not rest else {})
-        if rest:
-            script.commands.append(ShellCommand(tuple(rest), {**exported, **own}))
-    return script
+    """Commands that a shell has taken apart already: they end at a word ; or && or &. They would be run here, with `environ`."""
+    reader = _Reader({})
+    reader.exported = {name: Word(value, 0) for name, value in (environ or {}).items()}
+    reader.take([Word(word, 1) for word in words])
+    return reader.script
+
+
+class _Reader:
+    """Variables as they stand after what was read so far."""
+
+    def __init__(self, variables: dict[str, Word]) -> None:
+        self.script = Script()
+        self.variables, self.exported = variables, dict[str, Word]()
+
+    def take(self, tokens: Sequence[Word], depth: int = 0) -> None:
+        for words in _split(tokens):
+            own, rest = _assignments(words, self.variables)
+            if rest and rest[0].text == "export":
+                own, rest = {**own, **_exports(rest[1:], self.variables)}, ()
+                self.exported.update(own)
+            if not rest:
+                self.variables.update(own)
+                self.exported.update({name: word for name, word in own.items() if name in self.exported})
+                continue
+            found = _expanded(rest, {**self.variables, **own}, self.script.mistakes)
+            inner = _evaluated(found)
+            if inner is None or depth > DEEPEST:
+                self.script.commands.append(ShellCommand(found, {**self.exported, **own}))
+            else:
+                self.take(_tokens([inner], self.script.mistakes), depth + 1)
+
+
+def _evaluated(words: Sequence[Word]) -> Word | None:
+    """The text that the command has a shell read: of eval, and of bash -c."""
+    texts = [word.text for word in words]
+    at = 1 if texts[0] == "eval" else 2 if re.fullmatch(r"(\S*/)?(ba|z|da)?sh", texts[0]) and texts[1:2] in (["-c"], ["-lc"]) else 0
+    if not at or len(words) <= at:
+        return None
+    return Word(" ".join(texts[at:]) if at == 1 else texts[at], words[0].line)
 
 
 def shown(text: str, launches: re.Pattern[str]) -> str:
@@ -114,19 +137,36 @@ def _fenced(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _logical_lines(lines: Sequence[str], mistakes: list[ScriptMistake]) -> Iterator[list[Word]]:
-    """Physical lines that make one command, each a Word of its text without the backslash."""
-    parts: list[Word] = []
-    for number, line in enumerate(lines, 1):
-        if not parts and not _without_comment(line).strip():
+    """Physical lines that make one command, each a Word of its text without the backslash; texts between << and their end are left out."""
+    at = 0
+    while at < len(lines):
+        if not _without_comment(lines[at]).strip():
+            at += 1
             continue
-        following = lines[number] if number < len(lines) else ""
-        text, goes_on = _part(line, number, following, bool(parts), mistakes)
-        parts.append(Word(text, number))
-        if not goes_on and not (_open_quote(parts) and len(parts) < LONGEST_LINES and number < len(lines)):
-            yield parts
-            parts = []
-    if parts:
+        parts = _logical(lines, at, mistakes)
+        at += len(parts)
+        for document in _HERE.findall(" ".join(part.text for part in parts)):
+            at = next((end + 1 for end in range(at, len(lines)) if lines[end].strip() == document), at)
         yield parts
+
+
+def _logical(lines: Sequence[str], begin: int, mistakes: list[ScriptMistake]) -> list[Word]:
+    """The command that begins in that line. A quote goes on over lines, if it ends."""
+    parts: list[Word] = []
+    told: list[ScriptMistake] = []
+    whole = 0  # lines, up to where the command would end but for an open quote
+    for at in range(begin, min(len(lines), begin + LONGEST_LINES)):
+        following = lines[at + 1] if at + 1 < len(lines) else ""
+        text, goes_on = _part(lines[at], at + 1, following, bool(parts), told)
+        parts.append(Word(text, at + 1))
+        if not goes_on:
+            whole = whole or len(parts)
+            if not _open_quote(parts):
+                whole = len(parts)
+                break
+    parts = parts[: whole or len(parts)]
+    mistakes.extend(one for one in told if one.line <= parts[-1].line)
+    return parts
 
 
 def _part(line: str, number: int, following: str, inside: bool, mistakes: list[ScriptMistake]) -> tuple[str, bool]:

@@ -98,10 +98,16 @@ def check(asked: Asked) -> None:
 def _check_tp(asked: Asked, deployment: Deployment) -> None:
     placed = asked.placed if asked.role != "all" else None
     for one in deployment.placements() if placed is None else [placed]:
-        if one.tp > 1:
+        for key in ("tp", "dp_attention", "ep", "pp"):
+            if (value := getattr(one.parallel, key)) > 1:
+                raise UsageError(
+                    f"{asked.file}: cluster.instances.{one.row}.{key}: {value}, but pdlab's engine runs an instance in one process: write "
+                    f"{key}: 1, or start a vLLM server with --tensor-parallel-size and register it with --engine vllm --upstream URL"
+                )
+        if one.engine.mtp is not None:
             raise UsageError(
-                f"{asked.file}: cluster.instances.{one.row}.tp: {one.tp}, but pdlab's engine runs an instance in one process: write tp: 1, "
-                "or start a vLLM server with --tensor-parallel-size and register it with --engine vllm --upstream URL"
+                f"{asked.file}: engine.mtp: pdlab's engine does not draft tokens: remove it, or start a vLLM server with "
+                "--speculative-config and register it with --engine vllm --upstream URL"
             )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pdlab.core.types import UsageError
 from pdlab.cost.measurements import SHORTEST_SHARE, MeasuredRow, Side, throughput_per_gpu
+from pdlab.cost.parallel import fitting
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
 from pdlab.search.pool import Scalar, SimulationTask, TaskPool
@@ -71,8 +72,10 @@ def _mapping(row: MeasuredRow, seed: int) -> dict[str, Any]:
         "engine": {
             "max_seqs": max(256, min(1 << 16, row.concurrency)),
             "max_batch_tokens": MAX_BATCH_TOKENS,
+            "like": row.engine,
             "batching": BATCHING.get(row.engine, "chunked"),
             "prefix_cache": False,
+            **({"mtp": {"tokens": row.mtp_tokens}} if row.mtp_tokens else {}),
         },
         "cost": {"weight_dtype": row.weight_dtype, "kv_dtype": row.kv_dtype},
         "transfer": {"first_token": "decode"},
@@ -86,7 +89,13 @@ def _lengths(nominal: int) -> dict[str, list[int]]:
 
 
 def _instance(row: MeasuredRow, side: Side) -> dict[str, Any]:
-    return {"role": side.role, "count": side.workers, "hardware": row.hardware_name, "tp": side.parallel.gpus}
+    p = side.parallel
+    made: dict[str, Any] = {"role": side.role, "count": side.workers, "hardware": row.hardware_name}
+    made |= {"tp": p.tp, "dp_attention": p.dp_attention, "ep": p.ep, "pp": p.pp}
+    groups = fitting(row.model(), p).dp_attention
+    if groups > 1:  # each group has a batch of its own
+        made["engine"] = {"max_batch_tokens": MAX_BATCH_TOKENS * groups}
+    return made
 
 
 def closed_loop_means(result: Result) -> dict[str, Scalar]:

@@ -156,11 +156,21 @@ def test_llumnix_ratio_of_prefill_to_decode(ratio: str, prefill: int) -> None:
 
 def test_vllms_roles_come_from_the_proxy() -> None:
     found = read(VLLM)
-    assert [(row["role"], row["engine"]) for row in rows(found)] == [("prefill", {"max_seqs": 64}), ("decode", {"max_seqs": 128})]
+    assert [(row["role"], row["device"], row["engine"]) for row in rows(found)] == [
+        ("prefill", "cuda:0", {"max_seqs": 64}),
+        ("decode", "cuda:1", {"max_seqs": 128}),
+    ]
     assert found.mapping["transfer"] == {"mode": "pull", "first_token": "decode"}
     assert list(map(str, found.commands)) == ["pdlab serve exp.yaml --role all --port 8192"]
     proxyless = read("\n".join(VLLM.replace("kv_both", "kv_consumer").splitlines()[:-2]).replace("kv_consumer", "kv_producer", 1))
     assert [row["role"] for row in rows(proxyless)] == ["prefill", "decode"]
+
+
+def test_what_one_command_for_all_cannot_give_to_one_is_told() -> None:
+    found = read(VLLM.replace("VISIBLE_DEVICES=0 ", "VISIBLE_DEVICES=0,1 UCX_NET_DEVICES=mlx5_0:1 "))
+    left = {one.flag: one.value for one in found.dropped}
+    assert left["CUDA_VISIBLE_DEVICES"] == "0,1" and left["UCX_NET_DEVICES"] == "mlx5_0:1" and left["--port"]
+    assert str(read("CUDA_VISIBLE_DEVICES=0,1 " + LLUMNIX).commands[0]).startswith("env CUDA_VISIBLE_DEVICES=0,1 pdlab serve")
 
 
 def test_sglangs_modes_and_its_router() -> None:
@@ -205,6 +215,16 @@ def test_fastdeploys_own_router_needs_no_redis() -> None:
 @pytest.mark.parametrize("wrapper", ["docker run --gpus all image", "numactl -N 0", "srun -n 1", "timeout 60"])
 def test_what_another_program_starts_is_read(wrapper: str) -> None:
     assert str(read(f"{wrapper} vllm serve m --port 9000").commands[0]) == "pdlab serve exp.yaml --role mixed --port 9000"
+
+
+def test_pythons_own_flags_are_passed_over() -> None:
+    assert [row["role"] for row in rows(read(VLLM.replace("python3 tests", "python3 -u tests")))] == ["prefill", "decode"]
+
+
+def test_the_environment_is_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ENABLE_DECODE_RESPONSE_TO_SERVICE", "false")
+    status, out, _ = ended(capsys, "import", "--", "./xllm_master_serving", "--etcd_addr=127.0.0.1:2379")
+    assert status == 0 and "response_path: via_prefill" in out
 
 
 def test_a_server_alone() -> None:

@@ -25,6 +25,9 @@ def words(script: Script) -> list[list[str]]:
         ('run --json \'{"a": 1,\n "b": 2}\' --c', [["run", "--json", '{"a": 1,\n "b": 2}', "--c"]]),
         ("run url#part", [["run", "url#part"]]),
         ("", []),
+        ("c='run --a'\neval \"$c --b\"", [["run", "--a", "--b"]]),
+        ("bash -c 'run a; run b'", [["run", "a"], ["run", "b"]]),
+        ("cat <<EOF > x\nit's --a\nEOF\nrun b", [["cat"], ["run", "b"]]),
     ],
 )
 def test_commands_and_their_words(text: str, expected: list[list[str]]) -> None:
@@ -71,6 +74,8 @@ def test_words_that_a_shell_took_apart_already() -> None:
     script = of_words(["A=1", "run", "--x y", ";", "run", "b"])
     assert words(script) == [["run", "--x y"], ["run", "b"]]
     assert script.commands[0].environment["A"].text == "1" and not script.commands[1].environment
+    (command,) = of_words(["run"], {"B": "2"}).commands
+    assert command.environment["B"].text == "2"
 
 
 def test_a_documents_commands_are_in_its_blocks_or_begin_like_one() -> None:
@@ -81,5 +86,6 @@ def test_a_documents_commands_are_in_its_blocks_or_begin_like_one() -> None:
 
 
 def test_a_quote_that_never_ends_is_told() -> None:
-    script = read("run 'a\nrun b")
-    assert "cannot be read" in script.mistakes[0].text and not script.commands
+    script = read("run 'a\nrun b \\\n  c")
+    assert (script.mistakes[0].line, "cannot be read" in script.mistakes[0].text) == (1, True)
+    assert words(script) == [["run", "b", "c"]]

@@ -405,6 +405,26 @@ def test_every_field_that_may_be_refused_has_its_test() -> None:
     assert fields == set(CompletionRequest.refusals) | set(ChatRequest.refusals)
 
 
+def test_what_a_request_belongs_to_goes_to_the_engine(tmp_path: Path) -> None:
+    with served(echo_engine.byte_tokenizer(tmp_path, BY_ITEMS)) as world, httpx.Client(base_url=world.url) as http:
+        found = []
+        for headers in ({}, {"X-Session-ID": "h", "X-User-ID": "u"}):
+            body = {**CHAT, "user": "me", "session_id": "s", "service_tier": "flex", "waited_ms": 250, "max_tokens": 1}
+            assert http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+            assert completion(http, service_tier="default")["choices"]
+            asked, plain = world.engine.submitted[-2:]
+            found.append((asked.session, asked.tenant, asked.offline, asked.waited_s))
+            assert (plain.session, plain.tenant, plain.offline, plain.waited_s) == ("", "", False, 0.0)
+        assert found == [("s", "me", True, 0.25), ("h", "u", True, 0.25)]
+        for fields, said in (
+            ({"user": "x" * 257}, "user has 257 characters, at most 256 are taken"),
+            ({"waited_ms": -1}, "waited_ms must be"),
+        ):
+            answer = http.post("/v1/chat/completions", json={**CHAT, **fields})
+            assert (answer.status_code, answer.json()["error"]["message"].startswith(said)) == (400, True), answer.text
+        assert http.post("/v1/completions", json={"prompt": "x"}, headers={"X-User-ID": "x" * 257}).status_code == 400
+
+
 def test_what_changes_no_answer_is_ignored(http: httpx.Client) -> None:
     harmless: dict[str, Any] = {
         "user": "me",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pdlab.cli.main import main
@@ -64,7 +65,7 @@ def test_a_name_beyond_ascii_is_sent_as_resolvers_write_it() -> None:
 
 
 def test_an_instance_that_registers_with_such_a_url_takes_no_part() -> None:
-    bad = spec("p", url=f"http://{LONG}:1")
+    bad = msgspec.structs.replace(spec("p"), url=f"http://{LONG}:1")
     members = Members()
     assert members.hear(Joined(bad)) == []
     assert "1 to 63 letters" in members.known["p"].refusal

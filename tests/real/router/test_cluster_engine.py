@@ -334,7 +334,10 @@ def test_slos_and_the_ids_of_whoever_asks_go_through() -> None:
         engine = ClusterEngine(made, "tiny", 300)
         made.instances.join(spec("p"))
         made.instances.join(spec("d"))
-        queue = engine.submit(Submit(77, [1, 2, 3], Sampling(max_tokens=3), ttft_slo_s=0.5, tpot_slo_s=0.25))
+        labels = {"session": "s", "tenant": "t", "offline": True}
+        queue = engine.submit(Submit(77, [1, 2, 3], Sampling(max_tokens=3), ttft_slo_s=0.5, tpot_slo_s=0.25, **labels))  # type: ignore[arg-type]
+        asked = made.requests.by_id[0].request
+        assert {name: getattr(asked, name) for name in labels} == labels
         assert made.requests.by_id[0].request.ttft_slo_s == 0.5
         assert made.requests.by_id[0].request.tpot_slo_s == 0.25
         ended = await last(queue)
