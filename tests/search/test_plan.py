@@ -88,7 +88,7 @@ def test_a_plan_ends_with_a_table_a_page_a_file_and_commands(here: Path, capsys:
     assert set(found[0]["capacity_rps_by_seed"]) == {"7", "8"}
     best = Experiment.load(folder / "best.yaml")
     assert best.workload.rate == pytest.approx(0.8 * found[0]["capacity_rps"], abs=1e-3)
-    assert best.plan is None and sum(p.tp for p in best.placements()) == 8
+    assert best.plan is None and sum(p.parallel.tp for p in best.placements()) == 8
     page = (folder / "plan.html").read_text()
     assert "2M tp4" in page and "http" not in re.sub(r"http://(host-0|registry|www\.w3\.org)|etcd://registry", "", page), (
         "nothing is fetched"
@@ -100,7 +100,7 @@ def test_a_plan_ends_with_a_table_a_page_a_file_and_commands(here: Path, capsys:
     assert again.status == 0 and HerePool.tasks == simulated, "a second start simulates nothing"
     assert again.out.splitlines()[:8] == run.out.splitlines()[:8]
     other = Run(capsys, *QUICK, "--gpus", "8", "--set", "slo.tpot_s=0.1")
-    assert other.status == 2 and "has a plan of another experiment (slo.tpot_s is 0.03 there, 0.1 here)" in other.err
+    assert other.status == 2 and "has a plan of another experiment (slo.tpot_s is 0.04 there, 0.1 here)" in other.err
 
 
 def test_ctrl_c_keeps_what_is_there_and_the_same_command_goes_on(
@@ -142,7 +142,7 @@ def test_one_instance_may_be_away(capsys: pytest.CaptureFixture[str]) -> None:
         (("--budget", "-1"), "--budget -1: give a number above 0"),
         (("--gpus", "1"), "nothing fits 1 accelerators: "),
         (("--gpus", "2", "--set", "plan.tp=[1]"), "nothing fits 2 accelerators: llama-3.1-70b in bf16 does not fit 1 x h100-sxm"),
-        (("--gpus", "8", "--set", "slo.tpot_s=0.001"), "nobody meets the objectives (TTFT 500 ms, TPOT 1.00 ms): the nearest is"),
+        (("--gpus", "8", "--set", "slo.tpot_s=0.001"), "nobody meets the objectives (TTFT 1.00 s, TPOT 1.00 ms): the nearest is"),
         (("--rate", "500", "--gpus", "8"), "no deployment of up to 8 accelerators carries 500 requests/s: the most is"),
         (("--gpus", "8", "--set", "workload.arrival={process: closed, concurrency: 4}", "--set", "workload.rate=null"), "closed loop"),
         (("--gpus", "8", "--set", "plan.tp=[2, 2]"), "a value is there twice"),

@@ -65,7 +65,7 @@ def test_a_candidate_is_an_experiment() -> None:
     space, found = candidates(base, "8")
     one = next(one for one in found if one.layout_words == "2P tp2 + 1D tp4" and one.transfer == "push" and one.max_batch_tokens == 512)
     made = base.with_(space.changes(one))
-    assert [(p.name, p.tp, p.host) for p in made.placements()] == [
+    assert [(p.name, p.parallel.tp, p.host) for p in made.placements()] == [
         ("decode-0", 4, "host-0"),
         ("prefill-0", 2, "host-0"),
         ("prefill-1", 2, "host-0"),
@@ -213,7 +213,7 @@ def test_what_was_simulated_is_not_simulated_again(tmp_path: Path) -> None:
 def test_with_a_failure_the_worst_loss_counts(tmp_path: Path) -> None:
     with judged(tmp_path, experiment(), lost=1) as (judge, found, pool):
         one = next(one for one in found if one.layout_words == "3P tp2 + 1D tp2")
-        (score,) = judge.scores([RateAsk(one, 2.0, 100, 7)])
+        (score,) = judge.scores([RateAsk(one, 6.0, 100, 7)])
         assert pool.tasks == 2 and not score.met, "without its only decode instance it misses"
         mixed = next(one for one in found if one.layout_words == "2M tp4")
         assert judge.scores([RateAsk(mixed, 2.0, 100, 7)])[0].met
