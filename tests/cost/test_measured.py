@@ -124,7 +124,7 @@ def test_a_profile_has_no_roofline_and_no_ranks(path):
     with pytest.raises(UsageError, match=r"remove cost\.roofline"):
         cost.build(cost.CostSpec(roofline="h100"), SMOL, chip)
     with pytest.raises(UsageError, match="write tp: 1, not 3"):
-        cost.build(cost.CostSpec(), SMOL, chip, tp=3)
+        cost.build(cost.CostSpec(), SMOL, chip, 3)
 
 
 def test_unknown_kv_memory_asks_for_blocks():

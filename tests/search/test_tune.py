@@ -55,7 +55,7 @@ workload: {source: synthetic, requests: 60, rate: 60, prompt: 2048, output: 4}
 cluster:
   instances: [{role: prefill, count: 2, hardware: h100-sxm}, {role: decode, hardware: h100-sxm}]
 policy: shares.py
-slo: {ttft_s: 0.08, tpot_s: 0.05}
+slo: {ttft_s: 0.16, tpot_s: 0.05}
 """
 
 
@@ -248,7 +248,7 @@ def test_trials_of_a_process_that_was_killed_are_begun_anew(here: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"slo.ttft_s": 0.2}, "its study s is of another experiment (slo.ttft_s is 0.08 there, 0.2 here); give another --study, or"),
+        ({"slo.ttft_s": 0.2}, "its study s is of another experiment (slo.ttft_s is 0.16 there, 0.2 here); give another --study, or"),
         ({"seed": 6}, "its study s is of another experiment (seed is 5 there, 6 here)"),
     ],
 )
