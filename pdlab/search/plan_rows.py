@@ -123,7 +123,7 @@ def verdict(plan: Plan, found: list[PlanRow]) -> str:
         return f"{said}."
     kinds = {"mixed": "mixed instances", "pd": "prefill and decode apart"}
     more = first.finalist.worth / other.finalist.worth - 1
-    apart = f"the best with {kinds[other.finalist.candidate.split]}, {other.name}, carries {number(other.capacity.mean)}"
+    apart = f"the best with {kinds[other.finalist.candidate.split]}, {other.name} ({number(other.capacity.mean)} requests/s)"
     return f"{said}, {percent(more)} more{unit} than {apart}."
 
 
