@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pdlab.core.types import Stage
+from pdlab.cost.roofline import Roofline
 from pdlab.report.result import Result
 from pdlab.results.gaps import Gaps
 from pdlab.results.metrics import InstanceUse, LinkUse, summarise
@@ -111,3 +112,10 @@ def made_up_run(
 def made_run() -> Callable[..., Result]:
     """`made_up_run`, for tests to call with their own figures."""
     return made_up_run
+
+
+@pytest.fixture
+def no_front_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated requests reach the router as they arrive. What an engine's front end takes of a request is fitted to servers; the live
+    world of these tests begins behind its own."""
+    monkeypatch.setattr(Roofline, "request_s", property(lambda self: 0.0, lambda self, value: None))

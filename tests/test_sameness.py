@@ -14,6 +14,8 @@ from pdlab.policies.load import names
 from tests.support.contract import EXCEPTIONS, TRAITS, experiment, live, simulated, workload
 from tests.support.views import Seen, difference, to_the_end, without
 
+pytestmark = pytest.mark.usefixtures("no_front_end")
+
 
 @pytest.mark.parametrize("policy", names())
 def test_a_policy_sees_and_decides_the_same_in_both_worlds(policy: str) -> None:

@@ -276,8 +276,10 @@ def test_a_key_that_a_simulation_uses_changes_what_comes_of_it(path: str, folder
 @pytest.mark.parametrize("key", [key for key in SIMULATED if key.startswith("engine.")])
 def test_a_rows_engine_is_used_as_the_files(key: str, folder: Path) -> None:
     before, plain = mapping(key, folder, False), mapping(key, folder, False)
+    whole = {"engine.mtp.acceptance": ("engine.mtp", {"tokens": 1, "acceptance": 0.2})}  # which a row has as a whole
+    path, value = whole.get(key, (key, SIMULATED[key][0]))
     for row in ("0", "1"):
-        plain = replaced(plain, {f"cluster.instances.{row}.{key}": SIMULATED[key][0]})
+        plain = replaced(plain, {f"cluster.instances.{row}.{path}": value})
     assert simulated(plain) != simulated(before)
 
 

@@ -22,6 +22,8 @@ from pdlab.sim import simulate
 from pdlab.workload.spec import build
 from tests.support.virtual_cluster import Run, played, small
 
+pytestmark = pytest.mark.usefixtures("no_front_end")
+
 PUSH = {"mode": "push", "granularity": "request", "reserve": "before_prefill"}
 SHAPES = {"1P1D": (1, 1, 0), "2P2D": (2, 2, 0), "mixed": (0, 0, 2), "1P1D1M": (1, 1, 1)}
 

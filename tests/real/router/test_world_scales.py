@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pdlab.core.policy import Policy
 from pdlab.core.types import Dispatch, Handoff, InstanceState, Role, Scale, Stop
@@ -17,6 +18,8 @@ from pdlab.replay.log import read, replay
 from pdlab.sim import simulate
 from tests.real.router.test_world_as_simulated import decisions, live
 from tests.support.virtual_cluster import Run, played, small
+
+pytestmark = pytest.mark.usefixtures("no_front_end")
 
 
 @dataclass
