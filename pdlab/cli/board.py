@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import progress as bars
 
-from pdlab.cli.shared import Traceback, err, out, traced
+from pdlab.cli.pools import Jobs, pool_of, progress
+from pdlab.cli.shared import Traceback, out, traced
 from pdlab.core.types import UsageError
 from pdlab.cost.measurements import MeasuredRow, read_rows
 from pdlab.search.board.page import board_table, write_board
 from pdlab.search.board.run import ScoredRow, score
-from pdlab.search.pool import ProcessPool, usable_cores
 
 TRAIN = Path("../shared/data/silicon/train.csv")
 
@@ -25,20 +24,19 @@ def board(
     models: Annotated[
         list[str] | None, typer.Option("--model", metavar="NAME", help="Only rows of this model.", show_default=False)
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")] = None,
+    jobs: Jobs = None,
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page and the rows go.")] = Path("out/board"),
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     traceback: Traceback = False,
 ) -> None:
     """Simulate every row of a table of measured servers, and say how far off the simulator is: one table, one page."""
     with traced(traceback):
-        if jobs is not None and jobs < 1:
-            raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
+        pool = pool_of("board", jobs, None)
         measured, left_out = read_rows(rows)
         measured = _of_models(measured, models or [])
         if not measured:
             raise UsageError(f"measurements {rows}: no row can be simulated; {left_out[0][1] if left_out else 'the table is empty'}")
-        with closing(ProcessPool(jobs or usable_cores())) as pool, _progress(rows.stem, len(measured), quiet) as ended:
+        with closing(pool), progress(rows.stem, len(measured), "rows", quiet) as ended:
             scored = list(_counted(score(measured, pool), ended))
         page, table = write_board(out_dir, rows.stem, scored, [] if models else left_out)
         if not quiet:
@@ -61,23 +59,3 @@ def _counted(scored: Iterator[ScoredRow], ended: Callable[[], None]) -> Iterator
     for one in scored:
         ended()
         yield one
-
-
-@contextmanager
-def _progress(name: str, rows: int, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A bar on stderr. Nothing where nobody looks."""
-    if quiet or not err.is_terminal:
-        yield lambda: None
-        return
-    columns = (
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("rows"),
-        bars.TimeElapsedColumn(),
-        bars.TextColumn("left"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(name, total=rows)
-        yield lambda: bar.advance(task)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich import progress as bars
 
+from pdlab.cli.pools import Jobs, RayAddress, pool_of
 from pdlab.cli.shared import Overrides, Traceback, err, out, traced
-from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.plan import Objective, Plan, PlanQuestion
 from pdlab.search.plan_commands import pdlab_arguments, router_arguments, script, started, vllm_command
@@ -20,7 +20,7 @@ from pdlab.search.plan_rows import PlanRow, rows, verdict
 from pdlab.search.plan_search import COMFORT
 from pdlab.search.plan_store import BEST, COMMANDS, PAGE, PlanStore
 from pdlab.search.plan_table import plan_table
-from pdlab.search.pool import ProcessPool, usable_cores
+from pdlab.search.pool import TaskPool
 
 
 def plan(
@@ -42,21 +42,21 @@ def plan(
         int | None, typer.Option("--requests", help="Of a simulation.", show_default="the file's, or 30 s at capacity")
     ] = None,
     set_: Overrides = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")] = None,
+    jobs: Jobs = None,
+    ray: RayAddress = None,
     out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where results go.", show_default="out/NAME-plan")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     traceback: Traceback = False,
 ) -> None:
     """Mixed, or prefill and decode apart? How many of each, how large? Ranks deployments by the rate they carry, and says what to run."""
     with traced(traceback):
-        if jobs is not None and jobs < 1:
-            raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
+        pool = pool_of("plan", jobs, ray)
         question = PlanQuestion(gpus, rate, budget, objective, failures, seeds, requests)
         base = Experiment.load(file, list(set_ or ()))
-        _plan(Plan(base, question), ProcessPool(jobs or usable_cores()), out_dir or Path("out") / f"{base.name}-plan", quiet)
+        _plan(Plan(base, question), pool, out_dir or Path("out") / f"{base.name}-plan", quiet)
 
 
-def _plan(planned: Plan, pool: ProcessPool, folder: Path, quiet: bool) -> None:
+def _plan(planned: Plan, pool: TaskPool, folder: Path, quiet: bool) -> None:
     store = PlanStore.open(folder, planned.base.resolved())
     interrupted = False
     try:

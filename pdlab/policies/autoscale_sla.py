@@ -15,7 +15,7 @@ An instance is added at once, and taken away only after the number was too large
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Literal
@@ -61,23 +61,31 @@ class AutoscaleSla(Policy):
             self._output_tokens = _mean(self._output_tokens, event.output_tokens)
 
     def rate_rps(self, now: float, interval_s: float) -> float:
-        """Of the interval to come."""
+        """Of the interval to come. Where nobody asked for a while, nothing came."""
+        if self._rates:
+            asleep = min(round((now - self._rates[-1][0]) / interval_s) - 1, ceil(self.day_s / interval_s))
+            for k in range(asleep, 0, -1):
+                self._learn(now - k * interval_s, 0.0)
         rate, self._arrived = self._arrived / interval_s, 0
+        self._learn(now, rate)
+        if self.load == "day" and now - self._rates[0][0] >= self.day_s - 1.5 * interval_s:  # a day ago, and an interval later
+            return self._rates[1 if len(self._rates) > 1 else 0][1]
+        return max(0.0, self._level + self._slope) if self.load == "trend" else rate
+
+    def _learn(self, now: float, rate: float) -> None:
         before = self._level if self._rates else rate
         self._level = LEVEL * rate + (1.0 - LEVEL) * (before + self._slope)
         self._slope = TREND * (self._level - before) + (1.0 - TREND) * self._slope
         self._rates.append((now, rate))
         while self._rates[0][0] < now - self.day_s:
             self._rates.popleft()
-        if self.load == "day" and now - self._rates[0][0] >= self.day_s - 1.5 * interval_s:  # a day ago, and an interval later
-            return self._rates[1 if len(self._rates) > 1 else 0][1]
-        return max(0.0, self._level + self._slope) if self.load == "trend" else rate
 
     # ------------------------------------------------------------ sizes
 
     def resize(self, cluster: Cluster) -> Sequence[tuple[Instance, Role] | Scale]:
         rate, there = self.rate_rps(cluster.now, self.tick_s or 1.0), [x for x in cluster.instances if x.state not in AWAY]
         if cluster.autoscale is None or not there:
+            self.rests = True
             return ()
         wanted = {Role.PREFILL: self.prefill_instances(rate, there), Role.DECODE: self.decode_instances(rate, there, cluster.tpot_slo_s)}
         found = []
@@ -86,7 +94,14 @@ class AutoscaleSla(Policy):
             change = self._change(role, have, number, cluster.now) if have else 0
             if change:
                 found.append(Scale(change, role))
+        self.rests = not found and self._steady(wanted, there, cluster.autoscale[0], cluster.now)
         return found
+
+    def _steady(self, wanted: Mapping[Role, int], there: Sequence[Instance], fewest: int, now: float) -> bool:
+        """Nobody is too many, nobody is on the way, and no day comes again: so time alone changes nothing."""
+        small = len(there) <= fewest or all(number >= sum(x.role is role for x in there) for role, number in wanted.items())
+        coming = any(now - asked_s < PATIENCE * (self.tick_s or 1.0) for _, asked_s in self._asked.values())
+        return small and not coming and not (self.load == "day" and any(rate for _, rate in self._rates))
 
     def prefill_instances(self, rate: float, there: Sequence[Instance]) -> int:
         alone_s = there[0].ttft_s(round(self._prompt_tokens))

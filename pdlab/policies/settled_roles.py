@@ -90,6 +90,7 @@ class SettledRoles(Policy):
         ready = [x for x in cluster.instances if x.ready]
         switching = {x.name for x in cluster.instances if x.state is InstanceState.SWITCHING}
         self._asked_s = {name: at_s for name, at_s in self._asked_s.items() if name in switching}
+        self.rests = not self._asked_s  # as long as no other split is better; while nothing comes that does not change
         if len(ready) < 2 or self._asked_s:
             return ()
         self._fade(cluster.now)
@@ -116,7 +117,10 @@ class SettledRoles(Policy):
             max(self.prefill_pressure(1, cluster) * p.ttft_s(NOMINAL_TOKENS) / base_s, self.decode_pressure(1, cluster, d))
             for p, d in ((a, b), (b, a))
         )
-        if min(cluster.now - x.flipped_s for x in (a, b)) < self.min_flip_interval_s or not self._pays(now_at, then_at, cluster.now):
+        if min(cluster.now - x.flipped_s for x in (a, b)) < self.min_flip_interval_s:
+            self.rests = False
+            return []
+        if not self._pays(now_at, then_at, cluster.now):
             return []
         return self._flips([(a, Role.DECODE), (b, Role.PREFILL)], cluster.now)
 
@@ -126,6 +130,7 @@ class SettledRoles(Policy):
         if gain <= self.hysteresis * now_at or gain * self.horizon_s <= self.cost_s * then_at:
             self._better_since_s = None
             return False
+        self.rests = False
         if self._better_since_s is None:
             self._better_since_s = now
         return now - self._better_since_s >= self.settle_s - ROUNDING_S

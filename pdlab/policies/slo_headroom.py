@@ -56,6 +56,8 @@ class SloHeadroom(Policy):
     warm_up: Annotated[int, Range(ge=1)] = 50
     forget: Annotated[float, Range(gt=0.0, le=1.0)] = 0.999
 
+    rests = True
+
     def __post_init__(self) -> None:
         self.ttft = Ridge((0.0, 1.0, 1.0, 0.0, 0.0), forget=self.forget)
         self.tpot = Ridge((0.0, 1.0, 0.0), forget=self.forget)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.cli import plan as plan_command
-from pdlab.cli import shared
+from pdlab.cli import pools, shared
 from pdlab.cli.main import command, main
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.plan_commands import pdlab_arguments, router_arguments, started, vllm_arguments
@@ -58,7 +57,7 @@ class Run:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared.out, "_width", 140)
-    monkeypatch.setattr(plan_command, "ProcessPool", HerePool)
+    monkeypatch.setattr(pools, "ProcessPool", HerePool)
     monkeypatch.setattr(HerePool, "tasks", 0)
     monkeypatch.setattr(HerePool, "stops_after", 10**9)
     return tmp_path

@@ -24,6 +24,7 @@ from pdlab.workload.base import Workload
 from tests.support.small_world import small_world, workload
 
 DAY_S = 86_400.0
+QUICK = {"name": "autoscale_sla", "tick_s": 0.7}
 CASE = Path(__file__).resolve().parents[2].parent / "shared" / "cases" / "sim" / "sim_burst_sparse.yaml"
 
 
@@ -47,9 +48,9 @@ def test_41_days_take_as_long_as_three_requests(policy: str) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 1.7])
-@pytest.mark.parametrize("policy", ["least_loaded", "llumnix", "freeness", "xllm_slo_aware"])
+@pytest.mark.parametrize("policy", ["least_loaded", "llumnix", "freeness", "xllm_slo_aware", "settled_roles", "slo_headroom", QUICK])
 @pytest.mark.parametrize("members", [None, (("m-0", Role.MIXED), ("m-1", Role.MIXED))], ids=["PD", "mixed"])
-def test_what_comes_after_is_as_if_every_tick_had_been(delay_s: float, policy: str, members: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_after_is_as_if_every_tick_had_been(delay_s: float, policy: Any, members: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> tuple[World, int]:
         options = {} if members is None else {"members": members}
         work = sparse([0.0, 71.3, 200.0, 201.55, 300.05])
@@ -158,3 +159,14 @@ def test_the_case_of_bursts_holds() -> None:
 
     world = world_of(experiment, build_workload(experiment.workload, experiment.seed, experiment.base_dir))
     assert steps(world) < 200 * 40
+
+
+@pytest.mark.parametrize("load", ["constant", "trend"])
+def test_an_autoscaler_rests_when_nobody_is_too_many(load: str) -> None:
+    def run(last_s: float) -> int:
+        policy = build({"name": "autoscale_sla", "load": load}, Path())
+        world = small_world(workload([0.0, last_s / 2, last_s], 300, 50), policy=policy)
+        world.router.rebalance.autoscale = (1, 4)
+        return steps(world)
+
+    assert run(41 * DAY_S) < run(300.0) + 200
