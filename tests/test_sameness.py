@@ -17,12 +17,7 @@ from tests.support.views import Seen, difference, to_the_end, without
 pytestmark = pytest.mark.usefixtures("no_front_end")
 
 
-# Where a step ends a prompt and a request at once, the two worlds tell it in either order. The step times of today bring that about here.
-ONE_STEP = pytest.mark.xfail(reason="a step's PrefillDone and Finished, and tokens beside them, come in another order live")
-POLICIES = [pytest.param(name, marks=ONE_STEP) if name in ("freeness", "power_of_two") else name for name in names()]
-
-
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", names())
 def test_a_policy_sees_and_decides_the_same_in_both_worlds(policy: str) -> None:
     plan, work = experiment(policy), workload()
     ours, theirs = simulated(plan, work), live(plan, work)

@@ -23,6 +23,7 @@ from pdlab.core.types import MIGRATE, UNKNOWN, InstanceSpec, InstanceState, Repo
 
 UNBOUNDED = 1 << 40  # KV blocks, or requests at once, of an instance that does not tell how many it has, or takes
 FORGET = 0.1  # of a link's best rate with each transfer that does not reach it
+ROUNDING = 1e-6  # of a step: what is made at its very end is made
 
 
 class LiveRequest:
@@ -461,7 +462,7 @@ class Cluster:
         decode = running.decode
         if decode is None or decode.decode_step_s <= 0.0:
             return running.request.prompt_tokens + running.sent_tokens
-        made = int((self.now - running.decode_since_s) / decode.decode_step_s)
+        made = int((self.now - running.decode_since_s) / decode.decode_step_s + ROUNDING)
         return running.request.prompt_tokens + running.sent_tokens + max(0, made)
 
     def completed(self, report: Report, instance: Instance) -> Report:

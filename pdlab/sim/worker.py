@@ -317,10 +317,13 @@ class SimInstance:
             self.prefill_tokens += batch.prompt_tokens
             if owner.follows_chunks:
                 owner.batch_ended(self, batch)
-        for seq in finished:
-            owner.finished(self, seq, now)
-        for seq in prefilled:
-            owner.prefilled(self, seq, now)
+        if prefilled and finished:
+            self._tell_in_order(batch, prefilled, finished, now)
+        else:
+            for seq in finished:
+                owner.finished(self, seq, now)
+            for seq in prefilled:
+                owner.prefilled(self, seq, now)
         if worker.waits:
             worker.settle()
         if scheduler.running or scheduler.waiting or scheduler.landed or scheduler.prefilling or worker.draining:
@@ -330,6 +333,21 @@ class SimInstance:
             worker.settle()
         if worker.due and not self.wakes:
             self._await_wake()
+
+    def _tell_in_order(self, batch: Batch, prefilled: list[Sequence], finished: list[Sequence], now: float) -> None:
+        """What decoded comes first, then the prompts in the batch's order, as a live instance answers: also those whose first token was
+        their last."""
+        prompts = {seq.order: at for at, (seq, _) in enumerate(batch.chunks)}
+        first = {id(seq) for seq in finished if seq.order in prompts and not seq.decodes_here}
+        for seq in finished:
+            if id(seq) not in first:
+                self.owner.finished(self, seq, now)
+        ended = [seq for seq in finished if id(seq) in first]
+        for seq in sorted([*ended, *prefilled], key=lambda seq: prompts.get(seq.order, len(prompts))):
+            if id(seq) in first:
+                self.owner.finished(self, seq, now)
+            else:
+                self.owner.prefilled(self, seq, now)
 
     def _await_wake(self) -> None:
         """Be woken at the next deadline."""
