@@ -66,7 +66,7 @@ def _plan(planned: Plan, pool: TaskPool, folder: Path, quiet: bool) -> None:
         interrupted = True
     finally:
         store.close()
-    found = rows(planned) if hasattr(planned, "search") else []
+    found = rows(planned) if planned.begun else []
     if found:
         _show(planned, found, store, quiet)
     if interrupted:

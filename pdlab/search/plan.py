@@ -66,9 +66,9 @@ class PlanQuestion:
 
 
 class Plan:
-    """`search` is the one that answers; with a rate wanted, that of the fewest accelerators that carry it."""
+    """`search`, once it has `begun`, is the one that answers; with a rate wanted, that of the fewest accelerators that carry it."""
 
-    search: PlanSearch
+    _search: PlanSearch | None = None
     judge: SimulatedJudge
 
     def __init__(self, base: Experiment, question: PlanQuestion) -> None:
@@ -86,26 +86,39 @@ class Plan:
         self.ruled_out: Counter[str] = Counter()  # before the search that answers
         self.seeds = tuple(range(base.seed, base.seed + question.seeds))
 
+    @property
+    def begun(self) -> bool:
+        return self._search is not None
+
+    @property
+    def search(self) -> PlanSearch:
+        assert self._search is not None, "run() makes it"
+        return self._search
+
     def run(self, pool: TaskPool, journal: RunJournal, ended: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Raises UsageError where nothing fits, or nobody meets the objectives."""
         if self.question.rate is None:
             contenders = self._possible(self._contenders(self.fleet, every=self.question.objective != "rate"))
-            self._begin(contenders, max(one.bound.rps for one in contenders), pool, journal, ended)
+            search = self._begin(contenders, max(one.bound.rps for one in contenders), pool, journal, ended)
         else:
             contenders = self._fewest(self.question.rate, pool, journal, ended)
-        self.search = PlanSearch(contenders, self.judge, requests=self.judge.requests, seeds=self.seeds)
-        self.search.run()
-        if not any(one.worth for one in self.search.finalists):
-            raise UsageError(self._nearest_miss())
+            search = self._search = self._among(contenders)
+        search.run()
+        if not any(one.worth for one in search.finalists):
+            raise UsageError(f"nobody meets the objectives at any rate: {self._missed(search)}")
 
     def _begin(
         self, contenders: list[Contender], rps: float, pool: TaskPool, journal: RunJournal, ended: Callable[[int, int], None]
-    ) -> None:
+    ) -> PlanSearch:
         requests = self.question.requests or max(min(len(self.workload), MOST_REQUESTS), min(ceil(rps * WINDOW_S), MOST_REQUESTS))
         if requests > len(self.workload):
             self.workload = self._drawn(requests)
         self.judge = SimulatedJudge(self.space, min(requests, len(self.workload)), pool, journal, lost=self.question.lost, ended=ended)
-        self.search = PlanSearch(contenders, self.judge, requests=self.judge.requests, seeds=self.seeds)
+        self._search = self._among(contenders)
+        return self._search
+
+    def _among(self, contenders: list[Contender]) -> PlanSearch:
+        return PlanSearch(contenders, self.judge, requests=self.judge.requests, seeds=self.seeds)
 
     def _drawn(self, requests: int) -> Workload:
         spec = self.base.workload.model_copy(update={"requests": requests, "duration_s": None})
@@ -164,9 +177,9 @@ class Plan:
             self.ruled_out["with fewer accelerators, bounded below the rate"] += len(contenders) - len(hopeful)
             if not hopeful:
                 continue
-            self._begin(hopeful, rate, pool, journal, ended)
-            self.search.phase = f"{count} accelerators"
-            if self._anybody(self.search.contenders, rate):
+            search = self._begin(hopeful, rate, pool, journal, ended)
+            search.phase = f"{count} accelerators"
+            if self._anybody(search, rate):
                 return [one for one in contenders if one.bound.rps > 0]
             self.ruled_out["with fewer accelerators, missed the rate"] += len(hopeful)
         raise UsageError(self._too_much(rate, most, nearest))
@@ -177,23 +190,23 @@ class Plan:
             given = min(given, int(self.fleet.usd_per_h / min(self.space.prices.values())))
         return given
 
-    def _anybody(self, contenders: list[Contender], rate: float) -> bool:
+    def _anybody(self, search: PlanSearch, rate: float) -> bool:
         """Does one carry that rate with each seed? Short runs flatter, and so whoever misses in one is asked no more."""
-        for start in range(0, len(contenders), _WAVE):
-            alive = contenders[start : start + _WAVE]
+        for start in range(0, len(search.contenders), _WAVE):
+            alive = search.contenders[start : start + _WAVE]
             whole, first = self.judge.requests, self.seeds[:1]
-            for requests, seeds in ((self.search.short, first), (whole, first), (whole, self.seeds)):
-                alive = self._carrying(alive, rate, requests, seeds)
+            for requests, seeds in ((search.short, first), (whole, first), (whole, self.seeds)):
+                alive = self._carrying(search, alive, rate, requests, seeds)
             if alive:
                 return True
         return False
 
-    def _carrying(self, alive: list[Contender], rate: float, requests: int, seeds: tuple[int, ...]) -> list[Contender]:
+    def _carrying(self, search: PlanSearch, alive: list[Contender], rate: float, requests: int, seeds: tuple[int, ...]) -> list[Contender]:
         """Those that meet the objectives at that rate with most seeds."""
         asks = [RateAsk(one.candidate, rate, requests, seed) for one in alive for seed in seeds]
         scores = self.judge.scores(asks)
         for asked, score in zip(asks, scores, strict=True):
-            self.search.note(asked, score)
+            search.note(asked, score)
         met = [sum(score.met for score in scores[k * len(seeds) : (k + 1) * len(seeds)]) for k in range(len(alive))]
         return [one for one, times in zip(alive, met, strict=True) if 2 * times > len(seeds)]
 
@@ -201,19 +214,16 @@ class Plan:
         whole = f"no deployment of up to {most:,} accelerators carries {rate:g} requests/s"
         if not nearest:
             return f"{whole}: none fits; {self._why_not()}"
-        if hasattr(self, "search") and self.search.missed:
-            return f"{whole}: {self._missed()}"
+        if self._search is not None and self._search.missed:
+            return f"{whole}: {self._missed(self._search)}"
         best = max(nearest, key=lambda one: one.bound.rps)
         return f"{whole}: the most is {best.bound.rps:.3g} or less, on {best.candidate.words}, where {best.bound.binds} binds"
 
-    def _nearest_miss(self) -> str:
-        return f"nobody meets the objectives at any rate: {self._missed()}"
-
-    def _missed(self) -> str:
+    def _missed(self, search: PlanSearch) -> str:
         """The nearest miss, and what binds there."""
-        if not self.search.missed:
+        if not search.missed:
             return "; ".join(reason for reason, _ in self.judge.failures.most_common(2))
-        one, (rate, score) = max(self.search.missed.items(), key=lambda pair: pair[1][1].attained)
+        one, (rate, score) = max(search.missed.items(), key=lambda pair: pair[1][1].attained)
         if score.failure:
             return score.failure
         evidence = score.figures.get("bottleneck.evidence")
