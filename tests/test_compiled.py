@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,19 @@ RUNS = {
     "xllm_role_flip": ["workload.requests=200"],
     "mooncake_dispatch": ["workload.requests=150", "policy.dispatch=prefix_aware"],
 }
+IN_ONE_PROCESS = """
+import json, sys
+import pdlab.core.scheduler
+from pdlab.cli.main import main
+
+print(pdlab.core.scheduler.__file__)
+for command in json.load(sys.stdin):
+    try:
+        main(command)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +49,34 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def simulated(name: str, out: Path, path: str) -> tuple[bytes, str]:
-    """(event log, where the scheduler was imported from)."""
-    sets = [part for value in RUNS[name] for part in ("--set", value)]
-    command = ["sim", str(ROOT / "experiments" / f"{name}.yaml"), *sets, "--out", str(out), "--trace-events", "--quiet"]
-    code = "import sys, pdlab.core.scheduler as s; print(s.__file__); from pdlab.cli.main import main; main(sys.argv[1:])"
+def simulated(out: Path, path: str) -> tuple[dict[str, bytes], str]:
+    """(event log of each run, where the scheduler was imported from). All in one process."""
+    commands = []
+    for name, values in RUNS.items():
+        sets = [part for value in values for part in ("--set", value)]
+        (out / name).mkdir(parents=True)
+        commands.append(["sim", str(ROOT / "experiments" / f"{name}.yaml"), *sets, "--out", str(out / name), "--trace-events", "--quiet"])
     ended = subprocess.run(
-        [sys.executable, "-c", code, *command], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, cwd=out
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        input=json.dumps(commands),
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        cwd=out,
     )
     assert ended.returncode == 0, ended.stderr
-    (log,) = out.rglob("events*")
-    return log.read_bytes(), ended.stdout.splitlines()[0]
+    logs = {}
+    for name in RUNS:
+        (log,) = (out / name).rglob("events*")
+        logs[name] = log.read_bytes()
+    return logs, ended.stdout.splitlines()[0]
 
 
 def test_compiled_and_pure_python_write_the_same_log(compiled: Path, tmp_path: Path) -> None:
+    pure, source = simulated(tmp_path / "pure", str(ROOT))
+    fast, binary = simulated(tmp_path / "fast", str(compiled))
+    assert source.endswith(".py")
+    assert binary.endswith(".so")
     for name in RUNS:
-        for kind in ("pure", "fast"):
-            (tmp_path / name / kind).mkdir(parents=True)
-        pure, source = simulated(name, tmp_path / name / "pure", str(ROOT))
-        fast, binary = simulated(name, tmp_path / name / "fast", str(compiled))
-        assert source.endswith(".py")
-        assert binary.endswith(".so")
-        assert fast == pure, name
-        assert len(pure.splitlines()) > 500
+        assert fast[name] == pure[name], name
+        assert len(pure[name].splitlines()) > 500

@@ -24,7 +24,7 @@ KERNELS = [f"tests/kernels/test_{name}.py" for name in ("linear", "fused", "page
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 CPUs")
-@pytest.mark.parametrize("cpu", [AVX2_ALONE, NEITHER], ids=["avx2 alone", "neither"])
+@pytest.mark.parametrize("cpu", [pytest.param(AVX2_ALONE, id="avx2 alone"), pytest.param(NEITHER, id="neither", marks=pytest.mark.slow)])
 def test_the_kernels_and_bfloat16_are_right_on_a_lesser_cpu(cpu: dict[str, str]) -> None:
     command = [
         sys.executable,
