@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Who looks for leaks at the end finds none."""
+    gc.unfreeze()
+
+
 def made_up_run(
     requests: int = 400,
     *,
