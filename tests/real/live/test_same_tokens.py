@@ -44,6 +44,7 @@ def experiment(policy: object = "least_loaded", **transfer: object) -> Experimen
             "cluster": {"instances": [{"role": "prefill", "count": 1, "hardware": "l4"}, {"role": "decode", "count": 1, "hardware": "l4"}]},
             "policy": policy,
             "transfer": transfer,
+            "limits": {"lease_s": 600.0},  # no reports come here
         }
     )
 
