@@ -33,7 +33,7 @@ class Prometheus:
         self.url = url
 
     def query(self, expr: str) -> list[dict[str, Any]]:
-        """The series that an instant query finds: each its `metric` and `value`. Raises AssertionError with what Prometheus says is wrong."""
+        """The series that an instant query finds, each its `metric` and `value`. Raises AssertionError with what Prometheus says."""
         answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expr}, timeout=30).json()
         assert answer["status"] == "success", f"{expr}: {answer}"
         return list(answer["data"]["result"])

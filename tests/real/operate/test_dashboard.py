@@ -1,5 +1,5 @@
-"""docs/operate before a real Prometheus that scrapes a real cluster: every query of the dashboard, of the alerts and of vLLM's own finds what
-the page says it finds. What the alerts need to fire, promtool plays."""
+"""docs/operate before a real Prometheus that scrapes a real cluster: every query of the dashboard, of the alerts and of vLLM's own finds
+what the page says it finds. What the alerts need to fire, promtool plays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.real.launch.test_all import Cluster, complete, running
+from tests.real.launch.test_all import Cluster, complete
 from tests.support import prometheus
 from tests.support.prometheus import WINDOW, Prometheus
 from tests.support.waiting import until
@@ -31,13 +31,12 @@ def filled(expr: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def watched(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """1P1D that is asked all the time, in the eyes of a Prometheus."""
+def watched(observed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """The cluster, asked all the time, in the eyes of a Prometheus."""
     prometheus.need("prometheus")
     folder = tmp_path_factory.mktemp("watched")
     with (
-        running(Cluster(folder, model, {"dispatch": "prefix_aware", "handoff": "least_kv"})) as cluster,
-        prometheus.scraping(folder, cluster.url, OPERATE / "alerts.yml") as server,
+        prometheus.scraping(folder, observed.url, OPERATE / "alerts.yml") as server,
         ThreadPoolExecutor(1) as pool,
     ):
         until(lambda: len(server.query("up == 1")) == 3, 60)
@@ -45,7 +44,7 @@ def watched(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
         def ask() -> None:
             while asking:
-                assert complete(cluster, "x" * 40).status_code == 200
+                assert complete(observed, "x" * 40).status_code == 200
                 time.sleep(0.3)
 
         asked = pool.submit(ask)
