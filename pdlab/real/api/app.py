@@ -26,7 +26,7 @@ from pdlab.real.api.metrics import EXPOSITION
 from pdlab.real.api.requests import label
 from pdlab.real.api.service import GenerateJob, Service
 from pdlab.real.api.tokenize import detokenized, tokenized
-from pdlab.real.net.wire import TIMELINE_HEADER, TOKEN_HEADER
+from pdlab.real.net.wire import TIMELINE_HEADER, TOKEN_HEADER, TRACE_HEADERS
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,9 @@ def _answer(service: Service, job: GenerateJob, request: Request) -> Answer:
     session, tenant = (label(name, request.headers.get(name, "")) for name in (SESSION_HEADER, TENANT_HEADER))
     if session or tenant:
         job = replace(job, ask=replace(job.ask, session=session or job.ask.session, tenant=tenant or job.ask.tenant))
+    if service.traces is not None:
+        above, state = (request.headers.get(name, "") for name in TRACE_HEADERS)
+        job = replace(job, ask=replace(job.ask, trace=(above, state)))
     return Answer(service, job, request.state.request_id, request.headers.get(TIMELINE_HEADER) == "1")
 
 

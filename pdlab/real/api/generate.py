@@ -167,6 +167,7 @@ class Generation:
         self.open = len(self.choices)
         self.started_s = 0.0
         self.failed = False
+        self.error = ""  # why
         self.events: list[StreamEvent] = []
         self.scores: dict[int, list[Scored]] = {}
         self.held: Held | None = None
@@ -207,6 +208,7 @@ class Generation:
                     ask.session,
                     ask.tenant,
                     ask.offline,
+                    ask.trace,
                 )
             )
         return self
@@ -314,6 +316,11 @@ class Generation:
             tokens = arriving.get_nowait()
 
     @property
+    def elapsed_s(self) -> float:
+        """Since it began."""
+        return self._clock() - self.started_s
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
 
@@ -385,7 +392,7 @@ class Generation:
         if choice.finish is not None:
             return None  # at a stop string; the engine had gone on
         if tokens.finish == "error":
-            self.failed = True
+            self.failed, self.error = True, tokens.error
             if isinstance(tokens, Ended):
                 raise _failure(tokens)
             if not self._landed and self.engine.down is None:

@@ -15,7 +15,7 @@ from pdlab.real.api.structured import StructuredAsk, structured_of
 from pdlab.real.api.tools import ToolUse
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.models.tokenizer import Tokenizer
-from pdlab.real.net.wire import KvParams
+from pdlab.real.net.wire import Carrier, KvParams
 
 MOST_LABEL = 256  # characters
 MOST_WAIT_MS = 1e9  # before a request was asked here
@@ -106,6 +106,7 @@ class Ask:
     session: str = ""
     tenant: str = ""
     offline: bool = False
+    trace: Carrier | None = None  # of a request that is traced: what is above what is done for it
 
 
 def ask(

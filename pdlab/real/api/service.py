@@ -8,8 +8,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pdlab.real.api.backend import Backend, Compiling, Foreign
 from pdlab.real.api.errors import ApiError, bad, draining, fenced, overloaded
@@ -21,6 +21,9 @@ from pdlab.real.api.requests import Ask
 from pdlab.real.api.structured import GrammarCheck
 from pdlab.real.engine.messages import Scored, StructuredOutputs
 from pdlab.real.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # OpenTelemetry is loaded where it is asked for
+    from pdlab.real.api.traces import Traces
 
 LONG_TEXT = 16_384  # characters
 LONG_TEXTS = 4  # tokenized at once: a byte of text can take 500 of memory meanwhile
@@ -75,7 +78,7 @@ class Service:
     """At most `max_requests` prompts are in flight; None: the engine says when there are too many. With `api_key` or the cluster's `token`
     /v1 asks for either, unless there is no key and it is `open_to_clients`; /pdlab, and whatever has to do with other instances, asks for
     the token. `legs` are the requests in flight by their X-Request-Id. `tool_parser` is how calls of tools are read; "": they are not. A
-    stream that has nothing to say for `comment_s` says so."""
+    stream that has nothing to say for `comment_s` says so. `traces`: where each request's span goes."""
 
     def __init__(
         self,
@@ -90,11 +93,12 @@ class Service:
         tool_parser: str = "",
         open_to_clients: bool = False,
         comment_s: float = COMMENT_S,
+        traces: Traces | None = None,
     ) -> None:
         self.engine, self.tokenizer, self.model = engine, tokenizer, model
         self.max_requests, self.api_key, self.token, self.open_to_clients = max_requests, api_key, token, open_to_clients
         self.exchange, self.comment_s = exchange, comment_s
-        self.tool_parser = tool_parser
+        self.tool_parser, self.traces = tool_parser, traces
         self.legs: dict[str, Generation] = {}
         self.running: set[Generation] = set()
         self.metrics = EngineMetrics(model, engine)
@@ -157,7 +161,11 @@ class Service:
         ids = [next(self._ids) for _ in job.prompts]
         self.in_flight += prompts
         started_s = time.monotonic()
-        generation = Generation(self.engine, self.tokenizer, self.metrics, ids, job.prompts, job.ask, job.leg, self.exchange)
+        span, ask = None, job.ask
+        if self.traces is not None:
+            span = self.traces.request(ask.trace)
+            ask = replace(ask, trace=span.carrier)
+        generation = Generation(self.engine, self.tokenizer, self.metrics, ids, job.prompts, ask, job.leg, self.exchange)
         self.legs[name] = generation
         self.running.add(generation)
         try:
@@ -169,6 +177,8 @@ class Service:
                 del self.legs[name]
             self.in_flight -= prompts
             self.on_end()
+            if self.traces is not None and span is not None:
+                self.traces.request_ended(span, generation, name, self.model, self.metrics.labels.get("role", ""))
             self.took_s += 0.1 * (time.monotonic() - started_s - self.took_s)
 
     def break_off(self, error: ApiError) -> None:

@@ -98,7 +98,7 @@ class Submit(ToEngine, frozen=True):
     """`hashes` is the chain of the prompt's full blocks (`pdlab.core.prefix.chain`). Unless it `decodes_here`, its KV is leased after the
     first token (a `Held`, then finish "held"), for whoever decodes it, or written to where `push` says. `sent_s`, on this machine's
     monotonic clock, is when it began to wait; without it, when the engine looked, which is between two steps. `waited_s` is how long its
-    client had waited by then."""
+    client had waited by then. `trace` is for a router, which passes it on."""
 
     id: int
     tokens: list[int]
@@ -114,6 +114,7 @@ class Submit(ToEngine, frozen=True):
     session: str = ""
     tenant: str = ""
     offline: bool = False
+    trace: tuple[str, str] | None = None
 
 
 class Receive(ToEngine, frozen=True):

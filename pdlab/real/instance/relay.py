@@ -20,7 +20,7 @@ from pdlab.real.api.exchange import Directory
 from pdlab.real.api.service import Service
 from pdlab.real.net.http import Broken, HttpClient, HttpConnection
 from pdlab.real.net.tls import PLAIN, Tls
-from pdlab.real.net.wire import RELAY_HEADER
+from pdlab.real.net.wire import RELAY_HEADER, TRACE_HEADERS, Carrier, trace_lines
 
 MOST_PEERS = 1024
 
@@ -32,12 +32,12 @@ class Relays:
         self.directory, self.token, self.tls = directory, token, tls
         self._peers: dict[str, HttpClient] = {}
 
-    async def ask(self, url: str, body: bytes, leg: str) -> HttpConnection:
+    async def ask(self, url: str, body: bytes, leg: str, trace: Carrier = ("", "")) -> HttpConnection:
         """The answer's connection, its status known. Raises ApiError where the instance is unknown, or does not answer."""
         await self.directory.check_url(url)
         try:
             peer = self._peers.get(url) or self._connect(url)
-            named = b"X-Request-Id: %b\r\n" % leg.encode("ascii")
+            named = b"X-Request-Id: %b\r\n" % leg.encode("ascii") + trace_lines(trace)
             return await peer.send(peer.request(b"POST", b"/v1/completions", body, named))
         except UsageError as wrong:
             raise bad(f"{RELAY_HEADER}: {wrong}", RELAY_HEADER) from None
@@ -63,7 +63,8 @@ async def relayed(service: Service, request: Request) -> Response:
     leg = request.state.request_id
     if not leg.isascii() or not leg.isprintable():
         raise bad("the leg's name must be printable ASCII", "X-Request-Id")
-    connection = await relays.ask(request.headers.get(RELAY_HEADER, ""), await read(request), leg)
+    above, state = (request.headers.get(name, "") for name in TRACE_HEADERS)
+    connection = await relays.ask(request.headers.get(RELAY_HEADER, ""), await read(request), leg, (above, state))
     return PassedOn(connection, status_code=connection.status, media_type="text/event-stream")
 
 

@@ -37,6 +37,7 @@ class Asked:
     request_timeout_s: float | None = None  # None: as the file says
     traceback: bool = False
     self_profile: bool = True
+    otlp_endpoint: str = ""
 
     @property
     def name(self) -> str:

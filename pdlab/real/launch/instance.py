@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -46,6 +46,9 @@ from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.child_registry import SCHEME, ParentStore
 from pdlab.real.registry.wait import patiently
+
+if TYPE_CHECKING:
+    from pdlab.real.api.traces import Traces
 
 EMBEDDED = ("smollm2-135m", "smollm2-135m-instruct")
 Say = Callable[[str], None]
@@ -160,6 +163,7 @@ class Listening:
     auto_tool_choice: bool | None = None
     tls: Tls = PLAIN
     cors: Cors = NO_PAGES
+    traces: Traces | None = None
 
     def tool_parser(self, tokenizer: Tokenizer) -> str:
         """How calls of tools are read; "": they are not. Raises UsageError."""
@@ -211,6 +215,7 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
                 api_key=how.api_key,
                 token=how.token or None,
                 tool_parser=tool_parser,
+                traces=how.traces,
             )
         else:
             directory = _directory(how, registry)
@@ -316,6 +321,7 @@ async def _member_service(
             token=how.token or None,
             exchange=exchange,
             tool_parser=how.tool_parser(text),
+            traces=how.traces,
         )
     finally:
         await migrations.close()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -39,6 +39,9 @@ from pdlab.real.router.roster import Members, follow, lead, protocol_of
 from pdlab.real.router.status import view_of
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, head_of
+
+if TYPE_CHECKING:
+    from pdlab.real.api.traces import Traces
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -72,6 +75,7 @@ class RouterFront:
     open_to_clients: bool = True
     tls: Tls = PLAIN
     cors: Cors = NO_PAGES
+    traces: Traces | None = None
 
     @property
     def guard(self) -> str:
@@ -114,6 +118,7 @@ class ClusterService(Service):
             token=front.guard or None,
             tool_parser=front.tool_parser,
             open_to_clients=front.open_to_clients,
+            traces=front.traces,
         )
         self.members, self.router = members, engine.world.router
 
@@ -172,6 +177,7 @@ async def route(
             seed=deployment.seed,
             start=None if child_instances is None else child_instances.scale,
             traceback=front.traceback,
+            traces=front.traces,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
         app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service

@@ -7,10 +7,13 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -42,6 +45,9 @@ from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.router.vllm import Vllm
 
+if TYPE_CHECKING:
+    from pdlab.real.api.traces import Traces
+
 ROLES = (*(str(role) for role in Role), "router", "all")
 TRANSPORTS = ("auto", "shm", "tcp", "cuda_ipc", "nixl")
 CHILD_LEASE_S = 15.0
@@ -59,6 +65,11 @@ def start(asked: Asked, say: Say) -> None:
     asked.serving.tls.check()
     if not asked.is_child and (line := ignored(asked)):
         tell(line)
+    with tracing(asked) as traces:
+        _run(replace(asked, serving=replace(asked.serving, traces=traces)), say)
+
+
+def _run(asked: Asked, say: Say) -> None:
     if asked.engine == "vllm":
         run_until_stopped(_keep(asked, say))
     elif asked.role == "router":
@@ -67,6 +78,37 @@ def start(asked: Asked, say: Say) -> None:
         run_until_stopped(_all(asked, say))
     else:
         run_until_stopped(run(engine_of(asked), asked.serving, _place(asked), say=say))
+
+
+@contextlib.contextmanager
+def tracing(asked: Asked) -> Iterator[Traces | None]:
+    """Where spans go, if anywhere. Raises UsageError where OpenTelemetry is not installed."""
+    if not asked.otlp_endpoint:
+        yield None
+        return
+    try:
+        module = import_module("pdlab.real.api.traces")
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"--otlp-endpoint needs OpenTelemetry: pip install 'pdlab[otel]' ({missing})") from None
+    traces: Traces = module.Traces(asked.otlp_endpoint, asked.name, "router" if asked.role in ("router", "all") else "")
+    try:
+        yield traces
+    finally:
+        traces.close()
+
+
+def otlp_mistake(endpoint: str) -> str:
+    """What is wrong with a collector's URL; empty: nothing."""
+    try:
+        split = urlsplit(endpoint)
+        wrong = split.scheme not in ("http", "https") or not split.hostname or bool(host_mistake(split.hostname)) or split.port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
+        return f"--otlp-endpoint {endpoint[:100]!r}: give a collector's URL for OTLP over HTTP, such as http://127.0.0.1:4318"
+    if split.username or split.password:
+        return "--otlp-endpoint must not have a password in it: put it into OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20..."
+    return ""
 
 
 def settled(asked: Asked) -> Asked:
@@ -120,6 +162,11 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
         (vllm and not asked.upstream, "--engine vllm needs --upstream URL: where the vLLM server answers"),
         (vllm and router, f"--engine vllm is for instances: give --role prefill, decode or mixed, not {role}"),
         (vllm and not asked.registry, "--engine vllm needs --registry URL: the server at --upstream is registered there"),
+        (
+            bool(asked.otlp_endpoint) and vllm,
+            "--otlp-endpoint is for pdlab's own servers: give the vLLM server --otlp-traces-endpoint, and the router --otlp-endpoint",
+        ),
+        (bool(asked.otlp_endpoint and otlp_mistake(asked.otlp_endpoint)), otlp_mistake(asked.otlp_endpoint)),
         (role == "router" and not asked.registry, "--role router needs --registry URL: it finds its instances there"),
         (
             role == "all" and bool(asked.registry),
@@ -300,6 +347,7 @@ def child_command(asked: Asked, model: str, threads: int, name: str, role: Role,
         "drain_s": asked.serving.drain_s,
         "tool_call_parser": asked.serving.tool_call_parser,
         "idle_timeout_s": asked.serving.idle_s,
+        "otlp_endpoint": asked.otlp_endpoint or None,
     }
     switches = {key: value for key, value in options.items() if isinstance(value, bool)}
     words = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None and key not in switches]
@@ -332,6 +380,7 @@ def _front(asked: Asked) -> RouterFront:
         open_to_clients=loopback(how.host),
         tls=how.tls,
         cors=how.cors,
+        traces=how.traces,
     )
 
 

@@ -15,6 +15,8 @@ MOST_IDS = 1 << 20  # block or token ids in one message
 RELAY_HEADER = "x-pdlab-relay-to"
 TOKEN_HEADER = "x-pdlab-token"
 TIMELINE_HEADER = "x-pdlab-timeline"
+TRACE_HEADERS = ("traceparent", "tracestate")  # W3C's
+Carrier = tuple[str, str]  # their values; empty: not there
 
 
 class PushTo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -157,3 +159,9 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     spec: msgspec.Raw = msgspec.Raw(b"{}")
     in_flight: int = 0
     leaked_blocks: int = 0
+
+
+def trace_lines(carrier: Carrier) -> bytes:
+    """The lines of a request's head that carry it; what is no header's value is left out."""
+    named = zip(TRACE_HEADERS, carrier, strict=True)
+    return b"".join(f"{name}: {value}\r\n".encode("ascii") for name, value in named if value and value.isascii() and value.isprintable())

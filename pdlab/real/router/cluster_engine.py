@@ -51,6 +51,7 @@ class ClusterEngine:
             session=submit.session,
             tenant=submit.tenant,
             offline=submit.offline,
+            trace=submit.trace,
         )
         while len(requests) > KEPT and requests[oldest := next(iter(requests))] not in live:
             del requests[oldest]

@@ -17,7 +17,7 @@ from pdlab.real.engine.messages import Sampling, Scored, StructuredOutputs
 from pdlab.real.net.http import Broken, HttpClient, HttpConnection, Unheard
 from pdlab.real.net.sse import Events
 from pdlab.real.net.tls import PLAIN, Tls
-from pdlab.real.net.wire import MOST_IDS, RELAY_HEADER, Continue, KvParams, LeaseBody, Rejoin, RoleChange, StreamEvent
+from pdlab.real.net.wire import MOST_IDS, RELAY_HEADER, Continue, KvParams, LeaseBody, Rejoin, RoleChange, StreamEvent, trace_lines
 from pdlab.real.registry.records import Garbage, read_report
 from pdlab.real.router.remote import (
     ALIVE_S,
@@ -459,6 +459,8 @@ class HttpRemote:
             kv_transfer_params=params if params is not None or ask.raw_params is None else msgspec.Raw(ask.raw_params),
         )
         named = b"X-Request-Id: %b\r\n" % ask.leg.encode("ascii")
+        if ask.trace is not None:
+            named += trace_lines(ask.trace)
         if not ask.through:
             return await self._http.send(self._http.request(b"POST", b"/v1/completions", encode(body), named))
         relay = self._relays.get(ask.through) or self._relay(ask.through)

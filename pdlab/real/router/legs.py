@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -44,6 +44,9 @@ from pdlab.real.router.metrics import HANDOFF, MIGRATION, Tally
 from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
 from pdlab.real.router.tasks import Tasks
 
+if TYPE_CHECKING:
+    from pdlab.real.api.traces import Traces
+
 Way = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -64,8 +67,9 @@ class Legs:
         transfer_timeout_s: float,
         request_timeout_s: float,
         name: str,
+        traces: Traces | None = None,
     ) -> None:
-        self.transfer, self.name = transfer, name
+        self.transfer, self.name, self._traces = transfer, name, traces
         self._tell, self._now, self._requests, self._instances, self._tasks, self._tally = tell, now, requests, instances, tasks, tally
         self._transfer_timeout_s, self._request_timeout_s = transfer_timeout_s, request_timeout_s
 
@@ -167,12 +171,20 @@ class Legs:
         return leg
 
     def _run(self, live: Live, leg: Leg, way: Way) -> None:
+        if self._traces is not None and live.trace is not None:
+            spec = leg.member.spec
+            span = leg.span = self._traces.leg(live.trace, leg.kind, leg.name, live.attempt, spec.name, str(spec.role))
+            leg.task = self._tasks.spawn(self._guarded(live, leg, way))
+            leg.task.add_done_callback(lambda _: span.end())
+            return
         leg.task = self._tasks.spawn(self._guarded(live, leg, way))
 
     async def _guarded(self, live: Live, leg: Leg, way: Way) -> None:
         try:
             await way()
         except (InstanceFull, Unfit, Broken, TransferTrouble) as trouble:
+            if leg.span is not None:
+                leg.span.fail(str(trouble))
             if not leg.over:
                 await self._trouble(live, leg, trouble)
         except Exception as error:
@@ -196,7 +208,10 @@ class Legs:
             )  # they come from who computes the prompt, with its first token
         aims = request.ttft_slo_s, request.tpot_slo_s, max(0.0, self._now() - request.arrival_s)
         through = leg.through.spec.url if leg.through is not None else ""
-        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, *aims, through)
+        trace = leg.span.carrier if leg.span is not None else None
+        return LegAsk(
+            leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, *aims, through, trace
+        )
 
     def _dispatched(self, live: Live, prefill: Incarnation) -> None:
         live.line.dispatched(self._now(), prefill.name)
@@ -310,6 +325,7 @@ class Legs:
             live.line.copied(news.bytes)
             self._tally.transferred(MIGRATION, news.bytes, news.seconds)
             leg.bytes, leg.seconds = news.bytes, news.seconds
+            self._trace_transfer(live, 0.0, news.seconds, news.bytes, live.line.decode_instance or "", leg)
             leg.next[0] = leg.goes_on_from = news.made - len(live.given)
             source = live.legs["decode"]
             if live.sent >= leg.goes_on_from:
@@ -327,9 +343,14 @@ class Legs:
         line.transferred(end_s, news.bytes)
         line.decode_began(now)
         self._tally.transferred(HANDOFF, news.bytes, end_s - line.transfer_start_s)
+        self._trace_transfer(live, now - end_s, end_s - line.transfer_start_s, news.bytes, line.prefill_instance or "", leg)
         paced = leg.reserved and self.transfer.mode == "push" and self.transfer.granularity != "request"
         seconds = 0.0 if paced else news.seconds
         self._tell(Transferred(request.id, live.attempt, leg.member.name, news.bytes, seconds))
+
+    def _trace_transfer(self, live: Live, ago_s: float, seconds: float, size: int, src: str, leg: Leg) -> None:
+        if self._traces is not None and live.trace is not None:
+            self._traces.transfer(live.trace, ago_s, seconds, size, src, leg.member.name)
 
     # ------------------------------------------------------------ migration
 

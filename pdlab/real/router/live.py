@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,9 +14,13 @@ from pdlab.core.types import Request, Stage
 from pdlab.real.api.backend import Ended
 from pdlab.real.engine.messages import Sampling, Scored, Tokens
 from pdlab.real.net.http import Broken
+from pdlab.real.net.wire import Carrier
 from pdlab.real.router.instances import Incarnation
 from pdlab.real.router.remote import LegTokens, Prefilled
 from pdlab.results.timeline import Timeline
+
+if TYPE_CHECKING:
+    from pdlab.real.api.traces import TraceSpan
 
 Gap = Callable[[float, int], None]
 Deliver = Callable[[Tokens], None]
@@ -39,6 +44,7 @@ class Leg:
     goes_on_from: int = 0  # a migration's destination: how many tokens its source has made
     bytes: int = 0  # of its KV, that came in `seconds`
     seconds: float = 0.0
+    span: TraceSpan | None = None
 
     def cancel(self) -> None:
         self.over = True
@@ -87,6 +93,7 @@ class Live:
         self.unfit = self.overload = False
         self.goes_on = True  # whoever decodes this attempt can go on from given tokens
         self.scores: list[Scored] | None = None  # of the prompt, on the way to the client
+        self.trace: Carrier | None = None  # where spans of its legs belong
 
     @property
     def single(self) -> bool:

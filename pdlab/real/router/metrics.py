@@ -76,6 +76,8 @@ class Tally:
 
     def _dispatch(self, action: Dispatch) -> None:
         self.dispatches[action.instance] += 1
+        if action.decode is not None:
+            self.handoffs[action.decode] += action.decode != action.instance
         self.retries += action.attempt > 1
 
     def _handoff(self, action: Handoff) -> None:

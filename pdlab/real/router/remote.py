@@ -11,7 +11,7 @@ import msgspec
 from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.real.engine.messages import Sampling, Scored
 from pdlab.real.net.http import Broken
-from pdlab.real.net.wire import Continue, KvParams, StreamEvent
+from pdlab.real.net.wire import Carrier, Continue, KvParams, StreamEvent
 
 ALIVE_S = 1.0
 
@@ -35,6 +35,7 @@ class LegAsk:
     tpot_slo_s: float | None = None
     waited_s: float = 0.0  # by its client, before this leg
     through: str = ""  # the URL of the instance that passes the answer on; empty: it comes straight
+    trace: Carrier | None = None  # its span, for the instance's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -50,6 +50,7 @@ from pdlab.core.types import (
 )
 from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.engine.messages import Sampling
+from pdlab.real.net.wire import Carrier
 from pdlab.real.router.instances import Instances, Start
 from pdlab.real.router.legs import Legs
 from pdlab.real.router.live import Deliver, Live
@@ -60,6 +61,9 @@ from pdlab.real.router.tasks import Tasks
 from pdlab.real.router.timelines import Timelines
 from pdlab.replay.log import EventLog
 
+if TYPE_CHECKING:
+    from pdlab.real.api.traces import Traces
+
 logger = logging.getLogger(__name__)
 RENEW_S = 5.0  # of 30: a router may stand still for 20 s
 MEMBER_EVENTS: frozenset[type] = frozenset({Joined, Left, Report, Switched, Drained, Suspected, RegistryAway, Tick})
@@ -69,7 +73,7 @@ class LiveWorld:
     """`connect` makes the Remote of an instance that has joined. `now` is seconds since the router's start, `unix` what instances stamp
     reports with. `start` brings up one more instance of a role, where the experiment autoscales. `name` begins the names of all legs, so
     it must be this router's own. With `traceback` a policy's mistake is logged with its own. Use it inside a running loop, between `open`
-    and `close`."""
+    and `close`. `traces`: where spans of the legs go."""
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class LiveWorld:
         start: Start | None = None,
         name: str = "",
         traceback: bool = False,
+        traces: Traces | None = None,
     ) -> None:
         if router.autoscale is not None and start is None:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
@@ -118,6 +123,7 @@ class LiveWorld:
             transfer_timeout_s=router.limits.transfer_timeout_s,
             request_timeout_s=router.limits.request_timeout_s,
             name=name or uuid.uuid4().hex[:8],
+            traces=traces,
         )
         self._submitted = 0
         self._told_blind = False  # that the policy asks for predictions which nobody can make
@@ -215,6 +221,7 @@ class LiveWorld:
         session: str = "",
         tenant: str = "",
         offline: bool = False,
+        trace: Carrier | None = None,
     ) -> int:
         """A client's request; returns its id. `deliver` gets each candidate's tokens in order, each index once, the last with `finish`;
         where the request does not succeed, an `Ended`. It may be called before this returns."""
@@ -227,6 +234,7 @@ class LiveWorld:
             request_id, now, len(tokens), hashes, priority, ttft_slo_s, tpot_slo_s, best_of, best_of, session, tenant, offline
         )
         live = self.requests.begin(request, tokens, sampling, deliver)
+        live.trace = trace
         if self.down is not None:
             self.requests.end(live, Stage.FAILED, self.down)
         else:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +45,15 @@ class Grows(Policy):
 class Cluster:
     """The process, and what it has said."""
 
-    def __init__(self, folder: Path, model: Path, policy: object, environment: Mapping[str, str] | None = None, **more: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        policy: object,
+        environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        **more: object,
+    ) -> None:
         experiment = {
             "model": str(model),
             "workload": {"source": "azure-conv-2023", "requests": 10, "rate": 1.0},
@@ -59,7 +67,7 @@ class Cluster:
         self.said = ""
         command = [sys.executable, "-m", "pdlab", "serve", str(folder / "tiny.yaml"), "--role", "all", "--port", "0", "--threads", "2"]
         self.process = subprocess.Popen(
-            [*command, "--trace-events", str(self.log), "--allowed-origins", "https://page.example"],
+            [*command, "--trace-events", str(self.log), "--allowed-origins", "https://page.example", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from pdlab.core.types import Dispatch, Joined, Report, Role, Switched, Tick
+from pdlab.core.types import Dispatch, Handoff, Joined, Report, Role, Switched, Tick
 from pdlab.real.router.metrics import Tally
 from pdlab.real.router.remote import TransferTrouble
 from pdlab.real.router.world import LiveWorld
@@ -141,6 +141,12 @@ def test_switches_and_retries_are_counted_from_what_the_router_hears_and_says() 
     assert dict(tally.switches) == {"decode": 1, "prefill": 1}
     tally.heard(Tick(), [Dispatch(1, 1, "p"), Dispatch(1, 2, "p")])
     assert tally.retries == 1 and dict(tally.dispatches) == {"p": 2}
+
+
+def test_a_hand_off_counts_where_room_is_reserved_before_prefill_too() -> None:
+    tally = Tally()
+    tally.heard(Tick(), [Dispatch(1, 1, "p", "d"), Dispatch(2, 1, "d", "d"), Dispatch(3, 1, "p"), Handoff(3, 1, "p", "e")])
+    assert {name: count for name, count in tally.handoffs.items() if count} == {"d": 1, "e": 1}
 
 
 def test_an_instance_labels_all_it_tells_with_its_name_and_role(folder: Path) -> None:
