@@ -27,10 +27,11 @@ class Int4Weight:
     group: int
 
 
-def quantize_int8(weight: Tensor) -> Int8Weight:
-    """[out, in] to int8 with a scale for each output channel, which maps its largest weight to 127."""
+def quantize_int8(weight: Tensor, largest: Tensor | None = None) -> Int8Weight:
+    """[out, in] to int8 with a scale for each output channel, which maps its largest weight to 127; `largest` float32 [out]: where these
+    are some columns of a weight, that of all of them."""
     wide = weight.float()
-    scale = wide.abs().amax(1).clamp(min=1e-30) / 127
+    scale = (wide.abs().amax(1) if largest is None else largest).clamp(min=1e-30) / 127
     return Int8Weight((wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale)
 
 

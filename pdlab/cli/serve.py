@@ -80,6 +80,18 @@ def serve(
         typer.Option("--prefix-cache/--no-prefix-cache", help="Keep KV of prompts for others that begin alike.", show_default="on"),
     ] = None,
     batching: Annotated[str | None, typer.Option(help="chunked, prefill_first or decode_first.", show_default="chunked")] = None,
+    tensor_parallel_size: Annotated[
+        int | None,
+        typer.Option(
+            "--tensor-parallel-size",
+            "-tp",
+            "--tp-size",
+            "--tp",
+            min=1,
+            help="Ranks that hold each layer together: a process each.",
+            show_default="the file's, or 1",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a CPU engine.", show_default="all cores")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
@@ -188,6 +200,7 @@ def serve(
         "block_tokens": block_tokens,
         "prefix_cache": prefix_cache,
         "batching": batching,
+        "tp": tensor_parallel_size,
         "threads": threads,
         "decisions": None if decisions is None else str(decisions),
     }

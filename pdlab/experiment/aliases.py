@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.imports import fastdeploy, vllm, xllm
-from pdlab.experiment.imports.programs import LeftOut, Meaning, Sets, no, whole
+from pdlab.experiment.imports.programs import LeftOut, Meaning, Sets, no
 
 OWN = frozenset(  # which are options of pdlab serve themselves
     (
         *("--model", "--port", "--host", "--tokenizer", "--tokenizer-path", "--dtype", "--quantization", "--served-model-name"),
         *("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--gpu-memory-utilization", "--metrics-port"),
-        *("--num-gpu-blocks-override", "--data-parallel-size"),  # and those that `spellings` has a line for
+        *("--num-gpu-blocks-override", "--data-parallel-size", "--tensor-parallel-size"),  # and those that `spellings` has a line for
     )
 )
 _CACHE = ("--enable-prefix-caching", "--no-enable-prefix-caching", "--enable-chunked-prefill")
@@ -27,7 +27,6 @@ ALIASES: dict[str, Meaning] = {
     if flag not in OWN
 } | {
     "--disable-radix-cache": Sets("prefix_cache", no, False),
-    **dict.fromkeys(("--tp", "--tp-size"), Sets("tp", whole)),
 }
 VALUES = {
     "role": "--role",
@@ -134,8 +133,6 @@ def _value(flag: str, meaning: Sets, value: str) -> object:
 def _instead(setting: str, meaning: Sets) -> str:
     if setting in KEYS:
         return f"write it into the experiment file: {KEYS[setting]}"
-    if setting == "tp":
-        return "pdlab's engine runs an instance in one process; register a vLLM server with --engine vllm --upstream URL"
     if setting == "kv_ports":
         return "an instance has one port for KV: give --kv-port"
     if setting == "disaggregated":

@@ -62,7 +62,7 @@ class InstancesSpec(Spec):
     count: Count = 1
     prefill: int | None = None
     hardware: Annotated[Hardware | None, PROFILE] = None
-    tp: Annotated[Count, Use(serve="1; more is refused")] = 1
+    tp: Count = 1
     dp_attention: Annotated[Count, Use(serve="1; more is refused")] = 1
     ep: Annotated[Count, Use(serve="1; more is refused")] = 1
     pp: Annotated[Count, Use(serve="1; more is refused")] = 1

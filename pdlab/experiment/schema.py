@@ -104,7 +104,7 @@ DESCRIPTIONS = {
     "InstancesSpec.prefill": "With role auto: how many prefill, at least 1 and below `count`.",
     "InstancesSpec.hardware": "A name from `pdlab hardware`, or of a --hardware-file; figures of your own (a mapping, or a file with one, "
     ".yaml); or the path of a profile that `pdlab calibrate` wrote (.json).",
-    "InstancesSpec.tp": "Accelerators that hold each layer of one instance (tensor parallel); pdlab serve has one yet.",
+    "InstancesSpec.tp": "Accelerators that hold each layer of one instance (tensor parallel).",
     "InstancesSpec.dp_attention": "Groups among those accelerators that attend to sequences of their own (data-parallel attention); it "
     "divides tp. MLA whose heads tp does not divide has as many as tp.",
     "InstancesSpec.ep": "Groups among those accelerators that have experts of their own (expert parallel); it divides tp.",

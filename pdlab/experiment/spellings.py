@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from pdlab.core.types import UsageError
 
-_TP = (
-    "pdlab's engine runs an instance in one process; where vLLM is to split a model, start it with that and register it with "
-    "--engine vllm --upstream URL (simulated: tp, of a row of cluster.instances)"
+_PP = (
+    "pdlab's engine splits a model by --tensor-parallel-size alone; where vLLM is to split it by layers, start it with that and register "
+    "it with --engine vllm --upstream URL (simulated: pp, of a row of cluster.instances)"
 )
 _COPIES = "start several instances, each with --registry URL, or count: N in the file's cluster.instances with --role all"
 _PD = "give --role prefill or --role decode and --registry URL; --kv-transport says how KV goes"
@@ -22,7 +22,7 @@ _CLOSED = "--set 'workload.arrival={process: closed, concurrency: 8}', without a
 _SOURCE = "workload.source in the experiment file: a built-in workload, a trace's path, or synthetic"
 FLAGS: dict[str, dict[str, str]] = {
     "serve": {
-        **dict.fromkeys(("-tp", "--pipeline-parallel-size", "-pp", "--pp-size"), _TP),
+        **dict.fromkeys(("--pipeline-parallel-size", "-pp", "--pp-size"), _PP),
         **dict.fromkeys(("--data-parallel-size", "-dp", "--dp-size"), _COPIES),
         **dict.fromkeys(("--kv-transfer-config", "--disaggregation-mode", "--disaggregation-transfer-backend"), _PD),
         **dict.fromkeys(("--num-gpu-blocks-override", "--max-total-tokens"), "give --kv-gib, or engine.kv_blocks in the experiment file"),

@@ -24,7 +24,7 @@ from pdlab.experiment.imports.programs import LeftOut
         ("--metrics-port 8181", "--metrics-port 8181"),
         ("--http_server_port 28888", "--port 28888"),
         ("--devices npu:0", "--device npu:0"),
-        ("--tensor-parallel-size 1 --tp-size=1 --nnodes=1 --enable_disagg_pd=true", ""),
+        ("--nnodes=1 --enable_disagg_pd=true", ""),
         ("--enable_prefix_cache=false", "--no-prefix-cache"),
         ("--enable_prefix_cache --port 1", "--prefix-cache --port 1"),
         ("--enable_prefix_cache false --port 1", "--no-prefix-cache --port 1"),
@@ -47,7 +47,6 @@ def test_other_commands_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("--tensor-parallel-size 4", "--tensor-parallel-size: pdlab's engine runs an instance in one process"),
         ("--disagg_pd_port=7777", "speak to each other over their --port"),
         ("--device_ip=10.0.0.1", "reads /etc/hccn.conf itself"),
         ("--rdma-comm-ports 7671,7672", "give --kv-port"),

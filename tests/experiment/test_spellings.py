@@ -58,8 +58,8 @@ def test_flags_that_mean_the_same_are_taken(flag: str, parameter: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["serve", "--tensor-parallel-size", "2"], "--tensor-parallel-size: "),
-        (["serve", "--tp-size=2"], "--engine vllm"),
+        (["serve", "--pipeline-parallel-size", "2"], "--pipeline-parallel-size: "),
+        (["serve", "--pp-size=2"], "--engine vllm"),
         (["serve", "--no-enable-prefix-caching", "--disable-log-stats"], "no request is logged"),
         (["serve", "--disaggregation-mode", "prefill"], "--role prefill"),
         (["serve", "--kv-transfer-config", "{}"], "--role prefill"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling, Submit, Tokens
 from pdlab.real.engine.options import EngineOptions
 from tests.support import tiny_models
+from tests.support.rank_threads import RankThreads
 
 
 @pytest.fixture(scope="session")
@@ -74,11 +76,13 @@ class Driver:
 
 
 @pytest.fixture
-def driver(tiny: Callable[[str], tuple[Path, PreTrainedModel]]) -> Callable[..., Driver]:
-    """A driver of an engine of that family; keyword arguments are its options."""
+def driver(tiny: Callable[[str], tuple[Path, PreTrainedModel]]) -> Iterator[Callable[..., Driver]]:
+    """A driver of an engine of that family; keyword arguments are its options. Of several ranks, the others are threads."""
 
     def of(family: str, **options: object) -> Driver:
         given = {"block_tokens": 4, "kv_blocks": 400, "max_batch_tokens": 64, "max_seqs": 16, "threads": 1, **options}
-        return Driver(load(EngineOptions(model=str(tiny(family)[0]), **given)).engine)  # type: ignore[arg-type]
+        asked = EngineOptions(model=str(tiny(family)[0]), **given)  # type: ignore[arg-type]
+        return Driver(load(asked).engine if asked.tp == 1 else RankThreads(asked, stack).loaded.engine)
 
-    return of
+    with ExitStack() as stack:
+        yield of

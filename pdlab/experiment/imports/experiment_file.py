@@ -25,7 +25,6 @@ TRANSFERS: dict[str, dict[str, str]] = {
 }
 FORMATS = ("dtype", "quantization")
 LIMITS = ("request_timeout_s", "max_in_flight", "lease_s", "suspect_s", "max_attempts")
-ONE_PROCESS = "pdlab's engine runs an instance in one process"
 WORKLOAD = {"source": "azure-conv-2023", "requests": 2000}
 
 
@@ -142,14 +141,10 @@ def _row(reading: LaunchReading, found: Launch, engine: dict[str, Any], instead:
     if found.program.kind == "cluster":
         row |= _of_cluster(found)
     tp = found.number("tp") or 1
-    if tp > 1:
-        line, flag = found.line_of("tp"), found.flag_of("tp")
-        if instead.device == "cpu":
-            reading.dropped.append(Dropped(line, flag, str(tp), f"{ONE_PROCESS}, and on a CPU that has all threads: tp is 1"))
-        else:
-            row["tp"] = tp
-            why = f"it is in the file for pdlab sim; {ONE_PROCESS}, and pdlab serve refuses it: run vLLM and register it by --engine vllm"
-            reading.dropped.append(Dropped(line, flag, str(tp), why))
+    if tp > 1 and instead.device == "cpu":
+        reading.dropped.append(Dropped(found.line_of("tp"), found.flag_of("tp"), str(tp), "on a CPU one rank has all threads: tp is 1"))
+    elif tp > 1:
+        row["tp"] = tp
     return {**row, **({"hardware": instead.hardware} if instead.hardware else {}), **({"engine": engine} if engine else {})}
 
 

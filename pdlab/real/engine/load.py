@@ -19,12 +19,14 @@ from pdlab.core.worker import Worker
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.passes import Tell
 from pdlab.real.engine.runner import Runner
 from pdlab.real.models import config as configs
 from pdlab.real.models import gguf_file, weights
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.linear import bfloat16_products, maker
-from pdlab.real.models.model import DecoderModel
+from pdlab.real.models.model import ALONE, DecoderModel
+from pdlab.real.models.ranks import Ranks
 from pdlab.replay.scheduler_log import Recorded, Setup
 
 log = logging.getLogger(__name__)
@@ -64,24 +66,55 @@ def device_of(name: str) -> torch.device:
     return torch.device(kind, int(index or 0)) if kind != "cpu" else torch.device("cpu")
 
 
-def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
-    """Everything in place to run `engine.step`."""
-    device = device_of(options.device)
-    if device.type == "cpu" and options.threads:
-        torch.set_num_threads(options.threads)
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One rank's part of a model. `kv_blocks`: as many as all ranks have memory for."""
+
+    model: DecoderModel
+    kv_blocks: int
+    context_tokens: int
+
+    def runner(self, options: EngineOptions, tell: Tell | None = None) -> Runner:
+        """`tell` hears of each pass before it is run."""
+        return Runner(
+            self.model,
+            tell=tell,
+            kv_blocks=self.kv_blocks,
+            block_tokens=options.block_tokens,
+            shared=bool(options.kv_name),
+            step_tokens=options.max_batch_tokens,
+        )
+
+
+def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALONE) -> LoadedModel:
+    """What one rank computes with."""
+    if device.type == "cpu" and options.rank_threads:
+        torch.set_num_threads(options.rank_threads)
     path = Path(options.model)
     config = configs.of(options.model, random=options.random)
-    found, factors = _source(path, config, options)
+    configs.check_tp(config, ranks.size)
+    found, factors = _source(path, config, options, ranks)
     dtype = _dtype(options.dtype, config, device)
     context = min(options.max_model_len or config.max_positions, config.max_positions)
     if options.max_model_len > config.max_positions:
         raise UsageError(f"--max-model-len {options.max_model_len} exceeds the model's {config.max_positions} positions")
     if device.type == "cpu" and dtype == torch.bfloat16 and not bfloat16_products():
         log.warning("this CPU cannot multiply bfloat16 (it has no AVX-512): prompts are computed in float32, at about its speed")
-    make = maker(options.quantization, pack=_packs(config, device, dtype))
-    model = DecoderModel(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors)
+    make = maker(options.quantization, pack=_packs(config, device, dtype, len(options.ranks_here) / ranks.size))
+    model = DecoderModel(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors, ranks=ranks)
+    blocks = _kv_blocks(options, model)
+    if ranks.size > 1:
+        blocks = -int(ranks.most(torch.tensor([-blocks], device=device)).item())
+    return LoadedModel(model, blocks, context)
+
+
+def load(options: EngineOptions, decisions: Lines | None = None, ranks: Ranks = ALONE, tell: Tell | None = None) -> Loaded:
+    """Everything in place to run `engine.step`. With more `ranks`, this is rank 0, and each pass is told to the others."""
+    device = device_of(options.device_of_rank(ranks.rank))
+    loaded = load_model(options, device, ranks)
+    config, context = loaded.model.config, loaded.context_tokens
     setup = Setup(
-        _kv_blocks(options, config, device, dtype),
+        loaded.kv_blocks,
         options.block_tokens,
         options.max_batch_tokens,
         options.max_seqs,
@@ -91,18 +124,21 @@ def load(options: EngineOptions, decisions: Lines | None = None) -> Loaded:
     )
     scheduler = setup.scheduler()
     recorded = None if decisions is None else Recorded(setup, scheduler, decisions)
-    runner = Runner(
-        model, kv_blocks=setup.kv_blocks, block_tokens=setup.block_tokens, shared=bool(options.kv_name), step_tokens=setup.max_batch_tokens
-    )
     worker = Worker(scheduler, recorded, context_tokens=context, lease_s=options.lease_s)
     engine = Engine(
-        runner, worker, eos_ids=frozenset(options.eos_ids), seed=options.seed, ttft_slo_s=options.ttft_slo_s, tpot_slo_s=options.tpot_slo_s
+        loaded.runner(options, tell),
+        worker,
+        eos_ids=frozenset(options.eos_ids),
+        seed=options.seed,
+        ttft_slo_s=options.ttft_slo_s,
+        tpot_slo_s=options.tpot_slo_s,
     )
-    return Loaded(config, engine, device, dtype, _fingerprint(path, config, options), context)
+    return Loaded(config, engine, device, loaded.model.dtype, fingerprint_of(config, options), context)
 
 
-def _fingerprint(path: Path, config: ModelConfig, options: EngineOptions) -> str:
+def fingerprint_of(config: ModelConfig, options: EngineOptions) -> str:
     """Of the architecture, the quantisation, and the weights: random ones by their seed, files by size and by both their ends."""
+    path = Path(options.model)
     found = hashlib.sha256(f"{dataclasses.replace(config, name='')} {options.quantization}".encode())
     if options.random:
         found.update(f"random {options.seed}".encode())
@@ -117,15 +153,15 @@ def _fingerprint(path: Path, config: ModelConfig, options: EngineOptions) -> str
     return found.hexdigest()[:16]
 
 
-def _source(path: Path, config: ModelConfig, options: EngineOptions) -> tuple[Iterator[tuple[str, Tensor]], Tensor | None]:
-    """The weights by their Hugging Face names, and what divides the rotary frequencies."""
+def _source(path: Path, config: ModelConfig, options: EngineOptions, ranks: Ranks) -> tuple[Iterator[tuple[str, Tensor]], Tensor | None]:
+    """A rank's weights by their Hugging Face names, and what divides the rotary frequencies."""
     if path.suffix == ".gguf":
         factors = gguf_file.rope_factors(path)
         arrays = ((name, torch.from_numpy(array)) for name, array in gguf_file.tensors(path))
-        return arrays, None if factors is None else torch.from_numpy(factors)
+        return weights.parts(arrays, config, ranks), None if factors is None else torch.from_numpy(factors)
     if options.random:
-        return weights.at_random(config, options.seed), None
-    return weights.from_folder(path, config), None
+        return weights.parts(weights.at_random(config, options.seed), config, ranks), None
+    return weights.from_folder(path, config, ranks), None
 
 
 def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -139,22 +175,24 @@ def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _packs(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Is there a library that orders weights, and memory to keep them twice?"""
+def _packs(config: ModelConfig, device: torch.device, dtype: torch.dtype, part: float) -> bool:
+    """Is there a library that orders weights, and memory to keep the `part` of them that is here twice?"""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16 and not bfloat16_products():
         return False
     needed = 2 * dtype.itemsize * sum(math.prod(shape) for shape in weights.shapes(config).values())
-    return needed < 0.7 * available_bytes()
+    return needed * part < 0.7 * available_bytes()
 
 
-def _kv_blocks(options: EngineOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
+def _kv_blocks(options: EngineOptions, model: DecoderModel) -> int:
     """As asked for; else, on a CPU, what `cpu_kv_blocks` says; on an accelerator, `hbm_utilization` less what is taken."""
-    block_bytes = config.kv_bytes_per_token(dtype.itemsize) * options.block_tokens
+    device, item_bytes = model.device, model.dtype.itemsize
+    block_bytes = model.share.kv_bytes_per_token(item_bytes) * options.block_tokens
     if device.type == "cpu":
-        check_cpu_kv(options)
-        blocks = cpu_kv_blocks(options, config, dtype.itemsize)
+        if model.ranks.rank == 0:
+            check_cpu_kv(options)
+        blocks = cpu_kv_blocks(options, model.config, item_bytes)
     elif options.kv_blocks:
         blocks = options.kv_blocks
     elif options.kv_gib:

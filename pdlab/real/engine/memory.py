@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pdlab.core.kv_heads import copies
 from pdlab.core.types import UsageError
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.models import config as configs
@@ -75,12 +76,15 @@ def cpu_kv_blocks(options: EngineOptions, config: ModelConfig, item_bytes: int) 
 
 
 def check_cpu_kv(*engines: EngineOptions) -> None:
-    """Raises UsageError where the KV memory of these engines, all on this machine's CPU, exceeds what is available."""
+    """Raises UsageError where the KV memory of these engines, all on this machine's CPU, exceeds what is available, or where a model cannot
+    be split as asked."""
     needed = 0
     for options in engines:
+        config, item_bytes = configs.of(options.model, random=options.random), ITEM_BYTES.get(options.dtype, 4)
+        configs.check_tp(config, options.tp)
         if options.device == "cpu":
-            config, item_bytes = configs.of(options.model, random=options.random), ITEM_BYTES.get(options.dtype, 4)
-            needed += cpu_kv_blocks(options, config, item_bytes) * block_bytes(options, config, item_bytes)
+            block = block_bytes(options, config, item_bytes) * copies(config.kv_heads, options.tp)
+            needed += cpu_kv_blocks(options, config, item_bytes) * block // options.nnodes
     if needed > (available := available_bytes()):
         whose = f" for {len(engines)} instances" if len(engines) > 1 else ""
         raise UsageError(

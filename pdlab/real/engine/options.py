@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 
@@ -13,7 +15,11 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     quantization: str = ""  # wint8 or wint4: weight-only
     load_format: str = "auto"  # dummy: random weights, config.json alone suffices
-    threads: int = 0  # of a CPU engine
+    threads: int = 0  # of a CPU engine, of all its ranks here together
+    tp: int = 1  # ranks that hold each layer together
+    nnodes: int = 1  # hosts that they are spread over, evenly
+    node_rank: int = 0  # which of them this is
+    master: str = ""  # host:port where rank 0 meets those of other hosts
     max_model_len: int = 0
     kv_gib: float = 0.0
     kv_blocks: int = 0
@@ -44,6 +50,26 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     def random(self) -> bool:
         """Are its weights?"""
         return self.load_format == "dummy"
+
+    @property
+    def ranks_here(self) -> range:
+        """The ranks on this host."""
+        each = self.tp // self.nnodes
+        return range(self.node_rank * each, (self.node_rank + 1) * each)
+
+    def device_of_rank(self, rank: int) -> str:
+        """Of one that is here: those of accelerators follow each other."""
+        if self.tp == 1 or self.device == "cpu":
+            return self.device
+        kind, _, index = self.device.partition(":")
+        return f"{kind}:{int(index or 0) + rank - self.ranks_here.start}" if (index or "0").isdigit() else self.device
+
+    @property
+    def rank_threads(self) -> int:
+        """Of each rank's own process. Zero: as many as it likes."""
+        if len(self.ranks_here) == 1:
+            return self.threads
+        return max(1, (self.threads or len(os.sched_getaffinity(0))) // len(self.ranks_here))
 
 
 OPTIONS = msgspec.msgpack.Decoder(EngineOptions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import socket
 import subprocess
 import time
@@ -46,6 +45,7 @@ from pdlab.real.engine.messages import (
 )
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.processes import MODULE
+from pdlab.real.instance.followers import environment
 
 Answered = Exported | Holds | Compiled
 
@@ -77,7 +77,7 @@ class EngineClient:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         command = [*MODULE, "pdlab.real.instance.engine_process", str(theirs.fileno())]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **_environment(options)})
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment(options))
         theirs.close()
         raw = msgspec.msgpack.encode(options)  # a secret is among them, and a command line is read by anybody
         ours.sendall(len(raw).to_bytes(4, "little") + raw)
@@ -273,11 +273,3 @@ def load_report(step: Step, name: str, incarnation: int) -> Report:
     return msgspec.structs.replace(
         step.report, instance=name, incarnation=incarnation, taken_s=time.time(), stored=(), evicted=(), steps=()
     )
-
-
-def _environment(options: EngineOptions) -> dict[str, str]:
-    """For the engine process: OpenMP threads that wait asleep after a while, since an engine rarely has the machine to itself."""
-    found = {"TOKENIZERS_PARALLELISM": "false"}
-    if options.threads:
-        found["OMP_NUM_THREADS"] = str(options.threads)
-    return found

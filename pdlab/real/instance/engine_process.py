@@ -52,6 +52,7 @@ from pdlab.real.engine.messages import (
 )
 from pdlab.real.engine.options import OPTIONS, EngineOptions
 from pdlab.real.host.logs import inherited
+from pdlab.real.instance.followers import Followers, RankLost
 from pdlab.replay.log_file import LogFile
 
 if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
@@ -61,9 +62,11 @@ if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
     from pdlab.real.engine.grammar import Grammars
     from pdlab.real.engine.load import Loaded
     from pdlab.real.instance.kv_service import KvService
+    from pdlab.real.models.ranks import Ranks
 
 log = logging.getLogger(__name__)
-ALONE = "this engine exchanges no KV"
+EXCHANGES_NO_KV = "this engine exchanges no KV"
+ENDS_BY_ITSELF_S = 0.5  # an engine whose rank has gone, unless it waits for it
 COMPILER_STACK_BYTES = 64 << 20  # many times what a grammar was let through with
 
 
@@ -116,6 +119,8 @@ def main() -> int:
             run(link, options)
     except UsageError as error:
         link.send(EngineBroken(str(error), usage=True))
+    except RankLost as error:
+        link.send(EngineBroken(str(error)))
     except Exception as error:
         log.exception("the engine has failed")
         link.send(EngineBroken(f"{type(error).__name__}: {error}"))
@@ -136,9 +141,46 @@ def run(link: Link, options: EngineOptions) -> None:
     started_s = time.perf_counter()
     decisions = _log(options.decisions)
     link.send(Loading("loading torch"))
+    with _followers(options, link) as followers:
+        _run(link, options, decisions, followers, started_s)
+
+
+@contextmanager
+def _followers(options: EngineOptions, link: Link) -> Iterator[Followers | None]:
+    """The other ranks, where there are any. When one goes, the engine ends."""
+    if options.tp == 1:
+        yield None
+        return
+
+    def lost(why: str) -> None:
+        """In a thread: the engine's own may wait for the rank that has gone."""
+
+        def end() -> None:
+            raise RankLost(why)
+
+        link.inbox.put(end)
+        time.sleep(ENDS_BY_ITSELF_S)
+        link.send(EngineBroken(why))
+        link.close()
+        os._exit(1)
+
+    followers = Followers(options, lost)
+    try:
+        followers.start()
+        yield followers
+    except Exception as error:
+        if isinstance(error, UsageError | RankLost) or not (why := followers.why()):
+            raise
+        raise RankLost(why) from error
+    finally:
+        followers.close()
+
+
+def _run(link: Link, options: EngineOptions, decisions: LogFile | None, followers: Followers | None, started_s: float) -> None:
     from pdlab.kernels.cpu_build import build_all, unbuilt
     from pdlab.real.engine.load import load
     from pdlab.real.engine.self_profile import SelfProfile
+    from pdlab.real.models.model import ALONE
 
     link.send(Loading("loading weights"))
     building = threading.Thread(target=build_all, name="kernels")  # while the weights are read
@@ -147,12 +189,17 @@ def run(link: Link, options: EngineOptions) -> None:
             link.send(Loading(f"loading weights; building kernels, once on this machine: {', '.join(missing)}"))
         building.start()
     try:
-        loaded = load(options, decisions)
+        ranks = _meet(options, followers) if followers is not None else ALONE
+        loaded = load(options, decisions, ranks, None if followers is None else followers.tell)
+        if followers is not None:
+            followers.await_ready(loaded.fingerprint)
         engine, config = loaded.engine, loaded.config
         if options.device == "cpu":
             building.join()
         link.send(Loading("warming up"))
         engine.runner.warm_up()
+        if followers is not None:
+            followers.settled()
         ready = Ready(
             config.name,
             engine.worker.most_tokens,
@@ -180,6 +227,17 @@ def run(link: Link, options: EngineOptions) -> None:
             decisions.close()
 
 
+def _meet(options: EngineOptions, followers: Followers) -> Ranks:
+    """Rank 0, when all are there."""
+    from pdlab.real.engine.load import device_of
+    from pdlab.real.models.process_group import GroupExchange, meeting
+    from pdlab.real.models.ranks import Ranks
+
+    store = meeting("127.0.0.1", 0, at_rank_0=True)
+    followers.begin("127.0.0.1", store.port)
+    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0))))
+
+
 def _log(path: str) -> LogFile | None:
     """Of the scheduler's decisions. Raises UsageError where it cannot be opened."""
 
@@ -198,6 +256,8 @@ def _kv_service(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[
     if not options.kv_name:
         yield None
         return
+    if options.tp > 1:
+        raise UsageError(f"tp {options.tp}: an instance of several ranks exchanges no KV yet: serve it alone, without --registry")
     from pdlab.real.host.background import Background
     from pdlab.real.instance.kv_service import KvService
     from pdlab.real.transfer.endpoint import KvEndpoint
@@ -361,12 +421,12 @@ class EngineLoop:
     def refuse(self, message: Receive | Resume | Proceed | Release | RenewLease | AskLease | Export) -> None:
         """There is nobody to exchange KV with."""
         if isinstance(message, Export):
-            self.link.send(Exported(message.call, ALONE))
+            self.link.send(Exported(message.call, EXCHANGES_NO_KV))
         elif isinstance(message, AskLease):
             self.link.send(Holds(message.call, False))
         elif isinstance(message, Receive | Resume):
             submit = message.submit
-            self.emit([Tokens(submit.id, i, 0, [], "error", error=ALONE) for i in range(submit.sampling.best_of)])
+            self.emit([Tokens(submit.id, i, 0, [], "error", error=EXCHANGES_NO_KV) for i in range(submit.sampling.best_of)])
 
     def emit(self, outputs: list[Tokens]) -> None:
         """Tell what a pass has made, and what else there is to tell."""

@@ -64,6 +64,7 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
         engine = placed.engine if placed is not None else deployment.engine
         found = {
             "device": placed.device if placed is not None else deployment.device,
+            "tp": placed.parallel.tp if placed is not None else 1,
             "dtype": deployment.dtype,
             "quantization": deployment.quantization or "",
             "block_tokens": engine.block_tokens,

@@ -134,17 +134,17 @@ def check(asked: Asked) -> None:
         if wrong:
             raise UsageError(line)
     if asked.deployment is not None and asked.engine == "pdlab" and asked.role != "router":
-        _check_tp(asked, asked.deployment)
+        _check_parallel(asked, asked.deployment)
 
 
-def _check_tp(asked: Asked, deployment: Deployment) -> None:
+def _check_parallel(asked: Asked, deployment: Deployment) -> None:
     placed = asked.placed if asked.role != "all" else None
     for one in deployment.placements() if placed is None else [placed]:
-        for key in ("tp", "dp_attention", "ep", "pp"):
+        for key in ("dp_attention", "ep", "pp"):
             if (value := getattr(one.parallel, key)) > 1:
                 raise UsageError(
-                    f"{asked.file}: cluster.instances.{one.row}.{key}: {value}, but pdlab's engine runs an instance in one process: write "
-                    f"{key}: 1, or start a vLLM server with --tensor-parallel-size and register it with --engine vllm --upstream URL"
+                    f"{asked.file}: cluster.instances.{one.row}.{key}: {value}, but pdlab's engine splits a model by tp alone: write "
+                    f"{key}: 1, or start a vLLM server and register it with --engine vllm --upstream URL"
                 )
         if one.engine.mtp is not None:
             raise UsageError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pdlab.core.kv_heads import heads_fit
 from pdlab.core.types import UsageError
 from pdlab.cost import huggingface, model_names
 from pdlab.cost.catalogue import understood
@@ -64,6 +65,18 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+def check_tp(config: ModelConfig, tp: int) -> None:
+    """Raises UsageError where a model cannot be split among so many ranks."""
+    c = config
+    fits = [n for n in range(1, 65) if c.heads % n == 0 and c.ffn % n == 0 and heads_fit(c.kv_heads, n)]
+    choose = f": choose one of {', '.join(map(str, fits))}"
+    for count, what in ((c.heads, "attention heads"), (c.ffn, "columns of the feed-forward")):
+        if count % tp:
+            raise UsageError(f"tp {tp} does not divide the {count} {what} of {c.name}{choose}")
+    if tp not in fits:
+        raise UsageError(f"tp {tp} neither divides the {c.kv_heads} KV heads of {c.name} nor is a multiple of them{choose}")
 
 
 def of(model: str, *, random: bool = False) -> ModelConfig:

@@ -22,7 +22,7 @@ class FastStep:
     @classmethod
     def of(cls, model: DecoderModel, caches: Sequence[tuple[Tensor, Tensor]]) -> FastStep | None:
         c = model.config
-        if model.device.type != "cpu" or not available(model.dtype):
+        if model.ranks.size > 1 or model.device.type != "cpu" or not available(model.dtype):
             return None
         step = DecodeStep(
             heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, hidden=c.hidden, ffn=c.ffn, eps=c.norm_eps, dtype=model.dtype

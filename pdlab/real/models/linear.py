@@ -60,7 +60,13 @@ class Linear(Protocol):
         """Read from memory by each product."""
 
 
-Make = Callable[[Tensor, Tensor | None], Linear]  # (weight [out, in], bias [out]) -> Linear
+Most = Callable[[Tensor], Tensor]  # of what each rank has, the largest
+
+
+class Make(Protocol):
+    """`weight` [out, in], `bias` [out]. `most`: where ranks hold columns of a weight, the largest of what they have of a row."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None, most: Most | None = None) -> Linear: ...
 
 
 class Dense:
@@ -92,8 +98,9 @@ class Packed(Dense):
 
 
 class Int8:
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias, self.dtype = quantize_int8(weight), bias, weight.dtype
+    def __init__(self, weight: Tensor, bias: Tensor | None, most: Most | None = None) -> None:
+        largest = most(weight.float().abs().amax(1)) if most is not None else None
+        self.weight, self.bias, self.dtype = quantize_int8(weight, largest), bias, weight.dtype
         self.weight_bytes = self.weight.values.nbytes + self.weight.scale.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -117,11 +124,11 @@ def _in_pieces(x: Tensor, few: Callable[[Tensor], Tensor]) -> Tensor:
     return few(x) if len(x) <= FEW else torch.cat([few(part) for part in torch.split(x, FEW)])
 
 
-def dense(weight: Tensor, bias: Tensor | None) -> Linear:
+def dense(weight: Tensor, bias: Tensor | None, most: Most | None = None) -> Linear:
     return Dense(weight, bias)
 
 
-def packed(weight: Tensor, bias: Tensor | None) -> Linear:
+def packed(weight: Tensor, bias: Tensor | None, most: Most | None = None) -> Linear:
     return Packed(weight, bias)
 
 
@@ -137,6 +144,6 @@ def maker(quantization: str, *, pack: bool = False) -> Make:
     raise UsageError(f"--quantization {quantization} is not one of wint8, wint4")
 
 
-def _int4(weight: Tensor, bias: Tensor | None) -> Linear:
+def _int4(weight: Tensor, bias: Tensor | None, most: Most | None = None) -> Linear:
     """Rows that groups of 32 do not fill stay in 8 bits."""
-    return Int4(weight, bias) if weight.shape[1] % 32 == 0 else Int8(weight, bias)
+    return Int4(weight, bias) if weight.shape[1] % 32 == 0 else Int8(weight, bias, most)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pdlab.kernels.decode import DecodeStep
@@ -17,8 +16,11 @@ from pdlab.kernels.fused import rms_norm, rope, silu_and_mul
 from pdlab.kernels.paged_attention import paged_attention, store_kv
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.linear import Linear, Make, dense, packed
+from pdlab.real.models.ranks import Embedding, Ranks, SummedLinear, filled
 from pdlab.real.models.rope import tables
 from pdlab.real.models.weights import shapes
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ class DecoderLayer:
 
 class DecoderModel:
     """`weights` are taken by their Hugging Face names, in any order; q, k, v and gate, up are joined, so that each layer reads its
-    weights in four products. `make` turns a weight into a Linear (quantised, if asked)."""
+    weights in four products. `make` turns a weight into a Linear (quantised, if asked). With `ranks`, weights are this rank's parts, and
+    `share` is the model as it computes it."""
 
     def __init__(
         self,
@@ -67,25 +70,28 @@ class DecoderModel:
         max_positions: int,
         make: Make = dense,
         rope_factors: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
+        self.config, self.ranks, self.share = config, ranks, ranks.share(config)
         self.device = device
         self.dtype = dtype
-        loader = _WeightLoader(config, device, dtype, make)
+        loader = _WeightLoader(config, device, dtype, make, ranks)
         for name, tensor in weights:
             loader.take(name, tensor)
-        self.embedding = loader.plain["model.embed_tokens.weight"]
+        each = ranks.vocabulary(config)
+        embedding = loader.plain["model.embed_tokens.weight"]
+        self.embedding = Embedding(embedding, ranks, each)
         self.norm = loader.plain["model.norm.weight"]
         self.layers = [loader.layer(i) for i in range(config.layers)]
-        head = self.embedding if config.tied else loader.plain["lm_head.weight"]
+        head = filled(embedding if config.tied else loader.plain["lm_head.weight"], each)
         self.head = make(head, None) if make is packed else dense(head, None)  # never quantised: its errors would be the logits'
         cos, sin = tables(config.rope, config.head_dim, max_positions, rope_factors)
         self.cos, self.sin = cos.to(device), sin.to(device)
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
-        """Logits float32 [len(inputs.last), vocab]. `caches` are each layer's keys and values, [blocks, kv_heads, block_tokens, head_dim],
-        and take this step's; `after_layer(index)` is called when they have one's."""
+        """Logits float32 [len(inputs.last), vocab], at rank 0. `caches` are each layer's keys and values, [blocks, kv_heads, block_tokens,
+        head_dim], and take this step's; `after_layer(index)` is called when they have one's."""
         logits: Tensor = self.logits(self.hidden(inputs, caches, after_layer))
         return logits
 
@@ -94,13 +100,13 @@ class DecoderModel:
         """Float32 [rows, vocab], of what `hidden` returns."""
         if not len(hidden):
             return torch.empty((0, self.config.vocab), device=self.device)
-        return self.head(hidden).float()
+        return self.ranks.columns(self.head(hidden), self.config.vocab).float()
 
     @torch.inference_mode()
     def hidden(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
         """As `forward`, but for the head: [len(inputs.last), hidden]. `inputs.last` ascends."""
-        c, eps = self.config, self.config.norm_eps
-        hidden = F.embedding(inputs.tokens, self.embedding)
+        c, eps = self.share, self.config.norm_eps
+        hidden = self.embedding(inputs.tokens)
         residual = hidden.clone()
         first_v, scale = c.heads + c.kv_heads, c.head_dim**-0.5
         x = rms_norm(hidden, self.layers[0].input_norm, eps)
@@ -131,6 +137,7 @@ class DecoderModel:
             if index == len(self.layers) - 1 and len(inputs.last) < len(inputs.tokens):  # of the rest nobody asks for more than KV
                 attended, residual = attended.index_select(0, inputs.last), residual.index_select(0, inputs.last)
                 if not len(attended):
+                    self.ranks.barrier(self.device)  # nobody's KV is unwritten when rank 0's pass is over
                     return residual
             x = rms_norm(layer.out(attended), layer.post_norm, eps, residual)
             x = layer.down(silu_and_mul(layer.gate_up(x)))
@@ -140,7 +147,7 @@ class DecoderModel:
     @torch.inference_mode()
     def decode(self, inputs: Inputs, step: DecodeStep) -> Tensor:
         """As `forward`, for one token of each of a few sequences, with all layers in one call."""
-        residual = F.embedding(inputs.tokens, self.embedding)
+        residual = self.embedding(inputs.tokens)
         x = step(
             residual,
             inputs.positions,
@@ -157,14 +164,14 @@ class DecoderModel:
 class _WeightLoader:
     """Collects tensors by name; parts of a joined matrix go straight to their rows."""
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, make: Make) -> None:
-        self.config, self.device, self.dtype, self.make = config, device, dtype, make
+    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, make: Make, ranks: Ranks) -> None:
+        self.config, self.device, self.dtype, self.make, self.ranks = config, device, dtype, make, ranks
         self.plain: dict[str, Tensor] = {}
         self.linears: dict[str, Linear] = {}
         self.joined: dict[str, Tensor] = {}
         self.missing: dict[str, int] = {}
         self.shapes = shapes(config)
-        c = config
+        c = ranks.share(config)
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.parts = {  # of a joined matrix: (its name, first row, rows in all)
             "self_attn.q_proj": ("qkv", 0, q + 2 * kv),
@@ -200,7 +207,13 @@ class _WeightLoader:
     def _finish(self, stem: str) -> None:
         biased = f"{stem}.bias" in self.shapes
         if f"{stem}.weight" in self.plain and (not biased or f"{stem}.bias" in self.plain):
-            self.linears[stem] = self.make(self.plain.pop(f"{stem}.weight"), self.plain.pop(f"{stem}.bias") if biased else None)
+            bias = self.plain.pop(f"{stem}.bias") if biased else None
+            self.linears[stem] = self._summed(self.plain.pop(f"{stem}.weight"), bias)
+
+    def _summed(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        if self.ranks.size == 1:
+            return self.make(weight, bias)
+        return SummedLinear(self.make(weight, None if self.ranks.rank else bias, self.ranks.most), self.ranks)
 
     def layer(self, index: int) -> DecoderLayer:
         at = f"model.layers.{index}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pdlab.core.types import UsageError
 from pdlab.real.models.config import ModelConfig
+from pdlab.real.models.ranks import Ranks
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -54,20 +55,28 @@ def at_random(config: ModelConfig, seed: int = 0, std: float = 0.02) -> Iterator
             yield name, torch.empty(shape).normal_(0.0, std, generator=generator)
 
 
-def from_folder(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a folder's safetensors. Raises UsageError that names the file, and what it lacks or has wrong."""
+def parts(tensors: Iterable[tuple[str, Tensor]], config: ModelConfig, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """What a rank holds of whole tensors."""
+    for name, tensor in tensors:
+        part = ranks.part(name, config)
+        yield name, tensor if part is None else tensor[part.index].contiguous()
+
+
+def from_folder(folder: Path, config: ModelConfig, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """What a rank holds of the tensors in a folder's safetensors; the rest is not read. Raises UsageError that
+    names the file, and what it lacks or has wrong."""
     wanted = shapes(config)
     for path in _files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     if name in wanted:
-                        tensor = file.get_tensor(name)
-                        if tuple(tensor.shape) != wanted.pop(name):
-                            raise UsageError(
-                                f"model file {path}: {name} has shape {tuple(tensor.shape)}, config.json asks for {shapes(config)[name]}"
-                            )
-                        yield name, tensor
+                        stored = file.get_slice(name)
+                        shape = tuple(stored.get_shape())
+                        if shape != wanted.pop(name):
+                            raise UsageError(f"model file {path}: {name} has shape {shape}, config.json asks for {shapes(config)[name]}")
+                        part = ranks.part(name, config)
+                        yield name, file.get_tensor(name) if part is None else stored[part.index].contiguous()
         except (SafetensorError, OSError) as error:
             raise UsageError(f"model file {path} is not a readable safetensors file: {error}") from None
     if wanted:

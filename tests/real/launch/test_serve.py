@@ -78,7 +78,7 @@ def test_the_files_registry_takes_the_password_of_the_environment(monkeypatch: p
     assert settled(served("prefill", {"registry": "redis://me@file:1"})).registry == "redis://me:s%2Fe@file:1"
 
 
-TP = {"cluster": {"instances": [{"role": "prefill"}, {"role": "decode", "tp": 4}]}}
+PP = {"cluster": {"instances": [{"role": "prefill"}, {"role": "decode", "pp": 4}]}}
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ TP = {"cluster": {"instances": [{"role": "prefill"}, {"role": "decode", "tp": 4}
         ("prefill", {"instance_name": "decode-0", "registry": "redis://a"}),
     ],
 )
-def test_more_than_one_rank_is_refused(role: str, more: dict[str, Any]) -> None:
-    line = "x.yaml: cluster.instances.1.tp: 4, but pdlab's engine runs an instance in one process: write tp: 1, or start a vLLM server"
+def test_ranks_of_other_kinds_are_refused(role: str, more: dict[str, Any]) -> None:
+    line = "x.yaml: cluster.instances.1.pp: 4, but pdlab's engine splits a model by tp alone: write pp: 1, or start a vLLM server"
     with pytest.raises(UsageError) as caught:
-        check(served(role, TP, **more))
+        check(served(role, PP, **more))
     assert str(caught.value).startswith(line)
 
 
@@ -102,7 +102,7 @@ def test_more_than_one_rank_is_refused(role: str, more: dict[str, Any]) -> None:
     [("prefill", {}), ("router", {}), ("decode", {"engine": "vllm", "upstream": "http://v"})],
 )
 def test_but_not_where_somebody_else_has_it(role: str, more: dict[str, Any]) -> None:
-    check(served(role, TP, registry="redis://a", **more))
+    check(served(role, PP, registry="redis://a", **more))
 
 
 def test_all_needs_instances() -> None:

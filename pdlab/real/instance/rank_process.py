@@ -1,0 +1,102 @@
+"""The process of a rank other than 0: `python -m pdlab.real.instance.rank_process FD_RANK_0 FD_PARENT`.
+
+Its parent, on this host, tells it the options that are this host's; then rank 0 tells it who it is, and each pass. It holds no books. When
+either has gone it ends at once, whatever it does: a rank alone computes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from typing import BinaryIO
+
+import msgspec
+
+from pdlab.core.types import UsageError
+from pdlab.real.engine.options import OPTIONS, EngineOptions
+from pdlab.real.engine.passes import Pass
+from pdlab.real.host.logs import inherited
+from pdlab.real.instance.rank_messages import (
+    TO_RANK,
+    Begin,
+    RankBroken,
+    RankReady,
+    RankSocket,
+    Settled,
+    ToRank,
+    read_frame,
+)
+
+log = logging.getLogger(__name__)
+OF_A_HOST = ("model", "device", "threads", "node_rank", "kv_token", "kv_host", "kv_advertise")
+
+
+def main() -> int:
+    """Exits with 0 when rank 0 has gone, with 1 when broken."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link = RankSocket(socket.socket(fileno=int(sys.argv[1])))
+    parent = socket.socket(fileno=int(sys.argv[2])).makefile("rb")
+    own = OPTIONS.decode(read_frame(parent))
+    inbox: queue.SimpleQueue[ToRank] = queue.SimpleQueue()
+    name = "?"
+    threading.Thread(target=_read, args=(link, inbox), name="rank 0", daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
+    try:
+        with inherited():
+            begin = inbox.get()
+            assert isinstance(begin, Begin), "rank 0 says first who this is"
+            name = str(begin.rank)
+            own_keys = {key: getattr(own, key) for key in OF_A_HOST}
+            run(link, inbox, begin, msgspec.structs.replace(begin.options, **own_keys))
+    except UsageError as error:
+        link.send(RankBroken(str(error), usage=True))
+    except Exception as error:
+        log.exception("rank %s has failed", name)
+        link.send(RankBroken(f"{type(error).__name__}: {error}"))
+    return 1
+
+
+def _read(link: RankSocket, inbox: queue.SimpleQueue[ToRank]) -> None:
+    for raw in link.raw():
+        inbox.put(TO_RANK.decode(raw))
+    os._exit(0)
+
+
+def _end_with(parent: BinaryIO) -> None:
+    parent.read()
+    os._exit(0)
+
+
+def run(link: RankSocket, inbox: queue.SimpleQueue[ToRank], begin: Begin, options: EngineOptions) -> None:
+    """Load this rank's part, and follow rank 0."""
+    from pdlab.real.engine.load import device_of, fingerprint_of, load_model
+    from pdlab.real.models.process_group import GroupExchange, meeting
+    from pdlab.real.models.ranks import Ranks
+
+    device = device_of(options.device_of_rank(begin.rank))
+    store = meeting(begin.host, begin.port)
+    ranks = Ranks(begin.rank, options.tp, GroupExchange.over(store, begin.rank, options.tp, device))
+    model = load_model(options, device, ranks)
+    runner = model.runner(options)
+    link.send(RankReady(fingerprint_of(model.model.config, options)))
+    runner.make_room()
+    while True:
+        match inbox.get():
+            case Pass() as step:
+                runner.follow(step)
+            case Settled():
+                runner.settle_memory()
+            case other:
+                raise AssertionError(f"{type(other).__name__} came in the middle")
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)

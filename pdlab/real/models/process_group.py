@@ -1,0 +1,51 @@
+"""The ranks' exchange over torch.distributed: gloo between CPUs, nccl between CUDA devices, hccl between NPUs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store, TCPStore
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+TIMEOUT = timedelta(minutes=30)  # of one exchange: a rank that has ended is known by its socket, long before
+
+
+def meeting(host: str, port: int, *, at_rank_0: bool = False) -> TCPStore:
+    """Where the ranks of an instance find each other; rank 0 makes it, on a free port where `port` is 0."""
+    return TCPStore(host, port, is_master=at_rank_0, wait_for_workers=False)
+
+
+class GroupExchange:
+    """An Exchange over a process group of `size`, of which this is `rank`."""
+
+    def __init__(self, group: Any, rank: int, size: int) -> None:
+        self.group, self.rank, self.size = group, rank, size
+        self.adding, self.largest, self.to_first = dist.AllreduceOptions(), dist.AllreduceOptions(), dist.GatherOptions()
+        self.largest.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
+        self.to_first.rootRank = 0
+
+    @classmethod
+    def over(cls, store: Store, rank: int, size: int, device: torch.device) -> GroupExchange:
+        """Meet the others at `store`. A CPU's group is this object's own; an accelerator's is the process's."""
+        if device.type == "cpu":
+            return cls(dist.ProcessGroupGloo(store, rank, size, TIMEOUT), rank, size)
+        getattr(torch, device.type).set_device(device)
+        dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        world = dist.group.WORLD
+        assert world is not None
+        return cls(world, rank, size)
+
+    def sum(self, x: Tensor) -> None:
+        self.group.allreduce([x], self.adding).wait()
+
+    def most(self, x: Tensor) -> None:
+        self.group.allreduce([x], self.largest).wait()
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else []
+        self.group.gather([parts] if parts else [], [x], self.to_first).wait()
+        return parts
