@@ -66,7 +66,7 @@ bench-engine: .venv/test.stamp  ## the engine against the machine's bounds and o
 	.venv/bin/python experiments/bench_engine.py $(if $(LLAMA),--llama $(LLAMA)) $(if $(VLLM),--vllm $(VLLM))
 
 bench-kernels: .venv/real.stamp  ## each kernel against torch
-	for kernel in paged_attention kv_blocks fused linear decode; do .venv/bin/python -m pdlab.kernels.$$kernel.bench || exit 1; done
+	for kernel in paged_attention kv_blocks fused linear decode experts; do .venv/bin/python -m pdlab.kernels.$$kernel.bench || exit 1; done
 
 bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 	.venv/bin/python experiments/bench_transfer.py

@@ -23,7 +23,7 @@ class _Functions(Structure):
     _fields_ = [(name, c_void_p) for name in ("matvec", "rms_norm", "silu_and_mul", "rope", "store_kv", "attention")]
 
 
-class _Linear(Structure):
+class LinearStruct(Structure):
     _fields_ = [(name, c_void_p) for name in ("weight", "scale", "zero", "bias")] + [
         (name, c_int64) for name in ("kind", "inputs", "out", "group")
     ]
@@ -31,7 +31,7 @@ class _Linear(Structure):
 
 class _Layer(Structure):
     _fields_ = [
-        *[(name, _Linear) for name in ("qkv", "out", "gate_up", "down")],
+        *[(name, LinearStruct) for name in ("qkv", "out", "gate_up", "down")],
         *[(name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm", "k_cache", "v_cache")],
         ("window", c_int64),
     ]
@@ -66,17 +66,17 @@ def available(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.bfloat16) and all(found() is not None for found in libraries)
 
 
-def _linear(weight: Weight, bias: Tensor | None) -> _Linear:
+def linear_struct(weight: Weight, bias: Tensor | None) -> LinearStruct:
     at = 0 if bias is None else bias.data_ptr()
     if isinstance(weight, Int8Weight):
         out, inputs = weight.values.shape
-        return _Linear(weight.values.data_ptr(), weight.scale.data_ptr(), 0, at, linear.INT8, inputs, out, 0)
+        return LinearStruct(weight.values.data_ptr(), weight.scale.data_ptr(), 0, at, linear.INT8, inputs, out, 0)
     if isinstance(weight, Int4Weight):
         out, halves = weight.packed.shape
         zero = 0 if weight.zero is None else weight.zero.data_ptr()
-        return _Linear(weight.packed.data_ptr(), weight.scale.data_ptr(), zero, at, linear.INT4, 2 * halves, out, weight.group)
+        return LinearStruct(weight.packed.data_ptr(), weight.scale.data_ptr(), zero, at, linear.INT4, 2 * halves, out, weight.group)
     out, inputs = weight.shape
-    return _Linear(weight.data_ptr(), 0, 0, at, linear.FLOAT if weight.dtype == torch.float32 else linear.BF16, inputs, out, 0)
+    return LinearStruct(weight.data_ptr(), 0, 0, at, linear.FLOAT if weight.dtype == torch.float32 else linear.BF16, inputs, out, 0)
 
 
 class DecodeStep:
@@ -111,7 +111,7 @@ class DecodeStep:
         """`linears`: (weight, bias) of qkv, out, gate_up, down. `norms`: of the input, after attention, of q and of k, or None."""
         self._kept += [linears, norms, cache]
         pointers = [0 if norm is None else norm.data_ptr() for norm in norms]
-        self._layers.append(_Layer(*(_linear(w, b) for w, b in linears), *pointers, cache[0].data_ptr(), cache[1].data_ptr(), window))
+        self._layers.append(_Layer(*(linear_struct(w, b) for w, b in linears), *pointers, cache[0].data_ptr(), cache[1].data_ptr(), window))
         self._array = (_Layer * len(self._layers))(*self._layers)
         self.block_tokens = cache[0].shape[2]
 

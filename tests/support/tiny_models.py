@@ -51,7 +51,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("Qwen3", {"num_key_value_heads": 1}),
     "mistral": ("Mistral", {"sliding_window": 20}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    ),
+    "qwen3-moe-shares-kept": ("Qwen3Moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20}),
 }
+ROUTED = ("qwen3-moe", "qwen3-moe-shares-kept", "mixtral")  # with experts
 
 
 def make(family: str, folder: Path, **changes: Any) -> PreTrainedModel:

@@ -83,7 +83,7 @@ class Runner:
         if self.kv.device.type == "cpu":
             keep_memory()
             c = self.model.share
-            of_a_step = min(self.step_tokens, ROOM_TOKENS) * (3 * c.ffn + 6 * c.hidden) * self.model.dtype.itemsize
+            of_a_step = min(self.step_tokens, ROOM_TOKENS) * (3 * c.widest_feed_forward + 6 * c.hidden) * self.model.dtype.itemsize
             torch.ones(min(ROOM * of_a_step, MOST_ROOM_BYTES), dtype=torch.uint8)  # freed, and kept
 
     def settle_memory(self) -> None:

@@ -1,4 +1,4 @@
-"""What the engine must know of a model: a Hugging Face config.json of the Llama, Qwen2, Qwen3 or Mistral family, checked.
+"""What the engine must know of a model: a Hugging Face config.json of one of the families below, checked.
 
 `pdlab.cost.huggingface` reads the config, for the simulator and for this; of what it has no use for, norms, rotary positions and biases are
 read here. What it understands and the engine cannot run is refused.
@@ -17,10 +17,11 @@ from pdlab.core.types import UsageError
 from pdlab.cost import huggingface, model_names
 from pdlab.cost.catalogue import understood
 from pdlab.cost.huggingface import QUANTIZATION, Understood, config_at
-from pdlab.cost.layers import Mlp, Softmax
+from pdlab.cost.layers import FeedForward, Moe, Softmax
 from pdlab.real.models import gguf_file
+from pdlab.real.models.moe import MOE_FAMILIES, MoeConfig, dense_width, moe_of
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", *MOE_FAMILIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """`windows` holds each layer's sliding window in tokens, 0 for none."""
+    """`windows` holds each layer's sliding window in tokens, 0 for none. `ffn` is the width of the layers without experts; with none of
+    those, 0."""
 
     name: str
     family: str
@@ -62,6 +64,15 @@ class ModelConfig:
     qk_norm: bool
     windows: tuple[int, ...]
     dtype: str = "float32"  # of the stored weights
+    moe: MoeConfig | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        return self.moe is not None and self.moe.layers[layer]
+
+    @property
+    def widest_feed_forward(self) -> int:
+        """What a token fills between two matrices of a layer, all its experts' together."""
+        return max(self.ffn, self.moe.width * self.moe.per_token if self.moe is not None else 0)
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
@@ -70,9 +81,10 @@ class ModelConfig:
 def check_tp(config: ModelConfig, tp: int) -> None:
     """Raises UsageError where a model cannot be split among so many ranks."""
     c = config
-    fits = [n for n in range(1, 65) if c.heads % n == 0 and c.ffn % n == 0 and heads_fit(c.kv_heads, n)]
+    experts = c.moe.width if c.moe is not None else 0
+    fits = [n for n in range(1, 65) if c.heads % n == c.ffn % n == experts % n == 0 and heads_fit(c.kv_heads, n)]
     choose = f": choose one of {', '.join(map(str, fits))}"
-    for count, what in ((c.heads, "attention heads"), (c.ffn, "columns of the feed-forward")):
+    for count, what in ((c.heads, "attention heads"), (c.ffn, "columns of the feed-forward"), (experts, "columns of an expert")):
         if count % tp:
             raise UsageError(f"tp {tp} does not divide the {count} {what} of {c.name}{choose}")
     if tp not in fits:
@@ -102,13 +114,16 @@ def read(folder: Path) -> ModelConfig:
 
 
 def of_catalogue(name: str) -> ModelConfig:
-    """A model known by its shape only, for random weights; what the catalogue does not say is as Llama has it. Raises UsageError on what is
-    not dense."""
+    """A model known by its shape only, for random weights; what the catalogue does not say is as Llama has it. Raises UsageError on what
+    does not run here."""
     known = understood(name)
-    family = next((f for f in FAMILIES if name.startswith(f)), "llama")
+    experts = any(isinstance(feed, Moe) for layer in known.decoder.layers for feed in layer.feed_forwards)
+    named = (f for f in FAMILIES if (f in MOE_FAMILIES) == experts and name.startswith(f.removesuffix("_moe")))
+    family = next(named, "llama")
     return _runnable(
         known,
         f"model {name}",
+        {},
         name=name,
         family=family,
         max_positions=known.model.max_positions or 8192,
@@ -142,34 +157,35 @@ def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
     return _runnable(
         known,
         where,
+        config,
         name=name,
         family=family,
         max_positions=known.model.max_positions,
         norm_eps=_epsilon(config.get("rms_norm_eps", 1e-6), where),
         rope=_rope(config, known.model.max_positions, source),
         qkv_bias=family == "qwen2" or attention_bias,
-        out_bias=attention_bias and family in ("llama", "qwen3"),
+        out_bias=attention_bias and family in ("llama", "qwen3", "qwen3_moe"),
         mlp_bias=bool(config.get("mlp_bias", False)),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
     )
 
 
-def _runnable(known: Understood, where: str, *, family: str, **more: Any) -> ModelConfig:
-    """What the cost models understand, where all layers are softmax attention with the same heads and a gated feed-forward of one width.
-    Raises UsageError where they are not."""
+def _runnable(known: Understood, where: str, config: Mapping[str, Any], *, family: str, **more: Any) -> ModelConfig:
+    """What the cost models understand, where all layers are softmax attention with the same heads, and a gated feed-forward of one width or
+    routed experts. Raises UsageError where they are not."""
     layers, outer = known.decoder.layers, known.decoder.outer
     mixers = [mixer for layer in layers for mixer in layer.mixers]
-    feeds = [feed for layer in layers for feed in layer.feed_forwards]
-    first, mlp = mixers[0], feeds[0]
+    feeds: list[FeedForward] = [feed for layer in layers for feed in layer.feed_forwards]
+    first = mixers[0]
+    moe = moe_of(family, config, feeds, where)
+    ffn = dense_width(feeds)
     if (
         not isinstance(first, Softmax)
-        or not isinstance(mlp, Mlp)
-        or not mlp.gated
+        or (not ffn and (moe is None or not all(moe.layers)))
         or any(not isinstance(mixer, Softmax) or replace(mixer, window=first.window) != first for mixer in mixers)
-        or any(feed != mlp for feed in feeds)
         or not len(mixers) == len(feeds) == len(layers)
     ):
-        raise UsageError(f"{where}: only dense models of the families {', '.join(FAMILIES)} run here, all of whose layers are alike")
+        raise UsageError(f"{where}: only models of the families {', '.join(FAMILIES)} run here, all of whose layers are alike")
     if first.head_dim % 2:
         raise UsageError(f"{where}: head_dim {first.head_dim} must be even")
     return ModelConfig(
@@ -179,11 +195,12 @@ def _runnable(known: Understood, where: str, *, family: str, **more: Any) -> Mod
         heads=first.heads,
         kv_heads=first.kv_heads,
         head_dim=first.head_dim,
-        ffn=mlp.width,
+        ffn=ffn,
         vocab=outer.vocab,
         tied=outer.tied,
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "qwen3_moe"),
         windows=tuple(mixer.window for mixer in mixers if isinstance(mixer, Softmax)),
+        moe=moe,
         **more,
     )
 

@@ -1,4 +1,4 @@
-"""The decoder: embeddings, layers of attention over paged KV and a gated feed-forward, and the head. Llama, Qwen2, Qwen3, Mistral.
+"""The decoder: embeddings, layers of attention over paged KV and a feed-forward, gated or of routed experts, and the head.
 
 Tokens of all sequences lie flat in one row, as the kernels want them: a step of a mixed batch is one pass over each weight.
 """
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from pdlab.kernels.decode import DecodeStep
-from pdlab.kernels.fused import rms_norm, rope, silu_and_mul
+from pdlab.kernels.fused import rms_norm, rope
 from pdlab.kernels.paged_attention import paged_attention, store_kv
 from pdlab.real.models.config import ModelConfig
+from pdlab.real.models.experts import ExpertLoader
+from pdlab.real.models.feed_forward import FeedForwardPass, GatedPass
 from pdlab.real.models.linear import Linear, Make, dense, packed
-from pdlab.real.models.ranks import Embedding, Ranks, SummedLinear, filled
+from pdlab.real.models.ranks import Embedding, Ranks, SummedLinear, SummedPass, filled
 from pdlab.real.models.rope import tables
 from pdlab.real.models.weights import shapes
 
@@ -48,8 +50,7 @@ class DecoderLayer:
     qkv: Linear
     out: Linear
     post_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    feed_forward: FeedForwardPass
     q_norm: Tensor | None
     k_norm: Tensor | None
     window: int
@@ -140,7 +141,7 @@ class DecoderModel:
                     self.ranks.barrier(self.device)  # nobody's KV is unwritten when rank 0's pass is over
                     return residual
             x = rms_norm(layer.out(attended), layer.post_norm, eps, residual)
-            x = layer.down(silu_and_mul(layer.gate_up(x)))
+            x = layer.feed_forward(x)
         normed: Tensor = rms_norm(x, self.norm, eps, residual)
         return normed
 
@@ -172,6 +173,7 @@ class _WeightLoader:
         self.missing: dict[str, int] = {}
         self.shapes = shapes(config)
         c = ranks.share(config)
+        self.experts = None if c.moe is None else ExpertLoader(c.moe, config.family, device, dtype, make, ranks.most)
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.parts = {  # of a joined matrix: (its name, first row, rows in all)
             "self_attn.q_proj": ("qkv", 0, q + 2 * kv),
@@ -182,6 +184,8 @@ class _WeightLoader:
         }
 
     def take(self, name: str, tensor: Tensor) -> None:
+        if self.experts is not None and self.experts.take(name, tensor):
+            return
         pieces = name.split(".")
         if len(pieces) == 6 and (part := self.parts.get(".".join(pieces[3:5]))):
             self._join(f"{pieces[2]}.{part[0]}", part, pieces[5], tensor)
@@ -215,6 +219,12 @@ class _WeightLoader:
             return self.make(weight, bias)
         return SummedLinear(self.make(weight, None if self.ranks.rank else bias, self.ranks.most), self.ranks)
 
+    def _feed_forward(self, index: int) -> FeedForwardPass:
+        if self.experts is not None and self.config.has_experts(index):
+            routed = self.experts.layer(index)
+            return routed if self.ranks.size == 1 else SummedPass(routed, self.ranks)
+        return GatedPass(self.linears[f"{index}.gate_up"], self.linears[f"model.layers.{index}.mlp.down_proj"])
+
     def layer(self, index: int) -> DecoderLayer:
         at = f"model.layers.{index}"
         return DecoderLayer(
@@ -222,8 +232,7 @@ class _WeightLoader:
             self.linears[f"{index}.qkv"],
             self.linears[f"{at}.self_attn.o_proj"],
             self.plain[f"{at}.post_attention_layernorm.weight"],
-            self.linears[f"{index}.gate_up"],
-            self.linears[f"{at}.mlp.down_proj"],
+            self._feed_forward(index),
             self.plain.get(f"{at}.self_attn.q_norm.weight"),
             self.plain.get(f"{at}.self_attn.k_norm.weight"),
             self.config.windows[index],

@@ -16,7 +16,9 @@ from torch import Tensor
 from pdlab.core.kv_heads import heads_of
 from pdlab.kernels.decode import Weight
 from pdlab.real.models.config import ModelConfig
+from pdlab.real.models.feed_forward import FeedForwardPass
 from pdlab.real.models.linear import Linear
+from pdlab.real.models.moe import names
 
 
 class Exchange(Protocol):
@@ -74,7 +76,8 @@ class Ranks:
 
     def share(self, config: ModelConfig) -> ModelConfig:
         """The model as one rank computes it: its heads, and its columns of the feed-forward. The vocabulary stays whole."""
-        return replace(config, heads=config.heads // self.size, kv_heads=len(self.kv_heads(config)), ffn=config.ffn // self.size)
+        moe = config.moe and replace(config.moe, width=config.moe.width // self.size)
+        return replace(config, heads=config.heads // self.size, kv_heads=len(self.kv_heads(config)), ffn=config.ffn // self.size, moe=moe)
 
     def part(self, name: str, config: ModelConfig) -> WeightPart | None:
         """What this rank holds of the weight of that Hugging Face name; None: all of it."""
@@ -82,6 +85,8 @@ class Ranks:
             return None
         stem, _, kind = name.rpartition(".")
         layer = stem.rpartition(".")[2]
+        if config.moe is not None and ".experts." in name:
+            return self._slice(int(layer == names(config.family).parts[2]), config.moe.width // self.size)
         if layer in ("embed_tokens", "lm_head"):
             return self._slice(0, self.vocabulary(config), config.vocab)
         if layer == "q_proj":
@@ -136,6 +141,16 @@ class SummedLinear:
     @property
     def weight_bytes(self) -> int:
         return self.part.weight_bytes
+
+
+class SummedPass:
+    """A feed-forward of which each rank has its columns, and the sum over the ranks."""
+
+    def __init__(self, part: FeedForwardPass, ranks: Ranks) -> None:
+        self.part, self.ranks = part, ranks
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.ranks.sum(self.part(x))
 
 
 class Embedding:

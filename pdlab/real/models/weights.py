@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pdlab.core.types import UsageError
+from pdlab.real.models import moe
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.ranks import Ranks
 
@@ -36,6 +37,9 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if c.qk_norm:
             found[f"{at}.self_attn.q_norm.weight"] = (c.head_dim,)
             found[f"{at}.self_attn.k_norm.weight"] = (c.head_dim,)
+        if c.moe is not None and c.moe.layers[layer]:
+            found.update(moe.shapes(c.moe, c.family, c.hidden, layer))
+            continue
         for name, out, inner in (("gate_proj", c.ffn, c.hidden), ("up_proj", c.ffn, c.hidden), ("down_proj", c.hidden, c.ffn)):
             found[f"{at}.mlp.{name}.weight"] = (out, inner)
             if c.mlp_bias:

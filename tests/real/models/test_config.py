@@ -68,10 +68,46 @@ def test_a_quantisation_that_a_file_beside_the_config_says_is_refused_too(tmp_pa
         engine_config.read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "deepseek-v2-lite", "opt-13b"])
-def test_a_model_of_the_catalogue_that_is_not_dense_or_gated_is_refused(name):
-    with pytest.raises(UsageError, match=f"model {name}: only dense models of the families"):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("deepseek-v2-lite", "routed experts run here for mixtral, qwen3_moe only"),
+        ("glm-4.5-air", "routed experts run here for mixtral, qwen3_moe only"),
+        ("opt-13b", "only models of the families llama, mistral, qwen2"),
+    ],
+)
+def test_a_model_of_the_catalogue_that_does_not_run_here_is_refused(name, says):
+    with pytest.raises(UsageError, match=f"model {name}: {says}"):
         engine_config.of_catalogue(name)
+
+
+@pytest.mark.parametrize(("name", "experts", "per_token"), [("qwen3-30b-a3b", 128, 8), ("mixtral-8x7b", 8, 2)])
+def test_a_model_of_the_catalogue_has_its_experts(name, experts, per_token):
+    own, model = engine_config.of_catalogue(name), catalogue_model(name)
+    assert own.moe is not None and (own.moe.experts, own.moe.per_token, own.moe.renormalise) == (experts, per_token, True)
+    assert own.moe.width == model.expert_ffn
+    assert all(own.moe.layers) and len(own.moe.layers) == model.layers
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "says"),
+    [
+        ("qwen2_moe", {"num_experts": 4, "num_experts_per_tok": 2}, "model_type 'qwen2_moe' is not one of"),
+        ("qwen3_moe", {"num_experts": 2, "num_experts_per_tok": 4, "moe_intermediate_size": 64}, "a token meets 4 experts"),
+    ],
+)
+def test_experts_that_do_not_run_here_are_named(family, more, says):
+    with pytest.raises(UsageError, match=says):
+        engine_config.parse(BASE | {"model_type": family} | more, "m", "m")
+
+
+def test_some_layers_have_experts_and_the_others_one_width():
+    more = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": [0, 3], "norm_topk_prob": False}
+    own = engine_config.parse(BASE | {"model_type": "qwen3_moe"} | more, "m", "m")
+    assert own.moe is not None
+    assert own.moe.layers == (False, True, True, False, True, True)
+    assert (own.ffn, own.moe.width, own.moe.renormalise, own.qk_norm) == (1408, 64, False, True)
+    assert own.widest_feed_forward == 1408
 
 
 def test_a_model_of_the_catalogue_has_the_shape_that_the_simulator_takes():
