@@ -24,6 +24,7 @@ CLASSES = ("16", "8", "4", "wide")  # bits that products are computed in; four-b
 _OWN = frozenset({Part.ATTENTION, Part.RECURRENT})  # of a sequence's own ranks
 _LARGEST = (0.0, 0.564, 1.029, 1.424, 1.766, 2.070, 2.343, 2.594, 2.826)  # of 1, 2, 4, ... 256
 _ACTIVATION_BYTES = 2  # of one value between products
+EXCHANGED_BYTES = 3.0  # of a value that goes to an expert and back: eight bits there, sixteen back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def amounts(model: Model, hardware: Hardware, parallel: Parallel, weight_dtype: 
         reductions=float((model.layers - (model.moe_layers if exchanged else 0)) if tp > 1 else 0),
         exchanges=float(model.moe_layers if exchanged else 0),
         hidden_bytes=float(_ACTIVATION_BYTES * model.hidden),
-        exchange_bytes=3.0 * model.hidden * min(met, tp - 1) / tp,
+        exchange_bytes=EXCHANGED_BYTES * model.hidden * other_ranks(met, tp) / tp,
         stages=float(parallel.pp),
     )
 
@@ -132,6 +133,11 @@ def busiest_deviations(groups: int) -> float:
     place = log2(max(1, groups))
     below = min(int(place), len(_LARGEST) - 2)
     return _LARGEST[below] + (place - below) * (_LARGEST[below + 1] - _LARGEST[below])
+
+
+def other_ranks(met: int, ranks: int) -> float:
+    """How many other ranks a token of `met` experts goes to in the mean, to each once: (r - 1) (1 - (1 - 1/r)^met)."""
+    return (ranks - 1) * (1.0 - (1.0 - 1.0 / ranks) ** met)
 
 
 def _linear(weights: list[Weights], hardware: Hardware, share: float) -> LinearWork:

@@ -46,6 +46,11 @@ def floats(bits: int, group: int = 0, *, computes: str = "bf16", nv: bool = Fals
     raise Mistake(f"floating-point weights of {bits} bits in groups of {group} are not known here")
 
 
+def beside(stored: Format, activation_bits: int, computes: str) -> Format:
+    """Four-bit floats are multiplied in their own format where activations have four bits, too; else in the activations'."""
+    return stored if activation_bits == 4 else replace(stored, compute=computes)
+
+
 def listed_modules(config: Config, *more: str) -> list[str]:
     listed: list[str] = list(more)
     for key in IGNORED:

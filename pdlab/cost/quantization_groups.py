@@ -9,7 +9,7 @@ from typing import Any
 from pdlab.core.types import nearest
 from pdlab.cost.dtypes import Format
 from pdlab.cost.quantization import Names, Quantization, Rule
-from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, kv_remark, left_alone, whole
+from pdlab.cost.quantization_formats import Config, Mistake, beside, floats, integers, kv_remark, left_alone, whole
 
 CLASSES = ("Linear", "Embedding", "Experts", "MoE", "ParallelLMHead")
 
@@ -57,6 +57,7 @@ def compressed_tensors(config: Config, wide: Format, method: str) -> Quantizatio
 
 def _preset(name: str) -> dict[str, Any]:
     bits = {"num_bits": 8, "type": "float", "strategy": "channel"}, {"num_bits": 8, "type": "int", "strategy": "channel"}
+    four = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
     presets: dict[str, dict[str, Any]] = {
         "FP8": {"weights": bits[0], "input_activations": bits[0]},
         "FP8_DYNAMIC": {"weights": bits[0], "input_activations": bits[0]},
@@ -64,7 +65,8 @@ def _preset(name: str) -> dict[str, Any]:
         "INT8": {"weights": bits[1], "input_activations": bits[1]},
         "W8A16": {"weights": bits[1]},
         "W4A16": {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}},
-        "NVFP4": {"weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}},
+        "NVFP4": {"weights": four, "input_activations": four},
+        "NVFP4A16": {"weights": four},
     }
     if name not in presets:
         raise Mistake(f"quantization_config.config_groups.{name} is not a preset known here: {', '.join(presets)}")
@@ -87,17 +89,23 @@ def _scheme(weights: Config | None, inputs: Config | None, where: str, wide: For
     elif strategy is not None:
         group = 0
     computes = _inputs(inputs)
+    if kind == "float" and bits == 4:
+        return beside(floats(bits, group, nv=strategy == "tensor_group"), _input_bits(inputs), computes)
     if kind == "float":
-        return floats(bits, group, nv=bits == 4 and strategy == "tensor_group", computes=computes)
+        return floats(bits, group, computes=computes)
     if kind == "int":
         return integers(bits, group, zeros=weights.get("symmetric") is False, computes=computes)
     raise Mistake(f"{where}.weights.type {kind!r} is not one of int, float")
 
 
 def _inputs(inputs: Config | None) -> str:
-    if not inputs or whole({"num_bits": 16, **inputs}, "num_bits", where="input_activations") != 8:
+    if not inputs or _input_bits(inputs) != 8:
         return "bf16"
     return "fp8" if inputs.get("type") == "float" else "int8"
+
+
+def _input_bits(inputs: Config | None) -> int:
+    return whole({"num_bits": 16, **(inputs or {})}, "num_bits", where="input_activations")
 
 
 def modelopt(config: Config, wide: Format, method: str) -> Quantization:
@@ -151,8 +159,8 @@ def _algorithm(name: object, config: Config) -> Format:
         "NVFP4": lambda: floats(4, 16, nv=True),
         "NVFP4_AWQ": lambda: floats(4, 16, nv=True),
         "NVFP4_SVDQUANT": lambda: floats(4, 16, nv=True),
-        "W4A16_NVFP4": lambda: floats(4, 16, nv=True),
-        "W4A8_NVFP4_FP8": lambda: floats(4, 16, nv=True),
+        "W4A16_NVFP4": lambda: beside(floats(4, 16, nv=True), 16, "bf16"),
+        "W4A8_NVFP4_FP8": lambda: beside(floats(4, 16, nv=True), 8, "fp8"),
         "INT8": lambda: integers(8, 0, computes="int8"),
         "INT8_SQ": lambda: integers(8, 0, computes="int8"),
         "W8A8_SQ_PER_CHANNEL": lambda: integers(8, 0, computes="int8"),

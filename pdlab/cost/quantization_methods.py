@@ -14,7 +14,7 @@ from dataclasses import replace
 from pdlab.core.types import nearest
 from pdlab.cost.dtypes import Format
 from pdlab.cost.quantization import Names, Quantization, Rule, unquantised
-from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, kv_remark, left_alone, whole
+from pdlab.cost.quantization_formats import Config, Mistake, beside, floats, integers, kv_remark, left_alone, whole
 from pdlab.cost.quantization_groups import compressed_tensors, modelopt
 from pdlab.cost.quantization_torchao import quark, torchao
 from pdlab.cost.shapes import Part
@@ -108,7 +108,7 @@ def _grouped(config: Config, wide: Format, method: str) -> Quantization:
     bits, group = whole(config, "bits", "w_bit", "nbits", "num_bits"), _group(config)
     kind = str(config.get("data_type") or "int").lower()
     zeros = method in ALWAYS_ZEROS or bool(config.get("zero_point", config.get("zero_points", "awq" in method)))
-    stored = _of_kind(kind, bits, group, zeros, _activations(config))
+    stored = _of_kind(kind, bits, group, zeros, config)
     rules = [
         *left_alone(config),
         *_dynamic(config, bits, group, zeros),
@@ -136,10 +136,13 @@ def _activations(config: Config) -> str:
     raise Mistake(f"quantization_config.act_bits {bits!r} is not one of 4, 8, 16")
 
 
-def _of_kind(kind: str, bits: int, group: int, zeros: bool, computes: str) -> Format:
+def _of_kind(kind: str, bits: int, group: int, zeros: bool, config: Config) -> Format:
     """auto-round's data_type; other methods have integers."""
+    computes = _activations(config)
     if kind.startswith(("int", "uint")):
         return integers(bits, group, zeros=zeros, computes=computes)
+    if kind.startswith(("mx", "nv")) and bits == 4:
+        return beside(floats(4, group, nv=kind.startswith("nv")), config.get("act_bits") or 16, computes)
     if kind.startswith(("mx", "nv")):
         return floats(bits, group, nv=kind.startswith("nv"), computes="fp8" if bits == 8 else "bf16")
     if kind.startswith(("fp", "float")):
@@ -172,7 +175,7 @@ def _extra(config: Config, bits: int, group: int, zeros: bool, kind: str) -> lis
     for name, other in (config.get("extra_config") or {}).items():
         own = int(other.get("bits", bits))
         kept = str(other.get("data_type") or kind)
-        stored = None if own >= 16 else _of_kind(kept, own, int(other.get("group_size", group)), zeros, _activations(config | other))
+        stored = None if own >= 16 else _of_kind(kept, own, int(other.get("group_size", group)), zeros, config | other)
         rules.append(Rule(Names([name]), stored))
     return rules
 

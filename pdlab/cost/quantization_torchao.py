@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pdlab.cost.dtypes import Format
 from pdlab.cost.quantization import Names, Quantization, Rule
-from pdlab.cost.quantization_formats import Config, Mistake, floats, integers, kv_remark, left_alone, whole
+from pdlab.cost.quantization_formats import Config, Mistake, beside, floats, integers, kv_remark, left_alone, whole
 
 QUARK = {
     "int2": 2, "uint2": 2, "int3": 3, "uint3": 3, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8,
@@ -45,7 +45,9 @@ def _quark_format(config: Config, wide: Format) -> Format:
     if dtype in ("mx", "fp4", "mxfp4", "mxfp6", "fp6", "mxfp8") or dtype.startswith(("fp4", "fp6", "mx_fp", "mxfp")):
         bits = next((b for b in (4, 6, 8) if f"fp{b}" in element), None)
         if bits is not None:
-            return floats(bits, 16 if group == 16 else 32, computes=computes)
+            stored = floats(bits, 16 if group == 16 else 32, computes=computes)
+            own = 4 if "fp4" in str((inputs or {}).get("mx_element_dtype") or given) else 8 if computes != "bf16" else 16
+            return beside(stored, own, computes) if bits == 4 else stored
     raise Mistake(f"unknown dtype {weight.get('dtype')!r} of quark's weight")
 
 
@@ -90,7 +92,7 @@ def _torchao_format(name: str, fields: Config, wide: Format) -> Format:
     group = fields.get("group_size", inner.get("group_size"))
     computes = next((to for of, to in (("float8", "fp8"), ("int8", "int8")) if of in activation), "bf16")
     if "nvfp4" in weight:
-        return floats(4, 16, nv=True)
+        return beside(floats(4, 16, nv=True), 16 if "weightonly" in name.lower().replace("_", "") else 4, "bf16")
     if weight.startswith("mx"):
         element = str(fields.get("weight_dtype") or fields.get("elem_dtype") or "")
         bits = next((b for b in (4, 6, 8) if f"float{b}" in element or f"fp{b}" in element or f"fp{b}" in weight), None)

@@ -53,6 +53,7 @@ class Coefficients:
     experts: float = 0.7  # of the linear layers' fractions, grouped products of experts
     experts_memory: float = 0.7  # of memory bandwidth, reading experts
     activations: float = 1.0  # times the bytes between products
+    expert_activations: float = 1.0  # the same of tokens on their way to experts and back
     step_s: float = 0.0
     layer_s: float = 0.0
     expert_layer_s: float = 0.0  # more, of a layer with experts

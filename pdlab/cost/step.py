@@ -48,6 +48,8 @@ class Achieved(Protocol):
     @property
     def activations(self) -> Quantity: ...
     @property
+    def expert_activations(self) -> Quantity: ...
+    @property
     def collective(self) -> Quantity: ...
     @property
     def collective_latency(self) -> Quantity: ...
@@ -114,7 +116,7 @@ def step_parts(a: Amounts, k: Achieved) -> StepParts:
     return StepParts(
         fixed_s=fixed_s(a, k),
         activation_s=a.activation_s * k.activations / k.memory + a.state_token_s / k.attention_compute,
-        expert_activation_s=a.expert_activation_s * k.activations / k.memory,
+        expert_activation_s=a.expert_activation_s * k.expert_activations / k.memory,
         sequence_s=k.sequence_s / a.groups + a.state_read_s / k.attention_memory,
         own_token_s=_token_s(a.attention, k),
         own_read_s=_read_s(a.attention, k) / k.memory,

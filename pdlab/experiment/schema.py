@@ -230,6 +230,7 @@ DESCRIPTIONS = {
     "Coefficients.experts_memory": "Share of peak bandwidth in reading experts.",
     "Coefficients.four_bit_read": "Times the time that reading four-bit weights would take by their bytes.",
     "Coefficients.activations": "Times the bytes of values between products.",
+    "Coefficients.expert_activations": "The same of tokens on their way to experts and back.",
     "Coefficients.diversity": "How unlike the tokens of a step choose their experts; 1 is by chance.",
     "Coefficients.imbalance": "Times the spread of experts' load that chance brings.",
     "Coefficients.expert_layer_s": "More of a layer with experts, seconds.",

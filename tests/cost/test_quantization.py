@@ -37,6 +37,11 @@ def ao(kind, **fields):
     return {"quant_method": "torchao", "quant_type": {"default": {"_type": kind, "_version": 1, "_data": fields}}}
 
 
+NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+MXFP4 = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
+QUARK_MXFP4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+PRESET = {"quant_method": "compressed-tensors", "ignore": ["lm_head"]}
+AUTO_MXFP4 = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "data_type": "mx_fp"}
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
 HQQ = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}, "skip_modules": ["lm_head"]}
@@ -51,12 +56,17 @@ WRITTEN = {
     "ct w4a16": (ct(INT4), 0.5 + 2 / 128, "bf16"),
     "ct w4a16, zero points": (ct(INT4 | {"symmetric": False, "group_size": 32}), 0.5 + 2.5 / 32, "bf16"),
     "ct w4a8": (ct(INT4, FP8), 0.5 + 2 / 128, "fp8"),
-    "ct nvfp4": (ct({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}, None, "nvfp4-pack-quantized"),
-        0.5625, "nvfp4"),
-    "ct mxfp4": (ct({"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}, None, "mxfp4-pack-quantized"), 0.53125,
-        "mxfp4"),
+    "ct nvfp4": (ct(NVFP4, NVFP4, "nvfp4-pack-quantized"), 0.5625, "nvfp4"),
+    "ct nvfp4, weights only": (ct(NVFP4, None, "nvfp4-pack-quantized"), 0.5625, "bf16"),
+    "ct nvfp4, presets": (PRESET | {"config_groups": {"NVFP4": ["Linear"]}}, 0.5625, "nvfp4"),
+    "ct nvfp4a16, presets": (PRESET | {"config_groups": {"NVFP4A16": ["Linear"]}}, 0.5625, "bf16"),
+    "ct mxfp4": (ct(MXFP4, MXFP4, "mxfp4-pack-quantized"), 0.53125, "mxfp4"),
+    "ct mxfp4, weights only": (ct(MXFP4, None, "mxfp4-pack-quantized"), 0.53125, "bf16"),
+    "ct mxfp4, activations in 8 bits": (ct(MXFP4, FP8, "mxfp4-pack-quantized"), 0.53125, "fp8"),
     "modelopt fp8": ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, 1.0, "fp8"),
     "modelopt nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}, 0.5625, "nvfp4"),
+    "modelopt w4a16": ({"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4", "ignore": ["lm_head"]}, 0.5625, "bf16"),
+    "modelopt w4a8": ({"quant_method": "modelopt", "quant_algo": "W4A8_NVFP4_FP8", "ignore": ["lm_head"]}, 0.5625, "fp8"),
     "modelopt awq": ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 128}, 0.5 + 2 / 128, "bf16"),
     "modelopt of old": ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}, 1.0,
         "fp8"),
@@ -68,7 +78,8 @@ WRITTEN = {
     "quark fp8": (quark({"dtype": "fp8_e4m3", "qscheme": "per_tensor"}, {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}), 1.0, "fp8"),
     "quark int8": (quark({"dtype": "int8", "qscheme": "per_channel", "symmetric": True}, {"dtype": "int8"}), 1.0, "int8"),
     "quark uint4": (quark({"dtype": "uint4", "qscheme": "per_group", "group_size": 128}), 0.5 + 2.5 / 128, "bf16"),
-    "quark mxfp4": (quark({"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}), 0.53125, "mxfp4"),
+    "quark mxfp4": (quark(QUARK_MXFP4, QUARK_MXFP4), 0.53125, "mxfp4"),
+    "quark mxfp4, weights only": (quark(QUARK_MXFP4), 0.53125, "bf16"),
     "quark mxfp6": (quark({"dtype": "fp6_e2m3", "qscheme": "per_group", "group_size": 32}), 0.78125, "bf16"),
     "torchao int4": ({"quant_method": "torchao", "quant_type": "int4_weight_only", "quant_type_kwargs": {"group_size": 128}},
         0.5 + 2.5 / 128, "bf16"),
@@ -83,8 +94,10 @@ WRITTEN = {
            weight_granularity={"_type": "PerGroup", "_version": 1, "_data": {"group_size": 32}}), 0.5 + 2.5 / 32, "int8",
     ),
     "torchao nvfp4": (ao("NVFP4InferenceConfig"), 0.5625, "nvfp4"),
+    "torchao nvfp4, weights only": (ao("NVFP4WeightOnlyConfig"), 0.5625, "bf16"),
     "auto-round": ({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}, 0.5 + 2.5 / 128, "bf16"),
-    "auto-round mxfp4": ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "data_type": "mx_fp"}, 0.53125, "mxfp4"),
+    "auto-round mxfp4": (AUTO_MXFP4 | {"act_bits": 4}, 0.53125, "mxfp4"),
+    "auto-round mxfp4, weights only": (AUTO_MXFP4, 0.53125, "bf16"),
     "auto-round of intel": ({"quant_method": "intel/auto-round", "bits": 2, "group_size": 32, "sym": True}, 0.25 + 2.25 / 32, "bf16"),
     "gptq": (GPTQ, 0.5 + 2.5 / 128, "bf16"),
     "gptq, 3 bits": (GPTQ | {"bits": 3}, 0.375 + 2.375 / 128, "bf16"),

@@ -2,16 +2,20 @@
 
 import csv
 from dataclasses import replace
+from io import StringIO
+from math import exp
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from pdlab.core.types import UsageError
 from pdlab.cost.measurements import MeasuredRow, Side, read_rows, throughput_per_gpu
 from pdlab.cost.parallel import Parallel
-from pdlab.search.board.page import board_page, order_lines, write_board
+from pdlab.cost.roofline import coefficients
+from pdlab.search.board.page import board_page, board_table, coverage_lines, order_lines, write_board
 from pdlab.search.board.run import ScoredRow, closed_loop_means, experiment_of, score
-from pdlab.search.board.score import by_band, groups, order, spearman
+from pdlab.search.board.score import by_band, coverage, groups, interval_holds, order, spearman
 from pdlab.search.pool import SimulationTask, WarmSimulator
 from pdlab.sim import simulate
 
@@ -169,6 +173,29 @@ def test_order_counts_decided_pairs_only():
     rows = [scored(0.010, 0.010, tp=1), scored(0.016, 0.008, tp=4), scored(0.0101, 0.004, tp=1), scored(0.03, 0.04, concurrency=8)]
     found = order(rows, "tpot")
     assert (found.right, found.pairs) == (1.0, 2)
+
+
+def test_coverage_counts_rows_whose_interval_holds_the_measured_figure():
+    error = coefficients("h100-vllm").error
+    inside, outside = exp(0.99 * error), exp(1.01 * error)
+    failed = ScoredRow(row(id="bad"), failure="does not fit")
+    rows = [scored(0.01, 0.01 * inside), scored(0.01, 0.01 / inside), scored(0.01, 0.01 * outside), failed]
+    assert [interval_holds(one, "tpot") for one in rows] == [True, True, False, None]
+    found = coverage(rows, "tpot")
+    assert (found.held, found.rows) == (2, 3)
+    assert "TPOT hold the measured figure: <= 64 66.7 % of 3" in coverage_lines(rows)[0]
+    assert coverage_lines([failed]) == []
+
+
+def test_the_table_fits_a_terminal():
+    long = [
+        scored(0.01, 0.013, model_name="qwen3.5-397b-a17b", hardware_name="gb200-nvl72", engine="trtllm", concurrency=c) for c in (8, 128)
+    ]
+    console = Console(width=80, file=StringIO())
+    console.print(board_table([*long, ScoredRow(row(id="bad"), failure="does not fit")], []))
+    text = console.file.getvalue()
+    assert "qwen3.5-397b-a17b gb200-nvl72 trtllm, <= 64" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_page_and_the_rows_are_written(tmp_path):

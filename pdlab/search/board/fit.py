@@ -60,6 +60,7 @@ PRIORS = {
     "attention_memory": Prior(0.7, 0.2, 0.97),
     "attention_compute": Prior(0.4, 0.4, 0.97),
     "activations": Prior(1.0, 0.7),
+    "expert_activations": Prior(1.0, 0.7),
     "collective": Prior(0.6, 0.4, 0.97),
     "collective_latency": Prior(1.0, 0.4),
     "step_s": Prior(1e-3, 0.7),
@@ -80,7 +81,8 @@ ENGINES = ("vllm", "sglang", "trtllm")
 UNMEASURED = ("a100", "ampere", "ada", "cdna", "ascend")
 UNMEASURED_ERROR = 0.5  # of the logarithm, at 95 %
 TPOT_TAIL, TTFT_TAIL = 0.15, 0.4  # differences of logarithms beyond which a row counts less and less
-TPOT_NOISE, TTFT_NOISE = 0.12, 0.17
+TPOT_NOISE, TTFT_NOISE = 0.08, 0.17
+APART = 2.0  # how much TPOT of P/D rows counts, of which there are few
 FIRST_TOKENS = {"sglang": 0.1}  # how much TTFT counts: SGLang's shows when the whole wave's prompts are computed, which is not modelled
 _STEP = 1e-3
 
@@ -149,6 +151,7 @@ def problem(rows: Sequence[MeasuredRow]) -> FitProblem:
     ]
     count = len(known)
     sound = np.array([0.0 if strange(row) else 1.0 for row in known])
+    apart = np.array([APART if row.disaggregated else 1.0 for row in known])
     shown = np.array([0.0 if row.disaggregated else FIRST_TOKENS.get(row.engine, 1.0) for row in known])
     return FitProblem(
         rows=tuple(known),
@@ -158,7 +161,7 @@ def problem(rows: Sequence[MeasuredRow]) -> FitProblem:
         tpot_ratio=np.ones(count),
         ttft_ratio=np.ones(count),
         columns=np.array(columns),
-        tpot_weight=sound,
+        tpot_weight=sound * apart,
         ttft_weight=sound * shown,
     )
 
@@ -201,14 +204,14 @@ class Minimum:
     jacobian: Floats  # [2 n, unknowns]
 
 
-def minimise(of: FitProblem, rounds: int = 30) -> Minimum:
+def minimise(of: FitProblem, rounds: int = 100) -> Minimum:
     x = np.zeros(len(blocks_()) * len(PRIORS))
     damping, now = 1e-2, _loss(of, x)
     for _ in range(rounds):
         at = _linear(of, x)
         normal = at.jacobian.T @ at.jacobian + np.eye(len(x))
         gradient = at.jacobian.T @ at.misses + x
-        for _ in range(8):
+        for _ in range(14):
             tried = x - np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient)
             loss = _loss(of, tried)
             if loss < now:
@@ -217,7 +220,7 @@ def minimise(of: FitProblem, rounds: int = 30) -> Minimum:
         else:
             break
         gain, x, now, damping = 1.0 - loss / now, tried, loss, damping / 3.0
-        if gain < 1e-4:
+        if gain < 2e-5:
             break
     return _linear(of, x)
 

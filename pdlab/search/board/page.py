@@ -15,40 +15,76 @@ from rich.text import Text
 from pdlab.report.page import definition_list, escaped, page, table
 from pdlab.results.units import MISSING, percent
 from pdlab.search.board.run import ScoredRow
-from pdlab.search.board.score import MEASURES, Errors, RowGroup, band, by_band, by_server, groups, order
+from pdlab.search.board.score import (
+    MEASURES,
+    WITH_INTERVALS,
+    Errors,
+    RowGroup,
+    band,
+    by_band,
+    by_server,
+    coverage,
+    groups,
+    interval_holds,
+    order,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PAGE, ROWS = "board.html", "board.parquet"
 WORDS = {"tpot": "TPOT", "ttft": "TTFT", "throughput": "tokens/s/GPU"}
-HEAD = ("rows", "failed", *(f"{WORDS[m]} {what}" for m in MEASURES for what in ("MAPE", "median", "bias", "Spearman")))
+BANDS = ("requests", "figure", "rows", "failed", "MAPE", "median", "bias", "Spearman")
+SERVERS = ("model", "accelerator", "engine", "requests", "rows", "failed")
+TOLD = {
+    "TPOT\nMAPE": ("tpot", "mape"),
+    "TPOT\nbias": ("tpot", "bias"),
+    "TTFT\nmed": ("ttft", "median"),
+    "TTFT\nbias": ("ttft", "bias"),
+    "tok/s\nMAPE": ("throughput", "mape"),
+}
 READING = {
+    "requests": "how many were always in flight; P/D: prefill and decode apart, whatever their number",
     "MAPE, median, bias": "mean and median of the absolute errors, and the mean error; an error is simulated / measured - 1",
     "Spearman": "rank correlation of simulated with measured figures, over the group's rows",
     "tokens/s/GPU": "output tokens a second and accelerator, by Little's law, of measured and simulated figures alike",
     "order": "of two configurations that differ in nothing but parallelism, by 5 % or more: which is better?",
+    "95 % intervals": "what a cost says of its own error; they should hold the measured figures of 95 % of rows",
     "failed": "rows that could not be simulated",
 }
 
 
 def board_table(scored: Sequence[ScoredRow], left_out: Sequence[tuple[str, str]]) -> RenderableType:
-    parts: list[RenderableType] = [_rich(("concurrency",), groups(scored, by_band)), Text("")]
-    parts += [_rich(("model", "accelerator", "engine", "concurrency"), groups(scored, by_server)), Text("")]
-    parts += [Text(line) for line in (*order_lines(scored), *failure_lines(scored, left_out))]
+    """In a terminal's width; the page has all."""
+    parts: list[RenderableType] = [_bands(groups(scored, by_band)), Text(""), _servers(groups(scored, by_server)), Text("")]
+    parts += [Text(line) for line in (*order_lines(scored), *coverage_lines(scored), *failure_lines(scored, left_out))]
     return Stack(*parts)
 
 
-def _rich(names: Sequence[str], found: Sequence[RowGroup]) -> Table:
+def _bands(found: Sequence[RowGroup]) -> Table:
     """Errors in per cent: mean absolute, median absolute, mean; and Spearman's rank correlation."""
-    made = Table(box=None, padding=(0, 1), pad_edge=False)
-    for k, name in enumerate((*names, "rows", "failed")):
-        made.add_column(name, justify="left" if k < len(names) else "right", header_style="bold", overflow="fold")
-    for measure in MEASURES:
-        made.add_column(f"{WORDS[measure]}\nMAPE med bias rank", justify="right", header_style="bold", no_wrap=True)
+    made = _table("requests", "rows", *(f"{WORDS[measure]}\nMAPE med bias rank" for measure in MEASURES))
     for group in found:
-        counts = (f"{group.rows:,}", f"{group.failures:,}" if group.failures else "")
-        made.add_row(*group.key, *counts, *(_short(group.errors.get(measure)) for measure in MEASURES))
+        made.add_row(*group.key, f"{group.rows:,}", *(_short(group.errors.get(measure)) for measure in MEASURES))
+    return made
+
+
+def _servers(found: Sequence[RowGroup]) -> Table:
+    made = _table("server, requests", "rows", *TOLD)
+    for group in found:
+        *server, requests = group.key
+        failed = f" ({group.failures:,} failed)" if group.failures else ""
+        told = ((group.errors.get(measure), what) for measure, what in TOLD.values())
+        figures = (MISSING if of is None else f"{100 * getattr(of, what):.0f}" for of, what in told)
+        made.add_row(f"{' '.join(server)}, {requests}{failed}", f"{group.rows:,}", *figures)
+    return made
+
+
+def _table(first: str, *others: str) -> Table:
+    made = Table(box=None, padding=(0, 1), pad_edge=False)
+    made.add_column(first, header_style="bold", overflow="fold")
+    for name in others:
+        made.add_column(name, justify="right", header_style="bold", no_wrap=True)
     return made
 
 
@@ -59,16 +95,22 @@ def _short(found: Errors | None) -> str:
     return f"{100 * found.mape:4.0f} {100 * found.median:3.0f} {100 * found.bias:4.0f} {rank}"
 
 
-def cells(group: RowGroup) -> list[str]:
-    line = [*group.key, f"{group.rows:,}", f"{group.failures:,}" if group.failures else ""]
-    for measure in MEASURES:
-        found = group.errors.get(measure)
-        if found is None:
-            line += [MISSING] * 4
-        else:
-            rank = MISSING if found.spearman is None else f"{found.spearman:.2f}"
-            line += [percent(found.mape), percent(found.median), percent(found.bias), rank]
-    return line
+def band_cells(group: RowGroup) -> list[list[str]]:
+    """A line for each figure."""
+    rows = f"{group.rows:,}", f"{group.failures:,}" if group.failures else ""
+    return [[*group.key, WORDS[measure], *rows, *_errors(group.errors.get(measure))] for measure in MEASURES]
+
+
+def _errors(found: Errors | None) -> list[str]:
+    if found is None:
+        return [MISSING] * 4
+    return [percent(found.mape), percent(found.median), percent(found.bias), MISSING if found.spearman is None else f"{found.spearman:.2f}"]
+
+
+def server_cells(group: RowGroup) -> list[str]:
+    told = ((group.errors.get(measure), what) for measure, what in TOLD.values())
+    figures = (MISSING if of is None else percent(getattr(of, what)) for of, what in told)
+    return [*group.key, f"{group.rows:,}", f"{group.failures:,}" if group.failures else "", *figures]
 
 
 def order_lines(scored: Sequence[ScoredRow]) -> list[str]:
@@ -83,6 +125,20 @@ def order_lines(scored: Sequence[ScoredRow]) -> list[str]:
     return lines
 
 
+def coverage_lines(scored: Sequence[ScoredRow]) -> list[str]:
+    """How often costs' 95 % intervals hold what was measured, by band."""
+    lines = []
+    for measure in WITH_INTERVALS:
+        shares = []
+        for name in sorted({band(one) for one in scored}):
+            found = coverage([one for one in scored if band(one) == name], measure)
+            if found.share is not None:
+                shares.append(f"{name} {percent(found.share)} of {found.rows:,}")
+        if shares:
+            lines.append(f"95 % intervals of {WORDS[measure]} hold the measured figure: {', '.join(shares)} rows")
+    return lines
+
+
 def failure_lines(scored: Sequence[ScoredRow], left_out: Sequence[tuple[str, str]]) -> list[str]:
     failed = Counter(one.failure for one in scored if one.failure)
     lines = [f"failed: {times:,} x {reason}" for reason, times in failed.most_common(12)]
@@ -91,14 +147,16 @@ def failure_lines(scored: Sequence[ScoredRow], left_out: Sequence[tuple[str, str
 
 
 def board_page(name: str, scored: Sequence[ScoredRow], left_out: Sequence[tuple[str, str]]) -> str:
-    lines = (*order_lines(scored), *failure_lines(scored, left_out))
+    lines = (*order_lines(scored), *coverage_lines(scored), *failure_lines(scored, left_out))
     body = [
         f"<h1>Board: {escaped(name)}</h1>",
         f"<p class=soft>{len(scored):,} measured rows, each simulated as it was measured.</p>",
         "<h2>By concurrency</h2>",
-        table(("concurrency", *HEAD), [cells(group) for group in groups(scored, by_band)]),
+        table(BANDS, [line for group in groups(scored, by_band) for line in band_cells(group)], text=2),
         "<h2>By model, accelerator and engine</h2>",
-        table(("model", "accelerator", "engine", "concurrency", *HEAD), [cells(g) for g in groups(scored, by_server)], text=4),
+        table(
+            (*SERVERS, *(name.replace("\n", " ") for name in TOLD)), [server_cells(group) for group in groups(scored, by_server)], text=4
+        ),
         *(f"<p>{escaped(line)}</p>" for line in lines),
         "<h2>What the words mean</h2>",
         definition_list(READING.items()),
@@ -137,6 +195,7 @@ def _line(one: ScoredRow) -> dict[str, object]:
         "tpot_s": one.tpot_s,
         "tokens_per_s_per_gpu": one.tokens_per_s_per_gpu,
         **{f"{measure}_error": error for measure, error in one.errors.items()},
+        **{f"{measure}_in_interval": interval_holds(one, measure) for measure in WITH_INTERVALS},
         "failure": one.failure,
         "cpu_s": one.cpu_s,
     }

@@ -5,6 +5,7 @@ MAPE       mean of the absolute errors; bias is the mean error, median that of t
 Spearman   rank correlation of simulated and measured values over the rows of a group, where it has three
 order      of two configurations of one model on one accelerator, of like lengths, concurrency and format: does the simulator say which is
            better? Pairs count where the measured figures differ by 5 % or more; two that come out equal are half right
+coverage   in how many rows the 95 % interval that the row's cost says of itself (`pdlab.cost.error`) holds the measured figure
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from pdlab.cost.error import cost_error
+from pdlab.cost.spec import CostSpec
 from pdlab.search.board.run import ScoredRow
 
 Floats = NDArray[np.float64]
 MEASURES = ("tpot", "ttft", "throughput")
+WITH_INTERVALS = ("tpot", "ttft")  # what a cost says its error of
 BAND = 64  # concurrency up to which an aggregated server is neither full nor short of KV
 DECIDED = 0.05  # how far apart two measured figures must lie
 
@@ -45,6 +49,18 @@ class Order:
     @property
     def share(self) -> float | None:
         return self.right / self.pairs if self.pairs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Rows whose interval holds the measured figure."""
+
+    held: int
+    rows: int
+
+    @property
+    def share(self) -> float | None:
+        return self.held / self.rows if self.rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +152,19 @@ def order(scored: Sequence[ScoredRow], measure: str) -> Order:
             same = (measured_a - measured_b) * (simulated_a - simulated_b)
             right += 1.0 if same > 0 else 0.5 if same == 0 else 0.0
     return Order(right, pairs)
+
+
+def coverage(scored: Sequence[ScoredRow], measure: str) -> Coverage:
+    """Of TPOT or TTFT, over the rows that were simulated and whose cost says its error."""
+    held = [interval_holds(one, measure) for one in scored if not one.failure]
+    return Coverage(sum(holds is True for holds in held), sum(holds is not None for holds in held))
+
+
+def interval_holds(scored: ScoredRow, measure: str) -> bool | None:
+    """Whether the interval about the simulated figure holds the measured one; None where the cost says nothing of its error."""
+    error = cost_error(CostSpec(), scored.row.hardware(), scored.row.engine)
+    if error is None or scored.failure:
+        return None
+    measured, simulated = figures(scored, measure)
+    low, high = error.interval(simulated, measure)
+    return low <= measured <= high
