@@ -69,7 +69,7 @@ def split(batching: str) -> tuple[str, dict[str, Any]]:
 
 def _checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Raises UsageError where the strategy has no such parameter, or cannot have such a value."""
-    cls = strategy(name)
+    cls: Any = strategy(name)
     hints: dict[str, Any] = {}
     if dataclasses.is_dataclass(cls):
         every = typing.get_type_hints(cls, include_extras=True)
