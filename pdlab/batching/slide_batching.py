@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from pdlab.core.foresight import Foresight
+from pdlab.core.policy import Range
 from pdlab.core.predict import DecodePredictor, PrefillPredictor, learn
 from pdlab.core.scheduler import Scheduler, Sequence
 from pdlab.core.types import StepTime
@@ -38,10 +39,10 @@ class Work(NamedTuple):
 
 @dataclass
 class SlideBatching(Foresight):
-    urgency: float = 1.0
-    starvation: float = 1.0
-    tpot_share: float = 0.65
-    least_chunk_tokens: int = 50
+    urgency: Annotated[float, Range(ge=0.0)] = 1.0
+    starvation: Annotated[float, Range(ge=0.0)] = 1.0
+    tpot_share: Annotated[float, Range(gt=0.0, le=1.0)] = 0.65
+    least_chunk_tokens: Annotated[int, Range(ge=0)] = 50
     as_found: bool = False
 
     def __post_init__(self) -> None:

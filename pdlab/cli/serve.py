@@ -79,7 +79,13 @@ def serve(
         bool | None,
         typer.Option("--prefix-cache/--no-prefix-cache", help="Keep KV of prompts for others that begin alike.", show_default="on"),
     ] = None,
-    batching: Annotated[str | None, typer.Option(help="chunked, prefill_first or decode_first.", show_default="chunked")] = None,
+    batching: Annotated[
+        str | None,
+        typer.Option(
+            help="chunked, prefill_first, decode_first or slide_batching; with parameters: 'slide_batching(urgency=0.8)'.",
+            show_default="chunked",
+        ),
+    ] = None,
     tensor_parallel_size: Annotated[
         int | None,
         typer.Option(

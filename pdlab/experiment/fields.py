@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from pdlab import batching
 from pdlab.core.strict import Strict
-from pdlab.core.types import UsageError, nearest
+from pdlab.core.types import UsageError
 from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.cost.catalogue import hardware
 
@@ -114,10 +114,13 @@ def _file_name(name: str) -> str:
     return name
 
 
-def _batching(name: str) -> str:
-    if name not in batching.names():
-        raise ValueError(f"{name!r} is not one of {', '.join(batching.names())}{nearest(name, batching.names())}")
-    return name
+def _batching(asked: object) -> object:
+    if not isinstance(asked, str | Mapping):
+        return asked  # which pydantic refuses
+    try:
+        return batching.spelled(asked)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("engine.batching: ")) from None
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -128,5 +131,5 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Hardware = Annotated[str | AcceleratorSpec, AfterValidator(_hardware)]
 Name = Annotated[str, AfterValidator(_file_name)]
-Batching = Annotated[str, AfterValidator(_batching)]
+Batching = Annotated[str, BeforeValidator(_batching)]
 Device = Annotated[str, Field(pattern=r"^(cpu|(cuda|npu)(:\d+)?)$")]

@@ -157,7 +157,8 @@ DESCRIPTIONS = {
     "EngineSpec.max_seqs": "Sequences that decode at once (vLLM: --max-num-seqs; SGLang: --max-running-requests).",
     "EngineSpec.batching": "How an instance forms its next batch. chunked: decodes in every step, chunks of prompts in what is left of "
     "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes. "
-    "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own.",
+    "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own. "
+    "Parameters stand beside its name, as a policy's do: {name: slide_batching, urgency: 0.8}.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",
     "EngineSpec.kv_blocks": "KV blocks of an instance; by default what memory holds beside the weights, activations and the runtime.",
@@ -270,12 +271,16 @@ DESCRIPTIONS = {
 def schema() -> dict[str, Any]:
     """Draft 2020-12, of what `Experiment.load` takes."""
     whole = Experiment.model_json_schema(mode="validation")
+    strategies = {"enum": sorted(batching.names())}
+    whole["$defs"]["EngineSpec"]["properties"]["batching"] = {
+        "anyOf": [strategies, {"type": "object", "properties": {"name": strategies}, "required": ["name"]}],
+        "default": "chunked",
+    }
     named = {
         "Experiment.model": {"examples": model_names()},
         "Experiment.policy": {"examples": load_policy.names()},
         "InstancesSpec.hardware": {"examples": hardware_names()},
         "WorkloadSpec.source": {"examples": [*sorted(builtin.NAMES), "synthetic"]},
-        "EngineSpec.batching": {"enum": sorted(batching.names())},
     }
     for name, kind in {"Experiment": whole, **whole["$defs"]}.items():
         for key, of in kind.get("properties", {}).items():

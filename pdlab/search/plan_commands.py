@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pdlab import batching
 from pdlab.core.types import Role
 from pdlab.experiment import spellings
 from pdlab.experiment.cluster import Placement
@@ -135,7 +136,7 @@ def caveats(experiment: Experiment) -> Iterator[str]:
     apart = len({p.role for p in experiment.placements()}) > 1
     if apart and experiment.transfer.mode == "push":
         yield "# vLLM's NixlConnector pulls, and sets no blocks aside before prefill; what was simulated pushes."
-    batchings = {p.engine.batching for p in experiment.placements()}
+    batchings = {batching.split(p.engine.batching)[0] for p in experiment.placements()}
     if "decode_first" in batchings:
         yield "# vLLM has no batching decode_first."
     if "prefill_first" in batchings:

@@ -67,7 +67,7 @@ class InstancePlan:
         engine = self.placement.engine
         full = self.token_bytes - sum(size for size, _ in self.windows)
         unit = gcd(full, *(size for size, _ in self.windows))
-        chunk_tokens = engine.max_batch_tokens if engine.batching in batching.CHUNKED else UNBOUNDED
+        chunk_tokens = engine.max_batch_tokens if batching.chunks(engine.batching) else UNBOUNDED
         return BlockLayout(full // unit, tuple((size // unit, tokens) for size, tokens in self.windows), chunk_tokens)
 
     def scheduler(self, hash_tokens: int) -> Scheduler:

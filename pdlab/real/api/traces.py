@@ -70,7 +70,7 @@ class Traces:
         about: dict[str, AttributeValue] = {SERVICE_NAME: "pdlab", SERVICE_VERSION: __version__, SERVICE_INSTANCE_ID: name}
         resource = Resource(about).merge(OTELResourceDetector().detect())  # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES count more
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = _ToldOnce(OTLPSpanExporter(endpoint=url_of(endpoint), timeout=SEND_S), url_of(endpoint))
+        exporter = self._exporter = _ToldOnce(OTLPSpanExporter(endpoint=url_of(endpoint), timeout=SEND_S), url_of(endpoint))
         self._provider.add_span_processor(
             BatchSpanProcessor(exporter, max_queue_size=MOST_SPANS, schedule_delay_millis=1000 * EVERY_S, max_export_batch_size=512)
         )
@@ -108,6 +108,8 @@ class Traces:
         closing = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         closing.start()
         closing.join(CLOSE_S)
+        if closing.is_alive():
+            self._exporter.shutdown()  # it waits for the collector no longer
 
 
 def attributes(generation: Generation, name: str, model: str) -> dict[str, AttributeValue]:
@@ -153,7 +155,7 @@ class _ToldOnce(SpanExporter):  # type: ignore[misc]
     def __init__(self, exporter: SpanExporter, url: str) -> None:
         self.exporter, self.url = exporter, url
         self.reason = _LastLine()
-        self.failing = False
+        self.failing = self.closed = False
         for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
             library = logging.getLogger(name)
             library.addHandler(self.reason)
@@ -162,7 +164,7 @@ class _ToldOnce(SpanExporter):  # type: ignore[misc]
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self.exporter.export(spans)
         failed = result is not SpanExportResult.SUCCESS
-        if failed != self.failing:
+        if failed != self.failing and not self.closed:
             self.failing = failed
             if failed:
                 log.warning("traces do not reach %s, and are dropped until they do: %s", self.url, self.reason.line or "no reason given")
@@ -171,7 +173,9 @@ class _ToldOnce(SpanExporter):  # type: ignore[misc]
         return result
 
     def shutdown(self) -> None:
-        self.exporter.shutdown()
+        if not self.closed:
+            self.closed = True
+            self.exporter.shutdown()
 
 
 class _LastLine(logging.Handler):

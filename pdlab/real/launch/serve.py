@@ -126,10 +126,13 @@ def check(asked: Asked) -> None:
         ("--role", asked.role, ROLES),
         ("--engine", asked.engine, ENGINES),
         ("--kv-transport", asked.kv_transport, TRANSPORTS),
-        ("--batching", str(asked.given.get("batching") or "chunked"), tuple(batching.names())),
     ):
         if value not in known:
             raise UsageError(f"{option} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
+    try:
+        batching.spelled(str(asked.given.get("batching") or "chunked"))
+    except UsageError as error:
+        raise UsageError(f"--batching {str(error).removeprefix('engine.batching: ')}") from None
     for wrong, line in _wrong(asked):
         if wrong:
             raise UsageError(line)

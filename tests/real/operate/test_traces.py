@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -131,6 +132,7 @@ def test_nothing_waits_for_a_collector(slow: bool, monkeypatch: pytest.MonkeyPat
         started_s = time.monotonic()
         traces.close()
         assert time.monotonic() - started_s < 1.5
+        until(lambda: not [one for one in threading.enumerate() if one.name.startswith(("Otel", "last spans"))], 10)
 
 
 # ---------------------------------------------------------------- asked for, or not
