@@ -68,8 +68,8 @@ def test_not_one_wrong_byte(
     layers: range,
     seed: int,
 ) -> None:
-    """A sequence's KV [layers, halves, tokens, heads, dim] is spread over a source's ranks, read by a destination's, and compared there; what
-    was not read stays as it was."""
+    """A sequence's KV [layers, halves, tokens, heads, dim] is spread over a source's ranks, read by a destination's, and compared there;
+    what was not read stays as it was."""
     rng = np.random.default_rng(seed)
     large = max(blocks)
     first = min(skipped * large, (tokens - 1) // large * large)
