@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pdlab.core.kv_heads import copies
+from pdlab.core.kv_plan import copies
 from pdlab.core.types import UsageError
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.models import config as configs

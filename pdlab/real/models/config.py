@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pdlab.core.kv_heads import heads_fit
+from pdlab.core.kv_plan import heads_fit
 from pdlab.core.types import UsageError
 from pdlab.cost import huggingface, model_names
 from pdlab.cost.catalogue import understood

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pdlab.core.kv_heads import heads_of
+from pdlab.core.kv_plan import heads_of
 from pdlab.kernels.decode import Weight
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.feed_forward import FeedForwardPass
