@@ -12,7 +12,7 @@ import typer
 from pdlab.cli.pools import Jobs, pool_of, progress
 from pdlab.cli.shared import Traceback, out, traced
 from pdlab.core.types import UsageError
-from pdlab.cost.measurements import MeasuredRow, read_rows
+from pdlab.cost.measurements import of_models, read_rows
 from pdlab.search.board.page import board_table, write_board
 from pdlab.search.board.run import ScoredRow, score
 
@@ -33,7 +33,7 @@ def board(
     with traced(traceback):
         pool = pool_of("board", jobs, None)
         measured, left_out = read_rows(rows)
-        measured = _of_models(measured, models or [])
+        measured = of_models(measured, models or [])
         if not measured:
             raise UsageError(f"measurements {rows}: no row can be simulated; {left_out[0][1] if left_out else 'the table is empty'}")
         with closing(pool), progress(rows.stem, len(measured), "rows", quiet) as ended:
@@ -43,16 +43,6 @@ def board(
             out.print(board_table(scored, [] if models else left_out))
             for line in (f"picture  {page}", f"table    {table}: {len(scored):,} rows"):
                 out.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _of_models(measured: list[MeasuredRow], names: list[str]) -> list[MeasuredRow]:
-    if not names:
-        return measured
-    wanted = {name.lower().rsplit("/", 1)[-1] for name in names}
-    there = {row.model_name for row in measured}
-    if strange := sorted(wanted - there):
-        raise UsageError(f"--model {strange[0]}: the table has {', '.join(sorted(there)) or 'no model that is known'}")
-    return [row for row in measured if row.model_name in wanted]
 
 
 def _counted(scored: Iterator[ScoredRow], ended: Callable[[], None]) -> Iterator[ScoredRow]:

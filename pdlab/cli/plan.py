@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import progress as bars
@@ -14,10 +14,9 @@ from pdlab.cli.pools import Jobs, RayAddress, pool_of
 from pdlab.cli.shared import Overrides, Traceback, err, out, traced
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.plan import Objective, Plan, PlanQuestion
-from pdlab.search.plan_commands import pdlab_arguments, router_arguments, script, started, vllm_command
-from pdlab.search.plan_page import plan_page
-from pdlab.search.plan_rows import PlanRow, rows, verdict
-from pdlab.search.plan_search import COMFORT
+from pdlab.search.plan_commands import pdlab_arguments, router_arguments, started, vllm_command
+from pdlab.search.plan_files import write_plan
+from pdlab.search.plan_rows import PlanRow, rows
 from pdlab.search.plan_store import BEST, COMMANDS, PAGE, PlanStore
 from pdlab.search.plan_table import plan_table
 from pdlab.search.pool import TaskPool
@@ -77,54 +76,13 @@ def _plan(planned: Plan, pool: TaskPool, folder: Path, quiet: bool) -> None:
 
 def _show(planned: Plan, found: list[PlanRow], store: PlanStore, quiet: bool) -> None:
     """The table, the page, and what to run."""
-    best = _best(planned, found[0])
-    commands = script(best, BEST)
-    store.write(BEST, (_head(planned, found) + best.to_yaml()).encode())
-    store.write(COMMANDS, commands.encode())
-    store.write(PAGE, plan_page(planned, found, best, commands).encode())
-    store.write_found(_plain(planned, found))
+    best = write_plan(planned, found, store)
     if quiet:
         return
     out.print(plan_table(planned, found))
     lines = _what_to_run(best, store)
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def _best(planned: Plan, first: PlanRow) -> Experiment:
-    """The winner's experiment, at 80 % of its capacity."""
-    whole = planned.judge.experiment(first.finalist.candidate)
-    changes: dict[str, Any] = {"name": f"{planned.base.name}-best", "workload.rate": round(COMFORT * first.capacity.mean, 3)}
-    return whole.with_(changes)
-
-
-def _head(planned: Plan, found: list[PlanRow]) -> str:
-    lines = [
-        verdict(planned, found),
-        f"pdlab plan {planned.base.name}.yaml: {planned.question.words}",
-        f"workload.rate is {COMFORT:.0%} of its capacity.",
-    ]
-    return "".join(f"# {line}\n" for line in lines)
-
-
-def _plain(planned: Plan, found: list[PlanRow]) -> dict[str, Any]:
-    question = planned.question
-    return {
-        "experiment": planned.base.resolved(),
-        "question": {
-            "gpus": question.gpus,
-            "rate": question.rate,
-            "usd_per_h": question.usd_per_h,
-            "objective": question.objective,
-            "failures": question.lost,
-            "seeds": list(planned.seeds),
-            "requests": planned.judge.requests,
-        },
-        "considered": planned.considered,
-        "not_possible": dict(planned.space.pruned),
-        "left_out": {**planned.ruled_out, **planned.search.left},
-        "finalists": [row.plain for row in found],
-    }
 
 
 def _what_to_run(best: Experiment, store: PlanStore) -> list[str]:

@@ -133,6 +133,17 @@ def read_rows(path: Path) -> tuple[list[MeasuredRow], list[tuple[str, str]]]:
     return rows, left_out
 
 
+def of_models(measured: list[MeasuredRow], names: list[str]) -> list[MeasuredRow]:
+    """Those rows alone; all, where no model is named. Raises UsageError."""
+    if not names:
+        return measured
+    wanted = {name.lower().rsplit("/", 1)[-1] for name in names}
+    there = {row.model_name for row in measured}
+    if strange := sorted(wanted - there):
+        raise UsageError(f"--model {strange[0]}: the table has {', '.join(sorted(there)) or 'no model that is known'}")
+    return [row for row in measured if row.model_name in wanted]
+
+
 def _row(line: Mapping[str, str], number: int) -> MeasuredRow:
     engine = line["backend"].strip().lower()
     if engine not in BACKENDS:

@@ -70,6 +70,20 @@ def read_yaml(path: Path, wanted: FileKind = EXPERIMENT) -> dict[str, Any]:
     return found
 
 
+def read_mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping in a text. Raises UsageError, after `source`."""
+    found = _parse(text, source)
+    if not isinstance(found, dict):
+        what = "an empty file" if found is None else repr(found)[:40]
+        raise UsageError(f"{source}: {EXPERIMENT.what} is a mapping of keys to values, not {what}")
+    return found
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The tree that a text is, in which an alias is the node that it names. Raises yaml.YAMLError."""
+    return yaml.compose(text, _YamlLoader)
+
+
 def overridden(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy with each `key.path=value` put in place; a number in the path is an index into a list. Raises UsageError."""
     result = copy.deepcopy(mapping)

@@ -18,6 +18,7 @@ from pdlab.experiment.experiment import Experiment
 from pdlab.policies import load as load_policy
 from pdlab.replay.log import EventLog, head_of
 from pdlab.report.result import Result
+from pdlab.results.records import Records
 from pdlab.sim import build, outcome
 from pdlab.workload.base import Workload
 from pdlab.workload.spec import build as build_workload
@@ -34,10 +35,11 @@ def simulate(
     trace_events: Path | None = None,
     workload: Workload | None = None,
     trim: bool = True,
+    watch: Callable[[Records], None] | None = None,
 ) -> Result:
     """Run an experiment, or the one in a file. `policy` decides in place of the experiment's: an object, a class, or what a file may say.
     `progress(simulated seconds, requests ended, requests)` is called at every report; `trace_events` is where the event log goes;
-    without `trim` the warm-up counts in the figures. A
+    without `trim` the warm-up counts in the figures. `watch` is given the records before anything runs: they grow as requests end. A
     KeyboardInterrupt ends the run early: what there is by then comes back marked partial. Raises UsageError, also where a
     policy's hook does not return."""
     if isinstance(experiment, str | Path):
@@ -58,6 +60,8 @@ def simulate(
     with watched(decider):
         world = build.world(experiment, workload, log=log, spans=trace_events is not None, policy=decider)
     world.periodic.on_progress = progress
+    if watch is not None:
+        watch(world.records)
     started = time.process_time()
     partial = False
     try:
