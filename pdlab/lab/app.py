@@ -20,10 +20,12 @@ from pdlab import __version__
 from pdlab.core.types import UsageError
 from pdlab.lab.bodies import MistakeView, Trouble
 from pdlab.lab.catalogue import catalogue
+from pdlab.lab.compare import comparing
 from pdlab.lab.database import DatabaseAway
 from pdlab.lab.guard import CSP, Guard, TurnedAway
 from pdlab.lab.lab import Lab, NotThere, TooMany
 from pdlab.lab.routes import Mistaken, Unreadable, api
+from pdlab.lab.uploads import uploading
 
 SWAGGER = Path(swagger_ui_bundle.__file__).parent
 ABOUT = "Experiments, plans, sweeps, tunings and boards: submitted, watched, compared. docs/guides/lab.md explains it."
@@ -45,7 +47,8 @@ def create_app(lab: Lab) -> ASGIApp:
     app = FastAPI(title="pdlab lab", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.lab = lab
     app.include_router(api())
-    app.include_router(catalogue())
+    for router in (catalogue(), comparing(), uploading()):
+        app.include_router(router)
     app.add_api_route("/healthz", _health, methods=["GET"], tags=["lab"], summary="Is it there, and what does it do?")
     app.add_api_route("/docs", _docs, methods=["GET"], include_in_schema=False)
     app.mount("/static/swagger", StaticFiles(directory=_swagger_files()))

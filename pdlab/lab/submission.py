@@ -1,6 +1,6 @@
 """What somebody submits, and how it is read: into an order, or into mistakes beside their lines.
 
-SubmissionReading builds the policy, which may be a stranger's code, and expands aliases, which may be a bomb; so it happens in a process of its own
+Reading builds the policy, which may be a stranger's code, and expands aliases, which may be a bomb; so it happens in a process of its own
 that has bounded time and memory, `pdlab.lab.clerk`.
 """
 
