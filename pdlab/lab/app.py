@@ -24,6 +24,7 @@ from pdlab.lab.compare import comparing
 from pdlab.lab.database import DatabaseAway
 from pdlab.lab.guard import CSP, Guard, TurnedAway
 from pdlab.lab.lab import Lab, NotThere, TooMany
+from pdlab.lab.pages import pages, static_files
 from pdlab.lab.routes import Mistaken, Unreadable, api
 from pdlab.lab.uploads import uploading
 
@@ -47,11 +48,12 @@ def create_app(lab: Lab) -> ASGIApp:
     app = FastAPI(title="pdlab lab", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.lab = lab
     app.include_router(api())
-    for router in (catalogue(), comparing(), uploading()):
+    for router in (catalogue(), comparing(), uploading(), pages()):
         app.include_router(router)
     app.add_api_route("/healthz", _health, methods=["GET"], tags=["lab"], summary="Is it there, and what does it do?")
     app.add_api_route("/docs", _docs, methods=["GET"], include_in_schema=False)
     app.mount("/static/swagger", StaticFiles(directory=_swagger_files()))
+    app.mount("/static", static_files())
     for error, handler in _HANDLERS:
         app.add_exception_handler(error, handler)
     return Guard(app, lab.settings)
