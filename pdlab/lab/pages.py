@@ -31,6 +31,8 @@ def pages() -> APIRouter:
     router.add_api_route("/", lambda: _shell("runs", "Runs", at="/"), methods=get)
     router.add_api_route("/new", lambda: _shell("new", "New", at="/new"), methods=get)
     router.add_api_route("/compare", lambda: _shell("compare", "Compare", charts=True), methods=get)
+    router.add_api_route("/clusters", lambda: _shell("clusters", "Clusters", at="/clusters"), methods=get)
+    router.add_api_route("/clusters/{id}", _cluster, methods=get)
     router.add_api_route("/runs/{id}", _run, methods=get)
     for kind in _KINDS:
         router.add_api_route(f"/{kind}/{{id}}", _job(kind), methods=get)
@@ -46,6 +48,10 @@ def static_files() -> StaticFiles:
 
 def _run(id: str) -> HTMLResponse:
     return _shell("run", "Run", charts=True, id=id)
+
+
+def _cluster(id: str) -> HTMLResponse:
+    return _shell("cluster", id, charts=True, id=id)
 
 
 def _job(kind: str) -> Callable[[str], HTMLResponse]:
