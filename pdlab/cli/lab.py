@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from pdlab.cli.pools import Jobs, RayAddress
+from pdlab.cli.shared import Token
 from pdlab.lab.foreman import JobLimits
 from pdlab.lab.serve import serve
-from pdlab.lab.settings import TOKEN, LabSettings
+from pdlab.lab.settings import TOKEN, LabSettings, routers_of
 from pdlab.real.net.credentials import from_file
 from pdlab.search.pool import usable_cores
 
@@ -24,6 +25,11 @@ def lab(
     db: Annotated[str, typer.Option("--db", metavar="URL", help="sqlite:///path or postgresql://.", show_default="DIR/lab.db")] = "",
     jobs: Jobs = None,
     ray: RayAddress = None,
+    router: Annotated[
+        list[str] | None,
+        typer.Option("--router", metavar="[NAME=]URL", help="A running cluster's router, to be watched; several.", show_default=False),
+    ] = None,
+    router_token: Token = "",
     token: Annotated[
         str,
         typer.Option(
@@ -49,6 +55,8 @@ def lab(
             jobs=usable_cores() if jobs is None else jobs,
             ray=ray,
             token=token,
+            routers=routers_of(router or []),
+            router_token=router_token,
             allow_code=allow_code,
             most_queued=max_queued,
             limits=JobLimits(job_time_s, int(job_gib * GIB)),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import swagger_ui_bundle
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -23,7 +24,8 @@ from pdlab.lab.catalogue import catalogue
 from pdlab.lab.compare import comparing
 from pdlab.lab.database import DatabaseAway
 from pdlab.lab.guard import CSP, Guard, TurnedAway
-from pdlab.lab.lab import Lab, NotThere, TooMany
+from pdlab.lab.lab import ClusterAway, Lab, NotThere, TooMany
+from pdlab.lab.pages import pages, static_files
 from pdlab.lab.routes import Mistaken, Unreadable, api
 from pdlab.lab.uploads import uploading
 
@@ -47,14 +49,26 @@ def create_app(lab: Lab) -> ASGIApp:
     app = FastAPI(title="pdlab lab", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.lab = lab
     app.include_router(api())
-    for router in (catalogue(), comparing(), uploading()):
+    for router in (catalogue(), comparing(), uploading(), pages()):
         app.include_router(router)
+    app.include_router(_of_clusters(lab))
     app.add_api_route("/healthz", _health, methods=["GET"], tags=["lab"], summary="Is it there, and what does it do?")
     app.add_api_route("/docs", _docs, methods=["GET"], include_in_schema=False)
     app.mount("/static/swagger", StaticFiles(directory=_swagger_files()))
+    app.mount("/static", static_files())
     for error, handler in _HANDLERS:
         app.add_exception_handler(error, handler)
     return Guard(app, lab.settings)
+
+
+def _of_clusters(lab: Lab) -> APIRouter:
+    """What asks routers is loaded where there are any."""
+    if lab.settings.routers:
+        made: APIRouter = import_module("pdlab.lab.clusters").clusters()
+        return made
+    router = APIRouter(prefix="/api/v1", tags=["clusters"])
+    router.add_api_route("/clusters", list, methods=["GET"], response_model=list[dict[str, str]], summary="None: there is no --router")
+    return router
 
 
 def _swagger_files() -> Path:
@@ -114,6 +128,10 @@ async def _not_there(_: Request, error: Exception) -> JSONResponse:
     return _told(404, [str(error)])
 
 
+async def _cluster_away(_: Request, error: Exception) -> JSONResponse:
+    return _told(502, [str(error)])
+
+
 async def _too_many(_: Request, error: Exception) -> JSONResponse:
     answer = _told(429, [str(error)])
     answer.headers["retry-after"] = "10"
@@ -139,6 +157,7 @@ _HANDLERS = (
     (Unreadable, _unreadable),
     (TurnedAway, _refused),
     (DatabaseAway, _away),
+    (ClusterAway, _cluster_away),
     (NotThere, _not_there),
     (TooMany, _too_many),
     (HTTPException, _http),

@@ -25,11 +25,11 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
-    (b"x-frame-options", b"DENY"),
+    (b"x-frame-options", b"SAMEORIGIN"),
 )
 CSP = (
     b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; "
-    b"font-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    b"font-src 'self' data:; form-action 'self'; base-uri 'none'; frame-src 'self'; frame-ancestors 'self'"
 )
 
 

@@ -44,6 +44,10 @@ class NotThere(Exception):
     """The line says what, and perhaps why."""
 
 
+class ClusterAway(Exception):
+    """Its router does not answer; the line says why."""
+
+
 class TooMany(Exception):
     """Jobs that wait."""
 

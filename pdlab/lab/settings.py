@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pdlab.core.types import UsageError
 from pdlab.lab.foreman import JobLimits
@@ -51,3 +52,24 @@ class LabSettings:
                 raise UsageError(f"{name} {value:g}: give a number above 0")
         if self.limits.rss_bytes <= 0:
             raise UsageError("--job-gib: give a number above 0")
+
+
+def routers_of(texts: Sequence[str]) -> dict[str, str]:
+    """URLs by the names of their clusters, as NAME=URL says, or the URL's host and port. Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, url = text.partition("=")
+        if not equals or "://" in name:
+            name, url = "", text
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise UsageError(f"--router {text}: write http://HOST:PORT, or NAME=http://HOST:PORT")
+        name = name or parts.netloc.rpartition("@")[2]
+        if name in found or "/" in name:
+            raise UsageError(f"--router {text}: {name!r} is {'there twice' if name in found else 'no name'}; write NAME={url}")
+        found[name] = url.rstrip("/")
+    return found

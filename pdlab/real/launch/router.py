@@ -35,6 +35,7 @@ from pdlab.real.registry import Registry
 from pdlab.real.registry.store import StoreAway
 from pdlab.real.router.cluster_engine import ClusterEngine
 from pdlab.real.router.http_remote import HttpRemote
+from pdlab.real.router.onlooker import MOST_SHOWN
 from pdlab.real.router.roster import Members, follow, lead, protocol_of
 from pdlab.real.router.status import view_of
 from pdlab.real.router.world import LiveWorld
@@ -180,7 +181,7 @@ async def route(
             traces=front.traces,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
-        app = create_app(None, _routes(registry, members), front.cors)  # answers "loading" until it has a service
+        app = create_app(None, _routes(registry, members, world), front.cors)  # answers "loading" until it has a service
         beside = contextlib.AsyncExitStack()
         await beside.enter_async_context(metrics_beside(app, front.host, front.metrics_port, front.tls))
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
@@ -246,11 +247,26 @@ def event_log(deployment: Deployment, router: Router, path: Path | None) -> Iter
         yield log
 
 
-def _routes(registry: Registry, members: Members) -> tuple[Route, ...]:
+def _routes(registry: Registry, members: Members, world: LiveWorld) -> tuple[Route, ...]:
     async def cluster(service: Service, request: Request) -> Response:
         try:
             return as_json(await view_of(registry, members))
         except StoreAway as away:
             raise ApiError(503, f"the registry does not answer: {away}", code="registry_away") from None
 
-    return (("GET", "/pdlab/v1/cluster", cluster),)
+    async def requests(service: Service, request: Request) -> Response:
+        most = _number(request, "limit", 200, MOST_SHOWN)
+        return as_json({"now_s": world.now(), "requests": world.lines.latest(most)})
+
+    async def events(service: Service, request: Request) -> Response:
+        return as_json(world.onlooker.after(_number(request, "after", 0, 1 << 53)))
+
+    return (("GET", "/pdlab/v1/cluster", cluster), ("GET", "/pdlab/v1/requests", requests), ("GET", "/pdlab/v1/events", events))
+
+
+def _number(request: Request, name: str, otherwise: int, most: int) -> int:
+    """Of the query. Raises ApiError."""
+    text = request.query_params.get(name, str(otherwise))
+    if not (text.isascii() and text.isdecimal() and len(text) < 17):
+        raise ApiError(400, f"{name} must be a number, not {text[:40]!r}")
+    return min(int(text), most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 
 from pdlab.core.types import Request, Stage
 from pdlab.results.timeline import Book, Timeline
@@ -30,6 +31,10 @@ class Timelines:
         self._ended[line.request.id] = None
         while len(self._ended) > KEPT:
             del self._known[self._ended.popitem(last=False)[0]]
+
+    def latest(self, most: int) -> list[dict[str, object]]:
+        """Of those under way and the last that have ended, the newest first, as `of` has them."""
+        return [line.figures() for line in islice(reversed(self._known.values()), most)]
 
     def of(self, request_id: int) -> dict[str, object]:
         """Under the names of `records.FIELDS`. Empty where the request is not known (any more)."""

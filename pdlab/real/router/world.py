@@ -56,6 +56,7 @@ from pdlab.real.router.legs import Legs
 from pdlab.real.router.live import Deliver, Live
 from pdlab.real.router.live_requests import LiveRequests
 from pdlab.real.router.metrics import Tally
+from pdlab.real.router.onlooker import Onlooker
 from pdlab.real.router.remote import Remote
 from pdlab.real.router.tasks import Tasks
 from pdlab.real.router.timelines import Timelines
@@ -93,7 +94,7 @@ class LiveWorld:
         if router.autoscale is not None and start is None:
             raise UsageError("cluster.autoscale is on, but nobody here can start instances: write autoscale: {enabled: false}")
         self.router, self.traceback = router, traceback
-        self.lines, self.tally = Timelines(), Tally()
+        self.lines, self.tally, self.onlooker = Timelines(), Tally(), Onlooker(self.now)
         self._tasks = Tasks()
         self.requests = LiveRequests(self.tell, self.now, self.lines, self.tally, self._tasks)
         self.instances = Instances(
@@ -175,6 +176,7 @@ class LiveWorld:
 
     def _event(self, event: AnyEvent, actions: list[Action]) -> None:
         self.tally.heard(event, actions)
+        self.onlooker.heard(event, actions)
         if self.router.cluster.blind and not self._told_blind:
             self._told_blind = True
             logger.warning("%s", self.router.blindness)

@@ -1,0 +1,59 @@
+"""The pictures of the lab in the docs, drawn anew: `make docs-pictures`. A lab of its own runs a few experiments; chromium looks at it."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from pdlab.lab import Client
+from tests.support.browser import chromium, tab
+from tests.support.lab_world import lab
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+WIDTH, MOST_HEIGHT = 1280, 1500
+
+
+def main() -> None:
+    base = yaml.safe_load((ROOT / "experiments" / "quickstart.yaml").read_text(encoding="utf-8"))
+    busy = {**base, "workload": {**base["workload"], "rate": 48.0}}
+    with tempfile.TemporaryDirectory() as folder, lab(Path(folder)) as world, Client(world.url) as client, chromium() as browser:
+        runs = [
+            client.submit({**busy, "name": str(policy), "policy": policy}, tags=["48 req/s"]).wait().id
+            for policy in ("round_robin", "least_loaded", "random")
+        ]
+        client.submit(base, tags=["first"]).wait()
+        sweep = client.submit(
+            {**base, "name": "rates"}, kind="sweeps", seeds=3, grid=["workload.rate=16,32,48", "policy=round_robin,least_loaded"]
+        )
+        plan = client.submit({**base, "name": "eight", "plan": {"tp": [1]}}, kind="plans", gpus="4", requests=600, seeds=3)
+        shown = {
+            "runs": "/",
+            "new": "/new",
+            "run": f"/runs/{runs[0]}",
+            "compare": f"/compare?ids={','.join(runs)}",
+            "sweep": f"/sweeps/{sweep.wait().id}",
+            "plan": f"/plans/{plan.wait().id}",
+        }
+        for name, path in shown.items():
+            with tab(browser, world.url, width=WIDTH) as page:
+                page.goto(path)
+                page.wait_for_timeout(2500)
+                _write(page, PICTURES / f"lab-{name}.png")
+                print(PICTURES / f"lab-{name}.png")
+
+
+def _write(page: Any, path: Path) -> None:
+    """In 256 colours, as far down as a reader looks."""
+    with Image.open(io.BytesIO(page.screenshot(full_page=True))) as drawn:
+        cut = drawn.convert("RGB").crop((0, 0, drawn.width, min(drawn.height, MOST_HEIGHT)))
+        cut.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Clusters that run: what their routers tell of instances, requests and events, and an operator's drain and switch, with its token.
+
+The lab asks a router as `pdlab status` does, and an instance as `pdlab drain` does; it keeps nothing of what they say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pandas as pd
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict
+
+from pdlab.core.types import Role, UsageError, nearest
+from pdlab.lab.bodies import Trouble
+from pdlab.lab.lab import ClusterAway, NotThere
+from pdlab.lab.routes import lab_of
+from pdlab.lab.settings import LabSettings
+from pdlab.real.net.credentials import kept_token
+from pdlab.real.net.http import Broken, HttpClient
+from pdlab.real.router import status
+from pdlab.report.stages import stretches
+from pdlab.results.records import FIELDS, Records
+
+LAST = 200  # requests of a timeline
+
+
+class ClusterView(BaseModel):
+    name: str
+    url: str
+
+
+class SwitchBody(BaseModel):
+    """`force`: even where nobody else has its role."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: str
+    force: bool = False
+
+
+class DrainBody(BaseModel):
+    """`force`: even where nobody else has its role."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    force: bool = False
+
+
+class ClusterAnswer(BaseModel):
+    """What happens now, in words."""
+
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAsker:
+    """Of one router."""
+
+    url: str
+    token: str
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Raises ClusterAway."""
+        http = HttpClient(self.url, self.token)
+        try:
+            code, raw = await http.call(b"GET", path.encode())
+        except Broken as broken:
+            raise ClusterAway(f"{self.url} does not answer: {broken}") from None
+        finally:
+            http.close()
+        if code == 401:
+            raise ClusterAway(f"{self.url} wants the cluster's token: start the lab with PDLAB_INTERNAL_TOKEN")
+        try:
+            found = json.loads(raw)
+        except ValueError:
+            found = None
+        if code != 200 or not isinstance(found, dict):
+            raise ClusterAway(f"{self.url}{path} answers {code}: it is no router of this pdlab's")
+        return found
+
+
+def clusters() -> APIRouter:
+    away: dict[int | str, dict[str, Any]] = {
+        404: {"model": Trouble, "description": "no cluster of that name"},
+        422: {"model": Trouble, "description": "mistakes, as the command tells them"},
+        502: {"model": Trouble, "description": "its router does not answer"},
+    }
+    router = APIRouter(prefix="/api/v1/clusters", tags=["clusters"], responses=away)
+    add = router.add_api_route
+    add("", _clusters, methods=["GET"], response_model=list[ClusterView], summary="Those that the lab was started with")
+    add("/{name}/instances", _instances, methods=["GET"], summary="Roles, load, KV and links, and which router leads")
+    add("/{name}/requests", _requests, methods=["GET"], summary="Under way, and the last that ended")
+    add("/{name}/timeline", _timeline, methods=["GET"], summary="Requests through prefill, link and decode")
+    add("/{name}/events", _events, methods=["GET"], summary="Members, roles, migrations, alarms")
+    one = "/{name}/instances/{instance}"
+    add(f"{one}/drain", _drain, methods=["POST"], response_model=ClusterAnswer, summary="Let it finish what it has, and leave")
+    add(f"{one}/switch", _switch, methods=["POST"], response_model=ClusterAnswer, summary="Let it finish what it has, and change its role")
+    return router
+
+
+def _asker(settings: LabSettings, name: str) -> RouterAsker:
+    """Raises NotThere."""
+    url = settings.routers.get(name)
+    if url is None:
+        there = f"; there are {', '.join(settings.routers)}" if settings.routers else ": start the lab with --router URL"
+        raise NotThere(f"no cluster is named {name[:80]!r}{there}")
+    return RouterAsker(url, settings.router_token or kept_token(url))
+
+
+def _clusters(request: Request) -> list[ClusterView]:
+    return [ClusterView(name=name, url=url) for name, url in lab_of(request).settings.routers.items()]
+
+
+async def _instances(request: Request, name: str) -> dict[str, Any]:
+    asker = _asker(lab_of(request).settings, name)
+    try:
+        async with status.source(None, asker.url, asker.token) as views:
+            return status.plain(await views())
+    except UsageError as error:
+        raise ClusterAway(str(error)) from None
+
+
+async def _requests(request: Request, name: str, limit: Annotated[int, Query(ge=1, le=1000)] = 200) -> dict[str, Any]:
+    return await _asker(lab_of(request).settings, name).get(f"/pdlab/v1/requests?limit={limit}")
+
+
+async def _events(request: Request, name: str, after: Annotated[int, Query(ge=0, le=1 << 53)] = 0) -> dict[str, Any]:
+    return await _asker(lab_of(request).settings, name).get(f"/pdlab/v1/events?after={after}")
+
+
+async def _timeline(request: Request, name: str, limit: Annotated[int, Query(ge=1, le=1000)] = LAST) -> dict[str, Any]:
+    told = await _asker(lab_of(request).settings, name).get(f"/pdlab/v1/requests?limit={limit}")
+    return stages(told)
+
+
+def stages(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a router says of its requests: each stage's beginnings and ends, of one that goes on up to now."""
+    now_s, rows = float(told["now_s"]), told["requests"]
+    frame = pd.DataFrame(rows, columns=list(FIELDS))
+    for name in FIELDS:
+        if name in ("status", "prefill_instance", "decode_instance", "reason"):
+            frame[name] = frame[name].astype("category")
+        else:
+            frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
+    found = stretches(Records.from_frame(frame)) if rows else []
+    made = []
+    for one in found:
+        pairs = [_ended(start, end, now_s) for start, end in zip(one.start_s, one.end_s, strict=True)]
+        made.append({"name": one.name, "place": one.place, "start_s": [a for a, _ in pairs], "end_s": [b for _, b in pairs]})
+    texts = {name: [row.get(name) for row in rows] for name in ("status", "prefill_instance", "decode_instance")}
+    return {"now_s": now_s, "request_id": [row["request_id"] for row in rows], "stages": made, **texts}
+
+
+def _ended(start: float, end: float, now_s: float) -> tuple[float | None, float | None]:
+    if not math.isfinite(start):
+        return None, None
+    return float(start), float(end) if math.isfinite(end) else now_s
+
+
+async def _drain(request: Request, name: str, instance: str, body: DrainBody) -> ClusterAnswer:
+    asker = _asker(lab_of(request).settings, name)
+    async with status.source(None, asker.url, asker.token) as views:
+        return ClusterAnswer(words=await status.drain(views, instance, asker.token, force=body.force, wait=False))
+
+
+async def _switch(request: Request, name: str, instance: str, body: SwitchBody) -> ClusterAnswer:
+    if body.role not in list(Role):
+        raise UsageError(f"role {body.role[:40]!r} is not one of {', '.join(Role)}{nearest(body.role, list(Role))}")
+    asker = _asker(lab_of(request).settings, name)
+    async with status.source(None, asker.url, asker.token) as views:
+        return ClusterAnswer(words=await status.switch(views, instance, Role(body.role), asker.token, force=body.force, wait=False))

@@ -1,0 +1,145 @@
+import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, seconds, send, sortable, table, tell, tile, when } from "./lab.js";
+import { chart, limit, literal, palette, stageColours } from "./charts.js";
+
+const path = `/experiments/${page.id}`;
+const head = el("div", {});
+const live = el("div", { "aria-live": "off" });
+const results = el("div", {});
+main.append(head, live, results);
+let shown = "";
+
+function top(job) {
+  const cancel = el("button", { class: "danger", type: "button", id: "cancel", onclick: async () => {
+    if (await confirmed(`Cancel ${job.name}? What it has computed is lost.`, "Cancel it")) send("DELETE", path).catch(tell);
+  } }, "Cancel");
+  const again = el("a", { href: `/new?from=${job.id}` }, "Change and run");
+  head.replaceChildren(
+    el("h1", {}, job.name, " ", badge(job.state)),
+    el("p", { class: "soft" }, `${job.model}, ${job.policy}, submitted ${when(job.submitted_s)}, ${job.seeds === 1 ? "one seed" : `${job.seeds} seeds`}, id ${job.id}`),
+    el("p", {}, job.tags.map((tag) => el("span", { class: "tag" }, tag))),
+    el("div", { class: "bar" }, ended(job.state) ? again : cancel),
+    ...job.failure.split("\n").filter(Boolean).map((line) => el("p", { class: "note error" }, line)));
+}
+
+// ------------------------------------------------------------ while it runs
+
+const bar = el("progress", { max: 1, "aria-label": "progress" });
+const words = el("p", { class: "soft" });
+const curve = el("div", {});
+
+function running(job) {
+  const { done, total, simulated_s: at, figures, history } = job.progress;
+  if (!live.isConnected || !live.childElementCount) live.append(bar, words, curve);
+  if (!total) { bar.removeAttribute("value"); words.textContent = job.state === "queued" ? "It waits for a free core." : "It begins."; return; }
+  bar.max = total;
+  bar.value = done;
+  words.textContent = figures
+    ? `${count(done)} of ${count(total)} requests, ${seconds(at)} simulated: TTFT ${seconds(figures.ttft_p50_s)} (p99 ${seconds(figures.ttft_p99_s)}), TPOT ${seconds(figures.tpot_p50_s)} (p99 ${seconds(figures.tpot_p99_s)}) so far`
+    : `${count(done)} of ${count(total)} ${job.progress.phase || ""}`;
+  if (history?.length > 1) {
+    const lines = ["ttft_p50_s", "ttft_p99_s", "tpot_p99_s"];
+    chart(curve, lines.map((name, k) => ({ x: history.map((one) => one.simulated_s), y: history.map((one) => one[name]), name: name.replace("_s", "").replaceAll("_", " "), mode: "lines", line: { color: palette[k] } })),
+      { height: 320, showlegend: true, title: { text: "So far" }, xaxis: { title: { text: "simulated seconds" } }, yaxis: { title: { text: "seconds" }, rangemode: "tozero", type: "log" } }, "TTFT and TPOT so far");
+  }
+}
+
+// ------------------------------------------------------------ when it is done
+
+async function finished(job) {
+  live.replaceChildren();
+  const summary = job.summary;
+  if (!summary) return tell("its files are gone: submit it again to have them");
+  const figures = await api(`${path}/figures`);
+  const binds = summary.bottleneck;
+  const points = ["mean", "p50", "p90", "p99", "max"];
+  const lines = [["TTFT", "ttft_s"], ["TPOT", "tpot_s"], ["ITL", "itl_s"], ["E2E", "e2e_s"], ["queue", "queue_s"], ["KV transfer", "transfer_s"]].filter(([, key]) => summary[key]);
+  const [ttft, tpot, load, strip] = [el("div", {}), el("div", {}), el("div", {}), el("div", {})];
+  results.replaceChildren(
+    ...(summary.overloaded ? [el("p", { class: "note" }, "Overloaded: its queue grew to the end, and its figures depend on its length.")] : []),
+    ...summary.warnings.map((line) => el("p", { class: "note" }, line)),
+    el("div", { class: "tiles" },
+      tile(percent(summary.slo_attainment), "SLO attainment", summary.slo_attainment >= 0.9 ? "good" : "bad"), tile(number(summary.goodput_rps), "goodput, req/s"), tile(number(summary.throughput_rps), "throughput, req/s"),
+      tile(number(summary.output_tokens_per_s), "output tokens/s"), tile(seconds(summary.ttft_s.p99), "TTFT p99"), tile(seconds(summary.tpot_s.p99), "TPOT p99"), tile(count(summary.requests), "requests")),
+    el("div", { class: `verdict ${binds.resource === "none" ? "fine" : ""}` }, el("b", {}, `Bottleneck: ${binds.resource}`), el("br"), binds.evidence),
+    el("p", {}, el("a", { href: `/api/v1${path}/report` }, "report"), " · ", el("a", { href: `/api/v1${path}/trace`, download: true }, "trace for Perfetto"), " · ", el("a", { href: `/api/v1${path}/requests?format=parquet`, download: true }, "requests as parquet")),
+    el("h2", {}, "Latency"),
+    table(["", ...points, "objective"], lines.map(([name, key]) => [name, ...points.map((point) => seconds(summary[key][point])), summary.slo[key] ? `≤ ${seconds(summary.slo[key])}` : ""])),
+    el("div", { class: "pair" }, ttft, tpot),
+    ...seedTable(job),
+    el("h2", {}, "Requests through prefill, link and decode"), el("p", { class: "soft" }, "Drag to zoom: more of the requests appear. Double click: all."), strip,
+    el("h2", {}, "Load over time"), load,
+    el("h2", {}, "The requests furthest from their objectives"), worst(figures.worst),
+    el("h2", {}, "Instances"), instances(summary.instances),
+    ...(summary.links.length ? [el("h2", {}, "Links"), links(summary.links)] : []),
+    el("details", {}, el("summary", {}, "Experiment"), el("pre", {}, job.experiment)));
+  distribution(ttft, figures, "ttft_s", "TTFT", summary.slo.ttft_s);
+  distribution(tpot, figures, "tpot_s", "TPOT", summary.slo.tpot_s);
+  loads(load, figures.load);
+  timeline(strip);
+}
+
+function distribution(place, figures, key, words, objective) {
+  const values = figures.cdf[key];
+  if (!values) return;
+  chart(place, [{ x: values, y: figures.shares, mode: "lines", name: words, line: { color: palette[0] }, hovertemplate: "%{y:.1%} within %{x:.4g} s<extra></extra>" }],
+    { height: 320, title: { text: `${words}: share of the requests` }, xaxis: { title: { text: "seconds" }, rangemode: "tozero" }, yaxis: { tickformat: ".0%", range: [0, 1.01] }, shapes: objective ? [limit(objective, "objective")] : [] }, `${words} distribution`);
+}
+
+function loads(place, load) {
+  const names = Object.keys(load.instances);
+  const rows = [["waiting", "waiting"], ["running", "running"], ["kv_use", "KV use"]];
+  const traces = rows.flatMap(([key], row) => names.map((name, k) => ({ x: load.time_s, y: load.instances[name][key], name: literal(name), legendgroup: name, showlegend: row === 0, mode: "lines", connectgaps: true, line: { color: palette[k % palette.length], width: 1.4 }, xaxis: "x", yaxis: row ? `y${row + 1}` : "y" })));
+  const layout = { height: 560, showlegend: true, grid: { rows: 3, columns: 1 }, hovermode: "x unified", xaxis: { title: { text: "simulated seconds" }, anchor: "y3" } };
+  rows.forEach(([, words], row) => { layout[row ? `yaxis${row + 1}` : "yaxis"] = { title: { text: words }, domain: [1 - (row + 1) / 3 + 0.04, 1 - row / 3 - 0.02], rangemode: "tozero", ...(row === 2 ? { tickformat: ".0%" } : {}) }; });
+  chart(place, traces, layout, "Waiting requests, running sequences and KV use of each instance over time");
+}
+
+async function timeline(place, from = 0, to = null) {
+  const found = await api(`${path}/timeline?limit=80&from_s=${from}${to === null ? "" : `&to_s=${to}`}`).catch((error) => { tell(error); return null; });
+  if (!found) return;
+  const traces = found.stages.map((stage) => {
+    const [x, y] = [[], []];
+    stage.start_s.forEach((start, k) => { if (start !== null && stage.end_s[k] !== null && stage.end_s[k] >= start) { x.push(start, stage.end_s[k], null); y.push(k, k, null); } });
+    const where = { prefill: "prefill_instance", decode: "decode_instance" }[stage.name];
+    return { x, y, name: stage.name, mode: "lines", line: { color: stageColours[stage.name], width: Math.max(2, Math.min(9, 420 / found.request_id.length)) },
+      text: y.map((k) => (k === null ? null : `request ${found.request_id[k]}${where && found[where][k] ? ` on ${literal(found[where][k])}` : ""}`)), hovertemplate: `%{text}<br>${stage.name} %{x:.4g} s<extra></extra>` };
+  });
+  await chart(place, traces, { height: 500, showlegend: true, title: { text: `${count(found.request_id.length)} of ${count(found.requests)} requests` }, xaxis: { title: { text: "simulated seconds" }, ...(to === null ? {} : { range: [from, to] }) }, yaxis: { showticklabels: false, autorange: "reversed", fixedrange: true } }, "Stages of some requests over time");
+  if (place.zooms) return;
+  place.zooms = true;
+  place.on("plotly_relayout", (change) => {
+    if (change["xaxis.range[0]"] !== undefined) timeline(place, Math.max(0, change["xaxis.range[0]"]), change["xaxis.range[1]"]);
+    else if (change["xaxis.autorange"]) timeline(place);
+  });
+}
+
+const plain = (head, key, show = (value) => value ?? "–", text = false) => ({ head, text, value: (row) => row[key], show: (row) => show(row[key]) });
+const worst = (rows) => sortable([
+  plain("request", "request_id", String), plain("times its objective", "times_objective", (value) => (value === null ? "not served" : number(value))), plain("status", "status", undefined, true), plain("TTFT", "ttft_s", seconds), plain("TPOT", "tpot_s", seconds), plain("E2E", "e2e_s", seconds), plain("queue", "queue_s", seconds), plain("KV transfer", "transfer_s", seconds),
+  plain("prompt", "prompt_tokens", count), plain("output", "output_tokens", count), plain("arrival", "arrival_s", seconds), plain("prefill", "prefill_instance", undefined, true), plain("decode", "decode_instance", undefined, true), plain("preempted", "preemptions", count), plain("reason", "reason", undefined, true)], rows, 1);
+const instances = (rows) => sortable([
+  plain("instance", "name", String, true), plain("role", "role", String, true), plain("hardware", "hardware", undefined, true), plain("busy", "busy_fraction", percent), plain("prefill", "prefill_busy_fraction", percent), plain("decode", "decode_busy_fraction", percent), plain("KV mean", "kv_use_mean", percent), plain("KV peak", "kv_use_peak", percent), plain("requests", "requests", count), plain("prefill tokens", "prefill_tokens", count), plain("decode tokens", "decode_tokens", count)], rows, 0, false);
+
+function links(rows) {
+  const keys = Object.keys(rows[0]).filter((key) => key !== "name");
+  const show = (key) => (value) => (typeof value !== "number" ? String(value ?? "–") : key.endsWith("fraction") ? percent(value) : key.endsWith("_s") && !key.includes("per") ? seconds(value) : number(value));
+  return sortable([plain("link", "name", String, true), ...keys.map((key) => plain(key.replaceAll("_", " "), key, show(key)))], rows, 0, false);
+}
+
+function seedTable(job) {
+  const found = job.seed_figures;
+  if (!found) return [];
+  const rows = [["SLO attainment", "slo_attainment", percent], ["goodput, req/s", "goodput_rps", number], ["TTFT p99", "ttft_s.p99", seconds], ["TPOT p99", "tpot_s.p99", seconds]];
+  const seeds = Object.keys(found.by_seed);
+  return [el("h2", {}, `Over ${seeds.length} seeds`), el("p", { class: "soft" }, "Means and 95 % intervals by Student's t. The rest of this page is of the first seed."),
+    table(["", "mean", "±", ...seeds.map((seed) => `seed ${seed}`)], rows.map(([words, key, show]) => [words, show(found.figures[key]?.mean), show(found.figures[key]?.half), ...seeds.map((seed) => show(found.by_seed[seed][key]))]))];
+}
+
+async function show(job) {
+  top(job);
+  if (!ended(job.state)) return running(job);
+  live.replaceChildren();
+  if (job.state === "done" && shown !== job.id) { shown = job.id; await finished(await api(path)); }
+}
+
+api(path).then((job) => { hush(); show(job).catch(tell); if (!ended(job.state)) listen(`${path}/events`, (news) => show(news).catch(tell)); }).catch(tell);

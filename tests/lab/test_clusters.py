@@ -1,0 +1,152 @@
+"""A real cluster of a prefill and two decode instances, watched and operated through the lab, over HTTP and in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from pdlab import UsageError
+from pdlab.lab import Client
+from pdlab.lab.settings import routers_of
+from tests.support import served
+from tests.support.browser import chromium, sound, tab
+from tests.support.lab_world import LabProcess, lab
+from tests.support.waiting import until
+
+ROWS = [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "count": 2, "hardware": "l4"}]
+
+
+class Served:
+    """`pdlab serve --role all`, which has made its token for itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = served.make(folder / "model")
+        experiment = {
+            "model": str(self.model),
+            "cluster": {"instances": ROWS, "reports": {"period_s": 0.2}},
+            "engine": {"block_tokens": 4, "kv_blocks": 300, "max_seqs": 8, "max_batch_tokens": 128},
+            "policy": "round_robin",
+        }
+        (folder / "tiny.yaml").write_text(json.dumps(experiment))
+        command = [sys.executable, "-m", "pdlab", "serve", str(folder / "tiny.yaml"), "--role", "all", "--port", "0", "--threads", "1"]
+        self.log = folder / "log"
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [*command, "--served-model-name", "tiny"], stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            )
+        until(lambda: self.url or self.process.poll() is not None)
+        assert self.url, self.log.read_text()
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"ready after .*: (http://\S+)/v1", self.log.read_text())
+        return found[1] if found else ""
+
+    def ask(self, tokens: int = 20) -> None:
+        body = {"model": "tiny", "prompt": list(range(1, 30)), "max_tokens": tokens, "ignore_eos": True}
+        httpx.post(f"{self.url}/v1/completions", json=body, timeout=60).raise_for_status()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    before = os.environ.get("XDG_RUNTIME_DIR")
+    os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
+    made = Served(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield made
+    finally:
+        made.stop()
+        if before is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = before
+
+
+@pytest.fixture(scope="module")
+def world(cluster: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabProcess]:
+    with lab(tmp_path_factory.mktemp("lab"), "--router", f"here={cluster.url}", "--router", "http://127.0.0.1:1") as running:
+        yield running
+
+
+def test_a_cluster_is_told_and_operated_over_http(cluster: Served, world: LabProcess) -> None:
+    with Client(world.url) as client:
+        assert [one["name"] for one in client.call("GET", "/clusters")] == ["here", "127.0.0.1:1"]
+        cluster.ask()
+        found = {one["name"]: one for one in client.call("GET", "/clusters/here/instances")["instances"]}
+        assert {name: one["role"] for name, one in found.items()} == {"prefill-0": "prefill", "decode-0": "decode", "decode-1": "decode"}
+        asked = client.call("GET", "/clusters/here/requests")
+        assert (asked["requests"][0]["status"], asked["requests"][0]["output_tokens"]) == ("done", 20)
+        stages = client.call("GET", "/clusters/here/timeline")
+        spans = {one["name"]: (one["start_s"][0], one["end_s"][0]) for one in stages["stages"]}
+        assert spans["prefill"][1] <= spans["decode"][0] < spans["decode"][1] <= stages["now_s"]
+        events = client.call("GET", "/clusters/here/events")
+        assert {one["instance"] for one in events["events"] if one["kind"] == "Joined"} == set(found)
+        assert client.call("GET", f"/clusters/here/events?after={events['last']}")["events"] == []
+        with pytest.raises(UsageError, match=r"prefill-0 stays prefill: nobody else can prefill"):
+            client.call("POST", "/clusters/here/instances/prefill-0/drain", json={})
+        with pytest.raises(UsageError, match=r"role 'prefil' is not one of .*; nearest is prefill"):
+            client.call("POST", "/clusters/here/instances/decode-1/switch", json={"role": "prefil"})
+        with pytest.raises(UsageError, match=r"no instance is named 'decode-9'"):
+            client.call("POST", "/clusters/here/instances/decode-9/drain", json={})
+        told = client.call("POST", "/clusters/here/instances/decode-1/switch", json={"role": "mixed"})
+        assert told["words"] == "decode-1 drains, and will be mixed"
+
+        def happened() -> list[tuple[str, str, str]]:
+            return [(one["instance"], one["kind"], one["words"]) for one in client.call("GET", "/clusters/here/events")["events"]]
+
+        until(lambda: ("decode-1", "Switched", "is mixed now") in happened(), 30)
+        with pytest.raises(UsageError, match=r"no cluster is named 'there'; there are here, 127.0.0.1:1"):
+            client.call("GET", "/clusters/there/instances")
+        for what in ("instances", "requests", "events", "timeline"):
+            with pytest.raises(UsageError, match=r"http://127.0.0.1:1 does not answer"):
+                client.call("GET", f"/clusters/127.0.0.1:1/{what}")
+    assert httpx.get(f"{cluster.url}/pdlab/v1/events?after=x").status_code == 400
+
+
+def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: Served, world: LabProcess) -> None:
+    with chromium() as browser, tab(browser, world.url) as page:
+        page.goto("/clusters")
+        page.get_by_role("link", name="here").click()
+        card = page.locator("[data-instance=decode-0]")
+        expect(card).to_contain_text("ready")
+        cluster.ask()
+        expect(page.locator(".js-plotly-plot")).to_have_count(1)
+        expect(page.locator("table")).to_contain_text("joined as prefill")
+        sound(page)
+        card.get_by_role("button", name="Drain").click()
+        page.get_by_role("button", name="No").click()
+        expect(page.locator("dialog")).to_have_count(0)
+        card.get_by_role("button", name="Drain").click()
+        page.get_by_role("button", name="Do it").click()
+        expect(page.get_by_text("decode-0 drains", exact=True)).to_be_visible()
+        expect(page.locator("tr", has_text="decode-0").filter(has_text=re.compile("drains|left"))).not_to_have_count(0)
+        page.goto("/clusters/127.0.0.1:1")
+        expect(page.get_by_role("alert")).to_contain_text("http://127.0.0.1:1 does not answer")
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["ftp://x"], "write http://HOST:PORT"),
+        (["http://h:x"], "write http://HOST:PORT"),
+        (["a=http://h", "a=http://i"], "'a' is there twice"),
+        (["a/b=http://h"], "'a/b' is no name"),
+    ],
+)
+def test_a_router_that_is_none_is_told_in_a_line(texts: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        routers_of(texts)
