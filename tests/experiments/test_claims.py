@@ -91,6 +91,29 @@ def test_roles_that_settle_beat_the_best_fixed_ratio_and_xllms_flips() -> None:
     assert settled["ttft_s"]["mean"] < 1.0
 
 
+def test_roles_by_freeness_beat_a_fixed_ratio_where_the_load_shifts() -> None:
+    fixed = summary("llumnix_elastic", "policy={dispatch: prefix_aware, handoff: llumnix, migrate: llumnix}")
+    settled = summary("llumnix_elastic")
+    assert settled["slo_attainment"] > fixed["slo_attainment"] + 0.4
+    assert settled["ttft_s"]["mean"] < 1.0
+
+
+def test_nearness_wins_on_a_slow_network_and_loses_where_the_near_one_is_crowded() -> None:
+    uneven = [
+        f"{{role: {role}, count: {count}, hardware: h100-sxm, host: {host}}}"
+        for host, prefill in (("a", 3), ("b", 1))
+        for role, count in (("prefill", prefill), ("decode", 1))
+    ]
+    long = ["workload.output={lognormal: {median: 400, cv: 0.8, max: 2000}}", f"cluster.instances=[{', '.join(uneven)}]"]
+    met = {
+        (policy, case): summary("topology", "workload.requests=1500", f"policy.handoff={policy}", *changes)["slo_attainment"]
+        for policy in ("topology", "least_kv")
+        for case, changes in (("slow", ["cluster.network.gbytes_per_s=1"]), ("uneven", long))
+    }
+    assert met["topology", "slow"] > met["least_kv", "slow"] + 0.1
+    assert met["topology", "uneven"] < met["least_kv", "uneven"]
+
+
 def test_two_instances_of_different_kinds_swap_their_roles() -> None:
     rows = "cluster.instances=[{role: prefill, hardware: l4}, {role: decode, hardware: a100-sxm-80gb}]"
     load = "workload={source: synthetic, requests: 400, rate: 4, prompt: 1500, output: 60}"

@@ -57,6 +57,7 @@ ENGINE_FLAGS: dict[str, Meaning] = {
     "--no-enable-chunked-prefill": Sets("chunked", no, False),
     "--seed": Sets("seed", whole),
     "--trust-remote-code": LeftOut("pdlab runs no code that comes with a model", switch=True),
+    "--otlp-traces-endpoint": LeftOut("`pdlab serve --otlp-endpoint` takes it; traces go by HTTP, not gRPC"),
     "--enforce-eager": LeftOut(NOTHING, switch=True),
     "--disable-log-requests": LeftOut("no request is logged", switch=True),
     "--disable-log-stats": LeftOut("no request is logged", switch=True),

@@ -154,7 +154,7 @@ class _ToldOnce(SpanExporter):  # type: ignore[misc]
 
     def __init__(self, exporter: SpanExporter, url: str) -> None:
         self.exporter, self.url = exporter, url
-        self.reason = _LastLine()
+        self.reason = _FirstLine()
         self.failing = self.closed = False
         for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
             library = logging.getLogger(name)
@@ -162,6 +162,7 @@ class _ToldOnce(SpanExporter):  # type: ignore[misc]
             library.propagate = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.reason.line = ""
         result = self.exporter.export(spans)
         failed = result is not SpanExportResult.SUCCESS
         if failed != self.failing and not self.closed:
@@ -178,8 +179,10 @@ class _ToldOnce(SpanExporter):  # type: ignore[misc]
             self.exporter.shutdown()
 
 
-class _LastLine(logging.Handler):
+class _FirstLine(logging.Handler):
+    """What the library says first of a batch is the cause; later lines count attempts."""
+
     line = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.line = record.getMessage()[:300]
+        self.line = self.line or record.getMessage()[:300]
