@@ -69,6 +69,7 @@ class Policy:
 
     tick_s: float | None = None  # how often migrate and resize are asked; None is never
     pairs: bool = False  # choose the decode instance at dispatch time; it reserves blocks before prefill starts
+    queues: bool = False  # it orders those who wait for a prefill instance, and may give up what runs: `first` and `evict` are asked
     rests: bool = False  # of one with resize or observe: with no request about, ticks and reports alone change nothing it does or remembers
 
     def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
@@ -87,6 +88,15 @@ class Policy:
 
     def resize(self, cluster: Cluster) -> Sequence[tuple[Instance, Role] | Scale]:
         """Role switches, and scaling where it is on."""
+        return ()
+
+    def first(self, waiting: Sequence[Request], cluster: Cluster) -> Request:
+        """With `queues`: of those who wait for a prefill instance, by priority and arrival, the one to be dispatched next. Where that one
+        gets no place, nobody does for now."""
+        return waiting[0]
+
+    def evict(self, cluster: Cluster) -> Sequence[int]:
+        """With `queues`, every `tick_s`, or each second: requests under way that are given up for others. They end as rejected."""
         return ()
 
     def observe(self, event: Event, cluster: Cluster) -> None:

@@ -85,6 +85,8 @@ class Requests:
             return
         elif self.queue:
             self.attempts.enqueue(self.queue, live)
+            if self.policy.queues:  # it may be this one's turn
+                self._dispatch_chosen()
         elif not self._dispatch(live):
             self.queue.append(live)
 
@@ -311,11 +313,45 @@ class Requests:
                 if head.stage is LEASED and live.get(head.request.id) is head and not self._handoff(head):
                     break
                 handoffs.popleft()
+        if self.policy.queues:
+            self._dispatch_chosen()
+            return
         while queue:
             head = queue[0]
             if head.prefill is None and live.get(head.request.id) is head and not self._dispatch(head):
                 break
             queue.popleft()
+
+    def _dispatch_chosen(self) -> None:
+        """As long as the one whose turn it is, by the policy, gets a place."""
+        queue, live = self.queue, self.cluster.live
+        while queue:
+            waiting = {one.request.id: one for one in queue if one.prefill is None and live.get(one.request.id) is one}
+            if not waiting:
+                queue.clear()
+                return
+            requests = [one.request for one in waiting.values()]
+            try:
+                chosen = waiting[self.policy.first(requests, self.cluster).id]
+            except MISTAKES as error:
+                raise self.reply.blame("dispatch", None, error) from error
+            if not self._dispatch(chosen):
+                return
+            queue.remove(chosen)
+
+    def evict(self) -> None:
+        """Give up what the policy no longer wants to run."""
+        try:
+            ids = list(self.policy.evict(self.cluster))
+        except MISTAKES as error:
+            raise self.reply.blame("dispatch", None, error) from error
+        for request_id in ids:
+            live = self.cluster.live.get(request_id)
+            if live is not None:
+                self.attempts.abort(live)
+                self.attempts.end(live, Stage.REJECTED, "given up for requests of higher priority", overload=True)
+        if ids:
+            self.retry()
 
     def _hand_over_by_source(self) -> None:
         """Where ways are closed, who waits for one holds up those of its own prefill instance, and no others."""

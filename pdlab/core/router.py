@@ -216,6 +216,8 @@ class Router:
             self.requests.transfers.stood_still(event.late_s)
         self.requests.expire()
         self.liveness.listen()
+        if self.policy.queues:
+            self.requests.evict()
         self.rebalance.tick()
         self.requests.retry()
 

@@ -33,7 +33,11 @@ class Composed(Policy):
             setattr(self, hook, getattr(member, hook))
         if self.observers:
             setattr(self, Policy.observe.__name__, self._tell)
-        ticks = [m.tick_s for hook, m in self.members.items() if hook in ("migrate", "resize") and m.tick_s is not None]
+        self.queues = self.members["dispatch"].queues
+        if self.queues:
+            self.first, self.evict = self.members["dispatch"].first, self.members["dispatch"].evict  # type: ignore[method-assign]
+        asked = [m for hook, m in self.members.items() if hook in ("migrate", "resize") or m.queues]
+        ticks = [m.tick_s for m in asked if m.tick_s is not None]
         self.tick_s = min(ticks, default=None)
         self.pairs = self.members["dispatch"].pairs or self.members["handoff"].pairs
 
