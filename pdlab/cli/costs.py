@@ -24,7 +24,7 @@ from pdlab.experiment.hardware_file import read_accelerators
 app = typer.Typer(help="Step times as a table that an experiment's `cost` takes.", no_args_is_help=True)
 
 
-class Source(StrEnum):
+class TimesFrom(StrEnum):
     """Where step times come from."""
 
     ROOFLINE = "roofline"
@@ -50,9 +50,9 @@ def make(
     ] = None,
     kv_dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Of the KV cache.", show_default=False)] = None,
     source: Annotated[
-        Source,
+        TimesFrom,
         typer.Option(help="pdlab's own figures, or the kernels of aiconfigurator-core (the extra aic, whose names --model takes then)."),
-    ] = Source.ROOFLINE,
+    ] = TimesFrom.ROOFLINE,
     path: Annotated[Path, typer.Option("--out", metavar="FILE", help="The table.")] = Path("costs.json"),
     hardware_file: HardwareFile = None,
 ) -> None:
@@ -63,7 +63,7 @@ def make(
         if dtype is not None:
             dtype_bytes(dtype)
     parallel = Parallel(tp=tp, dp_attention=dp_attention, ep=ep, pp=pp)
-    if source is Source.KERNELS:
+    if source is TimesFrom.KERNELS:
         table = _of_kernels(name, hardware, engine, parallel, weight_dtype, kv_dtype)
     else:
         written = {} if hardware_file is None else read_accelerators(hardware_file)
