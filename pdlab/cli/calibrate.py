@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +20,7 @@ from pdlab.results.units import percent
 
 if TYPE_CHECKING:
     from pdlab.cost.profile import InstanceProfile
+    from pdlab.proof.calibrate.multipliers import Multipliers
     from pdlab.proof.calibrate.run import Say
 
 STEP_TOKENS, SEQS, LENGTH = 2048, 256, 4096  # of a server that does not say
@@ -50,12 +53,19 @@ def calibrate(
     transport: Annotated[str, typer.Option(help="Of KV transfers: auto, tcp, shm, cuda_ipc, nixl; none leaves them out.")] = "auto",
     http: Annotated[bool, typer.Option(help="Measure what the server adds.")] = True,
     beside: Annotated[bool, typer.Option(help="With --http: what two servers on one machine cost each other.")] = True,
+    requests: Annotated[
+        int | None, typer.Option(help="With --url: only so many, 20 at least, for multipliers of shipped step times.", show_default=False)
+    ] = None,
+    hardware: Annotated[str | None, typer.Option(metavar="NAME", help="With --requests: the accelerator.", show_default=False)] = None,
+    engine: Annotated[str | None, typer.Option(metavar="NAME", help="With --requests: whose step times.", show_default="vllm")] = None,
+    tp: Annotated[int | None, typer.Option(help="With --requests: accelerators.", show_default="1")] = None,
     seed: Annotated[int, typer.Option(help="Of the order and the prompts.")] = 0,
 ) -> None:
-    """Measure an instance, and write a profile that an experiment can name as its hardware."""
+    """Measure an instance, and write a profile that an experiment can name as its hardware. With --requests: multipliers for its `cost`."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # as an engine process has it, and before torch reads it
     _check_writable(out)
+    _check_short(url, requests, hardware, engine, tp)
     from pdlab.cost.profile import save_instance_profile
     from pdlab.experiment.deployment import Deployment
 
@@ -73,6 +83,12 @@ def calibrate(
         if url is not None:
             if file is not None:
                 raise UsageError("--url measures a running server, an experiment an engine here: give one of the two")
+            if requests is not None:
+                made = run.multipliers_of_server(
+                    url, model or "", hardware or "", engine or "vllm", tp or 1, requests, max_model_len or LENGTH, plan, say
+                )
+                _keep(made, out, console)
+                return
             profile = run.of_server(
                 url,
                 model or "",
@@ -100,6 +116,35 @@ def calibrate(
     save_instance_profile(profile, out)
     show(profile, console)
     console.print(f"{escape(str(out))}: write hardware: {escape(out.name)} in an experiment beside it")
+
+
+def _check_short(url: str | None, requests: int | None, hardware: str | None, engine: str | None, tp: int | None) -> None:
+    if requests is None:
+        for option, given in (("--hardware", hardware), ("--engine", engine), ("--tp", tp)):
+            if given is not None:
+                raise UsageError(f"{option} is for --requests: a profile is of what is measured, whatever it runs on")
+    elif url is None or hardware is None:
+        missing = "--url, the server" if url is None else "--hardware, whose step times are multiplied"
+        raise UsageError(f"--requests needs {missing}")
+
+
+def _keep(made: Multipliers, out: Path, console: Console) -> None:
+    """The multipliers as a file, and in words."""
+    factors = {"prefill": round(made.prefill.value, 4), "decode": round(made.decode.value, 4)}
+    kept = {"cost": {"factors": factors}, "request_s": made.request_s, "requests": made.requests}
+    kept |= {"prefill": asdict(made.prefill), "decode": asdict(made.decode)}
+    out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    for name, one in (("prompts", made.prefill), ("decode steps", made.decode)):
+        console.print(
+            f"{name}: {one.value:.2f} times what is computed, 95 % within {one.low:.2f} to {one.high:.2f} ({one.points} points alone say "
+            f"{one.measured:.2f})",
+            highlight=False,
+        )
+        if not one.expected:
+            console.print(f"[yellow]warning:[/] {name} are outside what the step times say of their own error: is it that accelerator?")
+    console.print(f"besides: {made.request_s * 1e3:.1f} ms a request, which multipliers do not hold", highlight=False)
+    words = f"--set 'cost.factors={{prefill: {factors['prefill']}, decode: {factors['decode']}}}'"
+    console.print(f"{escape(str(out))}: use it with {escape(words)}", highlight=False, soft_wrap=True)
 
 
 def show(profile: InstanceProfile, console: Console) -> None:

@@ -26,8 +26,8 @@ from pdlab.core.types import UsageError
 from pdlab.experiment import aliases, spellings
 
 COMMANDS = (
-    "sim", "plan", "sweep", "tune", "board", "lab", "trace", "serve", "import", "status", "drain", "switch", "calibrate", "bench",
-    "compare", "validate", "tokenizer", "replay", "schema", "policies", "models", "hardware", "nics",
+    "sim", "plan", "sweep", "tune", "board", "costs", "lab", "trace", "serve", "import", "status", "drain", "switch", "calibrate",
+    "bench", "compare", "validate", "tokenizer", "replay", "schema", "policies", "models", "hardware", "nics",
 )  # fmt: skip
 FILES = {"import": "import_commands"}  # where the command's name cannot be a file's
 

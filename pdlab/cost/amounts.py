@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log2
 
-from pdlab.cost.collectives import Quantity, Ring, ring_of
+from pdlab.cost.collectives import Quantity, Ring, crossing_share, ring_of
 from pdlab.cost.dtypes import dtype_bytes
 from pdlab.cost.hardware import Hardware
 from pdlab.cost.parallel import Parallel
@@ -122,7 +122,7 @@ def amounts(model: Model, hardware: Hardware, parallel: Parallel, weight_dtype: 
         reductions=float((model.layers - (model.moe_layers if exchanged else 0)) if tp > 1 else 0),
         exchanges=float(model.moe_layers if exchanged else 0),
         hidden_bytes=float(_ACTIVATION_BYTES * model.hidden),
-        exchange_bytes=EXCHANGED_BYTES * model.hidden * other_ranks(met, tp) / tp,
+        exchange_bytes=EXCHANGED_BYTES * model.hidden * other_ranks(met, tp) * crossing_share(hardware, tp) / tp,
         stages=float(parallel.pp),
     )
 

@@ -430,3 +430,31 @@ def test_the_command_answers_as_a_program(arguments: list[str]) -> None:
     ended = subprocess.run([sys.executable, "-m", "pdlab", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.strip() == f"pdlab {__version__}" or "--trace-events" in ended.stdout
+
+
+def test_costs_make_writes_a_table_that_an_experiment_takes(capsys, tmp_path):
+    path = tmp_path / "made" / "costs.json"
+    made = Run(capsys, "costs", "make", "--model", "llama-3.1-8b", "--hardware", "h100-sxm", "--out", str(path))
+    assert made.status == 0
+    assert "TPOT within" in made.out
+    quick = ("sim", QUICKSTART, "--set", "workload.requests=50", "--quiet", "--json", "--out")
+    by_table = json.loads(Run(capsys, *quick, str(tmp_path / "a"), "--set", f"cost.table={path}").out)
+    by_roofline = json.loads(Run(capsys, *quick, str(tmp_path / "b")).out)
+    assert by_table["tpot_s"]["mean"] == pytest.approx(by_roofline["tpot_s"]["mean"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--engine", "vlm"), "nearest is vllm"),
+        (("--tp", "3"), "does not divide"),
+        (("--weight-dtype", "fp9"), "did you mean 'fp8'"),
+        (("--source", "kernels", "--ep", "2", "--tp", "2"), "--ep is not passed on"),
+        (("--out", "/dev/null/x.json"), "--out /dev/null/x.json"),
+    ],
+)
+def test_costs_make_says_what_it_does_not_take(capsys, more, words):
+    made = Run(capsys, "costs", "make", "--model", "llama-3.1-8b", "--hardware", "h100-sxm", *more)
+    assert made.status == 2
+    assert words in made.err
+    assert len(made.err.strip().splitlines()) == 1

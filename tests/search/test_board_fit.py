@@ -1,5 +1,6 @@
 """The fit to measured servers: its fast arithmetic is the roofline's, and it finds the coefficients that made the rows."""
 
+import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from pdlab.cost.loops import Rates, closed_loops, loops
 from pdlab.cost.measurements import MeasuredRow, Side
 from pdlab.cost.parallel import Parallel
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
-from pdlab.search.board.fit import PRIORS, coefficient_sets, left_out, minimise, problem, report, strange, with_ratios
+from pdlab.search.board.fit import PRIORS, coefficient_sets, left_out, main, minimise, problem, report, strange, with_ratios, write
 from pdlab.search.board.run import ScoredRow
 
 MIXED = (Side("mixed", 1, Parallel(tp=8)),)
@@ -96,6 +97,23 @@ def test_rows_count_as_the_simulator_has_them():
     assert of.tpot_ratio[0] == pytest.approx(1.1, rel=1e-6)
     assert of.ttft_ratio[0] == pytest.approx(2.0, rel=1e-6)
     assert list(of.tpot_weight) == [1.0, 0.0]  # the other was not simulated
+
+
+def test_what_is_fitted_replaces_what_ships_and_nothing_else(tmp_path):
+    path = tmp_path / "coefficients.json"
+    path.write_text(json.dumps({name: asdict(coefficients(name)) for name in ("h100-2023", "h100-vllm")}))
+    of = problem(made_by(coefficients("h100-vllm"))[:6])
+    write(coefficient_sets(of, minimise(of, rounds=3)), path)
+    kept = json.loads(path.read_text())
+    assert Coefficients(**kept["h100-2023"]) == coefficients("h100-2023")
+    assert Coefficients(**kept["h100-vllm"]).rows == 6
+    assert not Coefficients(**kept["ada-sglang"]).calibrated
+
+
+def test_a_table_that_is_missing_is_said(capsys):
+    with pytest.raises(SystemExit):
+        main(["none.csv"])
+    assert "No such file" in capsys.readouterr().err
 
 
 def test_rows_that_contradict_themselves_are_in_no_fit():

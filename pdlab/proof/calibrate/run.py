@@ -16,8 +16,10 @@ import msgspec
 import torch
 
 from pdlab import __version__, cost
-from pdlab.core.types import UsageError
+from pdlab.core.types import UsageError, nearest
+from pdlab.cost.error import cost_error
 from pdlab.cost.measured import MeasuredCost
+from pdlab.cost.measurements import BACKENDS
 from pdlab.cost.profile import (
     BesideSeen,
     CoreSpeed,
@@ -35,7 +37,7 @@ from pdlab.cost.profile import (
 from pdlab.cost.shapes import Model
 from pdlab.experiment.deployment import Deployment
 from pdlab.kernels.cpu_build import build_all
-from pdlab.proof.calibrate import grid, over_http, rounds, transfer
+from pdlab.proof.calibrate import grid, multipliers, over_http, rounds, transfer
 from pdlab.proof.calibrate.bench import Bench
 from pdlab.proof.calibrate.fit import errors, fit, warnings
 from pdlab.proof.calibrate.front import through
@@ -161,6 +163,26 @@ def _of_engine(options: EngineOptions, plan: CalibrationPlan, say: Say, file: Pa
         how="in process",
         warned=warned,
     )
+
+
+def multipliers_of_server(
+    url: str, model_name: str, hardware_name: str, engine: str, tp: int, requests: int, max_tokens: int, plan: CalibrationPlan, say: Say
+) -> multipliers.Multipliers:
+    """Multipliers of the shipped step times, from so many requests to a running server. Names are the catalogue's; an empty model is the
+    server's own word. Raises UsageError on unknown ones, and where nothing answers."""
+    url = url.rstrip("/").removesuffix("/v1")
+    if engine not in BACKENDS:
+        raise UsageError(f"--engine {engine!r} is none of {', '.join(BACKENDS)}{nearest(engine, BACKENDS)}")
+    chip, spec = cost.hardware(hardware_name), cost.CostSpec()
+    with asyncio.Runner() as runner, closing(HttpClient(url)) as http:
+        served = runner.run(model_of(http))
+        model = _named(model_name or served)
+        computed, error = cost.build(spec, model, chip, tp, like=engine), cost_error(spec, chip, engine)
+        if error is None:
+            raise UsageError(f"--hardware {hardware_name} is a measured profile already: give an accelerator of pdlab hardware")
+        server = MeasuredServer(http, served, model.vocab, temperature=plan.temperature, seed=plan.seed)
+        most = min(max_tokens, model.max_positions or max_tokens)
+        return runner.run(multipliers.measure(server, computed, error, requests, most, say))
 
 
 def of_server(
