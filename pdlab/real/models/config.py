@@ -28,6 +28,8 @@ DENSE_NAMES = {"mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}  # how 
 MOE_NAMES = {
     "mixtral": "mixtral",
     "qwen3": "qwen3_moe",
+    "ernie-4.5": "ernie4_5_moe",
+    "gpt-oss": "gpt_oss",
     "deepseek-v2": "deepseek_v2",
     "deepseek-v3": "deepseek_v3",
     "deepseek-r1": "deepseek_v3",
@@ -192,8 +194,8 @@ def of_catalogue(name: str) -> ModelConfig:
         max_positions=known.model.max_positions or 8192,
         norm_eps=1e-6,
         rope=RopeConfig(),
-        qkv_bias=family == "qwen2",
-        out_bias=False,
+        qkv_bias=family in ("qwen2", "gpt_oss"),
+        out_bias=family == "gpt_oss",
         mlp_bias=False,
         dtype="bfloat16",
     )

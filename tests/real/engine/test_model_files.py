@@ -132,8 +132,9 @@ def test_quantised_products_are_those_of_the_widened_weights(quantization: str, 
     torch.testing.assert_close(packed.run(pieces), plain.run(pieces), rtol=1e-4, atol=1e-4)
 
 
-def test_random_weights_need_a_config_only(tiny: Tiny, tmp_path: Path) -> None:
-    shutil.copy(tiny("qwen3")[0] / "config.json", tmp_path)
+@pytest.mark.parametrize("family", ["qwen3", "gpt-oss", "deepseek-v3", "ernie4_5-moe", "gemma3"])
+def test_random_weights_need_a_config_only(family: str, tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copy(tiny(family)[0] / "config.json", tmp_path)
     d = Driver(load(EngineOptions(model=str(tmp_path), load_format="dummy", kv_blocks=50)).engine)
     d.submit(0, [1, 2, 3], Sampling(max_tokens=4))
     d.run()

@@ -89,6 +89,15 @@ def test_a_model_of_the_catalogue_has_its_experts(name, experts, per_token):
 
 
 @pytest.mark.parametrize(
+    ("name", "family"), [("gpt-oss-20b", "gpt_oss"), ("ernie-4.5-21b-a3b", "ernie4_5_moe"), ("deepseek-v2-lite", "deepseek_v2")]
+)
+def test_the_catalogue_knows_families_by_name(name, family):
+    own, model = engine_config.of_catalogue(name), catalogue_model(name)
+    assert own.family == family
+    assert own.kv_bytes_per_token(2) == model.kv_bytes_per_token()
+
+
+@pytest.mark.parametrize(
     ("family", "more", "says"),
     [
         ("qwen2_moe", {"num_experts": 4, "num_experts_per_tok": 2}, "model_type 'qwen2_moe' is not one of"),
