@@ -11,7 +11,7 @@ struct Functions {
     void (*rope)(int, void *, void *, const int64_t *, const float *, const float *, int64_t, int, int, int, int64_t, int64_t, int64_t, int64_t, int);
     void (*store_kv)(const void *, const void *, void *, void *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int64_t, int);
     void (*attention)(int, const void *, const void *, const void *, void *, const int32_t *, const int32_t *, const int32_t *, int64_t, int64_t, int64_t,
-                      int64_t, int64_t, int, int, int, int, int, int, float, int);
+                      int64_t, int64_t, int, int, int, int, int, int, float, const float *, int);
 };
 
 struct Linear {
@@ -67,7 +67,7 @@ extern "C" __attribute__((visibility("default"))) void pdlab_decode(const Functi
         f->rope(bf, q, k, step->positions, step->cos, step->sin, n, heads, kv, dim / 2, width, dim, width, dim, threads);
         f->store_kv(k, v, l.k_cache, l.v_cache, step->slots, n, width * size, dim * size, width * size, dim * size, kv, (int)s->block_tokens, dim * size, threads);
         f->attention(bf, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride, n, heads, kv,
-                     dim, (int)s->block_tokens, (int)l.window, (float)s->scale, threads);
+                     dim, (int)s->block_tokens, (int)l.window, (float)s->scale, nullptr, threads);
         product(l.out, other, x);
         f->rms_norm(bf, x, residual, l.post_norm, x, n, s->hidden, s->hidden, eps, threads);
         product(l.gate_up, x, work);

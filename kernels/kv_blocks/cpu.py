@@ -30,10 +30,18 @@ def available() -> bool:
 def copy_blocks(kv: Tensor, buffer: Tensor, block_ids: Tensor, layers: tuple[int, int], into_buffer: bool) -> None:
     first, last = layers
     assert kv.is_contiguous() and buffer.is_contiguous() and buffer.dtype == kv.dtype
-    assert buffer.shape == (block_ids.shape[0], last - first, 2, *kv.shape[3:])
+    assert buffer.shape == (block_ids.shape[0], last - first, *kv.shape[1:2], *kv.shape[3:])
     ids = block_ids.to(torch.int64).contiguous()
     piece = kv.shape[3] * kv.shape[4] * kv.shape[5] * kv.element_size()
-    start = kv.data_ptr() + first * 2 * kv.shape[2] * piece
+    start = kv.data_ptr() + first * kv.shape[1] * kv.shape[2] * piece
     _copy()(
-        start, buffer.data_ptr(), ids.data_ptr(), len(ids), kv.shape[2], 2 * (last - first), piece, into_buffer, torch.get_num_threads()
+        start,
+        buffer.data_ptr(),
+        ids.data_ptr(),
+        len(ids),
+        kv.shape[2],
+        kv.shape[1] * (last - first),
+        piece,
+        into_buffer,
+        torch.get_num_threads(),
     )

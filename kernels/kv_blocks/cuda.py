@@ -26,8 +26,8 @@ def _copy(kv, buffer, ids, blocks, piece, INTO_BUFFER: tl.constexpr, CHUNK: tl.c
 def copy_blocks(kv: Tensor, buffer: Tensor, block_ids: Tensor, layers: tuple[int, int], into_buffer: bool) -> None:
     first, last = layers
     assert kv.is_contiguous() and buffer.is_contiguous() and buffer.dtype == kv.dtype
-    assert buffer.shape == (block_ids.shape[0], last - first, 2, *kv.shape[3:])
-    planes = 2 * (last - first)
+    assert buffer.shape == (block_ids.shape[0], last - first, *kv.shape[1:2], *kv.shape[3:])
+    planes = kv.shape[1] * (last - first)
     piece = kv.shape[3] * kv.shape[4] * kv.shape[5] * kv.element_size() // 8
     wide = torch.int64
     for begin in range(0, len(block_ids), 65535):  # a grid's third side

@@ -29,6 +29,7 @@ def paged_attention(
     window: int = 0,
     out: Tensor | None = None,
     max_queries: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the new tokens of several sequences, [tokens, heads, head_dim] as `q` is.
 
@@ -40,16 +41,22 @@ def paged_attention(
     window        0, or how many tokens back a query sees, itself among them
     max_queries   CUDA only: at least the queries of any one sequence, so that the launch need not ask the device; pass 1 for pure decode.
                   (0: as many as there are tokens, right but with idle programs)
+    sinks         float32 [heads] or None: a score of each head that takes its share of the softmax and brings no value; on CUDA in plain
+                  PyTorch
 
     Query i of sequence s is at context_lens[s] - queries + i, and sees the positions up to its own.
     """
     if q.device.type == "cpu" and cpu.available(q):
-        return cpu.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out)
-    if q.device.type == "cuda":
+        return cpu.paged_attention(
+            q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out, sinks=sinks
+        )
+    if q.device.type == "cuda" and sinks is None:
         return cuda.paged_attention(
             q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out, max_queries=max_queries
         )
-    return reference.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out)
+    return reference.paged_attention(
+        q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out, sinks=sinks
+    )
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:

@@ -26,6 +26,7 @@ struct Problem {
     int64_t block_stride, head_stride;                          // of the caches
     int seqs, heads, kv_heads, group, dim, block_tokens, window;
     float scale;
+    const float *sinks; // of each head, or null: a score that takes its share of the softmax and brings no value
     float *partials;
 };
 
@@ -68,11 +69,16 @@ template <class T> void locate(const Problem &p, const Task &t, int key, int n, 
     for (int j = n; j < CHUNK; j++) k[j] = k[0], v[j] = v[0];
 }
 
+// What a sink adds to the sum of a row's exponentials, whose largest score is `max`.
+inline float sunk(const Problem &p, int head, int row, float max) {
+    return p.sinks ? exp2f(p.sinks[head * p.group + row % p.group] * LOG2E - max) : 0.0f;
+}
+
 // Leaves a row's answer: the output itself, or its partial (max, sum, then the unscaled output).
 template <class T> void finish(const Problem &p, const Task &t, int row, const float *o, float max, float sum) {
     if (t.partial < 0) {
         T *to = output<T>(p, t.seq, t.head, t.row0 + row);
-        float inverse = 1.0f / sum;
+        float inverse = 1.0f / (sum + sunk(p, t.head, t.row0 + row, max));
         int d = 0;
         for (; d + W <= p.dim; d += W) store(to + d, load(o + d) * inverse);
         for (; d < p.dim; d++) put(to + d, o[d] * inverse);
@@ -419,7 +425,7 @@ template <class T, int MV> void many_rows(const Problem &p, const Task &t) {
     constexpr int M = MV * W, per = Held<T>::per;
     thread_local Scratch scratch;
     const int dim = p.dim, tiles = (t.rows + M - 1) / M;
-    const size_t q_size = (size_t)dim / per * M, o_size = (size_t)dim * M;
+    const size_t q_size = (size_t)dim / per * M, o_size = (size_t)(dim + KB - 1) / KB * KB * M; // whole runs of KB
     char *at = (char *)scratch.get(tiles * (q_size + o_size) * 4 + (size_t)CHUNK * (dim * 2 + M * 2) * 4 + 1024);
     auto take = [&at](size_t bytes) {
         char *here = at;
@@ -483,8 +489,11 @@ template <class T> void run(const Problem &p, const Task &t) {
 }
 
 template <class T> void merge(const Problem &p, const Merge &g) {
+    thread_local Scratch scratch;
+    float *o = (float *)scratch.get(p.dim * sizeof(float));
     for (int r = 0; r < g.rows; r++) {
-        float max = NONE, total = 0, o[256] = {};
+        float max = NONE, total = 0;
+        memset(o, 0, p.dim * sizeof(float));
         auto part = [&](int s) { return p.partials + (g.partial + (int64_t)s * g.rows + r) * (p.dim + 2); };
         for (int s = 0; s < g.splits; s++) max = std::max(max, part(s)[0]);
         for (int s = 0; s < g.splits; s++) {
@@ -492,6 +501,7 @@ template <class T> void merge(const Problem &p, const Merge &g) {
             total += weight * from[1];
             for (int d = 0; d < p.dim; d++) o[d] += weight * from[2 + d];
         }
+        total += sunk(p, g.head, g.row0 + r, max);
         T *to = output<T>(p, g.seq, g.head, g.row0 + r);
         for (int d = 0; d < p.dim; d++) put(to + d, o[d] / total);
     }
@@ -556,10 +566,10 @@ template <class T> void attend(Problem &p, int threads) {
 extern "C" __attribute__((visibility("default"))) void pdlab_paged_attention(
     int is_bf16, const void *q, const void *k, const void *v, void *out, const int32_t *tables, const int32_t *starts, const int32_t *contexts,
     int64_t q_token, int64_t q_head, int64_t out_token, int64_t out_head, int64_t table_stride, int seqs, int heads, int kv_heads, int dim,
-    int block_tokens, int window, float scale, int threads) {
+    int block_tokens, int window, float scale, const float *sinks, int threads) {
     Problem p{q, k, v, out, tables, starts, contexts, q_token, q_head, out_token, out_head, table_stride,
               (int64_t)kv_heads * block_tokens * dim, (int64_t)block_tokens * dim, seqs, heads, kv_heads, heads / kv_heads, dim,
-              block_tokens, window, scale, nullptr};
+              block_tokens, window, scale, sinks, nullptr};
     if (is_bf16)
         attend<bf16>(p, threads);
     else

@@ -21,7 +21,7 @@ def _functions() -> tuple[Any, Any] | None:
     if lib is None:
         return None
     attend, store = lib.pdlab_paged_attention, lib.pdlab_store_kv
-    attend.argtypes = [c_int, *[c_void_p] * 7, *[c_int64] * 5, *[c_int] * 6, c_float, c_int]
+    attend.argtypes = [c_int, *[c_void_p] * 7, *[c_int64] * 5, *[c_int] * 6, c_float, c_void_p, c_int]
     store.argtypes = [*[c_void_p] * 5, *[c_int64] * 5, c_int, c_int, c_int64, c_int]
     attend.restype = store.restype = None
     return attend, store
@@ -42,6 +42,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     out: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     functions = _functions()
     assert functions is not None, "ask available() first"
@@ -53,6 +54,7 @@ def paged_attention(
     assert q_last == 1 and out_last == 1, "a head's elements lie side by side"
     assert k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.dtype == v_cache.dtype == q.dtype == out.dtype
     assert block_tables.stride(1) == 1 and query_starts.is_contiguous() and context_lens.is_contiguous()
+    assert sinks is None or (sinks.dtype == torch.float32 and sinks.is_contiguous() and len(sinks) == heads)
     assert block_tables.dtype == query_starts.dtype == context_lens.dtype == torch.int32
     functions[0](
         q.dtype == torch.bfloat16,
@@ -75,6 +77,7 @@ def paged_attention(
         block_tokens,
         window,
         scale,
+        None if sinks is None else sinks.data_ptr(),
         torch.get_num_threads(),
     )
     return out

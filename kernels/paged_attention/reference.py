@@ -17,6 +17,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     out: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """As `pdlab.kernels.paged_attention.paged_attention`: one sequence after the other, float32 inside."""
     heads, dim = q.shape[1:]
@@ -37,7 +38,9 @@ def paged_attention(
         if window:
             seen &= key > position - window
         scores = (grouped @ k.transpose(-1, -2) * scale).masked_fill(~seen, float("-inf"))
-        out[first:last] = (scores.softmax(-1) @ v).permute(2, 0, 1, 3).reshape(last - first, heads, dim).to(q.dtype)
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.view(kv_heads, -1, 1, 1).expand(*scores.shape[:-1], 1)), -1)
+        out[first:last] = (scores.softmax(-1)[..., :context] @ v).permute(2, 0, 1, 3).reshape(last - first, heads, dim).to(q.dtype)
     return out
 
 

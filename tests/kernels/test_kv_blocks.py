@@ -13,6 +13,7 @@ from pdlab.kernels.kv_blocks import gather_blocks, reference, scatter_blocks
 @settings(max_examples=40, deadline=None)
 @given(
     layers=st.integers(1, 4),
+    planes=st.sampled_from([1, 2]),
     blocks=st.integers(1, 9),
     count=st.integers(0, 9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -21,15 +22,15 @@ from pdlab.kernels.kv_blocks import gather_blocks, reference, scatter_blocks
     seed=st.integers(0, 99),
 )
 def test_what_is_gathered_comes_back_whole(
-    layers: int, blocks: int, count: int, dtype: torch.dtype, ids: torch.dtype, part: bool, seed: int
+    layers: int, planes: int, blocks: int, count: int, dtype: torch.dtype, ids: torch.dtype, part: bool, seed: int
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
-    kv = torch.randn(layers, 2, blocks, 2, 4, 8, generator=rng).to(dtype)
+    kv = torch.randn(layers, planes, blocks, 2, 4, 8, generator=rng).to(dtype)
     span = (layers // 2, layers) if part else None
     first, last = span or (0, layers)
     picked = torch.randperm(blocks, generator=rng)[:count].to(ids)
     packed = gather_blocks(kv, picked, layers=span)
-    assert packed.is_contiguous() and packed.shape == (len(picked), last - first, 2, 2, 4, 8)
+    assert packed.is_contiguous() and packed.shape == (len(picked), last - first, planes, 2, 4, 8)
     assert torch.equal(packed, reference.gather_blocks(kv, picked, layers=span))
 
     to = torch.randperm(blocks, generator=rng)[: len(picked)].to(ids)

@@ -106,6 +106,39 @@ def test_work_is_split_over_the_context_without_a_trace(lengths: list[tuple[int,
     torch.testing.assert_close(actual, reference.paged_attention(*made.args(), scale=0.125, window=window), **TOLERANCE[torch.float32])
 
 
+@compiled
+@pytest.mark.parametrize("lengths", [[(1, 30), (3, 9)], [(70, 90), (1, 5)], [(2, 1700), (1, 30), (300, 900)]], ids=["few", "many", "split"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_sink_takes_its_share_of_the_softmax(lengths: list[tuple[int, int]], threads: int) -> None:
+    made = batch(lengths)
+    sinks = torch.linspace(-3.0, 60.0, made.q.shape[1])  # of the last there is nothing left for the tokens
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        actual = cpu.paged_attention(*made.args(), scale=0.125, sinks=sinks)
+    finally:
+        torch.set_num_threads(before)
+    expected = reference.paged_attention(*made.args(), scale=0.125, sinks=sinks)
+    torch.testing.assert_close(actual, expected, **TOLERANCE[torch.float32])
+    assert actual[:, -1].abs().max() < 1e-9 < actual[:, 0].abs().max()
+
+
+@compiled
+@pytest.mark.parametrize("lengths", [[(1, 3000)], [(5, 700), (1, 40)]])
+def test_heads_as_wide_as_a_latent(lengths: list[tuple[int, int]]) -> None:
+    made = batch(lengths, kv_heads=1, group=16, dim=576)
+    actual = cpu.paged_attention(*made.args(), scale=0.05)
+    torch.testing.assert_close(actual, reference.paged_attention(*made.args(), scale=0.05), **TOLERANCE[torch.float32])
+
+
+@compiled
+@pytest.mark.parametrize("dim", [12, 20])
+def test_many_rows_of_heads_that_fill_no_run(dim: int) -> None:
+    made = batch([(900, 900)], dim=dim)
+    actual = cpu.paged_attention(*made.args(), scale=0.2)
+    torch.testing.assert_close(actual, reference.paged_attention(*made.args(), scale=0.2), **TOLERANCE[torch.float32])
+
+
 def dense(cache: Tensor, table: Tensor, context: int) -> Tensor:
     """One sequence's [1, kv_heads, context, dim], the slow way."""
     block_tokens = cache.shape[2]

@@ -31,6 +31,22 @@ SLOW: dict[str, Any] = {  # a decode step takes milliseconds: what runs for hund
     "intermediate_size": 4096,
 }
 ORIGINAL = {"original_max_position_embeddings": 64, "rope_theta": 10000.0}
+MLA: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 20,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "head_dim": 8,  # of what is rotated
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama3-rope": (
@@ -56,9 +72,45 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True, "mlp_only_layers": [1]},
     ),
     "qwen3-moe-shares-kept": ("Qwen3Moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
+    "ernie4_5": ("Ernie4_5", {}),
+    "ernie4_5-moe": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 2, "moe_layer_start_index": 1},
+    ),
+    "gpt-oss": (
+        "GptOss",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, **ORIGINAL},
+        },
+    ),
+    "deepseek-v2": ("DeepseekV2", {**MLA, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5}),
+    "deepseek-v2-lite": ("DeepseekV2", {**MLA, "q_lora_rank": None, "n_group": 1, "topk_group": 1}),
+    "deepseek-v3": (
+        "DeepseekV3",
+        {
+            **MLA,
+            "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.707, **ORIGINAL},
+        },
+    ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20}),
 }
-ROUTED = ("qwen3-moe", "qwen3-moe-shares-kept", "mixtral")  # with experts
 
 
 def make(family: str, folder: Path, **changes: Any) -> PreTrainedModel:
@@ -66,7 +118,7 @@ def make(family: str, folder: Path, **changes: Any) -> PreTrainedModel:
     stem, extra = FAMILIES[family]
     torch.manual_seed(sum(map(ord, family)))
     config = getattr(transformers, f"{stem}Config")(**{**COMMON, **extra, **changes})
-    model: PreTrainedModel = getattr(transformers, f"{stem}ForCausalLM")(config).eval()
+    model: PreTrainedModel = getattr(transformers, f"{stem.removesuffix('Text')}ForCausalLM")(config).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pdlab.real.engine.runner import Piece, Runner
-from pdlab.real.models.model import DecoderModel, Inputs
+from pdlab.real.models.inputs import Inputs
+from pdlab.real.models.model import DecoderModel
 
 SIZES = (1, 2, 4, 8, *range(16, 257, 16))
 

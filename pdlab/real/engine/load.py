@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ENDS = 1 << 16
+WEIGHT_BYTES = {"wint8": 1.0, "wint4": 0.625}  # on average at least, of a weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALON
         raise UsageError(f"--max-model-len {options.max_model_len} exceeds the model's {config.max_positions} positions")
     if device.type == "cpu" and dtype == torch.bfloat16 and not bfloat16_products():
         log.warning("this CPU cannot multiply bfloat16 (it has no AVX-512): prompts are computed in float32, at about its speed")
+    if device.type == "cpu":
+        _check_weights(config, dtype, options.quantization, ranks)
     make = maker(options.quantization, pack=_packs(config, device, dtype, len(options.ranks_here) / ranks.size))
     model = DecoderModel(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors, ranks=ranks)
     blocks = _kv_blocks(options, model)
@@ -173,6 +176,17 @@ def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     if name == "float16" and device.type == "cpu":
         raise UsageError("--dtype float16 is for accelerators; on a CPU use float32 or bfloat16")
     return DTYPES[name]
+
+
+def _check_weights(config: ModelConfig, dtype: torch.dtype, quantization: str, ranks: Ranks) -> None:
+    """Raises UsageError where a rank's part of the weights exceeds the memory that is available."""
+    each = WEIGHT_BYTES.get(quantization, dtype.itemsize)
+    needed = each * sum(math.prod(shape) for shape in weights.shapes(config).values()) / ranks.size
+    if needed > (available := available_bytes()):
+        raise UsageError(
+            f"weights of {needed / GIB:,.0f} GiB exceed the {available / GIB:.1f} GiB that are available here: "
+            "give a smaller model, or --quantization wint4"
+        )
 
 
 def _packs(config: ModelConfig, device: torch.device, dtype: torch.dtype, part: float) -> bool:

@@ -16,7 +16,8 @@ from pdlab.real.engine.passes import Pass, Tell
 from pdlab.real.engine.sampler import score
 from pdlab.real.host.huge_pages import keep_memory, use_huge_pages
 from pdlab.real.models.fast import FastStep
-from pdlab.real.models.model import DecoderModel, Inputs
+from pdlab.real.models.inputs import Inputs
+from pdlab.real.models.model import DecoderModel
 from pdlab.real.transfer.shared import shared_kv
 
 ROOM = 4  # times what a step's results take at once, since what else is kept lies between them
@@ -43,9 +44,10 @@ class Piece:
 
 
 class Runner:
-    """A model and its paged KV memory: `kv` [layers, 2, blocks, kv_heads, block_tokens, head_dim]; `shared` with other processes of this
-    host, where it is a CPU's. `step_tokens`: at most so many in a step, for whose results room is kept. `tell`: of rank 0, to tell the
-    others of each pass, who run it by `follow`; `kv` has each rank's own heads."""
+    """A model and its paged KV memory: `kv` [layers, planes, blocks, kv_heads, block_tokens, head_dim], planes being keys and values, or
+    (MLA) the one that both are made of; `shared` with other processes of this host, where it is a CPU's. `step_tokens`: at most so many in
+    a step, for whose results room is kept. `tell`: of rank 0, to tell the others of each pass, who run it by `follow`; `kv` has each rank's
+    own heads."""
 
     def __init__(
         self,
@@ -62,12 +64,12 @@ class Runner:
         self.step_tokens = step_tokens
         self.model = model
         self.block_tokens = block_tokens
-        shape = (c.layers, 2, kv_blocks, model.share.kv_heads, block_tokens, c.head_dim)
+        shape = (c.layers, c.kv_planes, kv_blocks, model.share.kv_heads, block_tokens, c.head_dim)
         if shared and model.device.type == "cpu":
             self.kv = shared_kv(shape, model.dtype)
         else:
             self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
-        self.caches = [(layer[0], layer[1]) for layer in self.kv]
+        self.caches = [(layer[0], layer[-1]) for layer in self.kv]  # MLA's are one
         self.fast = FastStep.of(model, self.caches)
 
     def warm_up(self) -> None:

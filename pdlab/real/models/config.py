@@ -7,21 +7,38 @@ read here. What it understands and the engine cannot run is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pdlab.core.kv_plan import heads_fit
 from pdlab.core.types import UsageError
 from pdlab.cost import huggingface, model_names
 from pdlab.cost.catalogue import understood
 from pdlab.cost.huggingface import QUANTIZATION, Understood, config_at
-from pdlab.cost.layers import FeedForward, Moe, Softmax
+from pdlab.cost.layers import FeedForward, Latent, Mixer, Moe, Softmax
 from pdlab.real.models import gguf_file
 from pdlab.real.models.moe import MOE_FAMILIES, MoeConfig, dense_width, moe_of
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", *MOE_FAMILIES)
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "ernie4_5", "gemma3_text", *MOE_FAMILIES)
+QK_NORM = ("qwen3", "qwen3_moe", "gemma3_text")
+INTERLEAVED = ("ernie4_5", "ernie4_5_moe", "deepseek_v2", "deepseek_v3")
+DENSE_NAMES = {"mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}  # how the catalogue's names begin
+MOE_NAMES = {
+    "mixtral": "mixtral",
+    "qwen3": "qwen3_moe",
+    "ernie-4.5": "ernie4_5_moe",
+    "gpt-oss": "gpt_oss",
+    "deepseek-v2": "deepseek_v2",
+    "deepseek-v3": "deepseek_v3",
+    "deepseek-r1": "deepseek_v3",
+}
+GELU = ("gelu_pytorch_tanh",)
+EPSILON = {"mixtral": 1e-5, "gpt_oss": 1e-5, "ernie4_5": 1e-5, "ernie4_5_moe": 1e-5}  # where a config says none, as its class has it
+THETA = {"mixtral": 1e6, "gpt_oss": 150000.0, "ernie4_5": 5e5, "ernie4_5_moe": 5e5, "gemma3_text": 1e6}
+Stored = Literal["wide", "fp8", "mxfp4"]
+Gate = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +58,25 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """MLA: `rank` of what is cached of a token beside its `rope_dim` rotated key dimensions; `q_rank` 0: queries are projected at once."""
+
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    v_dim: int
+    q_rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """`windows` holds each layer's sliding window in tokens, 0 for none. `ffn` is the width of the layers without experts; with none of
-    those, 0."""
+    those, 0. With `latent`, the cache has one head of `head_dim` dimensions and no values beside its keys.
+
+    scale: multiplies scores. interleaved: rotary pairs are neighbours in the file. sandwich: norms of what each half of a layer adds, too.
+    rope_local: of the layers with a window, where it is not `rope`. norm_shift: added to norms' weights. sinks: a score of each head that
+    stands for no token. stored: the form of the weights in their file; scale_block: rows and columns to which an FP8 scale belongs.
+    """
 
     name: str
     family: str
@@ -65,6 +98,32 @@ class ModelConfig:
     windows: tuple[int, ...]
     dtype: str = "float32"  # of the stored weights
     moe: MoeConfig | None = None
+    latent: LatentConfig | None = None
+    scale: float = 1.0
+    interleaved: bool = False
+    activation: Gate = "silu"
+    sandwich: bool = False
+    embedding_scale: float = 1.0
+    norm_shift: float = 0.0
+    rope_local: RopeConfig | None = None
+    sinks: bool = False
+    stored: Stored = "wide"
+    scale_block: tuple[int, int] = (0, 0)
+
+    @property
+    def kv_planes(self) -> int:
+        """Of a block in a layer: keys and values, or what both are made of."""
+        return 2 if self.latent is None else 1
+
+    @property
+    def rotated_dims(self) -> int:
+        return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    @property
+    def plain(self) -> bool:
+        """Are its layers what the Llama family's are?"""
+        special = (self.moe, self.latent, self.rope_local)
+        return special == (None, None, None) and self.activation == "silu" and not self.sinks and not self.sandwich
 
     def has_experts(self, layer: int) -> bool:
         return self.moe is not None and self.moe.layers[layer]
@@ -75,16 +134,23 @@ class ModelConfig:
         return max(self.ffn, self.moe.width * self.moe.per_token if self.moe is not None else 0)
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+        return self.kv_planes * self.layers * self.kv_heads * self.head_dim * itemsize
 
 
 def check_tp(config: ModelConfig, tp: int) -> None:
     """Raises UsageError where a model cannot be split among so many ranks."""
     c = config
-    experts = c.moe.width if c.moe is not None else 0
-    fits = [n for n in range(1, 65) if c.heads % n == c.ffn % n == experts % n == 0 and heads_fit(c.kv_heads, n)]
+    if tp > 1 and c.sinks:
+        raise UsageError(f"tp {tp}: {c.family} runs on one rank only; choose 1")
+    experts, shared = (c.moe.width, c.moe.shared) if c.moe is not None else (0, 0)
+    fits = [n for n in range(1, 65) if c.heads % n == c.ffn % n == experts % n == shared % n == 0 and heads_fit(c.kv_heads, n)]
     choose = f": choose one of {', '.join(map(str, fits))}"
-    for count, what in ((c.heads, "attention heads"), (c.ffn, "columns of the feed-forward"), (experts, "columns of an expert")):
+    for count, what in (
+        (c.heads, "attention heads"),
+        (c.ffn, "columns of the feed-forward"),
+        (experts, "columns of an expert"),
+        (shared, "columns of the shared expert"),
+    ):
         if count % tp:
             raise UsageError(f"tp {tp} does not divide the {count} {what} of {c.name}{choose}")
     if tp not in fits:
@@ -118,8 +184,7 @@ def of_catalogue(name: str) -> ModelConfig:
     does not run here."""
     known = understood(name)
     experts = any(isinstance(feed, Moe) for layer in known.decoder.layers for feed in layer.feed_forwards)
-    named = (f for f in FAMILIES if (f in MOE_FAMILIES) == experts and name.startswith(f.removesuffix("_moe")))
-    family = next(named, "llama")
+    family = next((f for begin, f in (MOE_NAMES if experts else DENSE_NAMES).items() if name.startswith(begin)), "llama")
     return _runnable(
         known,
         f"model {name}",
@@ -129,8 +194,8 @@ def of_catalogue(name: str) -> ModelConfig:
         max_positions=known.model.max_positions or 8192,
         norm_eps=1e-6,
         rope=RopeConfig(),
-        qkv_bias=family == "qwen2",
-        out_bias=False,
+        qkv_bias=family in ("qwen2", "gpt_oss"),
+        out_bias=family == "gpt_oss",
         mlp_bias=False,
         dtype="bfloat16",
     )
@@ -141,19 +206,13 @@ def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
     where, family = f"model config {source}", str(config.get("model_type", ""))
     if family not in FAMILIES:
         raise UsageError(f"{where}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
-    written = next((config[key] for key in QUANTIZATION if config.get(key)), None)
-    if written:
-        method = written.get("quant_method", "?") if isinstance(written, Mapping) else written
-        raise UsageError(
-            f"{where}: weights quantised with {method} are not supported; load the original weights, with --quantization wint8 or wint4"
-        )
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UsageError(f"{where}: hidden_act {activation!r} is not supported, only silu")
+    stored, block = _stored(config, family, where)
+    _refuse(config, family, where)
     known = huggingface.parse(config, name, source)
     if not known.model.max_positions:
         raise UsageError(f"{where} lacks 'max_position_embeddings'")
-    attention_bias = bool(config.get("attention_bias", family == "qwen2"))
+    attention_bias = bool(config.get("attention_bias", family in ("qwen2", "gpt_oss")))
+    rope, local = _ropes(config, family, known.model.max_positions, source)
     return _runnable(
         known,
         where,
@@ -161,48 +220,112 @@ def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
         name=name,
         family=family,
         max_positions=known.model.max_positions,
-        norm_eps=_epsilon(config.get("rms_norm_eps", 1e-6), where),
-        rope=_rope(config, known.model.max_positions, source),
+        norm_eps=_epsilon(config.get("rms_norm_eps", EPSILON.get(family, 1e-6)), where),
+        rope=rope,
+        rope_local=local,
         qkv_bias=family == "qwen2" or attention_bias,
-        out_bias=attention_bias and family in ("llama", "qwen3", "qwen3_moe"),
+        out_bias=attention_bias and family in ("llama", "qwen3", "qwen3_moe", "gpt_oss"),
         mlp_bias=bool(config.get("mlp_bias", False)),
+        stored=stored,
+        scale_block=block,
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch."),
     )
 
 
+def _stored(config: Mapping[str, Any], family: str, where: str) -> tuple[Stored, tuple[int, int]]:
+    """How the weights are in the file, and of FP8 the block of a scale. Raises UsageError where they are in a form that is not read."""
+    written = next((config[key] for key in QUANTIZATION if config.get(key)), None)
+    if not written:
+        return "wide", (0, 0)
+    method = written.get("quant_method", "?") if isinstance(written, Mapping) else written
+    if method == "mxfp4" and family == "gpt_oss":
+        return "mxfp4", (0, 0)
+    block = written.get("weight_block_size") if isinstance(written, Mapping) else None
+    if method == "fp8" and isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block):
+        return "fp8", (block[0], block[1])
+    raise UsageError(
+        f"{where}: weights quantised with {method} are not supported; load the original weights, with --quantization wint8 or wint4"
+    )
+
+
+def _refuse(config: Mapping[str, Any], family: str, where: str) -> None:
+    """Raises UsageError on what a config of a known family may say and the engine does not do."""
+    key, silent, wanted = ("hidden_activation", None, GELU) if family == "gemma3_text" else ("hidden_act", "silu", ("silu", "swish"))
+    activation = config.get(key, silent) or config.get("hidden_act") or wanted[0]
+    if activation not in wanted:
+        raise UsageError(f"{where}: {key} {activation!r} is not supported, only {wanted[0]}")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention", "use_bias"):
+        if config.get(key):
+            raise UsageError(f"{where}: {key} {config[key]!r} is not supported")
+    if config.get("attention_bias") and family.startswith("deepseek"):
+        raise UsageError(f"{where}: attention_bias is not supported for {family}")
+
+
 def _runnable(known: Understood, where: str, config: Mapping[str, Any], *, family: str, **more: Any) -> ModelConfig:
-    """What the cost models understand, where all layers are softmax attention with the same heads, and a gated feed-forward of one width or
+    """What the cost models understand, where all layers have the same attention, softmax or MLA, and a gated feed-forward of one width or
     routed experts. Raises UsageError where they are not."""
     layers, outer = known.decoder.layers, known.decoder.outer
     mixers = [mixer for layer in layers for mixer in layer.mixers]
     feeds: list[FeedForward] = [feed for layer in layers for feed in layer.feed_forwards]
-    first = mixers[0]
     moe = moe_of(family, config, feeds, where)
     ffn = dense_width(feeds)
     if (
-        not isinstance(first, Softmax)
+        not (_alike_softmax(mixers) or _alike_latent(mixers))
         or (not ffn and (moe is None or not all(moe.layers)))
-        or any(not isinstance(mixer, Softmax) or replace(mixer, window=first.window) != first for mixer in mixers)
         or not len(mixers) == len(feeds) == len(layers)
     ):
         raise UsageError(f"{where}: only models of the families {', '.join(FAMILIES)} run here, all of whose layers are alike")
-    if first.head_dim % 2:
-        raise UsageError(f"{where}: head_dim {first.head_dim} must be even")
+    shape = _attention(mixers[0], config, more["rope"])
+    if shape["head_dim"] % 2:
+        raise UsageError(f"{where}: head_dim {shape['head_dim']} must be even")
+    gemma = family == "gemma3_text"
     return ModelConfig(
         family=family,
         layers=len(layers),
         hidden=known.decoder.hidden,
-        heads=first.heads,
-        kv_heads=first.kv_heads,
-        head_dim=first.head_dim,
         ffn=ffn,
         vocab=outer.vocab,
         tied=outer.tied,
-        qk_norm=family in ("qwen3", "qwen3_moe"),
-        windows=tuple(mixer.window for mixer in mixers if isinstance(mixer, Softmax)),
+        qk_norm=family in QK_NORM,
+        windows=tuple(getattr(mixer, "window", 0) for mixer in mixers),
         moe=moe,
+        interleaved=family in INTERLEAVED and bool(config.get("rope_interleave", True)),
+        activation="gelu_tanh" if gemma else "silu",
+        sandwich=gemma,
+        embedding_scale=known.decoder.hidden**0.5 if gemma else 1.0,
+        norm_shift=1.0 if gemma else 0.0,
+        sinks=family == "gpt_oss",
+        **shape,
         **more,
     )
+
+
+def _alike_softmax(mixers: Sequence[Mixer]) -> bool:
+    first = mixers[0]
+    return isinstance(first, Softmax) and all(isinstance(m, Softmax) and replace(m, window=first.window) == first for m in mixers)
+
+
+def _alike_latent(mixers: Sequence[Mixer]) -> bool:
+    """No indexer of a sparse attention among them."""
+    first = mixers[0]
+    return isinstance(first, Latent) and not first.top_k and not first.shares_kv and all(m == first for m in mixers)
+
+
+def _attention(mixer: Mixer, config: Mapping[str, Any], rope: RopeConfig) -> dict[str, Any]:
+    """What its kind says of heads. Source of MLA's scale: DeepSeek-V2's YaRN, whose temperature is squared in the scores."""
+    if isinstance(mixer, Latent):
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        temper = _mscale(rope.factor, float(scaling.get("mscale_all_dim") or 0.0)) if rope.scaling == "yarn" else 1.0
+        return {
+            "heads": mixer.heads,
+            "kv_heads": 1,
+            "head_dim": mixer.latent + mixer.rope_dim,
+            "scale": (mixer.nope_dim + mixer.rope_dim) ** -0.5 * temper**2,
+            "latent": LatentConfig(mixer.latent, mixer.rope_dim, mixer.nope_dim, mixer.v_dim, mixer.q_rank),
+        }
+    assert isinstance(mixer, Softmax)
+    scalar = float(config.get("query_pre_attn_scalar") or mixer.head_dim)
+    return {"heads": mixer.heads, "kv_heads": mixer.kv_heads, "head_dim": mixer.head_dim, "scale": scalar**-0.5}
 
 
 def _epsilon(value: object, where: str) -> float:
@@ -211,10 +334,25 @@ def _epsilon(value: object, where: str) -> float:
     return float(value)
 
 
-def _rope(config: Mapping[str, Any], max_positions: int, source: str) -> RopeConfig:
-    """Both spellings: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`."""
+def _ropes(config: Mapping[str, Any], family: str, max_positions: int, source: str) -> tuple[RopeConfig, RopeConfig | None]:
+    """Of all layers, and where they have another, of those with a window."""
+    theta = THETA.get(family, 10000.0)
+    if family != "gemma3_text":
+        return _rope(config, max_positions, source, theta), None
+    by_kind = config.get("rope_parameters") or {}
+    if "full_attention" in by_kind:
+        whole, local = (
+            _rope({"rope_parameters": by_kind.get(kind)}, max_positions, source, base)
+            for kind, base in (("full_attention", theta), ("sliding_attention", 10000.0))
+        )
+        return whole, local
+    return _rope(config, max_positions, source, theta), RopeConfig(float(config.get("rope_local_base_freq") or 10000.0))
+
+
+def _rope(config: Mapping[str, Any], max_positions: int, source: str, base: float) -> RopeConfig:
+    """Both spellings: `rope_theta` with `rope_scaling`, and transformers 5's `rope_parameters`. `base`: where neither says theta."""
     scaling: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or base)
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if kind == "default":
         return RopeConfig(theta)

@@ -12,34 +12,58 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdlab.kernels.experts import Activation, ExpertWeights, GroupedExperts
+from pdlab.real.models.feed_forward import FeedForwardPass, GatedPass
 from pdlab.real.models.linear import FEW, PIECES, Linear, Make, Most
 from pdlab.real.models.moe import ExpertNames, MoeConfig, names
 
 
 class ExpertRouter:
-    """`weight` [experts, hidden]."""
+    """`weight` float32 [experts, hidden], `bias` and `correction` float32 [experts]."""
 
-    def __init__(self, moe: MoeConfig, weight: Tensor) -> None:
-        self.moe, self.weight = moe, weight
+    def __init__(self, moe: MoeConfig, weight: Tensor, bias: Tensor | None = None, correction: Tensor | None = None) -> None:
+        self.moe, self.weight, self.bias, self.correction = moe, weight, bias, correction
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(ids int64, weights float32), each [tokens, per_token], of x [tokens, hidden]."""
-        scores = F.linear(x, self.weight).float().softmax(-1)
-        weights, ids = scores.topk(self.moe.per_token, dim=-1)
-        if self.moe.renormalise:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return ids, weights
+        moe = self.moe
+        logits = F.linear(x.float(), self.weight, self.bias)
+        if moe.scoring == "chosen":
+            best, ids = logits.topk(moe.per_token, dim=-1)
+            return ids, best.softmax(-1)
+        scores = logits.softmax(-1) if moe.scoring == "softmax" else logits.sigmoid()
+        ids = self._eligible(scores if self.correction is None else scores + self.correction).topk(moe.per_token, dim=-1).indices
+        weights = scores.gather(1, ids)
+        if moe.renormalise:
+            weights = weights / weights.sum(-1, keepdim=True).clamp(min=moe.least_sum)
+        return ids, weights * moe.scale
+
+    def _eligible(self, choice: Tensor) -> Tensor:
+        """Those outside of the best groups are out of the question."""
+        moe = self.moe
+        if moe.groups == 1:
+            return choice
+        by_group = choice.view(len(choice), moe.groups, -1)
+        best = by_group.topk(moe.group_best, dim=-1).values.sum(-1).topk(moe.top_groups, dim=-1).indices
+        out = torch.ones(by_group.shape[:2], dtype=torch.bool, device=choice.device).scatter_(1, best, False)
+        return by_group.masked_fill(out[:, :, None], float("-inf")).flatten(1)
 
 
 class RoutedPass:
-    """`gate_up` [2 * width, hidden] and `down` [hidden, width] of each expert."""
+    """`gate_up` [2 * width, hidden] and `down` [hidden, width] of each expert; `shared`: what every token goes through, too."""
 
-    def __init__(self, moe: MoeConfig, router: ExpertRouter, gate_up: list[Linear], down: list[Linear], activation: Activation) -> None:
-        self.moe, self.router, self.gate_up, self.down, self.activation = moe, router, gate_up, down, activation
+    def __init__(
+        self, moe: MoeConfig, router: ExpertRouter, gate_up: list[Linear], down: list[Linear], shared: FeedForwardPass | None = None
+    ) -> None:
+        self.moe, self.router, self.gate_up, self.down, self.shared = moe, router, gate_up, down, shared
+        self.activation = activation = Activation(moe.alpha, moe.limit, 1.0 if moe.biased else 0.0)
         each: list[ExpertWeights] = [((a.weight, a.bias), (b.weight, b.bias)) for a, b in zip(gate_up, down, strict=True)]
         self.grouped = GroupedExperts(each, router.weight.shape[1], moe.width, activation)
 
     def __call__(self, x: Tensor) -> Tensor:
+        routed = self._routed(x)
+        return routed if self.shared is None else routed + self.shared(x)
+
+    def _routed(self, x: Tensor) -> Tensor:
         ids, weights = self.router(x)
         counts = [] if len(x) <= FEW else torch.bincount(ids.flatten(), minlength=self.moe.experts).tolist()
         if not counts or (x.device.type == "cpu" and max(counts) <= FEW * PIECES):
@@ -62,42 +86,72 @@ class RoutedPass:
 
 
 class ExpertLoader:
-    """Collects the experts' tensors by name; an expert's matrices are made when its last part is here. `most`: as of Make."""
+    """Collects the experts' tensors by name; a matrix is made when its last part is here. The shared expert is number -1. `most`: as of
+    Make."""
 
     def __init__(self, moe: MoeConfig, family: str, device: torch.device, dtype: torch.dtype, make: Make, most: Most) -> None:
         self.moe, self.device, self.dtype, self.make, self.most = moe, device, dtype, make, most
         self.names: ExpertNames = names(family)
-        self.pattern = re.compile(rf"model\.layers\.(\d+)\.{self.names.module}\.(?:experts\.(\d+)\.)?(\w+)\.weight")
-        self.joined: dict[tuple[int, int], Tensor] = {}
+        self.pattern = re.compile(rf"model\.layers\.(\d+)\.{self.names.module}\.(.+)")
+        self.part = re.compile(rf"(?:experts\.(\d+)|shared_experts)\.({'|'.join(self.names.parts)})\.weight")
+        self.halves: dict[tuple[int, int], Tensor] = {}
         self.gate_up: dict[tuple[int, int], Linear] = {}
         self.down: dict[tuple[int, int], Linear] = {}
-        self.routers: dict[int, Tensor] = {}
+        self.small: dict[tuple[int, str], Tensor] = {}  # routers', in float32
+        self.waiting: dict[tuple[int, str], Tensor] = {}  # a joined matrix without its bias, or the bias without it
 
     def take(self, name: str, tensor: Tensor) -> bool:
         """False: it is nothing of the experts'."""
         found = self.pattern.fullmatch(name)
         if found is None or not self.moe.layers[int(found[1])]:
             return False
-        layer = int(found[1])
-        if found[2] is None:
-            self.routers[layer] = tensor.to(self.device, self.dtype)
+        layer, rest = int(found[1]), found[2]
+        part = self.part.fullmatch(rest)
+        if part is not None:
+            self._part(layer, int(part[1]) if part[1] else -1, self.names.parts.index(part[2]), tensor)
+        elif rest.startswith("experts."):
+            self._joined(layer, rest.removeprefix("experts."), tensor)
         else:
-            self._part(layer, int(found[2]), self.names.parts.index(found[3]), tensor)
+            self.small[layer, rest] = tensor.to(self.device, torch.float32)
         return True
 
     def _part(self, layer: int, expert: int, part: int, tensor: Tensor) -> None:
-        key, width = (layer, expert), self.moe.width
+        key = layer, expert
+        width = self.moe.shared if expert < 0 else self.moe.width
         if part == 2:
             self.down[key] = self.make(tensor.to(self.device, self.dtype).contiguous(), None, self.most)
             return
-        first = key not in self.joined
+        first = key not in self.halves
         if first:
-            self.joined[key] = torch.empty((2 * width, tensor.shape[1]), device=self.device, dtype=self.dtype)
-        self.joined[key][part * width : (part + 1) * width] = tensor
+            self.halves[key] = torch.empty((2 * width, tensor.shape[1]), device=self.device, dtype=self.dtype)
+        self.halves[key][part * width : (part + 1) * width] = tensor
         if not first:
-            self.gate_up[key] = self.make(self.joined.pop(key), None)
+            self.gate_up[key] = self.make(self.halves.pop(key), None)
+
+    def _joined(self, layer: int, name: str, tensor: Tensor) -> None:
+        """All experts' `gate_up_proj` [experts, hidden, 2 * width] or `down_proj`, or its bias."""
+        other = name.removesuffix("_bias") if name.endswith("_bias") else f"{name}_bias"
+        if (layer, other) not in self.waiting:
+            self.waiting[layer, name] = tensor
+            return
+        beside = self.waiting.pop((layer, other))
+        weights, biases = (beside, tensor) if name.endswith("_bias") else (tensor, beside)
+        gates = name.startswith("gate_up")
+        for expert, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            rows, added = weight.t(), bias
+            if gates:  # gates and ups alternate
+                rows, added = torch.cat([rows[0::2], rows[1::2]]), torch.cat([bias[0::2], bias[1::2]])
+            made = self.make(rows.to(self.device, self.dtype).contiguous(), added.to(self.device, self.dtype).contiguous())
+            (self.gate_up if gates else self.down)[layer, expert] = made
 
     def layer(self, index: int) -> RoutedPass:
-        every = [(index, expert) for expert in range(self.moe.experts)]
-        gate_up, down = [self.gate_up.pop(key) for key in every], [self.down.pop(key) for key in every]
-        return RoutedPass(self.moe, ExpertRouter(self.moe, self.routers[index]), gate_up, down, Activation())
+        n, every = self.names, [(index, expert) for expert in range(self.moe.experts)]
+        correction = self.small.get((index, n.correction))
+        router = ExpertRouter(
+            self.moe,
+            self.small[index, f"{n.router}.weight"],
+            self.small.get((index, f"{n.router}.bias")),
+            None if correction is None else correction.flatten(),
+        )
+        shared = GatedPass(self.gate_up.pop((index, -1)), self.down.pop((index, -1))) if self.moe.shared else None
+        return RoutedPass(self.moe, router, [self.gate_up.pop(key) for key in every], [self.down.pop(key) for key in every], shared)

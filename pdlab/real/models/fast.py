@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pdlab.kernels.decode import DecodeStep, available
+from pdlab.real.models.attention import SoftmaxPass
 from pdlab.real.models.feed_forward import GatedPass
+from pdlab.real.models.inputs import Inputs
 from pdlab.real.models.linear import FEW, Packed
-from pdlab.real.models.model import DecoderModel, Inputs
+from pdlab.real.models.model import DecoderModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +24,21 @@ class FastStep:
 
     @classmethod
     def of(cls, model: DecoderModel, caches: Sequence[tuple[Tensor, Tensor]]) -> FastStep | None:
-        """None: where none serves, and for layers of routed experts, which this one call does not know."""
+        """None: where none serves, and for layers that are not as the Llama family's, which this one call does not know."""
         c = model.config
-        feeds = [layer.feed_forward for layer in model.layers if isinstance(layer.feed_forward, GatedPass)]
-        if len(feeds) < len(model.layers):
-            return None
-        if model.ranks.size > 1 or model.device.type != "cpu" or not available(model.dtype):
+        if not c.plain or model.ranks.size > 1 or model.device.type != "cpu" or not available(model.dtype):
             return None
         step = DecodeStep(
             heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, hidden=c.hidden, ffn=c.ffn, eps=c.norm_eps, dtype=model.dtype
         )
-        for layer, feed, cache in zip(model.layers, feeds, caches, strict=True):
-            linears = [(linear.weight, linear.bias) for linear in (layer.qkv, layer.out, feed.gate_up, feed.down)]
-            step.add_layer(linears, (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm), cache, layer.window)
-        return cls(step, 2 if isinstance(model.layers[0].qkv, Packed) else FEW)
+        packs = False
+        for layer, cache in zip(model.layers, caches, strict=True):
+            attention, feed = layer.attention, layer.feed_forward
+            assert isinstance(attention, SoftmaxPass) and isinstance(feed, GatedPass), "a plain model's"
+            linears = [(linear.weight, linear.bias) for linear in (attention.qkv, layer.out, feed.gate_up, feed.down)]
+            step.add_layer(linears, (layer.input_norm, layer.post_norm, attention.q_norm, attention.k_norm), cache, attention.window)
+            packs = isinstance(attention.qkv, Packed)
+        return cls(step, 2 if packs else FEW)
 
     def takes(self, inputs: Inputs) -> bool:
         """Is this a decode step of few sequences?"""

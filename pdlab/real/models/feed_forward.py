@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from pdlab.kernels.fused import silu_and_mul
+from pdlab.real.models.config import Gate
 from pdlab.real.models.linear import Linear
 
 
@@ -19,10 +21,18 @@ class FeedForwardPass(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GatedPass:
-    """silu(gate) times up, then down."""
+    """The gate's activation times up, then down."""
 
     gate_up: Linear
     down: Linear
+    activation: Gate = "silu"
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down(silu_and_mul(self.gate_up(x)))
+        gate_up = self.gate_up(x)
+        return self.down(silu_and_mul(gate_up) if self.activation == "silu" else gelu_and_mul(gate_up))
+
+
+def gelu_and_mul(gate_up: Tensor) -> Tensor:
+    """gelu(gate) * up, by the tanh approximation, [tokens, ffn], of [tokens, 2 * ffn] that holds gate, then up."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh") * up

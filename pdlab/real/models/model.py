@@ -5,18 +5,22 @@ Tokens of all sequences lie flat in one row, as the kernels want them: a step of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pdlab.kernels.decode import DecodeStep
-from pdlab.kernels.fused import rms_norm, rope
-from pdlab.kernels.paged_attention import paged_attention, store_kv
+from pdlab.kernels.fused import rms_norm
+from pdlab.real.models.attention import AttentionPass, Rotary, SoftmaxPass, in_halves
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.experts import ExpertLoader
 from pdlab.real.models.feed_forward import FeedForwardPass, GatedPass
+from pdlab.real.models.inputs import Inputs
+from pdlab.real.models.latent import LatentLoader
 from pdlab.real.models.linear import Linear, Make, dense, packed
 from pdlab.real.models.ranks import Embedding, Ranks, SummedLinear, SummedPass, filled
 from pdlab.real.models.rope import tables
@@ -25,35 +29,17 @@ from pdlab.real.models.weights import shapes
 ALONE = Ranks()
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """One step. T tokens of S sequences, flat, each sequence's together.
-
-    tokens, positions, slots: int64 [T]; a slot is block * block_tokens + offset. block_tables: int32 [S, most blocks]. query_starts:
-    int32 [S + 1]. context_lens: int32 [S], KV tokens with this step's. last: int64, the rows whose next token is wanted. max_queries: the
-    most tokens of one sequence.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    slots: Tensor
-    block_tables: Tensor
-    query_starts: Tensor
-    context_lens: Tensor
-    last: Tensor
-    max_queries: int
-
-
 @dataclass(slots=True)
 class DecoderLayer:
+    """`after_attention`, `after_feed_forward`: norms of what each half adds, where a model has them (Gemma)."""
+
     input_norm: Tensor
-    qkv: Linear
+    attention: AttentionPass
     out: Linear
     post_norm: Tensor
     feed_forward: FeedForwardPass
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    window: int
+    after_attention: Tensor | None = None
+    after_feed_forward: Tensor | None = None
 
 
 class DecoderModel:
@@ -76,7 +62,12 @@ class DecoderModel:
         self.config, self.ranks, self.share = config, ranks, ranks.share(config)
         self.device = device
         self.dtype = dtype
-        loader = _WeightLoader(config, device, dtype, make, ranks)
+        cos, sin = tables(config.rope, config.rotated_dims, max_positions, rope_factors)
+        self.cos, self.sin = cos.to(device), sin.to(device)
+        local = None if config.rope_local is None else tables(config.rope_local, config.rotated_dims, max_positions)
+        rotary = Rotary(self.cos, self.sin)
+        windowed = rotary if local is None else Rotary(local[0].to(device), local[1].to(device))
+        loader = _WeightLoader(config, device, dtype, make, ranks, rotary, windowed)
         for name, tensor in weights:
             loader.take(name, tensor)
         each = ranks.vocabulary(config)
@@ -86,8 +77,6 @@ class DecoderModel:
         self.layers = [loader.layer(i) for i in range(config.layers)]
         head = filled(embedding if config.tied else loader.plain["lm_head.weight"], each)
         self.head = make(head, None) if make is packed else dense(head, None)  # never quantised: its errors would be the logits'
-        cos, sin = tables(config.rope, config.head_dim, max_positions, rope_factors)
-        self.cos, self.sin = cos.to(device), sin.to(device)
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
@@ -106,44 +95,30 @@ class DecoderModel:
     @torch.inference_mode()
     def hidden(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
         """As `forward`, but for the head: [len(inputs.last), hidden]. `inputs.last` ascends."""
-        c, eps = self.share, self.config.norm_eps
-        hidden = self.embedding(inputs.tokens)
+        eps = self.config.norm_eps
+        hidden = self._embedded(inputs.tokens)
         residual = hidden.clone()
-        first_v, scale = c.heads + c.kv_heads, c.head_dim**-0.5
         x = rms_norm(hidden, self.layers[0].input_norm, eps)
         for index, layer in enumerate(self.layers):
             if index:
                 x = rms_norm(x, layer.input_norm, eps, residual)
-            k_cache, v_cache = caches[index]
-            qkv = layer.qkv(x).view(-1, first_v + c.kv_heads, c.head_dim)
-            q, k, v = qkv[:, : c.heads], qkv[:, c.heads : first_v], qkv[:, first_v:]
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q = rms_norm(q.reshape(-1, c.head_dim), layer.q_norm, eps).view(q.shape)
-                k = rms_norm(k.reshape(-1, c.head_dim), layer.k_norm, eps).view(k.shape)
-            rope(q, k, inputs.positions, self.cos, self.sin)
-            store_kv(k, v, k_cache, v_cache, inputs.slots)
-            if after_layer is not None:
-                after_layer(index)
-            attended = paged_attention(
-                q,
-                k_cache,
-                v_cache,
-                inputs.block_tables,
-                inputs.query_starts,
-                inputs.context_lens,
-                scale=scale,
-                window=layer.window,
-                max_queries=inputs.max_queries,
-            ).flatten(1)
+            attended = layer.attention(x, inputs, caches[index], None if after_layer is None else partial(after_layer, index))
             if index == len(self.layers) - 1 and len(inputs.last) < len(inputs.tokens):  # of the rest nobody asks for more than KV
                 attended, residual = attended.index_select(0, inputs.last), residual.index_select(0, inputs.last)
                 if not len(attended):
                     self.ranks.barrier(self.device)  # nobody's KV is unwritten when rank 0's pass is over
                     return residual
-            x = rms_norm(layer.out(attended), layer.post_norm, eps, residual)
-            x = layer.feed_forward(x)
+            x = rms_norm(self._normed(layer.out(attended), layer.after_attention), layer.post_norm, eps, residual)
+            x = self._normed(layer.feed_forward(x), layer.after_feed_forward)
         normed: Tensor = rms_norm(x, self.norm, eps, residual)
         return normed
+
+    def _normed(self, x: Tensor, norm: Tensor | None) -> Tensor:
+        return x if norm is None else rms_norm(x, norm, self.config.norm_eps)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        rows = self.embedding(tokens)
+        return rows if self.config.embedding_scale == 1.0 else rows * torch.tensor(self.config.embedding_scale, dtype=self.dtype)
 
     @torch.inference_mode()
     def decode(self, inputs: Inputs, step: DecodeStep) -> Tensor:
@@ -165,15 +140,26 @@ class DecoderModel:
 class _WeightLoader:
     """Collects tensors by name; parts of a joined matrix go straight to their rows."""
 
-    def __init__(self, config: ModelConfig, device: torch.device, dtype: torch.dtype, make: Make, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        make: Make,
+        ranks: Ranks,
+        rotary: Rotary,
+        windowed: Rotary,
+    ) -> None:
         self.config, self.device, self.dtype, self.make, self.ranks = config, device, dtype, make, ranks
+        self.rotary, self.windowed = rotary, windowed
         self.plain: dict[str, Tensor] = {}
         self.linears: dict[str, Linear] = {}
         self.joined: dict[str, Tensor] = {}
         self.missing: dict[str, int] = {}
         self.shapes = shapes(config)
-        c = ranks.share(config)
+        c = self.share = ranks.share(config)
         self.experts = None if c.moe is None else ExpertLoader(c.moe, config.family, device, dtype, make, ranks.most)
+        self.latent = None if c.latent is None else LatentLoader(c, device, dtype, make, rotary)
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.parts = {  # of a joined matrix: (its name, first row, rows in all)
             "self_attn.q_proj": ("qkv", 0, q + 2 * kv),
@@ -186,6 +172,12 @@ class _WeightLoader:
     def take(self, name: str, tensor: Tensor) -> None:
         if self.experts is not None and self.experts.take(name, tensor):
             return
+        if self.config.norm_shift and name.endswith("norm.weight"):
+            tensor = tensor.float() + self.config.norm_shift
+        if self.latent is not None and self.latent.take(name, tensor):
+            return
+        if self.config.interleaved and re.search(r"self_attn\.[qk]_proj\.(weight|bias)$", name):
+            tensor = in_halves(tensor, self.config.head_dim, self.config.head_dim)
         pieces = name.split(".")
         if len(pieces) == 6 and (part := self.parts.get(".".join(pieces[3:5]))):
             self._join(f"{pieces[2]}.{part[0]}", part, pieces[5], tensor)
@@ -223,17 +215,34 @@ class _WeightLoader:
         if self.experts is not None and self.config.has_experts(index):
             routed = self.experts.layer(index)
             return routed if self.ranks.size == 1 else SummedPass(routed, self.ranks)
-        return GatedPass(self.linears[f"{index}.gate_up"], self.linears[f"model.layers.{index}.mlp.down_proj"])
+        return GatedPass(self.linears[f"{index}.gate_up"], self.linears[f"model.layers.{index}.mlp.down_proj"], self.config.activation)
 
     def layer(self, index: int) -> DecoderLayer:
-        at = f"model.layers.{index}"
+        at, c = f"model.layers.{index}", self.config
+        before, after = ("pre_feedforward_layernorm", "post_attention_layernorm") if c.sandwich else ("post_attention_layernorm", "")
         return DecoderLayer(
-            self.plain[f"{at}.input_layernorm.weight"],
-            self.linears[f"{index}.qkv"],
-            self.linears[f"{at}.self_attn.o_proj"],
-            self.plain[f"{at}.post_attention_layernorm.weight"],
-            self._feed_forward(index),
-            self.plain.get(f"{at}.self_attn.q_norm.weight"),
-            self.plain.get(f"{at}.self_attn.k_norm.weight"),
-            self.config.windows[index],
+            input_norm=self.plain[f"{at}.input_layernorm.weight"],
+            attention=self._softmax(index) if self.latent is None else self.latent.layer(index),
+            out=self.linears[f"{at}.self_attn.o_proj"],
+            post_norm=self.plain[f"{at}.{before}.weight"],
+            feed_forward=self._feed_forward(index),
+            after_attention=self.plain.get(f"{at}.{after}.weight"),
+            after_feed_forward=self.plain.get(f"{at}.post_feedforward_layernorm.weight"),
+        )
+
+    def _softmax(self, index: int) -> SoftmaxPass:
+        at, c = f"model.layers.{index}.self_attn", self.share
+        sinks = self.plain.get(f"{at}.sinks")
+        return SoftmaxPass(
+            qkv=self.linears[f"{index}.qkv"],
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            scale=c.scale,
+            eps=c.norm_eps,
+            rotary=self.windowed if c.windows[index] else self.rotary,
+            q_norm=self.plain.get(f"{at}.q_norm.weight"),
+            k_norm=self.plain.get(f"{at}.k_norm.weight"),
+            window=c.windows[index],
+            sinks=None if sinks is None else sinks.float(),
         )

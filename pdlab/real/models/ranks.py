@@ -76,7 +76,7 @@ class Ranks:
 
     def share(self, config: ModelConfig) -> ModelConfig:
         """The model as one rank computes it: its heads, and its columns of the feed-forward. The vocabulary stays whole."""
-        moe = config.moe and replace(config.moe, width=config.moe.width // self.size)
+        moe = config.moe and replace(config.moe, width=config.moe.width // self.size, shared=config.moe.shared // self.size)
         return replace(config, heads=config.heads // self.size, kv_heads=len(self.kv_heads(config)), ffn=config.ffn // self.size, moe=moe)
 
     def part(self, name: str, config: ModelConfig) -> WeightPart | None:
@@ -85,8 +85,13 @@ class Ranks:
             return None
         stem, _, kind = name.rpartition(".")
         layer = stem.rpartition(".")[2]
-        if config.moe is not None and ".experts." in name:
-            return self._slice(int(layer == names(config.family).parts[2]), config.moe.width // self.size)
+        if config.moe is not None and "experts." in name:
+            width = config.moe.shared if ".shared_experts." in name else config.moe.width
+            return self._slice(int(layer == names(config.family).parts[2]), width // self.size)
+        if config.latent is not None and layer in ("q_proj", "q_b_proj", "kv_b_proj", "o_proj"):
+            latent = config.latent
+            each = {"kv_b_proj": latent.nope_dim + latent.v_dim, "o_proj": latent.v_dim}.get(layer, latent.nope_dim + latent.rope_dim)
+            return self._slice(int(layer == "o_proj"), config.heads // self.size * each)
         if layer in ("embed_tokens", "lm_head"):
             return self._slice(0, self.vocabulary(config), config.vocab)
         if layer == "q_proj":

@@ -13,13 +13,13 @@ from torch import Tensor
 from pdlab.core.types import UsageError
 from pdlab.real.models import moe
 from pdlab.real.models.config import ModelConfig
+from pdlab.real.models.narrow import NarrowReader
 from pdlab.real.models.ranks import Ranks
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the model needs: its Hugging Face name and shape."""
     c = config
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab, c.hidden), "model.norm.weight": (c.hidden,)}
     if not c.tied:
         found["lm_head.weight"] = (c.vocab, c.hidden)
@@ -27,17 +27,10 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         at = f"model.layers.{layer}"
         found[f"{at}.input_layernorm.weight"] = (c.hidden,)
         found[f"{at}.post_attention_layernorm.weight"] = (c.hidden,)
-        for name, width in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
-            found[f"{at}.self_attn.{name}.weight"] = (width, c.hidden)
-            if c.qkv_bias:
-                found[f"{at}.self_attn.{name}.bias"] = (width,)
-        found[f"{at}.self_attn.o_proj.weight"] = (c.hidden, q)
-        if c.out_bias:
-            found[f"{at}.self_attn.o_proj.bias"] = (c.hidden,)
-        if c.qk_norm:
-            found[f"{at}.self_attn.q_norm.weight"] = (c.head_dim,)
-            found[f"{at}.self_attn.k_norm.weight"] = (c.head_dim,)
-        if c.moe is not None and c.moe.layers[layer]:
+        found.update(_latent(c, f"{at}.self_attn") if c.latent is not None else _softmax(c, f"{at}.self_attn"))
+        if c.sandwich:
+            found[f"{at}.pre_feedforward_layernorm.weight"] = found[f"{at}.post_feedforward_layernorm.weight"] = (c.hidden,)
+        if c.moe is not None and c.has_experts(layer):
             found.update(moe.shapes(c.moe, c.family, c.hidden, layer))
             continue
         for name, out, inner in (("gate_proj", c.ffn, c.hidden), ("up_proj", c.ffn, c.hidden), ("down_proj", c.hidden, c.ffn)):
@@ -45,6 +38,39 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             if c.mlp_bias:
                 found[f"{at}.mlp.{name}.bias"] = (out,)
     return found
+
+
+def _softmax(c: ModelConfig, at: str) -> dict[str, tuple[int, ...]]:
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    found: dict[str, tuple[int, ...]] = {}
+    for name, width in (("q_proj", q), ("k_proj", kv), ("v_proj", kv)):
+        found[f"{at}.{name}.weight"] = (width, c.hidden)
+        if c.qkv_bias:
+            found[f"{at}.{name}.bias"] = (width,)
+    found[f"{at}.o_proj.weight"] = (c.hidden, q)
+    if c.out_bias:
+        found[f"{at}.o_proj.bias"] = (c.hidden,)
+    if c.qk_norm:
+        found[f"{at}.q_norm.weight"] = found[f"{at}.k_norm.weight"] = (c.head_dim,)
+    if c.sinks:
+        found[f"{at}.sinks"] = (c.heads,)
+    return found
+
+
+def _latent(c: ModelConfig, at: str) -> dict[str, tuple[int, ...]]:
+    assert c.latent is not None
+    m = c.latent
+    query = c.heads * (m.nope_dim + m.rope_dim)
+    found: dict[str, tuple[int, ...]] = {
+        f"{at}.kv_a_proj_with_mqa.weight": (m.rank + m.rope_dim, c.hidden),
+        f"{at}.kv_a_layernorm.weight": (m.rank,),
+        f"{at}.kv_b_proj.weight": (c.heads * (m.nope_dim + m.v_dim), m.rank),
+        f"{at}.o_proj.weight": (c.hidden, c.heads * m.v_dim),
+    }
+    if not m.q_rank:
+        return found | {f"{at}.q_proj.weight": (query, c.hidden)}
+    q_a, q_norm, q_b = (f"{at}.{name}.weight" for name in ("q_a_proj", "q_a_layernorm", "q_b_proj"))
+    return found | {q_a: (m.q_rank, c.hidden), q_norm: (m.q_rank,), q_b: (query, m.q_rank)}
 
 
 def at_random(config: ModelConfig, seed: int = 0, std: float = 0.02) -> Iterator[tuple[str, Tensor]]:
@@ -67,20 +93,25 @@ def parts(tensors: Iterable[tuple[str, Tensor]], config: ModelConfig, ranks: Ran
 
 
 def from_folder(folder: Path, config: ModelConfig, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
-    """What a rank holds of the tensors in a folder's safetensors; the rest is not read. Raises UsageError that
-    names the file, and what it lacks or has wrong."""
-    wanted = shapes(config)
-    for path in _files(folder):
+    """What a rank holds of the tensors in a folder's safetensors; the rest is not read, but for narrow ones. Raises UsageError that names
+    the file, and what it lacks or has wrong."""
+    wanted, files = shapes(config), _files(folder)
+    reader = NarrowReader(config, files)
+    for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
+                for stored in file.keys():  # noqa: SIM118 - not a dict
+                    name = reader.wide_name(stored)
                     if name in wanted:
-                        stored = file.get_slice(name)
-                        shape = tuple(stored.get_shape())
+                        wide, slices = reader.widened(file, stored), file.get_slice(stored)
+                        shape = tuple(slices.get_shape()) if wide is None else tuple(wide.shape)
                         if shape != wanted.pop(name):
                             raise UsageError(f"model file {path}: {name} has shape {shape}, config.json asks for {shapes(config)[name]}")
                         part = ranks.part(name, config)
-                        yield name, file.get_tensor(name) if part is None else stored[part.index].contiguous()
+                        if wide is not None:
+                            yield name, wide if part is None else wide[part.index].contiguous()
+                        else:
+                            yield name, file.get_tensor(stored) if part is None else slices[part.index].contiguous()
         except (SafetensorError, OSError) as error:
             raise UsageError(f"model file {path} is not a readable safetensors file: {error}") from None
     if wanted:

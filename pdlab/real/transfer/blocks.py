@@ -1,4 +1,4 @@
-"""Where the bytes of KV blocks lie, and their packing into buffers for the wire: [n, layers, 2, kv_heads, block_tokens, head_dim], as
+"""Where the bytes of KV blocks lie, and their packing into buffers for the wire: [n, layers, planes, kv_heads, block_tokens, head_dim], as
 `pdlab.kernels.kv_blocks` packs them. CPU memory is copied piece by piece by a compiled loop in the calling thread, without the GIL and
 without OpenMP's pool, which belongs to the engine; other devices go through `gather_blocks` and `scatter_blocks`. There the engine computes
 on the default stream.
@@ -30,14 +30,15 @@ DEVICE_COPY_BYTES = 64 << 20  # within one device or between two; the packed cop
 
 
 class Blocks:
-    """The KV memory [layers, 2, blocks, kv_heads, block_tokens, head_dim] as bytes. A piece is one block of one half of one layer."""
+    """The KV memory [layers, planes, blocks, kv_heads, block_tokens, head_dim] as bytes, planes being keys and values, or (MLA) the one
+    that both are made of. A piece is one block of one plane of one layer."""
 
     def __init__(self, kv: Tensor) -> None:
         self.kv = kv.detach() if kv.requires_grad else kv
         self.segment: Segment | None = getattr(kv, SEGMENT, None)
         self.address = kv.data_ptr()
         self.count = kv.shape[2]
-        self.layers = kv.shape[0]
+        self.layers, self.planes = kv.shape[:2]
         self.piece_bytes = kv.shape[3] * kv.shape[4] * kv.shape[5] * kv.element_size()
         self.bytes = kv.numel() * kv.element_size()
         self.on_cpu = kv.device.type == "cpu"
@@ -47,7 +48,7 @@ class Blocks:
 
     def block_bytes(self, layers: Layers) -> int:
         """Of one block in these layers."""
-        return 2 * (layers[1] - layers[0]) * self.piece_bytes
+        return self.planes * (layers[1] - layers[0]) * self.piece_bytes
 
     def per_chunk(self, layers: Layers) -> int:
         """Blocks that a chunk of the wire takes."""
@@ -69,12 +70,12 @@ class Blocks:
     def offsets(self, ids: Ids, layers: Layers, count: int | None = None) -> Addresses:
         """Byte offset of each piece: [planes, n], plane by plane, so that neighbouring blocks are neighbours. `count`: of the blocks of
         the memory, where it is not this one."""
-        planes = np.arange(2 * layers[0], 2 * layers[1], dtype=np.int64)
+        planes = np.arange(self.planes * layers[0], self.planes * layers[1], dtype=np.int64)
         return (planes[:, None] * (self.count if count is None else count) + ids[None, :]) * self.piece_bytes
 
     def packed(self, n: int, layers: Layers) -> Addresses:
         """Byte offset of the same pieces in a packed buffer."""
-        planes = 2 * (layers[1] - layers[0])
+        planes = self.planes * (layers[1] - layers[0])
         return (np.arange(planes, dtype=np.int64)[:, None] + np.arange(n, dtype=np.int64)[None, :] * planes) * self.piece_bytes
 
     def pack(self, ids: Ids, layers: Layers, buffer: int) -> int:
@@ -130,13 +131,13 @@ class Blocks:
     def _at(self, address: int, count: int) -> Tensor:
         """A like KV memory of `count` blocks that this process's device reaches at `address`."""
         like = torch.empty(0, dtype=self.kv.dtype, device=self.kv.device)
-        shape = torch.Size((self.layers, 2, count, *self.kv.shape[3:]))
+        shape = torch.Size((self.layers, self.planes, count, *self.kv.shape[3:]))
         size = shape.numel() * like.element_size()
         return like.set_(torch._C._construct_storage_from_data_pointer(address, like.device, size)).view(shape)
 
     def _host(self, buffer: int, n: int, layers: Layers) -> Tensor:
         memory = (ctypes.c_char * (n * self.block_bytes(layers))).from_address(buffer)
-        return torch.frombuffer(memory, dtype=self.kv.dtype).view(n, layers[1] - layers[0], 2, *self.kv.shape[3:])
+        return torch.frombuffer(memory, dtype=self.kv.dtype).view(n, layers[1] - layers[0], *self.kv.shape[1:2], *self.kv.shape[3:])
 
     def _ids(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.kv.device)

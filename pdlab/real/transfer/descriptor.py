@@ -21,7 +21,7 @@ MAX_DESCRIPTOR_BYTES = 1 << 18  # NIXL's part is some KiB for each NIC
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """What must be equal at both ends. The number of blocks may differ."""
+    """What must be equal at both ends. The number of blocks may differ. planes: keys and values, or (MLA) the one that both are made of."""
 
     layers: int
     kv_heads: int
@@ -30,6 +30,7 @@ class Geometry(msgspec.Struct, frozen=True):
     dtype: str
     model_hash: str
     protocol: int = PROTOCOL
+    planes: int = 2
 
 
 class Tcp(msgspec.Struct, frozen=True):
@@ -125,10 +126,14 @@ def incompatible(ours: bytes | Descriptor, theirs: bytes | Descriptor) -> str | 
 
 
 def geometry(kv: Tensor, block_tokens: int, model_hash: str) -> Geometry:
-    """Of a KV tensor [layers, 2, blocks, kv_heads, block_tokens, head_dim]."""
-    assert kv.dim() == 6 and kv.shape[1] == 2 and kv.shape[4] == block_tokens, f"not KV blocks of {block_tokens} tokens: {tuple(kv.shape)}"
+    """Of a KV tensor [layers, planes, blocks, kv_heads, block_tokens, head_dim]."""
+    assert kv.dim() == 6 and kv.shape[1] in (1, 2) and kv.shape[4] == block_tokens, (
+        f"not KV blocks of {block_tokens} tokens: {tuple(kv.shape)}"
+    )
     assert kv.is_contiguous(), "KV memory is contiguous"
-    return Geometry(kv.shape[0], kv.shape[3], block_tokens, kv.shape[5], str(kv.dtype).removeprefix("torch."), model_hash)
+    return Geometry(
+        kv.shape[0], kv.shape[3], block_tokens, kv.shape[5], str(kv.dtype).removeprefix("torch."), model_hash, planes=kv.shape[1]
+    )
 
 
 def host_id() -> str:

@@ -37,7 +37,7 @@ LeasesRenewed = Callable[[list[str], float], None]
 
 
 class KvEndpoint:
-    """KV memory [layers, 2, blocks, kv_heads, block_tokens, head_dim] that peers may read from and push to.
+    """KV memory [layers, planes, blocks, kv_heads, block_tokens, head_dim] that peers may read from and push to.
 
     transport: "tcp", "shm" (same host), "cuda_ipc" (GPUs of one host), "nixl", or "auto", which offers what there is and takes for each
     peer on the same host cuda_ipc between GPUs, else shm; for others NIXL where both have an RDMA NIC, else TCP. `host` and `port` are

@@ -170,7 +170,7 @@ class Nixl:
             copy_pieces(staging.address + np.arange(offsets.size) * blocks.piece_bytes, blocks.address + offsets, blocks.piece_bytes)
             return
         packed = staging.tensor[: offsets.size * blocks.piece_bytes].view(blocks.kv.dtype)
-        packed = packed.view(layers[1] - layers[0], 2, len(ids), *blocks.kv.shape[3:])
+        packed = packed.view(layers[1] - layers[0], blocks.planes, len(ids), *blocks.kv.shape[3:])
         blocks.kv[layers[0] : layers[1]].index_copy_(2, torch.from_numpy(ids.astype(np.int64)).to(blocks.kv.device), packed)
         blocks.synchronize()
 

@@ -16,9 +16,11 @@ from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
 from tests.support import tiny_models
 
+PLAIN = [f for f in tiny_models.FAMILIES if f not in ("gemma3", "gpt-oss", "mixtral") and "moe" not in f and "deepseek" not in f]
+
 
 @pytest.mark.parametrize("quantization", ["", "wint8", "wint4"])
-@pytest.mark.parametrize("family", [family for family in tiny_models.FAMILIES if family not in tiny_models.ROUTED])
+@pytest.mark.parametrize("family", PLAIN)
 def test_one_call_is_the_layer_loop(family: str, quantization: str, tiny: Callable[[str], tuple[Path, PreTrainedModel]]) -> None:
     options = EngineOptions(model=str(tiny(family)[0]), block_tokens=4, kv_blocks=200, quantization=quantization, threads=2)
     runner = load(options).engine.runner

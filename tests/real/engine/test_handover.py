@@ -24,13 +24,13 @@ Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 BLOCK = 4
 
 
-@pytest.fixture
-def pair(tiny: Tiny) -> Callable[[], tuple[Driver, Driver, Driver, io.BytesIO]]:
+@pytest.fixture(params=["qwen3", "deepseek-v3"])
+def pair(tiny: Tiny, request: pytest.FixtureRequest) -> Callable[[], tuple[Driver, Driver, Driver, io.BytesIO]]:
     """(one alone, prefill, decode, the decode engine's log)."""
 
     def make() -> tuple[Driver, Driver, Driver, io.BytesIO]:
         log = io.BytesIO()
-        options = EngineOptions(model=str(tiny("qwen3")[0]), block_tokens=BLOCK, kv_blocks=300, max_batch_tokens=48, threads=1)
+        options = EngineOptions(model=str(tiny(request.param)[0]), block_tokens=BLOCK, kv_blocks=300, max_batch_tokens=48, threads=1)
         return Driver(load(options).engine), Driver(load(options).engine), Driver(load(options, log).engine), log
 
     return make

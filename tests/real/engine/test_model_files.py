@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
-from pdlab.real.models.linear import Dense
+from pdlab.real.models.attention import SoftmaxPass
+from pdlab.real.models.feed_forward import GatedPass
+from pdlab.real.models.linear import Dense, Linear
 from tests.support.engine_driver import Driver
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
@@ -95,7 +98,7 @@ def test_weights_in_several_files_load(tiny: Tiny, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     whole, parts = (load(EngineOptions(model=str(path), kv_blocks=50)).engine.runner.model for path in (source, tmp_path))
     assert torch.equal(whole.embedding.weight, parts.embedding.weight)
-    assert torch.equal(whole.layers[2].down.weight, parts.layers[2].down.weight)  # type: ignore[attr-defined]
+    assert torch.equal(whole.layers[2].feed_forward.down.weight, parts.layers[2].feed_forward.down.weight)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("quantization", "most"), [("wint8", 0.06), ("wint4", 0.6)])
@@ -105,8 +108,13 @@ def test_quantised_weights_are_smaller_and_near(quantization: str, most: float, 
     pieces = [Piece(list(range(1, 60)), 0, list(range(9)), True)]
     original = plain.run(pieces)
     assert (packed.run(pieces) - original).norm() / original.norm() < most
-    sizes = [sum(layer.gate_up.weight_bytes for layer in runner.model.layers) for runner in (plain, packed)]
+    sizes = [sum(layer.out.weight_bytes for layer in runner.model.layers) for runner in (plain, packed)]
     assert sizes[1] < sizes[0] / 3
+
+
+def _widened(narrow: Linear) -> Dense:
+    weight = narrow.weight
+    return Dense(dequantize_int8(weight) if isinstance(weight, Int8Weight) else dequantize_int4(weight), None)
 
 
 @pytest.mark.parametrize("rows", [59, 20, 3])
@@ -115,16 +123,18 @@ def test_quantised_products_are_those_of_the_widened_weights(quantization: str, 
     folder = str(tiny("llama")[0])
     plain, packed = (load(EngineOptions(model=folder, kv_blocks=50, quantization=q)).engine.runner for q in ("", quantization))
     for wide, narrow in zip(plain.model.layers, packed.model.layers, strict=True):
-        for name in ("qkv", "out", "gate_up", "down"):
-            weight = getattr(narrow, name).weight
-            widened = dequantize_int8(weight) if isinstance(weight, Int8Weight) else dequantize_int4(weight)
-            setattr(wide, name, Dense(widened, None))
+        attention, feed = narrow.attention, narrow.feed_forward
+        assert isinstance(attention, SoftmaxPass) and isinstance(wide.attention, SoftmaxPass) and isinstance(feed, GatedPass)
+        wide.attention = replace(wide.attention, qkv=_widened(attention.qkv))
+        wide.out = _widened(narrow.out)
+        wide.feed_forward = GatedPass(_widened(feed.gate_up), _widened(feed.down))
     pieces = [Piece(list(range(rows)), 0, list(range(9)), True)]
     torch.testing.assert_close(packed.run(pieces), plain.run(pieces), rtol=1e-4, atol=1e-4)
 
 
-def test_random_weights_need_a_config_only(tiny: Tiny, tmp_path: Path) -> None:
-    shutil.copy(tiny("qwen3")[0] / "config.json", tmp_path)
+@pytest.mark.parametrize("family", ["qwen3", "gpt-oss", "deepseek-v3", "ernie4_5-moe", "gemma3"])
+def test_random_weights_need_a_config_only(family: str, tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copy(tiny(family)[0] / "config.json", tmp_path)
     d = Driver(load(EngineOptions(model=str(tmp_path), load_format="dummy", kv_blocks=50)).engine)
     d.submit(0, [1, 2, 3], Sampling(max_tokens=4))
     d.run()
@@ -135,8 +145,14 @@ def test_a_catalogue_name_is_enough_for_random_weights() -> None:
     loaded = load(EngineOptions(model="smollm2-135m", load_format="dummy", kv_blocks=20, max_model_len=256))
     assert loaded.config.layers == 30
     assert loaded.engine.worker.most_tokens == 256
-    with pytest.raises(UsageError, match="only dense models of the families"):
-        load(EngineOptions(model="deepseek-v3", load_format="dummy"))
+    with pytest.raises(UsageError, match="only models of the families"):
+        load(EngineOptions(model="opt-13b", load_format="dummy"))
+
+
+@pytest.mark.parametrize("quantization", ["", "wint4"])
+def test_weights_that_exceed_the_memory_are_refused_before_any_is_made(quantization: str) -> None:
+    with pytest.raises(UsageError, match=r"weights of [\d,]+ GiB exceed the [\d.]+ GiB that are available here"):
+        load(EngineOptions(model="deepseek-v3", load_format="dummy", quantization=quantization, kv_blocks=20, max_model_len=256))
 
 
 @pytest.mark.parametrize("quantization", ["", "wint8"])

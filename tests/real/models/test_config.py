@@ -71,8 +71,7 @@ def test_a_quantisation_that_a_file_beside_the_config_says_is_refused_too(tmp_pa
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("deepseek-v2-lite", "routed experts run here for mixtral, qwen3_moe only"),
-        ("glm-4.5-air", "routed experts run here for mixtral, qwen3_moe only"),
+        ("glm-4.5-air", "routed experts run here for mixtral, qwen3_moe, ernie4_5_moe, deepseek_v2, deepseek_v3, gpt_oss only"),
         ("opt-13b", "only models of the families llama, mistral, qwen2"),
     ],
 )
@@ -90,6 +89,15 @@ def test_a_model_of_the_catalogue_has_its_experts(name, experts, per_token):
 
 
 @pytest.mark.parametrize(
+    ("name", "family"), [("gpt-oss-20b", "gpt_oss"), ("ernie-4.5-21b-a3b", "ernie4_5_moe"), ("deepseek-v2-lite", "deepseek_v2")]
+)
+def test_the_catalogue_knows_families_by_name(name, family):
+    own, model = engine_config.of_catalogue(name), catalogue_model(name)
+    assert own.family == family
+    assert own.kv_bytes_per_token(2) == model.kv_bytes_per_token()
+
+
+@pytest.mark.parametrize(
     ("family", "more", "says"),
     [
         ("qwen2_moe", {"num_experts": 4, "num_experts_per_tok": 2}, "model_type 'qwen2_moe' is not one of"),
@@ -99,6 +107,66 @@ def test_a_model_of_the_catalogue_has_its_experts(name, experts, per_token):
 def test_experts_that_do_not_run_here_are_named(family, more, says):
     with pytest.raises(UsageError, match=says):
         engine_config.parse(BASE | {"model_type": family} | more, "m", "m")
+
+
+MLA = {
+    "num_key_value_heads": 8, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_shared_experts": 2,
+    "first_k_dense_replace": 1, "kv_lora_rank": 512, "q_lora_rank": None, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+}  # fmt: skip
+
+
+def test_mla_keeps_one_head_and_no_values_beside_its_keys():
+    config = BASE | MLA | {"model_type": "deepseek_v2"}
+    own = engine_config.parse(config, "m", "m")
+    assert (own.kv_planes, own.kv_heads, own.head_dim, own.rotated_dims) == (1, 1, 576, 64)
+    assert own.kv_bytes_per_token(2) == 6 * 576 * 2 == parse(config, "m").model.kv_bytes_per_token()
+    assert own.scale == pytest.approx(192**-0.5)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "says"),
+    [
+        ("deepseek_v3", {"n_group": 3, "topk_group": 2}, "8 experts in n_group 3"),
+        ("deepseek_v3", {"n_group": 8, "topk_group": 1}, "1 groups of 1 experts are too few for 3"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method 'noaux_tc' is not one of"),
+        ("deepseek_v2", {"attention_bias": True}, "attention_bias is not supported for deepseek_v2"),
+        ("deepseek_v32", {}, "model_type 'deepseek_v32' is not one of"),
+    ],
+)
+def test_mla_that_does_not_run_here_is_named(family, more, says):
+    with pytest.raises(UsageError, match=says):
+        engine_config.parse(BASE | MLA | {"model_type": family} | more, "m", "m")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not supported"),
+        ({"hidden_activation": "relu"}, "hidden_activation 'relu' is not supported, only gelu_pytorch_tanh"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "weights quantised with mxfp4 are not supported"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "weights quantised with fp8 are not supported"),
+    ],
+)
+def test_what_gemma_may_say_and_does_not_run_here_is_named(more, says):
+    with pytest.raises(UsageError, match=says):
+        engine_config.parse(BASE | {"model_type": "gemma3_text", "sliding_window": 512} | more, "m", "m")
+
+
+def test_gemma_has_two_rotations_in_either_spelling():
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    new = {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }
+    }
+    ropes = []
+    for written in (old, new):
+        own = engine_config.parse(BASE | {"model_type": "gemma3_text", "sliding_window": 512, "head_dim": 64} | written, "m", "m")
+        ropes.append((own.rope.theta, own.rope.scaling, own.rope.factor, own.rope_local))
+        assert [window > 0 for window in own.windows] == [True] * 5 + [False]
+    assert ropes[0] == ropes[1]
 
 
 def test_some_layers_have_experts_and_the_others_one_width():
