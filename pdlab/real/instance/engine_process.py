@@ -53,6 +53,7 @@ from pdlab.real.engine.messages import (
 from pdlab.real.engine.options import OPTIONS, EngineOptions
 from pdlab.real.host.logs import inherited
 from pdlab.real.instance.followers import Followers, RankLost
+from pdlab.real.instance.rank_meeting import address_of
 from pdlab.real.instance.rank_messages import endpoint_options
 from pdlab.replay.log_file import LogFile
 
@@ -190,6 +191,8 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
             link.send(Loading(f"loading weights; building kernels, once on this machine: {', '.join(missing)}"))
         building.start()
     try:
+        if options.nnodes > 1:
+            link.send(Loading(f"waiting for the ranks of {options.nnodes - 1} other nodes at {options.master}"))
         ranks = _meet(options, followers) if followers is not None else ALONE
         loaded = load(options, decisions, ranks, None if followers is None else followers.tell)
         if followers is not None:
@@ -234,9 +237,11 @@ def _meet(options: EngineOptions, followers: Followers) -> Ranks:
     from pdlab.real.models.process_group import GroupExchange, meeting
     from pdlab.real.models.ranks import Ranks
 
-    store = meeting("127.0.0.1", 0, at_rank_0=True)
-    followers.begin("127.0.0.1", store.port)
-    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0))))
+    followers.meet()
+    host = address_of(options.master)[0] if options.nnodes > 1 else "127.0.0.1"
+    store = meeting(host, 0, at_rank_0=True)
+    followers.begin(host, store.port)
+    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host))
 
 
 def _log(path: str) -> LogFile | None:

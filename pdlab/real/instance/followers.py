@@ -17,6 +17,7 @@ import msgspec
 from pdlab.core.types import UsageError
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.processes import MODULE
+from pdlab.real.instance.rank_meeting import listener, meet
 from pdlab.real.instance.rank_messages import FROM_RANK, Begin, FromRank, RankBroken, RankReady, RankSocket, Settled, frame
 from pdlab.real.transfer.rank_wire import KvMoved, KvNoted
 
@@ -49,14 +50,26 @@ class Followers:
         self._went = threading.Event()
         self._lock = threading.Lock()
         self._parents: list[socket.socket] = []
+        self._listener: socket.socket | None = None
 
     def start(self) -> None:
-        """Start the processes of this host."""
+        """Start the processes of this host. Raises UsageError where rank 0 cannot be met."""
+        if self.options.nnodes > 1:
+            self._listener = listener(self.options.master)
         for rank in self.options.ranks_here[1:]:
             ours, theirs = socket.socketpair()
             process, parent = start_rank(self.options, theirs)
             self._parents.append(parent)
             self._add(Follower(rank, RankSocket(ours), f"rank {rank} (process {process.pid})", process))
+
+    def meet(self) -> None:
+        """Until the ranks of other hosts have come. Raises UsageError."""
+        if self._listener is not None:
+            missing = set(range(self.options.tp)) - set(self.options.ranks_here)
+            meet(self._listener, missing, self.options.tp, self.options.kv_token, self._joined)
+
+    def _joined(self, rank: int, sock: socket.socket, where: str) -> None:
+        self._add(Follower(rank, RankSocket(sock), f"rank {rank} on {where}"))
 
     def _add(self, follower: Follower) -> None:
         self.all.append(follower)
@@ -66,7 +79,7 @@ class Followers:
         """Tell each who it is, and where all meet."""
         for follower in self.all:
             options = msgspec.structs.replace(self.options, kv_token="")
-            self._send(follower, frame(Begin(follower.rank, options, host, port)))
+            self._send(follower, frame(Begin(follower.rank, options, host, port, host if follower.process is not None else "")))
 
     def await_ready(self, fingerprint: str) -> None:
         """Until all have loaded their part. Raises UsageError with what one of them has found, RankLost where one has gone."""

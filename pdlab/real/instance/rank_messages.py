@@ -24,6 +24,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     options: EngineOptions
     host: str
     port: int
+    address: str  # by which the others reach it; empty: by which it has reached rank 0
 
 
 class Settled(msgspec.Struct, frozen=True, tag=True):
@@ -90,6 +91,11 @@ class RankSocket:
         self.sock = sock
         self.file = sock.makefile("rb")
         self._lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        """Of this end, of a TCP connection."""
+        return str(self.sock.getsockname()[0])
 
     def send(self, message: msgspec.Struct) -> None:
         """Raises OSError where the other end has gone."""
