@@ -16,7 +16,8 @@ OWN = frozenset(  # which are options of pdlab serve themselves
     (
         *("--model", "--port", "--host", "--tokenizer", "--tokenizer-path", "--dtype", "--quantization", "--served-model-name"),
         *("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--gpu-memory-utilization", "--metrics-port"),
-        *("--num-gpu-blocks-override", "--data-parallel-size", "--tensor-parallel-size"),  # and those that `spellings` has a line for
+        *("--num-gpu-blocks-override", "--data-parallel-size", "--tensor-parallel-size"),
+        *("--nnodes", "--node-rank", "--master-node-addr"),  # and those that `spellings` has a line for
     )
 )
 _CACHE = ("--enable-prefix-caching", "--no-enable-prefix-caching", "--enable-chunked-prefill")

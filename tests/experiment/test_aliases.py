@@ -24,7 +24,7 @@ from pdlab.experiment.imports.programs import LeftOut
         ("--metrics-port 8181", "--metrics-port 8181"),
         ("--http_server_port 28888", "--port 28888"),
         ("--devices npu:0", "--device npu:0"),
-        ("--nnodes=1 --enable_disagg_pd=true", ""),
+        ("--nnodes=1 --enable_disagg_pd=true", "--nnodes=1"),
         ("--enable_prefix_cache=false", "--no-prefix-cache"),
         ("--enable_prefix_cache --port 1", "--prefix-cache --port 1"),
         ("--enable_prefix_cache false --port 1", "--no-prefix-cache --port 1"),

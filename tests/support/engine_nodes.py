@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 from pdlab.core.prefix import chain
 from pdlab.real.engine.engine import Engine
@@ -17,6 +17,8 @@ from pdlab.real.host.background import Background
 from pdlab.real.instance.engine_process import EngineLoop
 from pdlab.real.instance.kv_service import KvService
 from pdlab.real.transfer.endpoint import KvEndpoint
+from pdlab.real.transfer.rank_kv import RankedEndpoint, RankKv
+from tests.support.rank_threads import RankThreads
 
 T = TypeVar("T")
 BLOCK = 4
@@ -108,28 +110,43 @@ def until(met: Callable[[], T | None], *nodes: Node, within_s: float = 120.0) ->
 
 @contextmanager
 def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s: float = 30.0) -> Iterator[Node]:
-    loaded = load(options)
-    line = Line()
-    ended: list[KvService] = []
-    endpoint = KvEndpoint(
-        loaded.engine.runner.kv,
-        name=name,
-        incarnation="1",
-        block_tokens=options.block_tokens,
-        model_hash=loaded.fingerprint,
-        transport=transport,
-        checksums=True,
-        lease_read=lambda lease, blocks: ended[0].lease_read(lease, blocks),
-        leases_renewed=lambda leases, lease_s: ended[0].leases_renewed(leases, lease_s),
-    )
-    background = Background(name)
-    try:
-        background.run(endpoint.start())
+    with ExitStack() as stack:
+        ranks = RankThreads(options, stack) if options.tp > 1 else None
+        loaded = load(options) if ranks is None else ranks.loaded
+        line = Line()
+        ended: list[KvService] = []
+        kind = KvEndpoint if ranks is None else RankedEndpoint
+
+        def opened(endpoint: KvEndpoint, own: str) -> Background:
+            background = Background(own)
+            stack.callback(background.close)
+            background.run(endpoint.start())
+            stack.callback(lambda: background.run(endpoint.close()))
+            return background
+
+        given: dict[str, Any] = {
+            "incarnation": "1",
+            "block_tokens": options.block_tokens,
+            "model_hash": loaded.fingerprint,
+            "transport": transport,
+            "checksums": True,
+        }
+        endpoint = kind(
+            loaded.engine.runner.kv,
+            name=name,
+            lease_read=lambda lease, blocks: ended[0].lease_read(lease, blocks),
+            leases_renewed=lambda leases, lease_s: ended[0].leases_renewed(leases, lease_s),
+            **given,
+        )
+        if isinstance(endpoint, RankedEndpoint) and ranks is not None:
+            others: dict[int, RankKv] = {}
+            for rank, runner in sorted(ranks.runners.items()):
+                one = KvEndpoint(runner.kv, name=f"{name}.{rank}", **given)
+                others[rank] = RankKv(one, opened(one, f"{name}.{rank}"), endpoint.came)  # type: ignore[arg-type]
+            endpoint.lead([each.endpoint.descriptor() for each in others.values()], lambda rank, message: others[rank].take(message))
+        background = opened(endpoint, name)
         ended.append(KvService(loaded.engine, endpoint, background, line.inbox.put, engine_id=f"{name}-1", lease_s=lease_s))
         yield Node(name, loaded.engine, ended[0], line)
-    finally:
-        background.run(endpoint.close())
-        background.close()
 
 
 def submit(id: int, prompt: list[int], sampling: Sampling, *, decodes_here: bool = True) -> Submit:

@@ -23,16 +23,25 @@ class Background:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def start(self, work: Callable[[], Awaitable[T]], then: Callable[[T | BaseException], None]) -> Future[None]:
-        """Cancelling what is returned cancels the work; `then` still gets the CancelledError, after whatever it cleans up."""
+        """Cancelling what is returned cancels the work; `then` still gets the CancelledError, after whatever it cleans up, also where it
+        had not begun."""
+        future: Future[None] = Future()
 
-        async def running() -> None:
-            try:
-                result: T | BaseException = await work()
-            except (Exception, asyncio.CancelledError) as error:
-                result = error
-            then(result)
+        async def working() -> T:
+            return await work()
 
-        return asyncio.run_coroutine_threadsafe(running(), self.loop)
+        def begin() -> None:
+            task = self.loop.create_task(working())
+            task.add_done_callback(ended)
+            future.add_done_callback(lambda _: self.loop.call_soon_threadsafe(task.cancel) if future.cancelled() else None)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            then(asyncio.CancelledError() if task.cancelled() else task.exception() or task.result())
+            if not future.cancelled():
+                future.set_result(None)
+
+        self.loop.call_soon_threadsafe(begin)
+        return future
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)

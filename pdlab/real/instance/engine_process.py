@@ -53,6 +53,8 @@ from pdlab.real.engine.messages import (
 from pdlab.real.engine.options import OPTIONS, EngineOptions
 from pdlab.real.host.logs import inherited
 from pdlab.real.instance.followers import Followers, RankLost
+from pdlab.real.instance.rank_meeting import address_of
+from pdlab.real.instance.rank_messages import endpoint_options
 from pdlab.replay.log_file import LogFile
 
 if TYPE_CHECKING:  # torch is loaded where mistakes are told to the other end
@@ -189,6 +191,8 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
             link.send(Loading(f"loading weights; building kernels, once on this machine: {', '.join(missing)}"))
         building.start()
     try:
+        if options.nnodes > 1:
+            link.send(Loading(f"waiting for the ranks of {options.nnodes - 1} other nodes at {options.master}"))
         ranks = _meet(options, followers) if followers is not None else ALONE
         loaded = load(options, decisions, ranks, None if followers is None else followers.tell)
         if followers is not None:
@@ -217,7 +221,7 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
             ready = msgspec.structs.replace(ready, prefill_profile=profile.prefill(), decode_profile=profile.decode())
             if engine.scheduler.foresight is not None:
                 engine.worker.commands.profile(ready.prefill_profile, ready.decode_profile)
-        with _kv_service(options, loaded, link) as kv_service:
+        with _kv_service(options, loaded, link, followers) as kv_service:
             if kv_service is not None:
                 ready = msgspec.structs.replace(ready, descriptor=kv_service.endpoint.descriptor(), engine_id=kv_service.engine_id)
             link.send(msgspec.structs.replace(ready, load_s=time.perf_counter() - started_s))
@@ -233,9 +237,11 @@ def _meet(options: EngineOptions, followers: Followers) -> Ranks:
     from pdlab.real.models.process_group import GroupExchange, meeting
     from pdlab.real.models.ranks import Ranks
 
-    store = meeting("127.0.0.1", 0, at_rank_0=True)
-    followers.begin("127.0.0.1", store.port)
-    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0))))
+    followers.meet()
+    host = address_of(options.master)[0] if options.nnodes > 1 else "127.0.0.1"
+    store = meeting(host, 0, at_rank_0=True)
+    followers.begin(host, store.port)
+    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host))
 
 
 def _log(path: str) -> LogFile | None:
@@ -251,34 +257,28 @@ def _log(path: str) -> LogFile | None:
 
 
 @contextmanager
-def _kv_service(options: EngineOptions, loaded: Loaded, link: Link) -> Iterator[KvService | None]:
+def _kv_service(options: EngineOptions, loaded: Loaded, link: Link, followers: Followers | None) -> Iterator[KvService | None]:
     """The exchange of KV with other engines; None where none is wanted."""
     if not options.kv_name:
         yield None
         return
-    if options.tp > 1:
-        raise UsageError(f"tp {options.tp}: an instance of several ranks exchanges no KV yet: serve it alone, without --registry")
     from pdlab.real.host.background import Background
     from pdlab.real.instance.kv_service import KvService
     from pdlab.real.transfer.endpoint import KvEndpoint
+    from pdlab.real.transfer.rank_kv import RankedEndpoint
 
     incarnation = secrets.token_hex(4)
 
-    endpoint = KvEndpoint(
+    endpoint = (KvEndpoint if followers is None else RankedEndpoint)(
         loaded.engine.runner.kv,
-        name=options.kv_name,
-        incarnation=incarnation,
-        block_tokens=options.block_tokens,
-        model_hash=loaded.fingerprint,
-        transport=options.kv_transport,
-        host=options.kv_host,
-        port=options.kv_port,
-        advertise=options.kv_advertise,
-        token=options.kv_token,
-        checksums=options.kv_checksums,
         lease_read=lambda lease, blocks: kv_service.lease_read(lease, blocks),
         leases_renewed=lambda leases, lease_s: kv_service.leases_renewed(leases, lease_s),
+        **endpoint_options(options, loaded.fingerprint, 0, incarnation),
     )
+    if followers is not None:
+        assert isinstance(endpoint, RankedEndpoint), "as made"
+        endpoint.lead([descriptor for _, descriptor in sorted(followers.descriptors.items())], followers.tell_one)
+        followers.kv_answered = endpoint.came
     background = Background("kv")
     try:
         background.run(endpoint.start())

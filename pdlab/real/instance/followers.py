@@ -17,7 +17,9 @@ import msgspec
 from pdlab.core.types import UsageError
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.processes import MODULE
-from pdlab.real.instance.rank_messages import FROM_RANK, Begin, FromRank, RankBroken, RankSocket, Settled, frame
+from pdlab.real.instance.rank_meeting import listener, meet
+from pdlab.real.instance.rank_messages import FROM_RANK, Begin, FromRank, RankBroken, RankReady, RankSocket, Settled, frame
+from pdlab.real.transfer.rank_wire import KvMoved, KvNoted
 
 SAYS_WHY_S = 1.0  # for the word of a rank that has failed, after others have noticed
 PROCESS = "pdlab.real.instance.rank_process"
@@ -41,19 +43,33 @@ class Followers:
         self.options, self._lost = options, lost
         self.all: list[Follower] = []
         self.gone = ""
+        self.descriptors: dict[int, bytes] = {}  # of the KV memory of each
+        self.kv_answered: Callable[[KvNoted | KvMoved], None] = lambda answer: None  # from any thread
         self._ready: queue.SimpleQueue[tuple[Follower, FromRank | None]] = queue.SimpleQueue()
         self._serving = self._closing = False
         self._went = threading.Event()
         self._lock = threading.Lock()
         self._parents: list[socket.socket] = []
+        self._listener: socket.socket | None = None
 
     def start(self) -> None:
-        """Start the processes of this host."""
+        """Start the processes of this host. Raises UsageError where rank 0 cannot be met."""
+        if self.options.nnodes > 1:
+            self._listener = listener(self.options.master)
         for rank in self.options.ranks_here[1:]:
             ours, theirs = socket.socketpair()
             process, parent = start_rank(self.options, theirs)
             self._parents.append(parent)
             self._add(Follower(rank, RankSocket(ours), f"rank {rank} (process {process.pid})", process))
+
+    def meet(self) -> None:
+        """Until the ranks of other hosts have come. Raises UsageError."""
+        if self._listener is not None:
+            missing = set(range(self.options.tp)) - set(self.options.ranks_here)
+            meet(self._listener, missing, self.options.tp, self.options.kv_token, self._joined)
+
+    def _joined(self, rank: int, sock: socket.socket, where: str) -> None:
+        self._add(Follower(rank, RankSocket(sock), f"rank {rank} on {where}"))
 
     def _add(self, follower: Follower) -> None:
         self.all.append(follower)
@@ -63,7 +79,7 @@ class Followers:
         """Tell each who it is, and where all meet."""
         for follower in self.all:
             options = msgspec.structs.replace(self.options, kv_token="")
-            self._send(follower, frame(Begin(follower.rank, options, host, port)))
+            self._send(follower, frame(Begin(follower.rank, options, host, port, host if follower.process is not None else "")))
 
     def await_ready(self, fingerprint: str) -> None:
         """Until all have loaded their part. Raises UsageError with what one of them has found, RankLost where one has gone."""
@@ -73,6 +89,8 @@ class Followers:
                 raise (UsageError if news.usage else RankLost)(f"{follower.name}: {news.reason}")
             if news is None:
                 raise RankLost(self._why(follower))
+            assert isinstance(news, RankReady), "nothing is asked before"
+            self.descriptors[follower.rank] = news.descriptor
             if news.fingerprint != fingerprint:
                 raise UsageError(f"{follower.name} has another model than rank 0, or other weights: give all nodes the same --model")
         self._serving = True
@@ -87,6 +105,13 @@ class Followers:
         for follower in self.all:
             self._send(follower, raw)
 
+    def tell_one(self, rank: int, message: msgspec.Struct) -> None:
+        """To one, from any thread. Of one that has gone the engine hears elsewhere."""
+        for follower in self.all:
+            if follower.rank == rank:
+                with contextlib.suppress(OSError):
+                    follower.link.send(message)
+
     def _send(self, follower: Follower, raw: bytes) -> None:
         try:
             follower.link.send_raw(raw)
@@ -99,7 +124,9 @@ class Followers:
             news = FROM_RANK.decode(raw)
             if isinstance(news, RankBroken):
                 broken = news.reason
-            if not self._serving:
+            if isinstance(news, KvNoted | KvMoved):
+                self.kv_answered(news)
+            elif not self._serving:
                 self._ready.put((follower, news))
         if not self._closing:
             self._gone(f"{follower.name}: {broken}" if broken else self._why(follower))

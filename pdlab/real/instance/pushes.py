@@ -1,7 +1,8 @@
 """Prompts whose KV is written to the decode instance: when they are computed, chunk by chunk, or layer by layer while they are.
 
 By layer, the layers of a chunk go in a few groups, since each push has its price; blocks that a chunk fills in part go with the next one. A
-pass that is one call for all layers, and accelerators, whose layers are only under way when their turn has come, send by chunk.
+pass that is one call for all layers, and accelerators, whose layers are only under way when their turn has come, send by chunk; so do
+several ranks, of which one is at a layer sooner than another.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Pushes:
         self.live: dict[int, Outbound] = {}
         self.layers = self.engine.runner.model.config.layers
         self.stride = -(-self.layers // GROUPS)
-        self.by_layer = self.engine.runner.model.device.type == "cpu"
+        model = self.engine.runner.model
+        self.by_layer = model.device.type == "cpu" and model.ranks.size == 1
         self.active: list[Outbound] = []
 
     def __contains__(self, id: int) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.passes import Pass
+from pdlab.real.transfer.rank_wire import FromRankKv, ToRankKv
 
 MOST_BYTES = 1 << 30  # of a message: a batch with its block tables is far below
 
@@ -23,6 +24,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     options: EngineOptions
     host: str
     port: int
+    address: str  # by which the others reach it; empty: by which it has reached rank 0
 
 
 class Settled(msgspec.Struct, frozen=True, tag=True):
@@ -30,9 +32,11 @@ class Settled(msgspec.Struct, frozen=True, tag=True):
 
 
 class RankReady(msgspec.Struct, frozen=True, tag=True):
-    """Its part of the model is loaded. `fingerprint`: as rank 0's, where both have the same weights."""
+    """Its part of the model is loaded. `fingerprint`: as rank 0's, where both have the same weights. `descriptor`: of its KV memory, where
+    the instance exchanges any."""
 
     fingerprint: str
+    descriptor: bytes = b""
 
 
 class RankBroken(msgspec.Struct, frozen=True, tag=True):
@@ -42,10 +46,26 @@ class RankBroken(msgspec.Struct, frozen=True, tag=True):
     usage: bool = False
 
 
-ToRank = Begin | Pass | Settled
-FromRank = RankReady | RankBroken
+ToRank = Begin | Pass | Settled | ToRankKv
+FromRank = RankReady | RankBroken | FromRankKv
 TO_RANK: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
 FROM_RANK: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
+
+
+def endpoint_options(options: EngineOptions, fingerprint: str, rank: int, incarnation: str) -> dict[str, Any]:
+    """Of a rank's KvEndpoint; the port asked for is rank 0's."""
+    return {
+        "name": f"{options.kv_name}.{rank}" if rank else options.kv_name,
+        "incarnation": incarnation,
+        "block_tokens": options.block_tokens,
+        "model_hash": fingerprint,
+        "transport": options.kv_transport,
+        "host": options.kv_host,
+        "port": 0 if rank else options.kv_port,
+        "advertise": options.kv_advertise,
+        "token": options.kv_token,
+        "checksums": options.kv_checksums,
+    }
 
 
 def frame(message: msgspec.Struct) -> bytes:
@@ -71,6 +91,11 @@ class RankSocket:
         self.sock = sock
         self.file = sock.makefile("rb")
         self._lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        """Of this end, of a TCP connection."""
+        return str(self.sock.getsockname()[0])
 
     def send(self, message: msgspec.Struct) -> None:
         """Raises OSError where the other end has gone."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import secrets
 import signal
 import socket
 import sys
 import threading
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
@@ -29,8 +30,13 @@ from pdlab.real.instance.rank_messages import (
     RankSocket,
     Settled,
     ToRank,
+    endpoint_options,
     read_frame,
 )
+from pdlab.real.transfer.rank_wire import ToRankKv
+
+if TYPE_CHECKING:
+    from pdlab.real.transfer.rank_kv import RankKv
 
 log = logging.getLogger(__name__)
 OF_A_HOST = ("model", "device", "threads", "node_rank", "kv_token", "kv_host", "kv_advertise")
@@ -45,7 +51,8 @@ def main() -> int:
     own = OPTIONS.decode(read_frame(parent))
     inbox: queue.SimpleQueue[ToRank] = queue.SimpleQueue()
     name = "?"
-    threading.Thread(target=_read, args=(link, inbox), name="rank 0", daemon=True).start()
+    kv = KvDesk()
+    threading.Thread(target=_read, args=(link, inbox, kv), name="rank 0", daemon=True).start()
     threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
     try:
         with inherited():
@@ -53,7 +60,7 @@ def main() -> int:
             assert isinstance(begin, Begin), "rank 0 says first who this is"
             name = str(begin.rank)
             own_keys = {key: getattr(own, key) for key in OF_A_HOST}
-            run(link, inbox, begin, msgspec.structs.replace(begin.options, **own_keys))
+            run(link, inbox, kv, begin, msgspec.structs.replace(begin.options, **own_keys))
     except UsageError as error:
         link.send(RankBroken(str(error), usage=True))
     except Exception as error:
@@ -62,9 +69,26 @@ def main() -> int:
     return 1
 
 
-def _read(link: RankSocket, inbox: queue.SimpleQueue[ToRank]) -> None:
+class KvDesk:
+    """Takes what rank 0 says about KV, in the thread that reads, so that none of it waits for a pass."""
+
+    def __init__(self) -> None:
+        self.rank_kv: RankKv
+
+    def serve(self, rank_kv: RankKv) -> None:
+        self.rank_kv = rank_kv
+
+    def take(self, message: ToRankKv) -> None:
+        self.rank_kv.take(message)
+
+
+def _read(link: RankSocket, inbox: queue.SimpleQueue[ToRank], kv: KvDesk) -> None:
     for raw in link.raw():
-        inbox.put(TO_RANK.decode(raw))
+        message = TO_RANK.decode(raw)
+        if isinstance(message, Begin | Pass | Settled):
+            inbox.put(message)
+        else:
+            kv.take(message)
     os._exit(0)
 
 
@@ -73,18 +97,28 @@ def _end_with(parent: BinaryIO) -> None:
     os._exit(0)
 
 
-def run(link: RankSocket, inbox: queue.SimpleQueue[ToRank], begin: Begin, options: EngineOptions) -> None:
+def run(link: RankSocket, inbox: queue.SimpleQueue[ToRank], kv: KvDesk, begin: Begin, options: EngineOptions) -> None:
     """Load this rank's part, and follow rank 0."""
     from pdlab.real.engine.load import device_of, fingerprint_of, load_model
+    from pdlab.real.host.background import Background
     from pdlab.real.models.process_group import GroupExchange, meeting
     from pdlab.real.models.ranks import Ranks
+    from pdlab.real.transfer.endpoint import KvEndpoint
+    from pdlab.real.transfer.rank_kv import RankKv
 
     device = device_of(options.device_of_rank(begin.rank))
     store = meeting(begin.host, begin.port)
-    ranks = Ranks(begin.rank, options.tp, GroupExchange.over(store, begin.rank, options.tp, device))
+    ranks = Ranks(begin.rank, options.tp, GroupExchange.over(store, begin.rank, options.tp, device, begin.address or link.address))
     model = load_model(options, device, ranks)
-    runner = model.runner(options)
-    link.send(RankReady(fingerprint_of(model.model.config, options)))
+    runner, fingerprint = model.runner(options), fingerprint_of(model.model.config, options)
+    if options.kv_name:
+        background = Background("kv")
+        endpoint = KvEndpoint(runner.kv, **endpoint_options(options, fingerprint, begin.rank, secrets.token_hex(4)))
+        background.run(endpoint.start())
+        kv.serve(RankKv(endpoint, background, link.send))
+        link.send(RankReady(fingerprint, endpoint.descriptor()))
+    else:
+        link.send(RankReady(fingerprint))
     runner.make_room()
     while True:
         match inbox.get():

@@ -24,6 +24,7 @@ from pdlab.real.engine.memory import check_cpu_kv
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.host.logs import tell
 from pdlab.real.host.processes import MODULE
+from pdlab.real.instance.rank_meeting import address_of
 from pdlab.real.instance.vllm_sidecar import Keeper
 from pdlab.real.launch.asked import Asked
 from pdlab.real.launch.child_instances import Children
@@ -37,6 +38,7 @@ from pdlab.real.launch.instance import (
     served_name_of,
     tokenizer_of,
 )
+from pdlab.real.launch.node import run_node
 from pdlab.real.launch.router import ChildInstances, RouterFront, route
 from pdlab.real.models import config, gguf_file
 from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password
@@ -76,6 +78,8 @@ def _run(asked: Asked, say: Say) -> None:
         run_until_stopped(_route(asked, say))
     elif asked.role == "all":
         run_until_stopped(_all(asked, say))
+    elif asked.given.get("node_rank"):
+        run_node(engine_of(asked), say)
     else:
         run_until_stopped(run(engine_of(asked), asked.serving, _place(asked), say=say))
 
@@ -192,6 +196,10 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
             "--request-timeout-s is a router's: use it with --role router or all",
         ),
         (bool(asked.given.get("decisions")) and (router or vllm), "--log is an engine's: use it with --role prefill, decode or mixed"),
+        (
+            (asked.given.get("nnodes") or 1) != 1 and (router or vllm),
+            "--nnodes is for a single instance: use it with --role prefill, decode or mixed",
+        ),
         (role == "router" and asked.kv_transport != "auto", "--kv-transport is for instances; a router moves no KV"),
         (bool(asked.kv_port) and (router or vllm), "--kv-port is for a single instance: use it with --role prefill, decode or mixed"),
         (bool(asked.advertise) and (router or vllm), "--advertise is for instances that register themselves: remove it"),
@@ -227,6 +235,9 @@ def _wildcard(host: str) -> bool:
 
 def engine_of(asked: Asked) -> EngineOptions:
     options = engine_options(asked.deployment, asked.given, asked.placed)
+    _check_nodes(options, asked.serving.token)
+    if options.nnodes > 1:
+        options = msgspec.structs.replace(options, kv_token=asked.serving.token)
     if asked.alone:
         return options
     return msgspec.structs.replace(
@@ -239,6 +250,26 @@ def engine_of(asked: Asked) -> EngineOptions:
         kv_token=asked.serving.token,
         self_profile=asked.self_profile and profile_of(asked) is None,
     )
+
+
+def _check_nodes(options: EngineOptions, token: str) -> None:
+    """Raises UsageError where an instance cannot be spread as asked."""
+    if options.nnodes == 1:
+        if options.node_rank or options.master:
+            raise UsageError("--node-rank and --master are for an instance on several hosts: give --nnodes, too")
+        return
+    if options.tp % options.nnodes:
+        raise UsageError(f"--nnodes {options.nnodes} does not divide tp {options.tp}: give --tensor-parallel-size a multiple of it")
+    if options.node_rank >= options.nnodes:
+        raise UsageError(f"--node-rank {options.node_rank}: nodes are numbered from 0 to {options.nnodes - 1}")
+    if not options.master:
+        raise UsageError("--nnodes needs --master HOST:PORT: where the first node is met by the others")
+    host, _ = address_of(options.master)
+    if not loopback(host) and not token:
+        raise UsageError(
+            f"--master {options.master} can be reached by others: give --internal-token (or PDLAB_INTERNAL_TOKEN), the same to all nodes; "
+            "this makes one: " + MAKES_ONE.format(name="PDLAB_INTERNAL_TOKEN")
+        )
 
 
 def profile_of(asked: Asked) -> cost.InstanceProfile | None:

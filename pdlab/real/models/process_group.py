@@ -29,10 +29,14 @@ class GroupExchange:
         self.to_first.rootRank = 0
 
     @classmethod
-    def over(cls, store: Store, rank: int, size: int, device: torch.device) -> GroupExchange:
-        """Meet the others at `store`. A CPU's group is this object's own; an accelerator's is the process's."""
+    def over(cls, store: Store, rank: int, size: int, device: torch.device, address: str = "127.0.0.1") -> GroupExchange:
+        """Meet the others at `store`; CPUs reach this rank by `address`. A CPU's group is this object's own; an accelerator's is the
+        process's."""
         if device.type == "cpu":
-            return cls(dist.ProcessGroupGloo(store, rank, size, TIMEOUT), rank, size)
+            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=address, lazy_init=False)]
+            options._timeout = TIMEOUT
+            return cls(dist.ProcessGroupGloo(store, rank, size, options), rank, size)
         getattr(torch, device.type).set_device(device)
         dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         world = dist.group.WORLD

@@ -77,6 +77,7 @@ class Descriptor(msgspec.Struct, frozen=True):
     nixl: NixlAddress | None = None
     nics: tuple[str, ...] = ()
     npu_address: str = ""
+    ranks: tuple[bytes, ...] = ()  # of an instance of several: the descriptors of those from 1 on
 
     @property
     def key(self) -> tuple[str, str]:
@@ -122,6 +123,8 @@ def incompatible(ours: bytes | Descriptor, theirs: bytes | Descriptor) -> str | 
         for field in Geometry.__struct_fields__
         if getattr(a.geometry, field) != getattr(b.geometry, field)
     ]
+    if len(a.ranks) != len(b.ranks):
+        differing.append(f"tp {len(a.ranks) + 1} at {a.name} and tp {len(b.ranks) + 1} at {b.name}")
     return f"KV does not fit: {'; '.join(differing)}" if differing else None
 
 

@@ -16,6 +16,7 @@ from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
+from pdlab.real.models.feed_forward import GatedPass
 from tests.support import tiny_models
 from tests.support.engine_driver import Driver
 from tests.support.rank_threads import RankThreads
@@ -78,10 +79,9 @@ def test_each_rank_holds_its_own_heads_and_columns(tiny: Tiny) -> None:
         for runner in (ranks.loaded.engine.runner, ranks.runners[1]):
             assert runner.kv.shape[3] == 1  # of two KV heads
             layer = runner.model.layers[0]
-            shapes = [
-                tuple(linear.weight.shape)
-                for linear in (layer.attention.qkv, layer.out, layer.feed_forward.gate_up, layer.feed_forward.down)
-            ]  # type: ignore[union-attr]
+            assert isinstance(layer.feed_forward, GatedPass)
+            linears = (layer.attention.qkv, layer.out, layer.feed_forward.gate_up, layer.feed_forward.down)
+            shapes = [tuple(linear.weight.shape) for linear in linears]  # type: ignore[union-attr]
             assert shapes == [(2 * 16 + 2 * 16, 64), (64, 32), (96, 64), (64, 48)]
             assert tuple(runner.model.embedding.weight.shape) == (150, 64)
 

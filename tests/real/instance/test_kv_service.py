@@ -42,8 +42,10 @@ DRAWN = Sampling(max_tokens=12, seed=3, top_p=0.9, frequency_penalty=0.5)
 
 
 @pytest.fixture
-def options(tiny: Tiny) -> EngineOptions:
-    return EngineOptions(model=str(tiny("qwen3")[0]), block_tokens=BLOCK, kv_blocks=300, max_batch_tokens=48, threads=1, kv_name="x")
+def options(tiny: Tiny, request: pytest.FixtureRequest) -> EngineOptions:
+    """Of as many ranks as the parameter says."""
+    tp, model = getattr(request, "param", 1), str(tiny("qwen3")[0])
+    return EngineOptions(model=model, block_tokens=BLOCK, kv_blocks=300, max_batch_tokens=48, threads=1, kv_name="x", tp=tp)
 
 
 @pytest.fixture
@@ -228,6 +230,28 @@ def test_a_migration_in_the_middle_changes_nothing(
     assert src.tokens(5) + dst.tokens(5) == alone(prompt, sampling)
     src.at_rest()
     dst.at_rest()
+
+
+@pytest.mark.parametrize("options", [2], indirect=True, ids=["two ranks"])
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_ranks_hand_over_as_one_does(transport: str, start: Callable[..., Node], alone: Callable[..., list[int]]) -> None:
+    test_a_pull_gives_the_tokens_of_one_alone(DRAWN, "prefill", transport, start, alone)
+    test_a_push_gives_the_tokens_of_one_alone("layer", transport, start, alone)
+    test_a_migration_in_the_middle_changes_nothing(DRAWN, 2, start, alone)
+
+
+def test_ranks_of_another_number_are_refused_in_a_line(start: Callable[..., Node]) -> None:
+    p, d = start("p", tp=2), start("d")
+    prompt = prompts(2)[1]
+    p.tell(submit(0, prompt, GREEDY, decodes_here=False))
+    lease = held(p, 0)
+    d.tell(Receive(submit(0, prompt, GREEDY), [], source(p, lease)))
+    until(lambda: d.finish(0), p, d)
+    assert d.error(0) == "KV does not fit: tp 1 at d and tp 2 at p"
+    p.tell(Release(lease.lease))
+    until(lambda: not p.kv_service.lending.lent, p)
+    p.at_rest()
+    d.at_rest()
 
 
 @pytest.mark.parametrize("how", ["resume", "expiry"])
