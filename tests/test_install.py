@@ -77,7 +77,7 @@ def test_every_package_that_is_imported_is_declared_and_not_left_to_another_ones
     owners, undeclared = packages_distributions(), set()
     for name, path in [*imported(ROOT / "pdlab"), *imported(ROOT / "kernels")]:
         room = path.relative_to(ROOT).parts
-        allowed = base | extras if room[0] == "kernels" or room[1] in ("real", "proof", "search") else base
+        allowed = base | extras if room[0] == "kernels" or room[1] in ("real", "proof", "search", "lab") else base
         if name not in sys.stdlib_module_names and name != "pdlab" and name in owners and not declared(owners[name]) & allowed:
             undeclared.add((name, str(path.relative_to(ROOT))))
     assert not undeclared

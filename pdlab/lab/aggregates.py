@@ -47,12 +47,15 @@ def write_aggregates(run: Run, folder: Path) -> None:
 def timeline(folder: Path, from_s: float, to_s: float | None, limit: int) -> dict[str, Any]:
     """The stages of up to `limit` requests that arrived in a stretch, thinned evenly. Raises UsageError."""
     try:
-        frame = pq.read_table(folder / REQUESTS).to_pandas()
+        table = pq.read_table(folder / REQUESTS)
     except OSError as error:
         raise UsageError(f"its requests cannot be read ({error.strerror or error})") from None
-    end_s = math.inf if to_s is None else to_s
-    within = frame[(frame["finish_s"].fillna(frame["arrival_s"]) >= from_s) & (frame["arrival_s"] <= end_s)].sort_values("arrival_s")
-    some = within.iloc[np.unique(np.linspace(0, max(len(within) - 1, 0), min(limit, MOST_STRETCHES)).round().astype(int))[: len(within)]]
+    arrival_s = table["arrival_s"].to_numpy()
+    ended_s = np.fmax(table["finish_s"].to_numpy(), arrival_s)
+    within = np.flatnonzero((ended_s >= from_s) & (arrival_s <= (math.inf if to_s is None else to_s)))
+    within = within[np.argsort(arrival_s[within], kind="stable")]
+    count = min(len(within), limit, MOST_STRETCHES)
+    some = table.take(within[np.linspace(0, len(within) - 1, count).round().astype(int)] if count else within).to_pandas()
     found = stretches(Records.from_frame(some))
     stages = [{"name": one.name, "place": one.place, "start_s": _plain(one.start_s), "end_s": _plain(one.end_s)} for one in found]
     requests = {

@@ -67,8 +67,12 @@ def _of_clusters(lab: Lab) -> APIRouter:
         made: APIRouter = import_module("pdlab.lab.clusters").clusters()
         return made
     router = APIRouter(prefix="/api/v1", tags=["clusters"])
-    router.add_api_route("/clusters", list, methods=["GET"], response_model=list[dict[str, str]], summary="None: there is no --router")
+    router.add_api_route("/clusters", _none, methods=["GET"], response_model=list[dict[str, str]], summary="None: there is no --router")
     return router
+
+
+def _none() -> list[dict[str, str]]:
+    return []
 
 
 def _swagger_files() -> Path:

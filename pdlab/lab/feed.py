@@ -22,10 +22,11 @@ class FeedListener:
 
 
 class JobFeed:
-    """`put` may be called by any thread."""
+    """`put`, `forget` and `touch` may be called by any thread. `versions` count the news of each job."""
 
     def __init__(self) -> None:
         self.newest: dict[str, Snapshot] = {}
+        self.versions: dict[str, int] = {}
         self.listeners: set[FeedListener] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
@@ -43,13 +44,18 @@ class JobFeed:
     def put(self, job: str, snapshot: Snapshot) -> None:
         with self._lock:
             self.newest[job] = snapshot
-        if self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._wake, job)
+        self.touch(job)
 
     def forget(self, job: str) -> None:
         """It has ended: the database has the rest."""
         with self._lock:
             self.newest.pop(job, None)
+        self.touch(job)
+
+    def touch(self, job: str) -> None:
+        """There is news of it."""
+        with self._lock:
+            self.versions[job] = self.versions.get(job, 0) + 1
         if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._wake, job)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import yaml
+from starlette.concurrency import run_in_threadpool
 
 from pdlab.core.types import UsageError
 from pdlab.lab.aggregates import AGGREGATES
@@ -37,6 +39,7 @@ PAGES = {
     JobKind.BOARD: BOARD_PAGE,
 }
 SUMMARIES = {JobKind.EXPERIMENT: SUMMARY, JobKind.PLAN: PLAN, JobKind.SWEEP: POINTS, JobKind.TUNING: "tune.json"}
+MOST_TOLD = 10_000  # jobs whose newest state is at hand for who listens
 KEPT = {AGGREGATES, CHOICES}  # which have an endpoint of their own
 
 
@@ -60,6 +63,7 @@ class Lab:
     feed: JobFeed
     foreman: Foreman
     context: ForkServerContext
+    told: dict[str, tuple[int, asyncio.Future[JobView]]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: LabSettings) -> Lab:
@@ -94,6 +98,8 @@ class Lab:
         found = self.store.put(reading.order, check_tags(tags), self.settings.most_queued)
         if found is None:
             raise TooMany(f"{self.settings.most_queued:,} jobs wait already; try again when some have ended")
+        if found[1]:
+            self.feed.touch(found[0].order.id)
         self.foreman.nudge()
         return found
 
@@ -114,6 +120,20 @@ class Lab:
 
     def view(self, row: JobRow) -> JobView:
         return JobView(**view_fields(row, self.progress(row)))
+
+    async def news(self, id: str) -> JobView:
+        """As `view` has it, asked for once however many listen. Raises NotThere, DatabaseAway."""
+        version = self.feed.versions.get(id, 0)
+        known = self.told.get(id)
+        if known is None or known[0] != version:
+            if len(self.told) > MOST_TOLD:
+                self.told.clear()
+            known = self.told[id] = (version, asyncio.ensure_future(run_in_threadpool(lambda: self.view(self.row(None, id)))))
+        try:
+            return await asyncio.shield(known[1])
+        except Exception:
+            self.told.pop(id, None)
+            raise
 
     def detail(self, row: JobRow) -> JobDetail:
         folder = self.foreman.folder_of(row.order.id)

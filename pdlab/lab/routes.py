@@ -288,9 +288,9 @@ async def _job_events(lab: Lab, id: str) -> AsyncIterator[str]:
             if not changed:
                 yield ": still here\n\n"
                 continue
-            row = await run_in_threadpool(lab.row, None, id)
-            yield f"event: job\ndata: {lab.view(row).model_dump_json()}\n\n"
-            if row.state.ended:
+            view = await lab.news(id)
+            yield f"event: job\ndata: {view.model_dump_json()}\n\n"
+            if view.state.ended:
                 yield "event: end\ndata: {}\n\n"
                 return
 
@@ -305,9 +305,8 @@ async def _all_events(request: Request) -> StreamingResponse:
                 if not changed:
                     yield ": still here\n\n"
                 for id in changed:
-                    row = await run_in_threadpool(lab.store.get, id)
-                    if row is not None:
-                        yield f"event: job\ndata: {lab.view(row).model_dump_json()}\n\n"
+                    view = await lab.news(id)
+                    yield f"event: job\ndata: {view.model_dump_json()}\n\n"
 
     return StreamingResponse(told(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 

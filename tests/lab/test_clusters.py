@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -18,54 +13,17 @@ from playwright.sync_api import expect
 from pdlab import UsageError
 from pdlab.lab import Client
 from pdlab.lab.settings import routers_of
-from tests.support import served
 from tests.support.browser import chromium, sound, tab
 from tests.support.lab_world import LabProcess, lab
+from tests.support.small_cluster import SmallCluster
 from tests.support.waiting import until
-
-ROWS = [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "count": 2, "hardware": "l4"}]
-
-
-class Served:
-    """`pdlab serve --role all`, which has made its token for itself."""
-
-    def __init__(self, folder: Path) -> None:
-        self.model = served.make(folder / "model")
-        experiment = {
-            "model": str(self.model),
-            "cluster": {"instances": ROWS, "reports": {"period_s": 0.2}},
-            "engine": {"block_tokens": 4, "kv_blocks": 300, "max_seqs": 8, "max_batch_tokens": 128},
-            "policy": "round_robin",
-        }
-        (folder / "tiny.yaml").write_text(json.dumps(experiment))
-        command = [sys.executable, "-m", "pdlab", "serve", str(folder / "tiny.yaml"), "--role", "all", "--port", "0", "--threads", "1"]
-        self.log = folder / "log"
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [*command, "--served-model-name", "tiny"], stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-            )
-        until(lambda: self.url or self.process.poll() is not None)
-        assert self.url, self.log.read_text()
-
-    @property
-    def url(self) -> str:
-        found = re.search(r"ready after .*: (http://\S+)/v1", self.log.read_text())
-        return found[1] if found else ""
-
-    def ask(self, tokens: int = 20) -> None:
-        body = {"model": "tiny", "prompt": list(range(1, 30)), "max_tokens": tokens, "ignore_eos": True}
-        httpx.post(f"{self.url}/v1/completions", json=body, timeout=60).raise_for_status()
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallCluster]:
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
-    made = Served(tmp_path_factory.mktemp("cluster"))
+    made = SmallCluster(tmp_path_factory.mktemp("cluster"))
     try:
         yield made
     finally:
@@ -77,12 +35,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def world(cluster: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabProcess]:
+def world(cluster: SmallCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabProcess]:
     with lab(tmp_path_factory.mktemp("lab"), "--router", f"here={cluster.url}", "--router", "http://127.0.0.1:1") as running:
         yield running
 
 
-def test_a_cluster_is_told_and_operated_over_http(cluster: Served, world: LabProcess) -> None:
+def test_a_cluster_is_told_and_operated_over_http(cluster: SmallCluster, world: LabProcess) -> None:
     with Client(world.url) as client:
         assert [one["name"] for one in client.call("GET", "/clusters")] == ["here", "127.0.0.1:1"]
         cluster.ask()
@@ -117,7 +75,7 @@ def test_a_cluster_is_told_and_operated_over_http(cluster: Served, world: LabPro
     assert httpx.get(f"{cluster.url}/pdlab/v1/events?after=x").status_code == 400
 
 
-def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: Served, world: LabProcess) -> None:
+def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: SmallCluster, world: LabProcess) -> None:
     with chromium() as browser, tab(browser, world.url) as page:
         page.goto("/clusters")
         page.get_by_role("link", name="here").click()

@@ -51,6 +51,7 @@ def test_a_sweep_has_a_row_for_each_point_and_a_page(client: Client) -> None:
         client.submit(small(), kind="sweeps", gird=["workload.rate=1"])
 
 
+@pytest.mark.slow
 def test_a_plan_ranks_deployments_and_each_runs_as_an_experiment(client: Client) -> None:
     asked = small(workload={"source": "synthetic", "requests": 100, "rate": 1.0, "prompt": 512, "output": 16}, plan={"tp": [1]})
     job = client.submit(asked, kind="plans", gpus="2", requests=100, seeds=1).wait(240)
@@ -65,6 +66,7 @@ def test_a_plan_ranks_deployments_and_each_runs_as_an_experiment(client: Client)
         client.submit(asked, kind="plans")
 
 
+@pytest.mark.slow
 def test_a_tuning_judges_what_it_found(client: Client) -> None:
     job = client.submit(small(workload__requests=40, policy="dynamo_kv"), kind="tunings", trials=3, rungs=1, judge=2)
     found = job.wait(240).told["summary"]

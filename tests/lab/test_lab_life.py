@@ -68,6 +68,7 @@ def test_a_job_whose_process_is_killed_is_run_again_once_and_then_fails_with_the
             twice.wait(60)
 
 
+@pytest.mark.slow
 def test_time_and_memory_of_a_job_are_bounded(tmp_path: Path) -> None:
     with lab(tmp_path, "--job-time-s", "1.5") as world, Client(world.url) as client:
         with pytest.raises(UsageError, match=r"it took longer than 1.5 s: ask for less, or start the lab with --job-time-s"):

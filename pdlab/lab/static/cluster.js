@@ -47,7 +47,9 @@ function moving(found) {
 }
 
 function draw(found) {
-  const from = found.now_s - 60;
+  const starts = found.stages.flatMap((stage) => stage.start_s).filter((start) => start !== null && start > found.now_s - 60);
+  const span = Math.min(60, Math.max(5, 1.2 * (found.now_s - Math.min(found.now_s, ...starts))));
+  const from = found.now_s - span;
   const marks = happened.filter((one) => ["Switched", "Migrated", "Switch"].includes(one.kind) && one.at_s > from);
   const order = [...found.request_id.keys()].reverse();
   const traces = found.stages.map((stage) => {
@@ -63,7 +65,7 @@ function draw(found) {
     return { x, y, text, name: stage.name, mode: "lines", line: { color: stageColours[stage.name], width: 4 }, hovertemplate: `%{text}<br>${stage.name}<extra></extra>` };
   });
   traces.push({ x: marks.map((one) => one.at_s - found.now_s), y: marks.map(() => -1), text: marks.map((one) => literal(`${one.instance} ${one.words}`)), name: "role switches, migrations", mode: "markers", marker: { symbol: "diamond", size: 11, color: "#d1517a" }, hovertemplate: "%{text}<extra></extra>" });
-  chart(strip, traces, { height: 420, showlegend: true, xaxis: { title: { text: "seconds ago" }, range: [-60, 0] }, yaxis: { showticklabels: false, autorange: "reversed", fixedrange: true }, uirevision: "kept" }, "Stages of the last minute's requests");
+  chart(strip, traces, { height: 420, showlegend: true, xaxis: { title: { text: "seconds ago" }, range: [-span, 0] }, yaxis: { showticklabels: false, autorange: "reversed", fixedrange: true }, uirevision: "kept" }, "Stages of the last minute's requests");
 }
 
 function list() {
