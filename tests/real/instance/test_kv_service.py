@@ -66,7 +66,7 @@ def alone(options: EngineOptions) -> Callable[[list[int], Sampling], list[int]]:
 def start(options: EngineOptions) -> Iterator[Callable[..., Node]]:
     with ExitStack() as stack:
         yield lambda name, transport="auto", lease_s=30.0, **more: stack.enter_context(
-            node(name, msgspec.structs.replace(options, **more), transport=transport, lease_s=lease_s)
+            node(name, msgspec.structs.replace(options, lease_s=lease_s, **more), transport=transport, lease_s=lease_s)
         )
 
 
