@@ -44,6 +44,7 @@ TENTH = {
     "link -10 %": (1.0, 1.0, 0.9),
 }
 _FLOOR = 1e-3  # of where a search began: below, nothing is carried
+_CEILING = 1e3  # above: so short a run is over before anything queues
 _MOST_ROUNDS = 12
 
 
@@ -78,7 +79,7 @@ class CapacityBracket:
                 return None
             return self.start if self.high == inf else self.high / self.step
         if self.high == inf:
-            return self.low * self.step
+            return None if self.low > self.start * _CEILING else self.low * self.step
         return None if self.high <= self.low * (1 + self.resolution) * (1 + 1e-9) else (self.low * self.high) ** 0.5
 
     def tell(self, rate: float, score: RateScore) -> None:

@@ -370,9 +370,9 @@ def test_a_key_that_a_server_uses_changes_what_it_starts(path: str, folder: Path
     before = replaced({**only_serves(copy.deepcopy(BASE)), "base_dir": str(folder)}, copy.deepcopy(dict(besides)))
     value = str(folder / value) if path == "base_dir" else value
     after = replaced(before, {in_file(path): value})
-    if path in ("cluster.instances.tp", "cluster.instances.dp_attention", "cluster.instances.ep", "cluster.instances.pp"):
-        key = path.rsplit(".", 1)[1] if path.endswith(".pp") else "tp"  # what goes with the other two
-        with pytest.raises(UsageError, match=rf"x\.yaml: cluster\.instances\.0\.{key}: 2, but pdlab's engine runs an instance in one"):
+    if path in ("cluster.instances.dp_attention", "cluster.instances.ep", "cluster.instances.pp"):
+        key = path.rsplit(".", 1)[1]
+        with pytest.raises(UsageError, match=rf"x\.yaml: cluster\.instances\.0\.{key}: 2, but pdlab's engine splits a model by tp alone"):
             served(after)
     elif path.startswith("engine.mtp."):
         with pytest.raises(UsageError, match=r"x\.yaml: engine\.mtp: pdlab's engine does not draft tokens"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from math import inf
 
 import pytest
 
@@ -150,6 +151,13 @@ def test_a_capacity_lies_where_attainment_falls_through_the_objective() -> None:
             bracket.tell(rate, RateScore(attained, attained >= 0.9))
         assert bracket.low <= 50.0 < bracket.high <= bracket.low * 1.0401
         assert bracket.capacity == pytest.approx(50.0, rel=0.002)
+
+
+def test_a_run_too_short_to_queue_ends_the_search() -> None:
+    bracket = CapacityBracket(2.0, step=1.06, resolution=0.06)
+    while (rate := bracket.next) is not None:
+        bracket.tell(rate, RateScore(0.95, met=True))
+    assert 2000.0 < bracket.capacity < inf
 
 
 def test_an_overloaded_run_is_not_carried_whatever_it_attained() -> None:

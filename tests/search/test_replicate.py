@@ -66,7 +66,7 @@ def test_a_place_that_cannot_be_written_costs_the_files_and_not_the_figures(tmp_
 
 @pytest.mark.parametrize("trim", [True, False])
 def test_a_task_says_whether_its_warm_up_counts(trim: bool) -> None:
-    warming = small().with_(**{"workload.requests": 400, "workload.rate": 10, "workload.prompt": 6000})
+    warming = small().with_(**{"workload.requests": 400, "workload.rate": 6, "workload.prompt": 6000})
     wanted = simulate(warming, trim=trim).summary
     figures = WarmSimulator().perform(SimulationTask("one", warming, trim=trim)).figures
     assert figures["ttft_s.mean"] == wanted["ttft_s"]["mean"]

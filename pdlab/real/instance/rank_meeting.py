@@ -39,6 +39,11 @@ class RankProof(msgspec.Struct, frozen=True, tag=True):
     proof: bytes
 
 
+_LET_IN = msgspec.msgpack.Decoder(RankLetIn)
+_JOIN = msgspec.msgpack.Decoder(RankJoin)
+_PROOF = msgspec.msgpack.Decoder(RankProof)
+
+
 def address_of(master: str) -> tuple[str, int]:
     """Of `host:port`. Raises UsageError."""
     host, _, port = master.rpartition(":")
@@ -74,7 +79,7 @@ def _introduce(sock: socket.socket, master: str, rank: int, ranks: int, token: s
     nonce = secrets.token_bytes(NONCE_BYTES)
     try:
         sock.sendall(frame(RankJoin(rank, ranks, nonce)))
-        answer = msgspec.msgpack.decode(_receive(sock), type=RankLetIn)
+        answer = _LET_IN.decode(_receive(sock))
         if answer.refused:
             raise UsageError(f"--master {master}: {answer.refused}")
         if not hmac.compare_digest(answer.proof, _proof(token, b"rank 0", answer.nonce, nonce)):
@@ -89,7 +94,7 @@ def let_in(sock: socket.socket, missing: set[int], ranks: int, token: str) -> in
     sock.settimeout(GREETING_S)
     nonce = secrets.token_bytes(NONCE_BYTES)
     try:
-        join = msgspec.msgpack.decode(_receive(sock), type=RankJoin)
+        join = _JOIN.decode(_receive(sock))
         refused = f"rank 0 has {ranks} ranks, not {join.ranks}" if join.ranks != ranks else ""
         if not refused and join.rank not in missing:
             refused = f"rank {join.rank} is not waited for: give each node its own --node-rank"
@@ -97,7 +102,7 @@ def let_in(sock: socket.socket, missing: set[int], ranks: int, token: str) -> in
         sock.sendall(frame(RankLetIn(nonce, proof, refused)))
         if refused:
             return None
-        proved = msgspec.msgpack.decode(_receive(sock), type=RankProof).proof
+        proved = _PROOF.decode(_receive(sock)).proof
         if not hmac.compare_digest(proved, _proof(token, b"rank", join.nonce, nonce)):
             return None
     except (OSError, msgspec.MsgspecError):
