@@ -318,7 +318,7 @@ def test_whatever_the_policy_nobody_is_asked_for_what_it_cannot_hold(
             see(r.handle(Left(next(iter(members)), 0), i + 0.5), i + 0.5)
         r.check()
     waiting = [i for i in r.cluster.live if i not in placed]
-    assert not waiting, "nobody is full or away"
+    assert not waiting or cls is CLASSES["flow_control"], "nobody is full or away, and only a door may hold back"
 
 
 def test_a_full_instance_that_could_never_hold_the_first_who_waits_is_open_to_the_others() -> None:

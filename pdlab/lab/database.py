@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
@@ -71,6 +72,8 @@ class Database:
     def close(self) -> None:
         if self._lock is not None:
             with suppress(SQLAlchemyError):
+                if not self.sqlite:  # at once, and not when the server sees that we have gone
+                    cast(Any, self._lock).execute(text(f"select pg_advisory_unlock({_ALONE})"))
                 self._lock.close()
         self.engine.dispose()
 
@@ -79,7 +82,11 @@ class Database:
             return None if self.url.database in (None, ":memory:") else _locked(Path(str(self.url.database)))
         with told():
             connection = self.engine.connect()
-            if not connection.execute(text(f"select pg_try_advisory_lock({_ALONE})")).scalar():
+            given_up_s = time.monotonic() + BUSY_S
+            while not connection.execute(text(f"select pg_try_advisory_lock({_ALONE})")).scalar():
+                if time.monotonic() < given_up_s:  # of a lab that was killed, the server may not know yet
+                    time.sleep(0.1)
+                    continue
                 connection.close()
                 raise UsageError(f"{self.shown}: another pdlab lab uses it; stop that one, or give another database with --db")
             connection.commit()

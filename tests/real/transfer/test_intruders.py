@@ -404,6 +404,7 @@ def test_a_descriptor_survives_base64_and_json() -> None:
                 "dtype": "float32",
                 "model_hash": "tiny",
                 "protocol": 1,
+                "planes": 2,
             }
             newer = msgspec.json.encode({**found, "geometry": {**found["geometry"], "protocol": 2}})
             assert own.refusal(newer) == "KV does not fit: protocol 1 at here and 2 at here"
