@@ -249,7 +249,7 @@ def test_the_documentation_needs_no_network(world: LabProcess) -> None:
 def test_pages_of_other_sites_change_nothing_and_no_other_name_is_answered(world: LabProcess) -> None:
     asked = {"experiment": small(seed=13)}
     with world.http as http:
-        for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://["}, {"sec-fetch-site": "cross-site"}):
             assert http.post("/experiments", json=asked, headers=headers).status_code == 403
         assert http.get("/experiments", headers={"host": "evil.example"}).status_code == 421
         assert http.post("/experiments/validate", json=asked, headers={"origin": world.url}).status_code == 200
