@@ -11,11 +11,9 @@ from pdlab.cli.pools import Jobs, RayAddress
 from pdlab.cli.shared import Token
 from pdlab.lab.foreman import JobLimits
 from pdlab.lab.serve import serve
-from pdlab.lab.settings import TOKEN, LabSettings, routers_of
+from pdlab.lab.settings import GIB, TOKEN, LabSettings, routers_of
 from pdlab.real.net.credentials import from_file
 from pdlab.search.pool import usable_cores
-
-GIB = 1 << 30
 
 
 def lab(
@@ -59,6 +57,6 @@ def lab(
             router_token=router_token,
             allow_code=allow_code,
             most_queued=max_queued,
-            limits=JobLimits(job_time_s, int(job_gib * GIB)),
+            limits=JobLimits(job_time_s, job_gib * GIB),
         )
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import swagger_ui_bundle
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -26,7 +26,7 @@ from pdlab.lab.database import DatabaseAway
 from pdlab.lab.guard import CSP, Guard, TurnedAway
 from pdlab.lab.lab import ClusterAway, Lab, NotThere, TooMany
 from pdlab.lab.pages import pages, static_files
-from pdlab.lab.routes import Mistaken, Unreadable, api
+from pdlab.lab.routes import Mistaken, Unreadable, api, known_query
 from pdlab.lab.uploads import uploading
 
 SWAGGER = Path(swagger_ui_bundle.__file__).parent
@@ -48,10 +48,9 @@ def create_app(lab: Lab) -> ASGIApp:
 
     app = FastAPI(title="pdlab lab", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.lab = lab
-    app.include_router(api())
-    for router in (catalogue(), comparing(), uploading(), pages()):
-        app.include_router(router)
-    app.include_router(_of_clusters(lab))
+    for router in (api(), catalogue(), comparing(), uploading(), _of_clusters(lab)):
+        app.include_router(router, dependencies=[Depends(known_query)])
+    app.include_router(pages())
     app.add_api_route("/healthz", _health, methods=["GET"], tags=["lab"], summary="Is it there, and what does it do?")
     app.add_api_route("/docs", _docs, methods=["GET"], include_in_schema=False)
     app.mount("/static/swagger", StaticFiles(directory=_swagger_files()))

@@ -6,6 +6,7 @@ SQLite beside the results by default, in WAL mode, so that readers never wait fo
 from __future__ import annotations
 
 import fcntl
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,13 +18,15 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from pdlab.core.types import UsageError
+from pdlab.lab.tables import METADATA
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+VERSION = "alembic_version"  # the table in which a schema has its number
 BUSY_S = 5.0  # that a call waits for a lock
 _ALONE = 0x70646C61_62  # "pdlab", the advisory lock's number
 
@@ -103,6 +106,7 @@ class Database:
 
         try:
             with self.begin() as connection, EnvironmentContext(config, script, fn=upgrade) as environment:
+                self._check_tables(set(inspect(connection).get_table_names()))
                 environment.configure(connection=connection)
                 environment.run_migrations()
         except CommandError as error:
@@ -110,6 +114,13 @@ class Database:
                 f"{self.shown}: its schema is none that this pdlab knows ({error}): a newer pdlab has used it, so take that one, or give "
                 "another database with --db; nothing was changed"
             ) from None
+
+    def _check_tables(self, there: set[str]) -> None:
+        """A server's database may be shared, under other names; a file is the lab's alone. Raises UsageError."""
+        others = set() if VERSION in there else there if self.sqlite else there & set(METADATA.tables)
+        if others:
+            names = ", ".join(sorted(others)[:5])
+            raise UsageError(f"{self.shown}: it has tables ({names}) that are no lab's; give another with --db; nothing was changed")
 
 
 @contextmanager
@@ -126,7 +137,8 @@ def _with_driver(url: str) -> Any:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        raise UsageError(f"--db {url}: write sqlite:///path/lab.db, or postgresql://user@host/database") from None
+        shown = re.sub(r"//.*@", "//***@", url)
+        raise UsageError(f"--db {shown}: write sqlite:///path/lab.db, or postgresql://user@host/database") from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):

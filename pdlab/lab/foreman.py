@@ -34,7 +34,7 @@ class JobLimits:
     """Of each job."""
 
     time_s: float = 3600.0
-    rss_bytes: int = 8 << 30
+    rss_bytes: float = 8 << 30
 
 
 @dataclass(slots=True, eq=False)

@@ -76,7 +76,7 @@ class Guard:
         if method in _SAFE:
             return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if (origin is not None and urlsplit(origin).netloc != headers.get("host")) or site not in (None, "same-origin", "none"):
+        if (origin is not None and not _same_site(origin, headers.get("host", ""))) or site not in (None, "same-origin", "none"):
             raise TurnedAway(403, "another site's page asked for this: only the lab's own pages, and programs, may change something")
 
     def _check_token(self, path: str, headers: dict[str, str]) -> None:
@@ -143,6 +143,13 @@ def _missing(there: set[bytes]) -> Iterable[tuple[bytes, bytes]]:
 
 def _too_long(most: int) -> TurnedAway:
     return TurnedAway(413, f"the body is longer than {most:,} bytes; send less")
+
+
+def _same_site(origin: str, host: str) -> bool:
+    try:
+        return bool(host) and urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 def _host_name(host: str) -> str:

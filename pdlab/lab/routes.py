@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from pdlab.core.types import UsageError
+from pdlab.core.types import UsageError, nearest
 from pdlab.experiment.mistakes import mistakes
 from pdlab.lab.aggregates import AGGREGATES, MOST_STRETCHES, timeline
 from pdlab.lab.bodies import BoardBody, JobDetail, JobPage, JobView, MistakeView, SubmitBody, Submitted, Trouble, Validated
@@ -42,6 +42,14 @@ TROUBLES: dict[int | str, dict[str, Any]] = {
     code: {"model": Trouble, "description": words}
     for code, words in ((401, "no token"), (404, "not there"), (422, "mistakes, as the command tells them"), (503, "no database"))
 }
+OF_YAML = [
+    {"name": name, "in": "query", "required": False, "description": "Of an experiment that is sent as YAML.", "schema": schema}
+    for name, schema in (
+        ("seeds", {"type": "integer", "default": 1}),
+        ("tag", {"type": "array", "items": {"type": "string"}}),
+        ("set", {"type": "array", "items": {"type": "string"}}),
+    )
+]
 _SUBMISSIONS: dict[int | str, dict[str, Any]] = {
     200: {"model": Submitted, "description": "it was there already"},
     400: {"model": Trouble, "description": "not a body that can be read"},
@@ -78,6 +86,17 @@ def lab_of(request: Request) -> Lab:
     return lab
 
 
+def known_query(request: Request) -> None:
+    """Raises UsageError for a parameter that the route has not."""
+    route = request.scope["route"]
+    known = [one.alias for one in route.dependant.query_params]
+    known += [one["name"] for one in (route.openapi_extra or {}).get("parameters", ())]
+    for name in request.query_params:
+        if name not in known:
+            there = nearest(name, known) or f"; there are {', '.join(known) or 'none'}"
+            raise UsageError(f"{name[:80]}: unknown parameter{there}")
+
+
 def api() -> APIRouter:
     router = APIRouter(prefix="/api/v1", responses=TROUBLES)
     for kind in JobKind:
@@ -93,7 +112,9 @@ def api() -> APIRouter:
 def _add_kind(router: APIRouter, kind: JobKind) -> None:
     path, tags = f"/{PATHS[kind]}", [PATHS[kind]]
     add = router.add_api_route
-    extra = {"requestBody": _request_body(kind)}
+    extra: dict[str, Any] = {"requestBody": _request_body(kind)}
+    if kind is JobKind.EXPERIMENT:
+        extra["parameters"] = OF_YAML
     add(
         path,
         _submit(kind),
@@ -170,6 +191,8 @@ async def _body(request: Request, kind: JobKind) -> SubmitBody:
         return SubmitBody(experiment=text, seeds=int(seeds), tags=query.getlist("tag"), set=query.getlist("set"))
     if said != "application/json":
         raise Unreadable(415, f"content type {said[:80] or 'missing'!r}: send application/json, or an experiment as application/yaml")
+    for name in request.query_params:
+        raise UsageError(f"{name}: goes into the body where that is JSON")
     return _from_json(text, kind)
 
 

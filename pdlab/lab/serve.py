@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import closing
 
@@ -45,4 +46,5 @@ def _listening(settings: LabSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
     except OSError as error:
-        raise UsageError(f"--host {settings.host} --port {settings.port}: {error.strerror or error}; give another --port") from None
+        wrong = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise UsageError(f"--host {settings.host} --port {settings.port}: {error.strerror or error}; give another {wrong}") from None

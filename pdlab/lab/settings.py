@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pdlab.real.net.credentials import MAKES_ONE, loopback
 from pdlab.search.pool import usable_cores
 
 TOKEN = "PDLAB_LAB_TOKEN"
+GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +49,14 @@ class LabSettings:
                 f"--host {self.host}: others reach it, so it needs a token: set {TOKEN}, or {TOKEN}_FILE, and send it as Bearer; "
                 f"{MAKES_ONE.format(name=TOKEN)} makes one"
             )
-        for name, value in (("--max-queued", self.most_queued), ("--job-time-s", self.limits.time_s)):
-            if value <= 0:
+        bounds = (
+            ("--max-queued", self.most_queued),
+            ("--job-time-s", self.limits.time_s),
+            ("--job-gib", self.limits.rss_bytes / GIB),
+        )
+        for name, value in bounds:
+            if not 0 < value < math.inf:
                 raise UsageError(f"{name} {value:g}: give a number above 0")
-        if self.limits.rss_bytes <= 0:
-            raise UsageError("--job-gib: give a number above 0")
 
 
 def routers_of(texts: Sequence[str]) -> dict[str, str]:

@@ -249,10 +249,30 @@ def test_the_documentation_needs_no_network(world: LabProcess) -> None:
 def test_pages_of_other_sites_change_nothing_and_no_other_name_is_answered(world: LabProcess) -> None:
     asked = {"experiment": small(seed=13)}
     with world.http as http:
-        for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://["}, {"sec-fetch-site": "cross-site"}):
             assert http.post("/experiments", json=asked, headers=headers).status_code == 403
         assert http.get("/experiments", headers={"host": "evil.example"}).status_code == 421
         assert http.post("/experiments/validate", json=asked, headers={"origin": world.url}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind", "said"),
+    [
+        ("POST", "/experiments?seed=5", "application/yaml", "seed: unknown parameter; nearest is seeds"),
+        ("POST", "/experiments/validate?tags=x", "application/yaml", "tags: unknown parameter; nearest is tag"),
+        ("POST", "/experiments?seeds=5", "application/json", "seeds: goes into the body where that is JSON"),
+        ("GET", "/experiments?tags=none", "", "tags: unknown parameter; nearest is tag"),
+        ("GET", "/jobs?zzz=2", "", "zzz: unknown parameter; there are state, tag"),
+        ("GET", "/models?x=1", "", "x: unknown parameter; there are none"),
+    ],
+)
+def test_a_parameter_that_is_none_is_refused(world: LabProcess, method: str, path: str, kind: str, said: str) -> None:
+    asked = small(seed=31)
+    body = {"application/json": json.dumps({"experiment": asked}), "application/yaml": yaml.safe_dump(asked)}.get(kind)
+    with world.http as http:
+        answer = http.request(method, path, content=body, headers={"content-type": kind} if kind else {})
+        assert answer.status_code == 422, answer.text
+        assert said in lines(answer)
 
 
 def test_results_lie_where_the_commands_read_them(world: LabProcess, done: str) -> None:

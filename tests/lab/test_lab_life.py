@@ -98,10 +98,13 @@ def test_a_token_is_asked_for_and_a_browser_logs_in_with_it(tmp_path: Path) -> N
         (["--host", "0.0.0.0"], "others reach it, so it needs a token: set PDLAB_LAB_TOKEN"),
         (["--jobs", "0"], "--jobs 0: it takes a process at least"),
         (["--db", "mysql://x"], "write sqlite:///path/lab.db"),
-        (["--job-gib", "0"], "--job-gib: give a number above 0"),
+        (["--job-gib", "0"], "--job-gib 0: give a number above 0"),
+        (["--job-gib", "nan"], "--job-gib nan: give a number above 0"),
+        (["--job-gib", "inf"], "--job-gib inf: give a number above 0"),
+        (["--job-time-s", "nan"], "--job-time-s nan: give a number above 0"),
         (["--max-queued", "0"], "--max-queued 0: give a number above 0"),
         (["--out", "/proc/x"], "--out /proc/x: cannot write there"),
-        (["--host", "256.1.1.1", "--token", "x"], "--host 256.1.1.1"),
+        (["--host", "256.1.1.1", "--token", "x"], "give another --host"),
     ],
 )
 def test_a_wrong_option_is_told_in_a_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

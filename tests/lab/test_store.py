@@ -209,6 +209,7 @@ def test_a_locked_database_is_told_and_works_again(tmp_path: Path, monkeypatch: 
         ("mysql://x/y", "write sqlite:///"),
         ("nonsense", "write sqlite:///"),
         ("postgresql://u:secret@127.0.0.1:1/x", "does not answer"),
+        ("postgresql://u:secret@127.0.0.1:port/x", "write sqlite:///"),
         ("sqlite:////proc/nobody/lab.db", "No such file"),
     ],
 )
@@ -218,3 +219,15 @@ def test_a_database_that_is_none_is_told_in_a_line_without_its_password(url: str
     assert said in str(told.value)
     assert "secret" not in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_a_database_of_something_else_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("create table jobs (x int)")
+    other.commit()
+    with pytest.raises(
+        UsageError, match=r"other.db: it has tables \(jobs\) that are no lab's; give another with --db; nothing was changed"
+    ):
+        Database(f"sqlite:///{tmp_path / 'other.db'}")
+    assert other.execute("select name from sqlite_master").fetchall() == [("jobs",)]
+    other.close()

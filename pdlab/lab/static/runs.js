@@ -3,7 +3,8 @@ import { api, badge, count, el, ended, hush, listen, main, number, percent, seco
 const kinds = { experiment: "experiments", plan: "plans", sweep: "sweeps", tuning: "tunings", board: "boards" };
 const places = { experiment: "/runs", plan: "/plans", sweep: "/sweeps", tuning: "/tunings", board: "/boards" };
 const query = new URLSearchParams(location.search);
-const asked = { kind: "experiment", state: "", tag: "", text: "", sort: "submitted_s", descending: "true", offset: 0, limit: 100, ...Object.fromEntries(query) };
+const asked = { kind: "experiment", state: "", tag: "", text: "", sort: "submitted_s", descending: "true", offset: 0, limit: 100 };
+for (const name of Object.keys(asked)) if (query.has(name)) asked[name] = query.get(name);
 const chosen = new Map();
 const rows = new Map();
 let total = 0;
