@@ -49,8 +49,11 @@ class Parallel:
 
 def fitting(model: Model, parallel: Parallel | int) -> Parallel:
     """How the ranks share this model; a number is a tp. MLA whose heads do not divide among them has attention whole on each: it keeps one
-    vector a token, which splitting would copy to every rank anyway. Raises UsageError unless other heads divide."""
+    vector a token, which splitting would copy to every rank anyway. Raises UsageError unless other heads divide,
+    and each stage has a layer."""
     asked = parallel if isinstance(parallel, Parallel) else Parallel(tp=parallel)
+    if asked.pp > model.layers:
+        raise UsageError(f"pp {asked.pp} is more than the {model.layers} layers of {model.name}: each stage needs one")
     if model.heads % asked.attention_tp == 0:
         return asked
     if model.main.latent and asked.dp_attention == 1:

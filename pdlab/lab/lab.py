@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
@@ -64,6 +65,7 @@ class Lab:
     foreman: Foreman
     context: ForkServerContext
     told: dict[str, tuple[int, asyncio.Future[JobView]]] = field(default_factory=dict)
+    keeping: threading.Lock = field(default_factory=threading.Lock)  # of uploads: a name is given once
 
     @classmethod
     def open(cls, settings: LabSettings) -> Lab:

@@ -95,7 +95,7 @@ async def _upload(request: Request, response: Response, name: Annotated[str, Que
                 digest.update(part)
                 size += len(part)
                 await run_in_threadpool(file.write, part)
-        found, new = await run_in_threadpool(_keep, lab, aside, Upload(name, kind.value, size, digest.hexdigest(), time.time()))
+        found, new = await run_in_threadpool(keep, lab, aside, Upload(name, kind.value, size, digest.hexdigest(), time.time()))
     except OSError as error:
         raise UsageError(f"{name}: cannot be kept ({error.strerror or error})") from None
     finally:
@@ -107,15 +107,15 @@ async def _upload(request: Request, response: Response, name: Annotated[str, Que
     return UploadView(**asdict(found))
 
 
-def _keep(lab: Lab, aside: Path, upload: Upload) -> tuple[Upload, bool]:
+def keep(lab: Lab, aside: Path, upload: Upload) -> tuple[Upload, bool]:
     """And whether it is new. The database says whose a name is; the file is there before anybody can name it."""
-    there = next((one for one in lab.store.uploads() if one.name == upload.name), None)
-    if there is None:
-        target = lab.foreman.uploads / upload.name
+    with lab.keeping:
+        there = next((one for one in lab.store.uploads() if one.name == upload.name), None)
+        if there is not None:
+            return there, False
         os.chmod(aside, 0o644)
-        os.replace(aside, target)
+        os.replace(aside, lab.foreman.uploads / upload.name)
         return lab.store.add_upload(upload), True
-    return there, False
 
 
 def _uploads(request: Request) -> list[UploadView]:

@@ -19,6 +19,12 @@ def test_groups_divide_tp(key):
         Parallel(tp=8, **{key: 3})
 
 
+def test_each_stage_has_a_layer():
+    assert fitting(LLAMA, Parallel(pp=80)).pp == 80
+    with pytest.raises(UsageError, match=r"pp 81 is more than the 80 layers of llama-3\.1-70b: each stage needs one"):
+        fitting(LLAMA, Parallel(pp=81))
+
+
 def test_mla_takes_any_tp_with_attention_whole_on_each_rank():
     assert fitting(DEEPSEEK, 36) == Parallel(tp=36, dp_attention=36)
     assert fitting(DEEPSEEK, 8) == Parallel(tp=8)
