@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -75,14 +75,13 @@ def _replay_beside(log: Path, policy: str) -> None:
     except yaml.YAMLError as error:
         raise UsageError(f"--policy {policy}: {' '.join(str(error).split())}") from None
     shadow, events, difference = beside(log, other)
-    for departure in shadow.departures[:20]:
+    for departure in islice(shadow.departures, 20):
         whose = "" if departure.request_id is None else f" request {departure.request_id}"
         print(f"{departure.now:.6f} s  {departure.hook}{whose}: {departure.decided}, other: {departure.other}")
     if len(shadow.departures) > 20:
         print(f"... and {len(shadow.departures) - 20:,} more")
-    parted = Counter(departure.hook for departure in shadow.departures)
     for hook, asked in shadow.asked.items():
-        print(f"{hook}: asked {asked:,} times, {parted[hook]:,} answers differ ({percent(parted[hook] / asked)})")
+        print(f"{hook}: asked {asked:,} times, {shadow.departed[hook]:,} answers differ ({percent(shadow.departed[hook] / asked)})")
     _end(log, events, difference)
 
 

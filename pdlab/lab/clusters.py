@@ -1,18 +1,20 @@
 """Clusters that run: what their routers tell of instances, requests and events, and an operator's drain and switch, with its token.
 
-The lab asks a router as `pdlab status` does, and an instance as `pdlab drain` does; it keeps nothing of what they say.
+The lab asks a router as `pdlab status` does, and an instance as `pdlab drain` does; it keeps nothing of what they say. `shadows` has what
+another policy would decide.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pandas as pd
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from pdlab.core.types import Role, UsageError, nearest
@@ -20,6 +22,7 @@ from pdlab.lab.bodies import Trouble
 from pdlab.lab.lab import ClusterAway, NotThere
 from pdlab.lab.routes import lab_of
 from pdlab.lab.settings import LabSettings
+from pdlab.lab.shadows import ClusterShadows, ShadowOrder, WhatIfBody, WhatIfView
 from pdlab.real.net.credentials import kept_token
 from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.router import status
@@ -66,6 +69,27 @@ class RouterAsker:
 
     async def get(self, path: str) -> dict[str, Any]:
         """Raises ClusterAway."""
+        code, raw = await self._call(path)
+        found = _json(raw)
+        if code != 200 or not isinstance(found, dict):
+            raise self._no_router(path, code)
+        return found
+
+    async def trace(self, offset: int) -> bytes:
+        """Of its event log, from that byte on. Raises ClusterAway, and UsageError where it keeps none."""
+        path = f"/pdlab/v1/trace?offset={offset}"
+        code, raw = await self._call(path)
+        if code == 409:
+            found = _json(raw)
+            raise UsageError(f"{self.url}: {found['error']['message']}" if isinstance(found, dict) else f"{self.url} keeps no event log")
+        if code != 200:
+            raise self._no_router(path, code)
+        return raw
+
+    def _no_router(self, path: str, code: int) -> ClusterAway:
+        return ClusterAway(f"{self.url}{path} answers {code}: it is no router of this pdlab's")
+
+    async def _call(self, path: str) -> tuple[int, bytes]:
         http = HttpClient(self.url, self.token)
         try:
             code, raw = await http.call(b"GET", path.encode())
@@ -75,13 +99,14 @@ class RouterAsker:
             http.close()
         if code == 401:
             raise ClusterAway(f"{self.url} wants the cluster's token: start the lab with PDLAB_INTERNAL_TOKEN")
-        try:
-            found = json.loads(raw)
-        except ValueError:
-            found = None
-        if code != 200 or not isinstance(found, dict):
-            raise ClusterAway(f"{self.url}{path} answers {code}: it is no router of this pdlab's")
-        return found
+        return code, raw
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
 
 
 def clusters() -> APIRouter:
@@ -90,13 +115,18 @@ def clusters() -> APIRouter:
         422: {"model": Trouble, "description": "mistakes, as the command tells them"},
         502: {"model": Trouble, "description": "its router does not answer"},
     }
-    router = APIRouter(prefix="/api/v1/clusters", tags=["clusters"], responses=away)
+    router = APIRouter(prefix="/api/v1/clusters", tags=["clusters"], responses=away, lifespan=_shadowing)
     add = router.add_api_route
     add("", _clusters, methods=["GET"], response_model=list[ClusterView], summary="Those that the lab was started with")
     add("/{name}/instances", _instances, methods=["GET"], summary="Roles, load, KV and links, and which router leads")
     add("/{name}/requests", _requests, methods=["GET"], summary="Under way, and the last that ended")
     add("/{name}/timeline", _timeline, methods=["GET"], summary="Requests through prefill, link and decode")
     add("/{name}/events", _events, methods=["GET"], summary="Members, roles, migrations, alarms")
+    what_if = "/{name}/what-if"
+    said = WhatIfView | None
+    add(what_if, _ask_what_if, methods=["POST"], status_code=201, response_model=WhatIfView, summary="Ask another policy beside, live")
+    add(what_if, _what_if, methods=["GET"], response_model=said, summary="Where it would decide otherwise; null where none is asked")
+    add(what_if, _stop_what_if, methods=["DELETE"], response_model=said, summary="Ask it no more; what it said last, or null")
     one = "/{name}/instances/{instance}"
     add(f"{one}/drain", _drain, methods=["POST"], response_model=ClusterAnswer, summary="Let it finish what it has, and leave")
     add(f"{one}/switch", _switch, methods=["POST"], response_model=ClusterAnswer, summary="Let it finish what it has, and change its role")
@@ -174,3 +204,36 @@ async def _switch(request: Request, name: str, instance: str, body: SwitchBody) 
     asker = _asker(lab_of(request).settings, name)
     async with status.source(None, asker.url, asker.token) as views:
         return ClusterAnswer(words=await status.switch(views, instance, Role(body.role), asker.token, force=body.force, wait=False))
+
+
+# ------------------------------------------------------------ another policy beside
+
+
+@asynccontextmanager
+async def _shadowing(app: FastAPI) -> AsyncIterator[None]:
+    app.state.shadows = ClusterShadows(app.state.lab.context)
+    try:
+        yield
+    finally:
+        await app.state.shadows.close()
+
+
+def _shadows(request: Request) -> ClusterShadows:
+    shadows: ClusterShadows = request.app.state.shadows
+    return shadows
+
+
+async def _ask_what_if(request: Request, name: str, body: WhatIfBody) -> WhatIfView:
+    lab = lab_of(request)
+    asker = _asker(lab.settings, name)
+    return await _shadows(request).ask(name, asker.trace, ShadowOrder(body.policy, lab.foreman.uploads, lab.settings.allow_code))
+
+
+async def _what_if(request: Request, name: str) -> WhatIfView | None:
+    _asker(lab_of(request).settings, name)
+    return _shadows(request).of(name)
+
+
+async def _stop_what_if(request: Request, name: str) -> WhatIfView | None:
+    _asker(lab_of(request).settings, name)
+    return await _shadows(request).stop(name)

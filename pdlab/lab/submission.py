@@ -109,17 +109,17 @@ def parse(submission: Submission) -> Experiment:
     return Experiment.parse({"name": SOURCE, **mapping, "base_dir": submission.base_dir}, SOURCE)
 
 
-def check_confined(mapping: Mapping[str, Any], allow_code: bool) -> None:
+def check_confined(mapping: Mapping[str, Any], allow_code: bool, source: str = SOURCE) -> None:
     """A stranger's file names no path of this machine but those that were uploaded, and code only where that is allowed. Raises
     UsageError."""
     if "base_dir" in mapping:
-        raise UsageError(f"{SOURCE}: base_dir: a lab has a folder of its own for files; upload them, and name them")
+        raise UsageError(f"{source}: base_dir: a lab has a folder of its own for files; upload them, and name them")
     for text in texts({key: value for key, value in mapping.items() if key != "name"}):
         for path in (PurePosixPath(text), PureWindowsPath(text)):
             if path.is_absolute() or ".." in path.parts:
-                raise UsageError(f"{SOURCE}: {text[:80]!r} is a path outside of the lab's uploads; upload the file, and give its name")
+                raise UsageError(f"{source}: {text[:80]!r} is a path outside of the lab's uploads; upload the file, and give its name")
         if not allow_code and (text.endswith(".py") or ".py:" in text):
-            raise UsageError(f"{SOURCE}: {text[:80]!r} is a policy's code, which this lab does not run; start it with --allow-code")
+            raise UsageError(f"{source}: {text[:80]!r} is a policy's code, which this lab does not run; start it with --allow-code")
 
 
 def _check_bomb(text: str) -> None:

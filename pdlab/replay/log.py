@@ -82,6 +82,17 @@ class EventLog:
     def flush(self) -> None:
         self._file.flush()
 
+    def since(self, offset: int, most_bytes: int) -> tuple[bytes, int]:
+        """Whole lines from that byte on, of `most_bytes` in all at most, or a single longer one; and how many bytes the log has by now.
+        Raises OSError."""
+        self.flush()
+        with self.path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(offset)
+            found = file.read(most_bytes)
+            whole = found[: found.rfind(b"\n") + 1]
+            return whole or found + file.readline(), size
+
     def close(self) -> None:
         self._file.close()
 
@@ -129,6 +140,23 @@ def read(path: Path) -> tuple[Head, Generator[Entry, None, None]]:
             raise UsageError(instead) from None
         raise UsageError(f"{path}: line 1: not the head of an event log ({error}); give a whole file of --trace-events") from error
     return head, _entries(path, file)
+
+
+def head_in(line: bytes) -> Head:
+    """Of a log's first line. Raises UsageError."""
+    try:
+        return _read_head(line)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"not the head of an event log ({error})") from error
+
+
+def entries_in(lines: bytes) -> Generator[Entry, None, None]:
+    """Of whole lines. Raises UsageError."""
+    try:
+        for line in lines.splitlines():
+            yield _read_entry(line)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"not a line of an event log: {error}") from error
 
 
 def _entries(path: Path, file: BinaryIO) -> Generator[Entry, None, None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +25,8 @@ from tests.support.waiting import until
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallCluster]:
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
-    made = SmallCluster(tmp_path_factory.mktemp("cluster"))
+    folder = tmp_path_factory.mktemp("cluster")
+    made = SmallCluster(folder, "--trace-events", str(folder / "events.jsonl"))
     try:
         yield made
     finally:
@@ -75,6 +78,40 @@ def test_a_cluster_is_told_and_operated_over_http(cluster: SmallCluster, world: 
     assert httpx.get(f"{cluster.url}/pdlab/v1/events?after=x").status_code == 400
 
 
+def test_another_policy_is_asked_beside_a_running_router(cluster: SmallCluster, world: LabProcess) -> None:
+    with world.http as http:
+        assert http.get("/clusters/here/what-if").json() is None
+
+        def view() -> dict[str, Any]:
+            found: dict[str, Any] = http.get("/clusters/here/what-if").json()
+            return found
+
+        def counts() -> dict[str, tuple[int, int]]:
+            return {one["hook"]: (one["asked"], one["differ"]) for one in view()["hooks"]}
+
+        begun = http.post("/clusters/here/what-if", json={"policy": {"dispatch": "least_loaded"}})
+        assert (begun.status_code, begun.json()["decides"]) == (201, "round_robin")
+        until(lambda: view()["state"] == "live", 30)
+        before = counts().get("dispatch", (0, 0))
+        for _ in range(4):
+            cluster.ask(5)
+        until(lambda: counts().get("dispatch", (0, 0))[0] == before[0] + 4, 30)
+        asked, differ = counts()["dispatch"]
+        assert 0 < differ < asked, "round robin takes turns, and of idle instances the first is the least loaded"
+        assert len([one for one in view()["departures"] if one["hook"] == "dispatch"]) == differ
+        assert http.post("/clusters/here/what-if", json={"policy": "round_robin"}).status_code == 201
+        until(lambda: counts().get("dispatch", (0, 0))[0] == asked, 30)
+        assert not view()["departures"], "the same policy decides alike"
+        assert http.post("/clusters/here/what-if", json={"policy": {"name": "round_robin", "x": 1}}).status_code == 422
+        assert http.post("/clusters/127.0.0.1:1/what-if", json={"policy": "round_robin"}).status_code == 502
+        assert http.post("/clusters/there/what-if", json={"policy": "round_robin"}).status_code == 404
+        assert http.delete("/clusters/here/what-if").json()["policy"] == "round_robin"
+        assert http.delete("/clusters/here/what-if").json() is None
+    about, head, *_ = httpx.get(f"{cluster.url}/pdlab/v1/trace?offset=0").content.splitlines()
+    assert json.loads(about)["bytes"] > len(head) and json.loads(head)["policy"] == "round_robin"
+    assert httpx.get(f"{cluster.url}/pdlab/v1/trace?offset=x").status_code == 400
+
+
 def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: SmallCluster, world: LabProcess) -> None:
     with chromium() as browser, tab(browser, world.url) as page:
         page.goto("/clusters")
@@ -83,8 +120,20 @@ def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: SmallCluster, wo
         expect(card).to_contain_text("ready")
         cluster.ask()
         expect(page.locator(".js-plotly-plot")).to_have_count(1)
-        expect(page.locator("table")).to_contain_text("joined as prefill")
+        expect(page.get_by_role("region", name="what has happened")).to_contain_text("joined as prefill")
+        page.get_by_label("policy", exact=True).fill("least_kv")
+        page.get_by_label("parameters").fill("[1]")
+        page.get_by_role("button", name="Ask it beside").click()
+        expect(page.get_by_role("alert")).to_contain_text("parameters [1] are no mapping")
+        page.get_by_label("parameters").fill("")
+        page.get_by_role("button", name="Ask it beside").click()
+        expect(page.locator("#what-if-state")).to_contain_text(re.compile("least_kv asked beside round_robin: live"))
+        expect(page.locator("#what-if-found tr", has_text="dispatch").first).to_contain_text(re.compile(r"[1-9][\d.]* % \(\d+ of \d+\)"))
+        page.get_by_text("Where it would").click()
+        expect(page.locator("#what-if-found details tr").nth(1)).to_contain_text(re.compile("prefill-0|decode-0"))
         sound(page)
+        page.get_by_role("button", name="Ask it no more").click()
+        expect(page.locator("#what-if-found")).to_be_empty()
         card.get_by_role("button", name="Drain").click()
         page.get_by_role("button", name="No").click()
         expect(page.locator("dialog")).to_have_count(0)

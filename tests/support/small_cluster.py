@@ -21,7 +21,7 @@ ROWS = [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "count": 2, "h
 class SmallCluster:
     """`pdlab serve --role all`, which has made its token for itself."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.model = served.make(folder / "model")
         experiment = {
             "model": str(self.model),
@@ -31,6 +31,7 @@ class SmallCluster:
         }
         (folder / "tiny.yaml").write_text(json.dumps(experiment))
         command = [sys.executable, "-m", "pdlab", "serve", str(folder / "tiny.yaml"), "--role", "all", "--port", "0", "--threads", "1"]
+        command += options
         self.log = folder / "log"
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(

@@ -1,5 +1,6 @@
 import { api, badge, confirmed, count, el, hush, main, page, percent, seconds, send, tell } from "./lab.js";
 import { chart, literal, stageColours } from "./charts.js";
+import { whatIf } from "./what_if.js";
 
 const path = `/clusters/${encodeURIComponent(page.id)}`;
 const every_ms = 1000;
@@ -10,11 +11,12 @@ const strip = el("div", {});
 const table = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "what has happened" });
 const said = el("p", { role: "status" });
 const pause = el("button", { type: "button", id: "pause", "aria-pressed": "false", onclick: () => { paused = !paused; pause.setAttribute("aria-pressed", String(paused)); pause.textContent = paused ? "Go on" : "Hold still"; } }, "Hold still");
+const other = whatIf(path);
 let paused = false;
 let last = 0;
 let happened = [];
 main.append(el("h1", {}, page.id), head, alarms, said, el("h2", {}, "Instances"), cards,
-  el("h2", {}, "Requests through prefill, link and decode"), el("div", { class: "bar" }, pause), strip, el("h2", {}, "What has happened"), table);
+  el("h2", {}, "Requests through prefill, link and decode"), el("div", { class: "bar" }, pause), strip, ...other.parts, el("h2", {}, "What has happened"), table);
 
 async function ask(instance, what, body, question) {
   if (!(await confirmed(question, "Do it"))) return;
@@ -76,7 +78,7 @@ function list() {
 
 async function look() {
   try {
-    const [view, found, news] = await Promise.all([api(`${path}/instances`), api(`${path}/timeline`), api(`${path}/events?after=${last}`)]);
+    const [view, found, news] = await Promise.all([api(`${path}/instances`), api(`${path}/timeline`), api(`${path}/events?after=${last}`), other.look()]);
     if (news.last < last) { last = 0; happened = []; return; }
     last = news.last;
     happened = [...happened, ...news.events].slice(-1000);

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pdlab.experiment import make_router as control
 from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import Route, as_json, create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
-from pdlab.real.api.errors import ApiError
+from pdlab.real.api.errors import ApiError, encode
 from pdlab.real.api.http_server import IDLE_S, bind, metrics_beside, serve
 from pdlab.real.api.service import Service
 from pdlab.real.launch.child_instances import Children
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 LOOK_S = 0.05  # between looks whether all have joined
+MOST_TRACE_BYTES = 1 << 18  # of the event log in one answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +183,7 @@ async def route(
             traces=front.traces,
         )
         engine = ClusterEngine(world, front.model, front.tokenizer.vocab, context_tokens=front.context_tokens)
-        app = create_app(None, _routes(registry, members, world), front.cors)  # answers "loading" until it has a service
+        app = create_app(None, _routes(registry, members, world, log), front.cors)  # answers "loading" until it has a service
         beside = contextlib.AsyncExitStack()
         await beside.enter_async_context(metrics_beside(app, front.host, front.metrics_port, front.tls))
         serving = asyncio.create_task(serve(app, sock, drain_s=front.drain_s, idle_s=front.idle_s, tls=front.tls))
@@ -247,7 +249,9 @@ def event_log(deployment: Deployment, router: Router, path: Path | None) -> Iter
         yield log
 
 
-def _routes(registry: Registry, members: Members, world: LiveWorld) -> tuple[Route, ...]:
+def _routes(registry: Registry, members: Members, world: LiveWorld, log: EventLog | None) -> tuple[Route, ...]:
+    log_id = uuid.uuid4().hex  # a router that is started again writes another log
+
     async def cluster(service: Service, request: Request) -> Response:
         try:
             return as_json(await view_of(registry, members))
@@ -261,7 +265,23 @@ def _routes(registry: Registry, members: Members, world: LiveWorld) -> tuple[Rou
     async def events(service: Service, request: Request) -> Response:
         return as_json(world.onlooker.after(_number(request, "after", 0, 1 << 53)))
 
-    return (("GET", "/pdlab/v1/cluster", cluster), ("GET", "/pdlab/v1/requests", requests), ("GET", "/pdlab/v1/events", events))
+    async def trace(service: Service, request: Request) -> Response:
+        """A line of the log's id and length, then so many of its own lines as one answer may have."""
+        if log is None:
+            raise ApiError(409, "this router keeps no event log: start it with --trace-events FILE", code="no_event_log")
+        try:
+            lines, size = log.since(_number(request, "offset", 0, 1 << 53), MOST_TRACE_BYTES)
+        except OSError as error:
+            raise ApiError(409, f"the event log cannot be read: {error.strerror or error}", code="no_event_log") from None
+        about = encode({"log": log_id, "bytes": size, "stopped": log.stopped})
+        return Response(about + b"\n" + lines, media_type="application/x-ndjson")
+
+    return (
+        ("GET", "/pdlab/v1/cluster", cluster),
+        ("GET", "/pdlab/v1/requests", requests),
+        ("GET", "/pdlab/v1/events", events),
+        ("GET", "/pdlab/v1/trace", trace),
+    )
 
 
 def _number(request: Request, name: str, otherwise: int, most: int) -> int:
