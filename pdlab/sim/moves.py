@@ -221,7 +221,8 @@ class Moves:
             return
         size += self.mode.state_bytes
         job.transfer_start_s = self.scene.env._now
-        job.streaming = job.paced = streaming
+        if streaming or job.paced:
+            job.streaming = job.paced = streaming
         delay_s += self.mode.setup_s
         job.transfer = self.network.transfer(
             job.p.name,

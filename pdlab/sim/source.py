@@ -105,7 +105,8 @@ class RequestSource:
                 units = prompt // w.hash_tokens
                 context = tuple(-1 - (i << 20) - u for u in range(units))
         job = scene.jobs[i] = Job(i, request, output, context)
-        job.samples_anew = self._samples_anew or request.best_of > 1
+        if self._samples_anew or request.best_of > 1:
+            job.samples_anew = True
         if self.request_s:
             After(scene.env, self.request_s, [self._received], Arrived(request, output))
         else:
@@ -114,7 +115,7 @@ class RequestSource:
     def _received(self, event: simpy.Event) -> None:
         for host in self.hosts:
             host.received()
-        self.scene.tell(event._value)
+        self.scene.teller.tell(event._value, self.scene.env._now)
 
     def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:
         w = self.workload
