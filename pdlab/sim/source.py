@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import simpy
-
 from pdlab.core.types import Arrived, Request
 from pdlab.sim.after import After
 from pdlab.sim.host import Host
@@ -65,7 +63,7 @@ class RequestSource:
         if self.ended == self.requests:
             self.finish.succeed()
 
-    def _turn(self, event: simpy.Event) -> None:
+    def _turn(self, event: After) -> None:
         self._arrive_by_index(event._value)
 
     def _open_arrivals(self) -> Iterator[tuple[int, float, int, int]]:
@@ -77,7 +75,7 @@ class RequestSource:
                 if w.after is None or w.after[i] < 0:
                     yield i, arrival_s, prompt, output
 
-    def _arrival(self, event: simpy.Event) -> None:
+    def _arrival(self, event: After) -> None:
         i, _, prompt, output = event._value
         self._arrive(i, prompt, output)
         following = next(self._arrivals, None)
@@ -112,7 +110,7 @@ class RequestSource:
         else:
             scene.teller.tell(Arrived(request, output), now)
 
-    def _received(self, event: simpy.Event) -> None:
+    def _received(self, event: After) -> None:
         for host in self.hosts:
             host.received()
         self.scene.teller.tell(event._value, self.scene.env._now)

@@ -340,7 +340,7 @@ class SimInstance:
             self._span(batch, steps, seconds)
         return seconds
 
-    def _done(self, event: simpy.Event) -> None:
+    def _done(self, event: After) -> None:
         if event._value != self.generation:
             return  # cut, or dead, since
         worker, scheduler, owner = self.worker, self.scheduler, self.owner
