@@ -29,18 +29,23 @@ class Meter:
         """`steps` of a batch took `seconds` from `began_s` on, the last of them `last_s`. `joined`: how many of its decodes had their first
         here. `batch.context_tokens` is still that of the first."""
         n = batch.decodes
-        if n:
-            if self._ended_s < began_s and n > joined:
-                self.decode_s += began_s - self._ended_s  # they have waited, too
-            self._ended_s = began_s + seconds
-            self.decode_s += seconds
-            self.decode_steps += steps
-            if not batch.chunks:
-                self._decode = (n, batch.context_tokens + n * (steps - 1), last_s)
-            elif self._beside is None or batch.prompt_tokens >= self._beside.prompt_tokens:
-                self._beside, self._beside_s = batch, last_s
-        elif self._alone is None or batch.prompt_tokens >= self._alone.prompt_tokens:
-            self._alone, self._alone_s = batch, last_s
+        if not n:
+            self.computed(batch, last_s)
+            return
+        if self._ended_s < began_s and n > joined:
+            self.decode_s += began_s - self._ended_s  # they have waited, too
+        self._ended_s = began_s + seconds
+        self.decode_s += seconds
+        self.decode_steps += steps
+        if not batch.chunks:
+            self._decode = (n, batch.context_tokens + n * (steps - 1), last_s)
+        elif self._beside is None or batch.prompt_tokens >= self._beside.prompt_tokens:
+            self._beside, self._beside_s = batch, last_s
+
+    def computed(self, batch: Batch, seconds: float) -> None:
+        """`took`, of a batch that only has prompts."""
+        if self._alone is None or batch.prompt_tokens >= self._alone.prompt_tokens:
+            self._alone, self._alone_s = batch, seconds
 
     def drain(self) -> tuple[StepTime, ...]:
         """The steps to tell of; they are told once."""

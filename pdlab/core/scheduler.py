@@ -365,9 +365,8 @@ class Scheduler(Commands):
                 if chunks or self.victims or (self.foresight is not None and (self.waiting or self.prefilling)):
                     # a victim may come back at the next step
                     repeat = 1
-                pool = self.pool
-                if need := self.growth[self.step % pool.block_tokens]:
-                    pool.grow(need)
+                if need := self.growth[self.step % self.pool.block_tokens]:
+                    self.pool.grow(need)
                 self.computing = chunks
                 return Batch(chunks, n, self.context_tokens, repeat)
             for seq, _ in chunks:  # not started: their blocks stay theirs, unless preempted below

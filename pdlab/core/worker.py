@@ -253,13 +253,13 @@ class Worker:
         """The batch ran `steps` more times; in the last, these `ended` before their length. Returns (prefilled, finished) as the Scheduler
         does, requests in place of their candidates: one has finished with the last of them. What is prefilled and does not stay is held
         from now on."""
-        prefilled, finished = self.commands.complete(batch, steps, now)
+        done = self.commands.complete(batch, steps, now)
         if ended or self.families:
-            prefilled, finished = self._requests(prefilled, finished, ended)
-        for seq in prefilled:
+            done = self._requests(*done, ended)
+        for seq in done[0]:
             if not seq.decodes_here:
                 self.due[seq] = now + self.lease_s
-        return prefilled, finished
+        return done
 
     # ------------------------------------------------------------ what it says of itself
 

@@ -142,10 +142,15 @@ class Roofline(Cost):
         ]
         (_, self._pair_s, self._read_s, self._context_s), *self._windows = by_window
         self._decode_base: dict[int, float] = {}
+        self._prompts_base: dict[tuple[int, float, int], float] = {}
 
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:
         tokens, own, attention_s = self._prompts(chunks)
-        whole_s: float = without_attention_s(self._parts, tokens, own, len(chunks)) + attention_s
+        size = tokens, own, len(chunks)
+        base_s = self._prompts_base.get(size)
+        if base_s is None:
+            base_s = self._prompts_base[size] = without_attention_s(self._parts, *size)
+        whole_s = base_s + attention_s
         return whole_s if self._stages == 1 else whole_s * self._overlap + self._hop_s
 
     def decode_line(self, batch: int, context_tokens: int) -> tuple[float, float, float]:
@@ -194,7 +199,7 @@ class Roofline(Cost):
     def _prompts(self, chunks: Sequence[tuple[int, int]]) -> tuple[int, float, float]:
         """All tokens, those of the busiest rank, and seconds of its attention."""
         tokens, attention_s, longest, longest_s = 0, 0.0, 0, 0.0
-        pair_s, read_s, windows = self._pair_s, self._read_s, self._windows
+        pair_s, read_s, windows, grouped = self._pair_s, self._read_s, self._windows, self._groups > 1.0
         for new, context in chunks:
             tokens += new
             by_flops, by_bytes = pair_s * new * (context + 0.5 * (new + 1)), read_s * context
@@ -202,11 +207,9 @@ class Roofline(Cost):
             if windows:
                 own_s += self._window_prefill_s(new, context)
             attention_s += own_s
-            if new > longest:
-                longest = new
-            if own_s > longest_s:
-                longest_s = own_s
-        if self._groups == 1.0:
+            if grouped:
+                longest, longest_s = max(longest, new), max(longest_s, own_s)
+        if not grouped:
             return tokens, tokens, attention_s
         return tokens, max(longest, tokens / self._groups), max(longest_s, attention_s / self._groups)
 

@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from pdlab.cost.amounts import Amounts, LinearWork
 from pdlab.cost.collectives import Quantity, Ring, all_reduce_s, all_to_all_s, lesser
 
@@ -109,6 +111,8 @@ class StepParts:
     exchange_bytes: Quantity
     collective: Quantity
     collective_latency: Quantity
+    alone: bool  # no instance has several ranks: collectives take no time
+    dense: bool  # none has experts: nor do they
 
 
 def step_parts(a: Amounts, k: Achieved) -> StepParts:
@@ -142,6 +146,8 @@ def step_parts(a: Amounts, k: Achieved) -> StepParts:
         exchange_bytes=a.exchange_bytes,
         collective=k.collective,
         collective_latency=k.collective_latency,
+        alone=not np.any(a.ring.ranks > 1.0) and not np.any(a.attention_ring.ranks > 1.0),
+        dense=not np.any(a.moe_layers),
     )
 
 
@@ -172,8 +178,11 @@ def without_attention_s(p: StepParts, tokens: Quantity, own_tokens: Quantity, se
     seconds = (own * own + p.own_read_s * p.own_read_s) ** 0.5 + (shared * shared + p.shared_read_s * p.shared_read_s) ** 0.5
     head = sequences * p.head_token_s
     seconds += (head * head + p.head_read_s * p.head_read_s) ** 0.5
-    seconds += p.fixed_s + own_tokens * p.activation_s + sequences * p.sequence_s + collectives_s(p, tokens, own_tokens)
-    return seconds + experts_s(p, tokens)
+    others_s = p.fixed_s + own_tokens * p.activation_s + sequences * p.sequence_s
+    if not p.alone:
+        others_s += collectives_s(p, tokens, own_tokens)
+    seconds += others_s
+    return seconds if p.dense else seconds + experts_s(p, tokens)
 
 
 def experts_s(p: StepParts, tokens: Quantity) -> Quantity:

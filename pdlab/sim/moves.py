@@ -18,8 +18,6 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-import simpy
-
 from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
@@ -91,7 +89,7 @@ class Moves:
         else:
             After(self.scene.env, self.mode.ask_s, [self._asked], (job, dseq))
 
-    def _asked(self, event: simpy.Event) -> None:
+    def _asked(self, event: After) -> None:
         job, dseq = event._value
         if self._waits(job, dseq):
             job.d.when_between_steps(partial(self._pull, job, dseq))
@@ -145,7 +143,7 @@ class Moves:
             job.p.worker.release(job.pseq)
             job.p.kick()
 
-    def _unreached(self, event: simpy.Event) -> None:
+    def _unreached(self, event: After) -> None:
         job, dseq = event._value
         if not self._waits(job, dseq):
             return
@@ -160,7 +158,7 @@ class Moves:
         assert job.d is not None and job.target is not None
         After(self.scene.env, self.cuts[frozenset((job.d.name, job.target.name))], [self._uncopied_is_known], (job, tseq))
 
-    def _uncopied_is_known(self, event: simpy.Event) -> None:
+    def _uncopied_is_known(self, event: After) -> None:
         job, tseq = event._value
         if job.tseq is tseq and not job.done:
             self.call_off(job, f"{job.d.name} does not answer", reached=False)
@@ -221,7 +219,8 @@ class Moves:
             return
         size += self.mode.state_bytes
         job.transfer_start_s = self.scene.env._now
-        job.streaming = job.paced = streaming
+        if streaming or job.paced:
+            job.streaming = job.paced = streaming
         delay_s += self.mode.setup_s
         job.transfer = self.network.transfer(
             job.p.name,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import simpy
-
 from pdlab.core.router import Router
 from pdlab.core.types import Report, Tick
 from pdlab.results.timeline import Book
@@ -45,7 +43,7 @@ class Periodic:
         After(self.scene.env, self.report_period_s, self._report_callbacks)
         After(self.scene.env, self.router.tick_s, self._tick_callbacks)
 
-    def _report(self, event: simpy.Event) -> None:
+    def _report(self, event: After) -> None:
         now = self.scene.env.now
         alive = [instance for instance in self.scene.instances.values() if instance.alive]
         for instance, report in [(instance, instance.report()) for instance in alive]:  # none knows what another's brings about
@@ -94,10 +92,10 @@ class Periodic:
         else:
             scene.teller.tell(report, now)
 
-    def _deliver_late(self, event: simpy.Event) -> None:
+    def _deliver_late(self, event: After) -> None:
         self.scene.tell(event._value)
 
-    def _tick(self, event: simpy.Event) -> None:
+    def _tick(self, event: After) -> None:
         self.scene.tell(Tick())
         tick_s, step = self.router.tick_s, self.router.policy_ticks
         ticks = self._at_rest(self.scene.env.now, tick_s, step)

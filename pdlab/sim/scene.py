@@ -56,7 +56,7 @@ class Scene:
         """That instance has no room: known when it has been asked."""
         After(self.env, self.asking_s, self._refused_callbacks, (job, job.attempt, d))
 
-    def _refused(self, event: simpy.Event) -> None:
+    def _refused(self, event: After) -> None:
         job, attempt, d = event._value
         if d.alive and job.attempt == attempt and not job.done:
             self.tell(Refused(job.request.id, attempt, d.name))

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import simpy
-
 from pdlab.core.types import Arrived, Request
 from pdlab.sim.after import After
 from pdlab.sim.host import Host
@@ -65,7 +63,7 @@ class RequestSource:
         if self.ended == self.requests:
             self.finish.succeed()
 
-    def _turn(self, event: simpy.Event) -> None:
+    def _turn(self, event: After) -> None:
         self._arrive_by_index(event._value)
 
     def _open_arrivals(self) -> Iterator[tuple[int, float, int, int]]:
@@ -77,7 +75,7 @@ class RequestSource:
                 if w.after is None or w.after[i] < 0:
                     yield i, arrival_s, prompt, output
 
-    def _arrival(self, event: simpy.Event) -> None:
+    def _arrival(self, event: After) -> None:
         i, _, prompt, output = event._value
         self._arrive(i, prompt, output)
         following = next(self._arrivals, None)
@@ -105,16 +103,17 @@ class RequestSource:
                 units = prompt // w.hash_tokens
                 context = tuple(-1 - (i << 20) - u for u in range(units))
         job = scene.jobs[i] = Job(i, request, output, context)
-        job.samples_anew = self._samples_anew or request.best_of > 1
+        if self._samples_anew or request.best_of > 1:
+            job.samples_anew = True
         if self.request_s:
             After(scene.env, self.request_s, [self._received], Arrived(request, output))
         else:
             scene.teller.tell(Arrived(request, output), now)
 
-    def _received(self, event: simpy.Event) -> None:
+    def _received(self, event: After) -> None:
         for host in self.hosts:
             host.received()
-        self.scene.tell(event._value)
+        self.scene.teller.tell(event._value, self.scene.env._now)
 
     def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:
         w = self.workload

@@ -55,6 +55,50 @@ class Owner(Protocol):
 class SimInstance:
     """`spec` says who it is; `index` is its place in every record."""
 
+    __slots__ = (
+        "_done_callbacks",
+        "alive",
+        "began_s",
+        "compute_bound_from",
+        "compute_bound_s",
+        "cost",
+        "cut",
+        "decode_busy_s",
+        "decode_longer",
+        "decode_tokens",
+        "emitted_s",
+        "env",
+        "gaps",
+        "generation",
+        "horizon",
+        "host",
+        "index",
+        "jobs",
+        "joined_s",
+        "k",
+        "lines",
+        "lived_s",
+        "longer",
+        "name",
+        "new_size_s",
+        "owner",
+        "peak_blocks",
+        "prefill_busy_s",
+        "prefill_tokens",
+        "reports_at_rest",
+        "requests",
+        "scheduler",
+        "sizes",
+        "slope_s",
+        "spans",
+        "spec",
+        "step_s",
+        "switches",
+        "up_s",
+        "wakes",
+        "worker",
+    )
+
     def __init__(
         self,
         env: simpy.Environment,
@@ -130,14 +174,12 @@ class SimInstance:
         self.began_s = now
         n, context = batch.decodes, batch.context_tokens
         if batch.chunks:
+            cost = self.cost
             chunks = [(tokens, seq.computed) for seq, tokens in batch.chunks]
-            step_s = self.cost.mixed_s(chunks, n, context) if n else self.cost.prefill_s(chunks)
-            if (
-                self.cost.unfinished_chunk_saving_s
-                and not n
-                and all(seq.computed + tokens < seq.prompt_tokens for seq, tokens in batch.chunks)
-            ):
-                step_s = max(0.0, step_s - self.cost.unfinished_chunk_saving_s)
+            step_s = cost.mixed_s(chunks, n, context) if n else cost.prefill_s(chunks)
+            saving_s = cost.unfinished_chunk_saving_s
+            if saving_s and not n and all(seq.computed + tokens < seq.prompt_tokens for seq, tokens in batch.chunks):
+                step_s = max(0.0, step_s - saving_s)
             if self.new_size_s or self.host is not None:
                 size = n + sum([tokens for tokens, _ in chunks])
                 if size not in self.sizes:
@@ -147,8 +189,7 @@ class SimInstance:
                     step_s += self.host.extra_s(self, size)
             step_s *= self.longer
             seconds = step_s
-            self.k = 1
-            self.step_s, self.slope_s = step_s, 0.0
+            self.k, self.step_s, self.slope_s = 1, step_s, 0.0
             self.owner.batch_started(self, batch, now, step_s)
         else:
             base_s, per_token_s, until = self.lines.get(n) or self._line(n, context)
@@ -161,10 +202,11 @@ class SimInstance:
             slope_s = per_token_s * n
             if self.host is not None:
                 step_s += self.host.extra_s(self, 0)
-            step_s *= self.decode_longer
-            slope_s *= self.decode_longer
+            longer = self.decode_longer
+            self.step_s = step_s = step_s * longer
+            self.slope_s = slope_s = slope_s * longer
+            self.k, self.cut = k, False
             seconds = k * step_s + slope_s * (k * (k - 1) / 2)
-            self.k, self.cut, self.step_s, self.slope_s = k, False, step_s, slope_s
         if scheduler.joined:
             self.owner.first_steps(scheduler.joined, now, now + step_s)
         self.generation = generation = self.generation + 1
@@ -269,23 +311,22 @@ class SimInstance:
         """Account for `steps` done from `began_s` on: token gaps, busy time. Returns their seconds."""
         n, step_s, slope_s = batch.decodes, self.step_s, self.slope_s
         if not n:
-            self.worker.meter.took(batch, 0, self.began_s, step_s, 1, step_s)
+            self.worker.meter.computed(batch, step_s)
             self.prefill_busy_s += step_s
             if self.spans is not None:
                 self._span(batch, 1, step_s)
             return step_s
         seconds = steps * step_s + slope_s * (steps * (steps - 1) / 2)
-        joined, add_run, began_s = self.scheduler.joined, self.gaps.add_run, self.began_s
+        began_s, joined = self.began_s, len(self.scheduler.joined)
         pause_s = began_s - self.emitted_s
-        self.worker.meter.took(batch, len(joined), began_s, seconds, steps, step_s + slope_s * (steps - 1))
+        self.worker.meter.took(batch, joined, began_s, seconds, steps, step_s + slope_s * (steps - 1))
         if not joined and pause_s < 1e-9:
-            add_run(n, step_s, slope_s, steps)
+            self.gaps.add_run(n, step_s, slope_s, steps)
         else:  # those that joined have their first gap counted already, the others have waited `pause_s` more
-            continuing = n - len(joined)
-            if continuing:
-                add_run(continuing, pause_s + step_s, 0.0, 1)
+            if n > joined:
+                self.gaps.add_run(n - joined, pause_s + step_s, 0.0, 1)
             if steps > 1:
-                add_run(n, step_s + slope_s, slope_s, steps - 1)
+                self.gaps.add_run(n, step_s + slope_s, slope_s, steps - 1)
             self.scheduler.joined = NOTHING
         self.emitted_s = began_s + seconds
         self.decode_tokens += n * steps
@@ -299,11 +340,11 @@ class SimInstance:
             self._span(batch, steps, seconds)
         return seconds
 
-    def _done(self, event: simpy.Event) -> None:
+    def _done(self, event: After) -> None:
         if event._value != self.generation:
             return  # cut, or dead, since
-        worker, scheduler, owner, k, now = self.worker, self.scheduler, self.owner, self.k, self.env._now
-        batch = worker.batch
+        worker, scheduler, owner = self.worker, self.scheduler, self.owner
+        batch, k, now = worker.batch, self.k, self.env._now
         assert batch is not None
         self._book(batch, k)
         used = scheduler.pool.used

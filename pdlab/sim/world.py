@@ -35,7 +35,7 @@ from pdlab.core.types import (
 )
 from pdlab.replay.log import EventLog
 from pdlab.results.timeline import Book
-from pdlab.sim.after import run_until
+from pdlab.sim.after import After, run_until
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
@@ -365,7 +365,7 @@ class World(Scene):
             instance.worker.lapse(seq)
             instance.kick()
 
-    def _wake(self, event: simpy.Event) -> None:
+    def _wake(self, event: After) -> None:
         event._value.wake()
 
     def drained(self, instance: SimInstance) -> None:
