@@ -15,7 +15,10 @@ pytestmark = pytest.mark.interop
 FILE = Path(__file__).resolve().parents[2] / "experiments" / "which_ratio.yaml"
 PARSE = """
 import json, sys
-from vllm.entrypoints.openai.cli_args import make_arg_parser
+try:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+except ImportError:
+    from vllm.entrypoints.openai.cli_args import make_arg_parser
 try:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 except ImportError:
@@ -26,7 +29,7 @@ for words in json.load(sys.stdin):
     transfer = found.kv_transfer_config
     print(json.dumps([
         found.model_tag, found.port, found.tensor_parallel_size, found.max_num_batched_tokens, found.max_num_seqs, found.block_size,
-        found.enable_prefix_caching, getattr(transfer, "kv_connector", transfer and transfer.get("kv_connector")),
+        found.enable_prefix_caching, transfer and transfer.kv_connector,
     ]))
 """
 
