@@ -24,7 +24,7 @@ from pdlab.core.types import UsageError
 
 LOOK_S = 1.0
 LOOKS = round(HOOK_S / LOOK_S)  # that see the same call, until it is cut off
-_ASKED = (*HOOKS, Policy.observe.__name__)
+_ASKED = (*HOOKS, *(hook.__name__ for hook in (Policy.observe, Policy.first, Policy.evict)))
 
 
 @contextmanager

@@ -332,9 +332,12 @@ class Requests:
                 return
             requests = [one.request for one in waiting.values()]
             try:
-                chosen = waiting[self.policy.first(requests, self.cluster).id]
+                answer = self.policy.first(requests, self.cluster)
             except MISTAKES as error:
-                raise self.reply.blame("dispatch", None, error) from error
+                raise self.reply.blame("first", None, error) from error
+            chosen = waiting.get(getattr(answer, "id", -1))
+            if chosen is None:
+                raise self.reply.blame("first", None, f"returned {answer!r}, none of the requests that wait")
             if not self._dispatch(chosen):
                 return
             queue.remove(chosen)
@@ -344,7 +347,7 @@ class Requests:
         try:
             ids = list(self.policy.evict(self.cluster))
         except MISTAKES as error:
-            raise self.reply.blame("dispatch", None, error) from error
+            raise self.reply.blame("evict", None, error) from error
         for request_id in ids:
             live = self.cluster.live.get(request_id)
             if live is not None:

@@ -44,6 +44,7 @@ def said(experiment: Experiment) -> str:
     return str(caught.value)
 
 
+WAITS = "    queues = True\n    def dispatch(self, request, cluster):\n        return None\n"
 RAISES = [  # the class's body from line 12 on, the hook, the line, what is said
     ("    def dispatch(self, request, cluster):\n        return helper(request)\n", "dispatch for request 0", 6, "raised KeyError: 0"),
     ("    def dispatch(self, request, cluster):\n        raise SystemExit(0)\n", "dispatch for request 0", 13, "raised SystemExit: 0"),
@@ -66,13 +67,16 @@ RAISES = [  # the class's body from line 12 on, the hook, the line, what is said
     ("    def migrate(self, cluster):\n        return [7]\n", "migrate", 12, "returned 7, not a request's id and an instance"),
     ("    def resize(self, cluster):\n        return [cluster.instances[0]]\n", "resize", 12, "returned "),
     ("    def migrate(self, cluster):\n        return 7\n", "migrate", 12, "raised TypeError: 'int' object is not iterable"),
+    (f"{WAITS}    def first(self, waiting, cluster):\n        return helper(waiting[0])\n", "first", 6, "raised KeyError: 0"),
+    (f"{WAITS}    def first(self, waiting, cluster):\n        return 3\n", "first", 15, "returned 3, none of the requests that wait"),
+    (f"{WAITS}    def evict(self, cluster):\n        return 1 / 0\n", "evict", 16, "raised ZeroDivisionError"),
 ]
 
 
 @pytest.mark.parametrize(("body", "hook", "line", "what"), RAISES, ids=[f"{hook}-{what[:12]}" for _, hook, _, what in RAISES])
 def test_a_mistake_has_the_line_of_the_policys_own_code(body: str, hook: str, line: int, what: str, tmp_path: Path) -> None:
     composed = {hook.partition(" ")[0]: "mine.py"}
-    for policy in ("mine.py",) if hook == "observe" else ("mine.py", composed):
+    for policy in ("mine.py",) if hook in ("observe", "first", "evict") else ("mine.py", composed):
         text = said(mine(tmp_path, body, policy))
         assert text.startswith(f"{tmp_path / 'mine.py'}:{line}: policy Mine.{hook} at t=")
         assert what in text
@@ -143,11 +147,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("hook", ["dispatch", "handoff", "migrate", "resize", "observe"])
+@pytest.mark.parametrize("hook", ["dispatch", "handoff", "migrate", "resize", "observe", "first", "evict"])
 @pytest.mark.parametrize("body", [body for body, _ in ENDLESS], ids=[name for _, name in ENDLESS])
 def test_a_hook_that_does_not_return_is_cut_off(hook: str, body: str, tmp_path: Path) -> None:
-    takes = {"dispatch": "request, cluster", "handoff": "request, cluster", "observe": "event, cluster"}.get(hook, "cluster")
-    experiment = mine(tmp_path, f"    def {hook}(self, {takes}):\n        {body}\n")
+    takes = {"dispatch": "request, cluster", "handoff": "request, cluster", "observe": "event, cluster", "first": "waiting, cluster"}
+    before = WAITS if hook in ("first", "evict") else ""
+    experiment = mine(tmp_path, f"{before}    def {hook}(self, {takes.get(hook, 'cluster')}):\n        {body}\n")
     assert f"policy Mine.{hook}" in (text := said(experiment))
     assert text.endswith("s does not return: it was cut off after 10 s")
     assert f"{tmp_path / 'mine.py'}:1" in text
