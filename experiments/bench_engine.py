@@ -109,7 +109,11 @@ def pdlab(dtype: str, threads: int, model: str, batches: list[int], prompts: lis
 
     loaded = load(EngineOptions(model=model, dtype=dtype, threads=threads, kv_gib=1, max_batch_tokens=2048, prefix_cache=False))
     engine, served = loaded.engine, loaded.engine.runner.model
-    weights = [linear for layer in served.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    weights = [
+        linear
+        for layer in served.layers
+        for linear in (layer.attention.qkv, layer.out, layer.feed_forward.gate_up, layer.feed_forward.down)
+    ]
     weight_bytes = sum(linear.weight_bytes for linear in (*weights, served.head))
     shares: list[float] = []  # of the bandwidth bound, at batch 1
     ids = iter(range(10**6))

@@ -46,11 +46,11 @@ KV_BYTES = 1 << 27
 Shape = tuple[int, int, int, int]
 
 
-def kv_of(shape: Shape, shared: bool) -> torch.Tensor:
+def kv_of(shape: Shape, shared: bool, device: str) -> torch.Tensor:
     layers, kv_heads, block_tokens, head_dim = shape
     blocks = KV_BYTES // (layers * 2 * kv_heads * block_tokens * head_dim * 2)
     full = (layers, 2, blocks, kv_heads, block_tokens, head_dim)
-    kv = shared_kv(full, torch.bfloat16) if shared else torch.empty(full, dtype=torch.bfloat16)
+    kv = shared_kv(full, torch.bfloat16) if shared else torch.empty(full, dtype=torch.bfloat16, device=device)
     return kv.fill_(1.0)
 
 
@@ -90,10 +90,10 @@ def inside(name: str, command: list[str]) -> list[str]:
     return ["ip", "netns", "exec", name, "env", f"PDLAB_BENCH_NAMESPACE={name}", "UCX_NET_DEVICES=eth0", "UCX_TLS=tcp", *command]
 
 
-async def serve(transport: str, shared: bool, shape: Shape) -> None:
+async def serve(transport: str, shared: bool, device: str, shape: Shape) -> None:
     """The other process: offers and pushes as it is told."""
     loop = asyncio.get_running_loop()
-    async with endpoint(kv_of(shape, shared), "source", transport) as own:
+    async with endpoint(kv_of(shape, shared, device), "source", transport) as own:
         print(base64.b64encode(own.descriptor()).decode(), flush=True)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             told = json.loads(line)
@@ -105,9 +105,9 @@ async def serve(transport: str, shared: bool, shape: Shape) -> None:
                 print(json.dumps({"status": result.status, "seconds": result.seconds}), flush=True)
 
 
-async def measure(transport: str, shared: bool, shape: Shape, seconds: float) -> list[tuple[str, dict[str, float], float]]:
+async def measure(transport: str, shared: bool, device: str, shape: Shape, seconds: float) -> list[tuple[str, dict[str, float], float]]:
     """(direction, {size: median seconds}, longest hold-up of the event loop)."""
-    command = [sys.executable, __file__, "--serve", f"{transport},{int(shared)}", "--shape", ",".join(map(str, shape))]
+    command = [sys.executable, __file__, "--serve", f"{transport},{int(shared)},{device}", "--shape", ",".join(map(str, shape))]
     process = subprocess.Popen(inside(FAR, command) if HERE else command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
 
@@ -122,7 +122,7 @@ async def measure(transport: str, shared: bool, shape: Shape, seconds: float) ->
 
     rng, found = random.Random(1), []
     try:
-        kv = kv_of(shape, shared)
+        kv = kv_of(shape, shared, device)
         async with endpoint(kv, "target", transport) as own:
             at = base64.b64decode(ask())
             block_bytes = kv[:, :, 0].numel() * 2
@@ -225,15 +225,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     for field, default in (("layers", 8), ("kv-heads", 2), ("block-tokens", 16), ("head-dim", 64)):
         parser.add_argument(f"--{field}", type=int, default=default)
-    parser.add_argument("--only", default="", help="shm, tcp or nixl")
+    parser.add_argument("--only", default="", help="shm, tcp, nixl or cuda_ipc")
+    parser.add_argument("--device", default="cpu", help="where the KV memory is; cuda: cuda_ipc and NIXL")
     parser.add_argument("--namespaces", action="store_true", help="the two processes in network namespaces of their own (as root)")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
-        transport, shared = given.serve.split(",")
+        transport, shared, device = given.serve.split(",")
         layers, kv_heads, block_tokens, head_dim = map(int, given.shape.split(","))
-        asyncio.run(serve(transport, shared == "1", (layers, kv_heads, block_tokens, head_dim)))
+        asyncio.run(serve(transport, shared == "1", device, (layers, kv_heads, block_tokens, head_dim)))
         return
     if given.namespaces and not HERE:
         with namespaces():
@@ -250,13 +251,15 @@ def main() -> None:
 
     row("memcpy, one thread", {size: memcpy_s(bytes, given.seconds) for size, bytes in SIZES.items()})
     ways = [("tcp", "tcp", False)]
-    if not HERE:
+    if given.device != "cpu":
+        ways = [("cuda_ipc", "cuda_ipc", False)]
+    elif not HERE:
         row("TCP loopback, blocking", {size: loopback_s(bytes, given.seconds) for size, bytes in SIZES.items()})
         ways = [("shm", "shm", True), ("shm, staged", "shm", False), *ways]
     if nixl.api() is not None:
         ways.append(("nixl", "nixl", False))
     for name, transport, shared in (way for way in ways if given.only in way[1]):
-        for direction, medians, lag in asyncio.run(measure(transport, shared, shape, given.seconds)):
+        for direction, medians, lag in asyncio.run(measure(transport, shared, given.device, shape, given.seconds)):
             row(f"{name}: {direction}", medians, lag)
     Console(width=140).print(table)
     if nixl.api() is None:

@@ -41,8 +41,7 @@ def paged_attention(
     window        0, or how many tokens back a query sees, itself among them
     max_queries   CUDA only: at least the queries of any one sequence, so that the launch need not ask the device; pass 1 for pure decode.
                   (0: as many as there are tokens, right but with idle programs)
-    sinks         float32 [heads] or None: a score of each head that takes its share of the softmax and brings no value; on CUDA in plain
-                  PyTorch
+    sinks         float32 [heads] or None: a score of each head that takes its share of the softmax and brings no value
 
     Query i of sequence s is at context_lens[s] - queries + i, and sees the positions up to its own.
     """
@@ -50,9 +49,19 @@ def paged_attention(
         return cpu.paged_attention(
             q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out, sinks=sinks
         )
-    if q.device.type == "cuda" and sinks is None:
+    if q.device.type == "cuda":
         return cuda.paged_attention(
-            q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out, max_queries=max_queries
+            q,
+            k_cache,
+            v_cache,
+            block_tables,
+            query_starts,
+            context_lens,
+            scale=scale,
+            window=window,
+            out=out,
+            max_queries=max_queries,
+            sinks=sinks,
         )
     return reference.paged_attention(
         q, k_cache, v_cache, block_tables, query_starts, context_lens, scale=scale, window=window, out=out, sinks=sinks

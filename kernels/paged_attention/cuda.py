@@ -3,6 +3,9 @@
 As on the CPU, the rows of a tile are (query, head of the group) pairs, which share the reading of K and V. Sequences with one query go
 to split-K kernels (flash-decoding): a program per (sequence, kv head, split), then a merge. Sequences with more go to blocked flash
 attention. Each kernel passes over the sequences of the other kind, so a mixed batch is two launches and a merge.
+
+A head is cut in two where its width is no power of two: the largest one below it, and the rest. MLA's 576 are 512 and 64 so, not 1024;
+there keys and values are one cache, and are read once.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def _tile(
     q,
+    rest,
     k_cache,
     v_cache,
     table,
@@ -34,23 +38,33 @@ def _tile(
     head_stride,
     DIM: tl.constexpr,
     D: tl.constexpr,
+    E: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     WINDOW: tl.constexpr,
+    ONE: tl.constexpr,
 ):
-    """Online softmax of the rows q [M, D] at `position` [M] over the keys first <= key < last; gives (output, max, sum) unscaled."""
+    """Online softmax of the rows q [M, D] and, where E, `rest` [M, E] at `position` [M] over the keys first <= key < last; gives (output
+    [M, D], output [M, E], max, sum) unscaled. ONE: values are the keys."""
     d = tl.arange(0, D)
+    e = D + tl.arange(0, E if E else 1)
     best = tl.full([M], -1e30, tl.float32)
     total = tl.zeros([M], tl.float32)
     out = tl.zeros([M, D], tl.float32)
+    more = tl.zeros([M, E if E else 1], tl.float32)
     for start in range(first, last, N):
         key = start + tl.arange(0, N)
         there = key < last
         block = tl.load(table + key // block_tokens, mask=there, other=0).to(tl.int64)
-        at = (block * block_stride + head * head_stride + (key % block_tokens) * DIM)[:, None] + d[None, :]
+        row = (block * block_stride + head * head_stride + (key % block_tokens) * DIM)[:, None]
         stored = there[:, None] & (d < DIM)[None, :]
-        k = tl.load(k_cache + at, mask=stored, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
+        k = tl.load(k_cache + row + d[None, :], mask=stored, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if E:
+            stored_e = there[:, None] & (e < DIM)[None, :]
+            k_rest = tl.load(k_cache + row + e[None, :], mask=stored_e, other=0.0)
+            scores += tl.dot(rest, tl.trans(k_rest), input_precision="ieee")
+        scores = scores * (scale * LOG2E)
         seen = (key[None, :] <= position[:, None]) & there[None, :]
         if WINDOW:
             seen = seen & (key[None, :] >= low[:, None])
@@ -59,10 +73,19 @@ def _tile(
         weights = tl.where(seen, tl.exp2(scores - now[:, None]), 0.0)
         alpha = tl.exp2(best - now)
         total = total * alpha + tl.sum(weights, 1)
-        v = tl.load(v_cache + at, mask=stored, other=0.0)
+        if ONE:
+            v = k
+        else:
+            v = tl.load(v_cache + row + d[None, :], mask=stored, other=0.0)
         out = out * alpha[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        if E:
+            if ONE:
+                v_rest = k_rest
+            else:
+                v_rest = tl.load(v_cache + row + e[None, :], mask=stored_e, other=0.0)
+            more = more * alpha[:, None] + tl.dot(weights.to(v.dtype), v_rest, input_precision="ieee")
         best = now
-    return out, best, total
+    return out, more, best, total
 
 
 @triton.jit
@@ -73,6 +96,7 @@ def _prefill(
     tables,
     starts,
     contexts,
+    sinks,
     out,
     scale,
     q_token,
@@ -84,12 +108,15 @@ def _prefill(
     block_stride,
     head_stride,
     window,
+    SINKS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     D: tl.constexpr,
+    E: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     WINDOW: tl.constexpr,
+    ONE: tl.constexpr,
 ):
     seq, head = tl.program_id(2), tl.program_id(1)
     start = tl.load(starts + seq)
@@ -101,18 +128,23 @@ def _prefill(
     row = first_row + tl.arange(0, M)
     real = row < queries * GROUP
     query = row // GROUP
-    d = tl.arange(0, D)
+    d, e = tl.arange(0, D), D + tl.arange(0, E if E else 1)
     token, q_at = (start + query).to(tl.int64), head * GROUP + row % GROUP
-    mask = real[:, None] & (d < DIM)[None, :]
-    rows = tl.load(q + (token * q_token + q_at * q_head)[:, None] + d[None, :], mask=mask, other=0.0)
+    mask, mask_e = real[:, None] & (d < DIM)[None, :], real[:, None] & (e < DIM)[None, :]
+    at = (token * q_token + q_at * q_head)[:, None]
+    rows = tl.load(q + at + d[None, :], mask=mask, other=0.0)
+    rest = rows
+    if E:
+        rest = tl.load(q + at + e[None, :], mask=mask_e, other=0.0)
     position = before + query
     low = position - window + 1
     last = tl.minimum(before + (first_row + M - 1) // GROUP, before + queries - 1) + 1
     first = 0
     if WINDOW:
         first = tl.maximum(0, before + first_row // GROUP - window + 1)
-    result, _best, total = _tile(
+    result, more, best, total = _tile(
         rows,
+        rest,
         k_cache,
         v_cache,
         tables + seq.to(tl.int64) * table_stride,
@@ -127,14 +159,23 @@ def _prefill(
         head_stride,
         DIM,
         D,
+        E,
         M,
         N,
         WINDOW,
+        ONE,
     )
-    total = tl.where(real, total, 1.0)
-    tl.store(
-        out + (token * out_token + q_at * out_head)[:, None] + d[None, :], (result / total[:, None]).to(out.dtype.element_ty), mask=mask
-    )
+    weight = tl.full([M], 1.0, tl.float32)
+    if SINKS:
+        sink = tl.load(sinks + q_at, mask=real, other=0.0) * LOG2E
+        most = tl.maximum(best, sink)
+        weight = tl.exp2(best - most)
+        total = total * weight + tl.exp2(sink - most)
+    weight = weight / tl.where(real, total, 1.0)
+    to = out + (token * out_token + q_at * out_head)[:, None]
+    tl.store(to + d[None, :], (result * weight[:, None]).to(out.dtype.element_ty), mask=mask)
+    if E:
+        tl.store(to + e[None, :], (more * weight[:, None]).to(out.dtype.element_ty), mask=mask_e)
 
 
 @triton.jit
@@ -158,13 +199,17 @@ def _decode(
     window,
     SPLITS: tl.constexpr,
     GROUP: tl.constexpr,
+    TILES: tl.constexpr,
     DIM: tl.constexpr,
     D: tl.constexpr,
+    E: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     WINDOW: tl.constexpr,
+    ONE: tl.constexpr,
 ):
-    seq, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """TILES programs share a group's heads, M each."""
+    seq, head, split = tl.program_id(0), tl.program_id(1) // TILES, tl.program_id(2)
     start = tl.load(starts + seq)
     if tl.load(starts + seq + 1) - start != 1:
         return
@@ -175,12 +220,17 @@ def _decode(
     span = tl.cdiv(tl.cdiv(context - begin, SPLITS), N) * N
     first = begin + split * span
     last = tl.minimum(first + span, context)
-    row, d = tl.arange(0, M), tl.arange(0, D)
-    mask = (row < GROUP)[:, None] & (d < DIM)[None, :]
-    rows = tl.load(q + start.to(tl.int64) * q_token + ((head * GROUP + row) * q_head)[:, None] + d[None, :], mask=mask, other=0.0)
+    row = tl.program_id(1) % TILES * M + tl.arange(0, M)
+    d, e = tl.arange(0, D), D + tl.arange(0, E if E else 1)
+    at = start.to(tl.int64) * q_token + ((head * GROUP + row) * q_head)[:, None]
+    rows = tl.load(q + at + d[None, :], mask=(row < GROUP)[:, None] & (d < DIM)[None, :], other=0.0)
+    rest = rows
+    if E:
+        rest = tl.load(q + at + e[None, :], mask=(row < GROUP)[:, None] & (e < DIM)[None, :], other=0.0)
     position = tl.zeros([M], tl.int32) + context - 1
-    result, best, total = _tile(
+    result, more, best, total = _tile(
         rows,
+        rest,
         k_cache,
         v_cache,
         tables + seq.to(tl.int64) * table_stride,
@@ -195,31 +245,57 @@ def _decode(
         head_stride,
         DIM,
         D,
+        E,
         M,
         N,
         WINDOW,
+        ONE,
     )
-    heads = tl.num_programs(1) * GROUP
+    heads = tl.num_programs(1) // TILES * GROUP
     part = (seq * heads + head * GROUP + row).to(tl.int64) * SPLITS + split
-    tl.store(parts + part[:, None] * D + d[None, :], result, mask=(row < GROUP)[:, None])
+    to = parts + part[:, None] * (D + E)
+    tl.store(to + d[None, :], result, mask=(row < GROUP)[:, None])
+    if E:
+        tl.store(to + e[None, :], more, mask=(row < GROUP)[:, None])
     tl.store(maxima + part, best, mask=row < GROUP)
     tl.store(sums + part, total, mask=row < GROUP)
 
 
 @triton.jit
 def _merge(
-    parts, maxima, sums, starts, out, out_token, out_head, SPLITS: tl.constexpr, S: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr
+    parts,
+    maxima,
+    sums,
+    starts,
+    sinks,
+    out,
+    out_token,
+    out_head,
+    SINKS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    S: tl.constexpr,
+    DIM: tl.constexpr,
+    STORED: tl.constexpr,
+    D: tl.constexpr,
 ):
+    """A program has D of a head's STORED numbers."""
     seq, head = tl.program_id(0), tl.program_id(1)
     start = tl.load(starts + seq)
     if tl.load(starts + seq + 1) - start != 1:
         return
-    split, d = tl.arange(0, S), tl.arange(0, D)
+    split, d = tl.arange(0, S), tl.program_id(2) * D + tl.arange(0, D)
     part = (seq * tl.num_programs(1) + head).to(tl.int64) * SPLITS + split
-    best = tl.load(maxima + part, mask=split < SPLITS, other=-1e30)
-    weight = tl.exp2(best - tl.max(best, 0))
+    maximum = tl.load(maxima + part, mask=split < SPLITS, other=-1e30)
+    most = tl.max(maximum, 0)
+    if SINKS:
+        sink = tl.load(sinks + head) * LOG2E
+        most = tl.maximum(most, sink)
+    weight = tl.exp2(maximum - most)
     total = tl.sum(weight * tl.load(sums + part, mask=split < SPLITS, other=0.0), 0)
-    result = tl.sum(weight[:, None] * tl.load(parts + part[:, None] * D + d[None, :], mask=(split < SPLITS)[:, None], other=0.0), 0)
+    if SINKS:
+        total += tl.exp2(sink - most)
+    read = (split < SPLITS)[:, None] & (d < DIM)[None, :]
+    result = tl.sum(weight[:, None] * tl.load(parts + part[:, None] * STORED + d[None, :], mask=read, other=0.0), 0)
     result = result / tl.where(total == 0, 1.0, total)  # a padded sequence of no context gets zeros
     tl.store(out + start.to(tl.int64) * out_token + head * out_head + d, result.to(out.dtype.element_ty), mask=d < DIM)
 
@@ -269,6 +345,7 @@ def paged_attention(
     window: int = 0,
     out: Tensor | None = None,
     max_queries: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """As `pdlab.kernels.paged_attention.paged_attention`."""
     tokens, heads, dim = q.shape
@@ -278,13 +355,15 @@ def paged_attention(
     if tokens == 0 or seqs == 0:
         return out
     assert q.stride(2) == out.stride(2) == 1 and k_cache.is_contiguous() and v_cache.is_contiguous() and block_tables.stride(1) == 1
-    padded = max(16, triton.next_power_of_2(dim))
+    first, rest = _halves(dim)
     strides = (block_tables.stride(0), block_tokens, k_cache.stride(0), k_cache.stride(1), window)
-    wide = q.element_size() == 4
-    sizes = {"GROUP": group, "DIM": dim, "D": padded, "WINDOW": window > 0}
+    wide, wider = q.element_size() == 4, first + rest > 128
+    sizes = {"GROUP": group, "DIM": dim, "D": first, "E": rest, "WINDOW": window > 0, "ONE": k_cache.data_ptr() == v_cache.data_ptr()}
+    sizes["N"] = 16 if first >= 512 and wide else 32 if wide or wider else 64
+    given = q if sinks is None else sinks
     most = max_queries or tokens
     if most > 1:
-        m = 32 if wide and padded > 64 else 64 if wide or padded > 128 else 128
+        m = 16 if first >= 512 and wide else 32 if first >= 512 or wide else 64 if wider else 128
         grid = (triton.cdiv(most * group, m), kv_heads, seqs)
         _prefill[grid](
             q,
@@ -293,6 +372,7 @@ def paged_attention(
             block_tables,
             query_starts,
             context_lens,
+            given,
             out,
             scale,
             q.stride(0),
@@ -300,17 +380,19 @@ def paged_attention(
             out.stride(0),
             out.stride(1),
             *strides,
+            SINKS=sinks is not None,
             **sizes,
             M=m,
-            N=32 if wide or padded > 128 else 64,
-            num_warps=8 if m == 128 else 4,
+            num_warps=8 if m == 128 or first >= 512 else 4,
             num_stages=2,
         )
+    m = max(16, min(triton.next_power_of_2(group), 16 if wide else 32 if first >= 512 else 128))
+    tiles = triton.cdiv(group, m)
     capacity = block_tables.shape[1] * block_tokens
-    splits = max(1, min(2 * _processors(q.device) // (seqs * kv_heads), triton.cdiv(capacity, 256), 64))
-    parts = torch.empty((seqs, heads, splits, padded), dtype=torch.float32, device=q.device)
+    splits = max(1, min(2 * _processors(q.device) // (seqs * kv_heads * tiles), triton.cdiv(capacity, 256), 64))
+    parts = torch.empty((seqs, heads, splits, first + rest), dtype=torch.float32, device=q.device)
     maxima, sums = (torch.empty((seqs, heads, splits), dtype=torch.float32, device=q.device) for _ in range(2))
-    _decode[seqs, kv_heads, splits](
+    _decode[seqs, kv_heads * tiles, splits](
         q,
         k_cache,
         v_cache,
@@ -325,27 +407,40 @@ def paged_attention(
         q.stride(1),
         *strides,
         SPLITS=splits,
+        TILES=tiles,
         **sizes,
-        M=max(16, triton.next_power_of_2(group)),
-        N=32 if wide or padded > 128 else 64,
-        num_warps=4,
+        M=m,
+        num_warps=8 if first >= 512 else 4,
         num_stages=2,
     )
-    _merge[seqs, heads](
+    d = min(128, first)
+    _merge[seqs, heads, triton.cdiv(dim, d)](
         parts,
         maxima,
         sums,
         query_starts,
+        given,
         out,
         out.stride(0),
         out.stride(1),
+        SINKS=sinks is not None,
         SPLITS=splits,
         S=triton.next_power_of_2(splits),
         DIM=dim,
-        D=padded,
+        STORED=first + rest,
+        D=d,
         num_warps=2,
     )
     return out
+
+
+def _halves(dim: int) -> tuple[int, int]:
+    """Powers of two that together hold a head: the second is 0 where one does. A matrix product has sides of 16 at least."""
+    whole = max(16, triton.next_power_of_2(dim))
+    if whole == dim or dim < 32:
+        return whole, 0
+    rest = max(16, triton.next_power_of_2(dim - whole // 2))
+    return (whole // 2, rest) if rest < whole // 2 else (whole, 0)
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:

@@ -11,16 +11,30 @@ from pathlib import Path
 import pytest
 import torch
 
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (pip install triton)")
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (pip install triton)")
+
+@needs_triton
 def test_the_triton_kernels_agree_with_the_references() -> None:
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    said = run("triton_cases.py", {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
+    assert said.strip() == "well"
+
+
+@needs_triton
+@pytest.mark.slow  # 20 s of compiling
+def test_the_triton_kernels_compile_for_hopper_without_spilled_registers() -> None:
+    said = run("triton_compiled.py", {"TRITON_DEFAULT_FP_FUSION": "1"}).splitlines()
+    assert said[-1] == "well" and len(said) > 30
+    assert not [line for line in said[:-1] if not line.endswith("STACK:0")]
+
+
+def run(script: str, environment: dict[str, str]) -> str:
     ended = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("triton_cases.py"))],
-        env={**os.environ, **interpreted},
+        [sys.executable, str(Path(__file__).with_name(script))],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip() == "well"
+    return ended.stdout

@@ -9,8 +9,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from test_experts import by_hand, layer  # type: ignore[import-not-found]
 from test_paged_attention import TOLERANCE, batch  # type: ignore[import-not-found]
 
+from pdlab.kernels.experts import Activation
+from pdlab.kernels.experts import cuda as experts
+from pdlab.kernels.fused import cuda as fused
+from pdlab.kernels.fused import reference as fused_reference
 from pdlab.kernels.kv_blocks import cuda as blocks
 from pdlab.kernels.kv_blocks import reference as blocks_reference
 from pdlab.kernels.paged_attention import cuda, reference
@@ -19,13 +24,58 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter multiplies the bits of bfloat16
 
 
-def attention(lengths: list[tuple[int, int]], window: int = 0, most: int = 0, **shape: object) -> None:
+def attention(
+    lengths: list[tuple[int, int]], window: int = 0, most: int = 0, sinks: bool = False, one: bool = False, **shape: object
+) -> None:
+    """`one`: keys and values are one cache."""
     made = batch(lengths, **shape)
+    args = list(made.args())
+    if one:
+        args[2] = args[1]
+    kept = torch.randn(made.q.shape[1], generator=torch.Generator().manual_seed(1)) * 3 if sinks else None
     scale = made.q.shape[-1] ** -0.5
-    expected = reference.paged_attention(*made.args(), scale=scale, window=window)
-    args = [x.to(DEVICE) for x in made.args()]
-    actual = cuda.paged_attention(*args, scale=scale, window=window, max_queries=most)
+    expected = reference.paged_attention(*args, scale=scale, window=window, sinks=kept)
+    there = [x.to(DEVICE) for x in args]
+    if one:
+        there[2] = there[1]
+    kept = None if kept is None else kept.to(DEVICE)
+    actual = cuda.paged_attention(*there, scale=scale, window=window, max_queries=most, sinks=kept)
     torch.testing.assert_close(actual.cpu(), expected, **TOLERANCE[torch.float32 if made.q.dtype == torch.float32 else torch.bfloat16])
+
+
+def small_steps() -> None:
+    for dtype in (torch.float32, HALF):
+        tolerance = TOLERANCE[torch.float32 if dtype == torch.float32 else torch.bfloat16]
+        random = torch.Generator().manual_seed(0)
+        x, weight = torch.randn(5, 300, generator=random).to(dtype)[:, :100], torch.rand(100, generator=random).to(dtype)
+        for beside in (None, torch.randn(5, 100, generator=random).to(dtype)):
+            ours, theirs = (None if beside is None else beside.clone().to(DEVICE), None if beside is None else beside.clone())
+            found = fused.rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-5, ours)
+            torch.testing.assert_close(found.cpu(), fused_reference.rms_norm(x.clone(), weight, 1e-5, theirs), **tolerance)
+            if ours is not None:
+                torch.testing.assert_close(ours.cpu(), theirs, **tolerance)
+        wide = torch.randn(3, 2 * 1100, generator=random).to(dtype)
+        torch.testing.assert_close(fused.silu_and_mul(wide.to(DEVICE)).cpu(), fused_reference.silu_and_mul(wide), **tolerance)
+        qkv, positions = torch.randn(4, 23 * 40, generator=random).to(dtype), torch.tensor([0, 7, 3, 9])
+        cos, sin = torch.randn(2, 10, 20, generator=random)
+        turned, expected = qkv.clone().to(DEVICE), qkv.clone()
+        for of, tensor, device in ((fused, turned, DEVICE), (fused_reference, expected, "cpu")):
+            q, k = tensor.view(4, 23, 40)[:, :18], tensor.view(4, 23, 40)[:, 18:21]
+            of.rope(q, k, positions.to(device), cos.to(device), sin.to(device))
+        torch.testing.assert_close(turned.cpu(), expected, **tolerance)
+
+
+def routed(tokens: int, chosen: int, dtype: torch.dtype, *, bias: bool, activation: Activation) -> None:
+    stored, plain = layer("float32", 5, 96, 72, bias=bias, dtype=dtype)
+    there = [tuple((w.to(DEVICE, dtype), None if b is None else b.to(DEVICE)) for w, b in expert) for expert in stored]
+    random = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, 99, generator=random).to(dtype)[:, 1:97]
+    ids = torch.stack([torch.randperm(4, generator=random)[:chosen] for _ in range(tokens)])  # the last one is nobody's
+    weights = torch.rand(tokens, chosen, generator=random)
+    where = experts.ExpertPointers(there)
+    found = experts.experts(x.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE), where, 72, activation)
+    tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 3e-2}
+    torch.testing.assert_close(found.cpu().double(), by_hand(x, ids, weights, plain, activation), **tolerance)
 
 
 def store() -> None:
@@ -73,8 +123,16 @@ def main() -> None:
     attention([(70, 70)])
     attention([(20, 90), (1, 200), (0, 5), (3, 3)], window=50, block_tokens=5, dim=24)
     attention([(30, 40), (1, 80)], dim=128, kv_heads=1, group=8, dtype=HALF)
+    attention([(20, 90), (1, 200), (3, 3)], sinks=True, window=30)
+    attention([(1, 700), (4, 20)], dim=96, sinks=True)
+    attention([(9, 33), (1, 300)], dim=576, kv_heads=1, group=20, one=True, dtype=HALF)
+    attention([(3, 40), (1, 90)], dim=40, kv_heads=1, group=4, one=True)
     store()
     transfer()
+    small_steps()
+    routed(1, 2, torch.float32, bias=False, activation=Activation())
+    routed(9, 3, HALF, bias=True, activation=Activation(1.702, 0.7, 1.0))
+    routed(90, 2, torch.float32, bias=True, activation=Activation(1.702, 0.7, 1.0))
     if DEVICE == "cuda":
         graph()
     print("well")

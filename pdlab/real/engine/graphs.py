@@ -1,19 +1,19 @@
 """CUDA graphs for decode steps: one launch for a whole pass, where a CPU could not queue the kernels as fast as they run.
 
-One graph for each of a few batch sizes, captured at first use; a batch runs in the smallest that holds it, the rows left over writing to no
-slot and read by nobody.
+One graph for each of a few batch sizes, captured before the engine is ready; a batch runs in the smallest that holds it, the rows left over
+writing to no slot and read by nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdlab.real.engine.runner import Piece, Runner
+from pdlab.real.engine.runner import Runner
 from pdlab.real.models.inputs import Inputs
 from pdlab.real.models.model import DecoderModel
 
@@ -30,24 +30,33 @@ class Captured:
 
 
 class GraphRunner(Runner):
-    """A Runner on CUDA. `max_tokens` bounds a sequence, and so the width of the block tables."""
+    """A Runner on CUDA. `max_tokens` bounds a sequence, and so the width of the block tables; `max_seqs` the batches that graphs are made
+    for. The rest is Runner's."""
 
-    def __init__(self, model: DecoderModel, *, kv_blocks: int, block_tokens: int, max_tokens: int) -> None:
-        super().__init__(model, kv_blocks=kv_blocks, block_tokens=block_tokens)
-        self.width = -(-max_tokens // block_tokens)
+    def __init__(self, model: DecoderModel, *, max_tokens: int, max_seqs: int, **named: Any) -> None:
+        super().__init__(model, **named)
+        self.width = -(-max_tokens // self.block_tokens)
+        self.sizes = [size for size, before in zip(SIZES, (0, *SIZES), strict=False) if before < max_seqs]
         self.captured: dict[int, Captured] = {}
         self.pool: Any = None
 
-    def run(self, pieces: Sequence[Piece], after_layer: Callable[[int], None] | None = None) -> Tensor:
-        """As Runner.run; a batch of single tokens goes through a graph."""
-        count = len(pieces)
-        if count > SIZES[-1] or any(len(piece.tokens) > 1 or not piece.samples for piece in pieces):
-            return super().run(pieces, after_layer)
-        size = next(size for size in SIZES if size >= count)
+    def warm_up(self) -> None:
+        """Every graph is captured, the largest first: the others take of its memory."""
+        super().warm_up()
+        for size in reversed(self.sizes):
+            if size not in self.captured:
+                self.captured[size] = self._capture(size)
+
+    def _compute(self, inputs: Inputs, after_layer: Callable[[int], None] | None = None) -> Tensor:
+        """As Runner's; a batch of single tokens, all sampled from, goes through a graph."""
+        count = len(inputs.tokens)
+        if inputs.max_queries > 1 or len(inputs.last) < count or count > self.sizes[-1]:
+            return super()._compute(inputs, after_layer)
+        size = next(size for size in self.sizes if size >= count)
         if size not in self.captured:
             self.captured[size] = self._capture(size)
         captured = self.captured[size]
-        self._fill(captured.inputs, self.inputs(pieces), count)
+        self._fill(captured.inputs, inputs, count)
         captured.replay()
         return captured.logits[:count]
 

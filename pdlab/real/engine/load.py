@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from pdlab.core.types import Lines, UsageError
 from pdlab.core.worker import Worker
 from pdlab.real.engine.engine import Engine
+from pdlab.real.engine.graphs import GraphRunner
 from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.passes import Tell
@@ -76,15 +78,12 @@ class LoadedModel:
     context_tokens: int
 
     def runner(self, options: EngineOptions, tell: Tell | None = None) -> Runner:
-        """`tell` hears of each pass before it is run."""
-        return Runner(
-            self.model,
-            tell=tell,
-            kv_blocks=self.kv_blocks,
-            block_tokens=options.block_tokens,
-            shared=bool(options.kv_name),
-            step_tokens=options.max_batch_tokens,
-        )
+        """`tell` hears of each pass before it is run. Decode steps of a CUDA device's one rank go through graphs."""
+        kinds: dict[str, Any] = {"tell": tell, "kv_blocks": self.kv_blocks, "block_tokens": options.block_tokens}
+        kinds |= {"shared": bool(options.kv_name), "step_tokens": options.max_batch_tokens}
+        if self.model.device.type == "cuda" and self.model.ranks.size == 1:
+            return GraphRunner(self.model, max_tokens=self.context_tokens, max_seqs=options.max_seqs, **kinds)
+        return Runner(self.model, **kinds)
 
 
 def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALONE) -> LoadedModel:

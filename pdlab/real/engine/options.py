@@ -30,7 +30,6 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: bool = True
     watermark: float = 0.01
     hbm_utilization: float = 0.9
-    graphs: bool = True  # CUDA graphs for decode steps
     eos_ids: tuple[int, ...] = ()
     seed: int = 0
     ttft_slo_s: float = 1.0  # of requests that bring none, for batchings that go by them

@@ -1,6 +1,7 @@
 """Routed experts of a layer: a router that chooses a few for each token, and the experts.
 
-Few tokens go through the grouped kernel, which reads the chosen experts only; many tokens meet all experts, one matrix product each.
+Few tokens go through the grouped kernel, which reads the chosen experts only, on CUDA many do, too; elsewhere many tokens meet all experts,
+one matrix product each.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class RoutedPass:
 
     def _routed(self, x: Tensor) -> Tensor:
         ids, weights = self.router(x)
-        counts = [] if len(x) <= FEW else torch.bincount(ids.flatten(), minlength=self.moe.experts).tolist()
+        counts = [] if len(x) <= FEW or self.grouped.any_number else torch.bincount(ids.flatten(), minlength=self.moe.experts).tolist()
         if not counts or (x.device.type == "cpu" and max(counts) <= FEW * PIECES):
             few: Tensor = self.grouped(x, ids, weights)
             return few
