@@ -102,7 +102,7 @@ class VllmCluster:
             async with client.stream("POST", "/v1/completions", json=asked) as answer:
                 async for line in answer.aiter_lines():
                     if not line.startswith("data: {"):
-                        found.error += "" if line in ("", "data: [DONE]") else line
+                        found.error += "" if line in ("", "data: [DONE]") or line.startswith(":") else line  # a comment while it waits
                         continue
                     chunk = json.loads(line.removeprefix("data: "))
                     found.error += str(chunk.get("error") or "")

@@ -27,10 +27,10 @@ NIXL = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device
 
 class VllmServer:
     """Keeps its ports when it is started again. `python` is that of vLLM's environment, `cores` are where all its threads run once it
-    serves: its connector puts those that compute on the machine's last one."""
+    serves: its connector puts those that compute on the machine's last one. `tp`: ranks that share each layer."""
 
-    def __init__(self, python: Path, model: Path, log: Path, cores: set[int]) -> None:
-        self.python, self.model, self.log, self.cores = python, model, log, cores
+    def __init__(self, python: Path, model: Path, log: Path, cores: set[int], tp: int = 1) -> None:
+        self.python, self.model, self.log, self.cores, self.tp = python, model, log, cores, tp
         self.port, self.side_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -49,7 +49,7 @@ class VllmServer:
         }
         command = ["nice", "-n", "10", str(self.python), str(SERVE), "serve", str(self.model), "--served-model-name", NAME]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--max-model-len", "4096", "--dtype", "float32", "--enforce-eager"]
-        command += ["--kv-transfer-config", json.dumps(NIXL)]
+        command += ["--kv-transfer-config", json.dumps(NIXL), "--tensor-parallel-size", str(self.tp)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | told, start_new_session=True)
 
