@@ -20,7 +20,7 @@ from pdlab.core.policy import Range
 from pdlab.core.scheduler import Batching
 from pdlab.core.types import UsageError, nearest
 
-CHUNKED = ("chunked", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
+CHUNKED = ("chunked", "delayed", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
 
 
 def names() -> list[str]:
@@ -29,7 +29,8 @@ def names() -> list[str]:
 
 def chunks(batching: str) -> bool:
     """Has a step at most `max_batch_tokens` of a prompt?"""
-    return split(batching)[0] in CHUNKED
+    name, parameters = split(batching)
+    return name in CHUNKED and not parameters.get("prompts_first")
 
 
 def strategy(name: str) -> type[Batching]:

@@ -362,9 +362,10 @@ class Scheduler(Commands):
                 return Batch(chunks, 0, 0, 1) if chunks else None
             repeat = self._repeat(n)
             if repeat:
-                if chunks or self.victims or (self.foresight is not None and (self.waiting or self.prefilling)):
-                    # a victim may come back at the next step
+                if chunks or self.victims:  # a victim may come back at the next step
                     repeat = 1
+                elif self.foresight is not None and (self.waiting or self.prefilling):
+                    repeat = min(repeat, self.foresight.lasts(self))
                 if need := self.growth[self.step % self.pool.block_tokens]:
                     self.pool.grow(need)
                 self.computing = chunks

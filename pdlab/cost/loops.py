@@ -14,7 +14,8 @@ meets the fewer others the larger it is, half of them where prefill is all:  D =
 Where B requests exceed the KV capacity, B is what fits. On disaggregated servers a decode step meets no prefill, and the slower side sets
 the pace: of C requests those decode that prefill lets through.
 
-TTFT is the front end's time, half a decode step, the prompt's own step, and what of the first wave's queue a mean over ten waves holds.
+TTFT is the front end's time, what the prompt is held back, half a decode step, the prompt's own step, and what of the first wave's queue a
+mean over all waves holds.
 It is rough: the fit multiplies both by simulated / computed of each row, which changes little with the coefficients.
 """
 
@@ -29,13 +30,13 @@ from numpy.typing import NDArray
 
 from pdlab.cost.amounts import Amounts, amounts
 from pdlab.cost.capacity import kv_capacity_tokens
+from pdlab.cost.launches import delay, front_share, waves
 from pdlab.cost.measurements import SHORTEST_SHARE, MeasuredRow
 from pdlab.cost.parallel import fitting
 from pdlab.cost.step import StepParts, step_parts, without_attention_s
 
 Floats = NDArray[np.float64]
 MEAN_SHARE = (1 + SHORTEST_SHARE) / 2  # of nominal lengths
-WAVES = 10
 CHUNK_TOKENS = 8192
 _ROUNDS = 12
 
@@ -63,6 +64,9 @@ class Loops:
     output: Floats
     drafted: Floats  # tokens a step
     layers: Floats
+    waves: Floats
+    front: Floats  # of what the engine's front end takes
+    delayed: Floats  # decode steps that a prompt is held back, in the mean
     prompts_first: NDArray[np.bool_]
     apart: NDArray[np.bool_]
     decoders: Floats
@@ -82,6 +86,9 @@ def loops(rows: Sequence[MeasuredRow]) -> Loops:
         output=np.array([MEAN_SHARE * row.output_tokens for row in rows]),
         drafted=np.array([float(row.mtp_tokens) for row in rows]),
         layers=np.array([float(row.model().layers) for row in rows]),
+        waves=np.array([float(waves(row)) for row in rows]),
+        front=np.array([front_share(row) for row in rows]),
+        delayed=np.array([_delayed(row) for row in rows]),
         prompts_first=np.array([row.engine == "sglang" for row in rows]),
         apart=np.array([row.disaggregated for row in rows]),
         decoders=np.array([float(row.sides[-1].workers) for row in rows]),
@@ -102,6 +109,13 @@ def _room(row: MeasuredRow) -> float:
     dtype = row.weight_dtype or model.weight_dtype
     tokens = kv_capacity_tokens(model, row.hardware(), side.parallel, 0.9, dtype, row.kv_dtype)
     return max(1.0, side.workers * tokens / (MEAN_SHARE * (row.prompt_tokens + row.output_tokens / 2)))
+
+
+def _delayed(row: MeasuredRow) -> float:
+    held = delay(row)
+    if held is None or row.concurrency == 1:
+        return 0.0
+    return held.waited_steps(row.concurrency / (MEAN_SHARE * row.output_tokens), MEAN_SHARE * row.prompt_tokens)
 
 
 def stacked(parts: Sequence[Any]) -> Any:
@@ -148,11 +162,12 @@ def closed_loops(loops: Loops, k: Rates) -> tuple[Floats, Floats]:
         busy = np.minimum(1.0, most * mixed / (decode_s + step + mixed))
         together = 0.5 * together + 0.5 * (1.0 + (np.minimum(loops.serving.groups, most) - 1.0) * busy)
         share = np.where(loops.prompts_first & ~loops.apart, 1.0, 0.5 * share + 0.5 * np.minimum(1.0, wanted))
-    burst_s = np.where(loops.apart, each_s / loops.prefillers, added_s) * np.maximum(0.0, most - 1) / 2 / WAVES
+    burst_s = np.where(loops.apart, each_s / loops.prefillers, added_s) * np.maximum(0.0, most - 1) / 2 / loops.waves
     waiting_s = np.maximum(0.0, loops.concurrency * np.where(loops.apart, each_s / loops.prefillers, 0.0) - decode_s - alone_s)
     own_s = np.where(loops.apart, alone_s, np.where(loops.prompts_first, alone_s, step + added_s))
     queued_s = np.maximum(0.0, loops.concurrency / most - 1.0) * (decode_s + own_s)
-    return decode_s / steps, k.request_s + 0.5 * step + own_s + burst_s + np.where(loops.apart, waiting_s, queued_s)
+    held_s = loops.delayed * decode_s / steps
+    return decode_s / steps, k.request_s * loops.front + held_s + 0.5 * step + own_s + burst_s + np.where(loops.apart, waiting_s, queued_s)
 
 
 def _context_s(k: Rates, read_s: Floats, compute_s: Floats, groups: Floats) -> Floats:

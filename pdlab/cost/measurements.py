@@ -12,6 +12,7 @@ The format is a CSV with these columns; the first eight are needed, others may b
     mode                   agg, or disagg: prefill and decode apart
     precision              of the weights: bf16, fp8, fp4; empty: as the model is published
     kv_precision           of the KV cache: bf16, fp8; empty: what the backend takes by default
+    launch                 default: with the engine's defaults; empty: as `pdlab.cost.launches` knows servers of these models and lengths
     mtp_tokens             drafted in a step by multi-token prediction; empty: none
     tp_size, pp_size, attention_dp_size, moe_tp_size, moe_ep_size       of an aggregated server
     prefill_*, decode_*    the same of each side, with prefill_num_workers and decode_num_workers
@@ -78,6 +79,7 @@ class MeasuredRow:
     output_tokens: int
     ttft_s: float
     tpot_s: float
+    as_default: bool = False  # the table says so: its server was launched with its engine's defaults
 
     @property
     def disaggregated(self) -> bool:
@@ -170,6 +172,7 @@ def _row(line: Mapping[str, str], number: int) -> MeasuredRow:
         output_tokens=_positive(line, "osl"),
         ttft_s=_seconds(line, "silicon_ttft_ms"),
         tpot_s=_seconds(line, "silicon_tpot_ms"),
+        as_default=_launched(line),
     )
 
 
@@ -197,6 +200,13 @@ def default_kv(engine: str, name: str, chip: str, weight_dtype: str | None) -> s
     """What keeps KV in eight bits: TensorRT-LLM, wherever weights are quantised; the others on Blackwell."""
     quantised = weight_dtype not in (None, "bf16") or model(name).weight_dtype != "bf16"
     return "fp8" if quantised and (engine == "trtllm" or hardware(chip).family == "blackwell") else "bf16"
+
+
+def _launched(line: Mapping[str, str]) -> bool:
+    said = (line.get("launch") or "").strip().lower()
+    if said not in ("", "default"):
+        raise UsageError(f"launch {said!r} is not default: leave it empty where `pdlab.cost.launches` knows the server")
+    return said == "default"
 
 
 def _drafted(line: Mapping[str, str], engine: str, name: str, version: str, sides: tuple[Side, ...]) -> int:

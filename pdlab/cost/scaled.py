@@ -13,9 +13,9 @@ from pdlab.cost.base import Cost
 class Scaled(Cost):
     """`prefill` and `decode` multiply seconds."""
 
-    def __init__(self, cost: Cost, prefill: float, decode: float) -> None:
+    def __init__(self, cost: Cost, prefill: float, decode: float, front: float = 1.0) -> None:
         self._cost, self._prefill, self._decode = cost, prefill, decode
-        self.request_s = cost.request_s
+        self.request_s = cost.request_s * front
         self.unfinished_chunk_saving_s = cost.unfinished_chunk_saving_s * prefill
 
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:

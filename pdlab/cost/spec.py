@@ -39,11 +39,12 @@ Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class CostFactors(Strict):
-    """What seconds are multiplied by: of prompts, of decode steps, of bytes on links."""
+    """What seconds are multiplied by: of prompts, of decode steps, of bytes on links, of the front end before a first token."""
 
     prefill: Factor = 1.0
     decode: Factor = 1.0
     link: Factor = 1.0
+    front: Factor = 1.0
 
 
 class CostSpec(Strict):
@@ -101,9 +102,9 @@ def build(
     unreadable table, ranks that do not divide the model or are not in the profile, a profile of another model, or drafts beside what knows
     none."""
     cost, factors = _build(spec, model, hardware, parallel, base_dir, like, drafts), spec.factors
-    if factors is None or factors.prefill == factors.decode == 1.0:
+    if factors is None or factors.prefill == factors.decode == factors.front == 1.0:
         return cost
-    return Scaled(cost, factors.prefill, factors.decode)
+    return Scaled(cost, factors.prefill, factors.decode, factors.front)
 
 
 def _build(

@@ -41,6 +41,7 @@ class EngineSpec(Spec):
     """How an instance runs its batches."""
 
     like: Annotated[Literal["vllm", "sglang", "trtllm", "pdlab"], SIM] = "vllm"  # whose overheads and efficiencies it is costed with
+    version: Annotated[str | None, Field(pattern=r"^v?\d+(\.\d+)*\S*$", max_length=40), SIM] = None  # of that engine
     mtp: Annotated[MtpSpec | None, Use(serve="refused")] = None
 
     block_tokens: Annotated[Count, Field(le=1 << 16)] = 16

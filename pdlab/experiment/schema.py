@@ -149,6 +149,8 @@ DESCRIPTIONS = {
     "AutoscaleSpec.start_s": "Seconds until a new one is ready.",
     "EngineSpec.like": "Whose step overheads, front end and achieved fractions of an accelerator's peaks are taken: vllm, sglang, trtllm, "
     "pdlab. How batches are formed is `batching`.",
+    "EngineSpec.version": "Of the engine that `like` names, such as '0.11.2'. Measured versions share step times, so it changes none; "
+    "a run says where it is older or newer than all that were measured.",
     "EngineSpec.mtp": "Speculative decoding; by default none.",
     "MtpSpec.tokens": "Drafted in a step, for each sequence.",
     "MtpSpec.acceptance": "Probability that a draft is right if those before it are.",
@@ -157,6 +159,7 @@ DESCRIPTIONS = {
     "EngineSpec.max_seqs": "Sequences that decode at once (vLLM: --max-num-seqs; SGLang: --max-running-requests).",
     "EngineSpec.batching": "How an instance forms its next batch. chunked: decodes in every step, chunks of prompts in what is left of "
     "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes. "
+    "delayed: new prompts are held back for `steps` steps (SGLang's --scheduler-recv-interval, TensorRT-LLM's batch_wait_timeout_iters). "
     "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own. "
     "Parameters stand beside its name, as a policy's do: {name: slide_batching, urgency: 0.8}.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
@@ -207,6 +210,7 @@ DESCRIPTIONS = {
     "CostFactors.prefill": "Of what prompts take.",
     "CostFactors.decode": "Of what decode steps take.",
     "CostFactors.link": "Of what bytes on the network, and between the instances of a host, take.",
+    "CostFactors.front": "Of what the front end takes before a first token.",
     "PlanSpec.splits": "mixed: instances that prefill and decode. pd: instances of each role.",
     "PlanSpec.hardware": "Accelerators, each of which a role may run on; by default those of `cluster.instances`.",
     "PlanSpec.tp": "Accelerators of one instance, for each role apart.",

@@ -39,8 +39,11 @@ def summary(
 def rests_on(experiment: Experiment) -> list[str]:
     """A line for each kind of instance: what its seconds are calibrated on, and how far off that may be."""
     served = cost.model(experiment.model, experiment.base_dir)
-    kinds = dict.fromkeys((placement.hardware, placement.parallel, placement.engine.like) for placement in experiment.placements())
-    return [basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), parallel, like) for name, parallel, like in kinds]
+    kinds = dict.fromkeys((one.hardware, one.parallel, one.engine.like, one.engine.version or "") for one in experiment.placements())
+    return [
+        basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), parallel, like, version)
+        for name, parallel, like, version in kinds
+    ]
 
 
 def _steady(experiment: Experiment) -> bool:

@@ -89,3 +89,10 @@ def test_profiles_of_a_table_keep_to_its_grid():
     continued = Table(PROFILE, extrapolate=True)
     assert len(profiles(continued)[0]) > len(prefill)
     assert continued.extrapolated == 0
+
+
+def test_a_factor_of_the_front_end_is_of_what_comes_before_a_first_token_alone():
+    plain = build(CostSpec(), LLAMA, H100)
+    tripled = build(CostSpec(factors={"front": 3.0}), LLAMA, H100)
+    assert tripled.request_s == pytest.approx(3.0 * plain.request_s) and plain.request_s > 0.0
+    assert tripled.decode_s(8, 8000) == plain.decode_s(8, 8000)

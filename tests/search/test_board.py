@@ -111,6 +111,12 @@ def test_rows_that_say_too_little_are_left_out_with_a_reason(table):
     ]
 
 
+def test_a_table_says_that_a_server_was_launched_as_its_engine_is_by_default(table):
+    rows, left_out = read_rows(table(f"{AGG},default", f"{AGG},", f"{AGG},fast", head=f"{HEAD},launch"))
+    assert [one.as_default for one in rows] == [True, False]
+    assert "launch 'fast' is not default" in left_out[0][1]
+
+
 def test_a_table_of_another_form_is_refused(table, tmp_path):
     with pytest.raises(UsageError, match="lacks system"):
         read_rows(table(AGG, head=HEAD.replace("system", "chip")))

@@ -11,7 +11,19 @@ from pdlab.cost.loops import Rates, closed_loops, loops
 from pdlab.cost.measurements import MeasuredRow, Side
 from pdlab.cost.parallel import Parallel
 from pdlab.cost.roofline import Coefficients, Roofline, coefficients
-from pdlab.search.board.fit import PRIORS, coefficient_sets, left_out, main, minimise, problem, report, strange, with_ratios, write
+from pdlab.search.board.fit import (
+    PRIORS,
+    coefficient_sets,
+    left_out,
+    main,
+    minimise,
+    of_engines,
+    problem,
+    report,
+    strange,
+    with_ratios,
+    write,
+)
 from pdlab.search.board.run import ScoredRow
 
 MIXED = (Side("mixed", 1, Parallel(tp=8)),)
@@ -108,6 +120,22 @@ def test_what_is_fitted_replaces_what_ships_and_nothing_else(tmp_path):
     assert Coefficients(**kept["h100-2023"]) == coefficients("h100-2023")
     assert Coefficients(**kept["h100-vllm"]).rows == 6
     assert not Coefficients(**kept["ada-sglang"]).calibrated
+
+
+def test_some_engines_sets_can_be_replaced_alone():
+    sets = {name: coefficients(name) for name in ("h100", "h100-vllm", "h100-sglang", "ada-sglang")}
+    assert list(of_engines(sets, ["sglang"])) == ["h100-sglang", "ada-sglang"]
+    assert of_engines(sets, None) == sets
+
+
+def test_an_error_counts_bands_of_rows_alike():
+    crowd = [row(id=str(k), concurrency=4 + k % 8) for k in range(95)]
+    full = [row(id=f"full {k}", concurrency=128) for k in range(5)]
+    of = problem([*crowd, *full])
+    of = replace(of, tpot_ratio=np.array([1.0] * 95 + [2.0] * 5))
+    made = coefficient_sets(of, minimise(of, rounds=0))["h100-vllm"]
+    misses, _ = left_out(of, minimise(of, rounds=0))
+    assert made.error == pytest.approx(np.abs(misses[95:]).max(), rel=0.01)  # five rows of a hundred, and half of what counts
 
 
 def test_a_table_that_is_missing_is_said(capsys):

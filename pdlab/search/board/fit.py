@@ -12,7 +12,7 @@ minimised by Gauss and Newton's steps with a numerical Jacobian, damped as Leven
 
 The error of a set is that of configurations that were left out, each as a whole (`MeasuredRow.setup`): one Newton step from the minimum
 takes a configuration's rows out of the fit, which is then asked for them. `error` is the 95 % quantile of the absolute differences of
-logarithms.
+logarithms, over bands of rows that count alike.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ UNMEASURED_ERROR = 0.5  # of the logarithm, at 95 %
 TPOT_TAIL, TTFT_TAIL = 0.15, 0.4  # differences of logarithms beyond which a row counts less and less
 TPOT_NOISE, TTFT_NOISE = 0.08, 0.17
 APART = 2.0  # how much TPOT of P/D rows counts, of which there are few
-FIRST_TOKENS = {"sglang": 0.1}  # how much TTFT counts: SGLang's shows when the whole wave's prompts are computed, which is not modelled
+FIRST_TOKENS = {"sglang": 0.1}  # how much TTFT counts: SGLang's has first waves of many seconds, in which it compiled
 _STEP = 1e-3
 
 
@@ -284,15 +284,18 @@ def coefficient_sets(of: FitProblem, at: Minimum) -> dict[str, Coefficients]:
     """What ships: a set for each engine on each generation, one for each generation, and what all share for those without a row."""
     tpot, ttft = left_out(of, at)
     sound = of.tpot_weight > 0
+    bands = np.array([_kind(row) for row in of.rows])
     found = {}
     for generation in GENERATIONS:
         own = sound & np.array([row.hardware().family == generation for row in of.rows])
         made = _values(at.x, "all", generation)
-        found[generation] = _named(made, own, tpot, ttft, f"fitted to {generation}'s measured servers, all engines together")
+        found[generation] = _named(made, own, tpot, ttft, bands, f"fitted to {generation}'s measured servers, all engines together")
         for engine in ENGINES:
             pair = own & np.array([row.engine == engine for row in of.rows])
             made = _values(at.x, "all", generation, engine, f"{generation}-{engine}")
-            found[f"{generation}-{engine}"] = _named(made, pair, tpot, ttft, f"fitted to measured servers of {engine} on {generation}")
+            found[f"{generation}-{engine}"] = _named(
+                made, pair, tpot, ttft, bands, f"fitted to measured servers of {engine} on {generation}"
+            )
     for family in UNMEASURED:
         source = "not calibrated: what all measured generations share"
         found[family] = Coefficients(**_values(at.x, "all"), error=UNMEASURED_ERROR, ttft_error=1.0, source=source)
@@ -313,11 +316,23 @@ def _values(x: Floats, *names: str) -> dict[str, Any]:
     return {name: float(f"{value:.4g}") for name, value in values.items() if name != "acceptance"}
 
 
-def _named(made: Mapping[str, Any], own: NDArray[np.bool_], tpot: Floats, ttft: Floats, source: str) -> Coefficients:
+def _named(
+    made: Mapping[str, Any], own: NDArray[np.bool_], tpot: Floats, ttft: Floats, bands: NDArray[np.str_], source: str
+) -> Coefficients:
     if not own.any():
         return Coefficients(**made, error=UNMEASURED_ERROR, ttft_error=1.0, source=f"not calibrated: {source}, of which the table has none")
-    error, ttft_error = (float(f"{np.quantile(np.abs(misses[own]), 0.95):.3g}") for misses in (tpot, ttft))
+    error, ttft_error = (float(f"{_widest(np.abs(misses[own]), bands[own]):.3g}") for misses in (tpot, ttft))
     return Coefficients(**made, error=error, ttft_error=ttft_error, rows=int(own.sum()), calibrated=True, source=source)
+
+
+def _widest(misses: Floats, bands: NDArray[np.str_]) -> float:
+    """The 95 % quantile, each band of rows counting alike: few of them are full or disaggregated servers, which differ most."""
+    weight = np.zeros(len(misses))
+    for band in set(bands.tolist()):
+        weight[bands == band] = 1.0 / (bands == band).sum()
+    by_size = np.argsort(misses)
+    reached = np.cumsum(weight[by_size]) / weight.sum()
+    return float(misses[by_size][min(int(np.searchsorted(reached, 0.95)), len(misses) - 1)])
 
 
 def report(of: FitProblem, at: Minimum) -> Iterator[str]:
@@ -358,12 +373,18 @@ def write(sets: Mapping[str, Coefficients], path: Path) -> None:
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
+def of_engines(sets: Mapping[str, Coefficients], engines: Sequence[str] | None) -> dict[str, Coefficients]:
+    """Those engines' own, of every generation; all sets where none is named."""
+    return {name: made for name, made in sets.items() if not engines or name.rpartition("-")[2] in engines}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit, print the errors, and with --write replace the shipped sets. Once more changes little: ratios hardly depend on the sets."""
     parser = argparse.ArgumentParser(prog="python -m pdlab.search.board.fit", description="Fit the roofline to measured servers.")
     parser.add_argument("rows", type=Path, nargs="+", help="tables of measured rows")
     parser.add_argument("--jobs", type=int, default=usable_cores())
     parser.add_argument("--write", action="store_true", help="replace the shipped coefficients.json")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="write their sets alone, and leave the others as they are")
     given = parser.parse_args(arguments)
     try:
         of, at = fit(given.rows, given.jobs)
@@ -371,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     print("\n".join(report(of, at)))
     if given.write:
-        write(coefficient_sets(of, at), Path(roofline.__file__).with_name("coefficients.json"))
+        write(of_engines(coefficient_sets(of, at), given.engines), Path(roofline.__file__).with_name("coefficients.json"))
 
 
 if __name__ == "__main__":

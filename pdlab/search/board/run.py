@@ -11,19 +11,18 @@ row's servers are on hosts of their own, and its first token comes from decode, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pdlab.core.types import UsageError
+from pdlab.cost.launches import MAX_BATCH_TOKENS, delay, front_share, waves
 from pdlab.cost.measurements import SHORTEST_SHARE, MeasuredRow, Side, throughput_per_gpu
 from pdlab.cost.parallel import fitting
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
 from pdlab.search.pool import Scalar, SimulationTask, TaskPool
 
-WAVES = 10  # requests of a run, in units of its concurrency
 BATCHING = {"sglang": "prefill_first"}
-MAX_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ def _mapping(row: MeasuredRow, seed: int) -> dict[str, Any]:
         "model": row.model_name,
         "workload": {
             "source": "synthetic",
-            "requests": WAVES * row.concurrency,
+            "requests": waves(row) * row.concurrency,
             "prompt": _lengths(row.prompt_tokens),
             "output": _lengths(row.output_tokens),
             "arrival": {"process": "closed", "concurrency": row.concurrency},
@@ -73,15 +72,23 @@ def _mapping(row: MeasuredRow, seed: int) -> dict[str, Any]:
             "max_seqs": max(256, min(1 << 16, row.concurrency)),
             "max_batch_tokens": MAX_BATCH_TOKENS,
             "like": row.engine,
-            "batching": BATCHING.get(row.engine, "chunked"),
+            "batching": _batching(row),
             "prefix_cache": False,
             **({"mtp": {"tokens": row.mtp_tokens}} if row.mtp_tokens else {}),
         },
-        "cost": {"weight_dtype": row.weight_dtype, "kv_dtype": row.kv_dtype},
+        "cost": {"weight_dtype": row.weight_dtype, "kv_dtype": row.kv_dtype, "factors": {"front": front_share(row)}},
         "transfer": {"first_token": "decode"},
         "limits": {"request_timeout_s": 1e7},
         "policy": "least_loaded",
     }
+
+
+def _batching(row: MeasuredRow) -> str | dict[str, Any]:
+    plain = BATCHING.get(row.engine, "chunked")
+    held = delay(row)
+    if held is None:
+        return plain
+    return {"name": "delayed", **asdict(held), "prompts_first": plain == "prefill_first"}
 
 
 def _lengths(nominal: int) -> dict[str, list[int]]:

@@ -1,0 +1,105 @@
+"""How measured servers were launched and loaded, where their rows do not say it.
+
+Most rows of aiconfigurator's table are SemiAnalysis's InferenceX: prompts and outputs of 1,024 / 1,024, 1,024 / 8,192 and 8,192 / 1,024
+tokens. Its launch scripts are public (SemiAnalysisAI/InferenceX, benchmarks/), and hold prompts back on purpose:
+
+    SGLang on Blackwell          looks for new requests at every 10th step, and from 16 requests on at every 30th
+    TensorRT-LLM, Llama-3.1-70B  1,024 / 1,024 below tp 8: until a prompt has waited 20 steps or they fill 0.9 of max_num_tokens
+    TensorRT-LLM, DeepSeek       fp8 on Blackwell, 1,024 / 1,024, 64 to 255 requests: 40 steps, or 0.8
+    TensorRT-LLM                 attention data parallelism: until every rank has a prompt, or 60 steps are over (50 for gpt-oss)
+
+SGLang's GLM and its Hopper servers do not. TensorRT-LLM's scripts of gpt-oss and Llama-3.1-70B ask for `num_postprocess_workers`, processes
+that answer clients; its others do not. First tokens come sooner from them: what its front end takes is multiplied by `WITH_WORKERS`. Its
+disaggregated servers answer through a proxy and two servers, which takes `APART` times as long. Both figures are fitted.
+
+SGLang's rows of other lengths are taken to be a single wave, all of whose requests arrive at once: their TTFT is half of what the wave's
+prompts take. That is inferred, not said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdlab.cost.measurements import SHORTEST_SHARE, MeasuredRow
+from pdlab.cost.parallel import fitting
+
+WAVES = 10  # requests of a run, in units of its concurrency
+MAX_BATCH_TOKENS = 8192
+INFERENCEX = ((1024, 1024), (1024, 8192), (8192, 1024))
+WITH_WORKERS, APART = 0.35, 3.0
+_WORKERS = ("gpt-oss-120b", "llama-3.1-70b")
+_DRAFT_ACCEPTANCE = 0.65
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """As `pdlab.batching.delayed` has it. In steps that make one token a sequence, as they are simulated."""
+
+    steps: int
+    tokens: int = 0
+    polled: bool = False
+
+    def waited_steps(self, prompts_a_step: float, prompt_tokens: float) -> float:
+        """In the mean, by prompts that come at random, so many a step."""
+        steps = float(self.steps)
+        if self.tokens and prompts_a_step > 0.0:
+            steps = min(steps, max(1.0, self.tokens / prompt_tokens) / prompts_a_step)
+        if self.polled:
+            return steps / 2
+        others = prompts_a_step * steps  # that come while the first one waits
+        return (steps + others * steps / 2) / (1.0 + others)
+
+
+def waves(row: MeasuredRow) -> int:
+    if row.as_default:
+        return WAVES
+    return 1 if row.engine == "sglang" and not row.disaggregated and _lengths(row) not in INFERENCEX else WAVES
+
+
+def front_share(row: MeasuredRow) -> float:
+    """Of what its engine's front end takes before a first token, what this one does."""
+    if row.engine != "trtllm" or row.as_default:
+        return 1.0
+    if row.disaggregated:
+        return APART
+    return WITH_WORKERS if _lengths(row) in INFERENCEX and row.model_name in _WORKERS else 1.0
+
+
+def delay(row: MeasuredRow) -> Delay | None:
+    """What holds its prompts back, where anything does."""
+    if row.as_default or row.disaggregated or _lengths(row) not in INFERENCEX:
+        return None
+    blackwell = row.hardware().family == "blackwell"
+    if row.engine == "sglang":
+        return Delay(30 if row.concurrency >= 16 else 10, polled=True) if blackwell and not row.model_name.startswith("glm") else None
+    return _of_tensorrt_llm(row, blackwell) if row.engine == "trtllm" else None
+
+
+def _of_tensorrt_llm(row: MeasuredRow, blackwell: bool) -> Delay | None:
+    groups = fitting(row.model(), row.sides[0].parallel).dp_attention
+    deepseek = row.model_name.startswith("deepseek")
+    if groups > 1:
+        steps = 60 if deepseek else 50
+        # a prompt goes to the rank whose sequence has just ended, which is chance: after so many each rank has one
+        prompts = groups * sum(1.0 / k for k in range(1, groups + 1))
+        return Delay(_made(row, steps), round(prompts * _mean(row.prompt_tokens)), polled=True)
+    if _lengths(row) != (1024, 1024):
+        return None
+    if row.model_name == "llama-3.1-70b" and row.gpus < 8:
+        return Delay(20, round(0.9 * (row.prompt_tokens + row.output_tokens)) - row.concurrency)
+    if deepseek and blackwell and row.weight_dtype == "fp8" and not row.mtp_tokens and 64 <= row.concurrency < 256:
+        return Delay(40, round(0.8 * MAX_BATCH_TOKENS) - row.concurrency)
+    return None
+
+
+def _made(row: MeasuredRow, steps: int) -> int:
+    """Steps that make several tokens, in steps that make one."""
+    return round(steps * sum(_DRAFT_ACCEPTANCE**k for k in range(row.mtp_tokens + 1)))
+
+
+def _lengths(row: MeasuredRow) -> tuple[int, int]:
+    return row.prompt_tokens, row.output_tokens
+
+
+def _mean(nominal: int) -> float:
+    return nominal * (1 + SHORTEST_SHARE) / 2

@@ -1,0 +1,85 @@
+"""What is known of a measured server's launch, beside its row."""
+
+from dataclasses import replace
+
+import pytest
+
+from pdlab.cost.launches import Delay, delay, front_share, waves
+from pdlab.cost.measurements import MeasuredRow, Side
+from pdlab.cost.parallel import Parallel
+from pdlab.search.board.run import experiment_of
+
+ROW = MeasuredRow(
+    id="r",
+    model_name="deepseek-r1",
+    hardware_name="b200-sxm",
+    engine="sglang",
+    version="0.5.9",
+    weight_dtype="nvfp4",
+    kv_dtype="fp8",
+    mtp_tokens=0,
+    sides=(Side("mixed", 1, Parallel(tp=8, ep=8)),),
+    concurrency=32,
+    prompt_tokens=1024,
+    output_tokens=1024,
+    ttft_s=0.4,
+    tpot_s=0.02,
+)
+LLAMA = replace(ROW, model_name="llama-3.1-70b", engine="trtllm", weight_dtype="fp8", sides=(Side("mixed", 1, Parallel(tp=2)),))
+GROUPS = replace(ROW, engine="trtllm", sides=(Side("mixed", 1, Parallel(tp=8, dp_attention=8, ep=8)),))
+
+
+@pytest.mark.parametrize(
+    ("row", "held"),
+    [
+        (ROW, Delay(30, polled=True)),
+        (replace(ROW, concurrency=8), Delay(10, polled=True)),
+        (replace(ROW, hardware_name="h200-sxm", weight_dtype="fp8"), None),
+        (replace(ROW, model_name="glm-5"), None),
+        (replace(ROW, prompt_tokens=2000), None),
+        (replace(ROW, engine="vllm"), None),
+        (LLAMA, Delay(20, 1843 - 32)),
+        (replace(LLAMA, output_tokens=8192), None),
+        (replace(LLAMA, sides=(Side("mixed", 1, Parallel(tp=8)),)), None),
+        (replace(ROW, engine="trtllm", weight_dtype="fp8", concurrency=64), Delay(40, 6490)),
+        (replace(ROW, engine="trtllm", weight_dtype="fp8"), None),
+        (GROUPS, Delay(60, 20038, polled=True)),
+        (replace(GROUPS, mtp_tokens=1), Delay(99, 20038, polled=True)),
+    ],
+)
+def test_who_holds_prompts_back_and_how_long(row, held):
+    assert delay(row) == held
+
+
+def test_in_the_mean_a_prompt_waits_half_of_what_is_polled_and_less_where_others_wait_with_it():
+    assert Delay(30, polled=True).waited_steps(0.1, 900.0) == 15.0
+    assert Delay(20).waited_steps(1e-9, 900.0) == pytest.approx(20.0)
+    assert Delay(20).waited_steps(0.1, 900.0) == pytest.approx((20 + 2 * 10) / 3)
+    assert Delay(60, 1800, polled=True).waited_steps(0.1, 900.0) == 10.0  # two prompts come in 20 steps
+
+
+def test_it_is_simulated_so():
+    engine = experiment_of(ROW).engine
+    assert engine.batching == "delayed(polled=True, prompts_first=True, steps=30, tokens=0)"
+    assert experiment_of(replace(ROW, prompt_tokens=2000)).engine.batching == "prefill_first"
+    assert experiment_of(LLAMA).engine.batching.startswith("delayed(polled=False, prompts_first=False, steps=20")
+
+
+def test_a_wave_alone_where_sglang_was_measured_elsewhere():
+    elsewhere = replace(ROW, prompt_tokens=2000)
+    assert (waves(ROW), waves(elsewhere), waves(replace(elsewhere, engine="vllm"))) == (10, 1, 10)
+    assert experiment_of(elsewhere).workload.requests == 32
+
+
+def test_the_front_end_is_quicker_with_workers_of_its_own_and_slower_behind_a_proxy():
+    apart = (Side("prefill", 1, Parallel(tp=8)), Side("decode", 1, Parallel(tp=8)))
+    shares = [front_share(row) for row in (LLAMA, replace(LLAMA, sides=apart), GROUPS, ROW)]
+    assert shares[0] < shares[2] == shares[3] == 1.0 < shares[1]
+    factors = experiment_of(LLAMA).cost.factors
+    assert factors is not None and factors.front == shares[0]
+
+
+def test_a_table_can_say_that_a_server_was_launched_as_its_engine_is_by_default():
+    for row in (ROW, LLAMA, GROUPS, replace(ROW, prompt_tokens=2000)):
+        own = replace(row, as_default=True)
+        assert (delay(own), waves(own), front_share(own)) == (None, 10, 1.0)
