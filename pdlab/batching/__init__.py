@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -23,8 +24,9 @@ from pdlab.core.types import UsageError, nearest
 CHUNKED = ("chunked", "delayed", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
 
 
-def names() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+@cache
+def names() -> tuple[str, ...]:
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
 
 
 def chunks(batching: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdlab.core.scheduler import Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

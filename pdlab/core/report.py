@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from math import inf
 
-from pdlab.core.scheduler import Batch, Scheduler
+from pdlab.core.batch import Batch
+from pdlab.core.scheduler import Scheduler
 from pdlab.core.types import Report, StepTime
 
 ALONE, DECODE, BESIDE = range(3)
@@ -14,12 +15,12 @@ class Meter:
     """What is remembered of an instance's steps for its reports: sums since the start, and of the steps since the last report the longest
     prompt computed alone, the last decode alone, and the longest prompt beside decodes."""
 
-    __slots__ = ("_alone", "_alone_s", "_beside", "_beside_s", "_decode", "_ended_s", "decode_s", "decode_steps")
+    __slots__ = ("_alone", "_alone_s", "_beside", "_beside_s", "_decode", "decode_s", "decode_steps", "ended_s")
 
     def __init__(self) -> None:
         self.decode_steps = 0
         self.decode_s = 0.0
-        self._ended_s = inf  # when a decode step last ended
+        self.ended_s = inf  # when a decode step last ended
         self._decode: tuple[int, int, float] | None = None  # batch, context, seconds
         self._alone: Batch | None = None
         self._beside: Batch | None = None
@@ -32,9 +33,9 @@ class Meter:
         if not n:
             self.computed(batch, last_s)
             return
-        if self._ended_s < began_s and n > joined:
-            self.decode_s += began_s - self._ended_s  # they have waited, too
-        self._ended_s = began_s + seconds
+        if self.ended_s < began_s and n > joined:
+            self.decode_s += began_s - self.ended_s  # they have waited, too
+        self.ended_s = began_s + seconds
         self.decode_s += seconds
         self.decode_steps += steps
         if not batch.chunks:

@@ -17,80 +17,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from heapq import heappop, heappush
-from math import inf
-from typing import Any, Protocol
+from typing import Protocol
 
+from pdlab.core.batch import Batch
 from pdlab.core.foresight import Foresight
 from pdlab.core.kv import BlockPool, Holding
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import StepTime
-
-
-class Sequence:
-    """One sequence on one instance, for one attempt. `prompt_tokens` counts what must be computed before it can make its next token;
-    `output_tokens` what it shall make here, that next one included."""
-
-    holding: Holding | None = None  # None: it has no blocks
-    computed = 0  # prompt tokens in KV
-    cached_tokens = 0  # of those, found in the prefix cache when first admitted
-    order = 0  # of its submission here: the tie-break
-    start_step = -1
-    growth = 0  # what it takes for each further block, while it decodes
-    join = 0  # which of its instance's joins was its last
-    end_step = -1  # in the scheduler's own decode steps, while it decodes
-    preempted = 0
-    exported = -1  # `preempted`, when its KV was last exported
-    parent: Sequence | None = None  # the first candidate of its request, where this is another
-    others: list[Sequence] | None = None  # the first one's: those that have not ended
-    over = False  # the first has, while others go on
-    arrived_s = 0.0  # on the clock of `next_batch`, when its client asked
-    ttft_slo_s = inf  # after that its first token is due, and then one every
-    tpot_slo_s = inf
-
-    def __init__(
-        self,
-        request_id: int,
-        attempt: int,
-        prompt_tokens: int,
-        output_tokens: int,
-        hashes: tuple[int, ...] = (),
-        priority: int = 0,
-        owner: Any = None,
-        made: int = 0,
-        decodes_here: bool = True,
-    ) -> None:
-        self.request_id = request_id
-        self.attempt = attempt
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.hashes = hashes
-        self.priority = priority
-        self.decodes_here = decodes_here
-        self.owner = owner  # the world's
-        self.made = made  # tokens made so far; while it decodes, see Scheduler.made
-
-    def aim(self, arrived_s: float, ttft_slo_s: float, tpot_slo_s: float) -> None:
-        """Say by when its tokens are due, for batchings that go by that."""
-        self.arrived_s, self.ttft_slo_s, self.tpot_slo_s = arrived_s, ttft_slo_s, tpot_slo_s
-
-    def __repr__(self) -> str:
-        return f"<Sequence {self.request_id}.{self.attempt} prompt={self.prompt_tokens} computed={self.computed} made={self.made}>"
-
-
-class Batch:
-    """What runs next: prompt chunks (sequence, tokens), and `repeat` times `decodes` sequences that hold `context_tokens` in all. Of the
-    chunks, `prompt_tokens` and `squared_tokens` are as a `StepTime` has them."""
-
-    __slots__ = ("chunks", "context_tokens", "decodes", "prompt_tokens", "repeat", "squared_tokens")
-
-    def __init__(self, chunks: list[tuple[Sequence, int]], decodes: int, context_tokens: int, repeat: int) -> None:
-        self.chunks = chunks
-        self.decodes = decodes
-        self.context_tokens = context_tokens
-        self.repeat = repeat
-        self.prompt_tokens = self.squared_tokens = 0
-        for seq, tokens in chunks:
-            self.prompt_tokens += tokens
-            self.squared_tokens += tokens * (2 * seq.computed + tokens)
 
 
 class Batching(Protocol):
@@ -359,7 +292,7 @@ class Scheduler(Commands):
             n = len(self.running) if decodes else 0
             if not n:
                 self.computing = chunks
-                return Batch(chunks, 0, 0, 1) if chunks else None
+                return Batch(chunks, 0, 0, 1, *_prompt_sums(chunks)) if chunks else None
             repeat = self._repeat(n)
             if repeat:
                 if chunks or self.victims:  # a victim may come back at the next step
@@ -369,6 +302,8 @@ class Scheduler(Commands):
                 if need := self.growth[self.step % self.pool.block_tokens]:
                     self.pool.grow(need)
                 self.computing = chunks
+                if chunks:
+                    return Batch(chunks, n, self.context_tokens, repeat, *_prompt_sums(chunks))
                 return Batch(chunks, n, self.context_tokens, repeat)
             for seq, _ in chunks:  # not started: their blocks stay theirs, unless preempted below
                 if seq not in self.prefilling:
@@ -688,3 +623,12 @@ class Scheduler(Commands):
         self.preemptions += 1
         self.waiting_tokens += victim.prompt_tokens
         self.waiting.appendleft(victim)
+
+
+def _prompt_sums(chunks: list[tuple[Sequence, int]]) -> tuple[int, int]:
+    """`Batch.prompt_tokens` and `Batch.squared_tokens`."""
+    prompt_tokens = squared_tokens = 0
+    for seq, tokens in chunks:
+        prompt_tokens += tokens
+        squared_tokens += tokens * (2 * seq.computed + tokens)
+    return prompt_tokens, squared_tokens

@@ -23,29 +23,47 @@ from pdlab.core.types import MIGRATE, UNKNOWN, InstanceSpec, InstanceState, Repo
 
 UNBOUNDED = 1 << 40  # KV blocks, or requests at once, of an instance that does not tell how many it has, or takes
 FORGET = 0.1  # of a link's best rate with each transfer that does not reach it
+QUEUED_P = Stage.QUEUED_P  # enum look-ups cost
 ROUNDING = 1e-6  # of a step: what is made at its very end is made
 
 
 class LiveRequest:
     """A live request as the router keeps it: who serves it, and since when."""
 
-    stage: Stage = Stage.QUEUED_P
-    attempt = 0
-    losses = 0  # attempts that an instance or a transfer took with it
-    prefill: Instance | None = None  # computes its prompt, or holds the KV until it is moved
-    decode: Instance | None = None
-    migrating: Instance | None = None  # where it is being moved
-    decode_since_s = 0.0
-    sent_tokens = 0  # that its client has from earlier attempts
-    prefill_tokens = -1  # what it stands for in its prefill instance's ledger; -1: nothing
-    decode_tokens = 0  # and in its decode instance's
-    due_s = 0.0  # by when its KV transfer must be done
-    avoid: Instance | None = None  # a decode instance that its KV did not reach
-    goes_on = True  # whoever decodes it in this attempt can go on from a token that another has made
+    __slots__ = (
+        "attempt",
+        "avoid",
+        "decode",
+        "decode_since_s",
+        "decode_tokens",
+        "due_s",
+        "expires_s",
+        "goes_on",
+        "losses",
+        "migrating",
+        "prefill",
+        "prefill_tokens",
+        "request",
+        "sent_tokens",
+        "stage",
+    )
 
     def __init__(self, request: Request, expires_s: float = inf) -> None:
         self.request = request
         self.expires_s = expires_s  # when it is given up
+        self.stage: Stage = QUEUED_P
+        self.attempt = 0
+        self.losses = 0  # attempts that an instance or a transfer took with it
+        self.prefill: Instance | None = None  # computes its prompt, or holds the KV until it is moved
+        self.decode: Instance | None = None
+        self.migrating: Instance | None = None  # where it is being moved
+        self.avoid: Instance | None = None  # a decode instance that its KV did not reach
+        self.decode_since_s = 0.0
+        self.sent_tokens = 0  # that its client has from earlier attempts
+        self.prefill_tokens = -1  # what it stands for in its prefill instance's ledger; -1: nothing
+        self.decode_tokens = 0  # and in its decode instance's
+        self.due_s = 0.0  # by when its KV transfer must be done
+        self.goes_on = True  # whoever decodes it in this attempt can go on from a token that another has made
 
 
 class Instance:
@@ -277,8 +295,11 @@ class Links:
     def arrive(self, live: LiveRequest, size_bytes: int = 0, seconds: float = 0.0) -> None:
         """It is there, or will not come. So many bytes took so long; 0.0 seconds: nobody knows."""
         moving = self.moving.pop(live, None)
-        if moving is not None and size_bytes > 0 and seconds > 0.0 and moving[0].spec.block_bytes:
-            pair = moving[0].name, moving[1].name
+        if moving is None or seconds <= 0.0 or size_bytes <= 0:
+            return
+        src, dst, _ = moving
+        if src.spec.block_bytes:
+            pair = src.name, dst.name
             rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
             self._reached[pair] = rate if rate > best else best + FORGET * (rate - best)
 

@@ -24,8 +24,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
+from pdlab.core.batch import Batch
 from pdlab.core.report import Meter, report_of
-from pdlab.core.scheduler import NOTHING, Batch, Commands, Scheduler, Sequence
+from pdlab.core.scheduler import NOTHING, Commands, Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import Report, Role
 
 LEASE_S = 30.0

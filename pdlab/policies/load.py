@@ -20,6 +20,7 @@ import threading
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -164,12 +165,18 @@ def _source(module: ModuleType, classes: Iterable[type]) -> bytes | None:
         return None
     source = Path(file).read_bytes()
     try:
-        compiled = {_code(code) for code in _nested(compile(source, file, "exec", dont_inherit=True))}
+        compiled = _compiled(source, file)
     except (SyntaxError, ValueError):
         return None
     functions = [value for cls in classes for value in vars(cls).values() if isinstance(value, FunctionType)]
     running = {_code(function.__code__) for function in functions if function.__code__.co_filename == file}
     return source if running <= compiled else None
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: bytes, file: str) -> frozenset[str]:
+    """Each function's code in it. A sweep asks for the same again and again. Raises SyntaxError, ValueError."""
+    return frozenset(_code(code) for code in _nested(compile(source, file, "exec", dont_inherit=True)))
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

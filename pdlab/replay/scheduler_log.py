@@ -19,8 +19,10 @@ from typing import Any
 import msgspec
 
 from pdlab import batching
+from pdlab.core.batch import Batch
 from pdlab.core.kv import BlockPool
-from pdlab.core.scheduler import Batch, Commands, Scheduler, Sequence
+from pdlab.core.scheduler import Commands, Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import Lines, StepTime, UsageError
 
 

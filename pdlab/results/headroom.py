@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from pdlab.core.types import Role
 from pdlab.results.records import InstanceUse, Samples
@@ -76,42 +77,52 @@ def decode_headroom(samples: Samples, instances: Sequence[InstanceUse], tpot_slo
 
 
 def _headroom(use: InstanceUse, batch: float, most: int, each: float, kv_batch: float, tpot_slo_s: float) -> Headroom | None:
-    lines = step_lines(use.decode_profile)
-    if not lines:
+    lines = StepLines.of(use.decode_profile)
+    if not lines.batches.size:
         return None
-    largest = max(lines) if use.max_seqs is None else min(max(lines), use.max_seqs)
-    met = [size for size in range(1, largest + 1) if step_s(lines, size, size * each) <= tpot_slo_s]
-    base_s, slope_s = (step_s(lines, batch, tokens) for tokens in (0.0, 1.0))
-    slope_s -= base_s
+    sampled = int(lines.batches[-1])
+    largest = sampled if use.max_seqs is None else min(sampled, use.max_seqs)
+    sizes = np.arange(1, largest + 1)
+    met = sizes[lines.step_s(sizes, sizes * each) <= tpot_slo_s]
+    batch_limit = int(met[-1]) if met.size else 0
+    base_s, step_s = float(lines.step_s(batch, 0.0)), float(lines.step_s(batch, batch * each))
+    slope_s = float(lines.step_s(batch, 1.0)) - base_s
     return Headroom(
         instance=use.name,
         batch=batch,
         batch_most=most,
         context_tokens=each,
-        step_s=step_s(lines, batch, batch * each),
+        step_s=step_s,
         objective_s=tpot_slo_s,
-        batch_limit=max(met, default=0),
-        bounded=bool(met) and met[-1] == largest,
+        batch_limit=batch_limit,
+        bounded=batch_limit == largest,
         context_limit=(tpot_slo_s - base_s) / slope_s / batch if slope_s > 0.0 else math.inf,
         kv_batch=kv_batch,
     )
 
 
-def step_lines(profile: DecodeProfile) -> dict[int, tuple[float, float]]:
-    """For each batch of a profile with two contexts or more, (seconds at none, seconds a token)."""
-    by_batch: dict[int, list[tuple[int, float]]] = {}
-    for batch, context, taken_s in profile:
-        by_batch.setdefault(batch, []).append((context, taken_s))
-    lines = {}
-    for batch, points in by_batch.items():
-        (first, first_s), (last, last_s) = min(points), max(points)
-        if last > first:
-            slope_s = (last_s - first_s) / (last - first)
-            lines[batch] = (first_s - slope_s * first, slope_s)
-    return lines
+@dataclass(frozen=True, slots=True, eq=False)
+class StepLines:
+    """For each batch of a profile with two contexts or more, in order: seconds of a decode step at no context, and seconds a token."""
 
+    batches: NDArray[np.float64]
+    base_s: NDArray[np.float64]
+    slope_s: NDArray[np.float64]
 
-def step_s(lines: dict[int, tuple[float, float]], batch: float, context_tokens: float) -> float:
-    """Seconds of a decode step of `batch` sequences with so many tokens in all."""
-    sizes = sorted(lines)
-    return float(np.interp(batch, sizes, [lines[size][0] + lines[size][1] * context_tokens for size in sizes]))
+    @classmethod
+    def of(cls, profile: DecodeProfile) -> StepLines:
+        by_batch: dict[int, list[tuple[int, float]]] = {}
+        for batch, context, taken_s in profile:
+            by_batch.setdefault(batch, []).append((context, taken_s))
+        lines = []
+        for batch, points in sorted(by_batch.items()):
+            (first, first_s), (last, last_s) = min(points), max(points)
+            if last > first:
+                slope_s = (last_s - first_s) / (last - first)
+                lines.append((batch, first_s - slope_s * first, slope_s))
+        return cls(*np.array(lines, dtype=np.float64).reshape(-1, 3).T)
+
+    def step_s(self, batch: ArrayLike, context_tokens: ArrayLike) -> NDArray[np.float64]:
+        """Seconds of a decode step of so many sequences with so many tokens in all, one figure for each pair."""
+        at = np.asarray(batch, dtype=np.float64)
+        return np.asarray(np.interp(at, self.batches, self.base_s) + np.interp(at, self.batches, self.slope_s) * np.asarray(context_tokens))

@@ -40,27 +40,48 @@ TIMES = ("dispatched_s", "prefill_start_s", "handoff_s", "transfer_start_s", "tr
 class Timeline:
     """One request's. Its methods are the things that happen to it."""
 
-    stage: Stage = Stage.QUEUED_P
-    dispatched_s: float = NAN
-    prefill_start_s: float = NAN
-    first_token_s: float = NAN
-    handoff_s: float = NAN
-    transfer_start_s: float = NAN
-    transfer_end_s: float = NAN
-    decode_start_s: float = NAN
-    finish_s: float = NAN
-    prefill_instance: str | None = None
-    decode_instance: str | None = None  # or the one that is asked, or keeps room for it
-    cached_tokens = 0
-    received_tokens = 0  # by the client, of all its sequences
-    transfer_bytes: float = 0.0
-    attempts = 0
-    preemptions = 0
-    migrations = 0
-    reason: str | None = None
+    __slots__ = (
+        "attempts",
+        "cached_tokens",
+        "decode_instance",
+        "decode_start_s",
+        "dispatched_s",
+        "finish_s",
+        "first_token_s",
+        "handoff_s",
+        "migrations",
+        "preemptions",
+        "prefill_instance",
+        "prefill_start_s",
+        "reason",
+        "received_tokens",
+        "request",
+        "stage",
+        "transfer_bytes",
+        "transfer_end_s",
+        "transfer_start_s",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.stage: Stage = QUEUED_P
+        self.dispatched_s: float = NAN
+        self.prefill_start_s: float = NAN
+        self.first_token_s: float = NAN
+        self.handoff_s: float = NAN
+        self.transfer_start_s: float = NAN
+        self.transfer_end_s: float = NAN
+        self.decode_start_s: float = NAN
+        self.finish_s: float = NAN
+        self.prefill_instance: str | None = None
+        self.decode_instance: str | None = None  # or the one that is asked, or keeps room for it
+        self.cached_tokens = 0
+        self.received_tokens = 0  # by the client, of all its sequences
+        self.transfer_bytes: float = 0.0
+        self.attempts = 0
+        self.preemptions = 0
+        self.migrations = 0
+        self.reason: str | None = None
 
     def restarted(self) -> None:
         """Another attempt: how far the lost one came is forgotten."""
@@ -129,9 +150,7 @@ class Timeline:
         self.migrations += 1
 
     def ended(self, stage: Stage, now: float, reason: str | None = None) -> None:
-        self.stage, self.finish_s = stage, now
-        if reason is not None:  # up to 30 attributes an object of pure Python is at its cheapest
-            self.reason = reason
+        self.stage, self.finish_s, self.reason = stage, now, reason
 
     # ------------------------------------------------------------ over the wire
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from pdlab.experiment.study import FaultSpec
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_later
 from pdlab.sim.world import World
 
 
@@ -21,7 +21,7 @@ def plan(world: World, faults: Iterable[FaultSpec]) -> None:
 
 
 def _at(world: World, at_s: float, action: Callable[[], None]) -> None:
-    After(world.env, at_s, [lambda _: action()])
+    call_later(world.env, at_s, lambda _: action())
 
 
 def _actions(world: World, fault: FaultSpec) -> tuple[Callable[[], None], Callable[[], None] | None]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import simpy
 
-from pdlab.core.scheduler import Batch
+from pdlab.core.batch import Batch
 from pdlab.cost.profile import FrontCosts, Interference
 
 

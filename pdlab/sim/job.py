@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdlab.core.scheduler import Sequence
+from pdlab.core.sequence import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Request
 from pdlab.results.timeline import NAN, Timeline
@@ -13,32 +13,57 @@ from pdlab.sim.worker import SimInstance
 class Job(Timeline):
     """Its timeline; its attempt, the instances and sequences that take part in it, its KV transfer."""
 
-    attempt = 0
-    sent = 0  # tokens its client has from lost attempts
-    samples_anew = False  # whoever decodes it makes its first token, from the prompt's KV; the prefill instance's is dropped
-    p: SimInstance | None = None
-    d: SimInstance | None = None
-    target: SimInstance | None = None  # of a migration
-    pseq: Sequence | None = None
-    dseq: Sequence | None = None
-    tseq: Sequence | None = None
-    transfer: Transfer | None = None
-    done = False
-    streaming = False  # its KV is pushed while the prompt is computed
-    paced = False  # it was, and came at that pace
-    blocked = False  # the instances of this attempt do not reach each other, and what is pushed does not come
-    pushed_tokens = 0  # of its prompt, as far as they were pushed
-    staging: Staging | None = None  # of a migration under way
-    flows_s: float = NAN  # when the transfer's first byte flows
-    copied_bytes = 0.0  # by a migration under way
-    copied_s = 0.0
-    last_token_s: float = NAN
+    __slots__ = (
+        "attempt",
+        "blocked",
+        "context_hashes",
+        "copied_bytes",
+        "copied_s",
+        "d",
+        "done",
+        "dseq",
+        "flows_s",
+        "index",
+        "last_token_s",
+        "output_tokens",
+        "p",
+        "paced",
+        "pseq",
+        "pushed_tokens",
+        "samples_anew",
+        "sent",
+        "staging",
+        "streaming",
+        "target",
+        "transfer",
+        "tseq",
+    )
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:
-        self.request = request
+        Timeline.__init__(self, request)
         self.index = index
         self.output_tokens = output_tokens
         self.context_hashes = context_hashes
+        self.attempt = 0
+        self.sent = 0  # tokens its client has from lost attempts
+        self.samples_anew = False  # whoever decodes it makes its first token, from the prompt's KV; the prefill instance's is dropped
+        self.p: SimInstance | None = None
+        self.d: SimInstance | None = None
+        self.target: SimInstance | None = None  # of a migration
+        self.pseq: Sequence | None = None
+        self.dseq: Sequence | None = None
+        self.tseq: Sequence | None = None
+        self.transfer: Transfer | None = None
+        self.done = False
+        self.streaming = False  # its KV is pushed while the prompt is computed
+        self.paced = False  # it was, and came at that pace
+        self.blocked = False  # the instances of this attempt do not reach each other, and what is pushed does not come
+        self.pushed_tokens = 0  # of its prompt, as far as they were pushed
+        self.staging: Staging | None = None  # of a migration under way
+        self.flows_s: float = NAN  # when the transfer's first byte flows
+        self.copied_bytes = 0.0  # by a migration under way
+        self.copied_s = 0.0
+        self.last_token_s: float = NAN
 
     @property
     def active(self) -> Sequence | None:

@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 
 from pdlab.core.types import Drained, Evict, InstanceSpec, Left, Lost, Role, Scale, Stage, Stop, Switch, Switched
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_later
 from pdlab.sim.job import Job
 from pdlab.sim.moves import Moves
 from pdlab.sim.scene import Scene
@@ -60,7 +60,7 @@ class Lifecycle:
     def drained(self, instance: SimInstance) -> None:
         goal = instance.worker.goal
         delay_s = 0.0 if goal is None else self.switch_s
-        After(self.scene.env, delay_s, [lambda _: self._arrived_at(instance, goal)])
+        call_later(self.scene.env, delay_s, lambda _: self._arrived_at(instance, goal))
 
     def _arrived_at(self, instance: SimInstance, goal: Role | None) -> None:
         if not instance.alive:
@@ -83,9 +83,9 @@ class Lifecycle:
         self.scene.deaths[instance] = self._take_down(instance)
         if served:
             self.scene.asked(instance)
-        After(self.scene.env, left_s, [lambda _: self.scene.is_known(instance, died=False)])
+        call_later(self.scene.env, left_s, lambda _: self.scene.is_known(instance, died=False))
         if restart_after_s is not None:
-            After(self.scene.env, restart_after_s, [lambda _: self._again(instance)])
+            call_later(self.scene.env, restart_after_s, lambda _: self._again(instance))
 
     def _again(self, instance: SimInstance) -> None:
         """The next incarnation of one that has died or lost its place joins."""
@@ -102,8 +102,8 @@ class Lifecycle:
         scene.silent_until_s[name] = max(scene.silent_until_s.get(name, 0.0), scene.env.now + for_s)
         left_s = self._lease_left_s(instance)
         if left_s < for_s:
-            After(scene.env, left_s, [lambda _: self._lose_place(instance)])
-        After(scene.env, for_s, [lambda _: self._go_on(instance)])
+            call_later(scene.env, left_s, lambda _: self._lose_place(instance))
+        call_later(scene.env, for_s, lambda _: self._go_on(instance))
 
     def _lose_place(self, instance: SimInstance) -> None:
         if instance in self._still and instance.alive:
@@ -166,7 +166,7 @@ class Lifecycle:
             lost = Lost(
                 job.request.id, job.attempt, job.d.name, f"{relay.name} passed it on, and is gone", self.scene.client_tokens(job), False
             )
-            After(self.scene.env, 0.0, [partial(_tell, self.scene, lost)])
+            call_later(self.scene.env, 0.0, partial(_tell, self.scene, lost))
 
     def scale(self, action: Scale) -> None:
         """Start more instances of a role; each joins when it is up."""
@@ -174,7 +174,7 @@ class Lifecycle:
         assert start is not None, "scaling without autoscale"
         for _ in range(action.count):
             add, start_s = start(action.role)
-            After(self.scene.env, start_s, [partial(_call, add)])
+            call_later(self.scene.env, start_s, partial(_call, add))
 
 
 def _tell(scene: Scene, event: Lost, _: object) -> None:

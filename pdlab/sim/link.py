@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
-from typing import Any
 
 import simpy
 
 from pdlab.results.records import LinkUse
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_at
+from pdlab.sim.due_call import DueCall
 from pdlab.sim.path import ALONE, ENDED, IDLE, SHARING, WAITING, Path, Resource, Transfer
 from pdlab.sim.topology import Endpoint, NetworkTopology
 from pdlab.sim.transport import IDEAL, Transport
@@ -61,7 +61,6 @@ class Network:
         )
         self._paths = self.topology.paths
         self._parked: dict[Transfer, None] = {}  # waiting or idle
-        self._callbacks: list[Callable[[Any], None]] = [self._woken]
         self._marks = 0
         for endpoint in endpoints:
             self.add(endpoint)
@@ -100,8 +99,20 @@ class Network:
     ) -> Transfer:
         """Start moving `size_bytes` after `delay_s` and the path's latency. `done(transfer)` is called once, from an event of its own, when
         all is delivered; with `open`, only after `close`. `owner` is the caller's."""
-        path = self._paths.get((src, dst)) or self.topology.path(src, dst)
-        transfer = Transfer(path, size_bytes, done, rate_limit_bytes_per_s, open, owner)
+        return self.send(self.path(src, dst), size_bytes, done, rate_limit_bytes_per_s, delay_s, open, owner)
+
+    def send(
+        self,
+        path: Path,
+        size_bytes: float,
+        done: Callable[[Transfer], None],
+        limit_bytes_per_s: float,
+        delay_s: float,
+        open: bool,
+        owner: object,
+    ) -> Transfer:
+        """`transfer`, on a path that is known."""
+        transfer = Transfer(path, size_bytes, done, limit_bytes_per_s, open, owner)
         self._join(transfer, path.latency_s + delay_s)
         return transfer
 
@@ -202,8 +213,8 @@ class Network:
             transfer.state, transfer.since_s, transfer.rate_bytes_per_s = ALONE, start_s, rate
             if rate > 0.0:
                 delay_s += transfer.left_bytes / rate
-                transfer.end_s = transfer.wake_s = now + delay_s
-                transfer.wake = After(self.env, delay_s, self._callbacks, transfer)
+                transfer.end_s = transfer.wake_s = end_s = now + delay_s
+                transfer.wake = call_at(self.env, end_s, self._woken, transfer)
             else:
                 self._set_rate(transfer, rate)
             return
@@ -254,8 +265,8 @@ class Network:
             if not flows and now > resource.busy_since_s:
                 resource.busy_s += now - resource.busy_since_s
 
-    def _woken(self, event: After) -> None:
-        transfer: Transfer = event._value
+    def _woken(self, event: DueCall) -> None:
+        transfer: Transfer = event.value
         if event is not transfer.wake:
             return
         transfer.wake, transfer.wake_s = None, inf
@@ -300,8 +311,8 @@ class Network:
             self._wake(transfer, delay_s)
 
     def _wake(self, transfer: Transfer, delay_s: float) -> None:
-        transfer.wake_s = self.env._now + delay_s
-        transfer.wake = After(self.env, delay_s, self._callbacks, transfer)
+        transfer.wake_s = at_s = self.env._now + delay_s
+        transfer.wake = call_at(self.env, at_s, self._woken, transfer)
 
     def _share(self, around: Iterable[Resource]) -> None:
         """Fair rates for all transfers that `around` connects, directly or through others."""

@@ -18,10 +18,11 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from pdlab.core.scheduler import Sequence
+from pdlab.core.sequence import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_later
+from pdlab.sim.due_call import DueCall
 from pdlab.sim.job import Job
 from pdlab.sim.link import Network
 from pdlab.sim.path import Transfer
@@ -85,12 +86,12 @@ class Moves:
         if not self.pulls:
             self._start(job, size)
         elif not self.mode.between_steps:
-            self._start(job, size, delay_s=self.network.path(p.name, d.name).latency_s)
+            self._start(job, size, asks=True)
         else:
-            After(self.scene.env, self.mode.ask_s, [self._asked], (job, dseq))
+            call_later(self.scene.env, self.mode.ask_s, self._asked, (job, dseq))
 
-    def _asked(self, event: After) -> None:
-        job, dseq = event._value
+    def _asked(self, event: DueCall) -> None:
+        job, dseq = event.value
         if self._waits(job, dseq):
             job.d.when_between_steps(partial(self._pull, job, dseq))
 
@@ -100,7 +101,7 @@ class Moves:
             assert job.d is not None
             tokens = job.request.prompt_tokens + job.sent
             size = self.mode.size_bytes(dseq.cached_tokens, tokens, tokens)
-            self._start(job, size, delay_s=self.network.path(job.p.name, job.d.name).latency_s)
+            self._start(job, size, asks=True)
 
     def _waits(self, job: Job, dseq: Sequence) -> bool:
         """Is this hand-off still to be made?"""
@@ -136,15 +137,15 @@ class Moves:
         """A hand-off's KV does not come."""
         assert job.p is not None and job.d is not None
         if self.pulls:
-            After(self.scene.env, self.cuts[frozenset((job.p.name, job.d.name))], [self._unreached], (job, job.dseq))
+            call_later(self.scene.env, self.cuts[frozenset((job.p.name, job.d.name))], self._unreached, (job, job.dseq))
             return
         job.blocked = True
         if job.pseq is not None:
             job.p.worker.release(job.pseq)
             job.p.kick()
 
-    def _unreached(self, event: After) -> None:
-        job, dseq = event._value
+    def _unreached(self, event: DueCall) -> None:
+        job, dseq = event.value
         if not self._waits(job, dseq):
             return
         p, d = job.p, job.d
@@ -156,10 +157,10 @@ class Moves:
     def _uncopied(self, job: Job, tseq: Sequence | None) -> None:
         """A migration's KV does not come."""
         assert job.d is not None and job.target is not None
-        After(self.scene.env, self.cuts[frozenset((job.d.name, job.target.name))], [self._uncopied_is_known], (job, tseq))
+        call_later(self.scene.env, self.cuts[frozenset((job.d.name, job.target.name))], self._uncopied_is_known, (job, tseq))
 
-    def _uncopied_is_known(self, event: After) -> None:
-        job, tseq = event._value
+    def _uncopied_is_known(self, event: DueCall) -> None:
+        job, tseq = event.value
         if job.tseq is tseq and not job.done:
             self.call_off(job, f"{job.d.name} does not answer", reached=False)
 
@@ -210,7 +211,10 @@ class Moves:
             self.network.extend(job.transfer, size)
             self.network.set_limit(job.transfer, limit)
 
-    def _start(self, job: Job, size: float, *, limit: float = math.inf, delay_s: float = 0.0, streaming: bool = False) -> None:
+    def _start(
+        self, job: Job, size: float, *, limit: float = math.inf, delay_s: float = 0.0, streaming: bool = False, asks: bool = False
+    ) -> None:
+        """`asks`: the decode instance has to, once more over the same way."""
         assert job.p is not None and job.d is not None
         if not job.d.alive:
             return  # nobody knows yet; the router hears of it as Left
@@ -221,18 +225,12 @@ class Moves:
         job.transfer_start_s = self.scene.env._now
         if streaming or job.paced:
             job.streaming = job.paced = streaming
+        path = self.network.path(job.p.name, job.d.name)
+        if asks:
+            delay_s = path.latency_s
         delay_s += self.mode.setup_s
-        job.transfer = self.network.transfer(
-            job.p.name,
-            job.d.name,
-            size,
-            self._landed,
-            rate_limit_bytes_per_s=limit,
-            delay_s=delay_s,
-            open=streaming,
-            owner=job,
-        )
-        job.flows_s = job.transfer_start_s + delay_s + job.transfer.path.latency_s
+        job.transfer = self.network.send(path, size, self._landed, limit, delay_s, streaming, job)
+        job.flows_s = job.transfer_start_s + delay_s + path.latency_s
 
     def _landed(self, transfer: Transfer) -> None:
         """The KV is complete on the decode instance."""

@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from pdlab.results.records import LinkUse
-from pdlab.sim.after import After
+from pdlab.sim.due_call import DueCall
 
 WAITING, ALONE, SHARING, IDLE, ENDED = range(5)  # ALONE and SHARING are in their resources' `flows`, the others are not
 
@@ -52,7 +52,7 @@ class Transfer:
         self.owner = owner
         self.failed = False
         self.charged_bytes = 0.0  # that its resources have counted
-        self.wake: After | None = None  # the only event it listens to, and that one's time
+        self.wake: DueCall | None = None  # the only event it listens to, and that one's time
         self.wake_s = inf
         self.mark = self.fixed = 0  # scratch of Network._share
         # Set when it joins: state, since_s (flows, or will, at this rate since then), rate_bytes_per_s, end_s.

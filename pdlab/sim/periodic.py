@@ -8,14 +8,15 @@ from typing import Any
 from pdlab.core.router import Router
 from pdlab.core.types import Report, Tick
 from pdlab.results.timeline import Book
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_later
+from pdlab.sim.due_call import DueCall
 from pdlab.sim.scene import Scene
 from pdlab.sim.source import RequestSource
 from pdlab.sim.worker import SimInstance
 
 
 class Periodic:
-    """`retired` are instances' earlier incarnations. `wake_callbacks` are those of events that matter only to an instance with work."""
+    """`retired` are instances' earlier incarnations. `wake` is what is called at times that matter only to an instance with work."""
 
     def __init__(
         self,
@@ -24,7 +25,7 @@ class Periodic:
         source: RequestSource,
         book: Book,
         retired: Sequence[SimInstance],
-        wake_callbacks: list[Callable[[Any], None]],
+        wake: Callable[[Any], None],
         *,
         report_period_s: float,
         report_delay_s: float,
@@ -32,18 +33,15 @@ class Periodic:
         self.scene, self.router, self.source, self.book = scene, router, source, book
         self.report_period_s, self.report_delay_s = report_period_s, report_delay_s
         self.on_progress: Callable[[float, int, int], None] | None = None
-        self._retired, self._wake_callbacks = retired, wake_callbacks
-        self._report_callbacks: list[Callable[[Any], None]] = [self._report]
-        self._tick_callbacks: list[Callable[[Any], None]] = [self._tick]
-        self._late_callbacks: list[Callable[[Any], None]] = [self._deliver_late]
+        self._retired, self._wake = retired, wake
         self._stirred_s = 0.0  # when something was last seen to happen
         self._seen = (0, 0, 0)  # by then: requests ended, instances retired, and there
 
     def start(self) -> None:
-        After(self.scene.env, self.report_period_s, self._report_callbacks)
-        After(self.scene.env, self.router.tick_s, self._tick_callbacks)
+        call_later(self.scene.env, self.report_period_s, self._report)
+        call_later(self.scene.env, self.router.tick_s, self._tick)
 
-    def _report(self, event: After) -> None:
+    def _report(self, event: DueCall) -> None:
         now = self.scene.env.now
         alive = [instance for instance in self.scene.instances.values() if instance.alive]
         for instance, report in [(instance, instance.report()) for instance in alive]:  # none knows what another's brings about
@@ -56,7 +54,7 @@ class Periodic:
             for instance in self.scene.instances.values():
                 if instance.alive:
                     instance.reports_at_rest += periods - 1
-        After(self.scene.env, periods * self.report_period_s, self._report_callbacks)
+        call_later(self.scene.env, periods * self.report_period_s, self._report)
 
     def _at_rest(self, now: float, period_s: float, step: int = 1) -> int:
         """In how many periods, 1 plus a multiple of `step`, there is something to say again. While nobody does or holds anything, and
@@ -67,8 +65,8 @@ class Periodic:
             self._seen, self._stirred_s = seen, now
         if now - self._stirred_s < settled_s:
             return 1
-        own = (self._report_callbacks, self._tick_callbacks, self._late_callbacks, self._wake_callbacks)
-        next_s = min((entry[0] for entry in self.scene.env._queue if not any(entry[3].callbacks is mine for mine in own)), default=now)
+        own = (self._report, self._tick, self._deliver_late, self._wake)
+        next_s = min((entry[0] for entry in self.scene.env._queue if getattr(entry[3], "call", None) not in own), default=now)
         return 1 + max(0, int((next_s - settled_s - now) / (step * period_s)) - 1) * step
 
     def _all_rest(self, now: float) -> bool:
@@ -88,17 +86,17 @@ class Periodic:
         if scene.late_until_s and now < scene.late_until_s.get(instance.name, (-1.0, 0.0))[0]:
             delay_s += scene.late_until_s[instance.name][1]
         if delay_s > 0.0:
-            After(scene.env, delay_s, self._late_callbacks, report)
+            call_later(scene.env, delay_s, self._deliver_late, report)
         else:
             scene.teller.tell(report, now)
 
-    def _deliver_late(self, event: After) -> None:
-        self.scene.tell(event._value)
+    def _deliver_late(self, event: DueCall) -> None:
+        self.scene.tell(event.value)
 
-    def _tick(self, event: After) -> None:
+    def _tick(self, event: DueCall) -> None:
         self.scene.tell(Tick())
         tick_s, step = self.router.tick_s, self.router.policy_ticks
         ticks = self._at_rest(self.scene.env.now, tick_s, step)
         if ticks > 1:
             self.router.rested(ticks_s=(ticks - 1) * tick_s)
-        After(self.scene.env, ticks * tick_s, self._tick_callbacks)
+        call_later(self.scene.env, ticks * tick_s, self._tick)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import simpy
 
-from pdlab.core.scheduler import Sequence
+from pdlab.core.sequence import Sequence
 from pdlab.core.teller import Teller
 from pdlab.core.types import AnyEvent, Left, Refused, Stage
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_later
+from pdlab.sim.due_call import DueCall
 from pdlab.sim.job import Job
 from pdlab.sim.worker import SimInstance
 
@@ -30,7 +28,6 @@ class Scene:
         self.late_until_s: dict[str, tuple[float, float]] = {}  # whose reports are late: until when, by how much
         self.longer: dict[str, tuple[float, float]] = {}  # instances that are slow: SimInstance.longer and decode_longer
         self.deaths: dict[SimInstance, dict[int, int]] = {}  # who was killed, and nobody knows: what clients have of what it served
-        self._refused_callbacks: list[Callable[[Any], None]] = [self._refused]
 
     def tell(self, event: AnyEvent) -> None:
         """Give an event to the router, and perform what it answers, in order; within another event's actions, after these."""
@@ -44,7 +41,7 @@ class Scene:
     def asked(self, instance: SimInstance) -> None:
         """Something is asked of one that has died, and who asks will know."""
         if instance in self.deaths:
-            After(self.env, self.detect_s, [lambda _: self.is_known(instance)])
+            call_later(self.env, self.detect_s, lambda _: self.is_known(instance))
 
     def is_known(self, instance: SimInstance, *, died: bool = True) -> None:
         """That it has died, or lost its place; nothing where that is known already."""
@@ -54,10 +51,10 @@ class Scene:
 
     def refuse(self, job: Job, d: SimInstance) -> None:
         """That instance has no room: known when it has been asked."""
-        After(self.env, self.asking_s, self._refused_callbacks, (job, job.attempt, d))
+        call_later(self.env, self.asking_s, self._refused, (job, job.attempt, d))
 
-    def _refused(self, event: After) -> None:
-        job, attempt, d = event._value
+    def _refused(self, event: DueCall) -> None:
+        job, attempt, d = event.value
         if d.alive and job.attempt == attempt and not job.done:
             self.tell(Refused(job.request.id, attempt, d.name))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from pdlab.core.types import Arrived, Request
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_at
+from pdlab.sim.due_call import DueCall
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.scene import Scene
@@ -32,7 +32,7 @@ class RequestSource:
         self._followers: dict[int, list[int]] = {}  # sessions: a turn -> the turns that wait for its end
         self._next_closed = 0
         self._arrivals: Iterator[tuple[int, float, int, int]] = iter(())
-        self._arrival_callbacks: list[Callable[[Any], None]] = [self._arrival]
+        self._asked_s = scene.env.now  # by the client, of the last of these
 
     def start(self) -> None:
         """The first come; each of the others when its time is there, or when the one it waits for has ended."""
@@ -44,27 +44,22 @@ class RequestSource:
         if workload.concurrency is not None:
             self._next_closed = min(workload.concurrency, self.requests)
             for i in range(self._next_closed):
-                self._arrive_by_index(i)
+                self._await(i, 0.0)
         else:
             self._arrivals = self._open_arrivals()
-            first = next(self._arrivals, None)
-            if first is not None:
-                After(self.scene.env, max(0.0, first[1] - self.scene.env.now), self._arrival_callbacks, first)
+            self._await_next()
 
     def end(self, i: int) -> None:
         """That request has ended."""
         self.ended += 1
         if self._followers and (turns := self._followers.pop(i, None)):
             for turn in turns:
-                After(self.scene.env, float(self.workload.arrival_s[turn]), [self._turn], turn)
+                self._await(turn, float(self.workload.arrival_s[turn]))
         if self._next_closed and self._next_closed < self.requests:
-            After(self.scene.env, 0.0, [self._turn], self._next_closed)
+            self._await(self._next_closed, 0.0)
             self._next_closed += 1
         if self.ended == self.requests:
             self.finish.succeed()
-
-    def _turn(self, event: After) -> None:
-        self._arrive_by_index(event._value)
 
     def _open_arrivals(self) -> Iterator[tuple[int, float, int, int]]:
         w, step = self.workload, 8192
@@ -75,51 +70,52 @@ class RequestSource:
                 if w.after is None or w.after[i] < 0:
                     yield i, arrival_s, prompt, output
 
-    def _arrival(self, event: After) -> None:
-        i, _, prompt, output = event._value
-        self._arrive(i, prompt, output)
+    def _await_next(self) -> None:
         following = next(self._arrivals, None)
         if following is not None:
-            env = self.scene.env
-            in_s = following[1] - env._now
-            After(env, in_s if in_s > 0.0 else 0.0, self._arrival_callbacks, following)
+            i, arrival_s, prompt, output = following
+            in_s = arrival_s - self._asked_s
+            if in_s > 0.0:
+                self._asked_s += in_s
+            asked_s = self._asked_s
+            call_at(self.scene.env, asked_s + self.request_s, self._next_received, (i, asked_s, prompt, output))
 
-    def _arrive_by_index(self, i: int) -> None:
-        self._arrive(i, int(self.workload.prompt_tokens[i]), int(self.workload.output_tokens[i]))
+    def _await(self, i: int, delay_s: float) -> None:
+        """Its client asks in so many seconds, and the router hears of it when the front end has had its time."""
+        w, asked_s = self.workload, self.scene.env._now + delay_s
+        call_at(self.scene.env, asked_s + self.request_s, self._received, (i, asked_s, int(w.prompt_tokens[i]), int(w.output_tokens[i])))
 
-    def _arrive(self, i: int, prompt: int, output: int) -> None:
+    def _next_received(self, event: DueCall) -> None:
+        self._received(event)
+        self._await_next()
+
+    def _received(self, event: DueCall) -> None:
+        i, asked_s, prompt, output = event.value
         w, scene = self.workload, self.scene
-        now = scene.env._now
         hashes: tuple[int, ...] = ()
         context: tuple[int, ...] = ()
         if w.hashes is not None:
             context = w.hashes[i]
             hashes = context[: prompt // w.hash_tokens]
         if self._plain:
-            request = Request(i, now, prompt, hashes)
+            request = Request(i, asked_s, prompt, hashes)
         else:
-            request = self._rich_request(i, now, prompt, hashes)
+            request = self._rich_request(i, asked_s, prompt, hashes)
             if request.best_of > 1 and not context:  # candidates share the prompt through the prefix cache, so it needs names
                 units = prompt // w.hash_tokens
                 context = tuple(-1 - (i << 20) - u for u in range(units))
         job = scene.jobs[i] = Job(i, request, output, context)
         if self._samples_anew or request.best_of > 1:
             job.samples_anew = True
-        if self.request_s:
-            After(scene.env, self.request_s, [self._received], Arrived(request, output))
-        else:
-            scene.teller.tell(Arrived(request, output), now)
-
-    def _received(self, event: After) -> None:
         for host in self.hosts:
             host.received()
-        self.scene.teller.tell(event._value, self.scene.env._now)
+        scene.teller.tell(Arrived(request, output), scene.env._now)
 
-    def _rich_request(self, i: int, now: float, prompt: int, hashes: tuple[int, ...]) -> Request:
+    def _rich_request(self, i: int, asked_s: float, prompt: int, hashes: tuple[int, ...]) -> Request:
         w = self.workload
         ttft_s = None if w.ttft_slo_s is None or math.isnan(w.ttft_slo_s[i]) else float(w.ttft_slo_s[i])
         tpot_s = None if w.tpot_slo_s is None or math.isnan(w.tpot_slo_s[i]) else float(w.tpot_slo_s[i])
         n = 1 if w.n is None else int(w.n[i])
         best_of = max(n, 1 if w.best_of is None else int(w.best_of[i]))
         labels = w.labels(i, self._sessions) if self._labelled else {}
-        return Request(i, now, prompt, hashes, 0 if w.priority is None else int(w.priority[i]), ttft_s, tpot_s, n, best_of, **labels)
+        return Request(i, asked_s, prompt, hashes, 0 if w.priority is None else int(w.priority[i]), ttft_s, tpot_s, n, best_of, **labels)

@@ -8,19 +8,23 @@ stale is recognised by its generation.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from math import ceil, inf, sqrt
-from typing import Any, Protocol
+from typing import Protocol
 
 import simpy
 
-from pdlab.core.scheduler import NOTHING, Batch, Scheduler, Sequence
+from pdlab.core.batch import Batch
+from pdlab.core.scheduler import NOTHING, Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.core.worker import Worker
 from pdlab.cost.base import Cost
 from pdlab.results.metrics import Gaps
 from pdlab.results.timeline import Timeline
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_at, call_later
+from pdlab.sim.due_call import DueCall
 from pdlab.sim.host import Host
 
 
@@ -28,7 +32,6 @@ class Owner(Protocol):
     """What an instance tells its world."""
 
     follows_chunks: bool  # it wants to hear of `batch_ended`
-    wake_callbacks: list[Callable[[Any], None]]  # get an event whose `_value` is the instance, which is to `wake` then
 
     def batch_started(self, instance: SimInstance, batch: Batch, now: float, seconds: float) -> None:
         """Prompt chunks are under way."""
@@ -51,12 +54,14 @@ class Owner(Protocol):
 
     def drained(self, instance: SimInstance) -> None: ...
 
+    def wake(self, event: DueCall) -> None:
+        """Its `value` is an instance that is to `wake` now."""
+
 
 class SimInstance:
     """`spec` says who it is; `index` is its place in every record."""
 
     __slots__ = (
-        "_done_callbacks",
         "alive",
         "began_s",
         "compute_bound_from",
@@ -66,7 +71,6 @@ class SimInstance:
         "decode_busy_s",
         "decode_longer",
         "decode_tokens",
-        "emitted_s",
         "env",
         "gaps",
         "generation",
@@ -132,11 +136,9 @@ class SimInstance:
         self.began_s = 0.0  # when the first of them began
         self.step_s = 0.0  # its duration
         self.slope_s = 0.0  # by which each next step takes longer
-        self.emitted_s = 0.0  # when the running sequences got their last token
         self.lines: dict[int, tuple[float, float, float]] = {}
-        bounds = (n for n in range(1, scheduler.max_seqs + 1) if cost.decode_is_compute_bound(n))
-        self.compute_bound_from = next(bounds, scheduler.max_seqs + 1)  # decode batches of that many are bound by arithmetic
-        self._done_callbacks: list[Callable[[Any], None]] = [self._done]
+        sizes = range(1, scheduler.max_seqs + 1)
+        self.compute_bound_from = 1 + bisect_left(sizes, True, key=cost.decode_is_compute_bound)  # decode batches bound by arithmetic
         self.joined_s = self.up_s = env.now
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
@@ -146,6 +148,11 @@ class SimInstance:
     @property
     def batch(self) -> Batch | None:
         return self.worker.batch
+
+    @property
+    def emitted_s(self) -> float:
+        """When the running sequences got their last token."""
+        return self.worker.meter.ended_s
 
     @property
     def role(self) -> Role:
@@ -210,13 +217,13 @@ class SimInstance:
         if scheduler.joined:
             self.owner.first_steps(scheduler.joined, now, now + step_s)
         self.generation = generation = self.generation + 1
-        After(self.env, seconds, self._done_callbacks, generation)
+        call_at(self.env, now + seconds, self._done, generation)
 
     def stretch(self, seconds: float) -> None:
         """The single step under way takes longer."""
         self.step_s += seconds
         self.generation = generation = self.generation + 1
-        After(self.env, self.began_s + self.step_s - self.env.now, self._done_callbacks, generation)
+        call_later(self.env, self.began_s + self.step_s - self.env.now, self._done, generation)
 
     def slow_down(self, longer: float, decode_longer: float) -> None:
         """Steps with prompts take `longer` times as long as the cost model says from now on, others `decode_longer` times, and so does what
@@ -292,7 +299,7 @@ class SimInstance:
             self.k = steps
             left_s = began_s + steps * self.step_s + self.slope_s * (steps * (steps - 1) / 2) - now
             self.generation = generation = self.generation + 1
-            After(self.env, left_s if left_s > 0.0 else 0.0, self._done_callbacks, generation)
+            call_at(self.env, now + left_s if left_s > 0.0 else now, self._done, generation)
 
     def sync(self) -> None:
         """Book the steps of the run that are done by now, so that whoever looks sees what single steps would show."""
@@ -318,8 +325,9 @@ class SimInstance:
             return step_s
         seconds = steps * step_s + slope_s * (steps * (steps - 1) / 2)
         began_s, joined = self.began_s, len(self.scheduler.joined)
-        pause_s = began_s - self.emitted_s
-        self.worker.meter.took(batch, joined, began_s, seconds, steps, step_s + slope_s * (steps - 1))
+        meter = self.worker.meter
+        pause_s = began_s - meter.ended_s
+        meter.took(batch, joined, began_s, seconds, steps, step_s + slope_s * (steps - 1))
         if not joined and pause_s < 1e-9:
             self.gaps.add_run(n, step_s, slope_s, steps)
         else:  # those that joined have their first gap counted already, the others have waited `pause_s` more
@@ -328,7 +336,6 @@ class SimInstance:
             if steps > 1:
                 self.gaps.add_run(n, step_s + slope_s, slope_s, steps - 1)
             self.scheduler.joined = NOTHING
-        self.emitted_s = began_s + seconds
         self.decode_tokens += n * steps
         if batch.chunks:
             self.prefill_busy_s += seconds
@@ -340,8 +347,8 @@ class SimInstance:
             self._span(batch, steps, seconds)
         return seconds
 
-    def _done(self, event: After) -> None:
-        if event._value != self.generation:
+    def _done(self, event: DueCall) -> None:
+        if event.value != self.generation:
             return  # cut, or dead, since
         worker, scheduler, owner = self.worker, self.scheduler, self.owner
         batch, k, now = worker.batch, self.k, self.env._now
@@ -395,7 +402,7 @@ class SimInstance:
         due_s = self.worker.wake_s()
         self.wakes = due_s is not None
         if due_s is not None:
-            After(self.env, max(0.0, due_s - self.env.now), self.owner.wake_callbacks, self)
+            call_later(self.env, max(0.0, due_s - self.env.now), self.owner.wake, self)
 
     def wake(self) -> None:
         """A deadline has come, unless it was moved."""

@@ -11,8 +11,10 @@ from typing import Any
 
 import simpy
 
+from pdlab.core.batch import Batch
 from pdlab.core.router import Router
-from pdlab.core.scheduler import NOTHING, Batch, Sequence
+from pdlab.core.scheduler import NOTHING
+from pdlab.core.sequence import Sequence
 from pdlab.core.teller import Teller
 from pdlab.core.types import (
     Abort,
@@ -35,7 +37,8 @@ from pdlab.core.types import (
 )
 from pdlab.replay.log import EventLog
 from pdlab.results.timeline import Book
-from pdlab.sim.after import After, run_until
+from pdlab.sim.calls import run_until
+from pdlab.sim.due_call import DueCall
 from pdlab.sim.host import Host
 from pdlab.sim.job import Job
 from pdlab.sim.lifecycle import Lifecycle
@@ -89,14 +92,13 @@ class World(Scene):
         self.spans: list[tuple[int, float, float, str, int, int]] | None = [] if spans else None
         self.leaked_blocks = 0
         self._makers: dict[str, Maker] = {}
-        self.wake_callbacks: list[Callable[[Any], None]] = [self._wake]
         self.periodic = Periodic(
             self,
             router,
             self.source,
             self.book,
             self.lifecycle.retired,
-            self.wake_callbacks,
+            self.wake,
             report_period_s=report_period_s,
             report_delay_s=report_delay_s,
         )
@@ -265,7 +267,6 @@ class World(Scene):
     def _end(self, action: End) -> None:
         job = self.jobs[action.request_id]
         job.ended(action.stage, self.env.now, action.reason)
-        job.tseq = None
         self._ended(job)
 
     # ------------------------------------------------------------ instances speak
@@ -344,10 +345,8 @@ class World(Scene):
         instance.jobs.pop(job, None)
         if job.dseq is not None and job.dseq is not seq and job.d is not None:  # over before it was handed off
             self.drop(job, job.d, job.dseq)
-        if job.tseq is not None:  # a 31st attribute makes an object of pure Python dear
-            if job.target is not None:
-                self.drop(job, job.target, job.tseq)
-            job.tseq = None  # it knows the job, too: leave the garbage collector no cycle
+        if job.tseq is not None and job.target is not None:
+            self.drop(job, job.target, job.tseq)
         if job.transfer is not None:
             self.moves.cancel(job)
         job.done = True
@@ -365,8 +364,8 @@ class World(Scene):
             instance.worker.lapse(seq)
             instance.kick()
 
-    def _wake(self, event: After) -> None:
-        event._value.wake()
+    def wake(self, event: DueCall) -> None:
+        event.value.wake()
 
     def drained(self, instance: SimInstance) -> None:
         self.lifecycle.drained(instance)
@@ -376,7 +375,7 @@ class World(Scene):
     def _ended(self, job: Job) -> None:
         self.book.write(job)
         job.done = True
-        job.pseq = job.dseq = None  # nor these
+        job.pseq = job.dseq = job.tseq = None  # they know the job, too: leave the garbage collector no cycle
         del self.jobs[job.index]
         self.source.end(job.index)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pdlab import batching
+from pdlab.core.batch import Batch
 from pdlab.core.kv import BlockPool
-from pdlab.core.scheduler import Batch, Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import Report, StepTime
 from pdlab.core.worker import Worker
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pdlab import batching
 from pdlab.core.kv import BlockPool
-from pdlab.core.scheduler import Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.sequence import Sequence
 
 
 def scheduler(blocks: int = 100, *, batch: str = "chunked", budget: int = 256, max_seqs: int = 8, prefix_cache: bool = True) -> Scheduler:

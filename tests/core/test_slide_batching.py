@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pdlab.batching.slide_batching import SlideBatching
 from pdlab.core.kv import BlockPool
-from pdlab.core.scheduler import Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import StepTime
 from pdlab.replay.scheduler_log import Recorded, Setup, replay
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pdlab import batching
+from pdlab.core.batch import Batch
 from pdlab.core.kv import BlockPool
-from pdlab.core.scheduler import Batch, Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import Role
 from pdlab.core.worker import LEASE_S, Worker
 

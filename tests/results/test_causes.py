@@ -9,7 +9,7 @@ import pytest
 
 from pdlab import Cluster, Experiment, Instance, Policy, Request, Result, simulate
 from pdlab.core.types import Role
-from pdlab.results.headroom import decode_headroom, step_lines, step_s
+from pdlab.results.headroom import StepLines, decode_headroom
 
 SLO = {"ttft_s": 1.0, "tpot_s": 0.05}
 
@@ -139,10 +139,10 @@ def test_headroom_is_where_a_step_takes_as_long_as_tpot_may() -> None:
     ]
     assert found["instance"] == "decode-0" and 1 < found["batch"] <= found["batch_most"]
     assert found["context_tokens"] == pytest.approx(2100, rel=0.05)
-    steps = step_lines(profile_of())
-    met, missed = (step_s(steps, batch, batch * found["context_tokens"]) for batch in (found["batch_limit"], found["batch_limit"] + 1))
+    steps = StepLines.of(profile_of())
+    met, missed = (steps.step_s(batch, batch * found["context_tokens"]) for batch in (found["batch_limit"], found["batch_limit"] + 1))
     assert met <= 0.012 < missed and not found["bounded"]
-    longest = step_s(steps, found["batch"], found["batch"] * found["context_limit"])
+    longest = steps.step_s(found["batch"], found["batch"] * found["context_limit"])
     assert longest == pytest.approx(0.012, rel=1e-6)
     assert f"is met up to {found['batch_limit']}" in found["evidence"]
     tight = run(cluster(PREFILL, DECODE), {"requests": 20}, slo={"ttft_s": 5.0, "tpot_s": 0.001}).summary["bottleneck"]["headroom"]

@@ -11,7 +11,7 @@ from pdlab.cost.profile import FrontCosts, Interference, save_instance_profile
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.result import Result
 from pdlab.sim import simulate
-from pdlab.sim.after import After
+from pdlab.sim.calls import call_later
 from pdlab.sim.moves import TransferMode
 from tests.cost.test_measured import PROFILE
 from tests.support.small_world import Linear, small_world, workload
@@ -139,7 +139,7 @@ def test_a_first_token_comes_as_late_as_its_step_ends(at_s: float, first_s: floa
         world = small_world(
             workload([0.0], 32, 5), members=(("p", Role.PREFILL), ("d", Role.DECODE)), cost=cost, horizon=1, transfer=transfer
         )
-        After(world.env, at_s, [lambda _, seconds=extra_s, world=world: world.instances["d"].stretch(seconds)])
+        call_later(world.env, at_s, lambda _, seconds=extra_s, world=world: world.instances["d"].stretch(seconds))
         world.run()
         found.append(world.records.frame().iloc[0])
     assert found[1].first_token_s - found[0].first_token_s == pytest.approx(first_s)

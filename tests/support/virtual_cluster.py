@@ -22,8 +22,10 @@ import pytest
 import simpy
 
 from pdlab import cost
+from pdlab.core.batch import Batch
 from pdlab.core.instance_spec import Placed, instance_spec
-from pdlab.core.scheduler import NOTHING, Batch, Sequence
+from pdlab.core.scheduler import NOTHING
+from pdlab.core.sequence import Sequence
 from pdlab.core.staging import Staging
 from pdlab.core.types import CAPABILITIES, InstanceSpec, Report, Role, Switched
 from pdlab.core.worker import LEASE_S, Worker

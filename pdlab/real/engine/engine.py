@@ -8,14 +8,16 @@ A decode batch is run `Batch.repeat` times without asking again, unless a sequen
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-import pdlab.core.scheduler as sched
+from pdlab.core.batch import Batch
 from pdlab.core.prefix import chain
+from pdlab.core.sequence import Sequence
 from pdlab.core.worker import Worker
 from pdlab.real.engine.grammar import GrammarError, Grammars
 from pdlab.real.engine.messages import Scored, Step, Submit, Tokens
@@ -29,11 +31,11 @@ AfterLayer = Callable[[int], None]
 class Pusher(Protocol):
     """Sends KV off while it is computed."""
 
-    def begins(self, chunks: list[tuple[sched.Sequence, int]]) -> AfterLayer | None:
+    def begins(self, chunks: list[tuple[Sequence, int]]) -> AfterLayer | None:
         """A pass over these prompt chunks begins; what is returned is called when a layer's KV is there."""
         ...
 
-    def ends(self, chunks: list[tuple[sched.Sequence, int]]) -> None:
+    def ends(self, chunks: list[tuple[Sequence, int]]) -> None:
         """It has ended; `computed` of the sequences does not count it yet."""
         ...
 
@@ -47,9 +49,9 @@ class Candidate:
     index: int
     tokens: list[int]
     row: SamplerRow
-    seq: sched.Sequence
+    seq: Sequence
     submitted_s: float
-    table: Sequence[int] = ()
+    table: abc.Sequence[int] = ()
     admitted_s: float = -1.0
     scores: list[Scored] | None = None
     held: Tokens | None = None  # its first token, while its KV waits for whoever decodes it
@@ -85,7 +87,7 @@ class Engine:
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
         self.pusher: Pusher | None = None
         self.grammars: Grammars | None = None  # when the vocabulary is known
-        self.batch: sched.Batch | None = None  # of the pass that is under way, or has ended and is about to be told
+        self.batch: Batch | None = None  # of the pass that is under way, or has ended and is about to be told
         self.joined = 0  # of its decodes, how many had their first in it
         self.prompt_tokens = self.prefix_queries = self.prefix_hits = 0
 
@@ -114,7 +116,7 @@ class Engine:
         c, others = self.enter(submit, now)
         self.worker.submit(c.seq, others)
 
-    def enter(self, submit: Submit, now: float) -> tuple[Candidate, list[sched.Sequence]]:
+    def enter(self, submit: Submit, now: float) -> tuple[Candidate, list[Sequence]]:
         """A request's first candidate, and the sequences of its others."""
         group = self.groups[submit.id] = {index: self.candidate(submit, index, now) for index in range(submit.sampling.best_of)}
         return group[0], [c.seq for c in group.values() if c.index]
@@ -163,7 +165,7 @@ class Engine:
             row.grammar = self.grammars.matcher(s.structured)
         output = s.max_tokens if submit.decodes_here else max(s.max_tokens, 2)  # what is held has more to come, elsewhere
         hashes = submit.hashes if s.prompt_logprobs is None else ()  # the prefix cache would leave positions out
-        seq = sched.Sequence(submit.id, index, len(submit.tokens), output, hashes, submit.priority, decodes_here=submit.decodes_here)
+        seq = Sequence(submit.id, index, len(submit.tokens), output, hashes, submit.priority, decodes_here=submit.decodes_here)
         candidate = Candidate(submit, index, list(submit.tokens), row, seq, now if submit.sent_s is None else submit.sent_s)
         seq.owner = candidate
         ttft_slo_s = self.ttft_slo_s if submit.ttft_slo_s is None else submit.ttft_slo_s
@@ -253,7 +255,7 @@ class Engine:
         emit(outputs)
         return True
 
-    def _run(self, pieces: list[Piece], chunks: list[tuple[sched.Sequence, int]], after_layer: AfterLayer | None) -> Tensor:
+    def _run(self, pieces: list[Piece], chunks: list[tuple[Sequence, int]], after_layer: AfterLayer | None) -> Tensor:
         """The logits that are sampled from; the scores of prompts are booked."""
         if not any(piece.targets for piece in pieces):
             return self.runner.run(pieces, after_layer)
@@ -263,7 +265,7 @@ class Engine:
                 seq.owner.scores[seq.computed :] = found
         return logits
 
-    def _chunks(self, chunks: list[tuple[sched.Sequence, int]], now: float) -> list[Piece]:
+    def _chunks(self, chunks: list[tuple[Sequence, int]], now: float) -> list[Piece]:
         pieces = []
         for seq, tokens in chunks:
             c: Candidate = seq.owner
@@ -330,7 +332,7 @@ class Engine:
         )
 
 
-def _wanted(c: Candidate, start: int, end: int) -> tuple[Sequence[int], int]:
+def _wanted(c: Candidate, start: int, end: int) -> tuple[abc.Sequence[int], int]:
     """The tokens of the prompt after those from `start` to `end` whose scores are wanted, and how many alternatives to each."""
     if c.scores is None:
         return (), 0

@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from pdlab.core.scheduler import Sequence
+from pdlab.core.sequence import Sequence
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.handover import Handover, Lease
 from pdlab.real.engine.messages import Cancel, Export, Exported, Held, Landed, Release, Resume, Submit, Tokens

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from pdlab.core.scheduler import Sequence
+from pdlab.core.sequence import Sequence
 from pdlab.real.engine.engine import AfterLayer, Engine
 from pdlab.real.engine.messages import Push, Submit, Tokens
 from pdlab.real.host.background import Background
