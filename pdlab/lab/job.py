@@ -17,10 +17,10 @@ from typing import Any
 from pdlab.core.types import UsageError
 from pdlab.cost.measurements import of_models, read_rows
 from pdlab.experiment.experiment import Experiment
-from pdlab.lab.aggregates import write_aggregates
 from pdlab.lab.progress import CountedProgress, LiveProgress, News
 from pdlab.lab.store import JobKind, JobOrder
 from pdlab.lab.submission import question
+from pdlab.report.aggregates import write_aggregates
 from pdlab.report.result import Result
 from pdlab.results.metrics import flat_figures
 from pdlab.search.board.page import write_board

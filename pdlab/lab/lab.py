@@ -15,7 +15,6 @@ import yaml
 from starlette.concurrency import run_in_threadpool
 
 from pdlab.core.types import UsageError
-from pdlab.lab.aggregates import AGGREGATES
 from pdlab.lab.bodies import JobDetail, JobView, view_fields
 from pdlab.lab.bounded import forkserver
 from pdlab.lab.clerk import read_bounded
@@ -26,6 +25,7 @@ from pdlab.lab.job import CHOICES, POINTS, SEED_FIGURES
 from pdlab.lab.settings import LabSettings
 from pdlab.lab.store import JobKind, JobRow, JobState, LabStore
 from pdlab.lab.submission import Submission, SubmissionReading, check_tags
+from pdlab.report.aggregates import AGGREGATES
 from pdlab.report.result import REPORT
 from pdlab.results.run import SUMMARY
 from pdlab.search.board.page import PAGE as BOARD_PAGE

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import parse_qs
 
-import plotly
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -16,9 +16,10 @@ from pdlab import __version__
 from pdlab.lab.guard import COOKIE, LOGIN, session
 from pdlab.lab.routes import lab_of
 from pdlab.report.page import escaped
+from pdlab.report.script import plotly_js
 
 STATIC = Path(__file__).parent / "static"
-PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+PLOTLY = f"/static/plotly-{version('plotly')}.js"
 KEPT = {"cache-control": "max-age=31536000, immutable"}  # its URL has its version
 MONTH_S = 30 * 24 * 3600
 _NAV = (("/", "Runs"), ("/new", "New"), ("/clusters", "Clusters"), ("/docs", "API"))
@@ -38,12 +39,12 @@ def pages() -> APIRouter:
         router.add_api_route(f"/{kind}/{{id}}", _job(kind), methods=get)
     router.add_api_route(LOGIN, _login, methods=get)
     router.add_api_route(LOGIN, _enter, methods=["POST"])
-    router.add_api_route(f"/static/plotly-{plotly.__version__}.js", _plotly, methods=get)
+    router.add_api_route(PLOTLY, _plotly, methods=get)
     return router
 
 
 def static_files() -> StaticFiles:
-    return StaticFiles(directory=STATIC)
+    return StaticFiles(directory=STATIC, packages=[("pdlab.report", "static")])
 
 
 def _run(id: str) -> HTMLResponse:
@@ -65,7 +66,7 @@ def _shell(script: str, title: str, *, at: str = "", charts: bool = False, **tol
     """`told` is for the script."""
     links = "".join(f'<a href="{path}"{" aria-current=page" if path == at else ""}>{words}</a>' for path, words in _NAV)
     values = "".join(f' data-{name}="{escaped(value)}"' for name, value in told.items())
-    drawing = f'<script defer src="/static/plotly-{plotly.__version__}.js"></script>' if charts else ""
+    drawing = f'<script defer src="{PLOTLY}"></script>' if charts else ""
     body = f"""<a class=skip href="#main">To the content</a>
 <header><b>pdlab lab</b><nav aria-label="Pages">{links}</nav>
 <span class=end><span id=line class=lost role=status></span><button id=theme type=button>Light or dark</button></span></header>
@@ -83,7 +84,7 @@ def _document(title: str, body: str) -> str:
 
 
 def _plotly() -> FileResponse:
-    return FileResponse(PLOTLY, media_type="text/javascript", headers=KEPT)
+    return FileResponse(plotly_js(), media_type="text/javascript", headers=KEPT)
 
 
 def _login(wrong: str = "") -> HTMLResponse:

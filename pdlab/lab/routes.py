@@ -18,12 +18,12 @@ from starlette.concurrency import run_in_threadpool
 
 from pdlab.core.types import UsageError, nearest
 from pdlab.experiment.mistakes import mistakes
-from pdlab.lab.aggregates import AGGREGATES, MOST_STRETCHES, timeline
 from pdlab.lab.bodies import BoardBody, JobDetail, JobPage, JobView, MistakeView, SubmitBody, Submitted, Trouble, Validated
 from pdlab.lab.job import CHOICES
 from pdlab.lab.lab import PAGES, Lab, NotThere
 from pdlab.lab.store import MOST_LISTED, JobFilter, JobKind, JobState
 from pdlab.lab.submission import MOST_SEEDS, SubmissionReading
+from pdlab.report.aggregates import AGGREGATES, MOST_STRETCHES, timeline
 from pdlab.report.perfetto import write_trace
 from pdlab.report.result import TRACE
 from pdlab.results.run import REQUESTS, Run
@@ -37,7 +37,11 @@ PATHS = {
 }
 YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
 ARROW, PARQUET = "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
-PAGE_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'self'; sandbox"
+# Its scripts are of no origin: they read nothing of the lab's, and reach nobody.
+PAGE_CSP = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+    "frame-ancestors 'self'; sandbox allow-scripts allow-downloads"
+)
 TROUBLES: dict[int | str, dict[str, Any]] = {
     code: {"model": Trouble, "description": words}
     for code, words in ((401, "no token"), (404, "not there"), (422, "mistakes, as the command tells them"), (503, "no database"))

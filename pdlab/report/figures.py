@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pdlab.core.types import Stage
+from pdlab.report.aggregates import together
 from pdlab.report.look import PALETTE, STYLE, Picture, completed, curve, limit_line, nothing, picture, share_axis, time_axis
 from pdlab.report.stages import stretches
 from pdlab.results.records import Column, Records, Samples
@@ -32,7 +33,6 @@ STAGE_COLOURS = {
     "decode": "#2f7ed8",
 }
 _STRETCHES = 400  # of time, in a curve of load
-_LINES = 8  # instances drawn one by one; more are shown as their roles' means
 
 
 def distributions(records: Records, slo: tuple[float | None, float | None]) -> Picture:
@@ -161,16 +161,9 @@ def _draw_load(figure: Figure | SubFigure, samples: Samples, roles: Mapping[str,
 
 def _groups(samples: Samples, instance: np.ndarray[Any, np.dtype[np.int64]], roles: Mapping[str, str]) -> list[tuple[str, Any]]:
     present = [int(k) for k in np.unique(instance)]
-    names = [samples.instances[k] if k < len(samples.instances) else f"instance {k}" for k in present]
-    if len(present) <= _LINES:
-        return [(name, instance == k) for k, name in zip(present, names, strict=True)]
-    # Without roles, an instance called decode-12 counts as one of "decode".
-    kinds = [roles.get(name) or name.rsplit("-", 1)[0] for name in names]
-    together: list[tuple[str, Any]] = []
-    for kind in dict.fromkeys(kinds):
-        mine = [k for k, other in zip(present, kinds, strict=True) if other == kind]
-        together.append((f"{kind}: mean and range of {len(mine)}", np.isin(instance, mine)))
-    return together
+    names = {samples.instances[k] if k < len(samples.instances) else f"instance {k}": k for k in present}
+    lines = together(list(names), roles)
+    return [(label, np.isin(instance, [names[one] for one in own])) for label, own in lines.items()]
 
 
 def _thinned(t: Column, values: Column, edges: Column) -> tuple[Column, Column, Column, Column]:

@@ -1,14 +1,19 @@
-"""report.html: what a run says of itself as one page; a few lines of it for notebooks."""
+"""report.html: what a run says of itself as one page; a few lines of it for notebooks.
+
+It is one file that needs nothing else. Its figures are those of the lab's page of a run; without scripts its words and tables are there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from pdlab.report import figures, tables
-from pdlab.report.page import definition_list, escaped, page, svg, table
+from pdlab.report import tables
+from pdlab.report.aggregates import aggregates, consecutive
+from pdlab.report.page import definition_list, escaped, page, table
+from pdlab.report.script import report_script
 from pdlab.results.metrics import DEFINITIONS, SPREADS
 from pdlab.results.records import Records, Samples
 from pdlab.results.units import number, percent, seconds
@@ -27,8 +32,8 @@ def run_page(
 ) -> str:
     """The report of one run. `experiment` is the resolved one, as plain values."""
     name = str((experiment or {}).get("name") or "run")
-    slo = (summary["slo"]["ttft_s"], summary["slo"]["tpot_s"])
-    roles = {use["name"]: use["role"] for use in summary["instances"]}
+    found = aggregates(summary, records, samples)
+    told = {**found, "slo": summary["slo"], "instances": summary["instances"], "links": summary["links"], "lanes": consecutive(records)}
     body = [
         f"<h1>{escaped(name)}</h1>",
         f"<p class=soft>{escaped(_about(summary))}</p>",
@@ -41,23 +46,27 @@ def run_page(
         _verdict(summary),
         "<h2>Latency</h2>",
         _latency_table(summary),
-        svg(figures.distributions(records, slo), "distributions", "TTFT and TPOT distributions with their objectives"),
+        f"<div class=pair>{_figure('ttft')}{_figure('tpot')}</div>",
+        "<noscript><p class=warning>The figures are drawn by a script, which this reader does not run.</p></noscript>",
         "<h2>Run</h2>",
         definition_list(tables.figures(summary)),
         *_reasons(summary),
         "<h2>Instances</h2>",
-        _instance_table(summary),
-        *(("<h2>Links</h2>", _link_table(summary)) if summary["links"] else ()),
+        f"<div id=instances>{_instance_table(summary)}</div>",
+        *(("<h2>Links</h2>", f"<div id=links>{_link_table(summary)}</div>") if summary["links"] else ()),
         *(("<h2>The client that measured</h2>", *_client(summary["client"])) if "client" in summary else ()),
-        *(("<h2>Load over time</h2>", _load(samples, roles)) if samples.any_load else ()),
+        *(("<h2>Load over time</h2>", _figure("load")) if samples.any_load else ()),
         "<h2>Requests through prefill, link and decode</h2>",
-        svg(figures.timeline(records), "timeline", "Timeline of some requests"),
+        "<p class=soft>Drag to zoom; double click shows all.</p>",
+        _figure("lanes"),
+        "<h2>The requests furthest from their objectives</h2>",
+        f"<div id=worst>{_worst_table(found['worst'])}</div>",
         "<h2>What the words mean</h2>",
         definition_list(DEFINITIONS.items()),
     ]
     if experiment:
         body += ["<h2>Experiment, resolved</h2>", f"<details open><summary>YAML</summary><pre>{escaped(_yaml(experiment))}</pre></details>"]
-    return page(name, body)
+    return page(name, [*body, *report_script(told)])
 
 
 def fragment(summary: Summary) -> str:
@@ -90,8 +99,8 @@ def _partial(summary: Summary) -> list[str]:
     return [f"Stopped early: {summary['unfinished']:,} requests had not ended and count as misses."] if summary["partial"] else []
 
 
-def _load(samples: Samples, roles: Mapping[str, str]) -> str:
-    return svg(figures.load(samples, roles), "load", "Waiting requests, running sequences and KV use over time")
+def _figure(id: str) -> str:
+    return f"<div class=chart id={id}></div>"
 
 
 def _tiles(summary: Summary) -> str:
@@ -157,6 +166,16 @@ def _instance_table(summary: Summary) -> str:
 
 def _link_table(summary: Summary) -> str:
     return table(["link", "busy", "used", "carried", "capacity", "most transfers at once"], tables.link_rows(summary))
+
+
+def _worst_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["request", "times its objective", "status", "TTFT", "TPOT", "E2E"]
+
+    def times(row: Mapping[str, Any]) -> str:
+        return "not served" if row["times_objective"] is None else number(row["times_objective"])
+
+    latencies = ("ttft_s", "tpot_s", "e2e_s")
+    return table(head, [[str(row["request_id"]), times(row), row["status"], *(seconds(row[key]) for key in latencies)] for row in rows])
 
 
 def _client(client: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,11 @@ p{margin:6px 0}.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--
 th,td{padding:4px 12px 4px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:600;color:var(--soft);font-size:13px}th:first-child,td:first-child,.text{text-align:left}
 td.text+td.text{white-space:normal}
+th button{all:unset;cursor:pointer;color:var(--soft);font-weight:600}th button:focus-visible{outline:2px solid var(--ink)}
+th[aria-sort=ascending] button::after{content:" \\25b2"}th[aria-sort=descending] button::after{content:" \\25bc"}
+tbody tr:hover{background:var(--box)}
+.chart{min-height:300px;margin:10px 0}.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:8px 26px}
+#worst td{white-space:nowrap}#worst .scroll{max-height:460px;overflow:auto}#worst th{position:sticky;top:0;background:var(--page)}
 td.best{color:var(--good);font-weight:600}
 figure{margin:14px 0;overflow-x:auto}figure svg{width:100%;min-width:560px;height:auto;display:block}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:0}.scroll+dl{margin-top:12px}dt{font-weight:600}dd{margin:0}

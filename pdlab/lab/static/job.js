@@ -1,5 +1,5 @@
 // A plan, a sweep, a tuning, or a board.
-import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, seconds, send, sortable, table, tell, when } from "./lab.js";
+import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, plain, seconds, send, sortable, table, tell, when } from "./lab.js";
 import { chart, literal, palette } from "./charts.js";
 
 const path = `/${page.kind}/${page.id}`;
@@ -22,7 +22,6 @@ function running(job) {
     el("p", { class: "soft" }, total ? `${count(done)} of ${count(total)}${phase ? `, ${phase}` : ""}` : job.state === "queued" ? "It waits for free cores." : "It begins."));
 }
 
-const plain = (head, key, show = (value) => value ?? "–", text = false) => ({ head, text, value: (row) => row[key], show: (row) => show(row[key]) });
 const report = () => el("p", {}, el("a", { href: `/api/v1${path}/report` }, "the page that the command writes"));
 
 async function plan(job) {

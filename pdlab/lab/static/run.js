@@ -1,5 +1,6 @@
-import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, seconds, send, sortable, table, tell, tile, when } from "./lab.js";
-import { chart, limit, literal, palette, stageColours } from "./charts.js";
+import { api, confirmed, count, el, badge, ended, hush, listen, main, number, page, percent, seconds, send, table, tell, tile, when } from "./lab.js";
+import { chart, palette } from "./charts.js";
+import { distribution, instances, links, loads, strip, worst } from "./run_figures.js";
 
 const path = `/experiments/${page.id}`;
 const head = el("div", {});
@@ -53,7 +54,7 @@ async function finished(job) {
   const binds = summary.bottleneck;
   const points = ["mean", "p50", "p90", "p99", "max"];
   const lines = [["TTFT", "ttft_s"], ["TPOT", "tpot_s"], ["ITL", "itl_s"], ["E2E", "e2e_s"], ["queue", "queue_s"], ["KV transfer", "transfer_s"]].filter(([, key]) => summary[key]);
-  const [ttft, tpot, load, strip] = [el("div", {}), el("div", {}), el("div", {}), el("div", {})];
+  const [ttft, tpot, load, lanes] = [el("div", {}), el("div", {}), el("div", {}), el("div", {})];
   results.replaceChildren(
     ...(summary.overloaded ? [el("p", { class: "note" }, "Overloaded: its queue grew to the end, and its figures depend on its length.")] : []),
     ...summary.warnings.map((line) => el("p", { class: "note" }, line)),
@@ -66,7 +67,7 @@ async function finished(job) {
     table(["", ...points, "objective"], lines.map(([name, key]) => [name, ...points.map((point) => seconds(summary[key][point])), summary.slo[key] ? `≤ ${seconds(summary.slo[key])}` : ""])),
     el("div", { class: "pair" }, ttft, tpot),
     ...seedTable(job),
-    el("h2", {}, "Requests through prefill, link and decode"), el("p", { class: "soft" }, "Drag to zoom: more of the requests appear. Double click: all."), strip,
+    el("h2", {}, "Requests through prefill, link and decode"), el("p", { class: "soft" }, "Drag to zoom: more of the requests appear. Double click: all."), lanes,
     el("h2", {}, "Load over time"), load,
     el("h2", {}, "The requests furthest from their objectives"), worst(figures.worst),
     el("h2", {}, "Instances"), instances(summary.instances),
@@ -75,55 +76,19 @@ async function finished(job) {
   distribution(ttft, figures, "ttft_s", "TTFT", summary.slo.ttft_s);
   distribution(tpot, figures, "tpot_s", "TPOT", summary.slo.tpot_s);
   loads(load, figures.load);
-  timeline(strip);
-}
-
-function distribution(place, figures, key, words, objective) {
-  const values = figures.cdf[key];
-  if (!values) return;
-  chart(place, [{ x: values, y: figures.shares, mode: "lines", name: words, line: { color: palette[0] }, hovertemplate: "%{y:.1%} within %{x:.4g} s<extra></extra>" }],
-    { height: 320, title: { text: `${words}: share of the requests` }, xaxis: { title: { text: "seconds" }, rangemode: "tozero" }, yaxis: { tickformat: ".0%", range: [0, 1.01] }, shapes: objective ? [limit(objective, "objective")] : [] }, `${words} distribution`);
-}
-
-function loads(place, load) {
-  const names = Object.keys(load.instances);
-  const rows = [["waiting", "waiting"], ["running", "running"], ["kv_use", "KV use"]];
-  const traces = rows.flatMap(([key], row) => names.map((name, k) => ({ x: load.time_s, y: load.instances[name][key], name: literal(name), legendgroup: name, showlegend: row === 0, mode: "lines", connectgaps: true, line: { color: palette[k % palette.length], width: 1.4 }, xaxis: "x", yaxis: row ? `y${row + 1}` : "y" })));
-  const layout = { height: 560, showlegend: true, grid: { rows: 3, columns: 1 }, hovermode: "x unified", xaxis: { title: { text: "simulated seconds" }, anchor: "y3" } };
-  rows.forEach(([, words], row) => { layout[row ? `yaxis${row + 1}` : "yaxis"] = { title: { text: words }, domain: [1 - (row + 1) / 3 + 0.04, 1 - row / 3 - 0.02], rangemode: "tozero", ...(row === 2 ? { tickformat: ".0%" } : {}) }; });
-  chart(place, traces, layout, "Waiting requests, running sequences and KV use of each instance over time");
+  timeline(lanes);
 }
 
 async function timeline(place, from = 0, to = null) {
   const found = await api(`${path}/timeline?limit=80&from_s=${from}${to === null ? "" : `&to_s=${to}`}`).catch((error) => { tell(error); return null; });
   if (!found) return;
-  const traces = found.stages.map((stage) => {
-    const [x, y] = [[], []];
-    stage.start_s.forEach((start, k) => { if (start !== null && stage.end_s[k] !== null && stage.end_s[k] >= start) { x.push(start, stage.end_s[k], null); y.push(k, k, null); } });
-    const where = { prefill: "prefill_instance", decode: "decode_instance" }[stage.name];
-    return { x, y, name: stage.name, mode: "lines", line: { color: stageColours[stage.name], width: Math.max(2, Math.min(9, 420 / found.request_id.length)) },
-      text: y.map((k) => (k === null ? null : `request ${found.request_id[k]}${where && found[where][k] ? ` on ${literal(found[where][k])}` : ""}`)), hovertemplate: `%{text}<br>${stage.name} %{x:.4g} s<extra></extra>` };
-  });
-  await chart(place, traces, { height: 500, showlegend: true, title: { text: `${count(found.request_id.length)} of ${count(found.requests)} requests` }, xaxis: { title: { text: "simulated seconds" }, ...(to === null ? {} : { range: [from, to] }) }, yaxis: { showticklabels: false, autorange: "reversed", fixedrange: true } }, "Stages of some requests over time");
+  await strip(place, found, `${count(found.request_id.length)} of ${count(found.requests)} requests`, to === null ? null : [from, to]);
   if (place.zooms) return;
   place.zooms = true;
   place.on("plotly_relayout", (change) => {
     if (change["xaxis.range[0]"] !== undefined) timeline(place, Math.max(0, change["xaxis.range[0]"]), change["xaxis.range[1]"]);
     else if (change["xaxis.autorange"]) timeline(place);
   });
-}
-
-const plain = (head, key, show = (value) => value ?? "–", text = false) => ({ head, text, value: (row) => row[key], show: (row) => show(row[key]) });
-const worst = (rows) => sortable([
-  plain("request", "request_id", String), plain("times its objective", "times_objective", (value) => (value === null ? "not served" : number(value))), plain("status", "status", undefined, true), plain("TTFT", "ttft_s", seconds), plain("TPOT", "tpot_s", seconds), plain("E2E", "e2e_s", seconds), plain("queue", "queue_s", seconds), plain("KV transfer", "transfer_s", seconds),
-  plain("prompt", "prompt_tokens", count), plain("output", "output_tokens", count), plain("arrival", "arrival_s", seconds), plain("prefill", "prefill_instance", undefined, true), plain("decode", "decode_instance", undefined, true), plain("preempted", "preemptions", count), plain("reason", "reason", undefined, true)], rows, 1);
-const instances = (rows) => sortable([
-  plain("instance", "name", String, true), plain("role", "role", String, true), plain("hardware", "hardware", undefined, true), plain("busy", "busy_fraction", percent), plain("prefill", "prefill_busy_fraction", percent), plain("decode", "decode_busy_fraction", percent), plain("KV mean", "kv_use_mean", percent), plain("KV peak", "kv_use_peak", percent), plain("requests", "requests", count), plain("prefill tokens", "prefill_tokens", count), plain("decode tokens", "decode_tokens", count)], rows, 0, false);
-
-function links(rows) {
-  const keys = Object.keys(rows[0]).filter((key) => key !== "name");
-  const show = (key) => (value) => (typeof value !== "number" ? String(value ?? "–") : key.endsWith("fraction") ? percent(value) : key.endsWith("_s") && !key.includes("per") ? seconds(value) : number(value));
-  return sortable([plain("link", "name", String, true), ...keys.map((key) => plain(key.replaceAll("_", " "), key, show(key)))], rows, 0, false);
 }
 
 function seedTable(job) {
