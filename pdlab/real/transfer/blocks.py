@@ -1,15 +1,12 @@
 """Where the bytes of KV blocks lie, and their packing into buffers for the wire: [n, layers, planes, kv_heads, block_tokens, head_dim], as
-`pdlab.kernels.kv_blocks` packs them. CPU memory is copied piece by piece by a compiled loop in the calling thread, without the GIL and
-without OpenMP's pool, which belongs to the engine; other devices go through `gather_blocks` and `scatter_blocks`. There the engine computes
-on the default stream.
+`pdlab.kernels.kv_blocks` packs them. CPU memory is copied piece by piece (`pieces`); other devices go through `gather_blocks` and
+`scatter_blocks`. There the engine computes on the default stream.
 """
 
 from __future__ import annotations
 
 import ctypes
 import zlib
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pdlab.kernels.cpu_build import library
 from pdlab.kernels.kv_blocks import gather_blocks, scatter_blocks
+from pdlab.real.transfer.pieces import Addresses, can_send, copy_pieces
 from pdlab.real.transfer.shared import SEGMENT, Segment
 
 Ids = NDArray[np.int32]
-Addresses = NDArray[np.int64]
 Layers = tuple[int, int]
 SMALL_PIECE_BYTES = 2048
 CHUNK_BYTES = 1 << 20  # fits the second-level cache, so that packing costs little beside the socket
@@ -43,7 +39,6 @@ class Blocks:
         self.bytes = kv.numel() * kv.element_size()
         self.on_cpu = kv.device.type == "cpu"
         self._device: Any = getattr(torch, kv.device.type)
-        self._view = self.kv.view(-1).view(torch.uint8).numpy().data if self.on_cpu else None
         self.chunk_bytes = max(CHUNK_BYTES, self.block_bytes((0, self.layers)))
 
     def block_bytes(self, layers: Layers) -> int:
@@ -81,18 +76,17 @@ class Blocks:
     def pack(self, ids: Ids, layers: Layers, buffer: int) -> int:
         """Blocks into the memory at address `buffer`. Bytes written."""
         if self.on_cpu:
-            copy_pieces(self.address + self.offsets(ids, layers), buffer + self.packed(len(ids), layers), self.piece_bytes)
+            copy_pieces(self.address + self.offsets(ids, layers), buffer + self.packed(len(ids), layers), self.piece_bytes, read_next=True)
         else:
             with self._device.device(self.kv.device):  # a kernel goes to the thread's own
                 self._host(buffer, len(ids), layers).copy_(gather_blocks(self.kv, self._ids(ids), layers=layers))
         return len(ids) * self.block_bytes(layers)
 
-    def pieces(self, ids: Ids, layers: Layers) -> list[memoryview] | None:
-        """What `pack` would write, in its order, where it lies; None where a copy is quicker or needed."""
-        view, size = self._view, self.piece_bytes
-        if view is None or size < SMALL_PIECE_BYTES:
+    def pieces(self, ids: Ids, layers: Layers) -> Addresses | None:
+        """Where what `pack` would write lies, in its order; None where a copy is quicker or needed."""
+        if not self.on_cpu or self.piece_bytes < SMALL_PIECE_BYTES or not can_send():
             return None
-        return [view[start : start + size] for start in self.offsets(ids, layers).T.ravel().tolist()]
+        return self.address + self.offsets(ids, layers).T
 
     def unpack(self, buffer: int, ids: Ids, layers: Layers) -> None:
         """What `pack` wrote, into these blocks."""
@@ -105,7 +99,9 @@ class Blocks:
 
     def pack_from(self, other: int, count: int, source: Ids, layers: Layers, buffer: int) -> None:
         """From a like KV memory of `count` blocks, a CPU's, mapped at `other`: its blocks `source` into the memory at address `buffer`."""
-        copy_pieces(other + self.offsets(source, layers, count), buffer + self.packed(len(source), layers), self.piece_bytes)
+        copy_pieces(
+            other + self.offsets(source, layers, count), buffer + self.packed(len(source), layers), self.piece_bytes, read_next=True
+        )
 
     def copy_from(self, other: int, count: int, source: Ids, ids: Ids, layers: Layers) -> None:
         """From a like KV memory of `count` blocks, of the same kind of device, mapped at `other`: its blocks `source` into blocks `ids`."""
@@ -141,25 +137,3 @@ class Blocks:
 
     def _ids(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids.astype(np.int64)).to(self.kv.device)
-
-
-def copy_pieces(source: Addresses, target: Addresses, piece_bytes: int) -> None:
-    """Pieces of `piece_bytes` bytes from addresses to addresses."""
-    source, target = np.ascontiguousarray(source).ravel(), np.ascontiguousarray(target).ravel()
-    assert len(source) == len(target)
-    compiled = _compiled()
-    if compiled is not None:
-        compiled(source.ctypes.data, target.ctypes.data, len(source), piece_bytes)
-        return
-    for a, b in zip(source.tolist(), target.tolist(), strict=True):
-        ctypes.memmove(b, a, piece_bytes)
-
-
-@cache
-def _compiled() -> Any:
-    lib = library("kv_copy", Path(__file__).with_name("copy.cpp"))
-    if lib is None:
-        return None
-    lib.pdlab_copy_pieces.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-    lib.pdlab_copy_pieces.restype = None
-    return lib.pdlab_copy_pieces

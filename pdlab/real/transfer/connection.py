@@ -7,9 +7,9 @@ import hmac
 import mmap
 import os
 import secrets
+import select
 import socket
 import time
-from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -22,12 +22,12 @@ from pdlab.real.transfer.blocks import Blocks
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Opened
 from pdlab.real.transfer.descriptor import Descriptor, Way, decode, incompatible
 from pdlab.real.transfer.nixl import Nixl
+from pdlab.real.transfer.pieces import Addresses, send_pieces
 from pdlab.real.transfer.result import TransferStopped
 from pdlab.real.transfer.shared import Mapping, Mappings, Segment
 
 SLOTS = 2  # of a staging buffer: one is filled while the other is emptied
 HANDSHAKE_S = 5.0
-MAX_PIECES = 512  # a call of sendmsg; Linux takes 1024
 M = TypeVar("M", bound=wire.WireMessage)
 
 
@@ -215,20 +215,18 @@ class PeerConnection:
         except OSError as error:
             raise self._broken(error) from error
 
-    def send_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
+    def send_pieces(self, source: Addresses, piece_bytes: int) -> None:
         """One after another, from where they lie."""
+
+        def wait() -> None:
+            left = _left(self.deadline)
+            if not room.poll(None if left is None else left * 1000):
+                raise TimeoutError("deadline")
+
         try:
-            for start in range(0, len(pieces), MAX_PIECES):
-                some, at = pieces[start : start + MAX_PIECES], 0
-                while at < len(some):
-                    self.sock.settimeout(_left(self.deadline))
-                    sent = self.sock.sendmsg(some[at:] if at else some)
-                    while at < len(some) and sent >= len(some[at]):
-                        sent -= len(some[at])
-                        at += 1
-                    if sent:
-                        some = [memoryview(some[at])[sent:], *some[at + 1 :]]
-                        at = 0
+            room = select.poll()
+            room.register(self.sock, select.POLLOUT)
+            send_pieces(self.sock.fileno(), source, piece_bytes, wait)
         except OSError as error:
             raise self._broken(error) from error
 

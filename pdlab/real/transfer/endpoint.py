@@ -19,12 +19,13 @@ from torch import Tensor
 from pdlab.core.types import UsageError
 from pdlab.real.transfer import descriptor as descriptors
 from pdlab.real.transfer import nixl, rdma
-from pdlab.real.transfer.blocks import Blocks, Ids, Layers, copy_pieces
+from pdlab.real.transfer.blocks import Blocks, Ids, Layers
 from pdlab.real.transfer.client import ROUTES, TransferClient, TransferJob
 from pdlab.real.transfer.connection import Self
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Driver, Memory
 from pdlab.real.transfer.descriptor import CudaIpcAddress, Descriptor, Shm, Tcp, incompatible
 from pdlab.real.transfer.leases import End, Leases
+from pdlab.real.transfer.pieces import copy_pieces
 from pdlab.real.transfer.result import TransferResult
 from pdlab.real.transfer.server import TransferServer
 from pdlab.real.transfer.tickets import Tickets

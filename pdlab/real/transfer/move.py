@@ -25,10 +25,12 @@ def send_blocks(connection: PeerConnection, ids: Ids, layers: Layers, still_held
         still_held()
         if segment is None:
             pieces = blocks.pieces(chunk, layers)
+            connection.send_bytes(head)
             if pieces is None:
                 buffer, address = connection.buffer()
-                pieces = [buffer[: blocks.pack(chunk, layers, address)]]
-            connection.send_pieces([head, *pieces])
+                connection.send_bytes(buffer[: blocks.pack(chunk, layers, address)])
+            else:
+                connection.send_pieces(pieces, blocks.piece_bytes)
             continue
         if under_way == SLOTS:
             connection.receive(wire.Taken)

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pdlab.real.transfer.blocks import Addresses, Blocks, Ids, Layers, copy_pieces
+from pdlab.real.transfer.blocks import Blocks, Ids, Layers
 from pdlab.real.transfer.descriptor import Descriptor, NixlAddress
+from pdlab.real.transfer.pieces import Addresses, copy_pieces
 from pdlab.real.transfer.rdma import Nic
 from pdlab.real.transfer.result import TransferStopped
 
