@@ -47,7 +47,7 @@ def make_profile(
         raise UsageError(f"aiconfigurator has no answer for {model!r} on {system!r} with {backend!r} at tp {tp}: {reason}") from error
     return Profile(
         name=f"{model} on {tp} x {system}, {backend}",
-        source="aiconfigurator-core 0.12.0",
+        source="aiconfigurator-core 0.12.0 (NVIDIA, Apache-2.0)",
         prefill=PrefillGrid(tokens=tuple(tokens), cached=tuple(cached), seconds=_frozen(prefill)),
         decode=DecodeGrid(batch=tuple(batches), context=tuple(contexts), seconds=_frozen(decode)),
     )

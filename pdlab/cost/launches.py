@@ -10,7 +10,8 @@ tokens. Its launch scripts are public (SemiAnalysisAI/InferenceX, benchmarks/), 
 
 SGLang's GLM and its Hopper servers do not. TensorRT-LLM's scripts of gpt-oss and Llama-3.1-70B ask for `num_postprocess_workers`, processes
 that answer clients; its others do not. First tokens come sooner from them: what its front end takes is multiplied by `WITH_WORKERS`. Its
-disaggregated servers answer through a proxy and two servers, which takes `APART` times as long. Both figures are fitted.
+disaggregated servers answer through a proxy and two servers, which takes `APART` times as long; so did version 1.1, `IN_1_1` times. These
+figures are fitted.
 
 SGLang's rows of other lengths are taken to be a single wave, all of whose requests arrive at once: their TTFT is half of what the wave's
 prompts take. That is inferred, not said.
@@ -26,7 +27,7 @@ from pdlab.cost.parallel import fitting
 WAVES = 10  # requests of a run, in units of its concurrency
 MAX_BATCH_TOKENS = 8192
 INFERENCEX = ((1024, 1024), (1024, 8192), (8192, 1024))
-WITH_WORKERS, APART = 0.35, 3.0
+WITH_WORKERS, APART, IN_1_1 = 0.35, 3.0, 2.5
 _WORKERS = ("gpt-oss-120b", "llama-3.1-70b")
 _DRAFT_ACCEPTANCE = 0.65
 
@@ -62,6 +63,8 @@ def front_share(row: MeasuredRow) -> float:
         return 1.0
     if row.disaggregated:
         return APART
+    if row.version.startswith("1.1."):
+        return IN_1_1
     return WITH_WORKERS if _lengths(row) in INFERENCEX and row.model_name in _WORKERS else 1.0
 
 

@@ -2,7 +2,7 @@
 
 cost: {}                                        # roofline, with the coefficients of the accelerator's family
 cost: {roofline: h100-vllm, kv_dtype: fp8}      # another shipped set, or a mapping of Coefficients' fields
-cost: {table: profiles/h100_llama8b.json}       # relative to the experiment file
+cost: {table: profiles/h100_llama8b.json}       # relative to the experiment file; or a shipped table's name
 cost: {fitted: distserve-opt-13b-a100}          # a shipped profile, or a mapping of FittedCoefficients' fields
 cost: {factors: {decode: 1.1}}                  # what if decode steps take a tenth longer than that?
 """
@@ -28,7 +28,7 @@ from pdlab.cost.profile import InstanceProfile
 from pdlab.cost.roofline import Coefficients, Drafts, Roofline, coefficients, coefficients_of
 from pdlab.cost.scaled import Scaled
 from pdlab.cost.shapes import Model
-from pdlab.cost.table import Table, load_profile
+from pdlab.cost.table import Table, load_profile, table_path
 
 PREFILL_TOKENS = (1, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -114,7 +114,7 @@ def _build(
     if drafts is not None and (spec.table is not None or spec.fitted is not None or hardware.profile is not None):
         raise UsageError("engine.mtp: a table, a fit and a measured profile have no draft layer: remove it, or cost by the roofline")
     if spec.table is not None:
-        return Table(load_profile((base_dir or Path()) / spec.table), spec.extrapolate)
+        return Table(load_profile(table_path(spec.table, base_dir or Path())), spec.extrapolate)
     if spec.fitted is not None:
         return Fitted(shipped_fit(spec.fitted, spread.tp) if isinstance(spec.fitted, str) else spec.fitted)
     if hardware.profile is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from importlib import resources
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pdlab.core.file_kinds import STEP_TABLE
 from pdlab.core.json_file import json_model
-from pdlab.core.types import UsageError
+from pdlab.core.types import UsageError, nearest
 from pdlab.cost.base import Cost
 
 
@@ -64,6 +65,23 @@ class Profile(BaseModel):
     source: str = ""
     prefill: PrefillGrid = Field(description="seconds over (new tokens, cached tokens)")
     decode: DecodeGrid = Field(description="seconds over (batch, context tokens of one sequence)")
+
+
+def shipped_tables() -> dict[str, Path]:
+    """Those of pdlab, by name; `tables/NOTICE` says whose kernels they rest on."""
+    folder = Path(str(resources.files("pdlab.cost").joinpath("tables")))
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def table_path(name: str, base_dir: Path) -> Path:
+    """A shipped table's, or a file's beside the experiment. Raises UsageError where a plain name is neither."""
+    shipped = shipped_tables()
+    if name in shipped:
+        return shipped[name]
+    path = base_dir / name
+    if "/" not in name and not name.endswith(".json") and not path.exists():
+        raise UsageError(f"cost.table {name!r} is neither a file nor one of {', '.join(shipped)}{nearest(name, list(shipped))}")
+    return path
 
 
 def load_profile(path: Path) -> Profile:

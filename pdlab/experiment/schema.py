@@ -201,7 +201,7 @@ DESCRIPTIONS = {
     "FaultSpec.for_s": _FOR,
     "CostSpec.roofline": "The name of a shipped set of achieved fractions, or a mapping of them; by default that of `engine.like` on "
     "the accelerator's family.",
-    "CostSpec.table": "The path of a measured profile, interpolated.",
+    "CostSpec.table": "The path of a table of step times, interpolated, or the name of a shipped one, such as llama-3.1-8b-h100-sxm-tp1.",
     "CostSpec.fitted": "The name of a shipped fit in DistServe's form, or a mapping of its coefficients.",
     "CostSpec.extrapolate": "Let a table go on beyond its grid instead of stopping with an error.",
     "CostSpec.weight_dtype": "Number format of the layers' weights; by default as `quantization` or `dtype` say, or as published.",

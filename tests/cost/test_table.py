@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdlab.core.types import UsageError
-from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile, Table, load_profile, save_profile
+from pdlab.cost import CostSpec, build, hardware, model
+from pdlab.cost.table import DecodeGrid, PrefillGrid, Profile, Table, load_profile, save_profile, shipped_tables
 
 
 def prefill_at(tokens, cached):
@@ -136,3 +137,28 @@ def test_a_malformed_profile_names_its_place(tmp_path, change, said):
 def test_a_missing_profile_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match=r"cost table .*nope.json: No such file"):
         load_profile(tmp_path / "nope.json")
+
+
+@pytest.mark.parametrize("name", shipped_tables())
+def test_a_shipped_table_is_of_the_model_and_accelerators_that_its_name_says(name):
+    of, _, tp = name.rpartition("-tp")
+    chip = next(one for one in ("h100-sxm", "h200-sxm", "b200-sxm") if of.endswith(f"-{one}"))
+    served = model(of.removesuffix(f"-{chip}"))
+    table = build(CostSpec(table=name), served, hardware(chip), int(tp))
+    roofline = build(CostSpec(), served, hardware(chip), int(tp))
+    for batch in (1, 8, 64):
+        assert 0.5 < table.decode_s(batch, 1500 * batch) / roofline.decode_s(batch, 1500 * batch) < 1.6
+    assert 0.3 < table.prefill_s([(4096, 0)]) / roofline.prefill_s([(4096, 0)]) < 1.7
+
+
+def test_twelve_tables_ship_with_their_licence():
+    found = shipped_tables()
+    folder = next(iter(found.values())).parent
+    assert len(found) == 12
+    assert "Apache License" in (folder / "NOTICE").read_text()
+    assert all("Apache-2.0" in load_profile(path).source for path in found.values())
+
+
+def test_a_name_that_no_table_has_is_told_the_nearest():
+    with pytest.raises(UsageError, match=r"neither a file nor one of .*; nearest is llama-3.1-8b-h100-sxm-tp1"):
+        build(CostSpec(table="llama-3.1-8b-h100-sxm-tp2"), model("llama-3.1-8b"), hardware("h100-sxm"), 2)

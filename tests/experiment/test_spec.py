@@ -81,7 +81,7 @@ MISTAKES = [
     (
         "engine.batching",
         "chunk",
-        "engine.batching: 'chunk' is not one of chunked, decode_first, prefill_first, slide_batching; nearest is chunked",
+        "engine.batching: 'chunk' is not one of chunked, decode_first, delayed, prefill_first, slide_batching; nearest is chunked",
     ),
     ("engine.watermark", 1, "engine.watermark: must be below 1, not 1"),
     ("engine.prefix_cache", "maybe", "engine.prefix_cache: must be true or false, not 'maybe'"),
