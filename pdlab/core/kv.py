@@ -19,19 +19,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdlab.core.holding import Holding
+
 UNBOUNDED = 1 << 40  # tokens of a sequence, where all layers have windows
-
-
-class Holding:
-    """The blocks one sequence references: cached units by hash, private ones by number."""
-
-    __slots__ = ("ids", "private", "shared", "surplus")
-
-    def __init__(self) -> None:
-        self.shared: list[int] = []  # hashes of the units it references, leading first
-        self.private = 0
-        self.surplus = 0  # of the private, what windowed layers have beside their windows while the prompt is computed
-        self.ids: list[int] = []  # of the private blocks, as far as a table was asked for
 
 
 @dataclass(frozen=True)
@@ -191,8 +181,7 @@ class BlockPool:
         used = self.used + need
         if used > self.total - spare_blocks:
             return None
-        holding = Holding()
-        holding.private = need
+        holding = Holding(need)
         self.used = used
         if self.idle:
             self.grow(0)

@@ -21,7 +21,8 @@ from typing import Protocol
 
 from pdlab.core.batch import Batch
 from pdlab.core.foresight import Foresight
-from pdlab.core.kv import BlockPool, Holding
+from pdlab.core.holding import Holding
+from pdlab.core.kv import BlockPool
 from pdlab.core.sequence import Sequence
 from pdlab.core.types import StepTime
 

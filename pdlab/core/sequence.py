@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from pdlab.core.kv import Holding
+from pdlab.core.holding import Holding
 
 
 class Sequence:

@@ -62,6 +62,7 @@ class SimInstance:
     """`spec` says who it is; `index` is its place in every record."""
 
     __slots__ = (
+        "_step_over",
         "alive",
         "began_s",
         "compute_bound_from",
@@ -139,6 +140,7 @@ class SimInstance:
         self.lines: dict[int, tuple[float, float, float]] = {}
         sizes = range(1, scheduler.max_seqs + 1)
         self.compute_bound_from = 1 + bisect_left(sizes, True, key=cost.decode_is_compute_bound)  # decode batches bound by arithmetic
+        self._step_over: Callable[[DueCall], None] = self._done  # a method is made anew whenever it is asked for
         self.joined_s = self.up_s = env.now
         self.lived_s = 0.0
         self.prefill_busy_s = self.decode_busy_s = self.compute_bound_s = 0.0
@@ -217,13 +219,13 @@ class SimInstance:
         if scheduler.joined:
             self.owner.first_steps(scheduler.joined, now, now + step_s)
         self.generation = generation = self.generation + 1
-        call_at(self.env, now + seconds, self._done, generation)
+        call_at(self.env, now + seconds, self._step_over, generation)
 
     def stretch(self, seconds: float) -> None:
         """The single step under way takes longer."""
         self.step_s += seconds
         self.generation = generation = self.generation + 1
-        call_later(self.env, self.began_s + self.step_s - self.env.now, self._done, generation)
+        call_later(self.env, self.began_s + self.step_s - self.env.now, self._step_over, generation)
 
     def slow_down(self, longer: float, decode_longer: float) -> None:
         """Steps with prompts take `longer` times as long as the cost model says from now on, others `decode_longer` times, and so does what
@@ -299,7 +301,7 @@ class SimInstance:
             self.k = steps
             left_s = began_s + steps * self.step_s + self.slope_s * (steps * (steps - 1) / 2) - now
             self.generation = generation = self.generation + 1
-            call_at(self.env, now + left_s if left_s > 0.0 else now, self._done, generation)
+            call_at(self.env, now + left_s if left_s > 0.0 else now, self._step_over, generation)
 
     def sync(self) -> None:
         """Book the steps of the run that are done by now, so that whoever looks sees what single steps would show."""

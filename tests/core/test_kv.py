@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pdlab.core.kv import PLAIN, UNBOUNDED, BlockLayout, BlockPool, Holding
+from pdlab.core.holding import Holding
+from pdlab.core.kv import PLAIN, UNBOUNDED, BlockLayout, BlockPool
 
 
 def chain(name: int, units: int) -> tuple[int, ...]:
