@@ -20,7 +20,7 @@ from pdlab.core.policy import Range
 from pdlab.core.scheduler import Batching
 from pdlab.core.types import UsageError, nearest
 
-CHUNKED = ("chunked", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
+CHUNKED = ("chunked", "online_first", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
 
 
 def names() -> list[str]:

@@ -158,6 +158,7 @@ DESCRIPTIONS = {
     "EngineSpec.batching": "How an instance forms its next batch. chunked: decodes in every step, chunks of prompts in what is left of "
     "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes. "
     "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own. "
+    "online_first: online requests before offline ones, of which none is in a batch with them (for the policy `ooco`). "
     "Parameters stand beside its name, as a policy's do: {name: slide_batching, urgency: 0.8}.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pdlab.core.scheduler import Sequence
 from pdlab.core.staging import Staging
-from pdlab.core.types import Request
+from pdlab.core.types import Fetch, Fetched, Request
 from pdlab.results.timeline import NAN, Timeline
 from pdlab.sim.path import Transfer
 from pdlab.sim.worker import SimInstance
@@ -33,6 +33,8 @@ class Job(Timeline):
     copied_bytes = 0.0  # by a migration under way
     copied_s = 0.0
     last_token_s: float = NAN
+    fetch: Fetch | None = None  # of this attempt: what is read before its prompt is computed
+    fetched: Fetched | None = None  # and what came of it
 
     def __init__(self, index: int, request: Request, output_tokens: int, context_hashes: tuple[int, ...]) -> None:
         self.request = request
