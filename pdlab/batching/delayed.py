@@ -15,7 +15,8 @@ from typing import Annotated
 
 from pdlab.core.foresight import Foresight
 from pdlab.core.policy import Range
-from pdlab.core.scheduler import Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.core.types import StepTime
 
 

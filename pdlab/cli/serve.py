@@ -82,7 +82,8 @@ def serve(
     batching: Annotated[
         str | None,
         typer.Option(
-            help="chunked, prefill_first, decode_first, delayed or slide_batching; with parameters: 'slide_batching(urgency=0.8)'.",
+            help="chunked, prefill_first, decode_first, delayed, online_first or slide_batching; "
+            "with parameters: 'slide_batching(urgency=0.8)'.",
             show_default="chunked",
         ),
     ] = None,

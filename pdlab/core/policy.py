@@ -64,6 +64,15 @@ class Reject:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Borrow:
+    """A dispatch answer: prefill it on `instance`, which first reads from `holder` what that has of its prefix. Ask `cluster.can_fetch`
+    before."""
+
+    instance: Instance
+    holder: Instance
+
+
 class Policy:
     """Answers to the router's questions. Override what you decide; the rest stays plain."""
 
@@ -72,7 +81,7 @@ class Policy:
     queues: bool = False  # it orders those who wait for a prefill instance, and may give up what runs: `first` and `evict` are asked
     rests: bool = False  # of one with resize or observe: with no request about, ticks and reports alone change nothing it does or remembers
 
-    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
+    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Borrow | Reject | None:
         """Who prefills it. None keeps it queued; the router asks again when something has changed. The instance with the fewest queued
         prompt tokens by the router's ledger."""
         return cluster.prefill.least(prefill_tokens)

@@ -15,7 +15,7 @@ from pdlab.core.blame import MISTAKES
 from pdlab.core.candidates import Candidates
 from pdlab.core.ledger import Ledger
 from pdlab.core.membership import Membership
-from pdlab.core.policy import Policy, Reject
+from pdlab.core.policy import Borrow, Policy, Reject
 from pdlab.core.reply import RouterReply
 from pdlab.core.router_limits import Limits
 from pdlab.core.transfers import Transfers
@@ -26,6 +26,8 @@ from pdlab.core.types import (
     Cancelled,
     Dispatch,
     Failed,
+    Fetch,
+    Fetched,
     Finished,
     Handoff,
     InstanceState,
@@ -68,6 +70,7 @@ class Requests:
         self.queue, self._tokens = attempts.queue, attempts.tokens
         self.handoffs: deque[LiveRequest] = deque()  # prompt computed, no decode instance yet
         self.changes = cluster.changes
+        self.reach = cluster.reach
         self._closed = cluster.reach.closed
         self._most_in_flight = limits.max_in_flight
 
@@ -103,11 +106,15 @@ class Requests:
             raise self.reply.blame("dispatch", request.id, error) from error
         if choice is None:
             return False
+        holder: Instance | None = None
+        if isinstance(choice, Borrow):
+            holder = choice.holder
+            choice = choice.instance
         if choice.__class__ is not Instance:
             if isinstance(choice, Reject):
                 self.attempts.end(live, Stage.REJECTED, choice.reason, overload=True)
                 return True
-            raise self.reply.blame("dispatch", request.id, f"returned {choice!r}, not an instance, None or Reject")
+            raise self.reply.blame("dispatch", request.id, f"returned {choice!r}, not an instance, None, Borrow or Reject")
         if choice.state is not READY and not choice.ready:
             raise self.reply.blame("dispatch", request.id, f"returned {choice.name}, which is {choice.state}")
         if self.candidates.narrowed and choice not in cluster.instances:  # it did not go by what it was shown
@@ -129,7 +136,13 @@ class Requests:
         live.stage = QUEUED_P
         tokens = request.prompt_tokens + live.sent_tokens
         if request.hashes:
-            tokens -= cluster.cached_tokens(request).get(choice, 0)
+            cached = cluster.cached_tokens(request)
+            own = cached.get(choice, 0)
+            if holder is not None and cached.get(holder, 0) > own and cluster.can_fetch(holder, choice):
+                own = cached[holder]
+                self.reach.sends(holder.name, choice.name, cluster.now)
+                self.reply.actions.append(Fetch(request.id, live.attempt, choice.name, holder.name, own))
+            tokens -= own
             cluster.index.book(request.hashes, choice)
         live.prefill_tokens = tokens
         choice.prefill_requests += 1
@@ -147,6 +160,17 @@ class Requests:
                 name = decode.name
         self.reply.actions.append(Dispatch(request.id, live.attempt, choice.name, name, live.sent_tokens, live.goes_on))
         return True
+
+    def fetched(self, event: Fetched) -> None:
+        live = self.cluster.live.get(event.request_id)
+        if live is None or live.attempt != event.attempt:
+            return
+        if event.unreachable:
+            self.transfers.failed(event.holder, event.instance, f"{event.holder} does not answer")
+        elif event.tokens:
+            self.transfers.came(event.holder, event.instance)
+            pair = self.membership.by_name[event.holder], self.membership.by_name[event.instance]
+            self.cluster.links.reached(*pair, event.size_bytes, event.seconds)
 
     def prefill_done(self, event: PrefillDone) -> None:
         live = self.cluster.live.get(event.request_id)

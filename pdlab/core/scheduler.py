@@ -44,6 +44,8 @@ class Commands(ABC):
     @abstractmethod
     def reserve(self, seq: Sequence) -> bool: ...
     @abstractmethod
+    def lend(self, seq: Sequence) -> bool: ...
+    @abstractmethod
     def extend(self, seq: Sequence, tokens: int) -> bool: ...
     @abstractmethod
     def arrive(self, seq: Sequence, missing: int = 0) -> None: ...
@@ -178,6 +180,20 @@ class Scheduler(Commands):
         seq.cached_tokens = units * pool.hash_tokens
         self.orders = seq.order = self.orders + 1
         self.reserved[seq] = None
+        return True
+
+    def lend(self, seq: Sequence) -> bool:
+        """Hold what the prefix cache has of the first units of a sequence that is nobody's, up to its `prompt_tokens`, which become as many
+        as that is; False where it has none. Does not stir, like `reserve`. Where layers keep windows, what is cached lacks them."""
+        pool, hashes = self.pool, seq.hashes
+        units = pool.match(hashes, seq.prompt_tokens) if not pool.windows else 0
+        tokens = units * pool.hash_tokens
+        holding = pool.take(hashes, units, tokens, 0, computed=True) if units else None
+        if holding is None:
+            return False
+        seq.holding, seq.prompt_tokens, seq.computed = holding, tokens, tokens
+        self.orders = seq.order = self.orders + 1
+        self.held[seq] = None
         return True
 
     def arrive(self, seq: Sequence, missing: int = 0) -> None:
@@ -601,12 +617,16 @@ class Scheduler(Commands):
         return min(possible, steps)
 
     def _preempt(self) -> None:
-        """Blocks have run out: the latest, least urgent sequence gives its own up and is computed anew from the head of the queue."""
+        """Blocks have run out: of the offline ones, or else of all, the latest, least urgent sequence gives its own up."""
         candidates = [*self.running.values(), *self.prefilling]
-        victim = max(candidates, key=lambda s: (-s.priority, s.order))
+        victim = max(candidates, key=lambda s: (s.offline, -s.priority, s.order))
         assert len(candidates) > 1 or self.reserved or self.held or self.landed, (
             f"{victim} alone does not fit into {self.pool.total} blocks"
         )
+        self.preempt(victim)
+
+    def preempt(self, victim: Sequence) -> None:
+        """It runs, or its prompt is partly computed; it gives its blocks up, and is computed anew from the head of the queue."""
         if victim.order in self.running and self.running[victim.order] is victim:
             steps = self.step - victim.start_step
             self._leave(victim)

@@ -28,6 +28,7 @@ class Sequence:
     arrived_s = 0.0  # on the clock of `next_batch`, when its client asked
     ttft_slo_s = inf  # after that its first token is due, and then one every
     tpot_slo_s = inf
+    offline = False  # in no hurry: it gives way first
 
     def __init__(
         self,
@@ -54,6 +55,11 @@ class Sequence:
     def aim(self, arrived_s: float, ttft_slo_s: float, tpot_slo_s: float) -> None:
         """Say by when its tokens are due, for batchings that go by that."""
         self.arrived_s, self.ttft_slo_s, self.tpot_slo_s = arrived_s, ttft_slo_s, tpot_slo_s
+
+    def like(self, other: Sequence) -> None:
+        """It is due when that one is, another candidate or place of the same request; and as little in a hurry."""
+        self.aim(other.arrived_s, other.ttft_slo_s, other.tpot_slo_s)
+        self.offline = other.offline
 
     def __repr__(self) -> str:
         return f"<Sequence {self.request_id}.{self.attempt} prompt={self.prompt_tokens} computed={self.computed} made={self.made}>"

@@ -245,6 +245,20 @@ class PrefillDone(Event, frozen=True):
     cached_tokens: int = 0
 
 
+class Fetched(Event, frozen=True):
+    """What came of a Fetch, told as the prompt is computed: the KV of `tokens` of it was read from `holder`, which no longer had the rest;
+    `size_bytes` in `seconds`. 0 tokens: nothing came, and all was computed. `unreachable`: the two do not reach each other."""
+
+    request_id: int
+    attempt: int
+    instance: str
+    holder: str
+    tokens: int = 0
+    size_bytes: int = 0
+    seconds: float = 0.0
+    unreachable: bool = False
+
+
 class Transferred(Event, frozen=True):
     """All of a hand-off's KV is on `instance`. `size_bytes` of it flowed in `seconds`; 0.0: nobody has measured, or it was pushed while it
     was computed, and at that pace."""
@@ -383,6 +397,17 @@ class Dispatch(Action, frozen=True):
     goes_on: bool = True
 
 
+class Fetch(Action, frozen=True):
+    """Before the Dispatch that follows: `instance` first reads from `holder` what that still has of the first `tokens` of the prompt's KV,
+    and computes the rest. Where nothing comes it computes all."""
+
+    request_id: int
+    attempt: int
+    instance: str
+    holder: str
+    tokens: int
+
+
 class Handoff(Action, frozen=True):
     """Move the KV of a prefilled request from `src` to `dst`, and decode there. `src` itself: no transfer."""
 
@@ -462,6 +487,7 @@ AnyEvent = (
     | Report
     | Refused
     | PrefillDone
+    | Fetched
     | Transferred
     | TransferFailed
     | Unreachable
@@ -476,4 +502,4 @@ AnyEvent = (
     | Suspected
     | Tick
 )
-AnyAction = Dispatch | Handoff | Migrate | Abort | End | Switch | Stop | Evict | Scale | Notice
+AnyAction = Dispatch | Fetch | Handoff | Migrate | Abort | End | Switch | Stop | Evict | Scale | Notice

@@ -295,10 +295,12 @@ class Links:
     def arrive(self, live: LiveRequest, size_bytes: int = 0, seconds: float = 0.0) -> None:
         """It is there, or will not come. So many bytes took so long; 0.0 seconds: nobody knows."""
         moving = self.moving.pop(live, None)
-        if moving is None or seconds <= 0.0 or size_bytes <= 0:
-            return
-        src, dst, _ = moving
-        if src.spec.block_bytes:
+        if moving is not None:
+            self.reached(moving[0], moving[1], size_bytes, seconds)
+
+    def reached(self, src: Instance, dst: Instance, size_bytes: int, seconds: float) -> None:
+        """So many bytes took so long; 0.0 seconds: nobody knows."""
+        if seconds > 0.0 and size_bytes > 0 and src.spec.block_bytes:
             pair = src.name, dst.name
             rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
             self._reached[pair] = rate if rate > best else best + FORGET * (rate - best)
@@ -462,6 +464,19 @@ class Cluster:
             and target.can(MIGRATE)
             and self.capacity.can_decode(live, target)
             and self.reach.open(source.name, target.name, self.now)
+        )
+
+    def can_fetch(self, holder: Instance, instance: Instance) -> bool:
+        """May `instance`, which prefills and hands on, read a prefix from `holder` now? Whoever can export what runs can lend what is
+        cached."""
+        return (
+            holder is not instance
+            and holder.ready
+            and instance.role is Role.PREFILL
+            and not self.degraded
+            and holder.can(MIGRATE)
+            and instance.can(MIGRATE)
+            and self.reach.open(holder.name, instance.name, self.now)
         )
 
     def cached_tokens(self, request: Request) -> dict[Instance, int]:

@@ -101,6 +101,13 @@ class Worker:
         """More was made of it elsewhere: it shall hold `tokens` in all. False, and nothing taken, where there is no room now."""
         return tokens <= seq.prompt_tokens or self.commands.extend(seq, tokens)
 
+    def compute(self, seq: Sequence) -> None:
+        """What was reserved does not come: its prompt is computed here, all of it that the prefix cache does not hold."""
+        self.due.pop(seq, None)
+        self.commands.remove(seq)
+        seq.cached_tokens = 0
+        self.commands.submit(seq)
+
     def arrive(self, seq: Sequence, missing: int = 0) -> None:
         """Its KV is here, but for the last `missing` tokens, which are computed here."""
         if self.due:
@@ -110,6 +117,13 @@ class Worker:
             self._fork(seq)
 
     # ------------------------------------------------------------ read elsewhere
+
+    def lend(self, seq: Sequence, until_s: float = inf) -> bool:
+        """Hold what the prefix cache has of a sequence that is nobody's, for who reads it; False where it has none."""
+        if not self.commands.lend(seq):
+            return False
+        self.due[seq] = until_s
+        return True
 
     def export(self, seq: Sequence) -> str:
         """What it holds now may be copied, while it goes on; "", or why not."""

@@ -161,6 +161,7 @@ DESCRIPTIONS = {
     "the budget. prefill_first: whole prompts before decodes. decode_first: prompts only when nothing decodes. "
     "delayed: new prompts are held back for `steps` steps (SGLang's --scheduler-recv-interval, TensorRT-LLM's batch_wait_timeout_iters). "
     "slide_batching: by deadlines and predicted step times (xLLM's ProServe); it wants `slo`, or requests with objectives of their own. "
+    "online_first: online requests before offline ones, of which none is in a batch with them (for the policy `ooco`). "
     "Parameters stand beside its name, as a policy's do: {name: slide_batching, urgency: 0.8}.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pdlab.core.policy import Policy, Range, Reject
+from pdlab.core.policy import Borrow, Policy, Range, Reject
 from pdlab.core.types import Event, Finished, Request, UsageError
 from pdlab.core.view import Cluster, Instance
 from pdlab.policies import load
@@ -54,7 +54,7 @@ class FlowControl(Policy):
 
     # ------------------------------------------------------------ who passes
 
-    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
+    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Borrow | Reject | None:
         saturation, band = self.saturation(cluster), self.band(request)
         sheds = band == self.bands - 1 and request.id not in self._met
         if sheds and cluster.rng.random() < min(SHED_FACTOR * saturation**SHED_POWER, 1.0):
@@ -66,7 +66,7 @@ class FlowControl(Policy):
         if saturation >= self.ceiling(band, saturation):
             return None
         choice = self.inner.dispatch(request, cluster)
-        if isinstance(choice, Instance):
+        if isinstance(choice, Instance | Borrow):
             self._passed[request.id] = request.tenant
             self._serve(request.tenant, request.prompt_tokens, cluster.now)
         return choice

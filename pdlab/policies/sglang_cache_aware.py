@@ -5,7 +5,7 @@ Loads are requests under way. They differ too much when the most exceed the fewe
 more than `cache_threshold` of the prompt; if not, the one with the fewest requests, or with the smallest tree (`cold: smallest_tree`, as
 older versions have it).
 
-Of several that share as much, the one whose tree had it last. Trees are the router's own guess: they know what was sent where, not what
+Of several that share as much, the one whose tree had it first. Trees are the router's own guess: they know what was sent where, not what
 was evicted there. Every `eviction_interval_s` each is cut down to `max_tree_tokens`, the least recently used first.
 """
 
@@ -31,6 +31,7 @@ class SglangCacheAware(Policy):
 
     def __post_init__(self) -> None:
         self._trees: dict[Instance, dict[int, int]] = {}  # blocks, each named by its whole prefix, and the last prompt that used it
+        self._owners: dict[int, Instance] = {}  # of blocks: whose tree had it first
         self._prompts = 0
         self._evicted_s = 0.0
 
@@ -51,8 +52,9 @@ class SglangCacheAware(Policy):
             chosen = fewest
         else:
             shared = {x: _shared(request.hashes, trees[x]) for x in candidates}
-            last = {x: trees[x][request.hashes[n - 1]] if n else 0 for x, n in shared.items()}
-            chosen = max(candidates, key=lambda x: (shared[x], last[x], -x.index))
+            most_shared = max(shared.values())
+            owner = self._owners.get(request.hashes[most_shared - 1]) if most_shared else None
+            chosen = max(candidates, key=lambda x: (shared[x], x is owner, -x.index))
             if shared[chosen] * cluster.hash_tokens <= self.cache_threshold * request.prompt_tokens:
                 chosen = fewest if self.cold == "fewest_requests" else min(candidates, key=lambda x: (len(trees[x]), x.index))
         self.plant(chosen, request)
@@ -64,6 +66,7 @@ class SglangCacheAware(Policy):
         for block in reversed(request.hashes):  # a prompt's tail is forgotten before its head
             tree.pop(block, None)
             tree[block] = self._prompts
+            self._owners.setdefault(block, x)
 
     def _evict(self, cluster: Cluster) -> None:
         if cluster.now - self._evicted_s < self.eviction_interval_s:
@@ -73,6 +76,7 @@ class SglangCacheAware(Policy):
         for tree in self._trees.values():
             for block in list(tree)[: max(0, len(tree) - most)]:
                 del tree[block]
+        self._owners = {block: x for block, x in self._owners.items() if block in self._trees.get(x, ())}
 
 
 def load(x: Instance) -> int:

@@ -1,12 +1,13 @@
 """An engine's scheduler, recorded: what it was told and what it decided, one JSON line each, and a replay that must decide the same.
 
 {"kv_blocks": 512, "block_tokens": 16, ...}                         the scheduler as it began
-{"submit": [order, prompt, output, priority, decodes_here], "hashes": []}  and reserve, extend, arrive, hold, ...: told to it
+{"submit": [order, prompt, output, priority, decodes_here], "hashes": []}  and reserve, lend, extend, arrive, ...: told to it
 {"batch": [[[order, tokens], ...], decodes, repeat], "now": 1.25}   decided by it
 {"complete": passes}                                                told to it
 {"profile": [prefill, decode]} and {"learn": [step, ...]}           told to a batching with foresight
 
-A submit and a reserve say in "aims" when the sequence arrived and what its objectives are, where it has any.
+A submit and a reserve say in "aims" when the sequence arrived and what its objectives are, where it has any, and that it is
+"offline" where it is.
 """
 
 from __future__ import annotations
@@ -77,6 +78,12 @@ class Recorded(Commands):
         self._write({"reserve": told, "hashes": seq.hashes, **_aims(seq)})
         return taken
 
+    def lend(self, seq: Sequence) -> bool:
+        asked = seq.prompt_tokens
+        taken = self.scheduler.lend(seq)
+        self._write({"lend": seq.order if taken else 0, "tokens": asked, "hashes": seq.hashes})
+        return taken
+
     def extend(self, seq: Sequence, tokens: int) -> bool:
         taken = self.scheduler.extend(seq, tokens)
         self._write({"extend": seq.order, "tokens": tokens, "taken": taken})
@@ -134,14 +141,16 @@ class Recorded(Commands):
         return self.scheduler.complete(batch, steps, now)
 
 
-def _aims(seq: Sequence) -> dict[str, list[float | None]]:
+def _aims(seq: Sequence) -> dict[str, Any]:
     """JSON has no infinity."""
     aims = (seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
-    return {"aims": [None if x == inf else x for x in aims]} if min(aims[1:]) < inf else {}
+    told: dict[str, Any] = {"offline": True} if seq.offline else {}
+    return told | {"aims": [None if x == inf else x for x in aims]} if min(aims[1:]) < inf else told
 
 
-def _aimed(seq: Sequence, aims: Any) -> Sequence:
-    if aims:
+def _aimed(seq: Sequence, rest: dict[Any, Any]) -> Sequence:
+    seq.offline = bool(rest.get("offline"))
+    if aims := rest.get("aims"):
         seq.aim(*(inf if x is None else float(x) for x in aims))
     return seq
 
@@ -165,13 +174,13 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
             match msgspec.json.decode(raw):
                 case {"submit": [order, prompt, output, priority, decodes_here], **rest}:
                     hashes: Any = rest.get("hashes", ())
-                    seq = _aimed(Sequence(0, 0, prompt, output, tuple(hashes), priority, decodes_here=decodes_here), rest.get("aims"))
+                    seq = _aimed(Sequence(0, 0, prompt, output, tuple(hashes), priority, decodes_here=decodes_here), rest)
                     fresh.submit(seq)
                     sequences[order] = seq
                     if seq.order != order:
                         return alike, f"line {number}: submission {order} is number {seq.order} here"
                 case {"reserve": [order, prompt, output, priority, made], "hashes": named, **rest}:
-                    seq = _aimed(Sequence(0, 0, prompt, output, tuple(named), priority, made=made), rest.get("aims"))
+                    seq = _aimed(Sequence(0, 0, prompt, output, tuple(named), priority, made=made), rest)
                     if (seq.order if fresh.reserve(seq) else 0) != order:
                         return alike, f"line {number}: reserved {'by the log' if order else 'here'} only"
                     sequences[order] = seq
@@ -184,6 +193,11 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
                     fresh.stay(sequences[order], again)
                 case {"lengthen": order, "output": output}:
                     fresh.lengthen(sequences[order], output)
+                case {"lend": order, "tokens": tokens, "hashes": hashes}:
+                    seq = Sequence(0, 0, tokens, 1, tuple(hashes), decodes_here=False)
+                    if fresh.lend(seq) != bool(order):
+                        return alike, f"line {number}: lent {'by the log' if order else 'here'} only"
+                    sequences[order] = seq
                 case {"extend": order, "tokens": tokens, "taken": taken}:
                     if fresh.extend(sequences[order], tokens) != taken:
                         return alike, f"line {number}: extended {'by the log' if taken else 'here'} only"

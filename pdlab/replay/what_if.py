@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pdlab import __version__
 from pdlab.core.blame import blamed
-from pdlab.core.policy import Policy, Reject
+from pdlab.core.policy import Borrow, Policy, Reject
 from pdlab.core.types import Event, Request, Role, Scale, UsageError
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.experiment import read_back
@@ -52,7 +52,7 @@ class Shadow(Policy):
         self.lately: dict[str, deque[bool]] = {}
         self.departures: deque[Departure] = deque(maxlen=most_kept)
 
-    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Reject | None:
+    def dispatch(self, request: Request, cluster: Cluster) -> Instance | Borrow | Reject | None:
         return self._both("dispatch", request.id, cluster, lambda policy: policy.dispatch(request, cluster), _place)
 
     def handoff(self, request: Request, cluster: Cluster) -> Instance | None:
@@ -142,7 +142,9 @@ class ShadowRouter:
             )
 
 
-def _place(answer: Instance | Reject | None) -> str:
+def _place(answer: Instance | Borrow | Reject | None) -> str:
+    if isinstance(answer, Borrow):
+        return f"{answer.instance.name} with the prefix of {answer.holder.name}"
     if isinstance(answer, Reject):
         return f"reject ({answer.reason})"
     return "wait" if answer is None else answer.name

@@ -1,4 +1,4 @@
-"""The one event of the simulator's own: something is to be called when its time comes. `after` makes them.
+"""The one event of the simulator's own: something is to be called when its time comes. `pdlab.sim.calls` makes them.
 
 It never fails, and nobody but its call waits for it, which spares it most of what a SimPy event costs. It has what SimPy's `step` asks of
 an event. It is compiled nowhere: msgspec makes one in a third of the time that a class of Python takes, and a run makes millions.

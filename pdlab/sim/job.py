@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pdlab.core.sequence import Sequence
 from pdlab.core.staging import Staging
-from pdlab.core.types import Request
+from pdlab.core.types import Fetch, Fetched, Request
 from pdlab.results.timeline import NAN, Timeline
 from pdlab.sim.path import Transfer
 from pdlab.sim.worker import SimInstance
@@ -22,6 +22,8 @@ class Job(Timeline):
         "d",
         "done",
         "dseq",
+        "fetch",
+        "fetched",
         "flows_s",
         "index",
         "last_token_s",
@@ -64,6 +66,8 @@ class Job(Timeline):
         self.copied_bytes = 0.0  # by a migration under way
         self.copied_s = 0.0
         self.last_token_s: float = NAN
+        self.fetch: Fetch | None = None  # of this attempt: what is read before its prompt is computed
+        self.fetched: Fetched | None = None  # and what came of it
 
     @property
     def active(self) -> Sequence | None:

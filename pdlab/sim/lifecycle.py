@@ -150,6 +150,7 @@ class Lifecycle:
         instance.lived_s += scene.env.now - instance.up_s
         instance.jobs.clear()
         self._break_off(instance)
+        self.moves.prefixes.lost(instance)
         for job in calls_off:
             self.moves.call_off(job, f"{instance.name} died")
         return sent

@@ -23,6 +23,7 @@ from pdlab.core.staging import Staging
 from pdlab.core.types import Migrate, Migrated, Stage, TransferFailed, Transferred, Unreachable
 from pdlab.sim.calls import call_later
 from pdlab.sim.due_call import DueCall
+from pdlab.sim.fetches import PrefixReads
 from pdlab.sim.job import Job
 from pdlab.sim.link import Network
 from pdlab.sim.path import Transfer
@@ -64,6 +65,7 @@ class Moves:
         self.by_layer = mode.mode == "push" and mode.granularity == "layer"
         self.by_chunk = mode.mode == "push" and mode.granularity == "chunk"
         self.cuts: dict[frozenset[str], float] = {}  # between whom nothing passes, and the seconds until a reader knows
+        self.prefixes = PrefixReads(scene, network, mode.size_bytes, self.cuts)
 
     def relay(self, job: Job, seq: Sequence) -> SimInstance | None:
         """Who passes on what that sequence makes: nobody once the request was migrated."""
@@ -117,6 +119,7 @@ class Moves:
         has asked."""
         way = frozenset((a, b))
         self.cuts[way] = self.scene.asking_s if knows_s is None else knows_s
+        self.prefixes.cut(a, b)
         for job in list(self.scene.jobs.values()):
             src, dst = (job.p, job.d) if job.target is None else (job.d, job.target)
             if job.transfer is None or src is None or dst is None or way != {src.name, dst.name}:
@@ -141,8 +144,7 @@ class Moves:
             return
         job.blocked = True
         if job.pseq is not None:
-            job.p.worker.release(job.pseq)
-            job.p.kick()
+            job.p.release(job.pseq)
 
     def _unreached(self, event: DueCall) -> None:
         job, dseq = event.value
@@ -189,6 +191,8 @@ class Moves:
         self.network.close(job.transfer)
 
     def cancel(self, job: Job) -> None:
+        if self.prefixes.under_way:
+            self.prefixes.cancel(job)
         if job.transfer is not None:
             self.network.cancel(job.transfer)
             job.transfer = None
@@ -242,8 +246,7 @@ class Moves:
         job.transferred(now, transfer.size_bytes)
         p.jobs.pop(job, None)
         if p.alive:
-            p.worker.release(pseq)
-            p.kick()
+            p.release(pseq)
         d.worker.arrive(dseq, 0 if dseq.made else 1)
         d.kick()
         seconds = 0.0 if job.paced or now < job.flows_s else now - job.flows_s
@@ -265,7 +268,7 @@ class Moves:
         src.sync()
         tokens = src.scheduler.kv_tokens(seq)
         tseq = Sequence(job.request.id, job.attempt, tokens, seq.output_tokens, job.context_hashes, priority=seq.priority, owner=job)
-        tseq.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
+        tseq.like(seq)
         if not dst.reserve(tseq):
             self.scene.refuse(job, dst)
             return
@@ -332,8 +335,7 @@ class Moves:
         job.migrated(dst.name)
         job.d, job.dseq, job.target, job.tseq = dst, tseq, None, None
         src.jobs.pop(job, None)
-        src.worker.release(seq)
-        src.kick()
+        src.release(seq)
         dst.requests += 1
         dst.worker.arrive(tseq)
         dst.kick()

@@ -267,6 +267,14 @@ class SimInstance:
         self._tighten()
         return True
 
+    def lend(self, seq: Sequence) -> bool:
+        """`Worker.lend`, likewise, until it is released."""
+        self.sync()
+        if not self.worker.lend(seq):
+            return False
+        self._tighten()
+        return True
+
     def extend(self, seq: Sequence, tokens: int) -> bool:
         """`Worker.extend`, likewise."""
         self.sync()
@@ -274,6 +282,13 @@ class SimInstance:
             return False
         self._tighten()
         return True
+
+    def release(self, seq: Sequence) -> None:
+        """`Worker.release`, likewise: blocks that come free now were not there for the steps that are done."""
+        if self.k > 1:
+            self.sync()
+        self.worker.release(seq)
+        self.kick()
 
     def _tighten(self) -> None:
         """Blocks were taken in the middle of a run: cut it if they might be missed before its end."""

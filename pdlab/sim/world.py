@@ -21,6 +21,7 @@ from pdlab.core.types import (
     Dispatch,
     End,
     Evict,
+    Fetch,
     Finished,
     Handoff,
     InstanceSpec,
@@ -104,6 +105,7 @@ class World(Scene):
         )
         perform: dict[type, Callable[[Any], None]] = {
             Dispatch: self._dispatch,
+            Fetch: self._fetch,
             Handoff: self._handoff,
             Migrate: self.moves.migrate,
             Abort: self._abort,
@@ -166,6 +168,9 @@ class World(Scene):
 
     # ------------------------------------------------------------ actions
 
+    def _fetch(self, action: Fetch) -> None:
+        self.jobs[action.request_id].fetch = action
+
     def _dispatch(self, action: Dispatch) -> None:
         job = self.jobs[action.request_id]
         attempt, sent = action.attempt, action.sent_tokens
@@ -187,6 +192,8 @@ class World(Scene):
         decodes_here = action.decode == action.instance
         p.jobs[job] = None
         seq = Sequence(request.id, attempt, prompt, output, job.context_hashes, request.priority, job, 0, decodes_here)
+        if request.offline:
+            seq.offline = True
         if p.scheduler.foresight is not None:
             self.aim(seq, request)
         if decodes_here:
@@ -205,6 +212,8 @@ class World(Scene):
         job.pseq = seq
         job.dispatched(self.env._now, p.name)
         p.requests += 1
+        if job.fetch is not None and self.moves.prefixes.begin(job, p, seq):
+            return
         p.worker.submit(seq, _others(request, seq) if decodes_here and request.best_of > 1 else NOTHING)
         p.kick()
 
@@ -219,6 +228,8 @@ class World(Scene):
         made = 0 if job.samples_anew else 1
         request = job.request
         seq = Sequence(request.id, job.attempt, prompt, output, job.context_hashes, request.priority, job, made)
+        if request.offline:
+            seq.offline = True
         if d.scheduler.foresight is not None:
             self.aim(seq, request)
         if not d.reserve(seq, _others(request, seq) if request.best_of > 1 else NOTHING):
@@ -320,6 +331,9 @@ class World(Scene):
             self._token_at(job, now)
         if not seq.decodes_here:
             job.prefilled()
+        if job.fetched is not None:
+            fetched, job.fetched = job.fetched, None
+            self.teller.tell(fetched, now)
         self.teller.tell(PrefillDone(job.index, seq.attempt, instance.name, seq.cached_tokens), now)
         if job.done or job.attempt != seq.attempt:
             return
@@ -385,5 +399,5 @@ def _others(request: Request, seq: Sequence) -> list[Sequence]:
     shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, seq.owner
     others = [Sequence(*shared) for _ in range(request.best_of - 1)]
     for other in others:
-        other.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
+        other.like(seq)
     return others

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pdlab.batching.delayed import Delayed
 from pdlab.core.kv import BlockPool
-from pdlab.core.scheduler import Scheduler, Sequence
+from pdlab.core.scheduler import Scheduler
+from pdlab.core.sequence import Sequence
 from pdlab.experiment.experiment import Experiment
 from pdlab.sim import simulate
 from tests.experiment.test_spec import PLAIN

@@ -260,7 +260,7 @@ def test_a_wrong_argument_is_named_without_a_traceback(
     ("arguments", "said"),
     [
         (["--set", "modl=x"], "modl: unknown key; nearest is model"),
-        (["--set", "policy=prefix_awre"], "did you mean prefix_aware?"),
+        (["--set", "policy=prefix_awre"], "did you mean prefix_aware or p2p_prefix?"),
         (["--set", "workload.rate=-1"], "workload.rate: must be above 0, not -1"),
         (["--set", "model=llama-3.1-70b"], "GB missing"),
         (["--set", "nonsense"], "write key.path=value"),

@@ -56,7 +56,7 @@ def test_other_commands_are_left_alone() -> None:
         ("--enable_disagg_pd=false", "give --role mixed"),
         ("--etcd_addr", "--etcd-addr needs a value"),
         ("--scheduler-ttl 5 --role prefill", "--request-timeout-s is a router's"),
-        ("--batching fast", "--batching 'fast' is not one of chunked, decode_first, delayed, prefill_first"),
+        ("--batching fast", "--batching 'fast' is not one of chunked, decode_first, delayed, online_first, prefill_first"),
     ],
 )
 def test_those_that_do_not_are_told_in_a_line(given: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

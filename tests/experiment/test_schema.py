@@ -42,7 +42,14 @@ def test_names_are_offered() -> None:
     found = dict(properties(schema()))
     assert "h100-sxm" in found["InstancesSpec.hardware"]["examples"] and "llama-3.1-8b" in found["Experiment.model"]["examples"]
     assert "prefix_aware" in found["Experiment.policy"]["examples"] and "azure-conv-2023" in found["WorkloadSpec.source"]["examples"]
-    assert found["EngineSpec.batching"]["anyOf"][0]["enum"] == ["chunked", "decode_first", "delayed", "prefill_first", "slide_batching"]
+    assert found["EngineSpec.batching"]["anyOf"][0]["enum"] == [
+        "chunked",
+        "decode_first",
+        "delayed",
+        "online_first",
+        "prefill_first",
+        "slide_batching",
+    ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -81,7 +81,8 @@ MISTAKES = [
     (
         "engine.batching",
         "chunk",
-        "engine.batching: 'chunk' is not one of chunked, decode_first, delayed, prefill_first, slide_batching; nearest is chunked",
+        "engine.batching: 'chunk' is not one of chunked, decode_first, delayed, online_first, prefill_first, slide_batching; "
+        "nearest is chunked",
     ),
     ("engine.watermark", 1, "engine.watermark: must be below 1, not 1"),
     ("engine.prefix_cache", "maybe", "engine.prefix_cache: must be true or false, not 'maybe'"),
@@ -92,7 +93,7 @@ MISTAKES = [
         {"mode": "push", "reserve": "after_prefill"},
         "transfer: mode push writes to blocks that were set aside before prefill: write reserve: before_prefill, or mode: pull",
     ),
-    ("policy", "prefix_awre", "policy: unknown policy 'prefix_awre' (did you mean prefix_aware?)"),
+    ("policy", "prefix_awre", "policy: unknown policy 'prefix_awre' (did you mean prefix_aware or p2p_prefix?)"),
     ("policy", {"dispach": "random"}, "policy: unknown key 'dispach' (did you mean dispatch?)"),
     ("policy", {"name": "round_robin", "speed": 3}, "policy: round_robin has no parameter 'speed'"),
     ("policy", 3, "policy: must be text or a mapping, not 3"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdlab.core.policy import HOOKS, Policy, Reject
+from pdlab.core.policy import HOOKS, Borrow, Policy, Reject
 from pdlab.core.router import Router
 from pdlab.core.types import (
     Abort,
@@ -20,6 +20,7 @@ from pdlab.core.types import (
     Cancelled,
     Dispatch,
     End,
+    Fetch,
     Finished,
     Handoff,
     InstanceSpec,
@@ -107,6 +108,9 @@ def answers(policy: Policy, cluster: Cluster, seed: int) -> Iterator[object]:
     """All four hooks, comparable between two equal clusters."""
     for request in requests(cluster, seed):
         prefill = policy.dispatch(request, cluster)
+        if isinstance(prefill, Borrow):
+            yield prefill.holder.index
+            prefill = prefill.instance
         yield prefill if not isinstance(prefill, Instance) else prefill.index
         decode = policy.handoff(request, cluster)
         yield None if decode is None else decode.index
@@ -121,6 +125,9 @@ def test_answers_are_ready_instances_that_may_be_chosen(small, cls, plan):
     cluster, policy = made(small, plan), cls()
     for request in requests(cluster, plan[2]):
         prefill = policy.dispatch(request, cluster)
+        if isinstance(prefill, Borrow):
+            assert cluster.can_fetch(prefill.holder, prefill.instance)
+            prefill = prefill.instance
         assert prefill is None or isinstance(prefill, Reject) or (prefill.ready and prefill in [*cluster.prefill, *cluster.decode])
         decode = policy.handoff(request, cluster)
         assert decode is None or decode in cluster.decode
@@ -217,7 +224,7 @@ class Stage:
         elif isinstance(action, End):
             self.ended.append(action.request_id)
         else:
-            assert isinstance(action, Abort | Notice), action
+            assert isinstance(action, Abort | Fetch | Notice), action
 
     def report(self, name: str) -> None:
         x = self.router.by_name[name]

@@ -81,6 +81,14 @@ def test_sglang_follows_the_prefix_it_has_sent_somewhere(small, ask):
     assert policy.dispatch(ask(1024, hashes=HASHES[:19] + tuple(range(1000, 1045))), world.cluster) is world[1]  # 30 %
 
 
+def test_sglang_gives_a_prefix_that_several_hold_to_who_had_it_first(small, ask):
+    world, policy = small("PPPD"), SglangCacheAware()
+    for i in (2, 1):
+        policy.dispatch(ask(64, hashes=(1, 2, 3, 4)), world.cluster)
+        policy.plant(world[i], ask(64, hashes=(9, 8, 7, 6)))
+    assert policy.dispatch(ask(64, hashes=(9, 8, 7, 6)), world.cluster) is world[2]
+
+
 def test_sglang_gives_up_affinity_once_both_thresholds_are_passed(small, ask):
     request = ask(1024, hashes=HASHES)
     for most, fewest, chosen in ((64, 0, 0), (65, 0, 1), (200, 134, 0), (202, 134, 1)):

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from pdlab.core.types import Joined, Migrated, Report, Request, Transferred
+from pdlab.core.types import Fetched, Joined, Migrated, Report, Request, Transferred
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.make_router import router
 from pdlab.replay.log import EventLog
@@ -159,7 +159,7 @@ def _unmeasured(seen: Seen) -> Seen:
     event = seen.event
     if isinstance(event, Joined):
         event = Joined(msgspec.structs.replace(event.spec, link_bytes_per_s=0.0, host_bytes_per_s=0.0))
-    elif isinstance(event, Transferred | Migrated):
+    elif isinstance(event, Transferred | Migrated | Fetched):
         event = msgspec.structs.replace(event, size_bytes=0, seconds=0.0)
     cluster = {name: value for name, value in seen.view.cluster.items() if name != "links._reached"}
     return blanked(replace(seen, event=event, view=replace(seen.view, cluster=cluster)), OF_LINKS)

@@ -173,6 +173,9 @@ class KvEngine(EchoEngine):
     def renew(self, lease: str, lease_s: float = 30.0) -> None:
         self.heard.append(("renew", lease, lease_s))
 
+    async def lend(self, hashes: tuple[int, ...], lease_s: float = 30.0) -> Exported:
+        return Exported(1)
+
     async def export(self, id: int, stop: bool = False, resume: bool = False, lease_s: float = 30.0) -> Exported:
         self.heard.append(("export", id, stop, resume))
         await asyncio.sleep(0)

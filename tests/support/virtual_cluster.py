@@ -36,7 +36,7 @@ from pdlab.real.api.legs import seconds
 from pdlab.real.engine.messages import Ready, Sampling, Tokens
 from pdlab.real.instance.member import measured_of
 from pdlab.real.net.http import Broken
-from pdlab.real.net.wire import Continue, Extra, KvParams, PushTo, StreamEvent
+from pdlab.real.net.wire import Continue, Extra, FetchedFrom, KvParams, PushTo, StreamEvent
 from pdlab.real.registry.records import InstanceRecord, encode, read_instance, read_report
 from pdlab.real.router.remote import Hear, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.router.world import LiveWorld
@@ -97,10 +97,10 @@ class Wire:
 
 
 class Unreached(Exception):
-    """No KV comes from there; that is known after `fails_s`."""
+    """No KV comes from `source`; that is known after `fails_s`."""
 
-    def __init__(self, fails_s: float) -> None:
-        self.fails_s = fails_s
+    def __init__(self, source: str, fails_s: float) -> None:
+        self.source, self.fails_s = source, fails_s
 
 
 class Job:
@@ -117,6 +117,8 @@ class Job:
         self.source: StandIn | None = None  # that its KV comes from
         self.staging: Staging | None = None  # of a migration
         self.told = self.pushed = False  # to a leg that has reserved: what is made; all of its KV
+        self.lent: Sequence | None = None  # what `source` holds of its prefix
+        self.fetched: FetchedFrom | None = None
         self.pushed_from = ""  # the lease of the KV that is pushed to it
 
     def token(self) -> int:
@@ -165,7 +167,8 @@ class StandIn:
     async def prefill(self, ask: LegAsk) -> Prefilled:
         job = self._job(ask)
         try:
-            self._submit(job, decodes_here=False)
+            if not self._fetches(job):
+                self._submit(job, decodes_here=False)
             found = await job.inbox.get()
             if isinstance(found, Exception):
                 raise found
@@ -262,7 +265,10 @@ class StandIn:
         for other in self.rack.instances.values():
             for job in list(other.jobs.values()):
                 if job.source is self and other.is_alive:
-                    other._stop_transfer(job)
+                    lent, _ = job.lent, other._stop_transfer(job)
+                    if lent is not None and job.seq is not None:
+                        other._compute(job, job.seq, FetchedFrom())
+                        continue
                     job.inbox.put_nowait(TransferTrouble(f"{self.name} is gone"))
 
     def cut(self) -> None:
@@ -292,6 +298,7 @@ class StandIn:
         slo = self.rack.experiment.slo
         ttft_s, tpot_s = (own if asked is None else asked for asked, own in ((ask.ttft_slo_s, slo.ttft_s), (ask.tpot_slo_s, slo.tpot_s)))
         seq.aim(self.loop.time() - ask.waited_s, ttft_s, tpot_s)
+        seq.offline = ask.offline
         return seq
 
     def _others(self, job: Job, seq: Sequence) -> list[Sequence]:
@@ -299,7 +306,7 @@ class StandIn:
         shared = seq.request_id, seq.attempt, seq.prompt_tokens, seq.output_tokens, seq.hashes, seq.priority, job
         others = [Sequence(*shared) for _ in range(job.ask.sampling.best_of - 1)]
         for other in others:
-            other.aim(seq.arrived_s, seq.ttft_slo_s, seq.tpot_slo_s)
+            other.like(seq)
         job.others = {other: [number, 0] for number, other in enumerate(others, 1)}
         return others
 
@@ -316,7 +323,7 @@ class StandIn:
             raise
         except Unreached as unreached:
             await asyncio.sleep(unreached.fails_s)
-            raise TransferTrouble("the source does not answer", cause="unreachable") from None
+            raise TransferTrouble(f"{unreached.source} does not answer", cause="unreachable") from None
 
     def _take_in(self, job: Job) -> None:
         params = job.ask.params
@@ -370,7 +377,7 @@ class StandIn:
         if job.transfer is not None:
             self.rack.wire.cancel(job.transfer)
             job.transfer = None
-        job.source = None
+        self._end_loan(job)
 
     # ------------------------------------------------------------ KV
 
@@ -447,17 +454,67 @@ class StandIn:
         size = round(self._size(job.seq))
         job.inbox.put_nowait(StreamEvent("transferred", bytes=size, made=job.made))
 
+    # ------------------------------------------------------------ a prefix from elsewhere
+
+    def _fetches(self, job: Job) -> bool:
+        """Instead of submitting it."""
+        extra = job.ask.params.pdlab if job.ask.params is not None else None
+        if extra is None or extra.fetch is None:
+            return False
+        fetch, seq = extra.fetch, self._sequence(job, decodes_here=False)
+        holder = self.rack.instances[fetch.url.removeprefix("http://")]
+        job.fetched = FetchedFrom()
+        if not self.worker.reserve(seq):
+            return False
+        job.seq, job.submitted_s = seq, self.loop.time()
+        fails_s = self.rack.cuts.get((holder.name, self.name))
+        lent = Sequence(seq.request_id, seq.attempt, fetch.tokens, 1, seq.hashes, decodes_here=False)
+        if fails_s is not None or not holder.is_alive or not holder.worker.lend(lent):
+            after_s = self.rack.asking_s if fails_s is None else fails_s
+            self.loop.call_later(after_s, self._compute, job, seq, FetchedFrom(unreachable=fails_s is not None))
+            return True
+        job.source, job.lent = holder, lent
+        cached = min(seq.cached_tokens, lent.prompt_tokens)
+        size, wire = (lent.prompt_tokens - cached) * self.rack.bytes_per_token, self.rack.wire
+        ask_s = wire.network.path(holder.name, self.name).latency_s
+        job.transfer = wire.send(holder.name, self.name, size, partial(self._was_fetched, job, round(size)), ask_s)
+        return True
+
+    def _was_fetched(self, job: Job, size: int) -> None:
+        seq, lent = job.seq, job.lent
+        assert seq is not None and lent is not None
+        job.transfer = None
+        tokens = max(lent.prompt_tokens, seq.cached_tokens)
+        self._end_loan(job)
+        job.fetched, seq.cached_tokens = FetchedFrom(tokens, size), tokens
+        self.worker.arrive(seq, seq.prompt_tokens - tokens)
+        self.kick()
+
+    def _compute(self, job: Job, seq: Sequence, fetched: FetchedFrom) -> None:
+        """It does not come."""
+        if job.seq is seq and self.is_alive and seq in self.scheduler.reserved:
+            job.fetched = fetched
+            self.worker.compute(seq)
+            self.kick()
+
+    def _end_loan(self, job: Job) -> None:
+        if job.source is not None and job.lent is not None and job.source.is_alive:
+            job.source.worker.release(job.lent)
+            job.source.kick()
+        job.source = job.lent = None
+
     # ------------------------------------------------------------ migration
 
     def _migrate(self, job: Job, source: StandIn, leg: str) -> None:
         if (fails_s := self.rack.cuts.get((source.name, self.name))) is not None:
-            raise Unreached(fails_s)
+            raise Unreached(source.name, fails_s)
         there = source.jobs.get(leg)
         old = None if there is None else there.seq
         if there is None or old is None or (reason := source.worker.export(old)):
             raise TransferTrouble("it is not there" if old is None else reason)
         ask, tokens = job.ask, source.scheduler.kv_tokens(old)
         seq = Sequence(ask.request_id, ask.attempt, tokens, old.output_tokens, ask.hashes, ask.priority, job)
+        seq.like(old)
         self._reserve(job, seq)
         job.source, job.staging = source, Staging(source.scheduler.pool.block_tokens, seq.cached_tokens)
         self._copy(job, there, tokens, self._copied)
@@ -566,7 +623,8 @@ class StandIn:
     def _ended(self, root: Sequence, speaking: list[Sequence]) -> None:
         job: Job = root.owner
         if not root.decodes_here:
-            job.inbox.put_nowait(Prefilled(job.token(), "length", root.cached_tokens, job.began_s - job.submitted_s))
+            queue_s = job.began_s - job.submitted_s
+            job.inbox.put_nowait(Prefilled(job.token(), "length", root.cached_tokens, queue_s, fetched=job.fetched))
         for seq in speaking:
             self._say(seq)
         job.seq = None
@@ -585,7 +643,7 @@ class StandIn:
             params = KvParams(do_remote_prefill=True, remote_engine_id=self.name, remote_request_id=job.ask.leg)
             raw = msgspec.json.encode(params)
         queue_s = job.began_s - job.submitted_s
-        job.inbox.put_nowait(Prefilled(job.token(), "length", seq.cached_tokens, queue_s, raw, params))
+        job.inbox.put_nowait(Prefilled(job.token(), "length", seq.cached_tokens, queue_s, raw, params, fetched=job.fetched))
 
     # ------------------------------------------------------------ lifecycle
 
@@ -682,9 +740,11 @@ class Rack:
         for instance in self.instances.values():
             for job in list(instance.jobs.values()):
                 if job.source is not None and job.transfer is not None and {job.source.name, instance.name} == {a, b}:
-                    source = job.source
+                    source, lent = job.source, job.lent
                     instance._stop_transfer(job)
-                    if job.pushed_from:
+                    if lent is not None and job.seq is not None:
+                        self.loop.call_later(fails_s, instance._compute, job, job.seq, FetchedFrom(unreachable=True))
+                    elif job.pushed_from:
                         source._end_lease(job.pushed_from)
                         source.kick()
                     else:

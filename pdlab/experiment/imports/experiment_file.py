@@ -99,6 +99,8 @@ def model_of(reading: LaunchReading, instead: Instead) -> str:
 
 def starts_all(reading: LaunchReading, count: int) -> bool:
     """Does one command start all instances? They are on one machine, and name nowhere to meet."""
+    if any(one.number("nodes") > 1 for one in reading.instances):
+        return False
     return not registry(reading) and (count > 1 or bool(reading.of("cluster"))) and (one_machine(reading) or bool(reading.of("cluster")))
 
 
@@ -145,6 +147,9 @@ def _row(reading: LaunchReading, found: Launch, engine: dict[str, Any], instead:
         reading.dropped.append(Dropped(found.line_of("tp"), found.flag_of("tp"), str(tp), "on a CPU one rank has all threads: tp is 1"))
     elif tp > 1:
         row["tp"] = tp
+    if found.number("nodes") > 1 and instead.device == "cpu":
+        nodes = found.text("nodes")
+        reading.dropped.append(Dropped(found.line_of("nodes"), found.flag_of("nodes"), nodes, "on a CPU there is one rank, on one node"))
     return {**row, **({"hardware": instead.hardware} if instead.hardware else {}), **({"engine": engine} if engine else {})}
 
 

@@ -34,6 +34,7 @@ class LaunchReading:
     """`dropped` are the flags of all launches that are not carried over, and the commands that start nothing known."""
 
     launches: list[Launch] = field(default_factory=list)
+    followers: list[Launch] = field(default_factory=list)  # further ranks of these, on other nodes
     dropped: list[Dropped] = field(default_factory=list)
     mistakes: list[ScriptMistake] = field(default_factory=list)
     notes: list[ScriptMistake] = field(default_factory=list)  # what no command says, and pdlab needs
@@ -77,12 +78,15 @@ def _wrapped(command: ShellCommand) -> Launch | None:
 
 
 def _ranks(reading: LaunchReading) -> None:
-    """Of an engine on several nodes, the others' commands start no instance of their own."""
-    for one in reading.instances:
+    """Of an engine on several nodes the others' commands start ranks, and no instance of their own. On one there is nobody to meet."""
+    for one in reading.of("instance"):
         if one.number("nodes") > 1:
-            line = one.line_of("nodes")
-            why = "pdlab's engine runs an instance in one process"
-            reading.dropped.append(Dropped(line, one.flag_of("nodes"), one.text("nodes"), why))
+            if one.number("node_rank"):
+                reading.launches.remove(one)
+                reading.followers.append(one)
+        elif "master" in one.settings:
+            why = "its ranks are on one node, and meet by themselves"
+            reading.dropped.append(Dropped(one.line_of("master"), one.flag_of("master"), one.text("master"), why))
 
 
 def _roles(reading: LaunchReading) -> None:

@@ -16,6 +16,7 @@ from pdlab.experiment.imports.programs import Dropped, Launch
 from pdlab.experiment.imports.shell import ScriptMistake
 
 ROUTER_PORT = 8000
+MASTER_PORT = 29501  # of vLLM's ranks
 _FREE = "--role all gives its instances free ports; clients ask the router alone"
 _ONE = "--role all starts all instances with its own: export it before the command"
 ALIKE = {  # of instances that --role all starts
@@ -43,7 +44,7 @@ def commands(reading: LaunchReading, rows: Sequence[Row], file: str, instead: In
     url = registry(reading)
     routers = reading.of("router")
     if not url and len(rows) == 1 and rows[0].role == "mixed" and not routers:
-        return [_instance(reading, rows[0], file, instead, alone=True)]
+        return [_instance(reading, rows[0], file, instead, alone=True), *_ranks(reading, rows[0], file, instead)]
     if starts_all(reading, len(rows)):
         return [_all(reading, file, instead)]
     if not one_machine(reading):
@@ -55,8 +56,11 @@ def commands(reading: LaunchReading, rows: Sequence[Row], file: str, instead: In
     found = [*_stores(reading, url or ASSUMED)]
     seen: set[int] = set()
     for row in rows:
-        found.append(_instance(reading, row, file, instead, first=id(row.launch) not in seen, more=meets))
+        first = id(row.launch) not in seen
+        found.append(_instance(reading, row, file, instead, first=first, more=meets))
         seen.add(id(row.launch))
+        if first:
+            found += _ranks(reading, row, file, instead)
     if routers or rows:
         found.append(_router(reading, routers, file, instead, meets))
     return found
@@ -85,9 +89,31 @@ def _instance(
         words += ["--kv-port", str(port)]
     if not alone and found.text("transport") not in ("", "auto"):
         words += ["--kv-transport", found.text("transport")]
-    words += _names(found, instead)
+    words += [*_names(found, instead), *_nodes(found, instead)]
     _reachable(reading, found, peers=not alone)
     return ServeCommand((*words, *more), _before(found, instead), found.line)
+
+
+def _ranks(reading: LaunchReading, row: Row, file: str, instead: Instead) -> Iterator[ServeCommand]:
+    """Of the row's instance, those on other nodes: they need nothing but to meet the first."""
+    for follower in reading.followers:
+        if (nodes := _nodes(follower, instead)) and joined(follower) == joined(row.launch):
+            words = ("pdlab", "serve", file, "--role", row.role, "--instance-name", row.name, *nodes)
+            yield ServeCommand(words, _before(follower, instead), follower.line)
+
+
+def _nodes(found: Launch, instead: Instead) -> list[str]:
+    """Where its ranks are on several."""
+    nodes = found.number("nodes")
+    if nodes < 2 or instead.device == "cpu":
+        return []
+    return ["--nnodes", str(nodes), "--node-rank", str(found.number("node_rank")), "--master", joined(found)]
+
+
+def joined(found: Launch) -> str:
+    """Where the ranks of an engine meet."""
+    host, port = found.text("master_host"), found.number("master_port") or MASTER_PORT
+    return found.text("master") or f"{host or '127.0.0.1'}:{port}"
 
 
 def _reachable(reading: LaunchReading, found: Launch, *, peers: bool) -> None:

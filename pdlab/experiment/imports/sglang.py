@@ -33,8 +33,8 @@ SERVER = Program(
         ),
         "--disaggregation-bootstrap-port": LeftOut(BOOTSTRAP),
         "--disaggregation-ib-device": Sets("nics", words),
-        "--disaggregation-decode-tp": LeftOut("pdlab's engine is one process"),
-        "--disaggregation-prefill-pp": LeftOut("pdlab's engine is one process"),
+        "--disaggregation-decode-tp": LeftOut("each instance says its own tp"),
+        "--disaggregation-prefill-pp": LeftOut("pdlab has no pipeline parallelism live"),
         "--base-gpu-id": Sets("device", lambda text: f"cuda:{whole(text)}"),
         "--device": Sets("device", one_of(cpu="cpu", cuda="cuda", npu="npu")),
         "--tp-size": Sets("tp", whole),
@@ -44,8 +44,8 @@ SERVER = Program(
         "--dp": Sets("count", whole),
         "--data-parallel-size": Sets("count", whole),
         "--nnodes": Sets("nodes", whole),
-        "--node-rank": LeftOut("pdlab's engine is one process"),
-        "--dist-init-addr": LeftOut("pdlab's engine is one process"),
+        "--node-rank": Sets("node_rank", whole),
+        "--dist-init-addr": Sets("master"),
         "--dtype": Sets(
             "dtype", one_of(auto="auto", half="float16", float16="float16", bfloat16="bfloat16", float="float32", float32="float32")
         ),

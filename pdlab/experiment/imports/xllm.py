@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pdlab.experiment.imports.programs import LeftOut, Program, Sets, one_of, seconds, share, whole, yes
 
-RENDEZVOUS = "it joins the ranks of one engine on several nodes; pdlab's engine is one process"
 ONE_PORT = "instances and routers speak to each other over their --port"
 
 
@@ -41,8 +40,8 @@ ENGINE = Program(
         "--transfer-listen-port": Sets("kv_port", whole),
         "--disagg-pd-port": LeftOut(ONE_PORT),
         "--device-ip": LeftOut("pdlab serve reads /etc/hccn.conf itself, and tells the address with the instance; `pdlab nics` prints it"),
-        "--master-node-addr": LeftOut(RENDEZVOUS),
-        "--node-rank": LeftOut(RENDEZVOUS),
+        "--master-node-addr": Sets("master"),
+        "--node-rank": Sets("node_rank", whole),
         "--nnodes": Sets("nodes", whole),
         "--enable-prefix-cache": Sets("prefix_cache", yes, True),
         "--enable-chunked-prefill": Sets("chunked", yes, True),
@@ -62,7 +61,7 @@ ENGINE = Program(
         "--max-global-ttft-ms": Sets("slo_ttft_s", _milliseconds),
         "--max-global-tpot-ms": Sets("slo_tpot_s", _milliseconds),
         "--enable-schedule-overlap": LeftOut("the engine has no such switch"),
-        "--enable-pd-ooc": LeftOut("pdlab has no policy for offline requests beside online ones"),
+        "--enable-pd-ooc": LeftOut("write policy: ooco, and engine.batching: online_first"),
         "--priority-strategy": LeftOut("requests of higher `priority` come first, then those that came first"),
     },
     defaults={

@@ -129,6 +129,8 @@ class Answer(Response):
         if isinstance(job.leg, Prefill):
             body["kv_transfer_params"] = self._handed_on(generation, server)
             told |= {"event": "prefilled", "queue_s": generation.choices[0].queue_s}
+            if generation.fetched is not None:
+                told["fetched"] = generation.fetched
         if told:
             body["pdlab"] = told
         return body, encode(body)

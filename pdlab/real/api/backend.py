@@ -74,6 +74,10 @@ class Exchanging(Backend, Protocol):
         """Of an engine that is down: an answer with `error`."""
         ...
 
+    async def lend(self, hashes: tuple[int, ...], lease_s: float = 30.0) -> Exported:
+        """Likewise; without a lease where none of these blocks is cached."""
+        ...
+
     def report(self, name: str, incarnation: int) -> Report:
         """The load after the last step; `stored` and `evicted` since the last call."""
         ...

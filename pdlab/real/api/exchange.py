@@ -12,6 +12,7 @@ from pdlab.real.api.backend import Exchanging
 from pdlab.real.api.legs import Move, kv_lost
 from pdlab.real.engine.messages import FromQueue, News, Submit
 from pdlab.real.net.credentials import loopback
+from pdlab.real.net.wire import FetchedFrom, FetchFrom
 from pdlab.real.transfer.descriptor import decode
 from pdlab.real.transfer.result import TransferStopped
 
@@ -23,6 +24,11 @@ class Mover(Protocol):
         """Take a running request over. Its tokens are to come in `arriving`; the news of its KV, which come there too, are passed on in
         `news`. `given` is told what was made elsewhere, before the first token comes. Raises ApiError; what it began at the source is then
         called off."""
+        ...
+
+    async def borrow(self, fetch: FetchFrom, submit: Submit, arriving: asyncio.Queue[FromQueue]) -> FetchedFrom | None:
+        """Begin a request, the KV of its prompt's beginning read elsewhere; or where that is not to be had, computed: then what is to be
+        told of it. Its tokens come in `arriving`. Never raises."""
         ...
 
 

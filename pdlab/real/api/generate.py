@@ -38,7 +38,7 @@ from pdlab.real.engine.messages import (
 )
 from pdlab.real.models.detokenize import Detokenizer, StopStrings
 from pdlab.real.models.tokenizer import Tokenizer
-from pdlab.real.net.wire import StreamEvent
+from pdlab.real.net.wire import FetchedFrom, FetchFrom, StreamEvent
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +171,7 @@ class Generation:
         self.events: list[StreamEvent] = []
         self.scores: dict[int, list[Scored]] = {}
         self.held: Held | None = None
+        self.fetched: FetchedFrom | None = None  # what came of a prefix that was to be read
         self.delivered = False
         self.moved = False
         self.given = 0
@@ -215,6 +216,9 @@ class Generation:
 
     def _begin(self, submit: Submit) -> None:
         leg, arriving = self.leg, self.arriving
+        if isinstance(leg, Prefill) and leg.fetch is not None and submit.hashes and self.exchange is not None:
+            self._moving = asyncio.create_task(self._borrow(self.exchange, leg.fetch, submit), name=f"prefix of {submit.id}")
+            return
         if leg is None or isinstance(leg, Prefill):
             self.engine.submit(submit, arriving)
             return
@@ -252,6 +256,10 @@ class Generation:
         except Exception:
             log.exception("migration of %s failed", move.leg)
             self.break_off(ApiError(500, "the migration has failed here; the server's log says more"))
+
+    async def _borrow(self, exchange: KvExchange, fetch: FetchFrom, submit: Submit) -> None:
+        self.fetched = FetchedFrom()
+        self.fetched = await exchange.mover.borrow(fetch, submit, self.arriving) or self.fetched
 
     def wake(self) -> None:
         """Whoever waits for news gets none."""
@@ -366,7 +374,11 @@ class Generation:
             self.events.append(StreamEvent("reserved", news.ticket, own, news.blocks, news.cached_tokens))
         if isinstance(news, Missed):
             self._cause = news.cause
+            if self.fetched is not None:
+                self.fetched = FetchedFrom(unreachable=news.cause != "expired")
         if isinstance(news, Landed):
+            if self.fetched is not None:
+                self.fetched = FetchedFrom(news.prefix_tokens, news.bytes, news.seconds)
             self._landed = True
             if news.seconds > 0.0:  # else it was here
                 self.metrics.transferred(news.bytes, news.seconds)

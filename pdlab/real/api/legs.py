@@ -12,7 +12,7 @@ from typing import Any
 from pdlab.real.api.errors import ApiError, bad
 from pdlab.real.api.requests import Ask, check_tokens
 from pdlab.real.engine.messages import Held, Push, Ready, Source
-from pdlab.real.net.wire import TOKEN_HEADER, Extra, KvParams, PushTo
+from pdlab.real.net.wire import TOKEN_HEADER, Extra, FetchFrom, KvParams, PushTo
 
 PARAM = "kv_transfer_params"
 GRANULARITIES = ("request", "chunk", "layer")
@@ -27,9 +27,10 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute the prompt and one token; the KV is leased, or written to where `push` says."""
+    """Compute the prompt and one token; the KV is leased, or written to where `push` says. That of its beginning may be fetched before."""
 
     push: Push | None
+    fetch: FetchFrom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +98,14 @@ def leg_of(params: KvParams | None, ready: Ready, exchanges: bool) -> Leg | None
             raise bad(f"{PARAM}.pdlab: this server does not exchange KV", PARAM)
         return None
     if params.do_remote_decode:
-        return Prefill(None if extra.push is None else _push(extra.push))
+        return Prefill(None if extra.push is None else _push(extra.push), None if extra.fetch is None else _fetch(extra.fetch))
     if not params.do_remote_prefill:
         return Alone() if extra.events else None
     deadline_s = _seconds(extra.deadline_s, "pdlab.deadline_s")
     check_tokens(extra.made, ready.vocab, f"{PARAM}.pdlab.made")
     if extra.migrate is not None:
-        url, leg = _name(extra.migrate.url, "pdlab.migrate.url"), _name(extra.migrate.leg, "pdlab.migrate.leg")
-        if not url.startswith(("http://", "https://")):
-            raise bad(f"{PARAM}.pdlab.migrate.url {url[:80]!r} is neither http nor https", PARAM)
-        return Move(url.rstrip("/"), leg, deadline_s)
+        leg = _name(extra.migrate.leg, "pdlab.migrate.leg")
+        return Move(_url(extra.migrate.url, "pdlab.migrate.url"), leg, deadline_s)
     if extra.reserve:
         return Reserve(extra.made, deadline_s)
     if params.remote_request_id and ready.engine_id and params.remote_engine_id == ready.engine_id:
@@ -209,6 +208,19 @@ def seconds(value: float, field: str) -> float:
 
 def _name(text: str, field: str) -> str:
     return bounded(text, f"{PARAM}.{field}")
+
+
+def _url(text: str, field: str) -> str:
+    if not _name(text, field).startswith(("http://", "https://")):
+        raise bad(f"{PARAM}.{field} {text[:80]!r} is neither http nor https", PARAM)
+    return text.rstrip("/")
+
+
+def _fetch(asked: FetchFrom) -> FetchFrom:
+    if not 0 < asked.tokens < 1 << 31:
+        raise bad(f"{PARAM}.pdlab.fetch.tokens {asked.tokens} is out of range", PARAM)
+    deadline_s = _seconds(asked.deadline_s, "pdlab.fetch.deadline_s")
+    return FetchFrom(_url(asked.url, "pdlab.fetch.url"), asked.tokens, deadline_s)
 
 
 def _seconds(value: float, field: str) -> float:

@@ -170,6 +170,7 @@ class Engine:
         seq.owner = candidate
         ttft_slo_s = self.ttft_slo_s if submit.ttft_slo_s is None else submit.ttft_slo_s
         seq.aim(candidate.submitted_s - submit.waited_s, ttft_slo_s, self.tpot_slo_s if submit.tpot_slo_s is None else submit.tpot_slo_s)
+        seq.offline = submit.offline
         if s.prompt_logprobs is not None and not index:
             candidate.scores = []
         return candidate
@@ -220,11 +221,11 @@ class Engine:
             emit(news)
         scheduler, worker = self.scheduler, self.worker
         batch = worker.next_batch(now)
+        for victim in scheduler.victims:
+            victim.owner.table = ()
         if batch is None:
             return False
         self.batch, self.joined = batch, len(scheduler.joined)
-        for victim in scheduler.victims:
-            victim.owner.table = ()
         passes = 1
         while True:
             computed = [seq.owner for seq, tokens in batch.chunks if seq.computed + tokens == seq.prompt_tokens]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 
 from pdlab.core.prefix import chain
+from pdlab.core.sequence import Sequence
 from pdlab.real.engine.engine import Candidate, Engine
 from pdlab.real.engine.messages import Submit
 
@@ -42,6 +43,7 @@ class Handover:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.worker = engine, engine.worker
+        self.loans = 0  # so far
 
     def sole(self, id: int) -> Candidate | None:
         """The one candidate of a request; None where it is not here, or has several."""
@@ -102,6 +104,13 @@ class Handover:
             self.worker.release(c.seq)
             c.seq.owner = None
 
+    def lend(self, hashes: tuple[int, ...], name: str, until_s: float) -> tuple[Sequence, list[int]] | None:
+        """Hold what the prefix cache has of these blocks until then, as `name`: a sequence that the worker releases, and its blocks; None
+        where there are none."""
+        self.loans += 1
+        seq = Sequence(-self.loans, 0, len(hashes) * self.engine.runner.block_tokens, 1, hashes, owner=name, decodes_here=False)
+        return (seq, self.engine.scheduler.table(seq)) if self.worker.lend(seq, until_s) else None
+
     # ------------------------------------------------------------ neither
 
     def begin(self, submit: Submit, made: list[int], now: float) -> None:
@@ -149,13 +158,25 @@ class Handover:
         c.table = self.engine.scheduler.table(c.seq)
         return ReservedBlocks(c.id, c.seq.prompt_tokens, list(c.table), c.seq.cached_tokens)
 
-    def arrived(self, id: int) -> int:
-        """All of its KV is in its blocks. The tokens it has made. Harmless when it was cancelled meanwhile."""
+    def arrived(self, id: int, prefix_tokens: int = 0) -> int:
+        """All of its KV is in its blocks, or that of so many tokens of its prompt. The tokens it has made. Harmless when it was cancelled
+        meanwhile."""
         if not self.expects(id):
             return 0
         c = self.engine.groups[id][0]
+        if prefix_tokens:
+            c.seq.cached_tokens = max(c.seq.cached_tokens, prefix_tokens)
+            self.worker.arrive(c.seq, missing=c.seq.prompt_tokens - c.seq.cached_tokens)
+            return 0
         self.worker.arrive(c.seq, missing=0 if c.row.made else 1)
         return c.row.made
+
+    def compute(self, id: int) -> None:
+        """Its prefix will not come: its prompt is computed here. Harmless when it was cancelled meanwhile."""
+        if self.expects(id):
+            c = self.engine.groups[id][0]
+            c.table = ()
+            self.worker.compute(c.seq)
 
     def failed(self, id: int) -> None:
         """Its KV will not come: the blocks are free again. Harmless when it was cancelled meanwhile."""

@@ -120,13 +120,15 @@ class Submit(ToEngine, frozen=True):
 class Receive(ToEngine, frozen=True):
     """A request whose KV comes from elsewhere: take blocks for its prompt and the tokens `made` (but the last of these, whose KV its next
     step computes), answer `Reserved` or `Full`, and read them from `source`; without one they are pushed. It decodes when all has come
-    and `last` was said, here or in a `Proceed`; before it does, `Landed` is told. After `deadline_s` at most it ends with an error."""
+    and `last` was said, here or in a `Proceed`; before it does, `Landed` is told. After `deadline_s` at most it ends with an error.
+    `prefix`: the source has the beginning of its prompt, and the rest is computed here; all, where nothing comes or no blocks are free."""
 
     submit: Submit
     made: list[int] = []
     source: Source | None = None
     last: bool = True
     deadline_s: float = 30.0
+    prefix: bool = False
 
 
 class Proceed(ToEngine, frozen=True):
@@ -174,6 +176,15 @@ class Export(ToEngine, frozen=True):
     id: int
     stop: bool = False
     resume: bool = False
+    lease_s: float = 30.0
+
+
+class Lend(ToEngine, frozen=True):
+    """Lease what the prefix cache has of these blocks, from the first on. Answered by `Exported`, under `call`; without a lease where it
+    has none."""
+
+    call: int
+    hashes: tuple[int, ...]
     lease_s: float = 30.0
 
 
@@ -288,6 +299,7 @@ class Landed(msgspec.Struct, frozen=True, tag=True):
     transport: str
     made: int
     waited_s: float = 0.0
+    prefix_tokens: int = 0  # of a prefix that was read, and is computed no more
 
 
 class Missed(msgspec.Struct, frozen=True, tag=True):
@@ -353,7 +365,9 @@ class EngineBroken(FromEngine, frozen=True):
     usage: bool = False
 
 
-AnyToEngine = Submit | Vocabulary | Compile | Receive | Proceed | Resume | Release | RenewLease | AskLease | Export | Cancel | StopEngine
+AnyToEngine = (
+    Submit | Vocabulary | Compile | Receive | Proceed | Resume | Release | RenewLease | AskLease | Export | Lend | Cancel | StopEngine
+)
 AnyFromEngine = Loading | Ready | Step | Exported | Holds | Compiled | EngineBroken
 FromQueue = Tokens | Held | Reserved | Full | Staged | Landed | Missed  # what a request's queue brings
 

@@ -19,9 +19,10 @@ from pdlab.real.api.service import Service
 from pdlab.real.instance.engine_client import load_report
 from pdlab.real.instance.member import Member
 from pdlab.real.instance.relay import relayed
-from pdlab.real.net.wire import About, Continue, ExportAnswer, ExportBody, LeaseBody, Rejoin, RoleChange
+from pdlab.real.net.wire import MOST_IDS, About, Continue, ExportAnswer, ExportBody, LeaseBody, LendBody, Rejoin, RoleChange
 
 CONTINUE, RELEASE, EXPORT = msgspec.json.Decoder(Continue), msgspec.json.Decoder(LeaseBody), msgspec.json.Decoder(ExportBody)
+LEND = msgspec.json.Decoder(LendBody)
 ROLE_CHANGE, REJOIN = msgspec.json.Decoder(RoleChange), msgspec.json.Decoder(Rejoin)
 
 
@@ -100,6 +101,18 @@ async def _export(service: Service, request: Request) -> Response:
     return as_json(ExportAnswer(found.lease, engine.ready.descriptor.decode(), found.blocks, found.kv_tokens, found.made))
 
 
+async def _lend(service: Service, request: Request) -> Response:
+    body = parse(await read(request), LEND)
+    lease_s = seconds(body.lease_s, "lease_s")
+    if not 0 < len(body.hashes) <= MOST_IDS:
+        raise bad(f"hashes has {len(body.hashes)} entries, it must have 1 to {MOST_IDS}", "hashes")
+    engine = _exchanging(service)
+    found = await engine.lend(tuple(body.hashes), lease_s)
+    if found.error:
+        raise ApiError(503, found.error, code="engine_down")
+    return as_json(ExportAnswer(found.lease, engine.ready.descriptor.decode(), found.blocks, found.kv_tokens))
+
+
 async def _role(service: Service, request: Request) -> Response:
     body = parse(await read(request), ROLE_CHANGE)
     if body.role not in list(Role):
@@ -126,6 +139,7 @@ ROUTES: tuple[Route, ...] = (
     ("POST", "/pdlab/v1/release", _release),
     ("POST", "/pdlab/v1/renew", _renew),
     ("POST", "/pdlab/v1/export", _export),
+    ("POST", "/pdlab/v1/lend", _lend),
     ("POST", "/pdlab/v1/role", _role),
     ("POST", "/pdlab/v1/drain", _drain),
     ("POST", "/pdlab/v1/rejoin", _rejoin),

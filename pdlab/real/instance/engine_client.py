@@ -27,6 +27,7 @@ from pdlab.real.engine.messages import (
     FromQueue,
     Full,
     Holds,
+    Lend,
     Loading,
     News,
     Proceed,
@@ -131,6 +132,11 @@ class EngineClient:
         found = await self._call(Export(next(self._numbers), id, stop, resume, lease_s))
         return found if isinstance(found, Exported) else Exported(0, self.down or "no answer")
 
+    async def lend(self, hashes: tuple[int, ...], lease_s: float = 30.0) -> Exported:
+        """Likewise; without a lease where none of these blocks is cached."""
+        found = await self._call(Lend(next(self._numbers), hashes, lease_s))
+        return found if isinstance(found, Exported) else Exported(0, self.down or "no answer")
+
     async def leased(self, lease: str) -> bool:
         """Does it hold, with all that was asked before? An engine that is down, or ends meanwhile, holds nothing."""
         found = await self._call(AskLease(next(self._numbers), lease))
@@ -192,7 +198,7 @@ class EngineClient:
             await asyncio.to_thread(self.process.wait)
             return None
 
-    async def _call(self, message: Export | AskLease | Compile) -> Answered | None:
+    async def _call(self, message: Export | AskLease | Lend | Compile) -> Answered | None:
         """Its answer; None of an engine that is down, or ends meanwhile."""
         if self.down is not None:
             return None

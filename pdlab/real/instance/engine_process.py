@@ -37,6 +37,7 @@ from pdlab.real.engine.messages import (
     Exported,
     FromEngine,
     Holds,
+    Lend,
     Loading,
     Proceed,
     Ready,
@@ -402,7 +403,7 @@ class EngineLoop:
                 self.compiler.compile(call, structured)
             case StopEngine():
                 return False
-            case Receive() | Resume() | Proceed() | Release() | RenewLease() | AskLease() | Export():
+            case Receive() | Resume() | Proceed() | Release() | RenewLease() | AskLease() | Export() | Lend():
                 if self.kv_service is not None:
                     self.kv_service.take(message, time.monotonic())
                 else:
@@ -418,9 +419,9 @@ class EngineLoop:
         """Since it was last told. Blocks of a read that was called off are free when it has ended, which no pass tells."""
         return len(self.engine.scheduler.held) != self.leases or self.engine.scheduler.pool.used != self.used_blocks
 
-    def refuse(self, message: Receive | Resume | Proceed | Release | RenewLease | AskLease | Export) -> None:
+    def refuse(self, message: Receive | Resume | Proceed | Release | RenewLease | AskLease | Export | Lend) -> None:
         """There is nobody to exchange KV with."""
-        if isinstance(message, Export):
+        if isinstance(message, Export | Lend):
             self.link.send(Exported(message.call, EXCHANGES_NO_KV))
         elif isinstance(message, AskLease):
             self.link.send(Holds(message.call, False))

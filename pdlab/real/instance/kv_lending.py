@@ -12,7 +12,7 @@ import msgspec
 from pdlab.core.sequence import Sequence
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.handover import Handover, Lease
-from pdlab.real.engine.messages import Cancel, Export, Exported, Held, Landed, Release, Resume, Submit, Tokens
+from pdlab.real.engine.messages import Cancel, Export, Exported, Held, Landed, Lend, Release, Resume, Submit, Tokens
 from pdlab.real.host.background import Background
 from pdlab.real.instance.kv_news import KvNews
 from pdlab.real.instance.pushes import Post, Pushes
@@ -29,6 +29,7 @@ class KvLending:
         self.engine, self.exchange, self.endpoint, self.news, self.lease_s = engine, exchange, endpoint, news, lease_s
         self.lent: dict[str, int] = {}
         self.leases: dict[int, str] = {}
+        self.prefixes: dict[str, Sequence] = {}  # leases of cached prefixes, which are nobody's request
         self.expired = 0
         self.pushes = Pushes(engine, endpoint, background, post, exchange.release)  # then nobody needs it here any more
         engine.pusher = self.pushes
@@ -68,19 +69,39 @@ class KvLending:
             del self.lent[lease]
             self.endpoint.release(lease)
 
+    def lend(self, message: Lend) -> Exported:
+        """Cached blocks, for who computes a prompt that begins with them."""
+        lease = self.news.name()
+        lent = self.exchange.lend(message.hashes, lease, time.monotonic() + message.lease_s)
+        if lent is None:
+            return Exported(message.call)
+        seq, blocks = lent
+        self.prefixes[lease] = seq
+        self.endpoint.offer(lease, blocks)
+        return Exported(message.call, "", lease, blocks, seq.prompt_tokens)
+
     def renewed(self, leases: list[str], lease_s: float) -> None:
         for lease in leases:
-            if lease in self.lent:
+            if lease in self.prefixes:
+                self.engine.worker.renew(self.prefixes[lease], time.monotonic() + lease_s)
+            elif lease in self.lent:
                 self.exchange.renew(self.lent[lease], time.monotonic() + lease_s)
 
     def overdue(self, seq: Sequence) -> None:
         """Nobody has renewed its lease."""
+        if isinstance(seq.owner, str):
+            if self.endpoint.release(seq.owner, "expired"):
+                self.ended(seq.owner, read=False)
+            return
         lease = self.leases.get(seq.request_id)
         if lease is not None and self.endpoint.release(lease, "expired"):
             self.expired += not seq.decodes_here
             self.ended(lease, read=False)
 
     def ended(self, lease: str, *, read: bool) -> None:
+        if (seq := self.prefixes.pop(lease, None)) is not None:
+            self.engine.worker.release(seq)
+            return
         id = self.lent.pop(lease, None)
         if id is None:
             return

@@ -7,6 +7,7 @@ given back while anything may still write them: a read or push under way is call
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from pdlab.real.instance.pushes import Post
 from pdlab.real.transfer.endpoint import KvEndpoint
 from pdlab.real.transfer.result import TransferResult
 
+log = logging.getLogger(__name__)
 RENEWALS = 6  # a lease is renewed that often in its time while it is read
 READ_S = 1.0  # for the word that all was read to arrive here
 
@@ -39,6 +41,8 @@ class Inbound:
     complete: bool = False
     landing: bool = False
     ended: bool = False  # called off; its blocks are freed when nothing writes there
+    prefix: bool = False  # of its prompt alone: the rest is computed
+    computes: bool = False  # nothing comes, and all of it is
     came_s: float = field(default_factory=time.monotonic)  # when the last of its bytes did
     bytes: int = 0
     seconds: float = 0.0
@@ -70,11 +74,14 @@ class KvReceiving:
             return
         due_s = time.monotonic() + message.deadline_s
         place = self.exchange.receive(submit, list(message.made), now, due_s)
+        if place is None and message.prefix:
+            self.exchange.begin(submit, [], now)
+            return
         if place is None:
             self.news.told.append(Full(submit.id, "no KV blocks are free, or max_seqs sequences run"))
             return
         pushed = message.source is None
-        inbound = Inbound(submit.id, place, due_s, message.deadline_s, message.last, pushed)
+        inbound = Inbound(submit.id, place, due_s, message.deadline_s, message.last, pushed, prefix=message.prefix)
         inbound.copied = place.cached_tokens // self.engine.runner.block_tokens
         self.inbound[submit.id] = inbound
         if message.source is not None:
@@ -146,6 +153,9 @@ class KvReceiving:
         elif isinstance(result, TransferResult) and result.status == "done":
             inbound.copied = max(inbound.copied, full_blocks)
             self._came(inbound, result)
+            if inbound.prefix:
+                self._land_prefix(inbound, tokens)
+                return
             missing = inbound.place.kv_tokens - tokens - (0 if self.engine.groups[inbound.id][0].row.made else 1)
             if inbound.last and missing > 0:
                 self._call_off(inbound, f"the KV of {missing} tokens is not there", "incomplete")
@@ -210,6 +220,12 @@ class KvReceiving:
         waited_s = time.monotonic() - inbound.came_s
         self.news.told.append(Landed(inbound.id, inbound.bytes, inbound.seconds, inbound.transport, made, waited_s))
 
+    def _land_prefix(self, inbound: Inbound, tokens: int) -> None:
+        del self.inbound[inbound.id]
+        tokens = max(tokens, inbound.place.cached_tokens)
+        self.exchange.arrived(inbound.id, tokens)
+        self.news.told.append(Landed(inbound.id, inbound.bytes, inbound.seconds, inbound.transport, 0, prefix_tokens=tokens))
+
     def overdue(self, inbound: Inbound) -> None:
         """Not all of it has come in time."""
         if not inbound.ended:
@@ -224,8 +240,14 @@ class KvReceiving:
             self._call_off(inbound, f"{type(result).__name__}: {result}")
 
     def _call_off(self, inbound: Inbound, reason: str, cause: str = "failed", *, full: bool = False) -> None:
-        """It will not come; whoever waits is told at once."""
+        """It will not come; whoever waits is told at once, or it is computed."""
         self.failed += not full
+        if inbound.prefix:
+            log.info("the prefix of a prompt is computed: %s", reason)
+            self.news.told.append(Missed(inbound.id, cause))
+            inbound.computes = True
+            self._drop(inbound)
+            return
         if full:
             self.news.told.append(Full(inbound.id, reason))
         else:
@@ -245,15 +267,20 @@ class KvReceiving:
 
     def _forget(self, inbound: Inbound) -> None:
         self.inbound.pop(inbound.id, None)
-        self.exchange.failed(inbound.id)
+        if inbound.computes:
+            self.exchange.compute(inbound.id)
+        else:
+            self.exchange.failed(inbound.id)
 
     def cancel(self, message: Cancel) -> bool:
         """True: it was this side's affair."""
         inbound = self.inbound.get(message.id)
         if inbound is None:
             return False
-        if not inbound.ended:
+        if not inbound.ended or inbound.computes:
             for index in self.engine.groups[message.id]:
                 self.news.outputs.append(Tokens(message.id, index, 0, [], "abort"))
-            self._drop(inbound)
+            inbound.computes = False
+            if not inbound.ended:
+                self._drop(inbound)
         return True

@@ -11,7 +11,7 @@ from math import inf
 
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.handover import Handover
-from pdlab.real.engine.messages import AskLease, Cancel, Export, Holds, Proceed, Receive, Release, RenewLease, Resume, Submit, Tokens
+from pdlab.real.engine.messages import AskLease, Cancel, Export, Holds, Lend, Proceed, Receive, Release, RenewLease, Resume, Submit, Tokens
 from pdlab.real.host.background import Background
 from pdlab.real.instance.kv_lending import KvLending
 from pdlab.real.instance.kv_news import KvNews
@@ -29,10 +29,12 @@ class KvService:
         self.lending = KvLending(engine, self.exchange, endpoint, background, post, self.news, lease_s=lease_s)
         self.receiving = KvReceiving(engine, self.exchange, endpoint, background, post, self.news, lease_s=lease_s)
 
-    def take(self, message: Receive | Resume | Proceed | Release | RenewLease | AskLease | Export, now: float) -> None:
+    def take(self, message: Receive | Resume | Proceed | Release | RenewLease | AskLease | Export | Lend, now: float) -> None:
         match message:
             case Receive():
                 self.receiving.receive(message, now)
+                if message.prefix:
+                    self.lending.submitted(message.submit)
             case Resume():
                 self.lending.resume(message, now)
             case Proceed():
@@ -45,6 +47,8 @@ class KvService:
                 self.news.told.append(Holds(call, self.endpoint.holds(lease)))
             case Export():
                 self.news.told.append(self.lending.export(message))
+            case Lend():
+                self.news.told.append(self.lending.lend(message))
 
     def submitted(self, submit: Submit) -> None:
         self.lending.submitted(submit)

@@ -1,5 +1,7 @@
 """A migration, at its destination: copy the KV of a running request while it goes on at its source, then let it stand still for the rest,
 as `Staging` says. If anything fails the request goes on at the source.
+
+And the beginning of a prompt's KV, from an instance that has it cached (`borrow`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pdlab.real.api.requests import check_tokens
 from pdlab.real.engine.messages import FromQueue, Landed, News, Proceed, Receive, Reserved, Source, Staged, Submit
 from pdlab.real.net.http import Broken, Garbled, HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
-from pdlab.real.net.wire import ExportAnswer, ExportBody, KvParams
+from pdlab.real.net.wire import ExportAnswer, ExportBody, FetchedFrom, FetchFrom, KvParams, LendBody
 
 log = logging.getLogger(__name__)
 CALL_S, CONNECT_S = 5.0, 2.0
@@ -45,7 +47,7 @@ class Migrations:
     ) -> None:
         """Raises ApiError: 503 kv_full, else 409 kv_lost."""
         try:
-            with closing(self._source(move)) as source:
+            with closing(self._source(move.url)) as source:
                 async with asyncio.timeout(move.deadline_s):
                     await self._copy(source, move, submit, arriving, news, given)
         except BaseException as error:
@@ -53,6 +55,26 @@ class Migrations:
             if isinstance(error, TimeoutError):
                 raise kv_lost(f"the migration took more than {move.deadline_s:g} s", "deadline") from None
             raise
+
+    async def borrow(self, fetch: FetchFrom, submit: Submit, arriving: asyncio.Queue[FromQueue]) -> FetchedFrom | None:
+        """Read the beginning of a prompt's KV from who may have it cached, and compute the rest; all of it where nothing comes, which is
+        told at once where it is known at once."""
+        ready, told = self.engine.ready, FetchedFrom()
+        wanted = submit.hashes[: min(fetch.tokens, len(submit.tokens) - 1) // ready.block_tokens]
+        try:
+            await self.directory.check_url(fetch.url)
+            with closing(self._source(fetch.url)) as http:
+                async with asyncio.timeout(fetch.deadline_s):
+                    found = await self._ask(http, b"/pdlab/v1/lend", LendBody(list(wanted), fetch.deadline_s))
+            if found.lease:
+                source = (await self._found(found, 1))[1]
+                self.engine.receive(Receive(submit, [], source, True, fetch.deadline_s, prefix=True), arriving)
+                return None
+        except (ApiError, TimeoutError) as trouble:
+            log.info("the prefix of a prompt does not come from %s: %s", fetch.url, trouble)
+            told = FetchedFrom(unreachable=isinstance(trouble, ApiError) and trouble.cause == "unreachable")
+        self.engine.submit(submit, arriving)
+        return told
 
     async def close(self) -> None:
         """Waits for the sources that are still to be told."""
@@ -86,13 +108,17 @@ class Migrations:
         await _next(news, Landed)
 
     async def _export(self, http: HttpClient, move: Move, submit: Submit, *, stop: bool = False) -> tuple[list[int], Source]:
-        found = await self._ask(http, ExportBody(move.leg, stop, lease_s=move.deadline_s))
+        found = await self._ask(http, b"/pdlab/v1/export", ExportBody(move.leg, stop, lease_s=move.deadline_s))
+        return await self._found(found, submit.sampling.max_tokens)
+
+    async def _found(self, found: ExportAnswer, max_tokens: int) -> tuple[list[int], Source]:
+        """What a source has answered, checked."""
         await self.directory.check_descriptor(found.descriptor.encode(errors="replace"))
         ready = self.engine.ready
         try:
             blocks = KvParams(remote_block_ids=list(found.block_ids)).block_ids()
             check_tokens(found.made, ready.vocab, "made")
-            check_made(found.made, submit.sampling.max_tokens, "made")
+            check_made(found.made, max_tokens, "made")
             at = descriptor(found.descriptor, "descriptor")
         except (ValueError, ApiError) as wrong:
             raise kv_lost(f"the source's answer makes no sense: {wrong}") from None
@@ -100,9 +126,9 @@ class Migrations:
             raise kv_lost("the source's answer makes no sense: its blocks and tokens do not go together")
         return found.made, Source(at, found.lease, blocks, found.kv_tokens)
 
-    async def _ask(self, http: HttpClient, export: ExportBody) -> ExportAnswer:
+    async def _ask(self, http: HttpClient, path: bytes, body: ExportBody | LendBody) -> ExportAnswer:
         try:
-            status, raw = await http.call(b"POST", b"/pdlab/v1/export", msgspec.json.encode(export), CALL_S)
+            status, raw = await http.call(b"POST", path, msgspec.json.encode(body), CALL_S)
             if status != 200:
                 raise kv_lost(f"{http.url} answers {status}: {raw[:200].decode(errors='replace')}")
             return _read_exported(raw)
@@ -111,19 +137,19 @@ class Migrations:
         except Broken as trouble:
             raise kv_lost(f"{http.url}: {trouble}", "unreachable") from None
 
-    def _source(self, move: Move) -> HttpClient:
+    def _source(self, url: str) -> HttpClient:
         try:
-            return HttpClient(move.url, self._token, tls=self.tls, connect_s=CONNECT_S)
+            return HttpClient(url, self._token, tls=self.tls, connect_s=CONNECT_S)
         except UsageError as wrong:
-            raise kv_lost(f"{move.url}: {wrong}") from None
+            raise kv_lost(f"{url}: {wrong}") from None
 
     def _call_off(self, move: Move) -> None:
         """It goes on where it was. Whether or not the source hears it: its lease ends by time."""
 
         async def tell() -> None:
             try:
-                with closing(self._source(move)) as source:
-                    await self._ask(source, ExportBody(move.leg, resume=True))
+                with closing(self._source(move.url)) as source:
+                    await self._ask(source, b"/pdlab/v1/export", ExportBody(move.leg, resume=True))
             except ApiError as error:
                 log.info("leg %s at %s was not told that it stays: %s", move.leg, move.url, error.message)
 

@@ -38,17 +38,39 @@ class MigrateFrom(msgspec.Struct, frozen=True):
     leg: str
 
 
+class FetchFrom(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The instance (its URL) that is believed to hold the KV of the prompt's first `tokens`. Whatever does not come from there within
+    `deadline_s` is computed. `holder` is its name, for who asks."""
+
+    url: str
+    tokens: int
+    deadline_s: float = 30.0
+    holder: str = ""
+
+
+class FetchedFrom(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of a FetchFrom: KV of so many tokens, in `bytes`, which took `seconds`."""
+
+    tokens: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    unreachable: bool = False
+
+
 class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
     """The `pdlab` object within `kv_transfer_params`. `made`: output tokens that exist already, which the decode leg goes on from; without
     KV to read they are computed with the prompt. `events`: send this stream's events, too. `reserve`: take blocks, and wait for
     /pdlab/v1/continue. `descriptor` and `kv_tokens`: of the KV that waits at the prefill instance; `blocks` that lie there.
-    `deadline_s`: within which all KV must be here; what is reserved waits for its prompt, too."""
+
+    `deadline_s`: within which all KV must be here; what is reserved waits for its prompt, too. `fetch`: what a prefill leg is to read
+    before it computes the rest."""
 
     made: list[int] = []
     events: bool = False
     reserve: bool = False
     push: PushTo | None = None
     migrate: MigrateFrom | None = None
+    fetch: FetchFrom | None = None
     descriptor: str = ""
     kv_tokens: int = 0
     deadline_s: float = 30.0
@@ -85,8 +107,8 @@ class KvParams(msgspec.Struct, frozen=True, omit_defaults=True):
 class StreamEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """The `pdlab` object of a chunk of a stream. `event` is "reserved" (with ticket, descriptor, block_ids, cached_tokens), "transferred"
     (all KV is here: bytes, the seconds they took, how long ago the last came, transport, and the `made` tokens that it goes on from),
-    "prefilled" (the prompt was computed here, `queue_s` after it came, but for its `cached_tokens`), or "moved" (the last: the request was
-    migrated away)."""
+    "prefilled" (the prompt was computed here, `queue_s` after it came, but for its `cached_tokens`; `fetched`, what came of a prefix
+    that was to be read), or "moved" (the last: the request was migrated away)."""
 
     event: str
     ticket: str = ""
@@ -99,6 +121,7 @@ class StreamEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     transport: str = ""
     made: int = 0
     queue_s: float = 0.0
+    fetched: FetchedFrom | None = None
 
 
 class Continue(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -136,6 +159,14 @@ class ExportAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     block_ids: list[int] = []
     kv_tokens: int = 0
     made: list[int] = []
+
+
+class LendBody(msgspec.Struct, frozen=True):
+    """POST /pdlab/v1/lend, from an instance that is about to compute a prompt: lease what the prefix cache holds of the blocks of these
+    `hashes`, from the first on. Answered like an export; without a lease where it holds none."""
+
+    hashes: list[int]
+    lease_s: float = 30.0
 
 
 class RoleChange(msgspec.Struct, frozen=True):

@@ -80,6 +80,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
     ttft_slo_ms: float | None = None
     tpot_slo_ms: float | None = None
     waited_ms: float = 0.0
+    service_tier: str | None = None  # "flex": offline
     kv_transfer_params: KvParams | msgspec.Raw | None = None
 
 
@@ -224,6 +225,7 @@ def _prefilled(answer: LegAnswer, ask: LegAsk) -> Prefilled:
         logprob=logprobs[0] if logprobs is not None else None,
         top=top[0] if top is not None else None,
         scores=scores,
+        fetched=answer.pdlab.fetched if answer.pdlab is not None else None,
     )
 
 
@@ -456,6 +458,7 @@ class HttpRemote:
             ttft_slo_ms=_ms(ask.ttft_slo_s) if self._pdlab else None,
             tpot_slo_ms=_ms(ask.tpot_slo_s) if self._pdlab else None,
             waited_ms=round(1000 * ask.waited_s, 3) if self._pdlab else 0.0,
+            service_tier="flex" if self._pdlab and ask.offline else None,
             kv_transfer_params=params if params is not None or ask.raw_params is None else msgspec.Raw(ask.raw_params),
         )
         named = b"X-Request-Id: %b\r\n" % ask.leg.encode("ascii")

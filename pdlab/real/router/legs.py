@@ -23,6 +23,7 @@ from pdlab.core.types import (
     MADE,
     PUSH,
     Failed,
+    Fetched,
     Lost,
     Migrated,
     PrefillDone,
@@ -36,12 +37,12 @@ from pdlab.experiment.deployment import TransferSpec
 from pdlab.real.api.legs import MOST_SECONDS
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.net.http import Broken, Unheard
-from pdlab.real.net.wire import Continue, Extra, KvParams, MigrateFrom, PushTo, StreamEvent
+from pdlab.real.net.wire import Continue, Extra, FetchedFrom, FetchFrom, KvParams, MigrateFrom, PushTo, StreamEvent
 from pdlab.real.router.instances import Incarnation, Instances
 from pdlab.real.router.live import HeldKv, Leg, Live
 from pdlab.real.router.live_requests import LiveRequests, Now, Tell
-from pdlab.real.router.metrics import HANDOFF, MIGRATION, Tally
-from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
+from pdlab.real.router.metrics import HANDOFF, MIGRATION, PREFIX, Tally
+from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
 from pdlab.real.router.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -209,9 +210,8 @@ class Legs:
         aims = request.ttft_slo_s, request.tpot_slo_s, max(0.0, self._now() - request.arrival_s)
         through = leg.through.spec.url if leg.through is not None else ""
         trace = leg.span.carrier if leg.span is not None else None
-        return LegAsk(
-            leg.name, request.id, live.attempt, tokens, sampling, request.priority, request.hashes, params, raw, *aims, through, trace
-        )
+        priority, hashes, offline = request.priority, request.hashes, request.offline
+        return LegAsk(leg.name, request.id, live.attempt, tokens, sampling, priority, hashes, params, raw, *aims, through, trace, offline)
 
     def _dispatched(self, live: Live, prefill: Incarnation) -> None:
         live.line.dispatched(self._now(), prefill.name)
@@ -225,7 +225,9 @@ class Legs:
         self._run(live, leg, partial(self._prefilling, live, leg, reserved, push))
 
     async def _prefilling(self, live: Live, leg: Leg, reserved: Leg | None, push: PushTo | None) -> None:
-        params = KvParams(do_remote_decode=True, pdlab=Extra(push=push) if push is not None else None)
+        fetch, live.fetch = self._fetch(live, leg), None
+        extra = Extra(push=push, fetch=fetch) if push is not None or fetch is not None else None
+        params = KvParams(do_remote_decode=True, pdlab=extra)
         sampling = live.ask()[1]
         dropped = not live.single or bool(live.given)
         if dropped:  # its token must not end the request
@@ -250,11 +252,30 @@ class Legs:
             live.first(self._now(), None)
         live.drop(leg)
         live.line.prefilled()
+        if fetch is not None:
+            self._fetched(live, leg, fetch, answer)
         self._tell(PrefillDone(live.request.id, live.attempt, leg.member.name, answer.cached_tokens))
         if live.prefilled is not answer:
             return  # it was told of something else meanwhile
         if reserved is not None:
             await self._proceed(live, reserved, answer.params if push is None else None)
+
+    def _fetch(self, live: Live, leg: Leg) -> FetchFrom | None:
+        """Where the leg is to read a prefix first."""
+        action = live.fetch
+        if action is None or action.attempt != live.attempt or action.instance != leg.member.name:
+            return None
+        holder = self._instances.members.get(action.holder)
+        if holder is None or not holder.spec.url:
+            return None
+        return FetchFrom(holder.spec.url, action.tokens, told_s(self._transfer_timeout_s), holder.name)
+
+    def _fetched(self, live: Live, leg: Leg, fetch: FetchFrom, answer: Prefilled) -> None:
+        told = answer.fetched or FetchedFrom()
+        if told.bytes:
+            self._tally.transferred(PREFIX, told.bytes, told.seconds)
+        names = leg.member.name, fetch.holder
+        self._tell(Fetched(live.request.id, live.attempt, *names, told.tokens, told.bytes, told.seconds, told.unreachable))
 
     def _prefilled(self, live: Live, queue_s: float, cached_tokens: int) -> None:
         live.line.prefill_started(live.line.dispatched_s + queue_s, cached_tokens)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pdlab.core.types import Request, Stage
+from pdlab.core.types import Fetch, Request, Stage
 from pdlab.real.api.backend import Ended
 from pdlab.real.engine.messages import Sampling, Scored, Tokens
 from pdlab.real.net.http import Broken
@@ -93,6 +93,7 @@ class Live:
         self.unfit = self.overload = False
         self.goes_on = True  # whoever decodes this attempt can go on from given tokens
         self.scores: list[Scored] | None = None  # of the prompt, on the way to the client
+        self.fetch: Fetch | None = None  # what the next prefill leg reads first
         self.trace: Carrier | None = None  # where spans of its legs belong
 
     @property

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from pdlab.core.types import Action, AnyEvent, Dispatch, Handoff, InstanceSpec, Joined, Refused, Report, Role, Switched
 from pdlab.real.api.metrics import CAUSES, KV_BYTES, KV_SECONDS, ROUTER, Histogram
 
-HANDOFF, MIGRATION = "handoff", "migration"
+HANDOFF, MIGRATION, PREFIX = KINDS = "handoff", "migration", "prefix"  # of transfers
 ENDS = ("done", "aborted", "expired", "rejected", "failed")
 Labels = Mapping[str, str]
 
@@ -34,8 +34,8 @@ class Tally:
         self.ends: Counter[str] = Counter(dict.fromkeys(ENDS, 0))
         known = [(kind, cause) for kind in (HANDOFF, MIGRATION) for cause in CAUSES]
         self.failures = Counter(dict.fromkeys([*known, (HANDOFF, "full"), (HANDOFF, "instance_gone")], 0))  # of transfers
-        self.bytes = {kind: Histogram("KV that came to a decode instance, by transfer.", KV_BYTES) for kind in (HANDOFF, MIGRATION)}
-        self.seconds = {kind: Histogram("First to last byte of a transfer.", KV_SECONDS) for kind in (HANDOFF, MIGRATION)}
+        self.bytes = {kind: Histogram("KV that came to an instance, by transfer.", KV_BYTES) for kind in KINDS}
+        self.seconds = {kind: Histogram("First to last byte of a transfer.", KV_SECONDS) for kind in KINDS}
         self._roles: dict[str, Role] = {}
         self._by_class: dict[type, Callable[[Any], None]] = {
             Joined: self._joined,

@@ -11,7 +11,7 @@ import msgspec
 from pdlab.core.types import InstanceSpec, Report, Role
 from pdlab.real.engine.messages import Sampling, Scored
 from pdlab.real.net.http import Broken
-from pdlab.real.net.wire import Carrier, Continue, KvParams, StreamEvent
+from pdlab.real.net.wire import Carrier, Continue, FetchedFrom, KvParams, StreamEvent
 
 ALIVE_S = 1.0
 
@@ -36,13 +36,14 @@ class LegAsk:
     waited_s: float = 0.0  # by its client, before this leg
     through: str = ""  # the URL of the instance that passes the answer on; empty: it comes straight
     trace: Carrier | None = None  # its span, for the instance's own
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
     """The prefill leg's answer: its token (with log-probabilities where asked for), and the `kv_transfer_params` for the decode leg, as
     they came (`raw_params`, None: no KV waits there) and as read. `finish`: "stop" where the token ended the request, else "length".
-    `scores` are those of the prompt, where they were asked for."""
+    `scores` are those of the prompt, where they were asked for, and `fetched` what came of a prefix that was to be read."""
 
     token: int
     finish: str
@@ -53,6 +54,7 @@ class Prefilled:
     logprob: float | None = None
     top: list[tuple[int, float]] | None = None
     scores: list[Scored] | None = None
+    fetched: FetchedFrom | None = None
 
 
 class LegTokens(msgspec.Struct, frozen=True):

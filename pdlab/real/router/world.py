@@ -29,6 +29,7 @@ from pdlab.core.types import (
     Drained,
     End,
     Evict,
+    Fetch,
     Handoff,
     InstanceSpec,
     Joined,
@@ -130,6 +131,7 @@ class LiveWorld:
         self._told_blind = False  # that the policy asks for predictions which nobody can make
         perform: dict[type, Callable[[Any], None]] = {
             Dispatch: self._dispatch,
+            Fetch: self._fetch,
             Handoff: self._handoff,
             Migrate: self._migrate,
             Abort: self._abort,
@@ -252,6 +254,11 @@ class LiveWorld:
         return self.lines.of(request_id)
 
     # ------------------------------------------------------------ actions
+
+    def _fetch(self, action: Fetch) -> None:
+        live = self.requests.by_id.get(action.request_id)
+        if live is not None:
+            live.fetch = action
 
     def _dispatch(self, action: Dispatch) -> None:
         live = self.requests.by_id.get(action.request_id)

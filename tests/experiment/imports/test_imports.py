@@ -60,8 +60,48 @@ def test_xllms_engines_and_their_service() -> None:
         "pdlab serve exp.yaml --role router --port 28888 --tokenizer /models/qwen2",
     ]
     left = {one.flag: one.why for one in found.dropped}
-    assert set(left) == {"--device-ip", "--disagg-pd-port", "--master-node-addr", "--node-rank", "--rpc-server-port"}
+    assert set(left) == {"--device-ip", "--disagg-pd-port", "--master-node-addr", "--rpc-server-port"}
     assert "/etc/hccn.conf" in left["--device-ip"]
+
+
+PREFILL_RANK = (
+    "xllm --model /models/big --port 8010 --instance_role PREFILL --etcd_addr 10.0.0.9:2379 --nnodes 2 --master_node_addr 10.0.0.1:9748"
+)
+NODES = f"""
+etcd --listen-client-urls http://10.0.0.9:2379 --advertise-client-urls http://10.0.0.9:2379
+{PREFILL_RANK} --node_rank 0
+{PREFILL_RANK} --node_rank 1
+xllm --model /models/big --port 8010 --instance_role DECODE --etcd_addr 10.0.0.9:2379
+"""
+
+
+def test_ranks_on_other_nodes_are_one_instance_and_each_gets_its_command() -> None:
+    found = read(NODES)
+    assert [(row["role"], row["count"]) for row in rows(found)] == [("prefill", 1), ("decode", 1)]
+    serve = [line for line in map(str, found.commands) if line.startswith("pdlab serve")]
+    meet = "--nnodes 2 --node-rank {} --master 10.0.0.1:9748"
+    assert serve[0] == f"pdlab serve exp.yaml --role prefill --instance-name prefill-0 --port 8010 {meet.format(0)}"
+    assert serve[1] == f"pdlab serve exp.yaml --role prefill --instance-name prefill-0 {meet.format(1)}"
+    assert serve[2].startswith("pdlab serve exp.yaml --role decode --instance-name decode-0 --port 8010")
+    assert not {"--nnodes", "--node-rank", "--master-node-addr"} & {one.flag for one in found.dropped}
+    on_a_cpu = read(NODES, device="cpu")
+    assert "--nnodes" not in " ".join(map(str, on_a_cpu.commands))
+    assert [one.why for one in on_a_cpu.dropped if one.flag == "--nnodes"] == ["on a CPU there is one rank, on one node"]
+
+
+def test_vllms_and_sglangs_nodes_are_read_likewise() -> None:
+    vllm = read(
+        "vllm serve /m -tp 4 --nnodes 2 --node-rank 0 --master-addr h1\nvllm serve /m -tp 4 --nnodes 2 --node-rank 1 --master-addr h1"
+    )
+    sglang = read(
+        "python -m sglang.launch_server --model-path /m --tp 4 --nnodes 2 --node-rank 0 --dist-init-addr h1:5\n"
+        "python -m sglang.launch_server --model-path /m --tp 4 --nnodes 2 --node-rank 1 --dist-init-addr h1:5"
+    )
+    for found, port in ((vllm, 29501), (sglang, 5)):
+        assert len(rows(found)) == 1
+        assert [line.split("--nnodes ")[1] for line in map(str, found.commands)] == [
+            f"2 --node-rank {rank} --master h1:{port}" for rank in (0, 1)
+        ]
 
 
 def test_xllms_mistakes_have_their_lines() -> None:

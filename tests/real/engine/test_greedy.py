@@ -61,7 +61,7 @@ def test_a_mixed_batch_in_chunks(family: str, driver: Callable[..., Driver], exp
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
-@pytest.mark.parametrize("batching", ["chunked", "prefill_first", "decode_first", "slide_batching"])
+@pytest.mark.parametrize("batching", ["chunked", "prefill_first", "decode_first", "slide_batching", "online_first"])
 def test_arrivals_in_the_middle(
     family: str, batching: str, driver: Callable[..., Driver], expected: Callable[[str], list[list[int]]]
 ) -> None:
