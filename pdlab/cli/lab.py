@@ -11,7 +11,7 @@ from pdlab.cli.pools import Jobs, RayAddress
 from pdlab.cli.shared import Token
 from pdlab.lab.foreman import JobLimits
 from pdlab.lab.serve import serve
-from pdlab.lab.settings import GIB, TOKEN, LabSettings, routers_of
+from pdlab.lab.settings import GIB, TOKEN, LabSettings, registries_of, routers_of
 from pdlab.real.net.credentials import from_file
 from pdlab.search.pool import usable_cores
 
@@ -26,6 +26,10 @@ def lab(
     router: Annotated[
         list[str] | None,
         typer.Option("--router", metavar="[NAME=]URL", help="A running cluster's router, to be watched; several.", show_default=False),
+    ] = None,
+    registry: Annotated[
+        list[str] | None,
+        typer.Option("--registry", metavar="[NAME=]URL", help="A running cluster's registry, in place of its router.", show_default=False),
     ] = None,
     router_token: Token = "",
     token: Annotated[
@@ -42,6 +46,7 @@ def lab(
     max_queued: Annotated[int, typer.Option("--max-queued", help="Jobs that wait; more get 429.")] = 1000,
     job_time_s: Annotated[float, typer.Option("--job-time-s", help="That one job may take.")] = 3600.0,
     job_gib: Annotated[float, typer.Option("--job-gib", help="Memory that one job may take.")] = 8.0,
+    uploads_gib: Annotated[float, typer.Option("--uploads-gib", help="That all uploads together may take.")] = 10.0,
 ) -> None:
     """Experiments over HTTP, kept in a database and run by a pool of processes: API at /docs, pages at /."""
     serve(
@@ -54,9 +59,11 @@ def lab(
             ray=ray,
             token=token,
             routers=routers_of(router or []),
+            registries=registries_of(registry or []),
             router_token=router_token,
             allow_code=allow_code,
             most_queued=max_queued,
+            most_uploads_bytes=uploads_gib * GIB,
             limits=JobLimits(job_time_s, job_gib * GIB),
         )
     )

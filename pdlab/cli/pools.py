@@ -12,8 +12,7 @@ from rich import progress as bars
 
 from pdlab.cli.shared import err
 from pdlab.core.extras import lacks
-from pdlab.core.types import UsageError
-from pdlab.search.pool import ProcessPool, TaskPool, usable_cores
+from pdlab.search.pool import ProcessPool, TaskPool, check_jobs, usable_cores
 
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")]
 RayAddress = Annotated[
@@ -23,8 +22,8 @@ RayAddress = Annotated[
 
 def pool_of(command: str, jobs: int | None, ray: str | None) -> TaskPool:
     """Raises UsageError."""
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
+    if jobs is not None:
+        check_jobs(jobs)
     if ray is None:
         return ProcessPool(jobs or usable_cores())
     try:

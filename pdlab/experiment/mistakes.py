@@ -51,7 +51,7 @@ def mistakes(error: ValidationError, *models: type[BaseModel]) -> list[str]:
     found: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
         place, keys = _place(detail["loc"], models)
-        for text in _explain(detail, keys):
+        for text in explained(detail, keys):
             texts = found.setdefault(place, [])
             if text not in texts:
                 texts.append(text)
@@ -76,7 +76,8 @@ def _either(texts: Sequence[str]) -> str:
     return first
 
 
-def _explain(detail: ErrorDetails, keys: Sequence[str]) -> list[str]:
+def explained(detail: ErrorDetails, keys: Sequence[str] = ()) -> list[str]:
+    """One mistake, without its place. `keys` are those that are known there."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         key = str(detail["loc"][-1])
@@ -90,13 +91,17 @@ def _explain(detail: ErrorDetails, keys: Sequence[str]) -> list[str]:
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         return [f"{words} {context[key]:g}, not {_shown(value)}"]
-    if kind == "literal_error":
+    if kind in ("literal_error", "enum"):
         allowed = str(context["expected"]).replace(" or ", ", ").replace("'", "")
         return [f"{_shown(value)} is not one of {allowed}{nearest(str(value), allowed.split(', '))}"]
     if kind == "value_error":
         return str(context["error"]).split("\n")
     if kind == "too_short":
-        return ["must not be empty"]
+        return [
+            "must not be empty"
+            if context["actual_length"] == 0
+            else f"must have {context['min_length']} or more, not {context['actual_length']}"
+        ]
     text = detail["msg"]
     return [f"{text[0].lower()}{text[1:]}, not {_shown(value)}"]
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from pdlab import __version__
 from pdlab.core.types import UsageError
+from pdlab.experiment.mistakes import explained
 from pdlab.lab.bodies import MistakeView, Trouble
 from pdlab.lab.catalogue import catalogue
 from pdlab.lab.compare import comparing
@@ -62,11 +63,13 @@ def create_app(lab: Lab) -> ASGIApp:
 
 def _of_clusters(lab: Lab) -> APIRouter:
     """What asks routers is loaded where there are any."""
-    if lab.settings.routers:
+    if lab.settings.routers or lab.settings.registries:
         made: APIRouter = import_module("pdlab.lab.clusters").clusters()
         return made
     router = APIRouter(prefix="/api/v1", tags=["clusters"])
-    router.add_api_route("/clusters", _none, methods=["GET"], response_model=list[dict[str, str]], summary="None: there is no --router")
+    router.add_api_route(
+        "/clusters", _none, methods=["GET"], response_model=list[dict[str, str]], summary="None: there is neither --router nor --registry"
+    )
     return router
 
 
@@ -148,10 +151,19 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
     return answer
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError), "it is registered for that"
-    lines = [f"{'.'.join(str(part) for part in one['loc'][1:]) or one['loc'][0]}: {one['msg']}" for one in error.errors()]
-    return _told(422, lines)
+    known = [name for one in request.scope["route"].dependant.body_params for name in one.field_info.annotation.model_fields]
+    return _told(422, [line for one in error.errors() for line in _lines(one, known)])
+
+
+def _lines(detail: Any, known: list[str]) -> list[str]:
+    if detail["type"] == "json_invalid":
+        return [f"the body is no JSON: {detail['ctx']['error']}"]
+    if detail["loc"] == ("body",):
+        return ["the body is no JSON object; send one, as application/json"]
+    place = ".".join(str(part) for part in detail["loc"][1:])
+    return [f"{place}: {words}" for words in explained(detail, known if len(detail["loc"]) == 2 else ())]
 
 
 _HANDLERS = (

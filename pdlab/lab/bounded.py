@@ -16,6 +16,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from pdlab.search.pool import how_it_ended
+
 _PATIENCE_S = 5.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -37,12 +39,7 @@ class BoundedProcess:
         return sum(_rss_bytes(pid) for pid in family(self.process.pid or 0))
 
     def how_it_ended(self) -> str:
-        self.process.join(_PATIENCE_S)
-        status = self.process.exitcode
-        if status is None or status >= 0:
-            return f"ended with status {status}"
-        name = signal.Signals(-status).name
-        return f"was killed by {name}" + (", as a system without free memory does" if name == "SIGKILL" else "")
+        return how_it_ended(self.process)
 
     def kill(self) -> None:
         """With all that it has started."""

@@ -36,7 +36,7 @@ class Client:
 
     def __init__(self, url: str, token: str | None = None, *, timeout_s: float = 60.0) -> None:
         token = secret(TOKEN, os.environ.get(TOKEN)) if token is None else token
-        headers = {"authorization": f"Bearer {token}"} if token else {}
+        headers = {b"authorization": f"Bearer {token}".encode()} if token else {}
         self.url = url.rstrip("/")
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s))
 
@@ -175,6 +175,11 @@ class LabJob:
     def cancel(self) -> Self:
         self.told = self.client.call("DELETE", f"/{self.kind}/{self.id}")
         return self
+
+    def delete(self) -> dict[str, Any]:
+        """It has to have ended. Its files go, too; what it was."""
+        found: dict[str, Any] = self.client.call("DELETE", f"/{self.kind}/{self.id}/results")
+        return found
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.id}, {self.told.get('name', '')}: {self.state}>"

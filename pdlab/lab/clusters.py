@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict
 from pdlab.core.types import Role, UsageError, nearest
 from pdlab.lab.bodies import Trouble
 from pdlab.lab.lab import ClusterAway, NotThere
+from pdlab.lab.registries import ClusterRegistries
 from pdlab.lab.routes import lab_of
 from pdlab.lab.settings import LabSettings
 from pdlab.lab.shadows import ClusterShadows, ShadowOrder, WhatIfBody, WhatIfView
-from pdlab.real.net.credentials import kept_token
+from pdlab.real.net.credentials import kept_token, without_password
 from pdlab.real.net.http import Broken, HttpClient
 from pdlab.real.router import status
 from pdlab.report.stages import stretches
@@ -33,6 +34,8 @@ LAST = 200  # requests of a timeline
 
 
 class ClusterView(BaseModel):
+    """`url` is its router's, or its registry's."""
+
     name: str
     url: str
 
@@ -115,7 +118,7 @@ def clusters() -> APIRouter:
         422: {"model": Trouble, "description": "mistakes, as the command tells them"},
         502: {"model": Trouble, "description": "its router does not answer"},
     }
-    router = APIRouter(prefix="/api/v1/clusters", tags=["clusters"], responses=away, lifespan=_shadowing)
+    router = APIRouter(prefix="/api/v1/clusters", tags=["clusters"], responses=away, lifespan=_asking)
     add = router.add_api_route
     add("", _clusters, methods=["GET"], response_model=list[ClusterView], summary="Those that the lab was started with")
     add("/{name}/instances", _instances, methods=["GET"], summary="Roles, load, KV and links, and which router leads")
@@ -133,38 +136,63 @@ def clusters() -> APIRouter:
     return router
 
 
-def _asker(settings: LabSettings, name: str) -> RouterAsker:
+def _known(settings: LabSettings, name: str) -> None:
     """Raises NotThere."""
-    url = settings.routers.get(name)
-    if url is None:
-        there = f"; there are {', '.join(settings.routers)}" if settings.routers else ": start the lab with --router URL"
-        raise NotThere(f"no cluster is named {name[:80]!r}{there}")
+    names = [*settings.routers, *settings.registries]
+    if name not in names:
+        raise NotThere(f"no cluster is named {name[:80]!r}; there are {', '.join(names)}")
+
+
+async def _asker(request: Request, name: str) -> RouterAsker:
+    """Raises NotThere, ClusterAway."""
+    settings = lab_of(request).settings
+    _known(settings, name)
+    url = settings.routers.get(name) or await _registries(request).router_url(name)
     return RouterAsker(url, settings.router_token or kept_token(url))
 
 
+@asynccontextmanager
+async def _views(request: Request, name: str) -> AsyncIterator[tuple[status.Source, str]]:
+    """Of its instances, and the cluster's token. Raises NotThere, ClusterAway."""
+    settings = lab_of(request).settings
+    _known(settings, name)
+    if name in settings.registries:
+        yield lambda: _registries(request).view(name), settings.router_token
+        return
+    asker = await _asker(request, name)
+    async with status.source(None, asker.url, asker.token) as views:
+        yield views, asker.token
+
+
+def _registries(request: Request) -> ClusterRegistries:
+    found: ClusterRegistries = request.app.state.registries
+    return found
+
+
 def _clusters(request: Request) -> list[ClusterView]:
-    return [ClusterView(name=name, url=url) for name, url in lab_of(request).settings.routers.items()]
+    settings = lab_of(request).settings
+    registries = {name: without_password(url) for name, url in settings.registries.items()}
+    return [ClusterView(name=name, url=url) for name, url in {**settings.routers, **registries}.items()]
 
 
 async def _instances(request: Request, name: str) -> dict[str, Any]:
-    asker = _asker(lab_of(request).settings, name)
     try:
-        async with status.source(None, asker.url, asker.token) as views:
+        async with _views(request, name) as (views, _):
             return status.plain(await views())
     except UsageError as error:
         raise ClusterAway(str(error)) from None
 
 
 async def _requests(request: Request, name: str, limit: Annotated[int, Query(ge=1, le=1000)] = 200) -> dict[str, Any]:
-    return await _asker(lab_of(request).settings, name).get(f"/pdlab/v1/requests?limit={limit}")
+    return await (await _asker(request, name)).get(f"/pdlab/v1/requests?limit={limit}")
 
 
 async def _events(request: Request, name: str, after: Annotated[int, Query(ge=0, le=1 << 53)] = 0) -> dict[str, Any]:
-    return await _asker(lab_of(request).settings, name).get(f"/pdlab/v1/events?after={after}")
+    return await (await _asker(request, name)).get(f"/pdlab/v1/events?after={after}")
 
 
 async def _timeline(request: Request, name: str, limit: Annotated[int, Query(ge=1, le=1000)] = LAST) -> dict[str, Any]:
-    told = await _asker(lab_of(request).settings, name).get(f"/pdlab/v1/requests?limit={limit}")
+    told = await (await _asker(request, name)).get(f"/pdlab/v1/requests?limit={limit}")
     return stages(told)
 
 
@@ -193,29 +221,29 @@ def _ended(start: float, end: float, now_s: float) -> tuple[float | None, float 
 
 
 async def _drain(request: Request, name: str, instance: str, body: DrainBody) -> ClusterAnswer:
-    asker = _asker(lab_of(request).settings, name)
-    async with status.source(None, asker.url, asker.token) as views:
-        return ClusterAnswer(words=await status.drain(views, instance, asker.token, force=body.force, wait=False))
+    async with _views(request, name) as (views, token):
+        return ClusterAnswer(words=await status.drain(views, instance, token, force=body.force, wait=False))
 
 
 async def _switch(request: Request, name: str, instance: str, body: SwitchBody) -> ClusterAnswer:
     if body.role not in list(Role):
         raise UsageError(f"role {body.role[:40]!r} is not one of {', '.join(Role)}{nearest(body.role, list(Role))}")
-    asker = _asker(lab_of(request).settings, name)
-    async with status.source(None, asker.url, asker.token) as views:
-        return ClusterAnswer(words=await status.switch(views, instance, Role(body.role), asker.token, force=body.force, wait=False))
+    async with _views(request, name) as (views, token):
+        return ClusterAnswer(words=await status.switch(views, instance, Role(body.role), token, force=body.force, wait=False))
 
 
 # ------------------------------------------------------------ another policy beside
 
 
 @asynccontextmanager
-async def _shadowing(app: FastAPI) -> AsyncIterator[None]:
+async def _asking(app: FastAPI) -> AsyncIterator[None]:
     app.state.shadows = ClusterShadows(app.state.lab.context)
+    app.state.registries = ClusterRegistries(app.state.lab.settings.registries)
     try:
         yield
     finally:
         await app.state.shadows.close()
+        await app.state.registries.close()
 
 
 def _shadows(request: Request) -> ClusterShadows:
@@ -225,15 +253,15 @@ def _shadows(request: Request) -> ClusterShadows:
 
 async def _ask_what_if(request: Request, name: str, body: WhatIfBody) -> WhatIfView:
     lab = lab_of(request)
-    asker = _asker(lab.settings, name)
+    asker = await _asker(request, name)
     return await _shadows(request).ask(name, asker.trace, ShadowOrder(body.policy, lab.foreman.uploads, lab.settings.allow_code))
 
 
 async def _what_if(request: Request, name: str) -> WhatIfView | None:
-    _asker(lab_of(request).settings, name)
+    _known(lab_of(request).settings, name)
     return _shadows(request).of(name)
 
 
 async def _stop_what_if(request: Request, name: str) -> WhatIfView | None:
-    _asker(lab_of(request).settings, name)
+    _known(lab_of(request).settings, name)
     return await _shadows(request).stop(name)

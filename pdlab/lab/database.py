@@ -21,6 +21,7 @@ from alembic.util import CommandError
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pdlab.core.types import UsageError
 from pdlab.lab.tables import METADATA
@@ -128,6 +129,8 @@ def told() -> Iterator[None]:
     """What a driver raises, as DatabaseAway."""
     try:
         yield
+    except PoolTimeout as error:
+        raise DatabaseAway("the database does not answer (all connections wait)") from error
     except DBAPIError as error:
         why = str(error.orig).strip().partition("\n")[0]
         raise DatabaseAway(f"the database does not answer ({why})") from error
@@ -149,7 +152,7 @@ def _with_driver(url: str) -> Any:
 def _engine(url: Any, sqlite: bool) -> Any:
     try:
         if not sqlite:
-            return create_engine(url, pool_pre_ping=True, pool_size=10, connect_args={"connect_timeout": 10})
+            return create_engine(url, pool_pre_ping=True, pool_size=10, pool_timeout=BUSY_S, connect_args=_bounds())
         if url.database not in (None, ":memory:"):
             Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(url, connect_args={"timeout": BUSY_S})
@@ -158,6 +161,13 @@ def _engine(url: Any, sqlite: bool) -> Any:
     event.listen(engine, "connect", _tuned)
     event.listen(engine, "begin", _begun)
     return engine
+
+
+def _bounds() -> dict[str, Any]:
+    """Of PostgreSQL, which waits for a lock, and TCP, which waits for a machine that is gone, for ever otherwise."""
+    milliseconds = int(1000 * BUSY_S)
+    alive = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 6 * milliseconds}
+    return {"connect_timeout": 10, **alive, "options": f"-c lock_timeout={milliseconds} -c statement_timeout={6 * milliseconds}"}
 
 
 def _tuned(connection: Any, _: Any) -> None:

@@ -102,9 +102,11 @@ class Foreman:
             patience_s = LOOK_S
             try:
                 self._save()
+                if self.trouble:  # what it was asked last it may have done, and not been heard
+                    self.store.recover(but=self.running)
                 self._admit()
                 self.trouble = ""
-                patience_s = LOOK_S if self.running else 60.0
+                patience_s = LOOK_S if self.running or self.unsaved else 60.0
             except DatabaseAway as away:
                 if not self.trouble:
                     logger.warning("%s; nothing is lost, and it is asked again", away)
@@ -153,12 +155,17 @@ class Foreman:
             self._end(job, JobState.FAILED, f"it took more than {most} of memory: ask for less, or start the lab with --job-gib")
 
     def _died(self, job: RunningJob) -> None:
-        reason, deaths = job.process.how_it_ended(), job.row.deaths + 1
-        if deaths >= MOST_ATTEMPTS:
-            self._end(job, JobState.FAILED, f"its process {reason}, {deaths} times")
-            return
+        reason = job.process.how_it_ended()
         self._drop(job)
-        self.unsaved.append((job.row.order.id, JobState.QUEUED, "", {}))
+        self._again(job.row, reason)
+
+    def _again(self, row: JobRow, reason: str) -> None:
+        """Once more, or no more."""
+        deaths = row.deaths + 1
+        if deaths < MOST_ATTEMPTS:
+            self.unsaved.append((row.order.id, JobState.QUEUED, "", {}))
+        else:
+            self.unsaved.append((row.order.id, JobState.FAILED, f"its process {reason}, {deaths} times", {}))
 
     def _end(self, job: RunningJob, state: JobState, failure: str, figures: dict[str, Any] | None = None) -> None:
         self._drop(job)
@@ -188,6 +195,10 @@ class Foreman:
             folder = self.folder_of(row.order.id)
             if one_run:
                 shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off; journals are kept
-            process = BoundedProcess(self.context, perform, row.order, JobPlace(folder, self.uploads, slots, self.ray))
+            try:
+                process = BoundedProcess(self.context, perform, row.order, JobPlace(folder, self.uploads, slots, self.ray))
+            except (OSError, EOFError) as error:  # no memory, no files, or whoever starts processes has died
+                self._again(row, f"could not be started ({error or type(error).__name__})")
+                return
             self.running[row.order.id] = RunningJob(row, process, slots, time.monotonic())
             self.feed.put(row.order.id, {"progress": {}})

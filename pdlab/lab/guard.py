@@ -83,7 +83,7 @@ class Guard:
         if not self.session or any(path == one or (one.endswith("/") and path.startswith(one)) for one in _OPEN):
             return
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(session(bearer.strip()), self.session):
+        if scheme.lower() == "bearer" and hmac.compare_digest(session(_as_sent(bearer.strip())), self.session):
             return
         if not hmac.compare_digest(_cookie(headers.get("cookie", "")), self.session):
             raise TurnedAway(401, "this lab asks for its token: send Authorization: Bearer TOKEN, or log in with a browser")
@@ -133,6 +133,11 @@ class _GuardedAnswer:
             there = {key.lower() for key, _ in message["headers"]}
             message["headers"] = [*message["headers"], *_missing(there)]
         await self.send(message)
+
+
+def _as_sent(header: str) -> str:
+    """A header's bytes were read as Latin-1; a token is UTF-8."""
+    return header.encode("latin-1").decode("utf-8", errors="replace")
 
 
 def _missing(there: set[bytes]) -> Iterable[tuple[bytes, bytes]]:

@@ -23,6 +23,7 @@ from pdlab.lab.submission import question
 from pdlab.report.aggregates import write_aggregates
 from pdlab.report.result import Result
 from pdlab.results.metrics import flat_figures
+from pdlab.results.run import SUMMARY
 from pdlab.search.board.page import write_board
 from pdlab.search.board.run import score
 from pdlab.search.grid import Grid
@@ -85,11 +86,27 @@ def _experiment(asked: Mapping[str, Any], place: JobPlace, tell: Tell) -> Mappin
     experiment = experiment_of(asked, place.base_dir)
     if asked["seeds"] > 1:
         return _seeds(experiment, asked["seeds"], place, tell)
+    return _listed(_run(experiment, place, tell))
+
+
+def _run(experiment: Experiment, place: JobPlace, tell: Tell) -> Mapping[str, Any]:
+    """Here, or on the Ray cluster; its files are here. What its summary says."""
+    if place.ray is None:
+        write_run(experiment, place.folder, tell)
+    else:
+        with closing(import_module("pdlab.search.ray_pool").RayPool(place.ray)) as pool:
+            files = pool.files(experiment, write_run, tell)
+        place.folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (place.folder / name).write_bytes(content)
+    return flat_figures(json.loads((place.folder / SUMMARY).read_text(encoding="utf-8")))
+
+
+def write_run(experiment: Experiment, folder: Path, tell: Tell) -> None:
     progress = LiveProgress(tell)
     result = simulate(experiment, progress=progress.at, watch=progress.watch)
-    result.save(place.folder)
-    write_aggregates(result, place.folder)
-    return _listed(flat_figures(result.summary))
+    result.save(folder)
+    write_aggregates(result, folder)
 
 
 def _seeds(experiment: Experiment, seeds: int, place: JobPlace, tell: Tell) -> Mapping[str, Any]:
@@ -97,8 +114,12 @@ def _seeds(experiment: Experiment, seeds: int, place: JobPlace, tell: Tell) -> M
     one = Replicated(experiment.name, experiment, place.folder)
     numbers = range(experiment.seed, experiment.seed + seeds)
     counted = CountedProgress(tell, seeds, "seeds")
-    with closing(ProcessPool(place.slots)) as pool:
-        replicate([one], tuple(numbers), pool, trim=True, ended=counted.ended)
+    if place.ray is not None:  # whose workers cannot write here
+        one.by_seed[numbers[0]] = _run(experiment, place, lambda _: None)
+        counted.ended()
+    rest = numbers if place.ray is None else numbers[1:]
+    with closing(place.pool()) as pool:
+        replicate([one], tuple(rest), pool, trim=True, keep=place.ray is None, ended=counted.ended)
     if one.failures or one.unsaved:
         raise UsageError("\n".join(dict.fromkeys([*one.failures.values(), one.unsaved])).strip())
     one.write_seeds()

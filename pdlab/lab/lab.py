@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -41,6 +43,7 @@ PAGES = {
 }
 SUMMARIES = {JobKind.EXPERIMENT: SUMMARY, JobKind.PLAN: PLAN, JobKind.SWEEP: POINTS, JobKind.TUNING: "tune.json"}
 MOST_TOLD = 10_000  # jobs whose newest state is at hand for who listens
+GONE = ".gone"  # of a folder that is being deleted
 KEPT = {AGGREGATES, CHOICES}  # which have an endpoint of their own
 
 
@@ -75,6 +78,8 @@ class Lab:
         try:
             for folder in (uploads, runs):
                 folder.mkdir(parents=True, exist_ok=True)
+            for folder in runs.glob(f"*{GONE}"):  # of a lab that was killed meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
             raise UsageError(f"--out {settings.folder}: cannot write there ({error.strerror}); give another folder") from None
         database = Database(settings.url)
@@ -119,6 +124,28 @@ class Lab:
             why = f": {row.failure}" if row.failure else ""
             raise NotThere(f"{row.order.kind} {id} is {row.state}, and has no results{why}")
         return row, self.foreman.folder_of(id)
+
+    def forget(self, row: JobRow) -> bool:
+        """A job that has ended, and its files. False where it has not. Raises DatabaseAway, and UsageError where its files stay."""
+        id = row.order.id
+        folder = self.foreman.folder_of(id)
+        aside = folder.with_name(f"{id}{GONE}")
+
+        def move() -> None:
+            with suppress(FileNotFoundError):
+                folder.rename(aside)
+
+        try:
+            forgotten = self.store.forget(id, move)
+        except BaseException as error:
+            if aside.is_dir() and not folder.exists():
+                aside.rename(folder)
+            if isinstance(error, OSError):
+                raise UsageError(f"{folder}: cannot be deleted ({error.strerror})") from None
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        self.told.pop(id, None)
+        return forgotten
 
     def view(self, row: JobRow) -> JobView:
         return JobView(**view_fields(row, self.progress(row)))

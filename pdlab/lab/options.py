@@ -74,4 +74,4 @@ def read_options(kind: JobKind, given: Any) -> dict[str, Any]:
     try:
         return model.model_validate(given).model_dump()
     except ValidationError as error:
-        raise UsageError("\n".join(mistakes(error, model))) from None
+        raise UsageError("\n".join(f"options.{line}" for line in mistakes(error, model))) from None

@@ -22,7 +22,7 @@ STATIC = Path(__file__).parent / "static"
 PLOTLY = f"/static/plotly-{version('plotly')}.js"
 KEPT = {"cache-control": "max-age=31536000, immutable"}  # its URL has its version
 MONTH_S = 30 * 24 * 3600
-_NAV = (("/", "Runs"), ("/new", "New"), ("/clusters", "Clusters"), ("/docs", "API"))
+_NAV = (("/", "Runs"), ("/new", "New"), ("/uploads", "Uploads"), ("/clusters", "Clusters"), ("/docs", "API"))
 _KINDS = ("plans", "sweeps", "tunings", "boards")
 
 
@@ -32,6 +32,7 @@ def pages() -> APIRouter:
     router.add_api_route("/", lambda: _shell("runs", "Runs", at="/"), methods=get)
     router.add_api_route("/new", lambda: _shell("new", "New", at="/new"), methods=get)
     router.add_api_route("/compare", lambda: _shell("compare", "Compare", charts=True), methods=get)
+    router.add_api_route("/uploads", lambda: _shell("uploads", "Uploads", at="/uploads"), methods=get)
     router.add_api_route("/clusters", lambda: _shell("clusters", "Clusters", at="/clusters"), methods=get)
     router.add_api_route("/clusters/{id}", _cluster, methods=get)
     router.add_api_route("/runs/{id}", _run, methods=get)
@@ -67,11 +68,13 @@ def _shell(script: str, title: str, *, at: str = "", charts: bool = False, **tol
     links = "".join(f'<a href="{path}"{" aria-current=page" if path == at else ""}>{words}</a>' for path, words in _NAV)
     values = "".join(f' data-{name}="{escaped(value)}"' for name, value in told.items())
     drawing = f'<script defer src="{PLOTLY}"></script>' if charts else ""
+    parts = ("lab", "parts", *(("charts", "run_figures") if charts else ()))
+    early = "".join(f'<link rel=modulepreload href="/static/{name}.js">' for name in parts)
     body = f"""<a class=skip href="#main">To the content</a>
 <header><b>pdlab lab</b><nav aria-label="Pages">{links}</nav>
 <span class=end><span id=line class=lost role=status></span><button id=theme type=button>Light or dark</button></span></header>
 <main id=main{values}><div id=told></div></main>
-{drawing}<script type=module src="/static/{script}.js?{__version__}"></script>"""
+{drawing}{early}<script type=module src="/static/{script}.js?{__version__}"></script>"""
     return HTMLResponse(_document(title, body))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,6 +153,15 @@ def _add_kind(router: APIRouter, kind: JobKind) -> None:
         tags=list(tags),
         summary="Cancel",
     )
+    add(
+        f"{path}/{{id}}/results",
+        _forget(kind),
+        methods=["DELETE"],
+        response_model=JobView,
+        responses={409: {"model": Trouble, "description": "it has not ended"}},
+        tags=list(tags),
+        summary="Delete one that has ended, with its files; what it was",
+    )
     add(f"{path}/{{id}}/events", _events(kind), methods=["GET"], tags=list(tags), summary="Server-sent events until it ends")
     if kind in PAGES:
         add(f"{path}/{{id}}/report", _report(kind), methods=["GET"], tags=list(tags), summary="The page that the command writes")
@@ -297,6 +307,18 @@ def _cancel(kind: JobKind) -> Callable[..., Any]:
     return cancel
 
 
+def _forget(kind: JobKind) -> Callable[..., Any]:
+    def forget(request: Request, id: str) -> Any:
+        lab = lab_of(request)
+        row = lab.row(kind, id)
+        if not lab.forget(row):
+            line = f"{kind} {id} is {row.state}: cancel it, and then delete it"
+            return JSONResponse(Trouble(errors=[line]).model_dump(), 409)
+        return lab.view(row)
+
+    return forget
+
+
 def _events(kind: JobKind) -> Callable[..., Any]:
     async def events(request: Request, id: str) -> StreamingResponse:
         lab = lab_of(request)
@@ -315,7 +337,10 @@ async def _job_events(lab: Lab, id: str) -> AsyncIterator[str]:
             if not changed:
                 yield ": still here\n\n"
                 continue
-            view = await lab.news(id)
+            try:
+                view = await lab.news(id)
+            except NotThere:  # it was deleted
+                return
             yield f"event: job\ndata: {view.model_dump_json()}\n\n"
             if view.state.ended:
                 yield "event: end\ndata: {}\n\n"
@@ -332,8 +357,9 @@ async def _all_events(request: Request) -> StreamingResponse:
                 if not changed:
                     yield ": still here\n\n"
                 for id in changed:
-                    view = await lab.news(id)
-                    yield f"event: job\ndata: {view.model_dump_json()}\n\n"
+                    with suppress(NotThere):  # it was deleted
+                        view = await lab.news(id)
+                        yield f"event: job\ndata: {view.model_dump_json()}\n\n"
 
     return StreamingResponse(told(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
@@ -363,9 +389,16 @@ def _requests(
         return _file(path, PARQUET, filename=f"{id}.parquet")
     if not path.is_file():
         raise NotThere(f"experiment {id}: its requests are gone ({path.name})")
+    if format is None and not _takes_one(accept):
+        raise Unreadable(406, f"accept {accept[:80]!r}: requests come as application/json, {ARROW} or {PARQUET}; format= says which, too")
     if format is RequestFormat.ARROW or (format is None and "arrow" in accept):
         return StreamingResponse(_arrow(path), media_type=ARROW)
     return JSONResponse(_rows(path, offset, limit))
+
+
+def _takes_one(accept: str) -> bool:
+    names = [part.partition(";")[0].strip().lower() for part in accept.split(",") if part.strip()]
+    return not names or any(name in ("*/*", "application/*", "application/json") or "arrow" in name for name in names)
 
 
 class _Chunks(io.RawIOBase):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -170,11 +170,23 @@ class LabStore:
             done = connection.execute(update(JOBS).where(waiting).values(state=JobState.CANCELLED, ended_s=time.time()))
             return bool(done.rowcount)
 
-    def recover(self) -> int:
-        """What ran when the lab ended is queued again; how many."""
+    def forget(self, id: str, beside: Callable[[], None]) -> bool:
+        """A job that has ended; False where it has not. `beside` belongs to it: what that raises leaves the job as it was."""
+        with self.database.begin() as connection:
+            over = (JOBS.c.id == id) & JOBS.c.state.not_in([JobState.QUEUED, JobState.RUNNING])
+            if not connection.execute(delete(JOBS).where(over)).rowcount:
+                return False
+            connection.execute(delete(TAGS).where(TAGS.c.job == id))
+            beside()
+            return True
+
+    def recover(self, but: Collection[str] = ()) -> int:
+        """What is said to run, `but` for what does, is queued again: it ran when the lab ended, or nobody heard that it was to run. How
+        many."""
         with self.database.begin() as connection:
             values = {"state": JobState.QUEUED, "started_s": None}
-            return int(connection.execute(update(JOBS).where(JOBS.c.state == JobState.RUNNING).values(**values)).rowcount)
+            lost = (JOBS.c.state == JobState.RUNNING) & JOBS.c.id.not_in(list(but))
+            return int(connection.execute(update(JOBS).where(lost).values(**values)).rowcount)
 
     def tags(self) -> list[str]:
         with self.database.read() as connection:
@@ -189,6 +201,20 @@ class LabStore:
             values = {name: getattr(upload, name) for name in Upload.__slots__}
             connection.execute(insert(UPLOADS).values(**values))
         return upload
+
+    def drop_upload(self, name: str, beside: Callable[[], None]) -> Upload | None:
+        """None where there is none. Raises UsageError while a job that has not ended names it."""
+        with self.database.begin() as connection:
+            there = connection.execute(select(UPLOADS).where(UPLOADS.c.name == name)).mappings().first()
+            if there is None:
+                return None
+            alive = JOBS.c.state.in_([JobState.QUEUED, JobState.RUNNING]) & JOBS.c.asked.contains(json.dumps(name), autoescape=True)
+            users = list(connection.execute(select(JOBS.c.id).where(alive).limit(5)).scalars())
+            if users:
+                raise UsageError(f"{name}: {', '.join(users)} will read it; wait until they have ended, or cancel them")
+            connection.execute(delete(UPLOADS).where(UPLOADS.c.name == name))
+            beside()
+            return Upload(**there)
 
     def uploads(self) -> list[Upload]:
         with self.database.read() as connection:

@@ -42,7 +42,10 @@ const scale = (values, low, high) => {
   let least = Math.min(...values), most = Math.max(...values);
   if (least === most) { least -= Math.abs(least) / 2 || 1; most += Math.abs(most) / 2 || 1; }
   const room = (most - least) * .08; least -= room; most += room;
-  return {at: v => low + (v - least) / (most - least) * (high - low), ticks: [0, 1, 2, 3, 4].map(k => least + room + (most - least - 2 * room) * k / 4)};
+  const rough = (most - least) / 5, power = 10 ** Math.floor(Math.log10(rough)), step = power * [1, 2, 5, 10].find(k => k * power >= rough);
+  const ticks = [];
+  for (let k = Math.ceil(least / step); k * step <= most; k++) ticks.push(k * step);
+  return {at: v => low + (v - least) / (most - least) * (high - low), ticks};
 };
 const better = (axis, a, b) => AXES[axis][1] ? a > b : a < b;
 function draw() {
@@ -51,8 +54,8 @@ function draw() {
   svg.replaceChildren();
   if (!points.length) return;
   const across = scale(points.map(p => p[x]), L, W - 20), up = scale(points.map(p => p[y]), H - B, 20);
-  for (const v of across.ticks) { make("line", {class: "axis", x1: across.at(v), x2: across.at(v), y1: 20, y2: H - B}); make("text", {x: across.at(v), y: H - B + 18, "text-anchor": "middle"}, +v.toPrecision(3)); }
-  for (const v of up.ticks) { make("line", {class: "axis", x1: L, x2: W - 20, y1: up.at(v), y2: up.at(v)}); make("text", {x: L - 8, y: up.at(v) + 4, "text-anchor": "end"}, +v.toPrecision(3)); }
+  for (const v of across.ticks) { make("line", {class: "axis", x1: across.at(v), x2: across.at(v), y1: 20, y2: H - B}); make("text", {x: across.at(v), y: H - B + 18, "text-anchor": "middle"}, +v.toPrecision(6)); }
+  for (const v of up.ticks) { make("line", {class: "axis", x1: L, x2: W - 20, y1: up.at(v), y2: up.at(v)}); make("text", {x: L - 8, y: up.at(v) + 4, "text-anchor": "end"}, +v.toPrecision(6)); }
   make("text", {x: (L + W) / 2, y: H - 8, "text-anchor": "middle"}, AXES[x][0]);
   make("text", {transform: `translate(14 ${H / 2}) rotate(-90)`, "text-anchor": "middle"}, AXES[y][0]);
   const front = points.filter(p => !points.some(q => (better(x, q[x], p[x]) && !better(y, p[y], q[y])) || (better(y, q[y], p[y]) && !better(x, p[x], q[x]))));

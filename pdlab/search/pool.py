@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Protocol, Self
 
 from pdlab.core.types import UsageError
@@ -28,6 +29,7 @@ from pdlab.workload.spec import build as build_workload
 
 WorkloadKey = tuple[str, int, str]
 MOST_ATTEMPTS = 2
+MOST_JOBS = 1024
 _PATIENCE_S = 5.0  # for a process that is to end
 
 
@@ -117,6 +119,24 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_jobs(jobs: int) -> None:
+    """Raises UsageError."""
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: it takes a process at least; write --jobs 1 or more")
+    if jobs > MOST_JOBS:
+        raise UsageError(f"--jobs {jobs}: this machine has {usable_cores()} cores; write --jobs {MOST_JOBS} or less")
+
+
+def how_it_ended(process: BaseProcess) -> str:
+    """Of one that has ended, or is about to: in words."""
+    process.join(_PATIENCE_S)
+    status = process.exitcode
+    if status is None or status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (", as a system without free memory does" if name == "SIGKILL" else "")
+
+
 class TaskQueue:
     """The tasks that nobody has begun, by their workloads: who has one at hand is given another of it, else one that nobody has."""
 
@@ -159,14 +179,6 @@ class PoolProcess:
         self.task, self.attempts, self.at_hand = task, attempts, task.workload_key
         with suppress(OSError):  # it is dead, which is seen where its answer is awaited
             self.pipe.send((task, attempts))
-
-    def how_it_ended(self) -> str:
-        self.process.join(_PATIENCE_S)
-        status = self.process.exitcode
-        if status is None or status >= 0:
-            return f"ended with status {status}"
-        name = signal.Signals(-status).name
-        return f"was killed by {name}" + (", as a system without free memory does" if name == "SIGKILL" else "")
 
     def stop(self) -> None:
         self.process.kill()  # it has nothing of its own to keep
@@ -214,7 +226,7 @@ class ProcessPool:
         try:
             result = member.pipe.recv()
         except (EOFError, OSError):
-            reason = member.how_it_ended()
+            reason = how_it_ended(member.process)
             member.stop()
             self.members[self.members.index(member)] = member = PoolProcess(self.context)
             if attempts < MOST_ATTEMPTS:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, RayError, TaskCancelledError, WorkerCrashedError
+from ray.util.queue import Empty, Queue
 
 import pdlab
 from pdlab.core.types import UsageError
@@ -29,6 +30,8 @@ from pdlab.search.pool import MOST_ATTEMPTS, SimulationTask, TaskResult, WarmSim
 
 LOCAL = "local"
 MOST_MACHINES_LOST = 5  # by one task, until it counts as failed
+HEARD_S = 0.5  # between looks at what a run tells
+WriteRun = Callable[[Experiment, Path, Callable[[Any], None]], None]
 _TASKS_PER_CORE = 2  # under way, so that none waits for the next
 
 
@@ -79,11 +82,29 @@ class RayPool:
                     return
                 for done in _ended(list(under_way)):
                     one = under_way.pop(done)
-                    result = _result(done, one)
+                    result: TaskResult | None = _result(done, one)
                     if result is None:
                         waiting.append(one)
                     else:
                         yield result
+
+    def files(self, experiment: Experiment, write: WriteRun, heard: Callable[[Any], None]) -> dict[str, bytes]:
+        """What `write`, a module's function, leaves in its folder there, by name; `heard` is given what it tells meanwhile. Raises
+        UsageError."""
+        one = RayTask(SimulationTask("run", experiment))
+        with staged([experiment]) as (folder, depth):
+            self._connect(folder)
+            told = Queue(actor_options={"num_cpus": 0})
+            write_there = ray.remote(max_retries=0, num_cpus=1)(written)
+            found: Any = None
+            while found is None:
+                done = write_there.remote(experiment, write, told, depth)
+                while not ray.wait([done], timeout=HEARD_S)[0]:
+                    _hear(told, heard)
+                found = _result(done, one)
+        if isinstance(found, dict):
+            return found
+        raise UsageError(found.failure if isinstance(found, TaskResult) else str(found))
 
     def _connect(self, folder: Path) -> None:
         self.close()
@@ -114,6 +135,24 @@ def perform(task: SimulationTask, attempts: int, depth: int) -> TaskResult:
     return _simulator().perform(replace(task, experiment=task.experiment.model_copy(update={"base_dir": here})), attempts)
 
 
+def written(experiment: Experiment, write: WriteRun, told: Queue, depth: int) -> dict[str, bytes] | str:
+    """In a worker of Ray: the files, or why there are none."""
+    there = experiment.model_copy(update={"base_dir": Path.cwd().joinpath(*_levels(depth))})
+    with tempfile.TemporaryDirectory(prefix="pdlab-run-") as folder:
+        try:
+            write(there, Path(folder), told.put)
+        except UsageError as error:
+            return str(error)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _hear(told: Queue, heard: Callable[[Any], None]) -> None:
+    """What has come; nothing where whoever holds it has died with its machine."""
+    with suppress(Empty, RayError):
+        while True:
+            heard(told.get_nowait())
+
+
 @cache
 def _simulator() -> WarmSimulator:
     """The process' own: Ray gives it one task after the other."""
@@ -127,10 +166,10 @@ def _ended(under_way: list[Any]) -> list[Any]:
     return list(ended)
 
 
-def _result(done: Any, one: RayTask) -> TaskResult | None:
-    """None where it is to be done again."""
+def _result(done: Any, one: RayTask) -> Any:
+    """What came of it, or a failure; None where it is to be done again."""
     try:
-        result: TaskResult = ray.get(done)
+        result = ray.get(done)
     except (NodeDiedError, ObjectLostError, TaskCancelledError) as error:
         one.lost += 1
         return _failed(one, error) if one.lost >= MOST_MACHINES_LOST else None

@@ -86,16 +86,22 @@ class ThisProcess:
 
 
 def replicate(
-    experiments: Sequence[Replicated], seeds: Sequence[int] | None, pool: TaskPool, *, trim: bool = False, ended: Callable[[], None]
+    experiments: Sequence[Replicated],
+    seeds: Sequence[int] | None,
+    pool: TaskPool,
+    *,
+    trim: bool = False,
+    keep: bool = True,
+    ended: Callable[[], None],
 ) -> None:
     """Every experiment with every seed, or each with its own; what comes is put into `experiments` as it comes, and `ended` called after
     each. A seed's runs go first, so that what there is after Ctrl-C can be compared. With `trim` each run's own warm-up is left out, and
-    what is compared are not the same requests."""
+    what is compared are not the same requests. With `keep` the first seed's runs leave their files."""
     waiting = {f"{seed} {k}": (one, seed) for k, one in enumerate(experiments) for seed in seeds or (one.experiment.seed,)}
     tasks = []
     for key in sorted(waiting, key=lambda key: (waiting[key][1], int(key.split()[1]))):
         one, seed = waiting[key]
-        kept = one.directory if seed == (seeds or (one.experiment.seed,))[0] else None
+        kept = one.directory if keep and seed == (seeds or (one.experiment.seed,))[0] else None
         tasks.append(SimulationTask(key, one.experiment.model_copy(update={"seed": seed}), figures=KeptFigures(kept), trim=trim))
     for result in pool.run(tasks):
         one, seed = waiting[result.key]

@@ -162,11 +162,34 @@ def test_runs_are_listed_by_tag_policy_model_and_state_in_pages(client: Client, 
     assert client.call("GET", f"/jobs/{done}")["kind"] == "experiment"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/plans", '{"experiment": {}, "options": {"gpu": 3}}', "options.gpu: unknown key; nearest is gpus"),
+        ("/compare", "x", "the body is no JSON: Expecting value"),
+        ("/compare", "[]", "the body is no JSON object; send one, as application/json"),
+        ("/compare", '{"ids": ["a"]}', "ids: must have 2 or more, not 1"),
+        ("/compare", '{"id": ["a", "b"], "ids": ["a", "b"]}', "id: unknown key; nearest is ids"),
+        ("/uploads?name=a/b.csv&kind=trace", "x", "name 'a/b.csv': a name has no folders; take letters"),
+        ("/uploads?name=b.csv&kind=trac", "x", "kind: 'trac' is not one of trace, config, profile, rows, policy; nearest is trace"),
+    ],
+)
+def test_a_mistake_is_told_in_the_words_of_the_command(world: LabProcess, path: str, body: str, said: str) -> None:
+    with world.http as http:
+        told = http.post(path, content=body, headers={"content-type": "application/json"})
+    assert told.status_code == 422
+    assert told.json()["errors"][0].startswith(said)
+
+
 def test_requests_come_as_json_arrow_and_parquet(client: Client, world: LabProcess, done: str) -> None:
     whole = client.get(done).requests()
     with world.http as http:
         arrow = http.get(f"/experiments/{done}/requests", headers={"accept": "application/vnd.apache.arrow.stream"})
         page = http.get(f"/experiments/{done}/requests?offset=50&limit=20").json()
+        other = http.get(f"/experiments/{done}/requests", headers={"accept": "text/csv"})
+        wild = http.get(f"/experiments/{done}/requests", headers={"accept": "text/html, */*;q=0.8"})
+    assert (other.status_code, other.json()["errors"][0].partition(":")[0]) == (406, "accept 'text/csv'")
+    assert wild.json()["total"] == 60
     assert len(whole) == 60
     with pa.ipc.open_stream(io.BytesIO(arrow.content)) as stream:
         pd.testing.assert_frame_equal(stream.read_pandas(), whole)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +15,10 @@ from playwright.sync_api import expect
 
 from pdlab import UsageError
 from pdlab.lab import Client
-from pdlab.lab.settings import routers_of
+from pdlab.lab.settings import registries_of, routers_of
 from tests.support.browser import chromium, sound, tab
 from tests.support.lab_world import LabProcess, lab
+from tests.support.registry_worlds import Redis, spec
 from tests.support.small_cluster import SmallCluster
 from tests.support.waiting import until
 
@@ -112,6 +114,38 @@ def test_another_policy_is_asked_beside_a_running_router(cluster: SmallCluster, 
     assert httpx.get(f"{cluster.url}/pdlab/v1/trace?offset=x").status_code == 400
 
 
+def test_a_cluster_is_found_by_its_registry(cluster: SmallCluster, tmp_path: Path) -> None:
+    server = Redis(tmp_path / "redis")
+    server.start()
+    try:
+        server.run(lambda: _through(server, cluster.url, tmp_path))
+    finally:
+        server.stop()
+
+
+async def _through(server: Redis, router_url: str, folder: Path) -> None:
+    await server.ready()
+    with lab(folder / "lab", "--registry", f"far={server.url}", "--registry", "gone=redis://u:secret@127.0.0.1:1") as world:
+        registry = await server.open()
+        await registry.register(spec("far-0"))
+        leads = await registry.elect("router-0", url=router_url)
+        await leads.changed()
+        async with httpx.AsyncClient(base_url=f"{world.url}/api/v1", timeout=60.0) as http:
+            urls = {one["name"]: one["url"] for one in (await http.get("/clusters")).json()}
+            assert urls == {"far": server.url, "gone": "redis://127.0.0.1:1"}
+            found = (await http.get("/clusters/far/instances")).json()
+            assert (found["leader"], [one["name"] for one in found["instances"]]) == ("router-0", ["far-0"])
+            assert "requests" in (await http.get("/clusters/far/requests")).json()
+            away = await http.post("/clusters/far/instances/far-1/drain", json={})
+            assert (away.status_code, away.json()["errors"]) == (422, ["no instance is named 'far-1'; nearest is far-0"])
+            for what in ("instances", "requests"):
+                away = await http.get(f"/clusters/gone/{what}")
+                assert away.status_code == 502 and "no redis server answers there" in away.text and "secret" not in away.text
+            await leads.resign()
+            away = await http.get("/clusters/far/timeline")
+            assert (away.status_code, away.json()["errors"]) == (502, ["cluster far: no router leads, and only a router tells of requests"])
+
+
 def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: SmallCluster, world: LabProcess) -> None:
     with chromium() as browser, tab(browser, world.url) as page:
         page.goto("/clusters")
@@ -157,3 +191,18 @@ def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: SmallCluster, wo
 def test_a_router_that_is_none_is_told_in_a_line(texts: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
         routers_of(texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["http://h:1"], "--registry http://h:1: write etcd://HOST:PORT or redis://HOST:PORT, or NAME=etcd://HOST:PORT"),
+        (["memory://"], "--registry memory://: write etcd://HOST:PORT"),
+        (["a=redis://u:secret@h", "a=redis://u:secret@h"], "--registry redis://h: 'a' is there twice; write NAME=redis://h"),
+    ],
+)
+def test_a_registry_that_is_none_is_told_in_a_line_without_its_password(texts: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)) as told:
+        registries_of(texts)
+    assert "secret" not in str(told.value)
+    assert registries_of(["etcd://u:p@a:1,b:2"]) == {"a:1,b:2": "etcd://u:p@a:1,b:2"}

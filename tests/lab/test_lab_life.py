@@ -16,7 +16,7 @@ from pdlab.lab.client import LabJob
 from tests.support.lab_world import LabProcess, lab, long, small
 from tests.support.waiting import until
 
-TOKEN = "a-token-of-the-tests"
+TOKEN = "a-token-of-the-tests-ä"
 
 
 def children(pid: int) -> list[int]:
@@ -97,6 +97,10 @@ def test_a_token_is_asked_for_and_a_browser_logs_in_with_it(tmp_path: Path) -> N
     [
         (["--host", "0.0.0.0"], "others reach it, so it needs a token: set PDLAB_LAB_TOKEN"),
         (["--jobs", "0"], "--jobs 0: it takes a process at least"),
+        (["--jobs", "100000"], "--jobs 100000: this machine has "),
+        (["--token", "x"], "PDLAB_LAB_TOKEN: 1 characters can be guessed: give 16 or more"),
+        (["--uploads-gib", "nan"], "--uploads-gib nan: give a number above 0"),
+        (["--router", "a=http://h", "--registry", "a=etcd://h:1"], "--registry a: a --router has that name, too"),
         (["--db", "mysql://x"], "write sqlite:///path/lab.db"),
         (["--job-gib", "0"], "--job-gib 0: give a number above 0"),
         (["--job-gib", "nan"], "--job-gib nan: give a number above 0"),
@@ -104,7 +108,7 @@ def test_a_token_is_asked_for_and_a_browser_logs_in_with_it(tmp_path: Path) -> N
         (["--job-time-s", "nan"], "--job-time-s nan: give a number above 0"),
         (["--max-queued", "0"], "--max-queued 0: give a number above 0"),
         (["--out", "/proc/x"], "--out /proc/x: cannot write there"),
-        (["--host", "256.1.1.1", "--token", "x"], "give another --host"),
+        (["--host", "256.1.1.1", "--token", "x" * 16], "give another --host"),
     ],
 )
 def test_a_wrong_option_is_told_in_a_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -125,11 +125,11 @@ def test_a_lab_that_is_gone_is_said_to_be_and_its_page_goes_on_when_it_is_back(b
 
 
 def test_a_browser_logs_in_with_the_token(browser: Browser, tmp_path: Path) -> None:
-    with lab(tmp_path, token="a-token") as world, tab(browser, world.url) as page:
+    with lab(tmp_path, token="the-token-of-a-lab") as world, tab(browser, world.url) as page:
         page.goto("/")
         _log_in(page, "wrong")
         expect(page.get_by_role("alert")).to_have_text("That is not this lab's token.")
-        _log_in(page, "a-token")
+        _log_in(page, "the-token-of-a-lab")
         expect(page.locator("main")).to_contain_text("Nothing here yet")
         sound(page)
         assert page.evaluate("document.cookie") == "", "no script reads it"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import create_engine, inspect, text
 
 from pdlab import UsageError
+from pdlab.lab import database as databases
 from pdlab.lab.database import Database, DatabaseAway
 from pdlab.lab.store import JobFilter, JobKind, JobOrder, JobState, LabStore, Upload
 from pdlab.lab.tables import METADATA
@@ -201,6 +202,32 @@ def test_a_locked_database_is_told_and_works_again(tmp_path: Path, monkeypatch: 
     other.close()
     assert put(store, "a")
     database.close()
+
+
+def test_a_locked_table_of_a_server_is_told_and_nothing_is_lost(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "BUSY_S", 0.2)
+    database = Database(server)
+    store, other = LabStore(database), create_engine(server.replace("postgresql:", "postgresql+psycopg:"))
+    try:
+        with other.begin() as connection:
+            connection.execute(text("lock table jobs"))
+            with pytest.raises(DatabaseAway, match=r"lock timeout"):
+                put(store, "a")
+        assert put(store, "a")
+    finally:
+        other.dispose()
+        with database.engine.begin() as connection:
+            METADATA.drop_all(connection)
+            connection.execute(text("drop table alembic_version"))
+        database.close()
+
+
+def test_what_is_said_to_run_but_does_not_is_queued_again(store: LabStore) -> None:
+    for id in ("a", "b"):
+        put(store, id)
+        store.next_queued()
+    assert store.recover(but=["b"]) == 1
+    assert {id: row.state for id in ("a", "b") if (row := store.get(id))} == {"a": JobState.QUEUED, "b": JobState.RUNNING}
 
 
 @pytest.mark.parametrize(

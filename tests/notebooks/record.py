@@ -1,4 +1,4 @@
-"""`python -m tests.notebooks.record`: runs the notebooks from top to bottom in a fresh kernel, and stores what they show.
+"""`python -m tests.notebooks.record [FILE...]`: runs the notebooks from top to bottom in a fresh kernel, and stores what they show.
 
 What a reader sees is what is stored, so the tests run them again and compare. Pictures are compared by their size: fonts differ.
 """
@@ -11,7 +11,7 @@ import re
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,13 @@ def _size(png: str) -> tuple[int, int]:
     return width, height
 
 
-def main() -> None:
-    for path in PATHS:
+def main(names: Sequence[str] = ()) -> None:
+    """Of all, or of those whose files are named."""
+    for path in [Path(name).resolve() for name in names] or PATHS:
         with tempfile.TemporaryDirectory() as folder:
             nbformat.write(executed(path, Path(folder)), path)
         print(path.relative_to(FOLDER.parent))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

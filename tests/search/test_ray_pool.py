@@ -15,6 +15,7 @@ import pytest
 from pdlab.cli.main import main
 from pdlab.core.types import UsageError
 from pdlab.experiment.experiment import Experiment
+from pdlab.lab.job import write_run
 from pdlab.search.grid import Grid
 from pdlab.search.pool import ProcessPool, SimulationTask, TaskPool
 from pdlab.search.sweep import plan_sweep, run_sweep
@@ -166,6 +167,25 @@ def test_the_command_tunes_over_ray(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not ended.value.code
     found = json.loads((tmp_path / "there" / "tune.json").read_text())["trials"]
     assert (found["complete"] + found["pruned"], found["failed"]) == (6, 0)
+
+
+@pytest.mark.slow
+def test_a_labs_run_is_made_on_ray_and_its_files_come_back(tmp_path: Path) -> None:
+    experiment = Experiment.load(QUICKSTART).with_(**{"workload.requests": 300})
+    write_run(experiment, tmp_path, lambda _: None)
+    here = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    heard: list[Any] = []
+    with RayPool("local") as pool:
+        there = pool.files(experiment, write_run, heard.append)
+        with pytest.raises(UsageError, match=r"^it cannot be$"):
+            pool.files(experiment, refused, heard.append)
+    assert there.keys() == here.keys()
+    assert there["figures.json"] == here["figures.json"]
+    assert all(news["total"] == 300 for news in heard)
+
+
+def refused(_: Experiment, __: Path, ___: Any) -> None:
+    raise UsageError("it cannot be")
 
 
 def test_a_ray_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

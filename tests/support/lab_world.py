@@ -56,7 +56,7 @@ class LabProcess:
 
     @property
     def http(self) -> httpx.Client:
-        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        headers = {b"authorization": f"Bearer {self.token}".encode()} if self.token else {}
         return httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60.0)
 
     def start(self) -> None:

@@ -1,5 +1,5 @@
 // A plan, a sweep, a tuning, or a board.
-import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, plain, seconds, send, sortable, table, tell, when } from "./lab.js";
+import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, plain, remover, seconds, send, sortable, table, tell, when } from "./lab.js";
 import { chart, literal, palette } from "./charts.js";
 
 const path = `/${page.kind}/${page.id}`;
@@ -13,7 +13,7 @@ function top(job) {
   head.replaceChildren(el("h1", {}, job.name, " ", badge(job.state)),
     el("p", { class: "soft" }, [job.kind, job.model, job.policy].filter(Boolean).join(", "), `, submitted ${when(job.submitted_s)}, id ${job.id}`),
     el("p", {}, job.tags.map((tag) => el("span", { class: "tag" }, tag))),
-    ...(ended(job.state) ? [] : [cancel]), ...job.failure.split("\n").filter(Boolean).map((line) => el("p", { class: "note error" }, line)));
+    el("div", { class: "bar" }, ended(job.state) ? remover(job, path) : cancel), ...job.failure.split("\n").filter(Boolean).map((line) => el("p", { class: "note error" }, line)));
 }
 
 function running(job) {
@@ -47,7 +47,7 @@ async function plan(job) {
     const dots = (some, name, colour, mode) => ({ x: some.map((row) => row[key]), y: some.map((row) => row.capacity_rps), customdata: some.map((row) => rows.indexOf(row)), text: some.map((row) => literal(row.deployment)), name, mode, marker: { size: 11, color: colour }, line: { color: colour },
       error_y: { type: "data", array: some.map((row) => row.capacity_half_rps ?? 0), color: colour }, hovertemplate: "%{text}<br>%{y:.4g} req/s at %{x:.4g}<extra></extra>" });
     return chart(place, [dots(rows.filter((row) => !front.includes(row)), "others", palette[7], "markers"), dots(front, "Pareto front", palette[0], "lines+markers")],
-      { height: 420, title: { text: "Capacity of the finalists" }, showlegend: true, xaxis: { title: { text: against[key] }, rangemode: "tozero" }, yaxis: { title: { text: "requests/s" }, rangemode: "nonnegative" } }, `Capacity of each finalist against its ${against[key]}`);
+      { height: 420, title: { text: "Capacity of the finalists" }, showlegend: true, xaxis: { title: { text: against[key] }, rangemode: "tozero", ...(key === "accelerators" ? { dtick: Math.max(1, Math.ceil(Math.max(...rows.map((row) => row[key])) / 8)) } : {}) }, yaxis: { title: { text: "requests/s" }, rangemode: "nonnegative" } }, `Capacity of each finalist against its ${against[key]}`);
   };
   axis.addEventListener("change", draw);
   await draw();

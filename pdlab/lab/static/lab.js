@@ -46,6 +46,12 @@ export function confirmed(question, yes) {
   });
 }
 
+/** A button that deletes what has ended, after it has asked. */
+export const remover = (job, path) => el("button", { class: "danger", type: "button", id: "delete", onclick: async () => {
+  if (!(await confirmed(`Delete ${job.name} and its files?`, "Delete it"))) return;
+  try { await send("DELETE", `${path}/results`); location.href = "/"; } catch (error) { tell(error); }
+} }, "Delete");
+
 /** Server-sent events: `heard` gets each job; a connection that breaks is said to be, and comes back by itself. */
 export function listen(path, heard) {
   const source = new EventSource(`/api/v1${path}`);

@@ -1,4 +1,4 @@
-import { api, confirmed, count, el, badge, ended, hush, listen, main, number, page, percent, seconds, send, table, tell, tile, when } from "./lab.js";
+import { api, confirmed, count, el, badge, ended, hush, listen, main, number, page, percent, remover, seconds, send, table, tell, tile, when } from "./lab.js";
 import { chart, palette } from "./charts.js";
 import { distribution, instances, links, loads, strip, worst } from "./run_figures.js";
 
@@ -18,7 +18,7 @@ function top(job) {
     el("h1", {}, job.name, " ", badge(job.state)),
     el("p", { class: "soft" }, `${job.model}, ${job.policy}, submitted ${when(job.submitted_s)}, ${job.seeds === 1 ? "one seed" : `${job.seeds} seeds`}, id ${job.id}`),
     el("p", {}, job.tags.map((tag) => el("span", { class: "tag" }, tag))),
-    el("div", { class: "bar" }, ended(job.state) ? again : cancel),
+    el("div", { class: "bar" }, ...(ended(job.state) ? [again, remover(job, path)] : [cancel])),
     ...job.failure.split("\n").filter(Boolean).map((line) => el("p", { class: "note error" }, line)));
 }
 
@@ -50,6 +50,7 @@ async function finished(job) {
   live.replaceChildren();
   const summary = job.summary;
   if (!summary) return tell("its files are gone: submit it again to have them");
+  const stretch = told();
   const figures = await api(`${path}/figures`);
   const binds = summary.bottleneck;
   const points = ["mean", "p50", "p90", "p99", "max"];
@@ -76,18 +77,21 @@ async function finished(job) {
   distribution(ttft, figures, "ttft_s", "TTFT", summary.slo.ttft_s);
   distribution(tpot, figures, "tpot_s", "TPOT", summary.slo.tpot_s);
   loads(load, figures.load);
-  timeline(lanes);
+  timeline(lanes, stretch);
 }
 
-async function timeline(place, from = 0, to = null) {
-  const found = await api(`${path}/timeline?limit=80&from_s=${from}${to === null ? "" : `&to_s=${to}`}`).catch((error) => { tell(error); return null; });
+const told = (from = 0, to = null) => api(`${path}/timeline?limit=80&from_s=${from}${to === null ? "" : `&to_s=${to}`}`).catch((error) => { tell(error); return null; });
+
+async function timeline(place, asked, from = 0, to = null) {
+  const found = await asked;
   if (!found) return;
   await strip(place, found, `${count(found.request_id.length)} of ${count(found.requests)} requests`, to === null ? null : [from, to]);
   if (place.zooms) return;
   place.zooms = true;
+  const zoom = (...range) => timeline(place, told(...range), ...range);
   place.on("plotly_relayout", (change) => {
-    if (change["xaxis.range[0]"] !== undefined) timeline(place, Math.max(0, change["xaxis.range[0]"]), change["xaxis.range[1]"]);
-    else if (change["xaxis.autorange"]) timeline(place);
+    if (change["xaxis.range[0]"] !== undefined) zoom(Math.max(0, change["xaxis.range[0]"]), change["xaxis.range[1]"]);
+    else if (change["xaxis.autorange"]) zoom();
   });
 }
 
@@ -104,7 +108,7 @@ async function show(job) {
   top(job);
   if (!ended(job.state)) return running(job);
   live.replaceChildren();
-  if (job.state === "done" && shown !== job.id) { shown = job.id; await finished(await api(path)); }
+  if (job.state === "done" && shown !== job.id) { shown = job.id; await finished("summary" in job ? job : await api(path)); }
 }
 
 api(path).then((job) => { hush(); show(job).catch(tell); if (!ended(job.state)) listen(`${path}/events`, (news) => show(news).catch(tell)); }).catch(tell);

@@ -42,6 +42,7 @@ from pdlab.real.instance.registered import NamedByProxies, Registered
 from pdlab.real.instance.relay import Relays
 from pdlab.real.models.gguf_file import default_model
 from pdlab.real.models.tokenizer import Tokenizer
+from pdlab.real.net.host_names import url_of
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.registry import Registry, open_registry
 from pdlab.real.registry.child_registry import SCHEME, ParentStore
@@ -349,10 +350,6 @@ async def registry_at(url: str, tls: Tls, wait_s: float, say: Say) -> Registry:
     if url.startswith(SCHEME):
         return Registry(await ParentStore.connect(int(url.removeprefix(SCHEME))))
     return await patiently(partial(open_registry, url, tls=tls), wait_s, say)
-
-
-def url_of(host: str, port: int, scheme: str = "http") -> str:
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _embedded() -> Path | None:

@@ -31,6 +31,7 @@ from pdlab.real.api.service import Service
 from pdlab.real.launch.child_instances import Children
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net import credentials
+from pdlab.real.net.host_names import url_of, wildcard
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.registry import Registry
 from pdlab.real.registry.store import StoreAway
@@ -56,7 +57,8 @@ class RouterFront:
     """Where clients come in. `token` is the cluster's internal one, `upstream_api_key` that of vLLM servers; `asks_token` is what this
     router's own /pdlab asks for where the cluster has made its token for itself (empty: nothing). `max_requests` holds where the experiment
     has no `limits.max_in_flight`. Without an API key /v1 is `open_to_clients`, or asks for the token. `context_tokens`: the model's bound
-    on prompt plus output (0: not known). With `traceback` a policy's mistake is logged with all that Python says of it."""
+    on prompt plus output (0: not known). `advertise` is the host by which others
+    reach it where it listens on every address. With `traceback` a policy's mistake is logged with all that Python says of it."""
 
     name: str
     model: str
@@ -79,6 +81,7 @@ class RouterFront:
     tls: Tls = PLAIN
     cors: Cors = NO_PAGES
     traces: Traces | None = None
+    advertise: str = ""
 
     @property
     def guard(self) -> str:
@@ -156,6 +159,12 @@ class Connected:
             remote.close()
 
 
+def _told_url(front: RouterFront, port: int) -> str:
+    """Where others reach it; empty where it listens on every address and nobody has said which one is for others."""
+    host = front.advertise or ("" if wildcard(front.host) else front.host)
+    return url_of(host, port, front.tls.scheme) if host else ""
+
+
 async def route(
     deployment: Deployment, front: RouterFront, registry: Registry, *, child_instances: ChildInstances | None = None, say: Say = print
 ) -> None:
@@ -192,7 +201,7 @@ async def route(
             asyncio.create_task(
                 follow(registry, world.instances, members, ask=partial(protocol_of, token=front.token, tls=front.tls), say=say)
             ),
-            asyncio.create_task(lead(registry, world.instances, front.name)),
+            asyncio.create_task(lead(registry, world.instances, front.name, url=_told_url(front, sock.getsockname()[1]))),
         ]
         try:
             if child_instances is not None:

@@ -41,8 +41,8 @@ from pdlab.real.launch.instance import (
 from pdlab.real.launch.node import run_node
 from pdlab.real.launch.router import ChildInstances, RouterFront, route
 from pdlab.real.models import config, gguf_file
-from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password
-from pdlab.real.net.host_names import host_mistake
+from pdlab.real.net.credentials import MAKES_ONE, loopback, with_password, without_password
+from pdlab.real.net.host_names import host_mistake, wildcard
 from pdlab.real.registry import Registry
 from pdlab.real.registry.memory import MemoryStore
 from pdlab.real.router.vllm import Vllm
@@ -109,7 +109,7 @@ def otlp_mistake(endpoint: str) -> str:
     except ValueError:
         wrong = True
     if wrong:
-        return f"--otlp-endpoint {endpoint[:100]!r}: give a collector's URL for OTLP over HTTP, such as http://127.0.0.1:4318"
+        return f"--otlp-endpoint {without_password(endpoint)[:100]!r}: give a collector's URL for OTLP over HTTP, such as http://127.0.0.1:4318"
     if split.username or split.password:
         return "--otlp-endpoint must not have a password in it: put it into OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20..."
     return ""
@@ -202,10 +202,10 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
         ),
         (role == "router" and asked.kv_transport != "auto", "--kv-transport is for instances; a router moves no KV"),
         (bool(asked.kv_port) and (router or vllm), "--kv-port is for a single instance: use it with --role prefill, decode or mixed"),
-        (bool(asked.advertise) and (router or vllm), "--advertise is for instances that register themselves: remove it"),
+        (bool(asked.advertise) and (role == "all" or vllm), "--advertise is for those that stand in a registry themselves: remove it"),
         (bool(host_mistake(asked.advertise)), f"--advertise {asked.advertise[:100]}: {host_mistake(asked.advertise)}"),
         (
-            not (asked.alone or router or vllm) and _wildcard(host) and not asked.advertise,
+            not (asked.alone or router or vllm) and wildcard(host) and not asked.advertise,
             f"--host {host} is no address that others can reach: give --advertise HOST, too",
         ),
         (
@@ -224,10 +224,6 @@ def _wrong(asked: Asked) -> list[tuple[bool, str]]:
             "whoever asks them; this makes one: " + MAKES_ONE.format(name="PDLAB_INTERNAL_TOKEN"),
         ),
     ]
-
-
-def _wildcard(host: str) -> bool:
-    return host in ("0.0.0.0", "::", "")
 
 
 # ---------------------------------------------------------------- an instance
@@ -415,6 +411,7 @@ def _front(asked: Asked) -> RouterFront:
         tls=how.tls,
         cors=how.cors,
         traces=how.traces,
+        advertise=asked.advertise,
     )
 
 

@@ -76,7 +76,7 @@ def with_password(url: S) -> S:
 
 def without_password(url: str) -> str:
     """To be shown."""
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 

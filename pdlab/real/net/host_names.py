@@ -19,3 +19,12 @@ def host_mistake(host: str) -> str:
 def shown(url: str) -> str:
     """The URL, cut where it is long."""
     return url if len(url) <= MOST_SHOWN else f"{url[:MOST_SHOWN]}..."
+
+
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def wildcard(host: str) -> bool:
+    """Every address of this host, and so none that others can be told."""
+    return host in ("0.0.0.0", "::", "")

@@ -22,9 +22,9 @@ class Leadership:
     was elected, and only its receiver can refuse the lower number.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], candidate: str, election: str, lease_s: float) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float], candidate: str, election: str, lease_s: float, url: str = "") -> None:
         self.store, self.clock, self.lease_s = store, clock, lease_s
-        self.candidate, self.election = candidate, election
+        self.candidate, self.election, self.url = candidate, election, url
         self.fencing = 0  # of the last term, 0 before the first
         self.holding: HeldLease | None = None
         self._told = (False, 0)
@@ -67,7 +67,7 @@ class Leadership:
                     self.store,
                     self.clock,
                     f"{LEADER}/{self.election}",
-                    lambda number: encode(LeaderRecord(lease_s=self.lease_s, candidate=self.candidate, fencing=number)),
+                    lambda number: encode(LeaderRecord(lease_s=self.lease_s, candidate=self.candidate, fencing=number, url=self.url)),
                     self.lease_s,
                     floor=self.fencing,
                     settle_s=self.lease_s,

@@ -29,9 +29,12 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaderRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`url` is where it answers; empty where others cannot reach it."""
+
     lease_s: float
     candidate: str
     fencing: int
+    url: str = ""
 
 
 _instance_record, _report = msgspec.json.Decoder(InstanceRecord), msgspec.json.Decoder(Report)

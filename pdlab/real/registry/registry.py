@@ -119,12 +119,13 @@ class Registry:
             self._feeds.discard(feed)
             await feed.stop()
 
-    async def elect(self, candidate: str, *, election: str = "router", lease_s: float = 3.0) -> Leadership:
-        """Campaign from now on, until `resign`. All candidates of an election should use the same lease."""
+    async def elect(self, candidate: str, *, election: str = "router", lease_s: float = 3.0, url: str = "") -> Leadership:
+        """Campaign from now on, until `resign`. All candidates of an election should use the same lease. `url` is where
+        this one answers."""
         check_name(candidate, "candidate")
         check_name(election, "election")
         check_lease(lease_s)
-        made = Leadership(self.store, self.clock, candidate, election, lease_s)
+        made = Leadership(self.store, self.clock, candidate, election, lease_s, url)
         self._leaderships.append(made)
         return made
 

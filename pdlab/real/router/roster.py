@@ -187,10 +187,11 @@ def _say(say: Say, before: Mapping[str, tuple[Role, str]], members: Members) -> 
             say(f"{name} is {known.state}: {known.spec.role}, {known.spec.url}")
 
 
-async def lead(registry: Registry, instances: InstanceEvents, name: str, *, lease_s: float = 3.0) -> None:
-    """Campaign as `name` for the routers' leadership until cancelled, and tell the world when it is won and lost."""
+async def lead(registry: Registry, instances: InstanceEvents, name: str, *, lease_s: float = 3.0, url: str = "") -> None:
+    """Campaign as `name` for the routers' leadership until cancelled, and tell the world when it is won and lost. `url` is told
+    to others."""
     instances.other(Leads(False))
-    leadership = await registry.elect(name, lease_s=lease_s)
+    leadership = await registry.elect(name, lease_s=lease_s, url=url)
     try:
         while True:
             instances.other(Leads(await leadership.changed()))

@@ -58,10 +58,11 @@ class InstanceRow(msgspec.Struct, frozen=True):
 
 
 class View(msgspec.Struct, frozen=True):
-    """A cluster. `leader` is the router that leads, or empty."""
+    """A cluster. `leader` is the router that leads, or empty; `leader_url` where it answers, as far as a registry knows."""
 
     rows: list[InstanceRow] = []
     leader: str = ""
+    leader_url: str = ""
 
     def find(self, name: str) -> InstanceRow:
         """Raises UsageError that names the nearest."""
@@ -83,7 +84,7 @@ async def view_of(registry: Registry, members: Members) -> View:
     """`members` and who leads. Raises StoreAway."""
     async with answering(CALL_S):
         entries = (await registry.store.snapshot()).entries
-    return View(_rows(members), _leader(entries))
+    return _view(members, entries)
 
 
 @asynccontextmanager
@@ -114,7 +115,7 @@ async def of_registry(registry: Registry) -> View:
     members = Members()
     for event in Observer().snapshot(entries, time.monotonic()):
         members.hear(event)
-    return View(_rows(members), _leader(entries))
+    return _view(members, entries)
 
 
 async def _from_router(http: HttpClient) -> View:
@@ -132,11 +133,12 @@ def _rows(members: Members) -> list[InstanceRow]:
     return [row(known) for _, known in sorted(members.known.items())]
 
 
-def _leader(entries: dict[str, bytes]) -> str:
+def _view(members: Members, entries: dict[str, bytes]) -> View:
     try:
-        return _read_leader(entries.get(f"{LEADER}/router", b"")).candidate
+        leads = _read_leader(entries.get(f"{LEADER}/router", b""))
     except msgspec.MsgspecError:
-        return ""
+        return View(_rows(members))
+    return View(_rows(members), leads.candidate, leads.url)
 
 
 # ---------------------------------------------------------------- showing it

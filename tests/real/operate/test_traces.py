@@ -151,6 +151,8 @@ def test_the_path_is_the_usual_one_unless_it_is_said() -> None:
 @pytest.mark.parametrize("wrong", ["collector:4317", "grpc://c:4317", "http://", "http://c:port", "http://a b"])
 def test_what_is_no_url_is_refused_in_a_line(wrong: str) -> None:
     assert "--otlp-endpoint" in otlp_mistake(wrong) and "such as http://127.0.0.1:4318" in otlp_mistake(wrong)
+    for hidden in ("grpc://u:secret@c:4317", "u:secret@c", "http://u:secret@c:port"):
+        assert "such as http://127.0.0.1:4318" in otlp_mistake(hidden) and "secret" not in otlp_mistake(hidden)
     assert not otlp_mistake("http://[::1]:4318") and not otlp_mistake("https://collector.example/v1/traces")
 
 
