@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,9 +57,9 @@ def still(pid: int) -> Iterator[None]:
 
 
 @contextmanager
-def server(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """(its URL without /v1, the process). Killed at the end if it still runs."""
-    command = [sys.executable, "-m", "pdlab", "serve", "--model", str(model), "--port", "0", "--threads", "1", *options]
+def server(model: Path, *options: str, inside: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """(its URL without /v1, the process). Killed at the end if it still runs. `inside`: what the command begins with, if not itself."""
+    command = [*inside, sys.executable, "-m", "pdlab", "serve", "--model", str(model), "--port", "0", "--threads", "1", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         yield _url(process), process

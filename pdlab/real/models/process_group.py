@@ -1,4 +1,5 @@
-"""The ranks' exchange over torch.distributed: gloo between CPUs, nccl between CUDA devices, hccl between NPUs."""
+"""The ranks' exchange over torch.distributed: gloo between CPUs, nccl between CUDA devices, hccl between NPUs. CPUs of one host sum by
+memory that they share."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store, TCPStore
 
+from pdlab.kernels.all_reduce import SharedSum
+from pdlab.real.models.shared_sum import meet
+
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 TIMEOUT = timedelta(minutes=30)  # of one exchange: a rank that has ended is known by its socket, long before
 
@@ -20,10 +24,11 @@ def meeting(host: str, port: int, *, at_rank_0: bool = False) -> TCPStore:
 
 
 class GroupExchange:
-    """An Exchange over a process group of `size`, of which this is `rank`."""
+    """An Exchange over a process group of `size`, of which this is `rank`. `shared`: the sum by shared memory, where all have it."""
 
     def __init__(self, group: Any, rank: int, size: int) -> None:
         self.group, self.rank, self.size = group, rank, size
+        self.shared: SharedSum | None = None
         self.adding, self.largest, self.to_first = dist.AllreduceOptions(), dist.AllreduceOptions(), dist.GatherOptions()
         self.largest.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
         self.to_first.rootRank = 0
@@ -36,14 +41,30 @@ class GroupExchange:
             options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [dist.ProcessGroupGloo.create_device(hostname=address, lazy_init=False)]
             options._timeout = TIMEOUT
-            return cls(dist.ProcessGroupGloo(store, rank, size, options), rank, size)
+            found = cls(dist.ProcessGroupGloo(store, rank, size, options), rank, size)
+            found._share(store)
+            return found
         getattr(torch, device.type).set_device(device)
         dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         world = dist.group.WORLD
         assert world is not None
         return cls(world, rank, size)
 
+    def _share(self, store: Store) -> None:
+        shared = meet(store, self.rank, self.size)
+        able = torch.tensor([float(shared is not None)])
+        self.sum(able)
+        if able.item() == self.size:
+            self.shared = shared
+
     def sum(self, x: Tensor) -> None:
+        if self.shared is not None and self.shared.takes(x):
+            self.shared(x)
+        else:
+            self.sum_by_group(x)
+
+    def sum_by_group(self, x: Tensor) -> None:
+        """The same, by the process group whatever else there is."""
         self.group.allreduce([x], self.adding).wait()
 
     def most(self, x: Tensor) -> None:

@@ -129,15 +129,15 @@ class TransferClient:
             route, connection = self._connect(job, peer_descriptor)
             with job.holding(connection, self._pool):
                 mapped = route == "cuda_ipc" or (route == "shm" and self._blocks.segment is not None)
-                how = "nixl" if route == "nixl" else "mapped" if mapped else "wire"
-                if how != "wire":
+                how = self._by_nixl(source, connection.peer) if route == "nixl" else "mapped" if mapped else "wire"
+                if how in ("nixl", "mapped"):
                     self._blocks.settle()
                 connection.send(
                     wire.PushRequest(ticket, wire.pack_ids(source), wire.pack_ids(target), *layers, job.deadline - time.monotonic(), how)
                 )
                 if not connection.receive(wire.Go).arrived:
-                    if how == "wire":
-                        self._send(connection, source, layers, job)
+                    if how in ("wire", "gathered"):
+                        self._send(connection, source, layers, job, gathered=how == "gathered")
                     else:
                         connection.receive(wire.Copied)
                     job.check()
@@ -163,17 +163,23 @@ class TransferClient:
     ) -> None:
         if not len(source):
             return
-        if route == "nixl":
+        gathered = route == "nixl" and self._by_nixl(source, connection.peer) == "gathered"
+        if route == "nixl" and not gathered:
             move.read_blocks(connection, source, target, layers, job.writing)
         elif connection.mapped is not None:
             move.copy_blocks(connection, source, target, layers, job.writing)
         else:
-            connection.send(wire.Read(lease_id, wire.pack_ids(source), *layers, job.deadline - time.monotonic()))
-            move.receive_blocks(connection, target, layers, job.writing)
+            connection.send(wire.Read(lease_id, wire.pack_ids(source), *layers, job.deadline - time.monotonic(), gathered))
+            move.receive_blocks(connection, target, layers, job.writing, gathered=gathered)
 
-    def _send(self, connection: PeerConnection, source: Ids, layers: Layers, job: TransferJob) -> None:
+    def _by_nixl(self, source: Ids, peer: Descriptor) -> Literal["nixl", "gathered"]:
+        nixl, there = self._own.nixl, peer.nixl
+        assert nixl is not None and there is not None
+        return "gathered" if len(source) and nixl.gathers(source, there) else "nixl"
+
+    def _send(self, connection: PeerConnection, source: Ids, layers: Layers, job: TransferJob, *, gathered: bool) -> None:
         try:
-            move.send_blocks(connection, source, layers, job.check)
+            move.send_blocks(connection, source, layers, job.check, gathered=gathered)
         except TransferStopped as trouble:
             if trouble.broken:  # because the peer refused and hung up?
                 connection.deadline = time.monotonic() + 0.05

@@ -276,6 +276,12 @@ class PeerConnection:
             return False
         return False
 
+    def hung_up(self) -> bool:
+        """Has the peer, whatever of its words is still to be read?"""
+        end = select.poll()
+        end.register(self.sock, select.POLLRDHUP)
+        return bool(end.poll(0))
+
     def abort(self) -> None:
         """From any thread: whatever its holder waits for fails now."""
         with contextlib.suppress(OSError):

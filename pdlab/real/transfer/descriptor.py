@@ -52,7 +52,8 @@ class CudaIpcAddress(msgspec.Struct, frozen=True):
 
 
 class NixlAddress(msgspec.Struct, frozen=True):
-    """`metadata` is NIXL's own blob (base64 in JSON). `address` is where the KV memory begins in the peer."""
+    """`metadata` is NIXL's own blob (base64 in JSON). `address` is where the KV memory begins in the peer, `staging` where its `slots` of
+    `slot_bytes` bytes do, into which it gathers scattered blocks; 0 slots: it does not."""
 
     agent: str
     metadata: bytes
@@ -60,6 +61,9 @@ class NixlAddress(msgspec.Struct, frozen=True):
     device: int
     memory: str  # "DRAM" or "VRAM"
     rdma: bool
+    staging: int = 0
+    slots: int = 0
+    slot_bytes: int = 0
 
 
 class Descriptor(msgspec.Struct, frozen=True):

@@ -2,69 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from pdlab.real.transfer import wire
 from pdlab.real.transfer.blocks import Ids, Layers
 from pdlab.real.transfer.connection import SLOTS, PeerConnection
+from pdlab.real.transfer.nixl import Nixl
 from pdlab.real.transfer.result import TransferStopped
 
 Writing = Callable[[], AbstractContextManager[None]]
 
 
-def send_blocks(connection: PeerConnection, ids: Ids, layers: Layers, still_held: Callable[[], None]) -> None:
-    """As Chunks: by the staging buffer where this end has one, else raw. `still_held` raises Trouble once it is useless to go on: whether
-    what was sent is sound is said at the end."""
-    blocks, segment = connection.own.blocks, connection.outgoing
+def send_blocks(connection: PeerConnection, ids: Ids, layers: Layers, still_held: Callable[[], None], *, gathered: bool = False) -> None:
+    """As Chunks: by slots of staging memory where this end has them for this connection, or is to gather for READs, else raw. `still_held`
+    raises Trouble once it is useless to go on: whether what was sent is sound is said at the end."""
+    blocks = connection.own.blocks
     per, size = blocks.per_chunk(layers), blocks.block_bytes(layers)
     under_way = 0
-    for number, start in enumerate(range(0, len(ids), per)):
-        chunk, slot = ids[start : start + per], -1 if segment is None else number % SLOTS
-        head = wire.frame(wire.Chunk(len(chunk), len(chunk) * size, slot))
-        still_held()
-        if segment is None:
-            pieces = blocks.pieces(chunk, layers)
-            connection.send_bytes(head)
-            if pieces is None:
-                buffer, address = connection.buffer()
-                connection.send_bytes(buffer[: blocks.pack(chunk, layers, address)])
-            else:
-                connection.send_pieces(pieces, blocks.piece_bytes)
-            continue
-        if under_way == SLOTS:
-            connection.receive(wire.Taken)
-            under_way -= 1
-        blocks.pack(chunk, layers, segment.address + slot * blocks.chunk_bytes)
-        connection.send_bytes(head)
-        under_way += 1
-    if segment is not None:
+    with _slots(connection, gathered) as slots:
+        for number, start in enumerate(range(0, len(ids), per)):
+            chunk = ids[start : start + per]
+            still_held()
+            if not slots:
+                _send_raw(connection, chunk, layers)
+                continue
+            if under_way == len(slots):
+                connection.receive(wire.Taken)
+                under_way -= 1
+            slot, address = slots[number % len(slots)]
+            blocks.pack(chunk, layers, address)
+            connection.send(wire.Chunk(len(chunk), len(chunk) * size, slot))
+            under_way += 1
         for _ in range(under_way):
             connection.receive(wire.Taken)
 
 
-def receive_blocks(connection: PeerConnection, ids: Ids, layers: Layers, writing: Writing) -> None:
+def _slots(connection: PeerConnection, gathered: bool) -> AbstractContextManager[list[tuple[int, int]]]:
+    """(number, address) of each."""
+    if gathered:
+        return _nixl(connection).lent(_deadline(connection))
+    segment, size = connection.outgoing, connection.own.blocks.chunk_bytes
+    return contextlib.nullcontext([] if segment is None else [(slot, segment.address + slot * size) for slot in range(SLOTS)])
+
+
+def _send_raw(connection: PeerConnection, chunk: Ids, layers: Layers) -> None:
+    blocks = connection.own.blocks
+    pieces = blocks.pieces(chunk, layers)
+    connection.send(wire.Chunk(len(chunk), len(chunk) * blocks.block_bytes(layers), -1))
+    if pieces is None:
+        buffer, address = connection.buffer()
+        connection.send_bytes(buffer[: blocks.pack(chunk, layers, address)])
+    else:
+        connection.send_pieces(pieces, blocks.piece_bytes)
+
+
+def receive_blocks(connection: PeerConnection, ids: Ids, layers: Layers, writing: Writing, *, gathered: bool = False) -> None:
     """The other end of `send_blocks`. Sizes are checked against our own figures before a byte is taken."""
-    blocks, staging = connection.own.blocks, connection.incoming
+    blocks = connection.own.blocks
     size, done = blocks.block_bytes(layers), 0
+    if gathered:
+        _nixl(connection)  # before a chunk is waited for
     while done < len(ids):
         chunk = connection.receive(wire.Chunk)
         if not 0 < chunk.blocks <= len(ids) - done or chunk.size != chunk.blocks * size or chunk.size > blocks.chunk_bytes:
             raise TransferStopped(
                 f"a chunk of {chunk.blocks} blocks, {chunk.size} bytes, where {len(ids) - done} of {size} are to come", broken=True
             )
-        if (staging is None) != (chunk.slot == -1) or not -1 <= chunk.slot < SLOTS:
-            raise TransferStopped(f"a chunk in slot {chunk.slot}", broken=True)
-        if staging is None:
-            buffer, address = connection.buffer()
-            connection.receive_into(buffer[: chunk.size])
-        else:
-            address = staging.address + chunk.slot * blocks.chunk_bytes
-        with writing():
+        with _bytes_of(connection, chunk, gathered) as address, writing():
             blocks.unpack(address, ids[done : done + chunk.blocks], layers)
-        if staging is not None:
-            connection.send(wire.Taken(chunk.slot))
         done += chunk.blocks
+
+
+@contextmanager
+def _bytes_of(connection: PeerConnection, chunk: wire.Chunk, gathered: bool) -> Iterator[int]:
+    """Where a chunk's bytes are; its slot is told of as taken as soon as it may be."""
+    staging, there = connection.incoming, connection.peer.nixl
+    slots = there.slots if gathered and there is not None else SLOTS if staging is not None else 0
+    if not (0 <= chunk.slot < slots if slots else chunk.slot == -1):
+        raise TransferStopped(f"a chunk in slot {chunk.slot}", broken=True)
+    if gathered:
+        with _nixl(connection).fetched(connection.peer, chunk.slot, chunk.size, connection.hung_up, _deadline(connection)) as address:
+            connection.send(wire.Taken(chunk.slot))
+            yield address
+    elif staging is None:
+        buffer, address = connection.buffer()
+        connection.receive_into(buffer[: chunk.size])
+        yield address
+    else:
+        yield staging.address + chunk.slot * connection.own.blocks.chunk_bytes
+        connection.send(wire.Taken(chunk.slot))
 
 
 def copy_blocks(connection: PeerConnection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
@@ -86,8 +114,16 @@ def copy_blocks(connection: PeerConnection, source: Ids, ids: Ids, layers: Layer
 
 def read_blocks(connection: PeerConnection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
     """By NIXL, with the connection as a witness of the peer's life."""
+    _nixl(connection).read(connection.peer, source, ids, layers, writing, connection.hung_up, _deadline(connection))
+
+
+def _nixl(connection: PeerConnection) -> Nixl:
     nixl = connection.own.nixl
     if nixl is None or connection.peer.nixl is None:
         raise TransferStopped("NIXL is not at both ends")
+    return nixl
+
+
+def _deadline(connection: PeerConnection) -> float:
     assert connection.deadline is not None
-    nixl.read(connection.peer, source, ids, layers, writing, lambda: not connection.alive(), connection.deadline)
+    return connection.deadline

@@ -1,6 +1,9 @@
 """One-sided READs by NIXL over UCX (optional: nixl_cu12 or nixl_cu13). Each endpoint is an agent with a name of its own for each
 incarnation; its KV memory is registered once.
 
+Blocks that lie scattered in small pieces are gathered at the source into registered slots, each of which is one READ: NIXL pays for every
+piece, several times what copying one of 4 KiB costs.
+
 A READ that was given up may still land, minutes later, wherever it was told to. So READs land in registered staging memory, from where this
 process copies into the blocks that are still its own. Staging whose READ has not ended is not used again until NIXL says that it has.
 """
@@ -14,8 +17,9 @@ import mmap
 import threading
 import time
 import uuid
-from collections.abc import Callable, MutableMapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
@@ -30,7 +34,11 @@ from pdlab.real.transfer.result import TransferStopped
 log = logging.getLogger(__name__)
 
 STAGING_BYTES = 4 << 20
+SCATTERED_BYTES = 16 << 10  # what lies together is less, on average: it is gathered
+GATHERING = 4  # transfers at once; more wait
+SLOTS = 4  # of each: some are filled while another is read
 MAX_STUCK = 16
+PROGRESS_US = 10_000  # how long NIXL's thread waits for an event at most
 SPIN_S = 2e-4  # polled without sleeping; a small READ takes 15 us
 
 
@@ -38,8 +46,29 @@ def api() -> Any:
     """NIXL's Python API, or None where it is not installed or does not load."""
     for package in ("nixl_cu12", "nixl_cu13"):
         with contextlib.suppress(ImportError, OSError):
-            return importlib.import_module(f"{package}._api")
+            found = importlib.import_module(f"{package}._api")
+            if not isinstance(found.nixlBind, _AtRest):
+                found.nixlBind = _AtRest(found.nixlBind)  # type: ignore[attr-defined]
+            return found
     return None
+
+
+class _AtRest:
+    """NIXL's bindings, whose progress thread sleeps until there is something to do. Its Python API tells that thread to wait 0 us, whereby
+    an agent at rest takes a whole core, and offers no other figure."""
+
+    def __init__(self, bindings: Any) -> None:
+        self._bindings = bindings
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bindings, name)
+
+    def nixlAgentConfig(self) -> Any:
+        class Config(self._bindings.nixlAgentConfig):  # type: ignore[name-defined, misc]
+            def __setattr__(self, name: str, value: object) -> None:
+                super().__setattr__(name, PROGRESS_US if name == "pthrDelay" else value)
+
+        return Config()
 
 
 def use_nics(nics: Sequence[Nic], environ: MutableMapping[str, str]) -> None:
@@ -76,8 +105,60 @@ class Nixl:
         self._staging_bytes = max(STAGING_BYTES, blocks.block_bytes((0, blocks.layers)))
         self._free: list[_Staging] = []
         self._stuck: list[tuple[Any, _Staging]] = []
+        self._gathered: _Staging | None = None
+        self._lendable: Queue[int] = Queue()
+        slots = 0
+        if blocks.on_cpu:
+            slots = GATHERING * SLOTS
+            self._gathered = _Staging(self._agent, slots * blocks.chunk_bytes, device)
+            for first in range(0, slots, SLOTS):
+                self._lendable.put(first)
         metadata = self._agent.get_agent_metadata()
-        self.address = NixlAddress(str(self._agent.name), bytes(metadata), blocks.address, self.device, self.memory, rdma)
+        self.address = NixlAddress(
+            str(self._agent.name),
+            bytes(metadata),
+            blocks.address,
+            self.device,
+            self.memory,
+            rdma,
+            staging=0 if self._gathered is None else self._gathered.address,
+            slots=slots,
+            slot_bytes=blocks.chunk_bytes,
+        )
+
+    def gathers(self, source: Ids, there: NixlAddress) -> bool:
+        """Are these blocks of one end, which are to be read by the other, small pieces scattered in CPU memory? Both ends can say."""
+        runs = 1 + int(np.count_nonzero(np.diff(source) != 1))
+        return self._gathered is not None and there.slots > 0 and len(source) * self.blocks.piece_bytes < runs * SCATTERED_BYTES
+
+    @contextmanager
+    def lent(self, deadline: float) -> Iterator[list[tuple[int, int]]]:
+        """(number, address) of slots to gather into."""
+        if self._gathered is None:
+            raise TransferStopped("this endpoint gathers nothing for NIXL")
+        try:
+            first = self._lendable.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            raise TransferStopped("no slot came free before the deadline") from None
+        try:
+            yield [(slot, self._gathered.address + slot * self.blocks.chunk_bytes) for slot in range(first, first + SLOTS)]
+        finally:
+            self._lendable.put(first)
+
+    @contextmanager
+    def fetched(self, peer: Descriptor, slot: int, bytes: int, gone: Callable[[], bool], deadline: float) -> Iterator[int]:
+        """The first bytes of a peer's slot; the address where they are here."""
+        there = peer.nixl
+        assert there is not None
+        if bytes > min(there.slot_bytes, self._staging_bytes):
+            raise TransferStopped(f"{bytes} bytes in a slot of {there.slot_bytes}", broken=True)
+        staging = self._take()
+        self._fetch(there, np.array([there.staging + slot * there.slot_bytes]), np.array([bytes]), staging, gone, deadline)
+        try:
+            yield staging.address
+        finally:
+            with self._lock:
+                self._free.append(staging)
 
     def read(
         self,
@@ -97,7 +178,10 @@ class Nixl:
             chunk = ids[start : start + per]
             offsets = self.blocks.offsets(source[start : start + per], layers, peer.blocks)
             staging = self._take()
-            self._fetch(there, offsets, staging, gone, deadline)  # where it raises, the staging memory has been put away
+            flat, size = offsets.ravel(), self.blocks.piece_bytes
+            begins = np.concatenate(([0], np.flatnonzero(np.diff(flat) != size) + 1))  # neighbours are read as one
+            lengths = np.diff(begins, append=len(flat)) * size
+            self._fetch(there, there.address + flat[begins], lengths, staging, gone, deadline)
             try:
                 with writing():
                     self._unpack(staging, chunk, layers)
@@ -119,22 +203,23 @@ class Nixl:
                 self._free.append(staging)
             for agent in list(self._remote):
                 self._drop(agent)
-            for registered in (self._registered, *(staging.registered for staging in self._free)):
+            gathered = [] if self._gathered is None else [self._gathered]
+            for registered in (self._registered, *(staging.registered for staging in (*self._free, *gathered))):
                 with contextlib.suppress(Exception):
                     self._agent.deregister_memory(registered)
-            self._stuck, self._free, self._agent = [], [], None
+            self._stuck, self._free, self._gathered, self._agent = [], [], None, None
 
-    def _fetch(self, there: NixlAddress, offsets: Addresses, staging: _Staging, gone: Callable[[], bool], deadline: float) -> None:
-        size = self.blocks.piece_bytes
-        flat = offsets.ravel()
-        begins = np.concatenate(([0], np.flatnonzero(np.diff(flat) != size) + 1))  # neighbours are read as one
-        lengths = np.diff(begins, append=len(flat)) * size
+    def _fetch(
+        self, there: NixlAddress, addresses: Addresses, lengths: Addresses, staging: _Staging, gone: Callable[[], bool], deadline: float
+    ) -> None:
+        """So many bytes from each address of the peer's, one after another. Where it raises, the staging memory has been put away."""
         handle: Any = None
         try:
             with self._lock:
                 agent = self._known(there)
-                local = self._descriptors(staging.address + begins * size, lengths, self.memory, self.device)
-                remote = self._descriptors(there.address + flat[begins], lengths, there.memory, there.device)
+                here = staging.address + np.cumsum(lengths) - lengths
+                local = self._descriptors(here, lengths, self.memory, self.device)
+                remote = self._descriptors(addresses, lengths, there.memory, there.device)
                 handle = self._agent.initialize_xfer("READ", local, remote, agent)
                 state = self._agent.transfer(handle)
             began = time.monotonic()

@@ -64,7 +64,7 @@ def _copy(source: Addresses, target: Addresses, piece_bytes: int) -> None:
         """All that lies between them, [steps, bytes of a step], and which of it they are."""
         first = int(ends.min())
         memory = (ctypes.c_char * (int(ends.max()) + piece_bytes - first)).from_address(first)
-        return np.frombuffer(memory, np.uint8).reshape(-1, step), (ends[:, None] - first) // step + one
+        return np.frombuffer(memoryview(memory), np.uint8).reshape(-1, step), (ends[:, None] - first) // step + one
 
     there, here = steps(source), steps(target)
     here[0][here[1]] = there[0][there[1]]

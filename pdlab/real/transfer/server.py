@@ -167,7 +167,7 @@ class TransferServer:
             self._leases.check(request.lease, ids[:0])
 
         self._leases.check(request.lease, ids)
-        move.send_blocks(connection, ids, layers, still_held)
+        move.send_blocks(connection, ids, layers, still_held, gathered=request.gathered)
 
     def _finish(self, connection: PeerConnection, request: wire.Finish) -> None:
         blocks = self._own.blocks
@@ -192,8 +192,8 @@ class TransferServer:
             connection.send(wire.Go(part.arrived))
             if part.arrived:
                 return
-            if request.how == "wire":
-                move.receive_blocks(connection, target, layers, part.writing)
+            if request.how in ("wire", "gathered"):
+                move.receive_blocks(connection, target, layers, part.writing, gathered=request.how == "gathered")
             else:
                 if request.how == "nixl":
                     move.read_blocks(connection, source, target, layers, part.writing)

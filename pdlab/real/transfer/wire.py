@@ -6,11 +6,11 @@
     pull, tcp  Read, (Chunk, bytes)*, Finish, Finished    the source stops once the lease has ended
     pull, shm  [D copies from P's mapped blocks] Finish, Finished;      staged: Read, (Chunk, Taken)*, Finish, Finished
     pull, cuda_ipc                               likewise, from P's GPU
-    pull, nixl [D READs] Finish, Finished
+    pull, nixl [D READs] Finish, Finished;                              gathered: Read, (Chunk, [D READs] Taken)*, Finish, Finished
     push, tcp  Push, Go, (Chunk, bytes)*, Commit, Finished
     push, shm  Push, Go, [D copies] Copied, Commit, Finished            staged: Push, Go, (Chunk, Taken)*, Commit, Finished
     push, cuda_ipc                               likewise
-    push, nixl Push, Go, [D READs] Copied, Commit, Finished
+    push, nixl Push, Go, [D READs] Copied, Commit, Finished;            gathered: Push, Go, (Chunk, [D READs] Taken)*, Commit, Finished
 
 `Finish` is answered by `TransferFinished` only if the lease has been valid all along, so what was read before is sound. `Commit` says the
 same of a pushed part: the pusher still held its blocks when they had been copied. `TransferRefused` may stand for any answer.
@@ -77,17 +77,18 @@ class TransferRefused(WireMessage, frozen=True):
 
 
 class Read(WireMessage, frozen=True):
-    """`budget_s`: when the reader gives up."""
+    """`budget_s`: when the reader gives up. `gathered`: into slots that it READs by NIXL."""
 
     lease: str
     blocks: bytes
     first: int
     last: int
     budget_s: float
+    gathered: bool = False
 
 
 class Chunk(WireMessage, frozen=True):
-    """`blocks` more blocks: the `size` bytes that follow, or those at `slot` of the staging buffer (-1: they follow)."""
+    """`blocks` more blocks: the `size` bytes that follow, or those at `slot` of the staging (-1: they follow)."""
 
     blocks: int
     size: int
@@ -124,8 +125,8 @@ class Renewed(WireMessage, frozen=True):
 
 
 class PushRequest(WireMessage, frozen=True):
-    """`budget_s`: when the pusher gives up. `how` the bytes come: "wire" (Chunks), "nixl", "mapped" (from its KV memory, by shm or
-    cuda_ipc)."""
+    """`budget_s`: when the pusher gives up. `how` the bytes come: "wire" (Chunks), "nixl", "gathered" (Chunks of which NIXL READs the
+    bytes), "mapped" (from its KV memory, by shm or cuda_ipc)."""
 
     ticket: str
     source: bytes

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,46 +13,18 @@ import pytest
 
 from tests.real.faults.conftest import OUTPUT_TOKENS, Asked
 from tests.support.clients import load
+from tests.support.namespaces import HOME, inside, ip, space, spaces
 from tests.support.registry_worlds import Redis
 from tests.support.served_cluster import ServedCluster, cluster
 
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")  # tests that run side by side have networks of their own
-NET = f"10.213.{77 + int(WORKER)}"
-BRIDGE, HOME = f"pdlab{WORKER}-br", f"{NET}.1"
-ADDRESSES = {"p": f"{NET}.2", "d": f"{NET}.3", "d2": f"{NET}.4"}
 ROLES = {"p": "prefill", "d": "decode", "d2": "decode"}
 TOKEN = "a-token-of-the-tests"
 
 
-def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
-
-
-def space(name: str) -> str:
-    return f"pdlab{WORKER}-{name}"
-
-
 @pytest.fixture(scope="module")
-def spaces() -> Iterator[None]:
-    """A bridge here, and behind it a namespace for each instance."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and iproute2")
-    try:
-        with contextlib.ExitStack() as stack:
-            ip("link", "add", BRIDGE, "type", "bridge")
-            stack.callback(ip, "link", "del", BRIDGE, check=False)
-            ip("addr", "add", f"{HOME}/24", "dev", BRIDGE)
-            ip("link", "set", BRIDGE, "up")
-            for name, address in ADDRESSES.items():
-                ip("netns", "add", space(name))
-                stack.callback(ip, "netns", "del", space(name), check=False)
-                ip("link", "add", space(name), "type", "veth", "peer", "name", "eth0", "netns", space(name))
-                ip("link", "set", space(name), "master", BRIDGE, "up")
-                for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
-                    ip("-n", space(name), *command.split())
-            yield
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+def addresses() -> Iterator[dict[str, str]]:
+    with spaces(ROLES) as found:
+        yield found
 
 
 @contextlib.contextmanager
@@ -78,7 +47,7 @@ class Far(Redis):
 
 
 @pytest.fixture(scope="module")
-def made(spaces: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCluster]:
+def made(addresses: dict[str, str], tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCluster]:
     server = Far(tmp_path_factory.mktemp("redis"))
     server.start()
     asyncio.run(server.ready())
@@ -87,7 +56,7 @@ def made(spaces: None, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         with cluster(tmp_path_factory.mktemp("spaces"), tiny, far, token=TOKEN, transfer={"timeout_s": 4}) as found:
             found.start("router", "router")
             for name, role in ROLES.items():
-                found.start(name, role, "--host", ADDRESSES[name], inside=("ip", "netns", "exec", space(name)))
+                found.start(name, role, "--host", addresses[name], inside=inside(name))
             found.joined(*ROLES)
             yield found
     finally:

@@ -229,6 +229,8 @@ def test_requests_that_are_wrong_in_one_field(served: KvEndpoint) -> None:
     far, odd = wire.pack_ids(np.array([2**31 - 1], np.int32)), IDS[:5]
     wrong: list[wire.WireMessage] = [
         *(wire.Read(**{**good, **change}) for change in ({"blocks": far}, {"blocks": odd}, {"first": 3, "last": 2}, {"last": 2**62})),  # type: ignore[arg-type]
+        wire.Read(**{**good, "gathered": True}),  # type: ignore[arg-type]
+        wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "gathered"}),  # type: ignore[arg-type]
         *(wire.PushRequest(**{**push, **change}) for change in ({}, {"target": far}, {"source": far}, {"source": odd}, {"how": "magic"})),  # type: ignore[arg-type]
         wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "mapped"}),  # type: ignore[arg-type]
         wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "nixl"}),  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pdlab.real.transfer import nixl
 from pdlab.real.transfer.endpoint import KvEndpoint
 from pdlab.real.transfer.result import TransferResult
 from tests.real.transfer.peer import LAYERS, Peer, endpoint, memory
@@ -198,4 +199,34 @@ def test_the_event_loop_goes_on(peer: Peer, name: str, way: tuple[str, bool]) ->
             raise AssertionError("it stands while bytes flow")
 
     asyncio.run(go())
+    peer.ask("drop", name=name)
+
+
+@pytest.mark.skipif(nixl.api() is None, reason="NIXL is not installed (pip install nixl-cu12)")
+def test_nixl_reads_neighbours_where_they_lie_and_has_scattered_blocks_gathered(
+    peer: Peer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, rng = 3000, np.random.default_rng(1)  # six chunks, four slots
+    there, here = memory(n, seed=1), memory(n, seed=2)
+    at = peer.make(name, "nixl", blocks=n, seed=1, dtype="float32", shared=False)
+    gathered: list[bool] = []
+    gathers = nixl.Nixl.gathers
+
+    def noted(*what: Any) -> bool:
+        gathered.append(gathers(*what))
+        return gathered[-1]
+
+    monkeypatch.setattr(nixl.Nixl, "gathers", noted)
+
+    async def go() -> None:
+        async with endpoint(here, "nixl") as own:
+            for lease, source in ((f"{name} neighbours", list(range(7, n))), (f"{name} scattered", rng.permutation(n).tolist())):
+                target = rng.permutation(n)[: len(source)].tolist()
+                expected = moved(here, there, source, target)
+                peer.ask("offer", name=name, lease=lease, blocks=source)
+                assert (await own.pull(at, lease, source, target, deadline_s=60)).status == "done"
+                assert same(here, expected)
+
+    asyncio.run(go())
+    assert gathered == [False, True]
     peer.ask("drop", name=name)
