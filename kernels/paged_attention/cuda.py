@@ -157,6 +157,7 @@ def _decode(
     head_stride,
     window,
     SPLITS: tl.constexpr,
+    TILES: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     D: tl.constexpr,
@@ -164,7 +165,7 @@ def _decode(
     N: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
-    seq, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    seq, head, split = tl.program_id(0), tl.program_id(1) // TILES, tl.program_id(2)
     start = tl.load(starts + seq)
     if tl.load(starts + seq + 1) - start != 1:
         return
@@ -175,7 +176,7 @@ def _decode(
     span = tl.cdiv(tl.cdiv(context - begin, SPLITS), N) * N
     first = begin + split * span
     last = tl.minimum(first + span, context)
-    row, d = tl.arange(0, M), tl.arange(0, D)
+    row, d = tl.program_id(1) % TILES * M + tl.arange(0, M), tl.arange(0, D)
     mask = (row < GROUP)[:, None] & (d < DIM)[None, :]
     rows = tl.load(q + start.to(tl.int64) * q_token + ((head * GROUP + row) * q_head)[:, None] + d[None, :], mask=mask, other=0.0)
     position = tl.zeros([M], tl.int32) + context - 1
@@ -199,7 +200,7 @@ def _decode(
         N,
         WINDOW,
     )
-    heads = tl.num_programs(1) * GROUP
+    heads = tl.num_programs(1) // TILES * GROUP
     part = (seq * heads + head * GROUP + row).to(tl.int64) * SPLITS + split
     tl.store(parts + part[:, None] * D + d[None, :], result, mask=(row < GROUP)[:, None])
     tl.store(maxima + part, best, mask=row < GROUP)
@@ -281,10 +282,13 @@ def paged_attention(
     padded = max(16, triton.next_power_of_2(dim))
     strides = (block_tables.stride(0), block_tokens, k_cache.stride(0), k_cache.stride(1), window)
     wide = q.element_size() == 4
+    latent = padded > 256  # MLA's: what an H100 has of shared memory sets the tiles
+    keys = 16 if latent and wide else 32 if wide or padded > 128 else 64
+    stages = 1 if latent and wide else 2
     sizes = {"GROUP": group, "DIM": dim, "D": padded, "WINDOW": window > 0}
     most = max_queries or tokens
     if most > 1:
-        m = 32 if wide and padded > 64 else 64 if wide or padded > 128 else 128
+        m = 16 if latent else 32 if wide and padded > 64 else 64 if wide or padded > 128 else 128
         grid = (triton.cdiv(most * group, m), kv_heads, seqs)
         _prefill[grid](
             q,
@@ -302,15 +306,17 @@ def paged_attention(
             *strides,
             **sizes,
             M=m,
-            N=32 if wide or padded > 128 else 64,
+            N=keys,
             num_warps=8 if m == 128 else 4,
-            num_stages=2,
+            num_stages=stages,
         )
     capacity = block_tables.shape[1] * block_tokens
     splits = max(1, min(2 * _processors(q.device) // (seqs * kv_heads), triton.cdiv(capacity, 256), 64))
     parts = torch.empty((seqs, heads, splits, padded), dtype=torch.float32, device=q.device)
     maxima, sums = (torch.empty((seqs, heads, splits), dtype=torch.float32, device=q.device) for _ in range(2))
-    _decode[seqs, kv_heads, splits](
+    rows = 16 if latent else max(16, triton.next_power_of_2(group))
+    tiles = triton.cdiv(group, rows)
+    _decode[seqs, kv_heads * tiles, splits](
         q,
         k_cache,
         v_cache,
@@ -325,11 +331,12 @@ def paged_attention(
         q.stride(1),
         *strides,
         SPLITS=splits,
+        TILES=tiles,
         **sizes,
-        M=max(16, triton.next_power_of_2(group)),
-        N=32 if wide or padded > 128 else 64,
+        M=rows,
+        N=keys,
         num_warps=4,
-        num_stages=2,
+        num_stages=stages,
     )
     _merge[seqs, heads](
         parts,

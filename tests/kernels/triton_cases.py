@@ -11,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from test_paged_attention import TOLERANCE, batch  # type: ignore[import-not-found]
 
+from pdlab.kernels.experts import Activation
+from pdlab.kernels.experts import cuda as expert_kernels
+from pdlab.kernels.experts import reference as experts_reference
 from pdlab.kernels.kv_blocks import cuda as blocks
 from pdlab.kernels.kv_blocks import reference as blocks_reference
 from pdlab.kernels.paged_attention import cuda, reference
@@ -51,6 +54,23 @@ def transfer() -> None:
     assert torch.equal(into, expected)
 
 
+def experts(tokens: int, chosen: int, *, bias: bool, dtype: torch.dtype, activation: Activation = Activation(), here: int = 6) -> None:  # noqa: B008
+    """Of 6 experts some are `here`; pairs of one exceed a tile, of others there are none."""
+    random = torch.Generator().manual_seed(5)
+
+    def matrix(out: int, inner: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        made = (torch.randn(out, inner, generator=random) * inner**-0.5).to(DEVICE, dtype)
+        return made, torch.randn(out, generator=random).to(DEVICE, dtype) if bias else None
+
+    each = [(matrix(2 * 40, 72), matrix(72, 40)) for _ in range(here)]
+    x = torch.randn(tokens, 72, generator=random).to(DEVICE, dtype)
+    ids = torch.stack([torch.randperm(5, generator=random)[:chosen] for _ in range(tokens)]).to(DEVICE)
+    weights = torch.rand(tokens, chosen, generator=random).to(DEVICE)
+    ours = expert_kernels.experts(x, ids, weights, expert_kernels.ExpertPointers(each), 40, activation)
+    expected = experts_reference.experts(x, ids, weights, each, activation)
+    torch.testing.assert_close(ours, expected, **TOLERANCE[torch.float32 if dtype == torch.float32 else torch.bfloat16])
+
+
 def graph() -> None:
     """A captured decode step serves other contents of its tensors."""
     made = batch([(1, 300), (1, 40), (1, 900)])
@@ -73,8 +93,12 @@ def main() -> None:
     attention([(70, 70)])
     attention([(20, 90), (1, 200), (0, 5), (3, 3)], window=50, block_tokens=5, dim=24)
     attention([(30, 40), (1, 80)], dim=128, kv_heads=1, group=8, dtype=HALF)
+    attention([(1, 70), (1, 5), (3, 20)], dim=576, kv_heads=1, group=20)
     store()
     transfer()
+    experts(1, 2, bias=False, dtype=torch.float32)
+    experts(40, 3, bias=True, dtype=torch.float32, activation=Activation(1.702, 7.0, 1.0))
+    experts(20, 2, bias=False, dtype=HALF, here=3)
     if DEVICE == "cuda":
         graph()
     print("well")
