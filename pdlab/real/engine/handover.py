@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import inf
 
 from pdlab.core.prefix import chain
-from pdlab.real.engine.engine import Candidate, Engine
+from pdlab.real.engine.candidate import Candidate
+from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.messages import Submit
 
 
