@@ -33,9 +33,9 @@ class GroupedExperts:
 
     def __call__(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of what its experts make of each of x [tokens, hidden], in x's dtype. ids int64 [tokens, chosen], all different
-        in a row; weights float32 [tokens, chosen]."""
+        in a row, but for those of no expert here: others than 0 to the last, which add nothing. weights float32 [tokens, chosen]."""
         if self._table is not None and x.dtype in (torch.float32, torch.bfloat16):
             return cpu.experts(x, ids, weights, self._table, self.width, self.activation)
-        if self._pointers is not None:
+        if self._pointers is not None and x.dtype == self._pointers.dtype:
             return cuda.experts(x, ids, weights, self._pointers, self.width, self.activation)
         return reference.experts(x, ids, weights, self.experts, self.activation)

@@ -45,10 +45,11 @@ template <class T> void run(Matvec matvec, const Linear *gate_up, const Linear *
     thread_local std::vector<int32_t> ends;
     constexpr int is_bf16 = sizeof(T) == 2;
     pairs.resize(tokens * chosen);
-    ends.assign(count + 1, 0);
-    for (int64_t i = 0; i < tokens * chosen; i++) ends[ids[i] + 1]++;
-    for (int64_t e = 0; e < count; e++) ends[e + 1] += ends[e];
-    for (int64_t i = 0; i < tokens * chosen; i++) pairs[ends[ids[i]]++] = {(int32_t)(i / chosen), (int32_t)(i % chosen)};
+    ends.assign(count + 2, 0); // the last are those of no expert here
+    auto expert = [&](int64_t i) { return ids[i] >= 0 && ids[i] < count ? ids[i] : count; };
+    for (int64_t i = 0; i < tokens * chosen; i++) ends[expert(i) + 1]++;
+    for (int64_t e = 0; e <= count; e++) ends[e + 1] += ends[e];
+    for (int64_t i = 0; i < tokens * chosen; i++) pairs[ends[expert(i)]++] = {(int32_t)(i / chosen), (int32_t)(i % chosen)};
     const int64_t wide = (2 * width + 31) / 32 * 32, deep = (hidden + 31) / 32 * 32;
     float *total = (float *)scratch.get((size_t)tokens * deep * 4 + (size_t)MOST * (wide + 2 * deep) * sizeof(T));
     T *rows = (T *)(total + tokens * deep), *inner = rows + MOST * deep, *made = inner + MOST * wide;

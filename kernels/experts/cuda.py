@@ -159,14 +159,15 @@ def _some(x: Tensor, ids: Tensor, weights: Tensor, where: ExpertPointers, width:
     pairs, wide = tokens * chosen, x.element_size() == 4
     m = 16 if pairs <= 16 * count else 32 if wide else 64
     flat = ids.flatten()
+    flat = flat.masked_fill((flat < 0) | (flat > count), count)  # of no expert here: sorted last, in nobody's tile
     order = flat.argsort(stable=True)
-    counts = torch.zeros(count, dtype=torch.int64, device=x.device).scatter_add_(0, flat, torch.ones_like(flat))
+    counts = torch.zeros(count + 1, dtype=torch.int64, device=x.device).scatter_add_(0, flat, torch.ones_like(flat))[:count]
     first_pairs, expert_tiles = torch.zeros((2, count + 1), dtype=torch.int64, device=x.device)
     torch.cumsum(counts, 0, out=first_pairs[1:])
     torch.cumsum((counts + m - 1) // m, 0, out=expert_tiles[1:])
     tiles = min(pairs, pairs // m + count)
     made = torch.empty((pairs, width), dtype=x.dtype, device=x.device)
-    out = torch.empty((pairs, hidden), dtype=x.dtype, device=x.device)
+    out = torch.zeros((pairs, hidden), dtype=x.dtype, device=x.device)
     sizes = {
         "BIAS": where.biased,
         "COUNT": triton.next_power_of_2(count + 1),

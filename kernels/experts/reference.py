@@ -34,6 +34,8 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, each: Sequence[ExpertWeight
     """As `pdlab.kernels.experts.GroupedExperts`."""
     total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids.unique().tolist():
+        if not 0 <= expert < len(each):
+            continue
         token, place = (ids == expert).nonzero(as_tuple=True)
         (gate_up, gate_up_bias), (down, down_bias) = each[expert]
         made = product(activation(product(x[token], gate_up, gate_up_bias)), down, down_bias)

@@ -87,6 +87,14 @@ def serve(
             show_default="chunked",
         ),
     ] = None,
+    speculative_config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help='Drafted tokens: {"method": "ngram" or "draft_model", "num_speculative_tokens": N, "model": FOLDER}.',
+            show_default="the file's, or none",
+        ),
+    ] = None,
     tensor_parallel_size: Annotated[
         int | None,
         typer.Option(
@@ -97,6 +105,14 @@ def serve(
             min=1,
             help="Ranks that hold each layer together: a process each.",
             show_default="the file's, or 1",
+        ),
+    ] = None,
+    enable_expert_parallel: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-expert-parallel/--no-enable-expert-parallel",
+            help="Each of those ranks has some of a layer's experts whole, in place of a part of all.",
+            show_default="as ep of the file",
         ),
     ] = None,
     nnodes: Annotated[int | None, typer.Option(min=1, help="Hosts that its ranks are spread over, evenly.", show_default="1")] = None,
@@ -220,6 +236,8 @@ def serve(
         "block_tokens": block_tokens,
         "prefix_cache": prefix_cache,
         "batching": batching,
+        "speculative_config": speculative_config,
+        "enable_expert_parallel": enable_expert_parallel,
         "tp": tensor_parallel_size,
         "nnodes": nnodes,
         "node_rank": node_rank,

@@ -202,6 +202,14 @@ class BlockPool:
             if excess > 0:
                 self._evict(-(-excess // self.idle_unit))
 
+    def give_back(self, holding: Holding | None, blocks: int, kept: int) -> None:
+        """Of what was grown, `blocks` are free again; the sequence keeps `kept` in all."""
+        self.used -= blocks
+        if holding is not None and self._free_ids is not None:
+            private = kept - len(holding.shared) * self.unit
+            self._free_ids += holding.ids[private:]
+            del holding.ids[private:]
+
     def _evict(self, units: int) -> None:
         idle, changes, ids = self.idle, self.changes, self._unit_ids
         for _ in range(units):

@@ -26,20 +26,21 @@ class Meter:
         self._beside: Batch | None = None
         self._alone_s = self._beside_s = 0.0
 
-    def took(self, batch: Batch, joined: int, began_s: float, seconds: float, steps: int, last_s: float) -> None:
+    def took(self, batch: Batch, joined: int, began_s: float, seconds: float, steps: int, last_s: float, each: float = 1.0) -> None:
         """`steps` of a batch took `seconds` from `began_s` on, the last of them `last_s`. `joined`: how many of its decodes had their first
-        here. `batch.context_tokens` is still that of the first."""
+        here. `batch.context_tokens` is still that of the first. `each`: tokens that a sequence made in a step, in the mean, drafts
+        included; what is told of decode steps is the time of one."""
         n = batch.decodes
         if not n:
             self.computed(batch, last_s)
             return
         if self.ended_s < began_s and n > joined:
-            self.decode_s += began_s - self.ended_s  # they have waited, too
+            self.decode_s += (began_s - self.ended_s) / each  # they have waited, too
         self.ended_s = began_s + seconds
-        self.decode_s += seconds
+        self.decode_s += seconds / each
         self.decode_steps += steps
         if not batch.chunks:
-            self._decode = (n, batch.context_tokens + n * (steps - 1), last_s)
+            self._decode = (n, batch.context_tokens + n * (steps - 1), last_s / each)
         elif self._beside is None or batch.prompt_tokens >= self._beside.prompt_tokens:
             self._beside, self._beside_s = batch, last_s
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from pdlab.core.batch import Batch
@@ -68,11 +68,16 @@ class Commands(ABC):
     @abstractmethod
     def next_batch(self, now: float) -> Batch | None: ...
     @abstractmethod
+    def draft(self, seq: Sequence, tokens: int) -> int: ...
+    @abstractmethod
+    def accept(self, seq: Sequence, tokens: int) -> None: ...
+    @abstractmethod
     def advance(self, batch: Batch, steps: int) -> None: ...
     @abstractmethod
     def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]: ...
 
 
+STALE_ENDS = 256  # of the heap's, that drafts may leave behind
 NOTHING: list[Sequence] = []  # never changed
 NO_CHUNKS: list[tuple[Sequence, int]] = []
 
@@ -336,6 +341,38 @@ class Scheduler(Commands):
             batch.context_tokens = self.context_tokens
             batch.repeat -= steps
 
+    def draft(self, seq: Sequence, tokens: int) -> int:
+        """In the step under way a running sequence verifies up to `tokens` drafted ones, beside its next: take their blocks. How many there
+        is room for; nobody is preempted for them. To be followed by `accept`, before the step is complete."""
+        pool, block_tokens = self.pool, self.pool.block_tokens
+        assert not pool.windows and not seq.drafted, "an engine's, once a step"
+        here = self.kv_tokens(seq) + 1
+        room = (pool.blocks(here) + pool.available) * block_tokens - here
+        seq.drafted = tokens = min(tokens, room)
+        pool.grow(pool.blocks(here + tokens) - pool.blocks(here))
+        return tokens
+
+    def accept(self, seq: Sequence, tokens: int) -> None:
+        """Of the drafted ones the first `tokens` were right, and the sequence has made so many more than the step under way counts: its
+        books are as if it had begun to decode so many steps before. The blocks of the others are free again."""
+        pool, block_tokens, start, prompt = self.pool, self.pool.block_tokens, seq.start_step, seq.prompt_tokens
+        assert tokens <= seq.drafted and seq.end_step - tokens > self.step, f"{seq} cannot make {tokens} more"
+        here = self.kv_tokens(seq) + 1
+        pool.give_back(seq.holding, pool.blocks(here + seq.drafted) - pool.blocks(here + tokens), pool.blocks(here + tokens))
+        seq.drafted = 0
+        if not tokens:
+            return
+        seq.start_step = start - tokens
+        seq.end_step -= tokens
+        self.joins = joins = self.joins + 1
+        heappush(self.ends, (seq.end_step, joins, seq))
+        if len(self.ends) > STALE_ENDS + 4 * len(self.running):
+            self.ends = [entry for entry in self.ends if entry[0] == entry[2].end_step]
+            heapify(self.ends)
+        self.context_tokens += tokens
+        self.growth[(start - prompt) % block_tokens] -= seq.growth
+        self.growth[(seq.start_step - prompt) % block_tokens] += seq.growth
+
     def complete(self, batch: Batch, steps: int, now: float) -> tuple[list[Sequence], list[Sequence]]:
         """The batch ran `steps` <= `batch.repeat` times. Returns (prefilled, finished): sequences whose prompt is now computed and that
         have made a token of it (their first, or after a preemption a later one), in batch order; and those that are over. A sequence is in
@@ -481,7 +518,7 @@ class Scheduler(Commands):
         """The block ids an engine needs: of the whole prompt, and while the sequence decodes, of the step under way."""
         assert seq.holding is not None, f"{seq} has no blocks"
         running = seq.order in self.running and self.running[seq.order] is seq
-        return self.pool.table(seq.holding, self.pool.blocks(self.kv_tokens(seq) + 1) if running else 0)
+        return self.pool.table(seq.holding, self.pool.blocks(self.kv_tokens(seq) + 1 + seq.drafted) if running else 0)
 
     @property
     def idle(self) -> bool:

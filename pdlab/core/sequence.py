@@ -20,6 +20,7 @@ class Sequence:
     growth = 0  # what it takes for each further block, while it decodes
     join = 0  # which of its instance's joins was its last
     end_step = -1  # in the scheduler's own decode steps, while it decodes
+    drafted = 0  # tokens it verifies in the step under way, beside its next one
     preempted = 0
     exported = -1  # `preempted`, when its KV was last exported
     parent: Sequence | None = None  # the first candidate of its request, where this is another

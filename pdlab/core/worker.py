@@ -261,6 +261,14 @@ class Worker:
         self.batch = batch = self.commands.next_batch(now)
         return batch
 
+    def draft(self, seq: Sequence, tokens: int) -> int:
+        """Up to `tokens` drafted ones are verified in the step under way, if there is room. Then `accept`, before it is complete."""
+        return self.commands.draft(seq, tokens)
+
+    def accept(self, seq: Sequence, tokens: int) -> None:
+        """So many of the drafted ones were right."""
+        self.commands.accept(seq, tokens)
+
     def advance(self, batch: Batch, steps: int) -> None:
         """`steps` of a decode batch are done, and the next one is under way."""
         self.commands.advance(batch, steps)

@@ -74,10 +74,12 @@ class Coefficients:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """Speculative decoding: `tokens` drafted a step, each accepted with probability `acceptance` if those before it are."""
+    """Speculative decoding: `tokens` drafted a step, each accepted with probability `acceptance` if those before it are. `layered`: by a
+    layer of the model's own and its head; else they cost nothing."""
 
     tokens: int = 0
     acceptance: float = 0.0
+    layered: bool = True
 
     @property
     def made(self) -> float:
@@ -130,7 +132,8 @@ class Roofline(Cost):
         self._stages, self._hop_s = spread.pp, (spread.pp - 1) * STAGE_HOP_S
         self._overlap = (2 * spread.pp - 1) / spread.pp**2
         self._drafted, self._made = (drafts.tokens, drafts.made) if drafts is not None else (0, 1.0)
-        self._draft_layers = 1.0 + self._drafted / model.layers
+        self._layered = drafts is not None and drafts.layered
+        self._draft_layers = 1.0 + self._drafted / model.layers if self._layered else 1.0
         by_window = [
             (
                 int(a.window),
@@ -192,7 +195,7 @@ class Roofline(Cost):
         tokens = batch * (1 + self._drafted) / self._stages
         verify_s: float = without_attention_s(self._parts, tokens, tokens / self._groups, batch / self._stages)
         head = batch / self._stages * self._parts.head_token_s
-        drafts_s = self._drafted * (head * head + self._parts.head_read_s**2) ** 0.5
+        drafts_s = self._drafted * (head * head + self._parts.head_read_s**2) ** 0.5 if self._layered else 0.0
         seconds: float = (verify_s * self._draft_layers + drafts_s) / self._made
         return seconds + self._hop_s
 

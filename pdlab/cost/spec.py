@@ -112,7 +112,9 @@ def _build(
 ) -> Cost:
     spread = fitting(model, parallel)
     if drafts is not None and (spec.table is not None or spec.fitted is not None or hardware.profile is not None):
-        raise UsageError("engine.mtp: a table, a fit and a measured profile have no draft layer: remove it, or cost by the roofline")
+        raise UsageError(
+            "engine.speculation: a table, a fit and a measured profile have no draft layer: remove it, or cost by the roofline"
+        )
     if spec.table is not None:
         return Table(load_profile(table_path(spec.table, base_dir or Path())), spec.extrapolate)
     if spec.fitted is not None:

@@ -46,6 +46,7 @@ VALUES = {
     "block_tokens": "--block-tokens",
 }
 SWITCHES: dict[str, Callable[[object], list[str]]] = {
+    "experts_whole": lambda held: ["--enable-expert-parallel"] if held else [],
     "prefix_cache": lambda held: ["--prefix-cache" if held else "--no-prefix-cache"],
     "chunked": lambda held: ["--batching", "chunked" if held else "prefill_first"],
 }

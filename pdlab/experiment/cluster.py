@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pdlab.core.types import Role, UsageError
 from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.cost.parallel import Parallel
+from pdlab.cost.roofline import Drafts
 from pdlab.experiment.fields import (
     PROFILE,
     SERVE,
@@ -29,12 +30,45 @@ from pdlab.experiment.fields import (
 MOST_INSTANCES = 10_000  # of one cluster: beyond, not even their arrival ends in a time that anybody waits
 
 
-class MtpSpec(Spec):
-    """Speculative decoding by multi-token prediction: `tokens` drafted a step, each accepted with probability `acceptance` if those before
-    it are."""
+class SpeculationSpec(Spec):
+    """Speculative decoding: `tokens` drafted a step, by the model's own layer for multi-token prediction (mtp), from the sequence's own
+    text (ngram), or by a smaller `model`. Simulated, each is accepted with probability `acceptance` if those before it are."""
 
+    method: Annotated[
+        Literal["mtp", "ngram", "draft_model"],
+        Use(sim="mtp and ngram; draft_model is refused", serve="ngram and draft_model; mtp is refused"),
+    ] = "mtp"
     tokens: Annotated[Count, Field(le=16)]
-    acceptance: Annotated[NotNegative, Field(lt=1)] = 0.6
+    acceptance: Annotated[NotNegative, Field(lt=1), SIM] = 0.6
+    model: Annotated[str | None, Use(sim="refused, with its method")] = None
+    prompt_lookup_min: Annotated[Count | None, SERVE] = None  # None: as the other; 5 where neither is there
+    prompt_lookup_max: Annotated[Count | None, SERVE] = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.method == "draft_model" and not self.model:
+            raise ValueError("method draft_model needs model: the folder or .gguf of a smaller model of the same vocabulary")
+        if self.method != "draft_model" and self.model:
+            raise ValueError(f"model is for method draft_model, not {self.method}")
+        if self.method != "ngram" and (self.prompt_lookup_min or self.prompt_lookup_max):
+            raise ValueError(f"prompt_lookup_min and prompt_lookup_max are for method ngram, not {self.method}")
+        least, most = self.lookup
+        if least > most:
+            raise ValueError(f"prompt_lookup_min {least} exceeds prompt_lookup_max {most}")
+        return self
+
+    @property
+    def lookup(self) -> tuple[int, int]:
+        """Of how many tokens an n-gram is, at least and at most: vLLM's defaults."""
+        least, most = self.prompt_lookup_min, self.prompt_lookup_max
+        return least or most or 5, most or least or 5
+
+    @property
+    def drafts(self) -> Drafts:
+        """As costed. Raises UsageError where it cannot be."""
+        if self.method == "draft_model":
+            raise UsageError("engine.speculation: a draft model has no cost in a simulation: simulate with method mtp or ngram")
+        return Drafts(self.tokens, self.acceptance, layered=self.method == "mtp")
 
 
 class EngineSpec(Spec):
@@ -42,7 +76,7 @@ class EngineSpec(Spec):
 
     like: Annotated[Literal["vllm", "sglang", "trtllm", "pdlab"], SIM] = "vllm"  # whose overheads and efficiencies it is costed with
     version: Annotated[str | None, Field(pattern=r"^v?\d+(\.\d+)*\S*$", max_length=40), SIM] = None  # of that engine
-    mtp: Annotated[MtpSpec | None, Use(serve="refused")] = None
+    speculation: SpeculationSpec | None = None
 
     block_tokens: Annotated[Count, Field(le=1 << 16)] = 16
     max_batch_tokens: Annotated[Count, Field(le=10_000_000)] = 8192
@@ -65,7 +99,7 @@ class InstancesSpec(Spec):
     hardware: Annotated[Hardware | None, PROFILE] = None
     tp: Count = 1
     dp_attention: Annotated[Count, Use(serve="1; more is refused")] = 1
-    ep: Annotated[Count, Use(serve="1; more is refused")] = 1
+    ep: Annotated[Count, Use(serve="1, or as tp")] = 1
     pp: Annotated[Count, Use(serve="1; more is refused")] = 1
     name: str | None = None
     device: Annotated[Device | None, SERVE] = None  # None: the deployment's

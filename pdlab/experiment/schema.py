@@ -151,9 +151,14 @@ DESCRIPTIONS = {
     "pdlab. How batches are formed is `batching`.",
     "EngineSpec.version": "Of the engine that `like` names, such as '0.11.2'. Measured versions share step times, so it changes none; "
     "a run says where it is older or newer than all that were measured.",
-    "EngineSpec.mtp": "Speculative decoding; by default none.",
-    "MtpSpec.tokens": "Drafted in a step, for each sequence.",
-    "MtpSpec.acceptance": "Probability that a draft is right if those before it are.",
+    "EngineSpec.speculation": "Speculative decoding; by default none (vLLM: --speculative-config).",
+    "SpeculationSpec.method": "What drafts: mtp, the model's own layer for it; ngram, what followed in the sequence where its last tokens "
+    "were before; draft_model, a smaller model.",
+    "SpeculationSpec.tokens": "Drafted in a step, for each sequence (vLLM: num_speculative_tokens).",
+    "SpeculationSpec.acceptance": "Probability that a draft is right if those before it are.",
+    "SpeculationSpec.model": "Of method draft_model: its folder or .gguf; it has the same vocabulary.",
+    "SpeculationSpec.prompt_lookup_min": "Of method ngram: the last tokens that are looked for, at least; by default prompt_lookup_max.",
+    "SpeculationSpec.prompt_lookup_max": "And at most, which are tried first; by default prompt_lookup_min, or 5.",
     "EngineSpec.block_tokens": "Tokens in a KV block (vLLM: --block-size; SGLang: --page-size).",
     "EngineSpec.max_batch_tokens": "Tokens that one step computes (vLLM: --max-num-batched-tokens; SGLang: --chunked-prefill-size).",
     "EngineSpec.max_seqs": "Sequences that decode at once (vLLM: --max-num-seqs; SGLang: --max-running-requests).",

@@ -4,6 +4,7 @@
 {"submit": [order, prompt, output, priority, decodes_here], "hashes": []}  and reserve, lend, extend, arrive, ...: told to it
 {"batch": [[[order, tokens], ...], decodes, repeat], "now": 1.25}   decided by it
 {"complete": passes}                                                told to it
+{"draft": order, "tokens": 4, "taken": 4} and {"accept": order, "tokens": 2}    between these two, and {"advance": passes} before
 {"profile": [prefill, decode]} and {"learn": [step, ...]}           told to a batching with foresight
 
 A submit and a reserve say in "aims" when the sequence arrived and what its objectives are, where it has any, and that it is
@@ -57,7 +58,7 @@ PROFILES = tuple[tuple[tuple[int, float], ...], tuple[tuple[int, int, float], ..
 
 class Recorded(Commands):
     """Stands before a fresh Scheduler, and writes down what passes. Steps that are told to `advance` are counted with those that
-    `complete` is told of."""
+    `complete` is told of, unless something is drafted between them."""
 
     def __init__(self, setup: Setup, scheduler: Scheduler, log: Lines) -> None:
         self.scheduler, self.log = scheduler, log
@@ -132,6 +133,18 @@ class Recorded(Commands):
             self._write({"batch": decided(batch), "now": now})
         return batch
 
+    def draft(self, seq: Sequence, tokens: int) -> int:
+        if self.advanced:
+            self._write({"advance": self.advanced})
+            self.advanced = 0
+        taken = self.scheduler.draft(seq, tokens)
+        self._write({"draft": seq.order, "tokens": tokens, "taken": taken})
+        return taken
+
+    def accept(self, seq: Sequence, tokens: int) -> None:
+        self._write({"accept": seq.order, "tokens": tokens})
+        self.scheduler.accept(seq, tokens)
+
     def advance(self, batch: Batch, steps: int) -> None:
         self.advanced += steps
         self.scheduler.advance(batch, steps)
@@ -201,6 +214,11 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
                 case {"extend": order, "tokens": tokens, "taken": taken}:
                     if fresh.extend(sequences[order], tokens) != taken:
                         return alike, f"line {number}: extended {'by the log' if taken else 'here'} only"
+                case {"draft": order, "tokens": tokens, "taken": taken}:
+                    if (room := fresh.draft(sequences[order], tokens)) != taken:
+                        return alike, f"line {number}: {taken} drafted tokens had room, here {room}"
+                case {"accept": order, "tokens": tokens}:
+                    fresh.accept(sequences[order], tokens)
                 case {"release": order}:
                     fresh.release(sequences[order])
                 case {"rename": order, "hashes": hashes}:
@@ -217,6 +235,8 @@ def replay(lines: Iterable[bytes]) -> tuple[int, str]:
                     if here != recorded:
                         return alike, f"line {number}: the log has {recorded}, decided here was {here}"
                     alike += 1
+                case {"advance": steps} if batch is not None:
+                    fresh.advance(batch, steps)
                 case {"complete": steps} if batch is not None:
                     fresh.complete(batch, steps, 0.0)
                 case _:

@@ -301,7 +301,7 @@ class PlanSpace:
     def cost_of(self, kind: InstanceKind) -> cost.Cost:
         """Of an instance's steps. Raises UsageError where there is none."""
         base, engine = self.base, self.base.engine
-        drafts = cost.Drafts(engine.mtp.tokens, engine.mtp.acceptance) if engine.mtp is not None else None
+        drafts = None if engine.speculation is None else engine.speculation.drafts
         served, chip = cost.model(base.model, base.base_dir), self.chip(kind.hardware)
         return cost.build(base.formats, served, chip, kind.tp, base.base_dir, like=engine.like, drafts=drafts)
 

@@ -97,7 +97,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
         key = (placement.hardware, placement.parallel, engine)
         if key not in known:
             chip = cost.hardware(placement.hardware, experiment.base_dir)
-            drafts = cost.Drafts(engine.mtp.tokens, engine.mtp.acceptance) if engine.mtp is not None else None
+            drafts = None if engine.speculation is None else engine.speculation.drafts
             model_cost = cost.build(formats, model, chip, placement.parallel, experiment.base_dir, like=engine.like, drafts=drafts)
             blocks = engine.kv_blocks
             if blocks is None:

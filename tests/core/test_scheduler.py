@@ -180,3 +180,79 @@ def test_advance_shows_what_single_steps_would() -> None:
     single.next_batch(0.0)
     whole.advance(batch, 37)
     assert (whole.pool.used, whole.context_tokens, whole.step) == (single.pool.used, single.context_tokens, single.step)
+
+
+# ---------------------------------------------------------------- drafts
+
+
+def test_what_was_drafted_and_right_counts_as_steps_that_are_past() -> None:
+    s = scheduler()
+    first, second = Sequence(1, 1, 20, 30), Sequence(2, 1, 20, 30)
+    s.submit(first)
+    s.submit(second)
+    step(s)
+    batch = s.next_batch(0.0)
+    assert batch is not None
+    assert (s.draft(first, 14), s.draft(second, 4)) == (14, 4)
+    assert s.pool.used == 3 + 2, "20 tokens, the next and 14 drafted; 20, the next and 4"
+    assert len(s.table(first)) == 3
+    s.accept(first, 12)
+    s.accept(second, 0)
+    assert s.pool.used == 3 + 2
+    assert s.complete(batch, 1, 0.0)[1] == []
+    s.check()
+    assert [(s.made(seq), s.kv_tokens(seq)) for seq in (first, second)] == [(14, 33), (2, 21)]
+    assert step(s)[1::2] == (16, [1])
+    assert step(s)[1::2] == (12, [2])
+    assert s.pool.used == 0
+
+
+def test_blocks_of_drafts_that_were_wrong_are_free_again() -> None:
+    s = scheduler(blocks=5)
+    first, second = Sequence(1, 1, 31, 20), Sequence(2, 1, 31, 20)
+    s.submit(first)
+    s.submit(second)
+    step(s)
+    batch = s.next_batch(0.0)
+    assert batch is not None
+    tables = s.table(first), s.table(second)
+    assert s.draft(first, 40) == 16, "one block is left, and nobody is preempted for drafts"
+    assert s.draft(second, 4) == 0
+    assert len({*s.table(first), *s.table(second)}) == 5
+    s.accept(first, 0)
+    s.accept(second, 0)
+    assert (s.table(first), s.table(second)) == tables
+    s.complete(batch, 1, 0.0)
+    s.check()
+    assert s.pool.used == 4
+    s.next_batch(0.0)
+    assert [v.request_id for v in s.victims] == [2]
+    assert s.table(first)[:2] == tables[0]
+
+
+def test_a_sequence_ends_with_what_was_drafted() -> None:
+    s = scheduler()
+    s.submit(seq := Sequence(1, 1, 20, 6))
+    step(s)
+    for right, ends in ((2, []), (1, [1])):
+        batch = s.next_batch(0.0)
+        assert batch is not None
+        s.draft(seq, 4)
+        s.accept(seq, right)
+        assert [one.request_id for one in s.complete(batch, 1, 0.0)[1]] == ends
+        s.check()
+    assert (s.idle, s.pool.used) == (True, 0)
+
+
+def test_books_of_many_drafts_stay_small() -> None:
+    s = scheduler(blocks=1000)
+    s.submit(seq := Sequence(1, 1, 20, 4000))
+    step(s)
+    for _ in range(1300):
+        batch = s.next_batch(0.0)
+        assert batch is not None
+        s.draft(seq, 2)
+        s.accept(seq, 2)
+        s.complete(batch, 1, 0.0)
+    assert s.made(seq) == 1 + 3 * 1300
+    assert len(s.ends) < 300

@@ -421,6 +421,10 @@ class Commands(RuleBasedStateMachine):
         last = [seq for seq, tokens in batch.chunks if seq.computed + tokens == seq.prompt_tokens]
         sampled = [*last, *(self.worker.scheduler.running.values() if batch.decodes else ())]
         stopped = [seq for seq in sampled if data.draw(st.integers(0, 9)) == 0]
+        if batch.decodes and data.draw(st.booleans()):
+            self.worker.advance(batch, steps - 1)
+            steps = 1
+            self.draft(data)
         prefilled, finished = self.worker.complete(batch, steps, self.now, stopped)
         for seq in finished:
             assert seq.holding is None
@@ -428,6 +432,16 @@ class Commands(RuleBasedStateMachine):
                 self.gone(seq)
         assert all(seq.parent is None and seq.holding is not None for seq in prefilled)
         self.worker.settle()
+
+    def draft(self, data: st.DataObject) -> None:
+        """For some of those that decode, at once; then as much as is right of each."""
+        s = self.worker.scheduler
+        drafted = [(seq, self.worker.draft(seq, tokens)) for seq in s.running.values() if (tokens := data.draw(st.integers(0, 40)))]
+        for seq, tokens in drafted:
+            made, kv_tokens = s.made(seq), s.kv_tokens(seq)
+            right = data.draw(st.integers(0, min(tokens, seq.output_tokens - made - 1)))
+            self.worker.accept(seq, right)
+            assert (s.made(seq), s.kv_tokens(seq)) == (made + right, kv_tokens + right)
 
     @invariant()
     def blocks_are_conserved(self) -> None:

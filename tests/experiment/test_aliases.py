@@ -30,6 +30,8 @@ from pdlab.experiment.imports.programs import LeftOut
         ("--enable_prefix_cache false --port 1", "--no-prefix-cache --port 1"),
         ("--no-enable-prefix-caching --disable-radix-cache", "--no-prefix-cache --no-prefix-cache"),
         ("--enable_chunked_prefill=false", "--batching prefill_first"),
+        ("--ep_size 4 --port 1", "--enable-expert-parallel --port 1"),
+        ("--ep_size=1", ""),
         ("--cache-transfer-protocol rdma,ipc", "--kv-transport auto"),
         ("--rdma-comm-ports 7671", "--kv-port 7671"),
         ("--max_memory_utilization=0.8 --max-seqs-per-batch 200", "--hbm-utilization 0.8 --max-seqs 200"),

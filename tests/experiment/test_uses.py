@@ -72,6 +72,7 @@ KILLED = {"faults": [{"at_s": 0.3, "kill": "decode-0", "restart_after_s": 1.0}],
 ALL_DEAD = [{"at_s": 0.3, "kill": f"{role}-{k}", "restart_after_s": 1.0} for role in ("prefill", "decode") for k in (0, 1)]
 ROW = "cluster.instances.0"
 # Key -> (another value, what has to be there besides). A row's engine takes what `engine` takes.
+NGRAM = {"method": "ngram", "tokens": 1}
 SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "name": ("other", {}),
     "base_dir": ("other", {"policy": "mine.py"}),
@@ -167,8 +168,10 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "engine.batching": ("prefill_first", {ROW: {"role": "mixed", "hardware": "h100-sxm"}, "cluster.instances.1.role": "mixed"}),
     "engine.prefix_cache": (False, {"workload": SESSIONS}),
     "engine.like": ("sglang", {}),
-    "engine.mtp.tokens": (3, {"engine.mtp": {"tokens": 1}}),
-    "engine.mtp.acceptance": (0.2, {"engine.mtp": {"tokens": 1}}),
+    "engine.speculation.method": ("ngram", {"engine.speculation": {"tokens": 1}}),
+    "engine.speculation.tokens": (3, {"engine.speculation": {"tokens": 1}}),
+    "engine.speculation.acceptance": (0.2, {"engine.speculation": NGRAM}),
+    "engine.speculation.model": ("qwen3-0.6b", {"engine.speculation": NGRAM}),
     "engine.watermark": (0.6, {"engine.kv_blocks": 150}),
     "engine.kv_blocks": (150, {}),
     "engine.hybrid_kv": (False, {"model": "gpt-oss-20b"}),
@@ -190,7 +193,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "limits.max_in_flight": (3, {}),
     "limits.grace_s": (5.0, {"faults": ALL_DEAD, "cluster.detect_s": 0.05}),
 }  # fmt: skip
-REFUSED = {"workload.format"}  # whose other value is an error with this file
+REFUSED = {"workload.format", "engine.speculation.model"}  # whose other value is an error with this file
 RESCUED = {"cost.extrapolate", "cluster.autoscale.enabled"}  # whose value is one without it: a short table, a policy that scales
 
 
@@ -273,23 +276,32 @@ def test_a_key_that_a_simulation_uses_changes_what_comes_of_it(path: str, folder
         assert simulated(mapping(path, folder, True)) != before
 
 
-@pytest.mark.parametrize("key", [key for key in SIMULATED if key.startswith("engine.")])
+@pytest.mark.parametrize("key", [key for key in SIMULATED if key.startswith("engine.") and key not in REFUSED])
 def test_a_rows_engine_is_used_as_the_files(key: str, folder: Path) -> None:
     before, plain = mapping(key, folder, False), mapping(key, folder, False)
-    whole = {"engine.mtp.acceptance": ("engine.mtp", {"tokens": 1, "acceptance": 0.2})}  # which a row has as a whole
+    whole: dict[str, tuple[str, Any]] = {  # which a row has as a whole
+        "engine.speculation.acceptance": ("engine.speculation", {**NGRAM, "acceptance": 0.2}),
+        "engine.speculation.method": ("engine.speculation", NGRAM),
+    }
     path, value = whole.get(key, (key, SIMULATED[key][0]))
     for row in ("0", "1"):
         plain = replaced(plain, {f"cluster.instances.{row}.{path}": value})
     assert simulated(plain) != simulated(before)
 
 
-OF_SERVE = {"device": "cuda:1", "registry": "redis://host:1", f"{ROW}.device": "cuda:1"}
+OF_SERVE: dict[str, Any] = {
+    "device": "cuda:1",
+    "registry": "redis://host:1",
+    f"{ROW}.device": "cuda:1",
+    "engine.speculation.prompt_lookup_min": 2,
+    "engine.speculation.prompt_lookup_max": 3,
+}
 
 
 @pytest.mark.parametrize("path", OF_SERVE)
 def test_a_key_that_a_simulation_does_not_use_changes_nothing_and_is_named(path: str, folder: Path) -> None:
     assert {in_file(one) for one, use in LEAVES.items() if not use.sim} == set(OF_SERVE)
-    plain = {**copy.deepcopy(BASE), "base_dir": str(folder)}
+    plain = replaced({**copy.deepcopy(BASE), "base_dir": str(folder)}, {"engine.speculation": dict(NGRAM)})
     changed = replaced(plain, {path: OF_SERVE[path]})
     assert simulated(changed) == simulated(plain)
     assert Experiment.parse(plain).ignored == ""
@@ -314,6 +326,11 @@ SERVED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "cluster.instances.device": ("cuda:1", {}),
     "cluster.instances.hardware": ("measured.json", {}),
     "engine.hbm_utilization": (0.5, {"device": "cuda"}),
+    "engine.speculation.method": ("mtp", {"engine.speculation": NGRAM}),
+    "engine.speculation.tokens": (3, {"engine.speculation": NGRAM}),
+    "engine.speculation.model": ("qwen3-0.6b", {"engine.speculation": {"method": "draft_model", "tokens": 1, "model": "smollm2-135m"}}),
+    "engine.speculation.prompt_lookup_min": (2, {"engine.speculation": NGRAM}),
+    "engine.speculation.prompt_lookup_max": (3, {"engine.speculation": NGRAM}),
     "cluster.autoscale.enabled": (True, {}),
     "cluster.autoscale.min": (3, {"cluster.autoscale": {"enabled": True}}),
     "cluster.autoscale.max": (5, {"cluster.autoscale": {"enabled": True}}),
@@ -370,12 +387,14 @@ def test_a_key_that_a_server_uses_changes_what_it_starts(path: str, folder: Path
     before = replaced({**only_serves(copy.deepcopy(BASE)), "base_dir": str(folder)}, copy.deepcopy(dict(besides)))
     value = str(folder / value) if path == "base_dir" else value
     after = replaced(before, {in_file(path): value})
-    if path in ("cluster.instances.dp_attention", "cluster.instances.ep", "cluster.instances.pp"):
+    if path in ("cluster.instances.dp_attention", "cluster.instances.pp"):
         key = path.rsplit(".", 1)[1]
         with pytest.raises(UsageError, match=rf"x\.yaml: cluster\.instances\.0\.{key}: 2, but pdlab's engine splits a model by tp alone"):
             served(after)
-    elif path.startswith("engine.mtp."):
-        with pytest.raises(UsageError, match=r"x\.yaml: engine\.mtp: pdlab's engine does not draft tokens"):
+    elif path == "engine.speculation.method":
+        with pytest.raises(
+            UsageError, match=r"x\.yaml: engine\.speculation: pdlab's engine drafts by method ngram or draft_model, not mtp"
+        ):
             served(after)
     else:
         assert served(after) != served(before)

@@ -65,17 +65,18 @@ def small_steps() -> None:
         torch.testing.assert_close(turned.cpu(), expected, **tolerance)
 
 
-def routed(tokens: int, chosen: int, dtype: torch.dtype, *, bias: bool, activation: Activation) -> None:
+def routed(tokens: int, chosen: int, dtype: torch.dtype, *, bias: bool, activation: Activation, here: int = 5) -> None:
+    """Of five experts the first `here` are here."""
     stored, plain = layer("float32", 5, 96, 72, bias=bias, dtype=dtype)
     there = [tuple((w.to(DEVICE, dtype), None if b is None else b.to(DEVICE)) for w, b in expert) for expert in stored]
     random = torch.Generator().manual_seed(tokens)
     x = torch.randn(tokens, 99, generator=random).to(dtype)[:, 1:97]
     ids = torch.stack([torch.randperm(4, generator=random)[:chosen] for _ in range(tokens)])  # the last one is nobody's
     weights = torch.rand(tokens, chosen, generator=random)
-    where = experts.ExpertPointers(there)
+    where = experts.ExpertPointers(there[:here])
     found = experts.experts(x.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE), where, 72, activation)
     tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 3e-2}
-    torch.testing.assert_close(found.cpu().double(), by_hand(x, ids, weights, plain, activation), **tolerance)
+    torch.testing.assert_close(found.cpu().double(), by_hand(x, ids, weights * (ids < here), plain, activation), **tolerance)
 
 
 def store() -> None:
@@ -132,6 +133,7 @@ def main() -> None:
     small_steps()
     routed(1, 2, torch.float32, bias=False, activation=Activation())
     routed(9, 3, HALF, bias=True, activation=Activation(1.702, 0.7, 1.0))
+    routed(20, 2, HALF, bias=False, activation=Activation(), here=3)
     routed(90, 2, torch.float32, bias=True, activation=Activation(1.702, 0.7, 1.0))
     if DEVICE == "cuda":
         graph()

@@ -54,7 +54,7 @@ class EchoEngine:
     `paused`; so does a sequence that has made `holds_at` tokens, till that is another."""
 
     def __init__(self, *, step_s: float = 0.0, per_step: int = 1, seqs: int = 10_000, context: int = CONTEXT) -> None:
-        self.ready = Ready("stand-in", context, VOCAB, BLOCK, 10_000, "cpu", "float32")
+        self.ready = Ready("stand-in", context, VOCAB, BLOCK, 10_000, "cpu", "float32", drafts=2)
         self.load = Step([])
         self.down: str | None = None
         self.step_s, self.per_step, self.seqs = step_s, per_step, seqs

@@ -17,7 +17,7 @@ from pdlab.experiment.imports.launches import LaunchReading
 from pdlab.experiment.imports.programs import Dropped, Launch
 from pdlab.experiment.imports.shell import ScriptMistake
 
-ENGINE = ("block_tokens", "max_batch_tokens", "max_seqs", "prefix_cache", "kv_blocks", "hbm_utilization", "max_model_len")
+ENGINE = ("block_tokens", "max_batch_tokens", "max_seqs", "prefix_cache", "kv_blocks", "hbm_utilization", "max_model_len", "speculation")
 TRANSFERS: dict[str, dict[str, str]] = {
     "push_layer": {"mode": "push", "granularity": "layer"},
     "push_chunk": {"mode": "push", "granularity": "chunk"},
@@ -146,7 +146,7 @@ def _row(reading: LaunchReading, found: Launch, engine: dict[str, Any], instead:
     if tp > 1 and instead.device == "cpu":
         reading.dropped.append(Dropped(found.line_of("tp"), found.flag_of("tp"), str(tp), "on a CPU one rank has all threads: tp is 1"))
     elif tp > 1:
-        row["tp"] = tp
+        row |= {"tp": tp, **({"ep": tp} if found.get("experts_whole") else {})}
     if found.number("nodes") > 1 and instead.device == "cpu":
         nodes = found.text("nodes")
         reading.dropped.append(Dropped(found.line_of("nodes"), found.flag_of("nodes"), nodes, "on a CPU there is one rank, on one node"))

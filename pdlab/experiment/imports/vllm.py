@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 
+from pdlab.core.types import UsageError
 from pdlab.experiment.imports.programs import LeftOut, Meaning, Program, Sets, no, numbers, one_of, share, whole, words, yes
+from pdlab.experiment.speculative_config import METHODS, plain
 
 FOUND = "routers and instances find each other in the registry"
 NOTHING = "there is nothing to turn off"
@@ -29,6 +31,13 @@ def _dtype(text: str) -> str:
     if found not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError("is not one of auto, float32, bfloat16, float16")
     return found
+
+
+def _speculation(text: str) -> dict[str, object]:
+    try:
+        return plain(text, (*METHODS, "mtp"))
+    except UsageError as error:
+        raise ValueError(f"cannot be carried over: {error}") from None
 
 
 ENGINE_FLAGS: dict[str, Meaning] = {
@@ -68,8 +77,8 @@ ENGINE_FLAGS: dict[str, Meaning] = {
     "--kv-cache-dtype": LeftOut("the KV cache has the dtype of --dtype"),
     "--swap-space": LeftOut("KV is not swapped to the host's memory"),
     "--distributed-executor-backend": LeftOut("each rank is a process; --nnodes spreads them over hosts"),
-    "--enable-expert-parallel": LeftOut("pdlab has no expert parallelism", switch=True),
-    "--speculative-config": LeftOut("pdlab has no speculative decoding"),
+    "--enable-expert-parallel": Sets("experts_whole", yes, True),
+    "--speculative-config": Sets("speculation", _speculation),
     "--enable-auto-tool-choice": LeftOut("calls of tools are read where the chat template shows how", switch=True),
     "--tool-call-parser": LeftOut("give --tool-call-parser to pdlab serve; hermes and llama3_json are known"),
     "--device": LeftOut("give --device to pdlab import"),

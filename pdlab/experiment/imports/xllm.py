@@ -22,6 +22,11 @@ def _milliseconds(text: str) -> float:
     return seconds(text) / 1000.0
 
 
+def _several(text: str) -> bool:
+    """Groups of experts: pdlab spreads them over all ranks, or none."""
+    return whole(text) > 1
+
+
 ENGINE = Program(
     "xLLM",
     "instance",
@@ -56,7 +61,7 @@ ENGINE = Program(
         "--etcd-ttl": Sets("lease_s", seconds),
         "--heart-beat-interval": Sets("report_s", seconds),
         "--dp-size": Sets("count", whole),
-        "--ep-size": LeftOut("pdlab has no expert parallelism"),
+        "--ep-size": Sets("experts_whole", _several),
         "--backend": LeftOut("pdlab serves language models"),
         "--max-global-ttft-ms": Sets("slo_ttft_s", _milliseconds),
         "--max-global-tpot-ms": Sets("slo_tpot_s", _milliseconds),

@@ -169,6 +169,13 @@ class EngineMetrics(Collector):
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", load.prefix_queries)
         yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there.", load.prefix_hits)
         yield self._counter("vllm:num_preemptions", "Sequences preempted.", load.report.preempted)
+        if ready.drafts:
+            yield self._counter("vllm:spec_decode_num_drafts", "Drafts verified, of some tokens each.", load.drafts)
+            yield self._counter("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", load.drafted_tokens)
+            yield self._counter("vllm:spec_decode_num_accepted_tokens", "Of these, those that were right.", sum(load.accepted_tokens))
+            by_position = Counter({str(at): count for at, count in enumerate(load.accepted_tokens)})
+            name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+            yield self._counters(name, "The same, by their place in their draft.", "position", by_position)
         if ready.descriptor:
             yield from self._histograms(VLLM, self.transfers)
             yield self._counter("vllm:nixl_num_failed_transfers", "Transfers of KV to here that failed.", load.failed_transfers)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import abc
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -19,10 +18,12 @@ from pdlab.core.batch import Batch
 from pdlab.core.prefix import chain
 from pdlab.core.sequence import Sequence
 from pdlab.core.worker import Worker
+from pdlab.real.engine.candidate import Candidate
 from pdlab.real.engine.grammar import GrammarError, Grammars
-from pdlab.real.engine.messages import Scored, Step, Submit, Tokens
+from pdlab.real.engine.messages import Step, Submit, Tokens
 from pdlab.real.engine.runner import Piece, Runner
 from pdlab.real.engine.sampler import Sampled, SamplerRow, sample
+from pdlab.real.engine.speculation import Speculation, joined
 
 Emit = Callable[[list[Tokens]], None]
 AfterLayer = Callable[[int], None]
@@ -38,27 +39,6 @@ class Pusher(Protocol):
     def ends(self, chunks: list[tuple[Sequence, int]]) -> None:
         """It has ended; `computed` of the sequences does not count it yet."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class Candidate:
-    """One sequence of a request: its prompt and output tokens, and the ids of its KV blocks. `scores` are those of its prompt's tokens so
-    far, where they are asked for and not told yet."""
-
-    submit: Submit
-    index: int
-    tokens: list[int]
-    row: SamplerRow
-    seq: Sequence
-    submitted_s: float
-    table: abc.Sequence[int] = ()
-    admitted_s: float = -1.0
-    scores: list[Scored] | None = None
-    held: Tokens | None = None  # its first token, while its KV waits for whoever decodes it
-
-    @property
-    def id(self) -> int:
-        return self.submit.id
 
 
 class Engine:
@@ -86,10 +66,18 @@ class Engine:
         self.groups: dict[int, dict[int, Candidate]] = {}  # live candidates by index, of each request that is here
         self.news: list[Tokens] = []  # that no step has brought: refusals, cancellations
         self.pusher: Pusher | None = None
+        self.speculation: Speculation | None = None
         self.grammars: Grammars | None = None  # when the vocabulary is known
         self.batch: Batch | None = None  # of the pass that is under way, or has ended and is about to be told
         self.joined = 0  # of its decodes, how many had their first in it
+        self.each = 1.0  # tokens that each of its decodes has made, in the mean
         self.prompt_tokens = self.prefix_queries = self.prefix_hits = 0
+
+    def warm_up(self) -> None:
+        """As Runner's, of all that runs here."""
+        self.runner.warm_up()
+        if self.speculation is not None:
+            self.speculation.drafter.warm_up()
 
     @property
     def idle(self) -> bool:
@@ -230,15 +218,18 @@ class Engine:
         while True:
             computed = [seq.owner for seq, tokens in batch.chunks if seq.computed + tokens == seq.prompt_tokens]
             decoding = [seq.owner for seq in scheduler.running.values()] if batch.decodes else []
+            drafts = self._drafts(batch, decoding)
             sampling = [*computed, *decoding]
-            pieces = [*self._chunks(batch.chunks, now), *map(self._next_token, decoding)]
+            pieces = [*self._chunks(batch.chunks, now), *map(self._next_tokens, decoding, drafts)]
             pusher = self.pusher if batch.chunks else None
             logits = self._run(pieces, batch.chunks, pusher.begins(batch.chunks) if pusher is not None else None)
             if pusher is not None:
                 pusher.ends(batch.chunks)
-            outputs = [self._take(c, s) for c, s in zip(sampling, sample(logits, [c.row for c in sampling]), strict=True)]
+            outputs = self._sampled(logits, computed, decoding, drafts)
+            self.each = sum(len(output.tokens) for output in outputs[len(computed) :]) / max(len(decoding), 1) or 1.0
+            self._settle(decoding, drafts, outputs[len(computed) :])
             ended = [(c, o) for c, o in zip(sampling, outputs, strict=True) if o.finish]
-            if ended or batch.repeat == 1 or passes >= self.step_limit or interrupted():
+            if ended or self.each > 1.0 or batch.repeat == 1 or passes >= self.step_limit or interrupted():
                 break
             emit(outputs)
             worker.advance(batch, 1)
@@ -281,11 +272,74 @@ class Engine:
             pieces.append(Piece(c.tokens[start:end], start, c.table, end == seq.prompt_tokens, *_wanted(c, start, end)))
         return pieces
 
-    def _next_token(self, c: Candidate) -> Piece:
+    def _next_tokens(self, c: Candidate, drafted: list[int]) -> Piece:
         start = len(c.tokens) - 1
-        if start >= len(c.table) * self.runner.block_tokens:
+        self._reach(c, start + len(drafted))
+        return Piece([*c.tokens[-1:], *drafted], start, c.table, 1 + len(drafted))
+
+    def _reach(self, c: Candidate, position: int) -> None:
+        """Its table has the block of that position."""
+        if position >= len(c.table) * self.runner.block_tokens:
             c.table = self.scheduler.table(c.seq)
-        return Piece(c.tokens[-1:], start, c.table, True)
+
+    # ------------------------------------------------------------ drafts
+
+    def _drafts(self, batch: Batch, decoding: list[Candidate]) -> list[list[int]]:
+        """What each of them verifies in this pass, with what the batch leaves of its budget."""
+        drafts: list[list[int]] = [[] for _ in decoding]
+        budget = self.scheduler.max_batch_tokens - batch.prompt_tokens - batch.decodes
+        if self.speculation is None or budget <= 0:
+            return drafts
+        for c, drafted in zip(decoding, drafts, strict=True):
+            most = min(self.speculation.tokens, c.left - 1, budget)
+            most = self.worker.draft(c.seq, most) if most > 0 else 0
+            self._reach(c, len(c.tokens) - 1 + most)
+            budget -= most
+            drafted += [0] * most
+        found = self.speculation.drafter.draft(decoding, [len(drafted) for drafted in drafts])
+        for c, drafted, proposed in zip(decoding, drafts, found, strict=True):
+            if drafted and not proposed:
+                self.worker.accept(c.seq, 0)
+                self._cut(c)
+            drafted[:] = proposed
+        return drafts
+
+    def _sampled(self, logits: Tensor, computed: list[Candidate], decoding: list[Candidate], drafts: list[list[int]]) -> list[Tokens]:
+        """What the pass has made of each, from its rows of the logits, in order: one, or as many as its drafts came true, and one more."""
+        sampling = [*computed, *decoding]
+        if not any(drafts):
+            return [self._take(c, s) for c, s in zip(sampling, sample(logits, [c.row for c in sampling]), strict=True)]
+        verified: list[list[int]] = [*([] for _ in computed), *drafts]
+        rows, row = list[int](), 0
+        for drafted in verified:
+            rows.append(row)
+            row += 1 + len(drafted)
+        made: list[list[Tokens]] = [[] for _ in sampling]
+        alive, position = list(range(len(sampling))), 0
+        while alive:
+            drawn = sample(logits[[rows[i] + position for i in alive]], [sampling[i].row for i in alive])
+            for i, sampled in zip(alive, drawn, strict=True):
+                made[i].append(self._take(sampling[i], sampled))
+            alive = [
+                i
+                for i in alive
+                if position < len(verified[i]) and made[i][-1].tokens == verified[i][position : position + 1] and not made[i][-1].finish
+            ]
+            position += 1
+        return [joined(parts) for parts in made]
+
+    def _settle(self, decoding: list[Candidate], drafts: list[list[int]], outputs: list[Tokens]) -> None:
+        """The books take in what was accepted."""
+        for c, drafted, output in zip(decoding, drafts, outputs, strict=True):
+            if drafted and self.speculation is not None:
+                accepted = max(len(output.tokens) - 1, 0)
+                self.speculation.count(len(drafted), accepted)
+                self.worker.accept(c.seq, accepted)
+                self._cut(c)
+
+    def _cut(self, c: Candidate) -> None:
+        """Blocks of drafts that were wrong are not its own any more."""
+        c.table = c.table[: self.scheduler.pool.blocks(self.scheduler.kv_tokens(c.seq) + 1)]
 
     def _take(self, c: Candidate, sampled: Sampled) -> Tokens:
         """Book a token, and say so."""
@@ -330,6 +384,9 @@ class Engine:
             self.prefix_hits,
             leases=len(self.scheduler.held),
             idle=self.worker.idle,
+            drafts=0 if self.speculation is None else self.speculation.drafts,
+            drafted_tokens=0 if self.speculation is None else self.speculation.drafted,
+            accepted_tokens=[] if self.speculation is None else self.speculation.accepted,
         )
 
 

@@ -13,7 +13,8 @@ from math import inf
 
 from pdlab.core.prefix import chain
 from pdlab.core.sequence import Sequence
-from pdlab.real.engine.engine import Candidate, Engine
+from pdlab.real.engine.candidate import Candidate
+from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.messages import Submit
 
 

@@ -19,10 +19,11 @@ from pdlab.core.types import Lines, UsageError
 from pdlab.core.worker import Worker
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.graphs import GraphRunner
-from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks
+from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks, draft_config
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.passes import Tell
 from pdlab.real.engine.runner import Runner
+from pdlab.real.engine.speculation import Speculation
 from pdlab.real.models import config as configs
 from pdlab.real.models import gguf_file, weights
 from pdlab.real.models.config import ModelConfig
@@ -76,6 +77,7 @@ class LoadedModel:
     model: DecoderModel
     kv_blocks: int
     context_tokens: int
+    drafts: DecoderModel | None = None  # at rank 0, which has all of it
 
     def runner(self, options: EngineOptions, tell: Tell | None = None) -> Runner:
         """`tell` hears of each pass before it is run. Decode steps of a CUDA device's one rank go through graphs."""
@@ -85,6 +87,15 @@ class LoadedModel:
             return GraphRunner(self.model, max_tokens=self.context_tokens, max_seqs=options.max_seqs, **kinds)
         return Runner(self.model, **kinds)
 
+    def speculation(self, options: EngineOptions) -> Speculation | None:
+        """None: nothing is drafted."""
+        if options.speculation is None:
+            return None
+        drafts = None
+        if self.drafts is not None:
+            drafts = Runner(self.drafts, kv_blocks=self.kv_blocks, block_tokens=options.block_tokens, step_tokens=options.max_batch_tokens)
+        return Speculation.of(options.speculation, drafts, options.max_batch_tokens)
+
 
 def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALONE) -> LoadedModel:
     """What one rank computes with."""
@@ -92,7 +103,10 @@ def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALON
         torch.set_num_threads(options.rank_threads)
     path = Path(options.model)
     config = configs.of(options.model, random=options.random)
-    configs.check_tp(config, ranks.size)
+    configs.check_tp(config, options.tp, options.ep)
+    chunk = max(config.windows) if config.chunked is not None else 0
+    if chunk % options.block_tokens:
+        raise UsageError(f"--block-tokens {options.block_tokens} does not divide attention_chunk_size {chunk} of {config.name}: choose one")
     found, factors = _source(path, config, options, ranks)
     dtype = _dtype(options.dtype, config, device)
     context = min(options.max_model_len or config.max_positions, config.max_positions)
@@ -104,10 +118,21 @@ def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALON
         _check_weights(config, dtype, options.quantization, ranks)
     make = maker(options.quantization, pack=_packs(config, device, dtype, len(options.ranks_here) / ranks.size))
     model = DecoderModel(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors, ranks=ranks)
-    blocks = _kv_blocks(options, model)
+    drafts = _drafts(options, config, context, device, dtype) if ranks.rank == 0 else None
+    blocks = _kv_blocks(options, model, drafts)
     if ranks.size > 1:
         blocks = -int(ranks.most(torch.tensor([-blocks], device=device)).item())
-    return LoadedModel(model, blocks, context)
+    return LoadedModel(model, blocks, context, drafts)
+
+
+def _drafts(options: EngineOptions, served: ModelConfig, context: int, device: torch.device, dtype: torch.dtype) -> DecoderModel | None:
+    """The model that drafts, where one is asked for."""
+    if options.speculation is None or not options.speculation.model:
+        return None
+    config = draft_config(options, served)
+    found, factors = _source(Path(options.speculation.model), config, options, ALONE)
+    make = maker("", pack=_packs(config, device, dtype, 1.0))
+    return DecoderModel(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors)
 
 
 def load(options: EngineOptions, decisions: Lines | None = None, ranks: Ranks = ALONE, tell: Tell | None = None) -> Loaded:
@@ -135,6 +160,7 @@ def load(options: EngineOptions, decisions: Lines | None = None, ranks: Ranks = 
         ttft_slo_s=options.ttft_slo_s,
         tpot_slo_s=options.tpot_slo_s,
     )
+    engine.speculation = loaded.speculation(options)
     return Loaded(config, engine, device, loaded.model.dtype, fingerprint_of(config, options), context)
 
 
@@ -198,10 +224,11 @@ def _packs(config: ModelConfig, device: torch.device, dtype: torch.dtype, part: 
     return needed * part < 0.7 * available_bytes()
 
 
-def _kv_blocks(options: EngineOptions, model: DecoderModel) -> int:
+def _kv_blocks(options: EngineOptions, model: DecoderModel, drafts: DecoderModel | None) -> int:
     """As asked for; else, on a CPU, what `cpu_kv_blocks` says; on an accelerator, `hbm_utilization` less what is taken."""
     device, item_bytes = model.device, model.dtype.itemsize
-    block_bytes = model.share.kv_bytes_per_token(item_bytes) * options.block_tokens
+    token_bytes = model.share.kv_bytes_per_token(item_bytes) + (drafts.config.kv_bytes_per_token(item_bytes) if drafts is not None else 0)
+    block_bytes = token_bytes * options.block_tokens
     if device.type == "cpu":
         if model.ranks.rank == 0:
             check_cpu_kv(options)

@@ -64,9 +64,31 @@ def block_bytes(options: EngineOptions, config: ModelConfig, item_bytes: int) ->
     return config.kv_bytes_per_token(item_bytes) * options.block_tokens
 
 
+def draft_config(options: EngineOptions, served: ModelConfig) -> ModelConfig:
+    """Of the model that drafts. Raises UsageError where it cannot draft for the one that is served."""
+    assert options.speculation is not None
+    model = options.speculation.model
+    config = configs.of(model, random=options.random)
+    if config.vocab != served.vocab:
+        raise UsageError(f"speculative model {model} has a vocabulary of {config.vocab} tokens, and {served.name} one of {served.vocab}")
+    context = min(options.max_model_len or served.max_positions, served.max_positions)
+    if config.max_positions < context:
+        raise UsageError(
+            f"speculative model {model} has {config.max_positions} positions only: give --max-model-len {config.max_positions}, or another"
+        )
+    return config
+
+
+def draft_block_bytes(options: EngineOptions, config: ModelConfig, item_bytes: int) -> int:
+    """What a block takes of the memory of a model that drafts for `config`; 0: there is none. At rank 0."""
+    if options.speculation is None or not options.speculation.model:
+        return 0
+    return block_bytes(options, draft_config(options, config), item_bytes)
+
+
 def cpu_kv_blocks(options: EngineOptions, config: ModelConfig, item_bytes: int) -> int:
     """As asked for; else room for four contexts, but at most 1 GiB."""
-    size = block_bytes(options, config, item_bytes)
+    size = block_bytes(options, config, item_bytes) + draft_block_bytes(options, config, item_bytes)
     if options.kv_blocks:
         return options.kv_blocks
     if options.kv_gib:
@@ -81,10 +103,11 @@ def check_cpu_kv(*engines: EngineOptions) -> None:
     needed = 0
     for options in engines:
         config, item_bytes = configs.of(options.model, random=options.random), ITEM_BYTES.get(options.dtype, 4)
-        configs.check_tp(config, options.tp)
+        configs.check_tp(config, options.tp, options.ep)
         if options.device == "cpu":
             block = block_bytes(options, config, item_bytes) * copies(config.kv_heads, options.tp)
-            needed += cpu_kv_blocks(options, config, item_bytes) * block // options.nnodes
+            drafts = 0 if options.node_rank else draft_block_bytes(options, config, item_bytes)
+            needed += cpu_kv_blocks(options, config, item_bytes) * (block // options.nnodes + drafts)
     if needed > (available := available_bytes()):
         whose = f" for {len(engines)} instances" if len(engines) > 1 else ""
         raise UsageError(

@@ -226,6 +226,7 @@ class Ready(FromEngine, frozen=True):
     descriptor: bytes = b""  # of the KV memory, for peers; empty: this engine does not exchange KV
     engine_id: str = ""
     context_tokens: int = 0
+    drafts: int = 0  # tokens at most that it drafts for a sequence in a step
     prefill_profile: tuple[tuple[int, float], ...] = ()
     decode_profile: tuple[tuple[int, int, float], ...] = ()
 
@@ -356,6 +357,9 @@ class Step(FromEngine, frozen=True):
     failed_transfers: int = 0
     expired_leases: int = 0  # of prompts that nobody read, since start
     log_dropped: int = 0  # lines of its own log that a full disk did not take, since start
+    drafts: int = 0  # verified, of some tokens each, since start
+    drafted_tokens: int = 0
+    accepted_tokens: list[int] = []  # of those, by position in their draft
 
 
 class EngineBroken(FromEngine, frozen=True):

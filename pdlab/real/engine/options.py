@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import msgspec
+
+
+class SpeculationOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`tokens` are drafted a step, by n-grams of the sequence itself, of `prompt_lookup_min` to `prompt_lookup_max` tokens, or by a smaller
+    `model`."""
+
+    method: Literal["ngram", "draft_model"]
+    tokens: int
+    model: str = ""
+    prompt_lookup_min: int = 2
+    prompt_lookup_max: int = 5
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +29,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     load_format: str = "auto"  # dummy: random weights, config.json alone suffices
     threads: int = 0  # of a CPU engine, of all its ranks here together
     tp: int = 1  # ranks that hold each layer together
+    ep: int = 1  # of those, ranks that have some experts of a layer whole: 1 or all
     nnodes: int = 1  # hosts that they are spread over, evenly
     node_rank: int = 0  # which of them this is
     master: str = ""  # host:port where rank 0 meets those of other hosts
@@ -41,6 +54,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     kv_advertise: str = ""
     kv_token: str = ""  # only peers with the same may connect
     kv_checksums: bool = False
+    speculation: SpeculationOptions | None = None
     lease_s: float = 30.0  # of KV that waits for a decode instance
     self_profile: bool = False  # it measures itself before it is ready
     decisions: str = ""  # a file that takes the scheduler's decisions

@@ -32,13 +32,13 @@ TABLES, CONTEXTS = 3, 5
 @dataclass(frozen=True, slots=True)
 class Piece:
     """`tokens` of one sequence from position `start` on. `table` are the ids of its blocks, at least as far as these tokens reach.
-    `samples`: is the token after the last of them wanted? `targets` are the tokens that follow the first ones of these, where their
-    log-probabilities are wanted, with those of the `alternatives` likeliest."""
+    `samples`: of how many of the last of them the token after is wanted (True: of one). `targets` are the tokens that follow the first ones
+    of these, where their log-probabilities are wanted, with those of the `alternatives` likeliest."""
 
     tokens: Sequence[int]
     start: int
     table: Sequence[int]
-    samples: bool
+    samples: int
     targets: Sequence[int] = ()
     alternatives: int = 0
 
@@ -94,7 +94,7 @@ class Runner:
             use_huge_pages()
 
     def run(self, pieces: Sequence[Piece], after_layer: Callable[[int], None] | None = None) -> Tensor:
-        """Logits float32 [pieces that sample, vocab], in the order of the pieces. `after_layer` is called when a layer's KV is written (of
+        """Logits float32 [what the pieces sample, vocab], in their order. `after_layer` is called when a layer's KV is written (of
         an accelerator: is under way), or never where all layers are one call."""
         return self._compute(self.inputs(pieces), after_layer)
 
@@ -125,9 +125,8 @@ class Runner:
                 count = min(rows, len(piece.targets) - start)
                 calls.append((of, start, at, at + count))
                 at += count
-            if piece.samples:
-                sampled.append(at)
-                at += 1
+            sampled += range(at, at + piece.samples)
+            at += piece.samples
         return calls, sampled
 
     def follow(self, step: Pass, after_layer: Callable[[int], None] | None = None) -> None:
@@ -171,7 +170,8 @@ class Runner:
         slots = tables[of, positions // self.block_tokens].astype(np.int64) * self.block_tokens + positions % self.block_tokens
         query_starts = np.zeros(count + 1, np.int32)
         query_starts[1:] = ends
-        last = ends[np.fromiter((p.samples for p in pieces), np.bool_, count)] - 1
+        samples = np.fromiter((p.samples for p in pieces), np.int64, count)
+        last = np.repeat(ends - samples.cumsum(), samples) + np.arange(samples.sum())
         if any(p.targets for p in pieces):
             first = (ends - lengths).tolist()
             last = np.sort(np.concatenate([last, *(np.arange(at, at + len(p.targets)) for at, p in zip(first, pieces, strict=True))]))

@@ -190,15 +190,24 @@ def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
         floor = column([s.min_p for s in samplings]) * probs.amax(-1, keepdim=True)
         probs = probs.masked_fill(probs < floor, 0.0)
     u = torch.tensor([row.generator.random() for row in rows], device=device, dtype=torch.float64).unsqueeze(1)
-    if not any(s.top_p < 1 or s.top_k for s in samplings):
-        total = probs.double().cumsum(-1)
-        return _pick(total, u)
+    filtered = [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k]
+    picked = _pick(probs.double().cumsum(-1), u) if len(filtered) < len(rows) else [0] * len(rows)
+    if filtered:
+        of_filtered = _pick_filtered(probs[filtered], u[filtered], [samplings[i] for i in filtered])
+        for i, token in zip(filtered, of_filtered, strict=True):
+            picked[i] = token
+    return picked
+
+
+def _pick_filtered(probs: Tensor, u: Tensor, samplings: Sequence[Sampling]) -> list[int]:
+    """Among the likeliest, as each says; float32 [rows, vocab], float64 [rows, 1]."""
+    device = probs.device
     ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(ordered.shape[1], device=device)
     most = torch.tensor([s.top_k or ordered.shape[1] for s in samplings], device=device).unsqueeze(1)
     ordered = ordered.masked_fill(rank >= most, 0.0)
     total = ordered.double().cumsum(-1)
-    bound = column([s.top_p for s in samplings]).double() * total[:, -1:]
+    bound = torch.tensor([s.top_p for s in samplings], device=device, dtype=torch.float32).unsqueeze(1).double() * total[:, -1:]
     ordered = ordered.masked_fill(total - ordered >= bound, 0.0)  # a token stays while those before it are short of top_p
     picked = torch.tensor(_pick(ordered.double().cumsum(-1), u), device=device).unsqueeze(1)
     return [int(i) for i in ids.gather(1, picked).squeeze(1).tolist()]

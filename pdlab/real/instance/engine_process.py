@@ -202,7 +202,7 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
         if options.device == "cpu":
             building.join()
         link.send(Loading("warming up"))
-        engine.runner.warm_up()
+        engine.warm_up()
         if followers is not None:
             followers.settled()
         ready = Ready(
@@ -215,6 +215,7 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
             str(loaded.dtype).removeprefix("torch."),
             block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
             context_tokens=loaded.context_tokens,
+            drafts=0 if engine.speculation is None else engine.speculation.tokens,
         )
         if options.self_profile:
             link.send(Loading("measuring itself"))
@@ -242,7 +243,7 @@ def _meet(options: EngineOptions, followers: Followers) -> Ranks:
     host = address_of(options.master)[0] if options.nnodes > 1 else "127.0.0.1"
     store = meeting(host, 0, at_rank_0=True)
     followers.begin(host, store.port)
-    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host))
+    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host), options.ep > 1)
 
 
 def _log(path: str) -> LogFile | None:
@@ -434,7 +435,7 @@ class EngineLoop:
         now, kv_service, engine = time.monotonic(), self.kv_service, self.engine
         if engine.batch is not None:
             seconds = now - self.mark_s
-            engine.worker.meter.took(engine.batch, engine.joined, self.mark_s, seconds, 1, seconds)
+            engine.worker.meter.took(engine.batch, engine.joined, self.mark_s, seconds, 1, seconds, engine.each)
             engine.batch = None
         self.mark_s = now
         dropped = self.log.dropped if self.log is not None else 0

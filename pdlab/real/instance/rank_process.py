@@ -108,7 +108,8 @@ def run(link: RankSocket, inbox: queue.SimpleQueue[ToRank], kv: KvDesk, begin: B
 
     device = device_of(options.device_of_rank(begin.rank))
     store = meeting(begin.host, begin.port)
-    ranks = Ranks(begin.rank, options.tp, GroupExchange.over(store, begin.rank, options.tp, device, begin.address or link.address))
+    exchange = GroupExchange.over(store, begin.rank, options.tp, device, begin.address or link.address)
+    ranks = Ranks(begin.rank, options.tp, exchange, options.ep > 1)
     model = load_model(options, device, ranks)
     runner, fingerprint = model.runner(options), fingerprint_of(model.model.config, options)
     if options.kv_name:

@@ -23,7 +23,7 @@ from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.core.types import Role, UsageError
 from pdlab.cost import InstanceProfile, model_names
 from pdlab.experiment import spellings
-from pdlab.experiment.cluster import Placement
+from pdlab.experiment.cluster import Placement, SpeculationSpec
 from pdlab.experiment.deployment import Deployment
 from pdlab.real.api.app import create_app
 from pdlab.real.api.cors import NO_PAGES, Cors
@@ -32,7 +32,7 @@ from pdlab.real.api.http_server import IDLE_S, bind, metrics_beside, serve
 from pdlab.real.api.service import Service
 from pdlab.real.api.tools import parser_of
 from pdlab.real.engine.memory import check_cpu_kv
-from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.options import EngineOptions, SpeculationOptions
 from pdlab.real.host.logs import tell
 from pdlab.real.instance.control import ROUTES
 from pdlab.real.instance.engine_client import EngineClient
@@ -40,6 +40,7 @@ from pdlab.real.instance.member import Member, measured_of
 from pdlab.real.instance.migrate import Migrations
 from pdlab.real.instance.registered import NamedByProxies, Registered
 from pdlab.real.instance.relay import Relays
+from pdlab.real.launch.drafts import parsed
 from pdlab.real.models.gguf_file import default_model
 from pdlab.real.models.tokenizer import Tokenizer
 from pdlab.real.net.host_names import url_of
@@ -66,6 +67,7 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
         found = {
             "device": placed.device if placed is not None else deployment.device,
             "tp": placed.parallel.tp if placed is not None else 1,
+            "ep": placed.parallel.ep if placed is not None else 1,
             "dtype": deployment.dtype,
             "quantization": deployment.quantization or "",
             "block_tokens": engine.block_tokens,
@@ -77,17 +79,32 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
             "hbm_utilization": engine.hbm_utilization,
             "kv_blocks": engine.kv_blocks or 0,
             "max_model_len": engine.max_model_len or 0,
+            "speculation": engine.speculation,
             "seed": deployment.seed,
             "ttft_slo_s": deployment.slo.ttft_s,
             "tpot_slo_s": deployment.slo.tpot_s,
         }
     found |= {key: value for key, value in given.items() if value is not None}
+    if (spread := found.pop("enable_expert_parallel", None)) is not None or (found.get("ep", 1) > 1 and given.get("tp")):
+        found["ep"] = found.get("tp", 1) if spread is not False else 1
+    config = found.pop("speculative_config", None)
+    speculation = found.pop("speculation", None) if config is None else parsed(str(config))
     if given.get("kv_gib") is not None:
         found["kv_blocks"] = 0
     dummy = found.get("load_format") == "dummy"
     name = given.get("model") or (deployment.model if deployment is not None else "")
     base = deployment.base_dir if deployment is not None and not given.get("model") else Path()
-    return EngineOptions(**{**found, "model": str(model_path(str(name), base, dummy))})
+    drafts = speculation_options(speculation, deployment.base_dir if deployment is not None and config is None else Path(), dummy)
+    return EngineOptions(**{**found, "model": str(model_path(str(name), base, dummy)), "speculation": drafts})
+
+
+def speculation_options(spec: SpeculationSpec | None, base_dir: Path, dummy: bool) -> SpeculationOptions | None:
+    """Raises UsageError where the model that drafts has no weights."""
+    if spec is None or spec.method == "mtp":  # which `check` refuses where it would be this engine's
+        return None
+    model = "" if spec.model is None else model_path(spec.model, base_dir, dummy)
+    least, most = spec.lookup
+    return SpeculationOptions(method=spec.method, tokens=spec.tokens, model=model, prompt_lookup_min=least, prompt_lookup_max=most)
 
 
 def model_path(name: str, base_dir: Path, dummy: bool = False) -> str:

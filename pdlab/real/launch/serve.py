@@ -147,16 +147,22 @@ def check(asked: Asked) -> None:
 def _check_parallel(asked: Asked, deployment: Deployment) -> None:
     placed = asked.placed if asked.role != "all" else None
     for one in deployment.placements() if placed is None else [placed]:
-        for key in ("dp_attention", "ep", "pp"):
+        parallel = one.parallel
+        if parallel.ep not in (1, parallel.tp):
+            raise UsageError(
+                f"{asked.file}: cluster.instances.{one.row}.ep: {parallel.ep}, but pdlab's engine spreads experts over all ranks of tp: "
+                f"write ep: {parallel.tp}, or 1 to split each"
+            )
+        for key in ("dp_attention", "pp"):
             if (value := getattr(one.parallel, key)) > 1:
                 raise UsageError(
                     f"{asked.file}: cluster.instances.{one.row}.{key}: {value}, but pdlab's engine splits a model by tp alone: write "
                     f"{key}: 1, or start a vLLM server and register it with --engine vllm --upstream URL"
                 )
-        if one.engine.mtp is not None:
+        if one.engine.speculation is not None and one.engine.speculation.method == "mtp" and not asked.given.get("speculative_config"):
             raise UsageError(
-                f"{asked.file}: engine.mtp: pdlab's engine does not draft tokens: remove it, or start a vLLM server with "
-                "--speculative-config and register it with --engine vllm --upstream URL"
+                f"{asked.file}: engine.speculation: pdlab's engine drafts by method ngram or draft_model, not mtp: choose one of them, or "
+                "start a vLLM server with --speculative-config and register it with --engine vllm --upstream URL"
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pdlab.kernels.fused import rms_norm, rope
 from pdlab.kernels.paged_attention import paged_attention, store_kv
 from pdlab.real.models.config import LatentConfig
-from pdlab.real.models.inputs import Inputs
+from pdlab.real.models.inputs import ChunkedInputs, Inputs
 from pdlab.real.models.linear import Linear
 
 Cache = tuple[Tensor, Tensor]
@@ -37,7 +37,8 @@ class AttentionPass(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class SoftmaxPass:
     """Heads with keys and values of their own, or a group's. `sinks` float32 [heads]: a score of each head that takes its share of the
-    softmax and brings no value."""
+    softmax and brings no value. `in_chunks`: a token attends to those of its own chunk. `temper`: (scale, floor), by which queries grow
+    with their position."""
 
     qkv: Linear
     heads: int
@@ -45,11 +46,13 @@ class SoftmaxPass:
     head_dim: int
     scale: float
     eps: float
-    rotary: Rotary
+    rotary: Rotary | None
     q_norm: Tensor | None
     k_norm: Tensor | None
     window: int
     sinks: Tensor | None = None
+    in_chunks: bool = False
+    temper: tuple[float, float] | None = None
 
     def __call__(self, x: Tensor, inputs: Inputs, cache: Cache, stored: Stored | None) -> Tensor:
         first_v, (k_cache, v_cache) = self.heads + self.kv_heads, cache
@@ -58,11 +61,15 @@ class SoftmaxPass:
         if self.q_norm is not None and self.k_norm is not None:
             q = rms_norm(q.reshape(-1, self.head_dim), self.q_norm, self.eps).view(q.shape)
             k = rms_norm(k.reshape(-1, self.head_dim), self.k_norm, self.eps).view(k.shape)
-        rope(q, k, inputs.positions, self.rotary.cos, self.rotary.sin)
+        if self.rotary is not None:
+            rope(q, k, inputs.positions, self.rotary.cos, self.rotary.sin)
+        if self.temper is not None:
+            q = q * _tempered(inputs.positions, *self.temper).to(q.dtype)[:, None, None]
         store_kv(k, v, k_cache, v_cache, inputs.slots)
         if stored is not None:
             stored()
-        return _attend(q, cache, inputs, self.scale, self.window, self.sinks).flatten(1)
+        within = inputs.chunked if self.in_chunks and inputs.chunked is not None else inputs
+        return _attend(q, cache, within, self.scale, self.window, self.sinks).flatten(1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +111,12 @@ class LatentPass:
         return torch.bmm(attended.transpose(0, 1), self.from_latent).transpose(0, 1).reshape(tokens, -1)
 
 
-def _attend(q: Tensor, cache: Cache, inputs: Inputs, scale: float, window: int, sinks: Tensor | None) -> Tensor:
+def _tempered(positions: Tensor, scale: float, floor: float) -> Tensor:
+    """Float32 [tokens]. Source: Scalable-Softmax (Nakanishi, 2025), as Llama 4 has it."""
+    return torch.log1p(((positions.float() + 1.0) / floor).floor()) * scale + 1.0
+
+
+def _attend(q: Tensor, cache: Cache, inputs: Inputs | ChunkedInputs, scale: float, window: int, sinks: Tensor | None) -> Tensor:
     attended: Tensor = paged_attention(
         q,
         *cache,

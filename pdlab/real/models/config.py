@@ -23,7 +23,7 @@ from pdlab.real.models.moe import MOE_FAMILIES, MoeConfig, dense_width, moe_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "ernie4_5", "gemma3_text", *MOE_FAMILIES)
 QK_NORM = ("qwen3", "qwen3_moe", "gemma3_text")
-INTERLEAVED = ("ernie4_5", "ernie4_5_moe", "deepseek_v2", "deepseek_v3")
+INTERLEAVED = ("ernie4_5", "ernie4_5_moe", "deepseek_v2", "deepseek_v3", "llama4_text")
 DENSE_NAMES = {"mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}  # how the catalogue's names begin
 MOE_NAMES = {
     "mixtral": "mixtral",
@@ -33,10 +33,19 @@ MOE_NAMES = {
     "deepseek-v2": "deepseek_v2",
     "deepseek-v3": "deepseek_v3",
     "deepseek-r1": "deepseek_v3",
+    "kimi-k2": "deepseek_v3",
+    "llama-4": "llama4_text",
 }
+ALIKE = {"kimi_k2": "deepseek_v3"}  # families of another name and the same structure
 GELU = ("gelu_pytorch_tanh",)
-EPSILON = {"mixtral": 1e-5, "gpt_oss": 1e-5, "ernie4_5": 1e-5, "ernie4_5_moe": 1e-5}  # where a config says none, as its class has it
-THETA = {"mixtral": 1e6, "gpt_oss": 150000.0, "ernie4_5": 5e5, "ernie4_5_moe": 5e5, "gemma3_text": 1e6}
+EPSILON = {
+    "mixtral": 1e-5,
+    "gpt_oss": 1e-5,
+    "ernie4_5": 1e-5,
+    "ernie4_5_moe": 1e-5,
+    "llama4_text": 1e-5,
+}  # where a config says none, as its class has it
+THETA = {"mixtral": 1e6, "gpt_oss": 150000.0, "ernie4_5": 5e5, "ernie4_5_moe": 5e5, "gemma3_text": 1e6, "llama4_text": 5e5}
 Stored = Literal["wide", "fp8", "mxfp4"]
 Gate = Literal["silu", "gelu_tanh"]
 
@@ -66,6 +75,17 @@ class LatentConfig:
     nope_dim: int
     v_dim: int
     q_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedConfig:
+    """Llama 4: windows are chunks that begin at their own multiples. `ropeless` says of each layer whether it has no rotary positions;
+    there `temper`, (scale, floor), lets queries grow with their position. `unit_norm`: elsewhere queries and keys are normed, without
+    weights."""
+
+    ropeless: tuple[bool, ...]
+    temper: tuple[float, float] | None
+    unit_norm: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +127,7 @@ class ModelConfig:
     norm_shift: float = 0.0
     rope_local: RopeConfig | None = None
     sinks: bool = False
+    chunked: ChunkedConfig | None = None
     stored: Stored = "wide"
     scale_block: tuple[int, int] = (0, 0)
 
@@ -122,8 +143,8 @@ class ModelConfig:
     @property
     def plain(self) -> bool:
         """Are its layers what the Llama family's are?"""
-        special = (self.moe, self.latent, self.rope_local)
-        return special == (None, None, None) and self.activation == "silu" and not self.sinks and not self.sandwich
+        special = (self.moe, self.latent, self.rope_local, self.chunked)
+        return special == (None, None, None, None) and self.activation == "silu" and not self.sinks and not self.sandwich
 
     def has_experts(self, layer: int) -> bool:
         return self.moe is not None and self.moe.layers[layer]
@@ -137,12 +158,16 @@ class ModelConfig:
         return self.kv_planes * self.layers * self.kv_heads * self.head_dim * itemsize
 
 
-def check_tp(config: ModelConfig, tp: int) -> None:
-    """Raises UsageError where a model cannot be split among so many ranks."""
+def check_tp(config: ModelConfig, tp: int, ep: int = 1) -> None:
+    """Raises UsageError where a model cannot be split among so many ranks; with `ep` of them, each has some experts whole."""
     c = config
-    if tp > 1 and c.sinks:
-        raise UsageError(f"tp {tp}: {c.family} runs on one rank only; choose 1")
-    experts, shared = (c.moe.width, c.moe.shared) if c.moe is not None else (0, 0)
+    if ep > 1 and c.moe is None:
+        raise UsageError(f"ep {ep}: {c.name} has no routed experts to spread; remove it")
+    if ep not in (1, tp):
+        raise UsageError(f"ep {ep} is neither 1 nor the {tp} ranks of tp: an instance's experts are spread over all of its ranks")
+    if c.moe is not None and ep > c.moe.experts:
+        raise UsageError(f"ep {ep} exceeds the {c.moe.experts} experts of {c.name}")
+    experts, shared = (0 if ep > 1 else c.moe.width, c.moe.shared) if c.moe is not None else (0, 0)
     fits = [n for n in range(1, 65) if c.heads % n == c.ffn % n == experts % n == shared % n == 0 and heads_fit(c.kv_heads, n)]
     choose = f": choose one of {', '.join(map(str, fits))}"
     for count, what in (
@@ -204,8 +229,9 @@ def of_catalogue(name: str) -> ModelConfig:
 def parse(config: Mapping[str, Any], name: str, source: str) -> ModelConfig:
     """From a config.json's content. Raises UsageError after `source`."""
     where, family = f"model config {source}", str(config.get("model_type", ""))
+    family = ALIKE.get(family, family)
     if family not in FAMILIES:
-        raise UsageError(f"{where}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+        raise UsageError(f"{where}: model_type {family!r} is not one of {', '.join([*FAMILIES, *ALIKE])}")
     stored, block = _stored(config, family, where)
     _refuse(config, family, where)
     known = huggingface.parse(config, name, source)
@@ -295,9 +321,17 @@ def _runnable(known: Understood, where: str, config: Mapping[str, Any], *, famil
         embedding_scale=known.decoder.hidden**0.5 if gemma else 1.0,
         norm_shift=1.0 if gemma else 0.0,
         sinks=family == "gpt_oss",
+        chunked=_chunked(config, len(layers)) if family == "llama4_text" else None,
         **shape,
         **more,
     )
+
+
+def _chunked(config: Mapping[str, Any], layers: int) -> ChunkedConfig:
+    rotary = config.get("no_rope_layers") or [(i + 1) % int(config.get("no_rope_layer_interval") or 4) for i in range(layers)]
+    tempered = bool(config.get("attn_temperature_tuning", True))
+    temper = (float(config.get("attn_scale") or 0.1), float(config.get("floor_scale") or 8192)) if tempered else None
+    return ChunkedConfig(tuple(not use for use in rotary), temper, bool(config.get("use_qk_norm", True)))
 
 
 def _alike_softmax(mixers: Sequence[Mixer]) -> bool:

@@ -31,6 +31,9 @@ class ExpertRouter:
         if moe.scoring == "chosen":
             best, ids = logits.topk(moe.per_token, dim=-1)
             return ids, best.softmax(-1)
+        if moe.scoring == "each":
+            best, ids = logits.topk(moe.per_token, dim=-1)
+            return ids, best.sigmoid()
         scores = logits.softmax(-1) if moe.scoring == "softmax" else logits.sigmoid()
         ids = self._eligible(scores if self.correction is None else scores + self.correction).topk(moe.per_token, dim=-1).indices
         weights = scores.gather(1, ids)
@@ -50,12 +53,19 @@ class ExpertRouter:
 
 
 class RoutedPass:
-    """`gate_up` [2 * width, hidden] and `down` [hidden, width] of each expert; `shared`: what every token goes through, too."""
+    """`gate_up` [2 * width, hidden] and `down` [hidden, width] of each expert that is here, from number `first` on; `shared`: what every
+    token goes through, too. A token whose experts are elsewhere gets nothing here."""
 
     def __init__(
-        self, moe: MoeConfig, router: ExpertRouter, gate_up: list[Linear], down: list[Linear], shared: FeedForwardPass | None = None
+        self,
+        moe: MoeConfig,
+        router: ExpertRouter,
+        gate_up: list[Linear],
+        down: list[Linear],
+        shared: FeedForwardPass | None = None,
+        first: int = 0,
     ) -> None:
-        self.moe, self.router, self.gate_up, self.down, self.shared = moe, router, gate_up, down, shared
+        self.moe, self.router, self.gate_up, self.down, self.shared, self.first = moe, router, gate_up, down, shared, first
         self.activation = activation = Activation(moe.alpha, moe.limit, 1.0 if moe.biased else 0.0)
         each: list[ExpertWeights] = [((a.weight, a.bias), (b.weight, b.bias)) for a, b in zip(gate_up, down, strict=True)]
         self.grouped = GroupedExperts(each, router.weight.shape[1], moe.width, activation)
@@ -66,7 +76,19 @@ class RoutedPass:
 
     def _routed(self, x: Tensor) -> Tensor:
         ids, weights = self.router(x)
-        counts = [] if len(x) <= FEW or self.grouped.any_number else torch.bincount(ids.flatten(), minlength=self.moe.experts).tolist()
+        if self.moe.inward:  # each choice is a row of its own
+            x = (x.repeat_interleave(self.moe.per_token, 0) * weights.flatten()[:, None]).to(x.dtype)
+            made = self._chosen(x, ids.view(-1, 1), torch.ones_like(weights).view(-1, 1))
+            return made.view(len(ids), self.moe.per_token, -1).sum(1)
+        return self._chosen(x, ids, weights)
+
+    def _chosen(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of what they make of each row."""
+        here = len(self.gate_up)
+        if here < self.moe.experts:
+            ids = ids - self.first
+            ids = ids.masked_fill((ids < 0) | (ids >= here), here)
+        counts = [] if len(x) <= FEW or self.grouped.any_number else torch.bincount(ids.flatten(), minlength=here).tolist()[:here]
         if not counts or (x.device.type == "cpu" and max(counts) <= FEW * PIECES):
             few: Tensor = self.grouped(x, ids, weights)
             return few
@@ -74,7 +96,7 @@ class RoutedPass:
 
     def _one_by_one(self, x: Tensor, ids: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
         order = ids.flatten().argsort(stable=True)
-        tokens, shares = order // self.moe.per_token, weights.flatten()[order]
+        tokens, shares = order // ids.shape[1], weights.flatten()[order]
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         at = 0
         for expert, count in enumerate(counts):
@@ -88,13 +110,25 @@ class RoutedPass:
 
 class ExpertLoader:
     """Collects the experts' tensors by name; a matrix is made when its last part is here. The shared expert is number -1. `most`: as of
-    Make."""
+    Make, where each rank has its columns of each matrix. `here`: the experts that are; `first_column`: of gates and ups that come whole."""
 
-    def __init__(self, moe: MoeConfig, family: str, device: torch.device, dtype: torch.dtype, make: Make, most: Most) -> None:
+    def __init__(
+        self,
+        moe: MoeConfig,
+        family: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        make: Make,
+        most: Most,
+        here: range | None = None,
+        first_column: int = 0,
+    ) -> None:
         self.moe, self.device, self.dtype, self.make, self.most = moe, device, dtype, make, most
+        self.here, self.first_column = range(moe.experts) if here is None else here, first_column
+        self.most_routed = most if len(self.here) == moe.experts else None
         self.names: ExpertNames = names(family)
         self.pattern = re.compile(rf"model\.layers\.(\d+)\.{self.names.module}\.(.+)")
-        self.part = re.compile(rf"(?:experts\.(\d+)|shared_experts)\.({'|'.join(self.names.parts)})\.weight")
+        self.part = re.compile(rf"(?:experts\.(\d+)|{self.names.shared})\.({'|'.join(self.names.parts)})\.weight")
         self.halves: dict[tuple[int, int], Tensor] = {}
         self.gate_up: dict[tuple[int, int], Linear] = {}
         self.down: dict[tuple[int, int], Linear] = {}
@@ -117,10 +151,12 @@ class ExpertLoader:
         return True
 
     def _part(self, layer: int, expert: int, part: int, tensor: Tensor) -> None:
+        if expert >= 0 and expert not in self.here:
+            return
         key = layer, expert
         width = self.moe.shared if expert < 0 else self.moe.width
         if part == 2:
-            self.down[key] = self.make(tensor.to(self.device, self.dtype).contiguous(), None, self.most)
+            self.down[key] = self.make(tensor.to(self.device, self.dtype).contiguous(), None, self.most if expert < 0 else self.most_routed)
             return
         first = key not in self.halves
         if first:
@@ -130,23 +166,30 @@ class ExpertLoader:
             self.gate_up[key] = self.make(self.halves.pop(key), None)
 
     def _joined(self, layer: int, name: str, tensor: Tensor) -> None:
-        """All experts' `gate_up_proj` [experts, hidden, 2 * width] or `down_proj`, or its bias."""
-        other = name.removesuffix("_bias") if name.endswith("_bias") else f"{name}_bias"
-        if (layer, other) not in self.waiting:
-            self.waiting[layer, name] = tensor
-            return
-        beside = self.waiting.pop((layer, other))
-        weights, biases = (beside, tensor) if name.endswith("_bias") else (tensor, beside)
+        """The `gate_up_proj` [experts, hidden, 2 * width] or `down_proj` of all that are here, or its bias, which is one rank's where each
+        has columns."""
+        weights, biases = tensor, tensor.new_empty((len(tensor), 0))
+        if self.moe.biased:
+            other = name.removesuffix("_bias") if name.endswith("_bias") else f"{name}_bias"
+            if (layer, other) not in self.waiting:
+                self.waiting[layer, name] = tensor
+                return
+            beside = self.waiting.pop((layer, other))
+            weights, biases = (beside, tensor) if name.endswith("_bias") else (tensor, beside)
         gates = name.startswith("gate_up")
-        for expert, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        for expert, weight, bias in zip(self.here, weights, biases, strict=True):
             rows, added = weight.t(), bias
-            if gates:  # gates and ups alternate
+            if gates and self.names.alternating:
                 rows, added = torch.cat([rows[0::2], rows[1::2]]), torch.cat([bias[0::2], bias[1::2]])
-            made = self.make(rows.to(self.device, self.dtype).contiguous(), added.to(self.device, self.dtype).contiguous())
-            (self.gate_up if gates else self.down)[layer, expert] = made
+            elif gates:
+                own = slice(self.first_column, self.first_column + self.moe.width)
+                rows = torch.cat([half[own] for half in rows.chunk(2)])
+            stored = rows.to(self.device, self.dtype).contiguous()
+            beside_it = added.to(self.device, self.dtype).contiguous() if len(added) else None
+            (self.gate_up if gates else self.down)[layer, expert] = self.make(stored, beside_it, None if gates else self.most_routed)
 
     def layer(self, index: int) -> RoutedPass:
-        n, every = self.names, [(index, expert) for expert in range(self.moe.experts)]
+        n, every = self.names, [(index, expert) for expert in self.here]
         correction = self.small.get((index, n.correction))
         router = ExpertRouter(
             self.moe,
@@ -155,4 +198,5 @@ class ExpertLoader:
             None if correction is None else correction.flatten(),
         )
         shared = GatedPass(self.gate_up.pop((index, -1)), self.down.pop((index, -1))) if self.moe.shared else None
-        return RoutedPass(self.moe, router, [self.gate_up.pop(key) for key in every], [self.down.pop(key) for key in every], shared)
+        gate_up, down = [self.gate_up.pop(key) for key in every], [self.down.pop(key) for key in every]
+        return RoutedPass(self.moe, router, gate_up, down, shared, self.here.start)

@@ -19,7 +19,7 @@ from pdlab.real.models.attention import AttentionPass, Rotary, SoftmaxPass, in_h
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.experts import ExpertLoader
 from pdlab.real.models.feed_forward import FeedForwardPass, GatedPass
-from pdlab.real.models.inputs import Inputs
+from pdlab.real.models.inputs import Inputs, in_chunks
 from pdlab.real.models.latent import LatentLoader
 from pdlab.real.models.linear import Linear, Make, dense, packed
 from pdlab.real.models.ranks import Embedding, Ranks, SummedLinear, SummedPass, filled
@@ -96,6 +96,8 @@ class DecoderModel:
     def hidden(self, inputs: Inputs, caches: Sequence[tuple[Tensor, Tensor]], after_layer: Callable[[int], None] | None = None) -> Tensor:
         """As `forward`, but for the head: [len(inputs.last), hidden]. `inputs.last` ascends."""
         eps = self.config.norm_eps
+        if self.config.chunked is not None:
+            inputs = in_chunks(inputs, max(self.config.windows), caches[0][0].shape[2])
         hidden = self._embedded(inputs.tokens)
         residual = hidden.clone()
         x = rms_norm(hidden, self.layers[0].input_norm, eps)
@@ -158,7 +160,20 @@ class _WeightLoader:
         self.missing: dict[str, int] = {}
         self.shapes = shapes(config)
         c = self.share = ranks.share(config)
-        self.experts = None if c.moe is None else ExpertLoader(c.moe, config.family, device, dtype, make, ranks.most)
+        self.experts = (
+            None
+            if c.moe is None
+            else ExpertLoader(
+                c.moe,
+                config.family,
+                device,
+                dtype,
+                make,
+                ranks.most,
+                ranks.experts(c.moe),
+                0 if ranks.experts_whole else ranks.rank * c.moe.width,
+            )
+        )
         self.latent = None if c.latent is None else LatentLoader(c, device, dtype, make, rotary)
         q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.parts = {  # of a joined matrix: (its name, first row, rows in all)
@@ -172,6 +187,7 @@ class _WeightLoader:
     def take(self, name: str, tensor: Tensor) -> None:
         if self.experts is not None and self.experts.take(name, tensor):
             return
+        name = name.replace(".feed_forward.", ".mlp.")  # of layers without experts
         if self.config.norm_shift and name.endswith("norm.weight"):
             tensor = tensor.float() + self.config.norm_shift
         if self.latent is not None and self.latent.take(name, tensor):
@@ -232,7 +248,24 @@ class _WeightLoader:
 
     def _softmax(self, index: int) -> SoftmaxPass:
         at, c = f"model.layers.{index}.self_attn", self.share
-        sinks = self.plain.get(f"{at}.sinks")
+        sinks, chunked = self.plain.get(f"{at}.sinks"), c.chunked
+        if chunked is not None:
+            ropeless = chunked.ropeless[index]
+            unit = torch.ones(c.head_dim, device=self.device, dtype=self.dtype) if chunked.unit_norm and not ropeless else None
+            return SoftmaxPass(
+                qkv=self.linears[f"{index}.qkv"],
+                heads=c.heads,
+                kv_heads=c.kv_heads,
+                head_dim=c.head_dim,
+                scale=c.scale,
+                eps=c.norm_eps,
+                rotary=None if ropeless else self.rotary,
+                q_norm=unit,
+                k_norm=unit,
+                window=0,
+                in_chunks=c.windows[index] > 0,
+                temper=chunked.temper if ropeless else None,
+            )
         return SoftmaxPass(
             qkv=self.linears[f"{index}.qkv"],
             heads=c.heads,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pdlab.core.types import UsageError
 from pdlab.cost.layers import FeedForward, Mlp, Moe
 
-MOE_FAMILIES = ("mixtral", "qwen3_moe", "ernie4_5_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+MOE_FAMILIES = ("mixtral", "qwen3_moe", "ernie4_5_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4_text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class MoeConfig:
     """`layers` says of each layer whether it has experts. A token goes to `per_token` of `experts`, each `width` wide, and to a
     shared one of width `shared` (0: none).
 
-    scoring: what the router's logits become before experts are chosen, "softmax" or "sigmoid"; "chosen": a softmax over the chosen ones'.
+    scoring: what the router's logits become before experts are chosen, "softmax" or "sigmoid"; "chosen": a softmax over the chosen ones';
+    "each": the sigmoid of each chosen one's. inward: weights multiply what goes into an expert, not what comes out.
     correction: a bias of each expert counts in the choice, not in its weight. Of `groups` of experts those of the `top_groups` best are
     eligible, a group being as good as the sum of its `group_best` best. renormalise: the chosen ones' weights are divided by their sum,
     at least `least_sum`; then all are multiplied by `scale`. biased: router and experts have biases, and the experts' activation is
@@ -31,7 +32,7 @@ class MoeConfig:
     per_token: int
     width: int
     shared: int = 0
-    scoring: Literal["softmax", "sigmoid", "chosen"] = "softmax"
+    scoring: Literal["softmax", "sigmoid", "chosen", "each"] = "softmax"
     renormalise: bool = True
     correction: bool = False
     groups: int = 1
@@ -42,24 +43,29 @@ class MoeConfig:
     biased: bool = False
     alpha: float = 1.0
     limit: float = 0.0
+    inward: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertNames:
-    """Of a layer's tensors in a file: the module, its router, the router's correction, and each expert's gate, up and down. joined: gates
-    and ups alternate in one tensor of all experts, and downs lie in one, inputs before outputs."""
+    """Of a layer's tensors in a file: the module, its router, the router's correction, the shared expert, and each expert's gate, up and
+    down. joined: all experts' gates and ups are in one tensor, and downs in one, inputs before outputs; alternating: each gate is followed
+    by its up, in place of all gates by all ups."""
 
     module: str = "mlp"
     router: str = "gate"
     correction: str = "gate.e_score_correction_bias"
+    shared: str = "shared_experts"
     parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     joined: bool = False
+    alternating: bool = False
 
 
 NAMES = {
     "mixtral": ExpertNames("block_sparse_moe", parts=("w1", "w3", "w2")),
     "ernie4_5_moe": ExpertNames(correction="moe_statics.e_score_correction_bias"),
-    "gpt_oss": ExpertNames(router="router", joined=True),
+    "gpt_oss": ExpertNames(router="router", joined=True, alternating=True),
+    "llama4_text": ExpertNames("feed_forward", router="router", shared="shared_expert", joined=True),
 }
 
 
@@ -125,6 +131,10 @@ def _gpt_oss(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"scoring": "chosen", "renormalise": False, "biased": True, "alpha": alpha, "limit": limit}
 
 
+def _llama4(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"scoring": "each", "renormalise": False, "inward": True}
+
+
 ROUTING: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen,
@@ -132,6 +142,7 @@ ROUTING: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "deepseek_v2": _deepseek_v2,
     "deepseek_v3": _deepseek_v3,
     "gpt_oss": _gpt_oss,
+    "llama4_text": _llama4,
 }
 
 
@@ -153,14 +164,15 @@ def shapes(moe: MoeConfig, family: str, hidden: int, layer: int) -> Iterator[tup
         yield f"{at}.{n.correction}", (1, moe.experts) if family == "ernie4_5_moe" else (moe.experts,)
     if n.joined:
         yield f"{at}.experts.gate_up_proj", (moe.experts, hidden, 2 * moe.width)
-        yield f"{at}.experts.gate_up_proj_bias", (moe.experts, 2 * moe.width)
         yield f"{at}.experts.down_proj", (moe.experts, moe.width, hidden)
-        yield f"{at}.experts.down_proj_bias", (moe.experts, hidden)
-        return
-    for expert in range(moe.experts):
-        yield from _gated(f"{at}.experts.{expert}", n.parts, moe.width, hidden)
+        if moe.biased:
+            yield f"{at}.experts.gate_up_proj_bias", (moe.experts, 2 * moe.width)
+            yield f"{at}.experts.down_proj_bias", (moe.experts, hidden)
+    else:
+        for expert in range(moe.experts):
+            yield from _gated(f"{at}.experts.{expert}", n.parts, moe.width, hidden)
     if moe.shared:
-        yield from _gated(f"{at}.shared_experts", n.parts, moe.shared, hidden)
+        yield from _gated(f"{at}.{n.shared}", n.parts, moe.shared, hidden)
 
 
 def _gated(at: str, parts: tuple[str, str, str], width: int, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:

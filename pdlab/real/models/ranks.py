@@ -1,7 +1,8 @@
 """Tensor parallel ranks: which part of a model each of them holds, and what they tell each other.
 
-Attention is split by heads and the feed-forward by its width; both end in a product split along its input, whose results are summed over
-the ranks (Megatron-LM, arXiv:1909.08053, §3). The vocabulary is split, too. KV heads that are fewer than the ranks are held by several.
+Attention is split by heads, and the feed-forward by its width, or routed experts by their number; both end in a product split along its
+input, whose results are summed over the ranks (Megatron-LM, arXiv:1909.08053, §3). The vocabulary is split, too. KV heads that are fewer
+than the ranks are held by several.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pdlab.kernels.decode import Weight
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.feed_forward import FeedForwardPass
 from pdlab.real.models.linear import Linear
-from pdlab.real.models.moe import names
+from pdlab.real.models.moe import MoeConfig, names
 
 
 class Exchange(Protocol):
@@ -36,11 +37,13 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Rank `rank` of `size` that hold each layer together. One alone needs no `exchange`."""
+    """Rank `rank` of `size` that hold each layer together. One alone needs no `exchange`. `experts_whole`: each has some of the routed
+    experts, and not a part of all."""
 
     rank: int = 0
     size: int = 1
     exchange: Exchange | None = None
+    experts_whole: bool = False
 
     def sum(self, x: Tensor) -> Tensor:
         """Over the ranks, in place."""
@@ -70,13 +73,21 @@ class Ranks:
         """Those that are held here."""
         return heads_of(config.kv_heads, self.size, self.rank)
 
+    def experts(self, moe: MoeConfig) -> range:
+        """Those that are held here, whole or in part."""
+        if not self.experts_whole:
+            return range(moe.experts)
+        return range(self.rank * moe.experts // self.size, (self.rank + 1) * moe.experts // self.size)
+
     def vocabulary(self, config: ModelConfig) -> int:
         """Rows of the embedding at each rank; the last ones of the last rank may be none's."""
         return -(-config.vocab // self.size)
 
     def share(self, config: ModelConfig) -> ModelConfig:
-        """The model as one rank computes it: its heads, and its columns of the feed-forward. The vocabulary stays whole."""
-        moe = config.moe and replace(config.moe, width=config.moe.width // self.size, shared=config.moe.shared // self.size)
+        """The model as one rank computes it: its heads, and its columns of the feed-forward. The vocabulary stays whole, and all experts
+        count."""
+        split = 1 if self.experts_whole else self.size
+        moe = config.moe and replace(config.moe, width=config.moe.width // split, shared=config.moe.shared // self.size)
         return replace(config, heads=config.heads // self.size, kv_heads=len(self.kv_heads(config)), ffn=config.ffn // self.size, moe=moe)
 
     def part(self, name: str, config: ModelConfig) -> WeightPart | None:
@@ -85,9 +96,10 @@ class Ranks:
             return None
         stem, _, kind = name.rpartition(".")
         layer = stem.rpartition(".")[2]
-        if config.moe is not None and "experts." in name:
-            width = config.moe.shared if ".shared_experts." in name else config.moe.width
-            return self._slice(int(layer == names(config.family).parts[2]), width // self.size)
+        if config.moe is not None and (".experts." in name or f".{names(config.family).shared}." in name):
+            return self._of_experts(name, config, config.moe)
+        if layer == "self_attn" and kind == "sinks":
+            return self._slice(0, config.heads // self.size)
         if config.latent is not None and layer in ("q_proj", "q_b_proj", "kv_b_proj", "o_proj"):
             latent = config.latent
             each = {"kv_b_proj": latent.nope_dim + latent.v_dim, "o_proj": latent.v_dim}.get(layer, latent.nope_dim + latent.rope_dim)
@@ -107,6 +119,25 @@ class Ranks:
             return self._slice(1, (config.ffn if layer == "down_proj" else config.heads * config.head_dim) // self.size)
         return None
 
+    def _of_experts(self, name: str, config: ModelConfig, moe: MoeConfig) -> WeightPart | None:
+        stem, _, kind = name.rpartition(".")
+        n = names(config.family)
+        down = stem.rpartition(".")[2] == n.parts[2]
+        if f".{n.shared}." in name:
+            return self._slice(int(down), moe.shared // self.size)
+        here, width = self.experts(moe), moe.width // self.size
+        if self.experts_whole:
+            if n.joined:
+                return WeightPart(0, here.start, len(here))
+            return None if int(name.split(".experts.")[1].partition(".")[0]) in here else WeightPart(0, 0, 0)
+        if not n.joined:
+            return self._slice(int(down), width)
+        if kind == "gate_up_proj" and not n.alternating:  # two pieces, which whoever loads it takes
+            return None
+        if kind == "down_proj_bias":  # it is added once
+            return None if self.rank == 0 else WeightPart(1, 0, 0)
+        return {"gate_up_proj": self._slice(2, 2 * width), "gate_up_proj_bias": self._slice(1, 2 * width)}.get(kind, self._slice(1, width))
+
     def _slice(self, dimension: int, each: int, total: int | None = None) -> WeightPart:
         first = self.rank * each
         return WeightPart(dimension, first, each if total is None else max(0, min(each, total - first)))
@@ -114,7 +145,7 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """`count` of a weight's rows (dimension 0) or columns (1), from `first` on."""
+    """`count` of a weight's rows (dimension 0) or columns (1), or along a third, from `first` on."""
 
     dimension: int
     first: int

@@ -33,10 +33,11 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if c.moe is not None and c.has_experts(layer):
             found.update(moe.shapes(c.moe, c.family, c.hidden, layer))
             continue
+        module = moe.names(c.family).module if c.chunked is not None else "mlp"
         for name, out, inner in (("gate_proj", c.ffn, c.hidden), ("up_proj", c.ffn, c.hidden), ("down_proj", c.hidden, c.ffn)):
-            found[f"{at}.mlp.{name}.weight"] = (out, inner)
+            found[f"{at}.{module}.{name}.weight"] = (out, inner)
             if c.mlp_bias:
-                found[f"{at}.mlp.{name}.bias"] = (out,)
+                found[f"{at}.{module}.{name}.bias"] = (out,)
     return found
 
 

@@ -74,7 +74,7 @@ def _mapping(row: MeasuredRow, seed: int) -> dict[str, Any]:
             "like": row.engine,
             "batching": _batching(row),
             "prefix_cache": False,
-            **({"mtp": {"tokens": row.mtp_tokens}} if row.mtp_tokens else {}),
+            **({"speculation": {"tokens": row.mtp_tokens}} if row.mtp_tokens else {}),
         },
         "cost": {"weight_dtype": row.weight_dtype, "kv_dtype": row.kv_dtype, "factors": {"front": front_share(row)}},
         "transfer": {"first_token": "decode"},

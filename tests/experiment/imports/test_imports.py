@@ -194,6 +194,14 @@ def test_llumnix_ratio_of_prefill_to_decode(ratio: str, prefill: int) -> None:
     assert rows(found)[0]["prefill"] == prefill
 
 
+def test_vllms_drafts_and_spread_experts_are_carried_over() -> None:
+    found = read("""vllm serve m -tp 4 --enable-expert-parallel --speculative-config '{"method": "mtp", "num_speculative_tokens": 2}'""")
+    assert [(row["tp"], row["ep"]) for row in rows(found)] == [(4, 4)]
+    assert found.mapping["engine"]["speculation"] == {"method": "mtp", "tokens": 2}
+    with pytest.raises(UsageError, match=r"line 1: --speculative-config .* cannot be carried over: method 'eagle' is not one of"):
+        read("""vllm serve m --speculative-config '{"method": "eagle", "num_speculative_tokens": 2}'""")
+
+
 def test_vllms_roles_come_from_the_proxy() -> None:
     found = read(VLLM)
     assert [(row["role"], row["device"], row["engine"]) for row in rows(found)] == [

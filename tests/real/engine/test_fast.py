@@ -16,7 +16,7 @@ from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
 from tests.support import tiny_models
 
-PLAIN = [f for f in tiny_models.FAMILIES if f not in ("gemma3", "gpt-oss", "mixtral") and "moe" not in f and "deepseek" not in f]
+PLAIN = [f for f in tiny_models.FAMILIES if f not in ("gemma3", "gpt-oss", "llama4", "mixtral") and "moe" not in f and "deepseek" not in f]
 
 
 @pytest.mark.parametrize("quantization", ["", "wint8", "wint4"])

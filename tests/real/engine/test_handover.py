@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from pdlab.kernels.kv_blocks import gather_blocks, scatter_blocks
 from pdlab.real.engine.handover import Handover, Lease
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling, Submit
-from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.options import EngineOptions, SpeculationOptions
 from pdlab.replay.scheduler_log import replay
 from tests.support.engine_driver import Driver
 
@@ -24,14 +25,17 @@ Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 BLOCK = 4
 
 
-@pytest.fixture(params=["qwen3", "deepseek-v3"])
+@pytest.fixture(params=["qwen3", "deepseek-v3", "qwen3 drafted by qwen3"])
 def pair(tiny: Tiny, request: pytest.FixtureRequest) -> Callable[[], tuple[Driver, Driver, Driver, io.BytesIO]]:
-    """(one alone, prefill, decode, the decode engine's log)."""
+    """(one alone, prefill, decode, the decode engine's log). Those two draft, where it says so: the draft model's KV does not go along."""
+    family, _, drafts = request.param.partition(" drafted by ")
+    speculation = SpeculationOptions(method="draft_model", tokens=3, model=str(tiny(drafts)[0])) if drafts else None
 
     def make() -> tuple[Driver, Driver, Driver, io.BytesIO]:
         log = io.BytesIO()
-        options = EngineOptions(model=str(tiny(request.param)[0]), block_tokens=BLOCK, kv_blocks=300, max_batch_tokens=48, threads=1)
-        return Driver(load(options).engine), Driver(load(options).engine), Driver(load(options, log).engine), log
+        options = EngineOptions(model=str(tiny(family)[0]), block_tokens=BLOCK, kv_blocks=300, max_batch_tokens=48, threads=1)
+        drafting = msgspec.structs.replace(options, speculation=speculation)
+        return Driver(load(options).engine), Driver(load(drafting).engine), Driver(load(drafting, log).engine), log
 
     return make
 

@@ -16,14 +16,24 @@ from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import Sampling
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.runner import Piece
+from pdlab.real.models.experts import RoutedPass
 from pdlab.real.models.feed_forward import GatedPass
+from pdlab.real.models.ranks import SummedPass
 from tests.support import tiny_models
 from tests.support.engine_driver import Driver
 from tests.support.rank_threads import RankThreads
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 GREEDY = Sampling(max_tokens=8, temperature=0.0)
-CASES = [*((family, 2) for family in tiny_models.FAMILIES if family != "gpt-oss"), ("llama", 4), ("qwen3", 4)]  # qwen3 has one KV head
+CASES = [*((family, 2) for family in tiny_models.FAMILIES), ("llama", 4), ("qwen3", 4)]  # qwen3 has one KV head
+WHOLE = [
+    ("qwen3-moe", 2),
+    ("mixtral", 4),
+    ("ernie4_5-moe", 2),
+    ("deepseek-v3", 2),
+    ("gpt-oss", 2),
+    ("llama4", 2),
+]  # experts, one rank's each
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -49,6 +59,39 @@ def test_greedy_tokens_are_transformers(family: str, tp: int, driver: Callable[.
     assert roomy.engine.prefix_hits > 0
     assert (found := outputs(tight)) and [found[i, 0] for i in range(6)] == expected
     assert tight.engine.scheduler.preemptions > 0
+
+
+@pytest.mark.parametrize(("family", "tp"), WHOLE)
+def test_experts_spread_whole_over_the_ranks_make_the_same_tokens(family: str, tp: int, driver: Callable[..., Driver], tiny: Tiny) -> None:
+    expected = [tiny_models.greedy(tiny(family)[1], prompt, GREEDY.max_tokens) for prompt in prompts(6)]
+    found = outputs(driver(family, tp=tp, ep=tp, max_batch_tokens=24))
+    assert [found[i, 0] for i in range(6)] == expected
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_each_rank_holds_some_experts_whole_or_columns_of_all(ep: int, tiny: Tiny) -> None:
+    options = EngineOptions(model=str(tiny("gpt-oss")[0]), block_tokens=4, kv_blocks=10, tp=2, ep=ep)
+    with ExitStack() as stack:
+        ranks = RankThreads(options, stack)
+        for rank, runner in enumerate((ranks.loaded.engine.runner, ranks.runners[1])):
+            feed = runner.model.layers[0].feed_forward
+            assert isinstance(feed, SummedPass)
+            routed = feed.part
+            assert isinstance(routed, RoutedPass)
+            assert (len(routed.gate_up), routed.first) == ((2, 2 * rank) if ep > 1 else (4, 0))
+            width = 96 if ep > 1 else 48
+            assert tuple(routed.gate_up[0].weight.shape) == (2 * width, 64)  # type: ignore[union-attr]
+            assert tuple(routed.down[0].weight.shape) == (64, width)  # type: ignore[union-attr]
+            assert (routed.down[0].bias is None) == (ep == 1 and rank == 1), "added once"
+
+
+@pytest.mark.parametrize("quantization", ["wint8", "wint4"])
+@pytest.mark.parametrize(("family", "ep"), [("qwen3-moe", 2), ("gpt-oss", 1), ("gpt-oss", 2), ("llama4", 1)])
+def test_quantised_experts_are_those_of_one_rank(family: str, ep: int, quantization: str, driver: Callable[..., Driver]) -> None:
+    one, several = (driver(family, tp=n, ep=min(n, ep), quantization=quantization).engine.runner for n in (1, 2))
+    prompt = [random.Random(5).randrange(300) for _ in range(30)]
+    a, b = (runner.run([Piece(prompt, 0, list(range(20)), True)]) for runner in (one, several))
+    assert (a - b).norm() / a.norm() < (0.5 if quantization == "wint4" else 1e-3)
 
 
 @pytest.mark.parametrize(("family", "tp"), [("llama-tied-biased", 2), ("qwen2", 4), ("qwen3", 4)])
@@ -96,3 +139,15 @@ def test_each_rank_holds_its_own_heads_and_columns(tiny: Tiny) -> None:
 def test_ranks_that_do_not_fit_are_refused(tp: int, says: str, tiny: Tiny) -> None:
     with pytest.raises(UsageError, match=f"{says} .*: choose one of 1, 2, 4$"):
         load(EngineOptions(model=str(tiny("llama")[0]), kv_blocks=10, tp=tp))
+
+
+@pytest.mark.parametrize(
+    ("family", "tp", "ep", "says"),
+    [
+        ("llama", 2, 2, "ep 2: .* has no routed experts to spread"),
+        ("qwen3-moe", 4, 2, "ep 2 is neither 1 nor the 4 ranks of tp"),
+    ],
+)
+def test_experts_that_cannot_be_spread_are_refused(family: str, tp: int, ep: int, says: str, tiny: Tiny) -> None:
+    with pytest.raises(UsageError, match=says):
+        load(EngineOptions(model=str(tiny(family)[0]), kv_blocks=10, tp=tp, ep=ep))

@@ -70,10 +70,14 @@ def test_temperature_zero_takes_the_likeliest_whatever_else_is_asked() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=6), st.integers(0, 2**32))
-def test_a_seed_gives_the_same_tokens_whatever_else_is_in_the_batch(others: list[float], seed: int) -> None:
-    alone, among = row(seed, top_p=0.9), row(seed, top_p=0.9)
-    crowd = [row(i, temperature=t) for i, t in enumerate(others)]
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0, 3])), min_size=1, max_size=6),
+    st.sampled_from([1.0, 0.9]),
+    st.integers(0, 2**32),
+)
+def test_a_seed_gives_the_same_tokens_whatever_else_is_in_the_batch(others: list[tuple[float, int]], top_p: float, seed: int) -> None:
+    alone, among = row(seed, top_p=top_p), row(seed, top_p=top_p)
+    crowd = [row(i, temperature=t, top_k=k) for i, (t, k) in enumerate(others)]
     for _ in range(4):
         here = sample(LOGITS[None], [alone])[0].token
         there = sample(LOGITS.expand(len(crowd) + 1, -1), [*crowd, among])[-1].token

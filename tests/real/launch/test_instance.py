@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 
 from pdlab.cli.main import app
 from pdlab.core.types import UsageError
+from pdlab.experiment.deployment import Deployment
+from pdlab.real.engine.options import SpeculationOptions
+from pdlab.real.launch.instance import engine_options
 from tests.support import served, tiny_models
 from tests.support.waiting import until
 
@@ -282,3 +285,47 @@ def test_how_tools_are_called_is_settled_before_anything_is_loaded(model: Path) 
             assert isinstance(refused.exception, UsageError), refused.output
             assert str(refused.exception).startswith(says)
             assert "loading" not in refused.output
+
+
+def test_drafts_are_asked_for_as_vllm_spells_them() -> None:
+    def asked(text: str, deployment: Deployment | None = None) -> SpeculationOptions | None:
+        return engine_options(deployment, {"speculative_config": text}).speculation
+
+    assert asked('{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}') == SpeculationOptions(
+        method="ngram", tokens=4, prompt_lookup_min=3, prompt_lookup_max=3
+    )
+    by_model = asked('{"model": "smollm2-135m", "num_speculative_tokens": 2, "draft_tensor_parallel_size": 1}')
+    assert by_model is not None
+    assert (by_model.method, by_model.tokens) == ("draft_model", 2)
+    assert by_model.model.endswith(".gguf")
+    file = Deployment.parse({"model": "smollm2-135m", "engine": {"speculation": {"method": "ngram", "tokens": 3}}})
+    in_file = engine_options(file, {}).speculation
+    assert in_file is not None
+    assert (in_file.tokens, in_file.prompt_lookup_max) == (3, 5)
+    instead = asked('{"method": "ngram", "num_speculative_tokens": 1}', file)
+    assert instead is not None
+    assert instead.tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ngram", r"'ngram' is not JSON such as"),
+        ("[3]", r"'\[3\]' is not JSON such as"),
+        ('{"method": "eagle", "num_speculative_tokens": 2}', r"method 'eagle' is not one of ngram, draft_model"),
+        ('{"method": "ngram", "num_speculative_token": 2}', r"num_speculative_token is not supported; nearest is num_speculative_tokens"),
+        ('{"method": "ngram", "num_speculative_tokens": 0}', r"num_speculative_tokens: Input should be greater than or equal to 1"),
+        ('{"method": "ngram"}', r"num_speculative_tokens: Field required"),
+        ('{"method": "draft_model", "num_speculative_tokens": 2}', r"method draft_model needs model"),
+        (
+            '{"num_speculative_tokens": 2, "prompt_lookup_min": 4, "prompt_lookup_max": 2}',
+            r"prompt_lookup_min 4 exceeds prompt_lookup_max 2",
+        ),
+        ('{"model": "nowhere", "num_speculative_tokens": 2}', r"nowhere: no such folder"),
+        ('{"num_speculative_tokens": 2, "draft_tensor_parallel_size": 2}', r"draft_tensor_parallel_size is not supported"),
+    ],
+)
+def test_drafts_that_cannot_be_are_refused_in_one_line(text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as error:
+        engine_options(None, {"speculative_config": text})
+    assert "\n" not in str(error.value)

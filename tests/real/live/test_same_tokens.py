@@ -21,13 +21,13 @@ from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.experiment import Experiment
 from pdlab.experiment.make_router import router
 from pdlab.real.engine.messages import Sampling, Tokens
-from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.options import EngineOptions, SpeculationOptions
 from pdlab.real.instance.engine_client import EngineClient
 from pdlab.real.router.http_remote import HttpRemote
 from pdlab.real.router.world import LiveWorld
 from pdlab.replay.log import EventLog, head_of, read, replay
 from tests.real.transfer.ways import NIXL
-from tests.support import served, tiny_models
+from tests.support import echo_engine, served, tiny_models
 from tests.support.local_instances import TOKEN, instance
 from tests.support.local_instances import Instance as Server
 
@@ -197,9 +197,12 @@ class Shuttle(Policy):
         return [(id, other) for x in cluster.decode for id in x.decoding for other in cluster.decode if other is not x]
 
 
-def test_migrations_in_the_middle_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("drafts", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_migrations_in_the_middle_change_nothing(drafts: bool, tmp_path: Path) -> None:
+    """Nor with drafts: the draft model's KV is made anew wherever a sequence goes."""
     folder = served.make(tmp_path, **tiny_models.SLOW)
     prompts = some_prompts(8)
+    speculation = SpeculationOptions(method="draft_model", tokens=2, model=str(folder)) if drafts else None
     long = msgspec.structs.replace(GREEDY, max_tokens=150)
 
     async def scenario(servers: dict[str, Server]) -> None:
@@ -210,7 +213,35 @@ def test_migrations_in_the_middle_change_nothing(tmp_path: Path) -> None:
             assert await ask(cluster, prompts, long) == expected
             assert sum(int(cluster.timeline(i)["migrations"]) for i in range(8)) >= 4  # type: ignore[call-overload]
 
-    play(folder, "auto", scenario, names="p d0 d1")
+    play(folder, "auto", scenario, names="p d0 d1", speculation=speculation)
+
+
+@pytest.mark.parametrize(
+    ("family", "drafts"), [("gpt-oss", ""), ("ernie4_5-moe", ""), pytest.param("llama4", "", marks=pytest.mark.slow), ("llama", "qwen2")]
+)
+def test_prefill_there_and_decode_here_of_other_models(family: str, drafts: str, tmp_path: Path) -> None:
+    """What transformers makes of them, whether one engine has all of it or two; with drafts of another model, too."""
+    model, small = tmp_path / "model", tmp_path / "small"
+    reference = tiny_models.make(family, model)
+    echo_engine.byte_tokenizer(model)
+    speculation = None
+    if drafts:
+        tiny_models.make(drafts, small)
+        speculation = SpeculationOptions(method="draft_model", tokens=3, model=str(small))
+    prompts = some_prompts(8)
+    expected = [[tiny_models.greedy(reference, prompt, GREEDY.max_tokens)] for prompt in prompts]
+
+    async def scenario(servers: dict[str, Server]) -> None:
+        async with world({"d": servers["d"]}, {"d": Role.MIXED}, experiment()) as alone:
+            assert await ask(alone, prompts, GREEDY) == expected
+        for way in ("pull", "push by layer, D samples"):
+            async with world(servers, {"p": Role.PREFILL, "d": Role.DECODE}, experiment(**WAYS[way])) as cluster:
+                assert await ask(cluster, prompts, GREEDY) == expected, way
+                assert sum(int(cluster.timeline(i)["transfer_bytes"]) for i in range(8)) > 0  # type: ignore[call-overload]
+        assert (servers["d"].engine.load.drafts > 0) == bool(drafts)
+        assert servers["p"].engine.load.drafts == 0, "who prefills drafts nothing"
+
+    play(model, "shm", scenario, speculation=speculation)
 
 
 @pytest.mark.parametrize("policy", ["llumnix", {"dispatch": "prefix_aware", "handoff": "least_kv"}])

@@ -71,7 +71,10 @@ def test_a_quantisation_that_a_file_beside_the_config_says_is_refused_too(tmp_pa
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("glm-4.5-air", "routed experts run here for mixtral, qwen3_moe, ernie4_5_moe, deepseek_v2, deepseek_v3, gpt_oss only"),
+        (
+            "glm-4.5-air",
+            "routed experts run here for mixtral, qwen3_moe, ernie4_5_moe, deepseek_v2, deepseek_v3, gpt_oss, llama4_text only",
+        ),
         ("opt-13b", "only models of the families llama, mistral, qwen2"),
     ],
 )
@@ -89,7 +92,14 @@ def test_a_model_of_the_catalogue_has_its_experts(name, experts, per_token):
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [("gpt-oss-20b", "gpt_oss"), ("ernie-4.5-21b-a3b", "ernie4_5_moe"), ("deepseek-v2-lite", "deepseek_v2")]
+    ("name", "family"),
+    [
+        ("gpt-oss-20b", "gpt_oss"),
+        ("ernie-4.5-21b-a3b", "ernie4_5_moe"),
+        ("deepseek-v2-lite", "deepseek_v2"),
+        ("kimi-k2", "deepseek_v3"),
+        ("llama-4-scout-17b-16e", "llama4_text"),
+    ],
 )
 def test_the_catalogue_knows_families_by_name(name, family):
     own, model = engine_config.of_catalogue(name), catalogue_model(name)
@@ -122,6 +132,24 @@ def test_mla_keeps_one_head_and_no_values_beside_its_keys():
     assert (own.kv_planes, own.kv_heads, own.head_dim, own.rotated_dims) == (1, 1, 576, 64)
     assert own.kv_bytes_per_token(2) == 6 * 576 * 2 == parse(config, "m").model.kv_bytes_per_token()
     assert own.scale == pytest.approx(192**-0.5)
+
+
+def test_kimi_k2_is_deepseek_v3_by_another_name():
+    config = BASE | MLA | {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827, "tie_word_embeddings": False}
+    kimi, deepseek = (engine_config.parse(config | {"model_type": name}, "m", "m") for name in ("kimi_k2", "deepseek_v3"))
+    assert kimi == deepseek
+    assert kimi.moe is not None and (kimi.moe.scale, kimi.moe.groups, kimi.moe.correction) == (2.827, 1, True)
+
+
+def test_llama_4_has_chunks_where_it_has_rotary_positions():
+    config = BASE | {"model_type": "llama4_text", "num_hidden_layers": 8, "num_local_experts": 4, "num_experts_per_tok": 1}
+    config |= {"interleave_moe_layer_step": 2, "intermediate_size_mlp": 2048, "attention_chunk_size": 1024, "head_dim": 64}
+    own = engine_config.parse(config, "m", "m")
+    assert own.windows == (1024, 1024, 1024, 0) * 2
+    assert own.chunked is not None and own.chunked.ropeless == (False, False, False, True) * 2
+    assert own.chunked.temper == (0.1, 8192.0) and own.chunked.unit_norm
+    assert own.moe is not None and own.moe.layers == (False, True) * 4
+    assert (own.ffn, own.moe.width, own.moe.shared, own.moe.inward) == (2048, 1408, 1408, True)
 
 
 @pytest.mark.parametrize(
