@@ -1,4 +1,4 @@
-"""What is recorded: six simulations, one for each family of policy, and the live world on the virtual clock."""
+"""What is recorded: seven simulations, one for each family of policy, and the live world on the virtual clock."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ RECORDINGS = [
         "load", simulated, {"Dispatch": 240, "Left": 2, "Evict": 1, "Refused": 20, "priority": 40, "own objective": 240, "preempted": 5}
     ),
     Recording("prefix", simulated, {"prefix": 240, "cached": 150, "evicted": 100, "stays": 20, "Left": 1, "again": 1}),
+    Recording("fetches", simulated, {"Fetch": 20, "Fetched": 20, "prefix": 100, "cached": 80, "Left": 1}),
     Recording("flips", simulated, {"Switch": 5, "Switched": 5, "paired": 280, "Left": 1, "goes on": 1}),
     Recording(
         "migrations",
