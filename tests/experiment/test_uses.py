@@ -29,6 +29,7 @@ from pdlab.real.launch.instance import Listening
 from pdlab.real.net.wire import StreamEvent
 from pdlab.real.router.legs import push_to, relay_of
 from pdlab.replay.log import head_of
+from pdlab.sim.outcome import rests_on
 from tests.cost.test_measured import PROFILE
 
 BASE: dict[str, Any] = {
@@ -168,6 +169,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "engine.batching": ("prefill_first", {ROW: {"role": "mixed", "hardware": "h100-sxm"}, "cluster.instances.1.role": "mixed"}),
     "engine.prefix_cache": (False, {"workload": SESSIONS}),
     "engine.like": ("sglang", {}),
+    "engine.version": ("0.6.1", {}),
     "engine.speculation.method": ("ngram", {"engine.speculation": {"tokens": 1}}),
     "engine.speculation.tokens": (3, {"engine.speculation": {"tokens": 1}}),
     "engine.speculation.acceptance": (0.2, {"engine.speculation": NGRAM}),
@@ -256,9 +258,11 @@ def test_every_key_that_a_simulation_uses_is_tried() -> None:
 
 
 def simulated(plain: dict[str, Any]) -> tuple[object, ...]:
-    result = simulate(Experiment.parse(plain))
+    """What comes of it, and what a run says its seconds rest on."""
+    experiment = Experiment.parse(plain)
+    result = simulate(experiment)
     summary = {key: value for key, value in result.summary.items() if key != "run"}
-    return result.name, json.dumps(summary, default=str), result.requests.to_json()
+    return result.name, json.dumps(summary, default=str), result.requests.to_json(), rests_on(experiment)
 
 
 @pytest.mark.parametrize("path", SIMULATED)
