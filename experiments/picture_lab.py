@@ -19,6 +19,7 @@ from tests.support.small_cluster import SmallCluster
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 WIDTH, MOST_HEIGHT = 1280, 1500
+DRAWN = ".js-plotly-plot .main-svg"
 
 
 def main() -> None:
@@ -35,16 +36,17 @@ def main() -> None:
         )
         plan = client.submit({**base, "name": "eight", "plan": {"tp": [1]}}, kind="plans", gpus="4", requests=600, seeds=3)
         shown = {
-            "runs": "/",
-            "new": "/new",
-            "run": f"/runs/{runs[0]}",
-            "compare": f"/compare?ids={','.join(runs)}",
-            "sweep": f"/sweeps/{sweep.wait().id}",
-            "plan": f"/plans/{plan.wait().id}",
+            "runs": ("/", "tbody tr"),
+            "new": ("/new", "#mistakes > *"),
+            "run": (f"/runs/{runs[0]}", DRAWN),
+            "compare": (f"/compare?ids={','.join(runs)}", DRAWN),
+            "sweep": (f"/sweeps/{sweep.wait().id}", DRAWN),
+            "plan": (f"/plans/{plan.wait().id}", DRAWN),
         }
-        for name, path in shown.items():
+        for name, (path, sign) in shown.items():
             with tab(browser, world.url, width=WIDTH) as page:
                 page.goto(path)
+                page.locator(sign).first.wait_for()
                 page.wait_for_timeout(2500)
                 _write(page, PICTURES / f"lab-{name}.png")
                 print(PICTURES / f"lab-{name}.png")
@@ -54,11 +56,13 @@ def cluster() -> None:
     """Of a real one, on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder  # where it keeps its token
-        served = SmallCluster(Path(folder))
+        served = SmallCluster(Path(folder), "--trace-events", str(Path(folder) / "events.jsonl"))
         try:
             options = ("--router", f"chats={served.url}")
             with lab(Path(folder) / "lab", *options) as world, chromium() as browser, tab(browser, world.url, width=WIDTH) as page:
                 page.goto("/clusters/chats")
+                page.get_by_label("policy", exact=True).fill("least_loaded")
+                page.get_by_role("button", name="Ask it beside").click()
                 for _ in range(30):
                     served.ask(60)
                 page.wait_for_timeout(1500)

@@ -115,7 +115,7 @@ def test_a_sweep_is_drawn_by_each_axis(browser: Browser, world: LabProcess, clie
 
 def test_a_lab_that_is_gone_is_said_to_be_and_its_page_goes_on_when_it_is_back(browser: Browser, tmp_path: Path) -> None:
     with lab(tmp_path, "--jobs", "1") as world, Client(world.url) as client, tab(browser, world.url) as page:
-        job = client.submit(small(workload__requests=150_000))
+        job = client.submit(small(workload__requests=60_000))
         page.goto(f"/runs/{job.id}")
         expect(page.locator("main")).to_contain_text("so far", timeout=30_000)
         world.kill()

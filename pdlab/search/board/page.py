@@ -150,7 +150,7 @@ def board_page(name: str, scored: Sequence[ScoredRow], left_out: Sequence[tuple[
     lines = (*order_lines(scored), *coverage_lines(scored), *failure_lines(scored, left_out))
     body = [
         f"<h1>Board: {escaped(name)}</h1>",
-        f"<p class=soft>{len(scored):,} measured rows, each simulated as it was measured.</p>",
+        f"<p class=soft>{len(scored):,} measured {'row' if len(scored) == 1 else 'rows'}, each simulated as it was measured.</p>",
         "<h2>By concurrency</h2>",
         table(BANDS, [line for group in groups(scored, by_band) for line in band_cells(group)], text=2),
         "<h2>By model, accelerator and engine</h2>",
