@@ -164,12 +164,12 @@ def step_weight_bytes(model: DecoderModel, batch: int) -> float:
 
 def read_bytes_per_s(device: torch.device) -> float:
     """Of a sum over what no cache holds."""
-    memory = torch.ones((4 << 30 if device.type == "cuda" else 256 << 20) // 4, device=device)
+    memory = torch.ones((4 << 30 if device.type == "cuda" else 64 << 20) // 4, device=device)
     return memory.nbytes / median_s(lambda: memory.sum().item(), 10)
 
 
 def product_flops(device: torch.device) -> float:
-    n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
     a, b = torch.randn(2, n, n, device=device).to(dtype)
     return 2 * n**3 / median_s(lambda: (a @ b)[0, 0].item(), 10)
 

@@ -150,13 +150,13 @@ def test_a_log_is_cut_to_whole_lines(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
-@pytest.mark.parametrize("requests", [1000, 1800], ids=["which the log just leaves free", "which the log fills"])
+@pytest.mark.parametrize("requests", [1800, 4000], ids=["which the log just leaves free", "which the log fills"])
 def test_results_have_precedence_over_the_log_on_a_small_disk(
     requests: int, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3400k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
         out = disk / "out"
@@ -167,7 +167,7 @@ def test_results_have_precedence_over_the_log_on_a_small_disk(
         assert len(said.splitlines()) == 1 and "the event log" in said and "No space left on device" in said
         assert Result.load(out).summary["completed"] == requests
         assert entries(out / "events.jsonl") > 0
-        subprocess.run(["mount", "-o", "remount,size=1100k", str(disk)], capture_output=True, check=False)
+        subprocess.run(["mount", "-o", "remount,size=3300k", str(disk)], capture_output=True, check=False)
         with pytest.raises(SystemExit) as exit:
             main(["sim", str(file), "--json", "--out", str(disk / "more")])
         captured = capsys.readouterr()
