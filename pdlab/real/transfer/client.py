@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from pdlab.real.transfer import descriptor as descriptors
 from pdlab.real.transfer import move, wire
-from pdlab.real.transfer.blocks import Ids, Layers
+from pdlab.real.transfer.blocks import Ids, KvPart, Layers
 from pdlab.real.transfer.connection import PeerConnection, Self
-from pdlab.real.transfer.descriptor import Descriptor, Way, incompatible
+from pdlab.real.transfer.descriptor import Descriptor, Way
+from pdlab.real.transfer.pair import KvPair
 from pdlab.real.transfer.pool import Pool
 from pdlab.real.transfer.result import TransferResult, TransferStopped
 
@@ -92,21 +92,25 @@ class TransferClient:
         self._pool.close()
 
     def pull(
-        self, job: TransferJob, peer_descriptor: bytes, lease_id: str, source: Ids, target: Ids, layers: Layers, release: bool
+        self, job: TransferJob, peer: Descriptor, lease_id: str, source: Ids, target: Ids, unit: int, layers: Layers, release: bool
     ) -> TransferResult:
+        """Those heads that this rank reads there, of runs of `unit` tokens."""
         began = time.monotonic()
         route = ""
         try:
-            route, connection = self._connect(job, peer_descriptor)
-            packed, transfer = wire.pack_ids(source), secrets.randbits(63)
-            finish = wire.Finish(lease_id, transfer, packed, *layers, release)
+            route, connection = self._connect(job, peer)
+            pair, transfer = connection.inward, secrets.randbits(63)
+            here, there = _parts(pair, source, target, unit, layers)
+            told = wire.part_of(there)
+            finish = wire.Finish(lease_id, transfer, told, release)
+            landing = move.Landing(connection, here, job.writing, checked=self._own.checksums)
             fetched = False
             try:
                 with job.holding(connection, self._pool):
-                    wire.block_ids(packed, connection.peer.blocks)
-                    self._fetch(job, connection, route, lease_id, source, target, layers)
+                    wire.checked_part(told, pair.source)
+                    self._fetch(job, connection, route, lease_id, there, landing)
                     if self._own.checksums:
-                        finish = wire.Finish(lease_id, transfer, packed, *layers, release, self._blocks.crc32(target, layers))
+                        finish = wire.Finish(lease_id, transfer, told, release, landing.crc32())
                     connection.send(finish)
                     fetched = True
                     connection.receive(wire.TransferFinished)
@@ -118,39 +122,40 @@ class TransferClient:
                 with job.holding(again, self._pool):
                     again.send(finish)
                     again.receive(wire.TransferFinished)
-            return TransferResult("done", len(target) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+            return TransferResult("done", len(target) * landing.run_bytes, time.monotonic() - began, "", route)
         except TransferStopped as trouble:
             return TransferResult(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
 
-    def push(self, job: TransferJob, peer_descriptor: bytes, ticket: str, source: Ids, target: Ids, layers: Layers) -> TransferResult:
+    def push(self, job: TransferJob, peer: Descriptor, ticket: str, source: Ids, target: Ids, unit: int, layers: Layers) -> TransferResult:
+        """Those heads that the peer's rank is to get from here."""
         began = time.monotonic()
         route = ""
         try:
-            route, connection = self._connect(job, peer_descriptor)
+            route, connection = self._connect(job, peer)
+            there, here = _parts(connection.outward, source, target, unit, layers)
             with job.holding(connection, self._pool):
                 mapped = route == "cuda_ipc" or (route == "shm" and self._blocks.segment is not None)
                 how = "nixl" if route == "nixl" else "mapped" if mapped else "wire"
                 if how != "wire":
                     self._blocks.settle()
-                connection.send(
-                    wire.PushRequest(ticket, wire.pack_ids(source), wire.pack_ids(target), *layers, job.deadline - time.monotonic(), how)
-                )
+                left_s, checked = job.deadline - time.monotonic(), self._own.checksums
+                connection.send(wire.PushRequest(ticket, wire.part_of(here), wire.part_of(there), left_s, how, checked))
                 if not connection.receive(wire.Go).arrived:
                     if how == "wire":
-                        self._send(connection, source, layers, job)
+                        self._send(connection, here, job)
                     else:
                         connection.receive(wire.Copied)
                     job.check()
-                    connection.send(wire.Commit(self._blocks.crc32(source, layers) if self._own.checksums else None))
+                    connection.send(wire.Commit(self._blocks.crc32(here) if checked else None))
                     connection.receive(wire.TransferFinished)
-            return TransferResult("done", len(source) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+            return TransferResult("done", len(here) * self._blocks.run_bytes(here), time.monotonic() - began, "", route)
         except TransferStopped as trouble:
             return TransferResult(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
 
-    def renew(self, job: TransferJob, peer_descriptor: bytes, leases: list[str], lease_s: float, known: list[str]) -> TransferResult:
+    def renew(self, job: TransferJob, peer: Descriptor, leases: list[str], lease_s: float, known: list[str]) -> TransferResult:
         """Adds those that hold to `known`."""
         try:
-            _, connection = self._connect(job, peer_descriptor)
+            _, connection = self._connect(job, peer)
             with job.holding(connection, self._pool):
                 connection.send(wire.RenewLeases(leases, lease_s))
                 known += connection.receive(wire.Renewed).known
@@ -159,21 +164,21 @@ class TransferClient:
             return TransferResult("failed", reason=trouble.reason)
 
     def _fetch(
-        self, job: TransferJob, connection: PeerConnection, route: Route, lease_id: str, source: Ids, target: Ids, layers: Layers
+        self, job: TransferJob, connection: PeerConnection, route: Route, lease_id: str, source: KvPart, landing: move.Landing
     ) -> None:
         if not len(source):
             return
         if route == "nixl":
-            move.read_blocks(connection, source, target, layers, job.writing)
+            move.read_blocks(connection, source, landing)
         elif connection.mapped is not None:
-            move.copy_blocks(connection, source, target, layers, job.writing)
+            move.copy_blocks(connection, source, landing)
         else:
-            connection.send(wire.Read(lease_id, wire.pack_ids(source), *layers, job.deadline - time.monotonic()))
-            move.receive_blocks(connection, target, layers, job.writing)
+            connection.send(wire.Read(lease_id, wire.part_of(source), job.deadline - time.monotonic()))
+            move.receive_blocks(connection, landing)
 
-    def _send(self, connection: PeerConnection, source: Ids, layers: Layers, job: TransferJob) -> None:
+    def _send(self, connection: PeerConnection, part: KvPart, job: TransferJob) -> None:
         try:
-            move.send_blocks(connection, source, layers, job.check)
+            move.send_blocks(connection, part, job.check)
         except TransferStopped as trouble:
             if trouble.broken:  # because the peer refused and hung up?
                 connection.deadline = time.monotonic() + 0.05
@@ -185,11 +190,7 @@ class TransferClient:
                             raise
             raise
 
-    def _connect(self, job: TransferJob, peer_descriptor: bytes) -> tuple[Route, PeerConnection]:
-        peer = descriptors.decode(peer_descriptor)
-        refusal = incompatible(self._own.descriptor, peer)
-        if refusal is not None:
-            raise TransferStopped(refusal)
+    def _connect(self, job: TransferJob, peer: Descriptor) -> tuple[Route, PeerConnection]:
         routes = self._routes(peer)
         if not routes:
             there = [route for route in ROUTES if getattr(peer, route) is not None]
@@ -222,3 +223,11 @@ class TransferClient:
             "tcp": own.tcp is not None and peer.tcp is not None,
         }
         return [route for route in ROUTES if open_ways[route]]
+
+
+def _parts(pair: KvPair, source: Ids, target: Ids, unit: int, layers: Layers) -> tuple[KvPart, KvPart]:
+    """The target's part, and the source's, of the heads that the one reads from the other."""
+    read = pair.read
+    assert read is not None, "this rank reads nothing there"
+    here, there = (range(first, first + read.count) for first in (read.target_first, read.source_first))
+    return KvPart(target, unit, here, layers), KvPart(source, unit, there, layers)

@@ -1,39 +1,76 @@
-"""KV bytes over a connection. The receiving functions write only under `writing()`, which raises Trouble once the transfer is over."""
+"""KV bytes over a connection. What arrives is written only under `writing()`, which raises Trouble once the transfer is over."""
 
 from __future__ import annotations
 
+import ctypes
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import torch
+
 from pdlab.real.transfer import wire
-from pdlab.real.transfer.blocks import Ids, Layers
+from pdlab.real.transfer.blocks import KvPart, pack_from
 from pdlab.real.transfer.connection import SLOTS, PeerConnection
 from pdlab.real.transfer.result import TransferStopped
 
 Writing = Callable[[], AbstractContextManager[None]]
 
 
-def send_blocks(connection: PeerConnection, ids: Ids, layers: Layers, still_held: Callable[[], None]) -> None:
+class Landing:
+    """Where a peer's KV goes: the runs of `target`, in whose order they come. `checked`: a checksum of it will be asked for, of what was
+    sent: of elements that are converted here it is taken as they come."""
+
+    def __init__(self, connection: PeerConnection, target: KvPart, writing: Writing, *, checked: bool) -> None:
+        self.blocks, self.pair, self.target, self.writing = connection.own.blocks, connection.inward, target, writing
+        self.dtype: torch.dtype = getattr(torch, self.pair.dtypes[0])
+        self.run_bytes = self.blocks.run_bytes(target) // self.blocks.kv.element_size() * self.dtype.itemsize  # as they come
+        self._summed = checked and self.pair.converts
+        self._crc32 = 0
+
+    def put(self, buffer: int, start: int, count: int) -> None:
+        """Packed runs in memory at address `buffer`, the first of them number `start`."""
+        with self.writing():
+            self.add(buffer, count)
+            self.blocks.unpack(buffer, self.target.some(start, count), self.dtype)
+
+    def add(self, buffer: int, count: int) -> None:
+        """To the checksum."""
+        if self._summed:
+            self._crc32 = zlib.crc32((ctypes.c_char * (count * self.run_bytes)).from_address(buffer), self._crc32)
+
+    def see(self, values: torch.Tensor) -> None:
+        """The same of packed runs on a device."""
+        if self._summed:
+            host = values.cpu()
+            self.add(host.data_ptr(), len(host))
+
+    def crc32(self) -> int:
+        """Of what was sent."""
+        return self._crc32 if self._summed else self.blocks.crc32(self.target)
+
+
+def send_blocks(connection: PeerConnection, part: KvPart, still_held: Callable[[], None]) -> None:
     """As Chunks: by the staging buffer where this end has one, else raw. `still_held` raises Trouble once it is useless to go on: whether
     what was sent is sound is said at the end."""
-    blocks, segment = connection.own.blocks, connection.outgoing
-    per, size = blocks.per_chunk(layers), blocks.block_bytes(layers)
+    blocks, segment, most = connection.own.blocks, connection.outgoing, connection.outward.chunk_bytes
+    per, size = blocks.per_chunk(part, most), blocks.run_bytes(part)
     under_way = 0
-    for number, start in enumerate(range(0, len(ids), per)):
-        chunk, slot = ids[start : start + per], -1 if segment is None else number % SLOTS
+    for number, start in enumerate(range(0, len(part), per)):
+        chunk, slot = part.some(start, per), -1 if segment is None else number % SLOTS
         head = wire.frame(wire.Chunk(len(chunk), len(chunk) * size, slot))
         still_held()
         if segment is None:
-            pieces = blocks.pieces(chunk, layers)
+            pieces = blocks.pieces(chunk)
             if pieces is None:
                 buffer, address = connection.buffer()
-                pieces = [buffer[: blocks.pack(chunk, layers, address)]]
+                pieces = [buffer[: blocks.pack(chunk, address)]]
             connection.send_pieces([head, *pieces])
             continue
         if under_way == SLOTS:
             connection.receive(wire.Taken)
             under_way -= 1
-        blocks.pack(chunk, layers, segment.address + slot * blocks.chunk_bytes)
+        blocks.pack(chunk, segment.address + slot * most)
         connection.send_bytes(head)
         under_way += 1
     if segment is not None:
@@ -41,15 +78,15 @@ def send_blocks(connection: PeerConnection, ids: Ids, layers: Layers, still_held
             connection.receive(wire.Taken)
 
 
-def receive_blocks(connection: PeerConnection, ids: Ids, layers: Layers, writing: Writing) -> None:
+def receive_blocks(connection: PeerConnection, landing: Landing) -> None:
     """The other end of `send_blocks`. Sizes are checked against our own figures before a byte is taken."""
-    blocks, staging = connection.own.blocks, connection.incoming
-    size, done = blocks.block_bytes(layers), 0
-    while done < len(ids):
+    staging, most, size, runs = connection.incoming, connection.inward.chunk_bytes, landing.run_bytes, len(landing.target)
+    done = 0
+    while done < runs:
         chunk = connection.receive(wire.Chunk)
-        if not 0 < chunk.blocks <= len(ids) - done or chunk.size != chunk.blocks * size or chunk.size > blocks.chunk_bytes:
+        if not 0 < chunk.runs <= runs - done or chunk.size != chunk.runs * size or chunk.size > most:
             raise TransferStopped(
-                f"a chunk of {chunk.blocks} blocks, {chunk.size} bytes, where {len(ids) - done} of {size} are to come", broken=True
+                f"a chunk of {chunk.runs} blocks, {chunk.size} bytes, where {runs - done} of {size} are to come", broken=True
             )
         if (staging is None) != (chunk.slot == -1) or not -1 <= chunk.slot < SLOTS:
             raise TransferStopped(f"a chunk in slot {chunk.slot}", broken=True)
@@ -57,35 +94,39 @@ def receive_blocks(connection: PeerConnection, ids: Ids, layers: Layers, writing
             buffer, address = connection.buffer()
             connection.receive_into(buffer[: chunk.size])
         else:
-            address = staging.address + chunk.slot * blocks.chunk_bytes
-        with writing():
-            blocks.unpack(address, ids[done : done + chunk.blocks], layers)
+            address = staging.address + chunk.slot * most
+        landing.put(address, done, chunk.runs)
         if staging is not None:
             connection.send(wire.Taken(chunk.slot))
-        done += chunk.blocks
+        done += chunk.runs
 
 
-def copy_blocks(connection: PeerConnection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
-    """From the peer's mapped KV memory, that of a GPU or not, once. Whether it was sound is for the peer to say afterwards."""
-    blocks, mapped = connection.own.blocks, connection.mapped
+def copy_blocks(connection: PeerConnection, source: KvPart, landing: Landing) -> None:
+    """From the peer's mapped KV memory, that of a GPU or not, once; by way of a buffer where elements are converted, or come from a CPU's
+    memory to a device's. Whether it was sound is for the peer to say afterwards."""
+    blocks, mapped, pair = landing.blocks, connection.mapped, landing.pair
     assert mapped is not None
-    staged = connection.way == "shm" and not blocks.on_cpu
-    per = blocks.per_chunk(layers) if staged else blocks.per_copy(layers)
-    for start in range(0, len(ids), per):
-        with writing():
-            here, there = ids[start : start + per], source[start : start + per]
-            if staged:
-                _, buffer = connection.buffer()
-                blocks.pack_from(mapped.address, connection.peer.blocks, there, layers, buffer)
-                blocks.unpack(buffer, here, layers)
-            else:
-                blocks.copy_from(mapped.address, connection.peer.blocks, there, here, layers)
+    host = connection.way == "shm"
+    if (pair.converts and blocks.on_cpu) or (host and not blocks.on_cpu):
+        _, buffer = connection.buffer()
+        per = max(1, pair.chunk_bytes // landing.run_bytes)
+        for start in range(0, len(source), per):
+            chunk = source.some(start, per)
+            pack_from(mapped.address, pair.source, chunk, buffer)
+            landing.put(buffer, start, len(chunk))
+        return
+    per = blocks.per_copy(landing.target)
+    for start in range(0, len(source), per):
+        with landing.writing():
+            blocks.copy_from(
+                mapped.address, pair.source, source.some(start, per), landing.target.some(start, per), landing.dtype, landing.see
+            )
 
 
-def read_blocks(connection: PeerConnection, source: Ids, ids: Ids, layers: Layers, writing: Writing) -> None:
+def read_blocks(connection: PeerConnection, source: KvPart, landing: Landing) -> None:
     """By NIXL, with the connection as a witness of the peer's life."""
     nixl = connection.own.nixl
     if nixl is None or connection.peer.nixl is None:
         raise TransferStopped("NIXL is not at both ends")
     assert connection.deadline is not None
-    nixl.read(connection.peer, source, ids, layers, writing, lambda: not connection.alive(), connection.deadline)
+    nixl.read(connection.peer.nixl, source, landing, lambda: not connection.alive(), connection.deadline)

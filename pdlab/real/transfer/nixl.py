@@ -15,16 +15,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, MutableMapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pdlab.real.transfer.blocks import Addresses, Blocks, Ids, Layers, copy_pieces
-from pdlab.real.transfer.descriptor import Descriptor, NixlAddress
+from pdlab.real.transfer.blocks import Addresses, Blocks, KvPart, copy_pieces, packed, pieces_of
+from pdlab.real.transfer.descriptor import ITEM_BYTES, NixlAddress
 from pdlab.real.transfer.rdma import Nic
 from pdlab.real.transfer.result import TransferStopped
+
+if TYPE_CHECKING:
+    from pdlab.real.transfer.move import Landing
 
 log = logging.getLogger(__name__)
 
@@ -72,34 +74,23 @@ class Nixl:
         self._agent: Any = nixl.nixl_agent(f"{name}-{uuid.uuid4().hex}", nixl.nixl_agent_config(backends=["UCX"]))
         self._registered = self._agent.register_memory([(blocks.address, blocks.bytes, self.device, "")], mem_type=self.memory)
         self._remote: dict[str, str] = {}
-        self._staging_bytes = max(STAGING_BYTES, blocks.block_bytes((0, blocks.layers)))
+        most = blocks.kv[:, :, 0].numel() * max(ITEM_BYTES.values())  # of a block, in whatever elements it comes
+        self._staging_bytes = max(STAGING_BYTES, most)
         self._free: list[_Staging] = []
         self._stuck: list[tuple[Any, _Staging]] = []
         metadata = self._agent.get_agent_metadata()
         self.address = NixlAddress(str(self._agent.name), bytes(metadata), blocks.address, self.device, self.memory, rdma)
 
-    def read(
-        self,
-        peer: Descriptor,
-        source: Ids,
-        ids: Ids,
-        layers: Layers,
-        writing: Callable[[], AbstractContextManager[None]],
-        gone: Callable[[], bool],
-        deadline: float,
-    ) -> None:
-        """The peer's blocks `source` into blocks `ids`. `gone` is asked now and then: has the peer hung up?"""
-        there = peer.nixl
-        assert there is not None
-        per = max(1, self._staging_bytes // self.blocks.block_bytes(layers))
-        for start in range(0, len(ids), per):
-            chunk = ids[start : start + per]
-            offsets = self.blocks.offsets(source[start : start + per], layers, peer.blocks)
+    def read(self, there: NixlAddress, source: KvPart, landing: Landing, gone: Callable[[], bool], deadline: float) -> None:
+        """A peer's runs. `gone` is asked now and then: has the peer hung up?"""
+        per = max(1, self._staging_bytes // landing.run_bytes)
+        for start in range(0, len(source), per):
+            chunk = source.some(start, per)
+            offsets, size = pieces_of(landing.pair.source, chunk, apart=landing.pair.apart)
             staging = self._take()
-            self._fetch(there, offsets, staging, gone, deadline)  # where it raises, the staging memory has been put away
+            self._fetch(there, offsets, size, staging, gone, deadline)  # where it raises, the staging memory has been put away
             try:
-                with writing():
-                    self._unpack(staging, chunk, layers)
+                self._unpack(staging, landing, chunk, start)
             finally:
                 with self._lock:
                     self._free.append(staging)
@@ -123,8 +114,9 @@ class Nixl:
                     self._agent.deregister_memory(registered)
             self._stuck, self._free, self._agent = [], [], None
 
-    def _fetch(self, there: NixlAddress, offsets: Addresses, staging: _Staging, gone: Callable[[], bool], deadline: float) -> None:
-        size = self.blocks.piece_bytes
+    def _fetch(
+        self, there: NixlAddress, offsets: Addresses, size: int, staging: _Staging, gone: Callable[[], bool], deadline: float
+    ) -> None:
         flat = offsets.ravel()
         begins = np.concatenate(([0], np.flatnonzero(np.diff(flat) != size) + 1))  # neighbours are read as one
         lengths = np.diff(begins, append=len(flat)) * size
@@ -163,16 +155,27 @@ class Nixl:
                 self._drop(there.agent)
             raise TransferStopped(f"NIXL: {type(error).__name__} {error}".rstrip(), broken=True) from error
 
-    def _unpack(self, staging: _Staging, ids: Ids, layers: Layers) -> None:
-        blocks = self.blocks
-        offsets = blocks.offsets(ids, layers)
-        if blocks.on_cpu:
-            copy_pieces(staging.address + np.arange(offsets.size) * blocks.piece_bytes, blocks.address + offsets, blocks.piece_bytes)
-            return
-        packed = staging.tensor[: offsets.size * blocks.piece_bytes].view(blocks.kv.dtype)
-        packed = packed.view(layers[1] - layers[0], blocks.planes, len(ids), *blocks.kv.shape[3:])
-        blocks.kv[layers[0] : layers[1]].index_copy_(2, torch.from_numpy(ids.astype(np.int64)).to(blocks.kv.device), packed)
-        blocks.synchronize()
+    def _unpack(self, staging: _Staging, landing: Landing, source: KvPart, start: int) -> None:
+        """From [layers, planes, runs, heads, tokens, head_dim]."""
+        blocks, pair, target = self.blocks, landing.pair, landing.target.some(start, len(source))
+        if not blocks.on_cpu:
+            shape = target.layers[1] - target.layers[0], blocks.planes, len(target), len(target.heads), target.unit, blocks.head_dim
+            values = (
+                staging.tensor[: len(target) * landing.run_bytes].view(landing.dtype).view(shape).permute(2, 0, 1, 3, 4, 5).contiguous()
+            )
+            with landing.writing():
+                landing.see(values)
+                blocks.put(values, target)
+        elif pair.converts:
+            buffer = np.empty(len(source) * landing.run_bytes, np.uint8)
+            offsets = packed(pair.source, source, apart=pair.apart)
+            size = len(buffer) // offsets.size
+            copy_pieces(staging.address + np.arange(offsets.size) * size, buffer.ctypes.data + offsets, size)
+            landing.put(buffer.ctypes.data, start, len(source))
+        else:
+            offsets, size = pieces_of(pair.target, target, apart=pair.apart)
+            with landing.writing():
+                copy_pieces(staging.address + np.arange(offsets.size) * size, blocks.address + offsets, size)
 
     def _take(self) -> _Staging:
         with self._lock:
