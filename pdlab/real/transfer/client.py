@@ -14,6 +14,7 @@ from pdlab.real.transfer import move, wire
 from pdlab.real.transfer.blocks import Ids, KvPart, Layers
 from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.descriptor import Descriptor, Way
+from pdlab.real.transfer.landing import Landing
 from pdlab.real.transfer.pair import KvPair
 from pdlab.real.transfer.pool import Pool
 from pdlab.real.transfer.result import TransferResult, TransferStopped
@@ -103,7 +104,7 @@ class TransferClient:
             here, there = _parts(pair, source, target, unit, layers)
             told = wire.part_of(there)
             finish = wire.Finish(lease_id, transfer, told, release)
-            landing = move.Landing(connection, here, job.writing, checked=self._own.checksums)
+            landing = Landing(self._blocks, pair, here, job.writing, checked=self._own.checksums)
             fetched = False
             try:
                 with job.holding(connection, self._pool):
@@ -163,9 +164,7 @@ class TransferClient:
         except TransferStopped as trouble:
             return TransferResult("failed", reason=trouble.reason)
 
-    def _fetch(
-        self, job: TransferJob, connection: PeerConnection, route: Route, lease_id: str, source: KvPart, landing: move.Landing
-    ) -> None:
+    def _fetch(self, job: TransferJob, connection: PeerConnection, route: Route, lease_id: str, source: KvPart, landing: Landing) -> None:
         if not len(source):
             return
         if route == "nixl":

@@ -15,18 +15,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from pdlab.real.transfer.blocks import Addresses, Blocks, KvPart, copy_pieces, packed, pieces_of
 from pdlab.real.transfer.descriptor import ITEM_BYTES, NixlAddress
+from pdlab.real.transfer.landing import Landing
 from pdlab.real.transfer.rdma import Nic
 from pdlab.real.transfer.result import TransferStopped
-
-if TYPE_CHECKING:
-    from pdlab.real.transfer.move import Landing
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pdlab.real.transfer import move, wire
 from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.descriptor import Descriptor
+from pdlab.real.transfer.landing import Landing
 from pdlab.real.transfer.leases import Leases
 from pdlab.real.transfer.result import TransferStopped
 from pdlab.real.transfer.tickets import Tickets
@@ -184,7 +185,7 @@ class TransferServer:
         connection.send(wire.TransferFinished())
 
     def _push(self, connection: PeerConnection, request: wire.PushRequest) -> None:
-        pair = connection.inward
+        blocks, pair = self._own.blocks, connection.inward
         source, target = wire.checked_part(request.source, pair.source), wire.checked_part(request.target, pair.target)
         if (len(source), source.unit, len(source.heads), source.layers) != (len(target), target.unit, len(target.heads), target.layers):
             raise TransferStopped(f"{len(source)} blocks for {len(target)}, or not of the same heads and layers")
@@ -197,7 +198,7 @@ class TransferServer:
             connection.send(wire.Go(part.arrived))
             if part.arrived:
                 return
-            landing = move.Landing(connection, target, part.writing, checked=request.checked)
+            landing = Landing(blocks, pair, target, part.writing, checked=request.checked)
             if request.how == "wire":
                 move.receive_blocks(connection, landing)
             else:
