@@ -250,11 +250,11 @@ class Links:
 
     @property
     def in_flight_bytes(self) -> dict[tuple[str, str], int]:
-        """All of a request's KV counts, whatever the other side holds already. Where an instance does not tell the bytes of its blocks,
-        none are counted."""
+        """All of a request's KV counts, as the destination holds it, whatever is there already. Where an instance does not tell the bytes
+        of its blocks, none are counted."""
         found: dict[tuple[str, str], int] = {}
         for src, dst, tokens in self.moving.values():
-            size = -(-tokens // src.spec.block_tokens) * src.spec.block_bytes
+            size = -(-tokens // dst.spec.block_tokens) * dst.spec.block_bytes
             if size:
                 found[src.name, dst.name] = found.get((src.name, dst.name), 0) + size
         return found
@@ -277,7 +277,7 @@ class Links:
     def arrive(self, live: LiveRequest, size_bytes: int = 0, seconds: float = 0.0) -> None:
         """It is there, or will not come. So many bytes took so long; 0.0 seconds: nobody knows."""
         moving = self.moving.pop(live, None)
-        if moving is not None and size_bytes > 0 and seconds > 0.0 and moving[0].spec.block_bytes:
+        if moving is not None and size_bytes > 0 and seconds > 0.0 and moving[1].spec.block_bytes:
             pair = moving[0].name, moving[1].name
             rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
             self._reached[pair] = rate if rate > best else best + FORGET * (rate - best)

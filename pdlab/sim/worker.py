@@ -22,6 +22,7 @@ from pdlab.results.metrics import Gaps
 from pdlab.results.timeline import Timeline
 from pdlab.sim.after import After
 from pdlab.sim.host import Host
+from pdlab.sim.kv_size import ANY_SIZE, KvSize
 
 
 class Owner(Protocol):
@@ -76,6 +77,7 @@ class SimInstance:
         "jobs",
         "joined_s",
         "k",
+        "kv_size",
         "lines",
         "lived_s",
         "longer",
@@ -111,8 +113,10 @@ class SimInstance:
         horizon: int = 1 << 30,
         host: Host | None = None,
         new_size_s: float = 0.0,
+        kv_size: KvSize = ANY_SIZE,
     ) -> None:
         self.index = -1
+        self.kv_size = kv_size
         self.new_size_s = new_size_s  # that the first step with prompts of each size takes longer
         self.sizes: set[int] = set()  # tokens of such steps so far
         self.host = host  # whose other instances slow this one; the horizon is 1 then
