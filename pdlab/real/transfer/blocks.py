@@ -237,7 +237,11 @@ def _tensor(buffer: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 def converted(buffer: int, count: int, source: torch.dtype, target: torch.dtype) -> Tensor:
     """`count` elements at address `buffer`, rounded to the nearest of another kind."""
-    values, found = _tensor(buffer, torch.Size((count,)), source), torch.empty(count, dtype=target)
+    found, compiled = torch.empty(count, dtype=target), _compiled()
+    if compiled is not None and {source, target} == {torch.float32, torch.bfloat16}:
+        (compiled.pdlab_to_float32 if target == torch.float32 else compiled.pdlab_to_bfloat16)(buffer, found.data_ptr(), count)
+        return found
+    values = _tensor(buffer, torch.Size((count,)), source)
     for start in range(0, count, SLICE):
         found[start : start + SLICE] = values[start : start + SLICE]
     return found
@@ -249,7 +253,7 @@ def copy_pieces(source: Addresses, target: Addresses, piece_bytes: int) -> None:
     assert len(source) == len(target)
     compiled = _compiled()
     if compiled is not None:
-        compiled(source.ctypes.data, target.ctypes.data, len(source), piece_bytes)
+        compiled.pdlab_copy_pieces(source.ctypes.data, target.ctypes.data, len(source), piece_bytes)
         return
     for a, b in zip(source.tolist(), target.tolist(), strict=True):
         ctypes.memmove(b, a, piece_bytes)
@@ -261,5 +265,8 @@ def _compiled() -> Any:
     if lib is None:
         return None
     lib.pdlab_copy_pieces.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-    lib.pdlab_copy_pieces.restype = None
-    return lib.pdlab_copy_pieces
+    for converts in (lib.pdlab_to_bfloat16, lib.pdlab_to_float32):
+        converts.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    for function in (lib.pdlab_copy_pieces, lib.pdlab_to_bfloat16, lib.pdlab_to_float32):
+        function.restype = None
+    return lib

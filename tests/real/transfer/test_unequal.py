@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pdlab.core.kv_plan import heads_of
-from pdlab.real.transfer.blocks import Blocks, KvPart
+from pdlab.real.transfer.blocks import Blocks, KvPart, converted
 from pdlab.real.transfer.descriptor import Geometry, decode
 from pdlab.real.transfer.endpoint import KvEndpoint
 from pdlab.real.transfer.shared import SEGMENT, shared_kv
@@ -197,6 +197,19 @@ def test_a_device_packs_and_unpacks_the_same(pair: tuple[Shape, Shape]) -> None:
             into.unpack(buffer.data_ptr(), part)
             again._scatter(Blocks._gathered(kv, part), part)
             assert torch.equal(into.kv, again.kv) and not torch.equal(into.kv, other)
+
+
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16, torch.float16])
+def test_elements_are_rounded_as_torch_rounds_them(source: torch.dtype, target: torch.dtype) -> None:
+    """Whatever the bits: ties, denormals, infinities, and what is no number."""
+    bits = torch.randint(0, 256, (40_000 * source.itemsize,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    bits[: 8 * source.itemsize] = (
+        torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.00390625, 1.01171875, 3.4e38]).to(source).view(torch.uint8)
+    )
+    values = bits.view(source)
+    found = converted(values.data_ptr(), len(values), source, target)
+    assert torch.equal(found.nan_to_num(7.0), values.to(target).nan_to_num(7.0)) and torch.equal(found.isnan(), values.isnan())
 
 
 def test_a_ticket_whose_rank_has_gone_fails_though_others_pushed_theirs() -> None:
