@@ -468,11 +468,12 @@ class Cluster:
 
     def can_fetch(self, holder: Instance, instance: Instance) -> bool:
         """May `instance`, which prefills and hands on, read a prefix from `holder` now? Whoever can export what runs can lend what is
-        cached."""
+        cached, to those whose blocks have as many tokens: it is found by the hashes of blocks."""
         return (
             holder is not instance
             and holder.ready
             and instance.role is Role.PREFILL
+            and holder.spec.block_tokens == instance.spec.block_tokens
             and not self.degraded
             and holder.can(MIGRATE)
             and instance.can(MIGRATE)

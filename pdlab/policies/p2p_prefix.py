@@ -43,5 +43,5 @@ def saving_s(chosen: Instance, holder: Instance, prompt: int, own: int, tokens: 
     if not predictor.known:
         return 0.0
     computed_s = [predictor.step_s(StepTime(0, 0, prompt - n, prompt * prompt - n * n, 0.0)) for n in (own, tokens)]
-    blocks = -(-(tokens - own) // holder.spec.block_tokens)
-    return computed_s[0] - computed_s[1] - cluster.links.transfer_s(holder, chosen, blocks * holder.spec.block_bytes)
+    blocks = -(-(tokens - own) // chosen.spec.block_tokens)
+    return computed_s[0] - computed_s[1] - cluster.links.transfer_s(holder, chosen, blocks * chosen.spec.block_bytes)

@@ -474,7 +474,7 @@ class StandIn:
             return True
         job.source, job.lent = holder, lent
         cached = min(seq.cached_tokens, lent.prompt_tokens)
-        size, wire = (lent.prompt_tokens - cached) * self.rack.bytes_per_token, self.rack.wire
+        size, wire = (lent.prompt_tokens - cached) * self.plan.token_bytes, self.rack.wire
         ask_s = wire.network.path(holder.name, self.name).latency_s
         job.transfer = wire.send(holder.name, self.name, size, partial(self._was_fetched, job, round(size)), ask_s)
         return True

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pdlab.core.kv_plan import heads_of
+from pdlab.real.transfer import nixl
 from pdlab.real.transfer.blocks import Blocks, KvPart, converted
 from pdlab.real.transfer.descriptor import Geometry, decode
 from pdlab.real.transfer.endpoint import KvEndpoint
@@ -120,6 +121,18 @@ def rounded(pair: tuple[Shape, Shape], tokens: range) -> range:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=named)
 def test_each_rank_reads_its_heads_of_those_who_have_them(pair: tuple[Shape, Shape], way: tuple[str, bool]) -> None:
+    reads(pair, way)
+
+
+@pytest.mark.skipif(nixl.api() is None, reason="NIXL is not installed (pip install nixl-cu12)")
+@pytest.mark.parametrize("pair", [PAIRS[i] for i in (0, 1, 5, 6, 8)], ids=named)
+def test_nixl_reads_them_where_they_lie_too(pair: tuple[Shape, Shape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies together is so little here that it would be gathered."""
+    monkeypatch.setattr(nixl, "SCATTERED_BYTES", 0)
+    reads(pair, ("nixl", False))
+
+
+def reads(pair: tuple[Shape, Shape], way: tuple[str, bool]) -> None:
     async def run(source: Side, target: Side, sequence: torch.Tensor) -> None:
         read: list[str] = []
         source.endpoints[0]._lease_read = lambda lease, blocks: read.append(lease)
