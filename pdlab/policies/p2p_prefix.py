@@ -33,7 +33,7 @@ class P2pPrefix(Policy):
             for x, tokens in cached.items()
             if tokens - own >= self.min_tokens and cluster.can_fetch(x, chosen)
         }
-        holder = max(saved_s, key=lambda x: (saved_s[x], -x.index), default=None)
+        holder = max(saved_s, key=lambda x: (round(saved_s[x], 6), -x.index), default=None)  # rates differ in their last bits
         return Borrow(chosen, holder) if holder is not None and saved_s[holder] > 0.0 else chosen
 
 
