@@ -86,7 +86,8 @@ def test_hand_offs_and_migrations_between_unequal_sides(
     d.tell(Export(0, back))
     said = until(lambda: d.exported(0), d)
     p.tell(Receive(submit(back, prompt, sampling, block=a), said.made, source(d, said), last=False))
-    until(lambda: p.news(Staged, back) or None, p, d)
+    until(lambda: p.news(Staged, back) or None, p)  # d stands: it could be at its end before a slow read is
+    until(lambda: len(d.tokens(back)) > 10, d)
     d.tell(Export(1, back, stop=True))
     said = until(lambda: d.exported(1), p, d)
     p.tell(Proceed(back, said.made, source(d, said)))
