@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Offsets = NDArray[np.int64]
+BlockIds = NDArray[np.int32] | NDArray[np.int64]
 
 
 def heads_fit(heads: int, ranks: int) -> bool:
@@ -69,6 +70,34 @@ def heads_moved(heads: int, target_ranks: int) -> int:
     return target_ranks * max(1, heads // target_ranks)
 
 
+def senders(heads: int, source_ranks: int, target_ranks: int) -> float:
+    """As how many ranks' links a transfer has at the source: all heads that move, by those that the busiest rank sends."""
+    sent = [0] * source_ranks
+    for target in range(target_ranks):
+        for read in reads_of(heads, source_ranks, target_ranks, target):
+            sent[read.source] += read.count
+    return heads_moved(heads, target_ranks) / max(sent)
+
+
+def common_run(a: int, b: int) -> int:
+    """Tokens that lie together in blocks of either size: the smaller.
+
+    Raises ValueError where one block size does not divide the other."""
+    small, large = sorted((a, b))
+    if large % small:
+        raise ValueError(f"blocks of {a} and {b} tokens: one must be a multiple of the other")
+    return small
+
+
+def runs_of(blocks: BlockIds, block_tokens: int, unit: int, tokens: range) -> BlockIds:
+    """Where a sequence's `tokens` lie, in runs of `unit` tokens, numbered through all blocks of a memory. `blocks`: the ids of its blocks,
+    from its first token on. `tokens` begins at a run."""
+    assert tokens.start % unit == 0, "a transfer begins at a block of one side"
+    ratio = block_tokens // unit
+    at = np.arange(tokens.start // unit, -(-tokens.stop // unit), dtype=np.int64)
+    return blocks[at] if ratio == 1 else blocks[at // ratio] * ratio + at % ratio
+
+
 @dataclass(frozen=True, slots=True)
 class KvLayout:
     """One rank's KV memory [layers, 2, blocks, heads, block_tokens, dim]; a latent vector has one half in place of two."""
@@ -84,6 +113,20 @@ class KvLayout:
     def bytes(self) -> int:
         return self.layers * self.halves * self.blocks * self.heads * self.block_tokens * self.token_bytes
 
+    def offsets(self, runs: BlockIds, unit: int, layers: range, heads: range, *, apart: bool) -> Offsets:
+        """[planes, runs, pieces]: where runs of `unit` tokens (`runs_of`) of some heads lie. A piece is one head's, where they are `apart`;
+        else all of a run's, which are together where a run is a whole block."""
+        head_bytes = self.block_tokens * self.token_bytes
+        block_bytes = self.heads * head_bytes
+        planes = np.arange(self.halves * layers.start, self.halves * layers.stop, dtype=np.int64) * (self.blocks * block_bytes)
+        if unit == self.block_tokens:
+            at = runs.astype(np.int64) * block_bytes
+        else:
+            block, part = np.divmod(runs.astype(np.int64), self.block_tokens // unit)
+            at = block * block_bytes + part * (unit * self.token_bytes)
+        first = np.arange(heads.start, heads.stop if apart else heads.start + 1, dtype=np.int64) * head_bytes
+        return planes[:, None, None] + (at[:, None] + first)
+
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
@@ -95,32 +138,14 @@ class Pieces:
 
 
 def pieces(
-    read: HeadsRead,
-    source: KvLayout,
-    target: KvLayout,
-    source_blocks: Offsets,
-    target_blocks: Offsets,
-    tokens: range,
-    layers: range,
+    read: HeadsRead, source: KvLayout, target: KvLayout, source_runs: BlockIds, target_runs: BlockIds, unit: int, layers: range
 ) -> Pieces:
-    """Of one rank's read: where the KV of a sequence's `tokens` lies in blocks of either side (their ids from the sequence's first token
-    on), in these layers. `tokens` begins at a block of both sides. As large as they can be: all heads of a block where the blocks are
-    alike, else a head's tokens in the smaller block.
+    """Of one rank's read: where runs of `unit` tokens lie at either side, in these layers. As large as they can be: all heads of a block
+    where the blocks are alike, else a head's tokens in the smaller block."""
+    apart = source.block_tokens != target.block_tokens
 
-    Raises ValueError where one block size does not divide the other.
-    """
-    small, large = sorted((source.block_tokens, target.block_tokens))
-    if large % small:
-        raise ValueError(f"blocks of {source.block_tokens} and {target.block_tokens} tokens: one must be a multiple of the other")
-    assert tokens.start % large == 0, "a transfer begins at a block of both sides"
-    runs = np.arange(tokens.start // small, -(-tokens.stop // small), dtype=np.int64) * small  # first tokens
-    heads = np.arange(1 if small == large else read.count, dtype=np.int64)
-    size = small * source.token_bytes * (read.count if small == large else 1)
-    planes = np.arange(source.halves * layers.start, source.halves * layers.stop, dtype=np.int64)
+    def offsets(side: KvLayout, runs: BlockIds, first: int) -> Offsets:
+        return side.offsets(runs, unit, layers, range(first, first + read.count), apart=apart).ravel()
 
-    def offsets(side: KvLayout, ids: Offsets, first: int) -> Offsets:
-        block = ids[runs // side.block_tokens]
-        of_head = (block[None, :, None] + planes[:, None, None] * side.blocks) * side.heads + first + heads[None, None, :]
-        return ((of_head * side.block_tokens + (runs % side.block_tokens)[None, :, None]) * side.token_bytes).ravel()
-
-    return Pieces(offsets(source, source_blocks, read.source_first), offsets(target, target_blocks, read.target_first), size)
+    size = unit * source.token_bytes * (1 if apart else read.count)
+    return Pieces(offsets(source, source_runs, read.source_first), offsets(target, target_runs, read.target_first), size)

@@ -268,11 +268,11 @@ class Links:
 
     @property
     def in_flight_bytes(self) -> dict[tuple[str, str], int]:
-        """All of a request's KV counts, whatever the other side holds already. Where an instance does not tell the bytes of its blocks,
-        none are counted."""
+        """All of a request's KV counts, as the destination holds it, whatever is there already. Where an instance does not tell the bytes
+        of its blocks, none are counted."""
         found: dict[tuple[str, str], int] = {}
         for src, dst, tokens in self.moving.values():
-            size = -(-tokens // src.spec.block_tokens) * src.spec.block_bytes
+            size = -(-tokens // dst.spec.block_tokens) * dst.spec.block_bytes
             if size:
                 found[src.name, dst.name] = found.get((src.name, dst.name), 0) + size
         return found
@@ -300,7 +300,7 @@ class Links:
 
     def reached(self, src: Instance, dst: Instance, size_bytes: int, seconds: float) -> None:
         """So many bytes took so long; 0.0 seconds: nobody knows."""
-        if seconds > 0.0 and size_bytes > 0 and src.spec.block_bytes:
+        if seconds > 0.0 and size_bytes > 0 and dst.spec.block_bytes:
             pair = src.name, dst.name
             rate, best = size_bytes / seconds, self._reached.get(pair, 0.0)
             self._reached[pair] = rate if rate > best else best + FORGET * (rate - best)
@@ -468,11 +468,12 @@ class Cluster:
 
     def can_fetch(self, holder: Instance, instance: Instance) -> bool:
         """May `instance`, which prefills and hands on, read a prefix from `holder` now? Whoever can export what runs can lend what is
-        cached."""
+        cached, to those whose blocks have as many tokens: it is found by the hashes of blocks."""
         return (
             holder is not instance
             and holder.ready
             and instance.role is Role.PREFILL
+            and holder.spec.block_tokens == instance.spec.block_tokens
             and not self.degraded
             and holder.can(MIGRATE)
             and instance.can(MIGRATE)

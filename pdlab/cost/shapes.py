@@ -74,6 +74,11 @@ class Attention:
         """The last tokens whose KV is kept; 0: all. A sparse attention (MLA) may choose any."""
         return 0 if self.latent or self.index_dim else self.window_tokens
 
+    @property
+    def shared_heads(self) -> int:
+        """Into which KV is shared out among ranks: a latent vector is whole at each."""
+        return 1 if self.latent else self.kv_heads
+
     def kv_values_per_rank(self, tp: int) -> int:
         """Of one token in one layer: at least one KV head on each rank, all of MLA's compressed vector."""
         if self.latent:

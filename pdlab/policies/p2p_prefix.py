@@ -33,7 +33,7 @@ class P2pPrefix(Policy):
             for x, tokens in cached.items()
             if tokens - own >= self.min_tokens and cluster.can_fetch(x, chosen)
         }
-        holder = max(saved_s, key=lambda x: (saved_s[x], -x.index), default=None)
+        holder = max(saved_s, key=lambda x: (round(saved_s[x], 6), -x.index), default=None)  # rates differ in their last bits
         return Borrow(chosen, holder) if holder is not None and saved_s[holder] > 0.0 else chosen
 
 
@@ -43,5 +43,5 @@ def saving_s(chosen: Instance, holder: Instance, prompt: int, own: int, tokens: 
     if not predictor.known:
         return 0.0
     computed_s = [predictor.step_s(StepTime(0, 0, prompt - n, prompt * prompt - n * n, 0.0)) for n in (own, tokens)]
-    blocks = -(-(tokens - own) // holder.spec.block_tokens)
-    return computed_s[0] - computed_s[1] - cluster.links.transfer_s(holder, chosen, blocks * holder.spec.block_bytes)
+    blocks = -(-(tokens - own) // chosen.spec.block_tokens)
+    return computed_s[0] - computed_s[1] - cluster.links.transfer_s(holder, chosen, blocks * chosen.spec.block_bytes)

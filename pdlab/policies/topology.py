@@ -33,7 +33,7 @@ class Topology(PrefixAware):
         for x in cluster.decode:
             score = max(0.0, 1.0 - (x.used_tokens + request.prompt_tokens) / x.kv_tokens)
             if src is not None:
-                size = request.prompt_tokens / src.spec.block_tokens * src.spec.block_bytes
+                size = request.prompt_tokens / x.spec.block_tokens * x.spec.block_bytes
                 way = moving.get((src.name, x.name), 0)
                 score *= self.nearness(src, x) * (size / (size + way) if way else 1.0)
             if score > highest:

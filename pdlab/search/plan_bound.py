@@ -160,19 +160,19 @@ class PlanBounds:
         return self._alone[key]
 
     def _link_rps(self, candidate: PlanCandidate) -> float:
-        """By the wider of an instance's ports, as if all hand-offs took that way."""
+        """By the wider of an instance's ports, as if all hand-offs took that way, to those to whom they bring the least."""
         network = self.base.cluster.network
         out = {Role.PREFILL: 0.0, Role.DECODE: 0.0}
-        most_bytes = 0.0
+        least_bytes = inf
         for group in candidate.layout:
             chip, tp = self.space.chip(group.kind.hardware), group.kind.tp
             nic = (network.gbytes_per_s * 1e9 if network.gbytes_per_s is not None else chip.nic_bytes_per_s) * tp
             inside = network.intra_host.gbytes_per_s
             near = inside * 1e9 if inside is not None else max(chip.scaleup_bytes_per_s, chip.pcie_bytes_per_s) * tp
             out[group.role] += group.count * max(nic, near)
-            if group.role is Role.PREFILL:
-                most_bytes = float(cost.kv_bytes_per_token(self.model, chip, self.base.formats.kv, tp))
-        kept = most_bytes * self.shapes[candidate.prefix_cache].kv_tokens
+            if group.role is Role.DECODE:
+                least_bytes = min(least_bytes, float(cost.kv_bytes_per_token(self.model, chip, self.base.formats.kv, tp)))
+        kept = least_bytes * self.shapes[candidate.prefix_cache].kv_tokens if least_bytes < inf else 0.0
         return min(out.values()) / kept if kept else inf
 
 

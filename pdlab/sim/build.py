@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import simpy
 
@@ -14,6 +15,7 @@ from pdlab.experiment.make_router import router
 from pdlab.replay.log import EventLog
 from pdlab.sim import faults
 from pdlab.sim.host import Host
+from pdlab.sim.kv_size import KvSize
 from pdlab.sim.link import Network
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.plans import InstancePlan, plans
@@ -42,16 +44,12 @@ def world(
     network = Network(env, latency_s=spec.network.latency_us * 1e-6, host_latency_s=inside.latency_us * 1e-6, transport=transport)
     model = cost.model(experiment.model, experiment.base_dir)
     members = plans(experiment, workload.hash_tokens)
-    sending = [m for m in members if m.placement.role.prefills] or members
-    largest = max(sending, key=lambda m: m.token_bytes)
     mode = TransferMode(
         mode=experiment.transfer.mode,
         granularity=experiment.transfer.granularity,
         first_token=experiment.transfer.first_token,
         via_prefill=experiment.transfer.response_path == "via_prefill",
         layers=model.layers,
-        bytes_per_token=largest.token_bytes,
-        windows=largest.windows,
         state_bytes=model.state_bytes,
         setup_s=max(m.overheads.handoff_s for m in members),
         ask_s=max(m.overheads.request_s if m.profile is not None else 0.0 for m in members),
@@ -78,10 +76,11 @@ def world(
 
     def make(plan: InstancePlan, incarnation: InstanceSpec) -> SimInstance:
         scheduler = plan.scheduler(workload.hash_tokens)
-        host, new_size_s = hosts.get(plan.placement.host), plan.overheads.new_size_s
+        own: dict[str, Any] = {"new_size_s": plan.overheads.new_size_s, "kv_size": KvSize(plan.token_bytes, plan.windows)}
+        host = hosts.get(plan.placement.host)
         if host is None or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
-            return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon, new_size_s=new_size_s)
-        one = SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=1, host=host, new_size_s=new_size_s)
+            return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon, **own)
+        one = SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=1, host=host, **own)
         host.add(one)
         return one
 
@@ -151,4 +150,6 @@ class _Newcomers:
             nics=placement.nics,
             scaleup_bytes_per_s=(inside * 1e9 if inside is not None else chip.scaleup_bytes_per_s * placement.accelerators) / slower,
             pcie_bytes_per_s=chip.pcie_bytes_per_s * placement.accelerators / slower,
+            ranks=plan.ranks,
+            kv_heads=plan.kv_heads,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pdlab.core.sequence import Sequence
 from pdlab.core.types import Fetch, Fetched
 from pdlab.sim.calls import call_later
@@ -32,12 +30,10 @@ class PrefixRead:
 
 
 class PrefixReads:
-    """`size_bytes(first, last, of)` as TransferMode has it. `cuts` as Moves has them."""
+    """`cuts` as Moves has them."""
 
-    def __init__(
-        self, scene: Scene, network: Network, size_bytes: Callable[[int, int, int], float], cuts: dict[frozenset[str], float]
-    ) -> None:
-        self.scene, self.network, self.size_bytes, self.cuts = scene, network, size_bytes, cuts
+    def __init__(self, scene: Scene, network: Network, cuts: dict[frozenset[str], float]) -> None:
+        self.scene, self.network, self.cuts = scene, network, cuts
         self.under_way: dict[Job, PrefixRead] = {}
 
     def begin(self, job: Job, instance: SimInstance, seq: Sequence) -> bool:
@@ -56,7 +52,7 @@ class PrefixReads:
             call_later(self.scene.env, self.scene.asking_s, self._unheard, (read, False))
             return True
         read.lent = lent
-        size = self.size_bytes(min(seq.cached_tokens, lent.prompt_tokens), lent.prompt_tokens, lent.prompt_tokens)
+        size = instance.kv_size.size_bytes(min(seq.cached_tokens, lent.prompt_tokens), lent.prompt_tokens, lent.prompt_tokens)
         way = read.holder.name, instance.name
         delay_s = self.network.path(*way).latency_s
         read.transfer = self.network.transfer(*way, size, self._landed, delay_s=delay_s, owner=job)

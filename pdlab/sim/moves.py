@@ -35,27 +35,17 @@ TRANSFER = Stage.TRANSFER  # enum look-ups cost
 
 @dataclass(frozen=True, slots=True)
 class TransferMode:
-    """`first_token` says who sends it: "prefill", or "decode", which samples it anew after the transfer. Bytes are those of all layers,
-    replicas of KV heads included."""
+    """`first_token` says who sends it: "prefill", or "decode", which samples it anew after the transfer."""
 
     mode: str = "pull"
     granularity: str = "request"
     first_token: str = "prefill"
     via_prefill: bool = False  # answers of a decode instance go through the one that prefilled
     layers: int = 32
-    bytes_per_token: float = 131072.0
-    windows: tuple[tuple[int, int], ...] = ()  # (of those bytes, tokens): what layers have that keep the last so many tokens only
     state_bytes: float = 0.0  # of a sequence's recurrent layers, whatever its length
     setup_s: float = 0.0  # of each transfer, besides the path's
     ask_s: float = 0.0  # until the decode instance has heard that it shall pull
     between_steps: bool = False  # it begins to, when no step is under way
-
-    def size_bytes(self, first: int, last: int, of: int) -> float:
-        """KV of tokens `first` to `last` of a sequence, to go on from its token `of`."""
-        size = (last - first) * self.bytes_per_token
-        for bytes_per_token, window in self.windows:
-            size -= max(0, min(last, of - window) - first) * bytes_per_token
-        return size
 
 
 class Moves:
@@ -65,7 +55,7 @@ class Moves:
         self.by_layer = mode.mode == "push" and mode.granularity == "layer"
         self.by_chunk = mode.mode == "push" and mode.granularity == "chunk"
         self.cuts: dict[frozenset[str], float] = {}  # between whom nothing passes, and the seconds until a reader knows
-        self.prefixes = PrefixReads(scene, network, mode.size_bytes, self.cuts)
+        self.prefixes = PrefixReads(scene, network, self.cuts)
 
     def relay(self, job: Job, seq: Sequence) -> SimInstance | None:
         """Who passes on what that sequence makes: nobody once the request was migrated."""
@@ -84,7 +74,7 @@ class Moves:
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
         job.handed_off(self.scene.env._now, d.name)
-        size = self.mode.size_bytes(dseq.cached_tokens, pseq.prompt_tokens, pseq.prompt_tokens)
+        size = d.kv_size.size_bytes(dseq.cached_tokens, pseq.prompt_tokens, pseq.prompt_tokens)
         if not self.pulls:
             self._start(job, size)
         elif not self.mode.between_steps:
@@ -102,7 +92,7 @@ class Moves:
             assert job.p is not None
             assert job.d is not None
             tokens = job.request.prompt_tokens + job.sent
-            size = self.mode.size_bytes(dseq.cached_tokens, tokens, tokens)
+            size = job.d.kv_size.size_bytes(dseq.cached_tokens, tokens, tokens)
             self._start(job, size, asks=True)
 
     def _waits(self, job: Job, dseq: Sequence) -> bool:
@@ -201,12 +191,12 @@ class Moves:
     def _unsent(self, job: Job, computed: int, seq: Sequence) -> float:
         """Bytes that the decode instance lacks when `computed` tokens are there, and that are to be sent now. What this instance found in
         its own prefix cache goes along with the first push."""
-        assert job.dseq is not None
+        assert job.d is not None and job.dseq is not None
         first = max(job.dseq.cached_tokens, job.pushed_tokens)
         if computed <= first:
             return 0.0
         job.pushed_tokens = computed
-        return self.mode.size_bytes(first, computed, seq.prompt_tokens)
+        return job.d.kv_size.size_bytes(first, computed, seq.prompt_tokens)
 
     def _push(self, job: Job, size: float, limit: float, delay_s: float) -> None:
         if job.transfer is None:
@@ -285,7 +275,7 @@ class Moves:
             self._uncopied(job, job.tseq)
             return
         new = job.staging.copy(tokens)
-        size = self.mode.size_bytes(tokens - new, tokens, tokens) + (self.mode.state_bytes if last else 0.0)
+        size = job.target.kv_size.size_bytes(tokens - new, tokens, tokens) + (self.mode.state_bytes if last else 0.0)
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
         job.flows_s = self.scene.env.now + job.transfer.path.latency_s

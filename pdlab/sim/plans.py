@@ -10,6 +10,7 @@ from pdlab.core.instance_spec import MeasuredInstance, Placed, instance_spec
 from pdlab.core.kv import PLAIN, UNBOUNDED, BlockLayout, BlockPool
 from pdlab.core.scheduler import Scheduler
 from pdlab.core.types import InstanceSpec, Role, UsageError
+from pdlab.cost.parallel import fitting
 from pdlab.cost.profile import InstanceProfile, Overheads
 from pdlab.experiment.cluster import Placement
 from pdlab.experiment.experiment import Experiment, indivisible
@@ -27,6 +28,8 @@ class InstancePlan:
     context_tokens: int  # of prompt and output, at most; 0: not known
     token_bytes: int
     block_bytes: int
+    ranks: int  # that hold a sequence's KV
+    kv_heads: int  # of the model; 1: a latent vector; 0: not told
     windows: tuple[tuple[int, int], ...]  # (of a token's bytes, tokens that those layers keep)
     overheads: Overheads
     profile: InstanceProfile | None  # as pdlab calibrate has measured it
@@ -119,6 +122,8 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
                 context_tokens=engine.max_model_len or model.max_positions,
                 token_bytes=token_bytes,
                 block_bytes=round(token_bytes * engine.block_tokens),
+                ranks=fitting(model, placement.parallel).attention_tp,
+                kv_heads=model.main.shared_heads,
                 windows=cost.kv_windows(model, chip, kv, placement.parallel) if engine.hybrid_kv else (),
                 overheads=overheads,
                 profile=chip.profile,

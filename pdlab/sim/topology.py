@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 
+from pdlab.core.kv_plan import heads_fit, senders
 from pdlab.core.types import UsageError
 from pdlab.cost.hardware import Hardware
 from pdlab.sim.path import Path, Resource
@@ -26,7 +27,8 @@ class Endpoint:
     which is one NIC's; 0 means that there is no such port.
 
     `host` "" is a host of its own, `device` "" devices of its own. Endpoints with the same `scaleup_domain` reach one another over scale-up
-    links (NVLink, HCCS) also between hosts. Endpoints with the same `nic_group` share their NICs, those on one device its copy engine.
+    links (NVLink, HCCS) also between hosts. `ranks` hold the `kv_heads` of a sequence (0: not told), each with its part of the ports.
+    Endpoints with the same `nic_group` share their NICs, those on one device its copy engine.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Endpoint:
     scaleup_domain: str = ""
     pcie_bytes_per_s: float = 0.0
     copy_bytes_per_s: float = 1e12  # within a device
+    ranks: int = 1
+    kv_heads: int = 0
 
     def __post_init__(self) -> None:
         for field in ("nic_bytes_per_s", "nics", "scaleup_bytes_per_s", "pcie_bytes_per_s"):
@@ -58,6 +62,12 @@ class Endpoint:
         if same_host and self.pcie_bytes_per_s and other.pcie_bytes_per_s:
             return "pcie"
         return "nic" if self.nics * self.nic_bytes_per_s and other.nics * other.nic_bytes_per_s else ""
+
+    def share_sent(self, to: Endpoint) -> float:
+        """The part of its ports that a transfer there has: where several ranks hold the same heads, and fewer read, some send nothing."""
+        if self.ranks == 1 or not self.kv_heads or not all(heads_fit(self.kv_heads, one.ranks) for one in (self, to)):
+            return 1.0
+        return min(1.0, senders(self.kv_heads, self.ranks, to.ranks) / self.ranks)
 
 
 KINDS = {"copy": "device", "scaleup": "host", "pcie": "host", "nic": "network"}
@@ -193,11 +203,12 @@ class NetworkTopology:
         if port == "copy":
             return Path(src, dst, kind, (out["copy"],), self.host_latency_s)
         ends = (out[f"{port}.out"], into[f"{port}.in"])
+        share = a.share_sent(b)
+        most = share * ends[0].nominal_bytes_per_s if share < 1.0 else inf
         if kind == "host":
-            return Path(src, dst, kind, ends, self.host_latency_s)
-        most = inf
+            return Path(src, dst, kind, ends, self.host_latency_s, most)
         if self.nics_per_transfer is not None:
-            most = min(self.nic_bytes_per_s(x) * min(1.0, self.nics_per_transfer / x.nics) for x in (a, b))
+            most = min(most, *(self.nic_bytes_per_s(x) * min(1.0, self.nics_per_transfer / x.nics) for x in (a, b)))
         return Path(src, dst, kind, (*ends, *self._core), self.latency_s + self.transport.setup_s, most)
 
     def _resource(self, name: str, bytes_per_s: float, now: float) -> Resource:

@@ -26,6 +26,7 @@ from pdlab.results.timeline import Timeline
 from pdlab.sim.calls import call_at, call_later
 from pdlab.sim.due_call import DueCall
 from pdlab.sim.host import Host
+from pdlab.sim.kv_size import ANY_SIZE, KvSize
 
 
 class Owner(Protocol):
@@ -81,6 +82,7 @@ class SimInstance:
         "jobs",
         "joined_s",
         "k",
+        "kv_size",
         "lines",
         "lived_s",
         "longer",
@@ -116,8 +118,10 @@ class SimInstance:
         horizon: int = 1 << 30,
         host: Host | None = None,
         new_size_s: float = 0.0,
+        kv_size: KvSize = ANY_SIZE,
     ) -> None:
         self.index = -1
+        self.kv_size = kv_size
         self.new_size_s = new_size_s  # that the first step with prompts of each size takes longer
         self.sizes: set[int] = set()  # tokens of such steps so far
         self.host = host  # whose other instances slow this one; the horizon is 1 then

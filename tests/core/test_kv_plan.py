@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pdlab.core.kv_plan import HeadsRead, KvLayout, copies, heads_fit, heads_moved, heads_of, pieces, readers_of, reads_of
+from pdlab.core.kv_plan import (
+    HeadsRead,
+    KvLayout,
+    common_run,
+    copies,
+    heads_fit,
+    heads_moved,
+    heads_of,
+    pieces,
+    readers_of,
+    reads_of,
+    runs_of,
+    senders,
+)
 
 RANKS = st.sampled_from((1, 2, 4, 8))
 HEADS = st.sampled_from((1, 2, 4, 8, 16))  # 1: a model of one KV head, or MLA's latent vector
@@ -71,9 +84,10 @@ def test_not_one_wrong_byte(
     """A sequence's KV [layers, halves, tokens, heads, dim] is spread over a source's ranks, read by a destination's, and compared there;
     what was not read stays as it was."""
     rng = np.random.default_rng(seed)
-    large = max(blocks)
-    first = min(skipped * large, (tokens - 1) // large * large)
+    small, large = sorted(blocks)
+    first = min(skipped * small, (tokens - 1) // small * small)  # a cached prefix ends at a block of the target, perhaps within one
     of_both = -(-tokens // large) * large
+    assert common_run(*blocks) == small
     sequence = rng.integers(0, np.iinfo(dtype).max, (3, halves, of_both, heads, dim)).astype(dtype)
     sides = [
         Side(heads, ranks, size, halves, dim, of_both, dtype, rng) for ranks, size in zip((source_ranks, target_ranks), blocks, strict=True)
@@ -87,12 +101,12 @@ def test_not_one_wrong_byte(
     before = [memory.copy() for memory in target.memories]
     for rank in range(target_ranks):
         for read in reads_of(heads, source_ranks, target_ranks, rank):
-            found = pieces(read, source.layout, target.layout, source.ids, target.ids, range(first, tokens), layers)
+            runs = [runs_of(side.ids, side.layout.block_tokens, small, range(first, tokens)) for side in sides]
+            found = pieces(read, source.layout, target.layout, *runs, small, layers)
             there, here = source.memories[read.source].view(np.uint8).ravel(), target.memories[rank].view(np.uint8).reshape(-1)
             for a, b in zip(found.source.tolist(), found.target.tolist(), strict=True):
                 here[b : b + found.bytes] = there[a : a + found.bytes]
-    granule = min(blocks)
-    end = -(-tokens // granule) * granule
+    end = -(-tokens // small) * small
     for rank, memory in enumerate(target.memories):
         expected = before[rank]
         for at in range(first, end):
@@ -116,6 +130,12 @@ class Side:
 
 
 def test_blocks_that_do_not_fit_are_refused() -> None:
-    a, b = KvLayout(1, 2, 4, 1, 4, 8), KvLayout(1, 2, 4, 1, 6, 8)
     with pytest.raises(ValueError, match="blocks of 4 and 6 tokens"):
-        pieces(HeadsRead(0, 0, 0, 1), a, b, np.arange(4), np.arange(4), range(4), range(1))
+        common_run(4, 6)
+
+
+def test_a_transfer_has_the_links_of_those_who_send() -> None:
+    assert [senders(8, 4, ranks) for ranks in (1, 2, 4, 8)] == [4, 4, 4, 4]  # all heads, each rank its own
+    assert senders(2, 8, 2) == 2  # of eight ranks, one for each head is read
+    assert [senders(1, 8, ranks) for ranks in (1, 4, 8, 16)] == [1, 4, 8, 8]  # a latent vector: by as many as read
+    assert senders(8, 1, 8) == 1

@@ -59,3 +59,16 @@ def test_nobody_reads_who_decodes_what_it_prefills_nor_without_a_way(small, ask)
     world = world_of(small, 10.0)
     world.cluster.reach.failed("x0", "x1", 0.0)
     assert P2pPrefix().dispatch(ask(2000, hashes=HASHES), world.cluster) is world[1]
+
+
+def test_nobody_reads_from_blocks_of_another_size(small, ask) -> None:
+    world = world_of(small, 10.0)
+    holder = world[0]
+    holder.spec = msgspec.structs.replace(holder.spec, block_tokens=32)
+    assert P2pPrefix().dispatch(ask(2000, hashes=HASHES), world.cluster) is world[1]
+
+
+def test_its_bytes_are_those_that_the_reader_holds(small, ask) -> None:
+    world = world_of(small, 1.0)  # 0.2 GB at the holder, whose ranks have two copies; half of it here
+    world[1].spec = msgspec.structs.replace(world[1].spec, block_bytes=1_000_000)
+    assert P2pPrefix().dispatch(ask(2000, hashes=HASHES), world.cluster) == Borrow(world[1], world[0])

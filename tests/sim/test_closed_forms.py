@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pdlab.core.types import Role
+from pdlab.sim.kv_size import ANY_SIZE
 from pdlab.sim.moves import TransferMode
 from tests.support.small_world import Linear, small_world, workload
 
@@ -66,7 +67,7 @@ def test_one_request_alone_is_the_sum_of_its_parts(transfer: TransferMode) -> No
     world.run()
     row = world.records.frame().iloc[0]
     prefill_s = cost.prefill_s([(prompt, 0)])
-    moved_s = prompt * transfer.bytes_per_token / 1e9 + latency_s * (2 if transfer.mode == "pull" else 1)
+    moved_s = prompt * ANY_SIZE.bytes_per_token / 1e9 + latency_s * (2 if transfer.mode == "pull" else 1)
     steps_s = sum(cost.decode_s(1, prompt + 1 + k) for k in range(output - 1))
     assert row.ttft_s == pytest.approx(prefill_s)
     assert row.transfer_s == pytest.approx(moved_s)

@@ -15,6 +15,7 @@ from pdlab.core.types import Request, Role
 from pdlab.core.view import Cluster, Instance
 from pdlab.experiment.study import FaultSpec
 from pdlab.sim import faults
+from pdlab.sim.kv_size import KvSize
 from pdlab.sim.moves import TransferMode
 from tests.support.small_world import Linear, small_world, workload
 
@@ -116,8 +117,8 @@ def test_a_prompt_that_went_to_a_dead_instance_was_an_attempt() -> None:
 @pytest.mark.parametrize("granularity", ["request", "layer"])
 def test_bytes_that_never_came_are_not_counted(granularity: str) -> None:
     """The prefill instance dies while the KV moves; it moves again, whole, from the other one."""
-    mode = TransferMode("push", granularity, bytes_per_token=1e6)
-    world = small_world(workload([0.0], 1000, 20), transfer=mode, gbytes_per_s=1.0)
+    mode, size = TransferMode("push", granularity), KvSize(1e6)
+    world = small_world(workload([0.0], 1000, 20), transfer=mode, kv_size=size, gbytes_per_s=1.0)
     faults.plan(world, [FaultSpec(at_s=0.5, kill="prefill-0")])
     world.run()
     (row,) = world.records.frame().itertuples()

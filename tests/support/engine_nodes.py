@@ -130,6 +130,8 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
             "model_hash": loaded.fingerprint,
             "transport": transport,
             "checksums": True,
+            "tp": options.tp,
+            "kv_heads": loaded.config.kv_heads,
         }
         endpoint = kind(
             loaded.engine.runner.kv,
@@ -141,7 +143,7 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
         if isinstance(endpoint, RankedEndpoint) and ranks is not None:
             others: dict[int, RankKv] = {}
             for rank, runner in sorted(ranks.runners.items()):
-                one = KvEndpoint(runner.kv, name=f"{name}.{rank}", **given)
+                one = KvEndpoint(runner.kv, name=f"{name}.{rank}", rank=rank, **given)
                 others[rank] = RankKv(one, opened(one, f"{name}.{rank}"), endpoint.came)  # type: ignore[arg-type]
             endpoint.lead([each.endpoint.descriptor() for each in others.values()], lambda rank, message: others[rank].take(message))
         background = opened(endpoint, name)
@@ -149,5 +151,5 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
         yield Node(name, loaded.engine, ended[0], line)
 
 
-def submit(id: int, prompt: list[int], sampling: Sampling, *, decodes_here: bool = True) -> Submit:
-    return Submit(id, prompt, sampling, chain(prompt, BLOCK), decodes_here=decodes_here)
+def submit(id: int, prompt: list[int], sampling: Sampling, *, decodes_here: bool = True, block: int = BLOCK) -> Submit:
+    return Submit(id, prompt, sampling, chain(prompt, block), decodes_here=decodes_here)

@@ -16,6 +16,7 @@ from pdlab.core.router_limits import Limits
 from pdlab.core.scheduler import Scheduler
 from pdlab.core.types import InstanceSpec, Role
 from pdlab.cost.base import Cost
+from pdlab.sim.kv_size import ANY_SIZE, KvSize
 from pdlab.sim.link import Network
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.topology import Endpoint
@@ -65,6 +66,7 @@ def small_world(
     policy: Policy | None = None,
     members: Sequence[tuple[str, Role]] = PD,
     kv_blocks: int = 2000,
+    kv_size: KvSize = ANY_SIZE,
     layout: BlockLayout = PLAIN,
     cost: Cost | None = None,
     transfer: TransferMode | None = None,
@@ -100,7 +102,7 @@ def small_world(
     def make(spec: InstanceSpec) -> SimInstance:
         pool = BlockPool(spec.kv_blocks, 16, work.hash_tokens, prefix_cache, layout)
         scheduler = Scheduler(pool, batching.load(batch), max_seqs=max_seqs, max_batch_tokens=max_batch_tokens)
-        return SimInstance(env, world, spec, scheduler, price, world.gaps, horizon=horizon)
+        return SimInstance(env, world, spec, scheduler, price, world.gaps, horizon=horizon, kv_size=kv_size)
 
     for name, role in members:
         network.add(Endpoint(name=name, host=name, nic_bytes_per_s=gbytes_per_s * 1e9))

@@ -21,7 +21,6 @@ import msgspec
 import pytest
 import simpy
 
-from pdlab import cost
 from pdlab.core.batch import Batch
 from pdlab.core.instance_spec import Placed, instance_spec
 from pdlab.core.scheduler import NOTHING
@@ -404,7 +403,7 @@ class StandIn:
         self.kick()
 
     def _size(self, seq: Sequence) -> float:
-        return (seq.prompt_tokens - seq.cached_tokens) * self.rack.bytes_per_token
+        return (seq.prompt_tokens - seq.cached_tokens) * self.plan.token_bytes
 
     def _pull(self, job: Job, params: KvParams) -> None:
         source, lease = self.rack.instances[params.remote_engine_id or ""], params.remote_request_id or ""
@@ -475,7 +474,7 @@ class StandIn:
             return True
         job.source, job.lent = holder, lent
         cached = min(seq.cached_tokens, lent.prompt_tokens)
-        size, wire = (lent.prompt_tokens - cached) * self.rack.bytes_per_token, self.rack.wire
+        size, wire = (lent.prompt_tokens - cached) * self.plan.token_bytes, self.rack.wire
         ask_s = wire.network.path(holder.name, self.name).latency_s
         job.transfer = wire.send(holder.name, self.name, size, partial(self._was_fetched, job, round(size)), ask_s)
         return True
@@ -521,7 +520,7 @@ class StandIn:
 
     def _copy(self, job: Job, there: Job, tokens: int, then: Callable[[Job, Job], None]) -> None:
         assert job.source is not None and job.staging is not None
-        size = job.staging.copy(tokens) * self.rack.bytes_per_token
+        size = job.staging.copy(tokens) * self.plan.token_bytes
         job.transfer = self.rack.wire.send(job.source.name, self.name, size, partial(then, job, there))
 
     def _copied(self, job: Job, there: Job) -> None:
@@ -678,9 +677,6 @@ class Rack:
         network = experiment.cluster.network
         self.wire = Wire(loop, network.latency_us * 1e-6)
         self.plans = {plan.placement.name: plan for plan in plans(experiment, hash_tokens)}
-        model = cost.model(experiment.model, experiment.base_dir)
-        kv = experiment.formats.kv
-        self.bytes_per_token = max(model.kv_bytes_per_token(kv, p.placement.parallel.attention_tp) for p in self.plans.values())
         self.instances: dict[str, StandIn] = {}
         self.asked: list[LegAsk] = []
         self._answers: deque[tuple[float, asyncio.Future[None]]] = deque()

@@ -13,7 +13,7 @@ from pdlab.real.api.legs import Move, kv_lost
 from pdlab.real.engine.messages import FromQueue, News, Submit
 from pdlab.real.net.credentials import loopback
 from pdlab.real.net.wire import FetchedFrom, FetchFrom
-from pdlab.real.transfer.descriptor import decode
+from pdlab.real.transfer.pair import ranks_of
 from pdlab.real.transfer.result import TransferStopped
 
 
@@ -49,11 +49,12 @@ class SameHost:
 
     async def check_descriptor(self, descriptor: bytes) -> None:
         try:
-            tcp = decode(descriptor).tcp
+            found = [rank.tcp for rank in ranks_of(descriptor)]
         except TransferStopped:
             return  # nobody can be reached by what cannot be read, and the engine says why
-        if tcp is not None and not loopback(tcp.host):
-            raise kv_lost(f"{tcp.host} is another host, and this server has neither registry nor token")
+        for tcp in found:
+            if tcp is not None and not loopback(tcp.host):
+                raise kv_lost(f"{tcp.host} is another host, and this server has neither registry nor token")
 
     async def check_url(self, url: str) -> None:
         if not loopback(urlsplit(url).hostname or ""):

@@ -13,6 +13,7 @@ from pdlab.real.api.errors import ApiError, bad
 from pdlab.real.api.requests import Ask, check_tokens
 from pdlab.real.engine.messages import Held, Push, Ready, Source
 from pdlab.real.net.wire import TOKEN_HEADER, Extra, FetchFrom, KvParams, PushTo
+from pdlab.real.transfer.pair import tokens_held
 
 PARAM = "kv_transfer_params"
 GRANULARITIES = ("request", "chunk", "layer")
@@ -158,11 +159,11 @@ def source_of(params: KvParams, ready: Ready) -> Source | None:
         raise bad(f"{PARAM}.{error}", PARAM) from None
     if not blocks or not extra.descriptor or not params.remote_request_id:
         return None
-    kv_tokens = extra.kv_tokens or params.remote_num_tokens or 0
-    if not 0 < kv_tokens <= len(blocks) * ready.block_tokens:
-        raise bad(f"{PARAM}.pdlab.kv_tokens {kv_tokens} is not what {len(blocks)} blocks of {ready.block_tokens} tokens hold", PARAM)
-    lease = _name(params.remote_request_id, "remote_request_id")
-    return Source(descriptor(extra.descriptor, "pdlab.descriptor"), lease, blocks, kv_tokens)
+    kv_tokens, at = extra.kv_tokens or params.remote_num_tokens or 0, descriptor(extra.descriptor, "pdlab.descriptor")
+    if not 0 < kv_tokens <= (most := tokens_held(len(blocks), at, ready.block_tokens)):
+        size = most // len(blocks)
+        raise bad(f"{PARAM}.pdlab.kv_tokens {kv_tokens} is not what {len(blocks)} blocks of {size} tokens hold", PARAM)
+    return Source(at, _name(params.remote_request_id, "remote_request_id"), blocks, kv_tokens)
 
 
 def handed_on(held: Held, ready: Ready, host: str, port: int) -> dict[str, Any]:

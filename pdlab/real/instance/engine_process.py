@@ -275,7 +275,7 @@ def _kv_service(options: EngineOptions, loaded: Loaded, link: Link, followers: F
         loaded.engine.runner.kv,
         lease_read=lambda lease, blocks: kv_service.lease_read(lease, blocks),
         leases_renewed=lambda leases, lease_s: kv_service.leases_renewed(leases, lease_s),
-        **endpoint_options(options, loaded.fingerprint, 0, incarnation),
+        **endpoint_options(options, loaded.fingerprint, 0, incarnation, loaded.config.kv_heads),
     )
     if followers is not None:
         assert isinstance(endpoint, RankedEndpoint), "as made"

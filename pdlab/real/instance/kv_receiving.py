@@ -29,7 +29,8 @@ READ_S = 1.0  # for the word that all was read to arrive here
 
 @dataclass(slots=True, eq=False)
 class Inbound:
-    """A request whose KV is on its way. `copied` blocks of it are here. `last`: nothing more will be made elsewhere."""
+    """A request whose KV is on its way. That of its first `copied` tokens is here, in full blocks. `last`: nothing more will be made
+    elsewhere."""
 
     id: int
     place: ReservedBlocks
@@ -82,7 +83,7 @@ class KvReceiving:
             return
         pushed = message.source is None
         inbound = Inbound(submit.id, place, due_s, message.deadline_s, message.last, pushed, prefix=message.prefix)
-        inbound.copied = place.cached_tokens // self.engine.runner.block_tokens
+        inbound.copied = place.cached_tokens
         self.inbound[submit.id] = inbound
         if message.source is not None:
             self.news.told.append(Reserved(submit.id, "", place.blocks, place.cached_tokens))
@@ -111,12 +112,9 @@ class KvReceiving:
         self.background.loop.call_soon_threadsafe(call)
 
     def _read(self, inbound: Inbound, source: Source) -> None:
-        """Its blocks beyond those copied; whatever was read before of a block that was not full is read again."""
-        block = self.engine.runner.block_tokens
+        """Its tokens beyond those copied; whatever was read before of a block that was not full is read again."""
         tokens = min(inbound.place.kv_tokens, source.kv_tokens)
-        count = min(-(-tokens // block), len(source.blocks), len(inbound.place.blocks))
-        first = min(inbound.copied, count)
-        wanted, into = source.blocks[first:count], inbound.place.blocks[first:count]
+        wanted, into = range(min(inbound.copied, tokens), tokens), inbound.place.blocks
 
         async def pull() -> TransferResult:
             left_s = max(0.01, inbound.due_s - time.monotonic())
@@ -124,7 +122,9 @@ class KvReceiving:
                 async with asyncio.timeout(None) as while_leased:
                     renewing = asyncio.create_task(self._renewing(source, while_leased))
                     try:
-                        return await self.endpoint.pull(source.descriptor, source.lease, wanted, into, deadline_s=left_s, release=True)
+                        return await self.endpoint.pull(
+                            source.descriptor, source.lease, source.blocks, into, tokens=wanted, deadline_s=left_s, release=True
+                        )
                     finally:
                         renewing.cancel()
             except TimeoutError:
@@ -132,7 +132,7 @@ class KvReceiving:
 
         def done(result: TransferResult | BaseException) -> None:
             inbound.came_s = time.monotonic()
-            self.post(lambda: self._was_read(inbound, result, tokens // block, tokens))
+            self.post(lambda: self._was_read(inbound, result, tokens))
 
         inbound.work = self.background.start(pull, done)
 
@@ -146,12 +146,12 @@ class KvReceiving:
         await asyncio.sleep(READ_S)
         while_leased.reschedule(asyncio.get_running_loop().time())
 
-    def _was_read(self, inbound: Inbound, result: TransferResult | BaseException, full_blocks: int, tokens: int) -> None:
+    def _was_read(self, inbound: Inbound, result: TransferResult | BaseException, tokens: int) -> None:
         inbound.work = None
         if inbound.ended:
             self._forget(inbound)
         elif isinstance(result, TransferResult) and result.status == "done":
-            inbound.copied = max(inbound.copied, full_blocks)
+            inbound.copied = max(inbound.copied, tokens - tokens % self.engine.runner.block_tokens)
             self._came(inbound, result)
             if inbound.prefix:
                 self._land_prefix(inbound, tokens)
@@ -176,11 +176,13 @@ class KvReceiving:
     def _expect(self, inbound: Inbound) -> None:
         """Let a peer push."""
         inbound.ticket = self.news.name()
-        blocks = inbound.place.blocks[inbound.copied :]
+        tokens = inbound.place.kv_tokens - inbound.copied
+        blocks = inbound.place.blocks[inbound.copied // self.engine.runner.block_tokens :]
 
         async def expect() -> TransferResult:
             try:
-                future = self.endpoint.expect(inbound.ticket, blocks, deadline_s=max(0.01, inbound.due_s - time.monotonic()))
+                left_s = max(0.01, inbound.due_s - time.monotonic())
+                future = self.endpoint.expect(inbound.ticket, blocks, tokens=tokens, deadline_s=left_s)
             finally:
                 self.post(lambda: self._expected(inbound))
             return await asyncio.shield(future)

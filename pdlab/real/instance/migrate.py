@@ -25,6 +25,7 @@ from pdlab.real.engine.messages import FromQueue, Landed, News, Proceed, Receive
 from pdlab.real.net.http import Broken, Garbled, HttpClient
 from pdlab.real.net.tls import PLAIN, Tls
 from pdlab.real.net.wire import ExportAnswer, ExportBody, FetchedFrom, FetchFrom, KvParams, LendBody
+from pdlab.real.transfer.pair import tokens_held
 
 log = logging.getLogger(__name__)
 CALL_S, CONNECT_S = 5.0, 2.0
@@ -122,7 +123,7 @@ class Migrations:
             at = descriptor(found.descriptor, "descriptor")
         except (ValueError, ApiError) as wrong:
             raise kv_lost(f"the source's answer makes no sense: {wrong}") from None
-        if not found.lease or not 0 <= found.kv_tokens <= len(blocks) * ready.block_tokens:
+        if not found.lease or not 0 <= found.kv_tokens <= tokens_held(len(blocks), at, ready.block_tokens):
             raise kv_lost("the source's answer makes no sense: its blocks and tokens do not go together")
         return found.made, Source(at, found.lease, blocks, found.kv_tokens)
 

@@ -24,13 +24,13 @@ Post = Callable[[Callable[[], None]], None]
 
 @dataclass(slots=True, eq=False)
 class Outbound:
-    """A prompt on its way: its first `sent` blocks were sent off, those to `layers` of the next ones too."""
+    """A prompt on its way: its first `sent` tokens were sent off, those to `layers` of the next ones too."""
 
     id: int
     push: Push
     sent: int
     blocks: list[int] = field(default_factory=list)  # ours
-    end: int = 0  # of the blocks that the pass under way completes
+    end: int = 0  # of the tokens in blocks that the pass under way completes
     layers: int = 0
     under_way: set[Future[None]] = field(default_factory=set)
     computed: bool = False
@@ -55,7 +55,7 @@ class Pushes:
 
     def add(self, submit: Submit) -> None:
         assert submit.push is not None, "a push"
-        self.live[submit.id] = Outbound(submit.id, submit.push, submit.push.cached_tokens // self.engine.runner.block_tokens)
+        self.live[submit.id] = Outbound(submit.id, submit.push, submit.push.cached_tokens)
 
     # ------------------------------------------------------------ the engine's pass
 
@@ -66,7 +66,7 @@ class Pushes:
             if out is None or seq.owner.submit.push is not out.push:
                 continue
             done = seq.computed + tokens
-            out.end = -(-done // block) if done == seq.prompt_tokens else done // block
+            out.end = done if done == seq.prompt_tokens else done - done % block
             out.blocks, out.layers = list(seq.owner.table), 0
             self.active.append(out)
         layered = [out for out in self.active if out.push.granularity == "layer" and out.end > out.sent]
@@ -110,15 +110,14 @@ class Pushes:
     # ------------------------------------------------------------ the way
 
     def _send(self, out: Outbound, layers: tuple[int, int]) -> None:
-        source, target = out.blocks[out.sent : out.end], out.push.blocks[out.sent : out.end]
-        if len(target) < len(source):
-            out.failed = f"{len(out.push.blocks)} blocks are expected, too few"
         if out.failed or out.stopping:
             return
-        push = out.push
+        push, source, tokens = out.push, out.blocks, range(out.sent, out.end)
 
         async def work() -> TransferResult:
-            return await self.endpoint.push(push.descriptor, push.ticket, source, target, layers=layers, deadline_s=push.deadline_s)
+            return await self.endpoint.push(
+                push.descriptor, push.ticket, source, push.blocks, tokens=tokens, layers=layers, deadline_s=push.deadline_s
+            )
 
         def done(result: TransferResult | BaseException) -> None:
             self.post(lambda: self._sent(out, future, result))

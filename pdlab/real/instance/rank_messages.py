@@ -52,8 +52,8 @@ TO_RANK: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
 FROM_RANK: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
 
 
-def endpoint_options(options: EngineOptions, fingerprint: str, rank: int, incarnation: str) -> dict[str, Any]:
-    """Of a rank's KvEndpoint; the port asked for is rank 0's."""
+def endpoint_options(options: EngineOptions, fingerprint: str, rank: int, incarnation: str, kv_heads: int) -> dict[str, Any]:
+    """Of a rank's KvEndpoint; the port asked for is rank 0's. `kv_heads`: of the model."""
     return {
         "name": f"{options.kv_name}.{rank}" if rank else options.kv_name,
         "incarnation": incarnation,
@@ -65,6 +65,9 @@ def endpoint_options(options: EngineOptions, fingerprint: str, rank: int, incarn
         "advertise": options.kv_advertise,
         "token": options.kv_token,
         "checksums": options.kv_checksums,
+        "rank": rank,
+        "tp": options.tp,
+        "kv_heads": kv_heads,
     }
 
 

@@ -114,7 +114,8 @@ def run(link: RankSocket, inbox: queue.SimpleQueue[ToRank], kv: KvDesk, begin: B
     runner, fingerprint = model.runner(options), fingerprint_of(model.model.config, options)
     if options.kv_name:
         background = Background("kv")
-        endpoint = KvEndpoint(runner.kv, **endpoint_options(options, fingerprint, begin.rank, secrets.token_hex(4)))
+        given = endpoint_options(options, fingerprint, begin.rank, secrets.token_hex(4), model.model.config.kv_heads)
+        endpoint = KvEndpoint(runner.kv, **given)
         background.run(endpoint.start())
         kv.serve(RankKv(endpoint, background, link.send))
         link.send(RankReady(fingerprint, endpoint.descriptor()))

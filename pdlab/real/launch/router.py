@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +173,8 @@ async def route(
     started_s = time.monotonic()
     if deployment.limits.max_in_flight is None:
         deployment = deployment.with_({"limits.max_in_flight": front.max_requests})
-    router = control.router(deployment, hash_tokens=deployment.engine.block_tokens)
+    blocks = [deployment.engine.block_tokens, *(one.engine.block_tokens for one in deployment.placements())]
+    router = control.router(deployment, hash_tokens=math.lcm(*blocks))  # prefixes that end with a block of every instance
     connected, members = Connected(front), Members(front.model)
     with (
         contextlib.ExitStack() as opened,

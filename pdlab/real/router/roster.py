@@ -121,9 +121,9 @@ class Members:
             return f"its engine is {new.spec.engine}, this cluster's {engine}, and their KV does not pass: give it a ?namespace= of its own"
         if new.spec.engine != "pdlab" or not new.spec.descriptor:
             return ""
-        descriptors = (spec.descriptor for spec in inside if spec.descriptor and spec.name != new.spec.name)
-        first = next(descriptors, None)
-        return "" if first is None else incompatible(first.encode(), new.spec.descriptor.encode()) or ""
+        others = {spec.descriptor for spec in inside if spec.descriptor and spec.name != new.spec.name}
+        reasons = (incompatible(other.encode(), new.spec.descriptor.encode()) for other in sorted(others))
+        return next((reason for reason in reasons if reason), "")
 
 
 async def protocol_of(spec: InstanceSpec, token: str = "", tls: Tls = PLAIN) -> int:

@@ -9,7 +9,8 @@
     leases.py      the source's book;  tickets.py  the destination's
     connection.py  one authenticated socket;  pool.py  those kept open
     nixl.py        one-sided READs
-    move.py        bytes over a connection
+    pair.py        how two ranks that differ fit;  landing.py  what comes, converted
+    move.py        bytes over a connection;  together.py  parts of one transfer
     server.py      what peers ask of this endpoint;  client.py  what it asks of them;  endpoint.py  what the engine calls
 
 Whatever the transport, only the destination's own threads write into the destination's KV memory. So a transfer that has ended there

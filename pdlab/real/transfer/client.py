@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from pdlab.real.transfer import descriptor as descriptors
 from pdlab.real.transfer import move, wire
-from pdlab.real.transfer.blocks import Ids, Layers
+from pdlab.real.transfer.blocks import Ids, KvPart, Layers
 from pdlab.real.transfer.connection import PeerConnection, Self
-from pdlab.real.transfer.descriptor import Descriptor, Way, incompatible
+from pdlab.real.transfer.descriptor import Descriptor, Way
+from pdlab.real.transfer.landing import Landing
+from pdlab.real.transfer.pair import KvPair
 from pdlab.real.transfer.pool import Pool
 from pdlab.real.transfer.result import TransferResult, TransferStopped
 
@@ -92,21 +93,25 @@ class TransferClient:
         self._pool.close()
 
     def pull(
-        self, job: TransferJob, peer_descriptor: bytes, lease_id: str, source: Ids, target: Ids, layers: Layers, release: bool
+        self, job: TransferJob, peer: Descriptor, lease_id: str, source: Ids, target: Ids, unit: int, layers: Layers, release: bool
     ) -> TransferResult:
+        """Those heads that this rank reads there, of runs of `unit` tokens."""
         began = time.monotonic()
         route = ""
         try:
-            route, connection = self._connect(job, peer_descriptor)
-            packed, transfer = wire.pack_ids(source), secrets.randbits(63)
-            finish = wire.Finish(lease_id, transfer, packed, *layers, release)
+            route, connection = self._connect(job, peer)
+            pair, transfer = connection.inward, secrets.randbits(63)
+            here, there = _parts(pair, source, target, unit, layers)
+            told = wire.part_of(there)
+            finish = wire.Finish(lease_id, transfer, told, release)
+            landing = Landing(self._blocks, pair, here, job.writing, checked=self._own.checksums)
             fetched = False
             try:
                 with job.holding(connection, self._pool):
-                    wire.block_ids(packed, connection.peer.blocks)
-                    self._fetch(job, connection, route, lease_id, source, target, layers)
+                    wire.checked_part(told, pair.source)
+                    self._fetch(job, connection, route, lease_id, there, landing)
                     if self._own.checksums:
-                        finish = wire.Finish(lease_id, transfer, packed, *layers, release, self._blocks.crc32(target, layers))
+                        finish = wire.Finish(lease_id, transfer, told, release, landing.crc32())
                     connection.send(finish)
                     fetched = True
                     connection.receive(wire.TransferFinished)
@@ -118,39 +123,40 @@ class TransferClient:
                 with job.holding(again, self._pool):
                     again.send(finish)
                     again.receive(wire.TransferFinished)
-            return TransferResult("done", len(target) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+            return TransferResult("done", len(target) * landing.run_bytes, time.monotonic() - began, "", route)
         except TransferStopped as trouble:
             return TransferResult(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
 
-    def push(self, job: TransferJob, peer_descriptor: bytes, ticket: str, source: Ids, target: Ids, layers: Layers) -> TransferResult:
+    def push(self, job: TransferJob, peer: Descriptor, ticket: str, source: Ids, target: Ids, unit: int, layers: Layers) -> TransferResult:
+        """Those heads that the peer's rank is to get from here."""
         began = time.monotonic()
         route = ""
         try:
-            route, connection = self._connect(job, peer_descriptor)
+            route, connection = self._connect(job, peer)
+            there, here = _parts(connection.outward, source, target, unit, layers)
             with job.holding(connection, self._pool):
                 mapped = route == "cuda_ipc" or (route == "shm" and self._blocks.segment is not None)
-                how = self._by_nixl(source, connection.peer) if route == "nixl" else "mapped" if mapped else "wire"
+                how = self._by_nixl(here, connection.outward, connection.peer) if route == "nixl" else "mapped" if mapped else "wire"
                 if how in ("nixl", "mapped"):
                     self._blocks.settle()
-                connection.send(
-                    wire.PushRequest(ticket, wire.pack_ids(source), wire.pack_ids(target), *layers, job.deadline - time.monotonic(), how)
-                )
+                left_s, checked = job.deadline - time.monotonic(), self._own.checksums
+                connection.send(wire.PushRequest(ticket, wire.part_of(here), wire.part_of(there), left_s, how, checked))
                 if not connection.receive(wire.Go).arrived:
                     if how in ("wire", "gathered"):
-                        self._send(connection, source, layers, job, gathered=how == "gathered")
+                        self._send(connection, here, job, gathered=how == "gathered")
                     else:
                         connection.receive(wire.Copied)
                     job.check()
-                    connection.send(wire.Commit(self._blocks.crc32(source, layers) if self._own.checksums else None))
+                    connection.send(wire.Commit(self._blocks.crc32(here) if checked else None))
                     connection.receive(wire.TransferFinished)
-            return TransferResult("done", len(source) * self._blocks.block_bytes(layers), time.monotonic() - began, "", route)
+            return TransferResult("done", len(here) * self._blocks.run_bytes(here), time.monotonic() - began, "", route)
         except TransferStopped as trouble:
             return TransferResult(trouble.status, 0, time.monotonic() - began, trouble.reason, route)
 
-    def renew(self, job: TransferJob, peer_descriptor: bytes, leases: list[str], lease_s: float, known: list[str]) -> TransferResult:
+    def renew(self, job: TransferJob, peer: Descriptor, leases: list[str], lease_s: float, known: list[str]) -> TransferResult:
         """Adds those that hold to `known`."""
         try:
-            _, connection = self._connect(job, peer_descriptor)
+            _, connection = self._connect(job, peer)
             with job.holding(connection, self._pool):
                 connection.send(wire.RenewLeases(leases, lease_s))
                 known += connection.receive(wire.Renewed).known
@@ -158,28 +164,26 @@ class TransferClient:
         except TransferStopped as trouble:
             return TransferResult("failed", reason=trouble.reason)
 
-    def _fetch(
-        self, job: TransferJob, connection: PeerConnection, route: Route, lease_id: str, source: Ids, target: Ids, layers: Layers
-    ) -> None:
+    def _fetch(self, job: TransferJob, connection: PeerConnection, route: Route, lease_id: str, source: KvPart, landing: Landing) -> None:
         if not len(source):
             return
-        gathered = route == "nixl" and self._by_nixl(source, connection.peer) == "gathered"
+        gathered = route == "nixl" and self._by_nixl(source, landing.pair, connection.peer) == "gathered"
         if route == "nixl" and not gathered:
-            move.read_blocks(connection, source, target, layers, job.writing)
+            move.read_blocks(connection, source, landing)
         elif connection.mapped is not None:
-            move.copy_blocks(connection, source, target, layers, job.writing)
+            move.copy_blocks(connection, source, landing)
         else:
-            connection.send(wire.Read(lease_id, wire.pack_ids(source), *layers, job.deadline - time.monotonic(), gathered))
-            move.receive_blocks(connection, target, layers, job.writing, gathered=gathered)
+            connection.send(wire.Read(lease_id, wire.part_of(source), job.deadline - time.monotonic(), gathered))
+            move.receive_blocks(connection, landing, gathered=gathered)
 
-    def _by_nixl(self, source: Ids, peer: Descriptor) -> Literal["nixl", "gathered"]:
+    def _by_nixl(self, source: KvPart, pair: KvPair, peer: Descriptor) -> Literal["nixl", "gathered"]:
         nixl, there = self._own.nixl, peer.nixl
         assert nixl is not None and there is not None
-        return "gathered" if len(source) and nixl.gathers(source, there) else "nixl"
+        return "gathered" if len(source) and nixl.gathers(source, pair, there) else "nixl"
 
-    def _send(self, connection: PeerConnection, source: Ids, layers: Layers, job: TransferJob, *, gathered: bool) -> None:
+    def _send(self, connection: PeerConnection, part: KvPart, job: TransferJob, *, gathered: bool) -> None:
         try:
-            move.send_blocks(connection, source, layers, job.check, gathered=gathered)
+            move.send_blocks(connection, part, job.check, gathered=gathered)
         except TransferStopped as trouble:
             if trouble.broken:  # because the peer refused and hung up?
                 connection.deadline = time.monotonic() + 0.05
@@ -191,11 +195,7 @@ class TransferClient:
                             raise
             raise
 
-    def _connect(self, job: TransferJob, peer_descriptor: bytes) -> tuple[Route, PeerConnection]:
-        peer = descriptors.decode(peer_descriptor)
-        refusal = incompatible(self._own.descriptor, peer)
-        if refusal is not None:
-            raise TransferStopped(refusal)
+    def _connect(self, job: TransferJob, peer: Descriptor) -> tuple[Route, PeerConnection]:
         routes = self._routes(peer)
         if not routes:
             there = [route for route in ROUTES if getattr(peer, route) is not None]
@@ -228,3 +228,11 @@ class TransferClient:
             "tcp": own.tcp is not None and peer.tcp is not None,
         }
         return [route for route in ROUTES if open_ways[route]]
+
+
+def _parts(pair: KvPair, source: Ids, target: Ids, unit: int, layers: Layers) -> tuple[KvPart, KvPart]:
+    """The target's part, and the source's, of the heads that the one reads from the other."""
+    read = pair.read
+    assert read is not None, "this rank reads nothing there"
+    here, there = (range(first, first + read.count) for first in (read.target_first, read.source_first))
+    return KvPart(target, unit, here, layers), KvPart(source, unit, there, layers)

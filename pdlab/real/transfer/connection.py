@@ -22,6 +22,7 @@ from pdlab.real.transfer.blocks import Blocks
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Opened
 from pdlab.real.transfer.descriptor import Descriptor, Way, decode, incompatible
 from pdlab.real.transfer.nixl import Nixl
+from pdlab.real.transfer.pair import KvPair, layout_of, pair_of
 from pdlab.real.transfer.pieces import Addresses, send_pieces
 from pdlab.real.transfer.result import TransferStopped
 from pdlab.real.transfer.shared import Mapping, Mappings, Segment
@@ -106,6 +107,16 @@ class PeerConnection:
         connection.deadline = None
         return connection
 
+    @property
+    def inward(self) -> KvPair:
+        """How the peer's KV comes here."""
+        return pair_of(self.peer, self.own.descriptor)
+
+    @property
+    def outward(self) -> KvPair:
+        """How ours goes there."""
+        return pair_of(self.own.descriptor, self.peer)
+
     def _introduce(self, peer: Descriptor) -> None:
         self.peer, nonce, token = peer, secrets.token_bytes(wire.NONCE_BYTES), self.own.token
         self.send(wire.Hello(self.own.encoded, nonce, self.way == "cuda_ipc"))
@@ -174,15 +185,15 @@ class PeerConnection:
 
     def _open_gpu_memory(self) -> None:
         """That which the peer tells of next."""
-        ours, blocks = self._cuda_ipc(), self.own.blocks
+        ours = self._cuda_ipc()
         told = self.receive(wire.CudaHandle, limit=wire.MAX_HELLO_BYTES)
-        self.mapped = ours.open(told, blocks.block_bytes((0, blocks.layers)) * self.peer.blocks)
+        self.mapped = ours.open(told, layout_of(self.peer).bytes)
 
     def _send_memory(self) -> None:
         """Our KV memory's descriptor, or that of a staging buffer made for this connection."""
         segment, kind = self.own.blocks.segment, b"K"
         if segment is None:
-            segment, kind = Segment("pdlab-staging", SLOTS * self.own.blocks.chunk_bytes), b"S"
+            segment, kind = Segment("pdlab-staging", SLOTS * self.outward.chunk_bytes), b"S"
             self.outgoing = segment
         self.sock.settimeout(_left(self.deadline))
         socket.send_fds(self.sock, [kind], [segment.fd])
@@ -196,12 +207,11 @@ class PeerConnection:
             for fd in fds:
                 os.close(fd)
             raise TransferStopped("the peer passed no memory", broken=True)
-        blocks = self.own.blocks
         try:
             if kind == b"K":
-                self.mapped = self.own.mappings.map(fds[0], blocks.block_bytes((0, blocks.layers)) * self.peer.blocks)
+                self.mapped = self.own.mappings.map(fds[0], layout_of(self.peer).bytes)
             else:
-                self.incoming = self.own.mappings.map(fds[0], SLOTS * blocks.chunk_bytes)
+                self.incoming = self.own.mappings.map(fds[0], SLOTS * self.inward.chunk_bytes)
         except ValueError as error:
             raise TransferStopped(str(error)) from error
 
@@ -262,7 +272,7 @@ class PeerConnection:
     def buffer(self) -> tuple[memoryview, int]:
         """A chunk of memory of our own, and its address."""
         if self._buffer is None:
-            self._buffer = mmap.mmap(-1, self.own.blocks.chunk_bytes)
+            self._buffer = mmap.mmap(-1, max(self.inward.chunk_bytes, self.outward.chunk_bytes))
         return memoryview(self._buffer), int(np.frombuffer(self._buffer, np.uint8).ctypes.data)
 
     def alive(self) -> bool:

@@ -67,3 +67,16 @@ API int64_t pdlab_send_pieces(int fd, const int64_t *from, int64_t n, int64_t by
     }
     return done;
 }
+
+// n elements to bfloat16, rounded to the nearest, ties to even; what is no number stays none.
+API void pdlab_to_bfloat16(const uint32_t *from, uint16_t *to, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t x = from[i], rounded = (x + 0x7fff + ((x >> 16) & 1)) >> 16;
+        to[i] = static_cast<uint16_t>((x & 0x7fffffff) > 0x7f800000 ? (x >> 16) | 0x40 : rounded);
+    }
+}
+
+API void pdlab_to_float32(const uint16_t *from, uint32_t *to, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        to[i] = static_cast<uint32_t>(from[i]) << 16;
+}

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from pdlab.core.kv_plan import heads_fit, heads_of
 from pdlab.real.transfer.result import TransferStopped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Way = Literal["tcp", "shm", "cuda_ipc"]
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_BLOCKS = 1 << 31
+MAX_RANKS = 1 << 10
 MAX_DESCRIPTOR_BYTES = 1 << 18  # NIXL's part is some KiB for each NIC
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+CONVERTIBLE = ("dtype", "block_tokens")
 
 
 class Geometry(msgspec.Struct, frozen=True):
-    """What must be equal at both ends. The number of blocks may differ. planes: keys and values, or (MLA) the one that both are made of."""
+    """What KV memory is like. The reader converts the dtype, and blocks whose sizes differ by a whole factor; all else must be equal at
+    both ends. `kv_heads`: of the model, whichever rank has them. planes: keys and values, or (MLA) the one that both are made of."""
 
     layers: int
     kv_heads: int
@@ -81,7 +87,19 @@ class Descriptor(msgspec.Struct, frozen=True):
     nixl: NixlAddress | None = None
     nics: tuple[str, ...] = ()
     npu_address: str = ""
-    ranks: tuple[bytes, ...] = ()  # of an instance of several: the descriptors of those from 1 on
+    rank: int = 0  # of the `tp` that hold each layer together
+    tp: int = 1
+    ranks: tuple[bytes, ...] = ()  # where it speaks for an instance of several: the descriptors of those from 1 on
+
+    @property
+    def heads(self) -> range:
+        """The KV heads that its rank holds."""
+        return heads_of(self.geometry.kv_heads, self.tp, self.rank)
+
+    @property
+    def alone(self) -> Descriptor:
+        """Without those that it speaks for."""
+        return msgspec.structs.replace(self, ranks=()) if self.ranks else self
 
     @property
     def key(self) -> tuple[str, str]:
@@ -101,6 +119,7 @@ class Descriptor(msgspec.Struct, frozen=True):
 _read = msgspec.json.Decoder(Descriptor).decode  # made once, here: built by several threads at once it has crashed the process
 
 
+@lru_cache(maxsize=4096)
 def decode(text: bytes) -> Descriptor:
     """Raises Trouble where it is no descriptor, or one of another protocol."""
     if len(text) > MAX_DESCRIPTOR_BYTES:
@@ -111,36 +130,71 @@ def decode(text: bytes) -> Descriptor:
         raise TransferStopped(f"the peer's descriptor cannot be read: {error}") from error
     if not 0 <= found.blocks <= MAX_BLOCKS or (found.tcp is not None and not 0 < found.tcp.port < 65536):
         raise TransferStopped("the peer's descriptor has figures out of range")
+    shape = found.geometry
+    if not 0 <= found.rank < found.tp <= MAX_RANKS or min(shape.kv_heads, shape.block_tokens, shape.layers) < 1 or shape.head_dim < 1:
+        raise TransferStopped("the peer's descriptor has figures out of range")
+    if found.ranks and len(found.ranks) != found.tp - 1:
+        raise TransferStopped(f"the peer's descriptor is of tp {found.tp}, and has {len(found.ranks) + 1} ranks")
     if found.tcp is not None and "\0" in found.tcp.host:
         raise TransferStopped("the peer's descriptor has no address")
     return found
 
 
 def incompatible(ours: bytes | Descriptor, theirs: bytes | Descriptor) -> str | None:
-    """Why KV cannot pass between two endpoints: each field that differs, with both values. None: it can."""
+    """Why KV cannot pass between two endpoints: each field that differs and cannot be converted, with both values. None: it can."""
     try:
         a, b = (decode(d) if isinstance(d, bytes) else d for d in (ours, theirs))
     except TransferStopped as trouble:
         return trouble.reason
+
+    def both(field: str, why: str = "") -> str:
+        return f"{field} {getattr(a.geometry, field)!r} at {a.name} and {getattr(b.geometry, field)!r} at {b.name}{why}"
+
+    if a.geometry.protocol != b.geometry.protocol:
+        return f"KV does not fit: {both('protocol')}: run the same version of pdlab everywhere"
     differing = [
-        f"{field} {getattr(a.geometry, field)!r} at {a.name} and {getattr(b.geometry, field)!r} at {b.name}"
+        both(field)
         for field in Geometry.__struct_fields__
-        if getattr(a.geometry, field) != getattr(b.geometry, field)
+        if field not in CONVERTIBLE and getattr(a.geometry, field) != getattr(b.geometry, field)
     ]
-    if len(a.ranks) != len(b.ranks):
-        differing.append(f"tp {len(a.ranks) + 1} at {a.name} and tp {len(b.ranks) + 1} at {b.name}")
-    return f"KV does not fit: {'; '.join(differing)}" if differing else None
+    convertible = [field for field in CONVERTIBLE if getattr(a.geometry, field) != getattr(b.geometry, field)]
+    small, large = sorted((a.geometry.block_tokens, b.geometry.block_tokens))
+    if large % small:
+        convertible.remove("block_tokens")
+        differing.append(both("block_tokens", ": one must be a multiple of the other"))
+    if unknown := sorted({a.geometry.dtype, b.geometry.dtype} - set(ITEM_BYTES)):
+        convertible = [field for field in convertible if field != "dtype"]
+        differing.append(both("dtype", f": {', '.join(unknown)} is unknown"))
+    differing += [
+        f"tp {one.tp} at {one.name}, which shares out no {one.geometry.kv_heads} KV heads"
+        for one in (a, b)
+        if not heads_fit(one.geometry.kv_heads, one.tp)
+    ]
+    if not differing:
+        return None
+    rest = f" ({', '.join(convertible)} would be converted)" if convertible else ""
+    return f"KV does not fit: {'; '.join(differing)}{rest}"
 
 
-def geometry(kv: Tensor, block_tokens: int, model_hash: str) -> Geometry:
-    """Of a KV tensor [layers, planes, blocks, kv_heads, block_tokens, head_dim]."""
+def conversions(a: Descriptor, b: Descriptor) -> str:
+    """What is converted on the way from `a` to `b`, where KV can pass between them; "": it passes as it is."""
+    found = []
+    if a.geometry.dtype != b.geometry.dtype:
+        found.append(f"{a.geometry.dtype} to {b.geometry.dtype}")
+    if a.geometry.block_tokens != b.geometry.block_tokens:
+        found.append(f"blocks of {a.geometry.block_tokens} tokens to blocks of {b.geometry.block_tokens}")
+    if a.tp != b.tp:
+        found.append(f"tp {a.tp} to tp {b.tp}")
+    return ", ".join(found)
+
+
+def geometry(kv: Tensor, block_tokens: int, model_hash: str, kv_heads: int) -> Geometry:
+    """Of a KV tensor [layers, planes, blocks, heads, block_tokens, head_dim], whose heads are some of the model's `kv_heads`."""
     assert kv.dim() == 6 and kv.shape[1] in (1, 2) and kv.shape[4] == block_tokens, (
         f"not KV blocks of {block_tokens} tokens: {tuple(kv.shape)}"
     )
     assert kv.is_contiguous(), "KV memory is contiguous"
-    return Geometry(
-        kv.shape[0], kv.shape[3], block_tokens, kv.shape[5], str(kv.dtype).removeprefix("torch."), model_hash, planes=kv.shape[1]
-    )
+    return Geometry(kv.shape[0], kv_heads, block_tokens, kv.shape[5], str(kv.dtype).removeprefix("torch."), model_hash, planes=kv.shape[1])
 
 
 def host_id() -> str:

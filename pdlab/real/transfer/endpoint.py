@@ -9,13 +9,14 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
+from pdlab.core.kv_plan import heads_of, runs_of
 from pdlab.core.types import UsageError
 from pdlab.real.transfer import descriptor as descriptors
 from pdlab.real.transfer import nixl, rdma
@@ -23,12 +24,14 @@ from pdlab.real.transfer.blocks import Blocks, Ids, Layers
 from pdlab.real.transfer.client import ROUTES, TransferClient, TransferJob
 from pdlab.real.transfer.connection import Self
 from pdlab.real.transfer.cuda_ipc import CudaIpc, Driver, Memory
-from pdlab.real.transfer.descriptor import CudaIpcAddress, Descriptor, Shm, Tcp, incompatible
+from pdlab.real.transfer.descriptor import CudaIpcAddress, Descriptor, Shm, Tcp, conversions, incompatible
 from pdlab.real.transfer.leases import End, Leases
+from pdlab.real.transfer.pair import KvPair, pair_of, ranks_of, sources_of, targets_of
 from pdlab.real.transfer.pieces import copy_pieces
-from pdlab.real.transfer.result import TransferResult
+from pdlab.real.transfer.result import TransferResult, TransferStopped
 from pdlab.real.transfer.server import TransferServer
-from pdlab.real.transfer.tickets import Tickets
+from pdlab.real.transfer.tickets import Expected, Tickets
+from pdlab.real.transfer.together import all_of
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,8 @@ class KvEndpoint:
     listened on, `advertise` is told to peers. `token`: only who has the same may connect. `checksums`: every transfer compares CRC-32 of
     both ends. `lease_read(lease id, block ids)` is called in the event loop: a reader has had all, and the blocks are the engine's again.
     `leases_renewed(lease ids, seconds)` is called from any thread: readers want them for so long. How long they get is the engine's affair.
-    `gpu`: what exports and opens GPU memory, where it is not the CUDA driver.
+    `rank` of `tp`: whose memory it is, of a model of `kv_heads` KV heads (by default as many as there are here), of which that rank holds
+    those of `kv_plan.heads_of`. `gpu`: what exports and opens GPU memory, where it is not the CUDA driver.
 
         async with Endpoint(kv, name="decode-0", incarnation="a1", block_tokens=16, model_hash="...") as endpoint:
             result = await endpoint.pull(descriptor, lease, [3, 9], [0, 7], deadline_s=5.0)
@@ -69,6 +73,9 @@ class KvEndpoint:
         lease_read: LeaseRead | None = None,
         leases_renewed: LeasesRenewed | None = None,
         gpu: Memory | None = None,
+        rank: int = 0,
+        tp: int = 1,
+        kv_heads: int = 0,
     ) -> None:
         if transport not in ("auto", *ROUTES):
             raise UsageError(f"transport {transport!r} is unknown: take auto, tcp, shm, cuda_ipc or nixl")
@@ -81,7 +88,9 @@ class KvEndpoint:
         if host in ("", "0.0.0.0") and not advertise:
             raise UsageError(f"an endpoint on {host!r} cannot be found by that name: set `advertise` to the address that peers reach it by")
         self._advertise = advertise or host
-        self._geometry = descriptors.geometry(kv, block_tokens, model_hash)
+        self._geometry = descriptors.geometry(kv, block_tokens, model_hash, kv_heads or kv.shape[3])
+        self._rank, self._tp = rank, tp
+        assert len(heads_of(self._geometry.kv_heads, tp, rank)) == kv.shape[3], "the heads of its rank"
         self._blocks = Blocks(kv)
         self._name, self._incarnation, self._host, self._port = name, incarnation, host, port
         self._token, self._checksums = token.encode(), checksums
@@ -94,6 +103,7 @@ class KvEndpoint:
         self._threads: ThreadPoolExecutor
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[TransferJob] = set()
+        self._told: set[tuple[str, str]] = set()  # of whose KV it was said how it is converted
         self._expected: dict[str, tuple[asyncio.Future[TransferResult], asyncio.TimerHandle]] = {}
 
     async def __aenter__(self) -> KvEndpoint:
@@ -150,10 +160,13 @@ class KvEndpoint:
         return self._leases.end(lease_id, how)
 
     async def renew_at(self, peer_descriptor: bytes, lease_ids: Sequence[str], *, lease_s: float, deadline_s: float) -> list[str] | None:
-        """A destination's heartbeat to the source. Those of the leases that still hold; None: the peer cannot be asked."""
+        """A destination's heartbeat to the source, whose rank 0 speaks for all. Those of the leases that still hold; None: the peer cannot
+        be asked."""
         job = TransferJob(time.monotonic() + deadline_s)
         known: list[str] = []
-        result = await self._run(job, deadline_s, partial(self._client.renew, job, peer_descriptor, list(lease_ids), lease_s, known))
+        if isinstance(peer := self._peer(peer_descriptor), TransferResult):
+            return None
+        result = await self._run(job, deadline_s, partial(self._client.renew, job, peer[0], list(lease_ids), lease_s, known))
         return known if result.status == "done" else None
 
     async def pull(
@@ -163,20 +176,38 @@ class KvEndpoint:
         src_block_ids: Iterable[int],
         dst_block_ids: Iterable[int],
         *,
+        tokens: range | None = None,
         layers: Layers | None = None,
         deadline_s: float,
         release: bool | None = None,
     ) -> TransferResult:
-        """The peer's blocks, in layers first <= l < last, into blocks of ours. With `release` (default: if the last layer is among them)
-        success ends the lease; so does pulling no block at all, where all of them are here already. When this returns, or raises
-        CancelledError, nothing of it writes any more."""
-        source, target = np.fromiter(src_block_ids, np.int32), self._ids(dst_block_ids)
-        assert len(source) == len(target), f"{len(source)} blocks for {len(target)}"
+        """A sequence's `tokens` (by default all) from the peer's blocks into ours, in layers first <= l < last: both lists begin with its
+        first token, and `tokens` with a block of one of the two. The heads that this rank holds are read from those of the peer's ranks
+        that have them. With `release` (default: if the last layer is among them) success ends the lease; so does pulling nothing at all,
+        where all is here already. When this returns, or raises CancelledError, nothing of it writes any more."""
+        if isinstance(peer := self._peer(peer_descriptor), TransferResult):
+            return peer
+        target, span = self._ids(dst_block_ids), self._span(layers)
         assert len(np.unique(target)) == len(target), "a block is written twice"
-        span = self._span(layers)
+        pair = pair_of(peer[0], self._own.descriptor)
+        try:
+            there, here = _runs(pair, np.fromiter(src_block_ids, np.int32), target, tokens)
+        except TransferStopped as trouble:
+            return TransferResult("failed", reason=trouble.reason)
         end = span[1] == self._blocks.layers if release is None else release
-        job = TransferJob(time.monotonic() + deadline_s)
-        return await self._run(job, deadline_s, partial(self._client.pull, job, peer_descriptor, lease_id, source, target, span, end))
+
+        def pull(one: Descriptor, source: Ids, target: Ids, release: bool) -> Awaitable[TransferResult]:
+            job = TransferJob(time.monotonic() + deadline_s)
+            work = partial(self._client.pull, job, one, lease_id, source, target, pair.unit, span, release)
+            return self._run(job, deadline_s, work)
+
+        sources = sources_of(self._own.descriptor, peer) if len(here) else [peer[0]]
+        alone = sources == [peer[0]]
+        result = await all_of([pull(one, there, here, end and alone) for one in sources])
+        if result.status == "done" and end and not alone:  # all have been read: the lease ends with rank 0's
+            last = await pull(peer[0], there[:0], here[:0], True)
+            return result if last.status == "done" else last
+        return result
 
     async def push(
         self,
@@ -185,30 +216,41 @@ class KvEndpoint:
         src_block_ids: Iterable[int],
         dst_block_ids: Iterable[int],
         *,
+        tokens: range | None = None,
         layers: Layers | None = None,
         deadline_s: float,
     ) -> TransferResult:
-        """A part of what the peer expects under `ticket`. Our blocks must stay as they are until this returns."""
-        source, target = self._ids(src_block_ids), np.fromiter(dst_block_ids, np.int32)
-        assert len(source) == len(target), f"{len(source)} blocks for {len(target)}"
-        job = TransferJob(time.monotonic() + deadline_s)
-        return await self._run(
-            job, deadline_s, partial(self._client.push, job, peer_descriptor, ticket, source, target, self._span(layers))
-        )
+        """A part of what the peer expects under `ticket`: a sequence's `tokens`, as for `pull`. Each of the peer's ranks gets the heads
+        that it is to have from this one. Our blocks must stay as they are until this returns."""
+        if isinstance(peer := self._peer(peer_descriptor), TransferResult):
+            return peer
+        source, span = self._ids(src_block_ids), self._span(layers)
+        pair = pair_of(self._own.descriptor, peer[0])
+        try:
+            here, there = _runs(pair, source, np.fromiter(dst_block_ids, np.int32), tokens)
+        except TransferStopped as trouble:
+            return TransferResult("failed", reason=trouble.reason)
+
+        def push(one: Descriptor) -> Awaitable[TransferResult]:
+            job = TransferJob(time.monotonic() + deadline_s)
+            return self._run(job, deadline_s, partial(self._client.push, job, one, ticket, here, there, pair.unit, span))
+
+        return await all_of([push(one) for one in targets_of(self._own.descriptor, peer)])
 
     def expect(
-        self, ticket: str, dst_block_ids: Iterable[int], *, layers: Layers | None = None, deadline_s: float
+        self, ticket: str, dst_block_ids: Iterable[int], *, tokens: int | None = None, layers: Layers | None = None, deadline_s: float
     ) -> asyncio.Future[TransferResult]:
-        """Peers may push into these blocks under `ticket`, which is used once. Resolves when all of every block and layer has come, or at
-        the deadline, or when a peer that pushed has died; from then on nothing writes there."""
+        """Peers may push a sequence's `tokens` (by default as many as fit) into these blocks under `ticket`, which is used once. Resolves
+        when all heads and layers of them have come, or at the deadline, or when a peer that pushed has died; from then on nothing writes
+        there."""
         assert self._loop is not None, "start the endpoint first"
-        span, future = self._span(layers), self._loop.create_future()
+        blocks, future = self._ids(dst_block_ids), self._loop.create_future()
+        size = self._blocks.block_tokens
+        expected = Expected(blocks, size, len(blocks) * size if tokens is None else tokens, self._span(layers), self._blocks.heads)
         timer = self._loop.call_later(deadline_s, self._tickets.close, ticket, "failed", f"not all had come after {deadline_s:g} s")
         self._expected[ticket] = future, timer
         try:
-            self._tickets.open(
-                ticket, self._ids(dst_block_ids), span, self._blocks.block_bytes((0, 1)), partial(self._from_thread, self._resolve, ticket)
-            )
+            self._tickets.open(ticket, expected, partial(self._from_thread, self._resolve, ticket))
         except BaseException:
             timer.cancel()
             del self._expected[ticket]
@@ -218,6 +260,19 @@ class KvEndpoint:
     def cancel(self, ticket: str, reason: str = "cancelled") -> bool:
         """Its future resolves as failed once nothing writes there. False: it had ended."""
         return self._tickets.close(ticket, "failed", reason)
+
+    def _peer(self, encoded: bytes) -> tuple[Descriptor, ...] | TransferResult:
+        """All ranks of a peer; or why nothing can pass."""
+        try:
+            peer = ranks_of(encoded)
+        except TransferStopped as trouble:
+            return TransferResult("failed", reason=trouble.reason)
+        if (why := incompatible(self._own.descriptor, peer[0])) is not None:
+            return TransferResult("failed", reason=why)
+        if (rest := conversions(peer[0], self._own.descriptor)) and peer[0].key not in self._told:
+            self._told.add(peer[0].key)
+            log.info("KV from %s is converted as it comes to %s: %s", peer[0].name, self._name, rest)
+        return peer
 
     def _ids(self, ids: Iterable[int]) -> Ids:
         found = np.fromiter(ids, np.int32)
@@ -258,6 +313,8 @@ class KvEndpoint:
             nixl=agent.address if agent is not None else None,
             nics=tuple(nic.ucx_name for nic in nics),
             npu_address=rdma.npu_address(device.index or 0, os.environ) if device.type == "npu" else "",
+            rank=self._rank,
+            tp=self._tp,
         )
         self._own = Self(own, self._blocks, self._token, agent, self._checksums, gpu)
         self._client = TransferClient(self._own, way)
@@ -338,6 +395,19 @@ class KvEndpoint:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has gone
                 self._loop.call_soon_threadsafe(call, *args)
+
+
+def _runs(pair: KvPair, source: Ids, target: Ids, tokens: range | None) -> tuple[Ids, Ids]:
+    """Where a sequence's tokens lie at either end, in runs that lie together at both; or Trouble."""
+    sides = (source, pair.source.block_tokens), (target, pair.target.block_tokens)
+    if tokens is None:
+        a, b = (len(blocks) * size for blocks, size in sides)
+        assert a == b, f"blocks of {a} tokens for {b}"
+        tokens = range(a)
+    if any(tokens.stop > len(blocks) * size for blocks, size in sides):
+        raise TransferStopped(f"{len(source)} blocks of {sides[0][1]} tokens for {len(target)} of {sides[1][1]}: too few for {tokens.stop}")
+    here, there = (runs_of(blocks, size, pair.unit, tokens).astype(np.int32) for blocks, size in sides)
+    return here, there
 
 
 def _begun(job: TransferJob, work: Callable[[], TransferResult]) -> TransferResult:

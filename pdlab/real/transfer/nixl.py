@@ -18,15 +18,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
 import torch
 
-from pdlab.real.transfer.blocks import Blocks, Ids, Layers
-from pdlab.real.transfer.descriptor import Descriptor, NixlAddress
+from pdlab.real.transfer.blocks import Blocks, KvPart, packed, pieces_of
+from pdlab.real.transfer.descriptor import ITEM_BYTES, NixlAddress
+from pdlab.real.transfer.landing import Landing
+from pdlab.real.transfer.pair import CHUNK_BYTES, KvPair
 from pdlab.real.transfer.pieces import Addresses, copy_pieces
 from pdlab.real.transfer.rdma import Nic
 from pdlab.real.transfer.result import TransferStopped
@@ -102,7 +104,9 @@ class Nixl:
         self._agent: Any = nixl.nixl_agent(f"{name}-{uuid.uuid4().hex}", nixl.nixl_agent_config(backends=["UCX"]))
         self._registered = self._agent.register_memory([(blocks.address, blocks.bytes, self.device, "")], mem_type=self.memory)
         self._remote: dict[str, str] = {}
-        self._staging_bytes = max(STAGING_BYTES, blocks.block_bytes((0, blocks.layers)))
+        elements = blocks.kv[:, :, 0].numel()  # of a block
+        self._staging_bytes = max(STAGING_BYTES, elements * max(ITEM_BYTES.values()))  # in whatever kind they come
+        self._slot_bytes = max(CHUNK_BYTES, elements * blocks.kv.element_size())  # no pair's chunk is larger
         self._free: list[_Staging] = []
         self._stuck: list[tuple[Any, _Staging]] = []
         self._gathered: _Staging | None = None
@@ -110,7 +114,7 @@ class Nixl:
         slots = 0
         if blocks.on_cpu:
             slots = GATHERING * SLOTS
-            self._gathered = _Staging(self._agent, slots * blocks.chunk_bytes, device)
+            self._gathered = _Staging(self._agent, slots * self._slot_bytes, device)
             for first in range(0, slots, SLOTS):
                 self._lendable.put(first)
         metadata = self._agent.get_agent_metadata()
@@ -123,13 +127,16 @@ class Nixl:
             rdma,
             staging=0 if self._gathered is None else self._gathered.address,
             slots=slots,
-            slot_bytes=blocks.chunk_bytes,
+            slot_bytes=self._slot_bytes,
         )
 
-    def gathers(self, source: Ids, there: NixlAddress) -> bool:
-        """Are these blocks of one end, which are to be read by the other, small pieces scattered in CPU memory? Both ends can say."""
-        runs = 1 + int(np.count_nonzero(np.diff(source) != 1))
-        return self._gathered is not None and there.slots > 0 and len(source) * self.blocks.piece_bytes < runs * SCATTERED_BYTES
+    def gathers(self, source: KvPart, pair: KvPair, there: NixlAddress) -> bool:
+        """Are these runs of one end, which are to be read by the other, small pieces scattered in CPU memory? Both ends can say."""
+        if self._gathered is None or not there.slots:
+            return False
+        first = source.layers[0]
+        _, lengths = _stretches(pair, KvPart(source.runs, source.unit, source.heads, (first, first + 1)))
+        return float(lengths.mean()) < SCATTERED_BYTES
 
     @contextmanager
     def lent(self, deadline: float) -> Iterator[list[tuple[int, int]]]:
@@ -141,15 +148,15 @@ class Nixl:
         except Empty:
             raise TransferStopped("no slot came free before the deadline") from None
         try:
-            yield [(slot, self._gathered.address + slot * self.blocks.chunk_bytes) for slot in range(first, first + SLOTS)]
+            yield [(slot, self._gathered.address + slot * self._slot_bytes) for slot in range(first, first + SLOTS)]
         finally:
             self._lendable.put(first)
 
     @contextmanager
-    def fetched(self, peer: Descriptor, slot: int, bytes: int, gone: Callable[[], bool], deadline: float) -> Iterator[int]:
+    def fetched(self, there: NixlAddress, slot: int, bytes: int, gone: Callable[[], bool], deadline: float) -> Iterator[int]:
         """The first bytes of a peer's slot; the address where they are here."""
-        there = peer.nixl
-        assert there is not None
+        if self._gathered is None:
+            raise TransferStopped("this endpoint takes nothing gathered")
         if bytes > min(there.slot_bytes, self._staging_bytes):
             raise TransferStopped(f"{bytes} bytes in a slot of {there.slot_bytes}", broken=True)
         staging = self._take()
@@ -160,31 +167,16 @@ class Nixl:
             with self._lock:
                 self._free.append(staging)
 
-    def read(
-        self,
-        peer: Descriptor,
-        source: Ids,
-        ids: Ids,
-        layers: Layers,
-        writing: Callable[[], AbstractContextManager[None]],
-        gone: Callable[[], bool],
-        deadline: float,
-    ) -> None:
-        """The peer's blocks `source` into blocks `ids`. `gone` is asked now and then: has the peer hung up?"""
-        there = peer.nixl
-        assert there is not None
-        per = max(1, self._staging_bytes // self.blocks.block_bytes(layers))
-        for start in range(0, len(ids), per):
-            chunk = ids[start : start + per]
-            offsets = self.blocks.offsets(source[start : start + per], layers, peer.blocks)
+    def read(self, there: NixlAddress, source: KvPart, landing: Landing, gone: Callable[[], bool], deadline: float) -> None:
+        """A peer's runs. `gone` is asked now and then: has the peer hung up?"""
+        per = max(1, self._staging_bytes // landing.run_bytes)
+        for start in range(0, len(source), per):
+            chunk = source.some(start, per)
+            offsets, lengths = _stretches(landing.pair, chunk)
             staging = self._take()
-            flat, size = offsets.ravel(), self.blocks.piece_bytes
-            begins = np.concatenate(([0], np.flatnonzero(np.diff(flat) != size) + 1))  # neighbours are read as one
-            lengths = np.diff(begins, append=len(flat)) * size
-            self._fetch(there, there.address + flat[begins], lengths, staging, gone, deadline)
+            self._fetch(there, there.address + offsets, lengths, staging, gone, deadline)
             try:
-                with writing():
-                    self._unpack(staging, chunk, layers)
+                self._unpack(staging, landing, chunk, start)
             finally:
                 with self._lock:
                     self._free.append(staging)
@@ -249,16 +241,27 @@ class Nixl:
                 self._drop(there.agent)
             raise TransferStopped(f"NIXL: {type(error).__name__} {error}".rstrip(), broken=True) from error
 
-    def _unpack(self, staging: _Staging, ids: Ids, layers: Layers) -> None:
-        blocks = self.blocks
-        offsets = blocks.offsets(ids, layers)
-        if blocks.on_cpu:
-            copy_pieces(staging.address + np.arange(offsets.size) * blocks.piece_bytes, blocks.address + offsets, blocks.piece_bytes)
-            return
-        packed = staging.tensor[: offsets.size * blocks.piece_bytes].view(blocks.kv.dtype)
-        packed = packed.view(layers[1] - layers[0], blocks.planes, len(ids), *blocks.kv.shape[3:])
-        blocks.kv[layers[0] : layers[1]].index_copy_(2, torch.from_numpy(ids.astype(np.int64)).to(blocks.kv.device), packed)
-        blocks.synchronize()
+    def _unpack(self, staging: _Staging, landing: Landing, source: KvPart, start: int) -> None:
+        """From [layers, planes, runs, heads, tokens, head_dim]."""
+        blocks, pair, target = self.blocks, landing.pair, landing.target.some(start, len(source))
+        if not blocks.on_cpu:
+            shape = target.layers[1] - target.layers[0], blocks.planes, len(target), len(target.heads), target.unit, blocks.head_dim
+            values = (
+                staging.tensor[: len(target) * landing.run_bytes].view(landing.dtype).view(shape).permute(2, 0, 1, 3, 4, 5).contiguous()
+            )
+            with landing.writing():
+                landing.see(values)
+                blocks.put(values, target)
+        elif pair.converts:
+            buffer = np.empty(len(source) * landing.run_bytes, np.uint8)
+            offsets = packed(pair.source, source, apart=pair.apart)
+            size = len(buffer) // offsets.size
+            copy_pieces(staging.address + np.arange(offsets.size) * size, buffer.ctypes.data + offsets, size, read_next=True)
+            landing.put(buffer.ctypes.data, start, len(source))
+        else:
+            offsets, size = pieces_of(pair.target, target, apart=pair.apart)
+            with landing.writing():
+                copy_pieces(staging.address + np.arange(offsets.size) * size, blocks.address + offsets, size)
 
     def _take(self) -> _Staging:
         with self._lock:
@@ -305,3 +308,11 @@ class Nixl:
 
 def _memory(device: torch.device) -> str:
     return "DRAM" if device.type == "cpu" else "VRAM"
+
+
+def _stretches(pair: KvPair, source: KvPart) -> tuple[Addresses, Addresses]:
+    """Offset and bytes of what lies together at the source, in the order in which it is read: neighbours are read as one."""
+    offsets, size = pieces_of(pair.source, source, apart=pair.apart)
+    flat = offsets.ravel()
+    begins = np.concatenate(([0], np.flatnonzero(np.diff(flat) != size) + 1))
+    return flat[begins], np.diff(begins, append=len(flat)) * size

@@ -1,5 +1,5 @@
 """Pieces of memory, each at an address of its own, copied and sent by a compiled loop in the calling thread: without the GIL, and without
-OpenMP's pool, which belongs to the engine. Without a compiler numpy does the same, more slowly."""
+OpenMP's pool, which belongs to the engine. Without a compiler numpy does the same, more slowly. Elements are converted likewise."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pdlab.kernels.cpu_build import library
 
 Addresses = NDArray[np.int64]
+CONVERTS = {("float32", "bfloat16"): "pdlab_to_bfloat16", ("bfloat16", "float32"): "pdlab_to_float32"}
 
 
 def copy_pieces(source: Addresses, target: Addresses, piece_bytes: int, *, read_next: bool = False) -> None:
@@ -50,6 +51,16 @@ def send_pieces(fd: int, source: Addresses, piece_bytes: int, wait: Callable[[],
         wait()
 
 
+def convert(source: int, target: int, count: int, kinds: tuple[str, str]) -> bool:
+    """`count` elements of the first kind at address `source` to the second, rounded to the nearest, at `target`. False: there is no loop
+    for these kinds."""
+    lib, name = _compiled(), CONVERTS.get(kinds)
+    if lib is None or name is None:
+        return False
+    getattr(lib, name)(source, target, count)
+    return True
+
+
 def _flat(addresses: Addresses) -> Addresses:
     return np.ascontiguousarray(addresses, np.int64).ravel()
 
@@ -78,6 +89,9 @@ def _compiled() -> Any:
     many = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     lib.pdlab_copy_pieces.argtypes = lib.pdlab_stream_pieces.argtypes = many
     lib.pdlab_copy_pieces.restype = lib.pdlab_stream_pieces.restype = None
+    for name in CONVERTS.values():
+        getattr(lib, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        getattr(lib, name).restype = None
     lib.pdlab_send_pieces.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]
     lib.pdlab_send_pieces.restype = ctypes.c_int64
     return lib

@@ -11,13 +11,13 @@ import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from typing import Any
 
 import msgspec
 
 from pdlab.real.host.background import Background
-from pdlab.real.transfer import descriptor as descriptors
 from pdlab.real.transfer.blocks import Layers
-from pdlab.real.transfer.descriptor import incompatible
 from pdlab.real.transfer.endpoint import KvEndpoint
 from pdlab.real.transfer.leases import End
 from pdlab.real.transfer.rank_wire import (
@@ -33,7 +33,8 @@ from pdlab.real.transfer.rank_wire import (
     KvRelease,
     ToRankKv,
 )
-from pdlab.real.transfer.result import TransferResult, TransferStopped
+from pdlab.real.transfer.result import TransferResult
+from pdlab.real.transfer.together import all_of, together
 
 ANSWER_S = 30.0  # for a rank to note a lease or a ticket: it does so beside its pass
 
@@ -53,13 +54,12 @@ class RankKv:
                 self.answer(KvNoted(call))
             case KvRelease(lease, how):
                 self.endpoint.release(lease, how)
-            case KvPull(call, peer, lease, source, target, layers, deadline_s):
-                self._start(
-                    call,
-                    lambda: self.endpoint.pull(peer, lease, source, target, layers=layers, deadline_s=deadline_s, release=False),
-                )
-            case KvPush(call, peer, ticket, source, target, layers, deadline_s):
-                self._start(call, lambda: self.endpoint.push(peer, ticket, source, target, layers=layers, deadline_s=deadline_s))
+            case KvPull(call, peer, lease, source, target, tokens, layers, deadline_s):
+                of, end = _range(tokens), dict[str, Any](layers=layers, deadline_s=deadline_s)
+                self._start(call, lambda: self.endpoint.pull(peer, lease, source, target, tokens=of, release=False, **end))
+            case KvPush(call, peer, ticket, source, target, tokens, layers, deadline_s):
+                of, end = _range(tokens), dict[str, Any](layers=layers, deadline_s=deadline_s)
+                self._start(call, lambda: self.endpoint.push(peer, ticket, source, target, tokens=of, **end))
             case KvExpect():
                 self._start(message.call, lambda: self._expect(message))
             case KvCancel(ticket, reason):
@@ -69,7 +69,8 @@ class RankKv:
                     future.cancel()
 
     async def _expect(self, message: KvExpect) -> TransferResult:
-        future = self.endpoint.expect(message.ticket, message.blocks, layers=message.layers, deadline_s=message.deadline_s)
+        end: dict[str, Any] = {"layers": message.layers, "deadline_s": message.deadline_s}
+        future = self.endpoint.expect(message.ticket, message.blocks, tokens=message.tokens, **end)
         self.answer(KvNoted(message.call))
         return await asyncio.shield(future)
 
@@ -125,21 +126,6 @@ class RankedEndpoint(KvEndpoint):
     def descriptor(self) -> bytes:
         return msgspec.structs.replace(self._own.descriptor, ranks=tuple(self.others)).encode()
 
-    def refusal(self, peer_descriptor: bytes) -> str | None:
-        return incompatible(self.descriptor(), peer_descriptor)
-
-    def _peers(self, peer_descriptor: bytes) -> list[bytes]:
-        """Those of the peer's ranks, by rank; alone, a peer that does not fit is left to its rank 0, which says why."""
-        try:
-            peer = descriptors.decode(peer_descriptor)
-        except TransferStopped:
-            return [peer_descriptor]
-        return [msgspec.structs.replace(peer, ranks=()).encode(), *peer.ranks]
-
-    def _mistake(self, peer_descriptor: bytes) -> TransferResult | None:
-        why = self.refusal(peer_descriptor)
-        return TransferResult("failed", reason=why) if why is not None else None
-
     # ------------------------------------------------------------ leases
 
     def offer(self, lease_id: str, block_ids: Iterable[int]) -> None:
@@ -171,9 +157,6 @@ class RankedEndpoint(KvEndpoint):
 
     # ------------------------------------------------------------ transfers
 
-    async def renew_at(self, peer_descriptor: bytes, lease_ids: Sequence[str], *, lease_s: float, deadline_s: float) -> list[str] | None:
-        return await super().renew_at(self._peers(peer_descriptor)[0], lease_ids, lease_s=lease_s, deadline_s=deadline_s)
-
     async def pull(
         self,
         peer_descriptor: bytes,
@@ -181,21 +164,23 @@ class RankedEndpoint(KvEndpoint):
         src_block_ids: Iterable[int],
         dst_block_ids: Iterable[int],
         *,
+        tokens: range | None = None,
         layers: Layers | None = None,
         deadline_s: float,
         release: bool | None = None,
     ) -> TransferResult:
-        if (mistake := self._mistake(peer_descriptor)) is not None:
-            return mistake
-        peers, source, target = self._peers(peer_descriptor), list(src_block_ids), list(dst_block_ids)
+        peer, source, target = peer_descriptor, list(src_block_ids), list(dst_block_ids)
         end = self._span(layers)[1] == self._blocks.layers if release is None else release
-        pull = super().pull
-        if not source:
-            return await pull(peers[0], lease_id, source, target, layers=layers, deadline_s=deadline_s, release=end)
-        own = pull(peers[0], lease_id, source, target, layers=layers, deadline_s=deadline_s, release=False)
-        result = await self._all_move(own, lambda rank, call: KvPull(call, peers[rank], lease_id, source, target, layers, deadline_s))
+        pull = partial(super().pull, peer, lease_id, layers=layers, deadline_s=deadline_s)
+        if not (source if tokens is None else tokens):
+            return await pull([], [], release=end)
+        bounds = None if tokens is None else (tokens.start, tokens.stop)
+        result = await self._all_move(
+            pull(source, target, tokens=tokens, release=False),
+            lambda call: KvPull(call, peer, lease_id, source, target, bounds, layers, deadline_s),
+        )
         if result.status == "done" and end:  # all ranks have read: the lease ends with rank 0's
-            last = await pull(peers[0], lease_id, [], [], layers=layers, deadline_s=deadline_s, release=True)
+            last = await pull([], [], release=True)
             return result if last.status == "done" else last
         return result
 
@@ -206,47 +191,33 @@ class RankedEndpoint(KvEndpoint):
         src_block_ids: Iterable[int],
         dst_block_ids: Iterable[int],
         *,
+        tokens: range | None = None,
         layers: Layers | None = None,
         deadline_s: float,
     ) -> TransferResult:
-        if (mistake := self._mistake(peer_descriptor)) is not None:
-            return mistake
-        peers, source, target = self._peers(peer_descriptor), list(src_block_ids), list(dst_block_ids)
-        own = super().push(peers[0], ticket, source, target, layers=layers, deadline_s=deadline_s)
-        return await self._all_move(own, lambda rank, call: KvPush(call, peers[rank], ticket, source, target, layers, deadline_s))
+        peer, source, target = peer_descriptor, list(src_block_ids), list(dst_block_ids)
+        bounds = None if tokens is None else (tokens.start, tokens.stop)
+        own = super().push(peer, ticket, source, target, tokens=tokens, layers=layers, deadline_s=deadline_s)
+        return await self._all_move(own, lambda call: KvPush(call, peer, ticket, source, target, bounds, layers, deadline_s))
 
-    async def _all_move(self, own: Awaitable[TransferResult], message: Callable[[int, int], KvPull | KvPush]) -> TransferResult:
-        """Each rank's part at once; where one fails the others are ended, and when this returns nothing writes any more."""
+    async def _all_move(self, own: Awaitable[TransferResult], message: Callable[[int], KvPull | KvPush]) -> TransferResult:
+        """Each rank's part at once."""
         loop = asyncio.get_running_loop()
         calls = {rank: next(self._calls) for rank in range(1, len(self.others) + 1)}
-        parts: list[asyncio.Future[TransferResult]] = [asyncio.ensure_future(own)]
+        parts: list[Awaitable[TransferResult]] = [own]
         for rank, call in calls.items():
             self._moving[call] = part = loop.create_future()
             parts.append(part)
-            self.tell(rank, message(rank, call))
+            self.tell(rank, message(call))
 
         def end() -> None:
-            parts[0].cancel()
             for rank, call in calls.items():
                 self.tell(rank, KvAbort(call))
 
-        cancelled = False
-        pending = set(parts)
-        while pending:
-            try:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError:
-                cancelled = True
-                end()
-                continue
-            if any(part.cancelled() or part.result().status != "done" for part in done) and pending:
-                end()
-        if cancelled:
-            raise asyncio.CancelledError
-        return _together([TransferResult("failed", reason="cancelled") if part.cancelled() else part.result() for part in parts])
+        return await all_of(parts, end)
 
     def expect(
-        self, ticket: str, dst_block_ids: Iterable[int], *, layers: Layers | None = None, deadline_s: float
+        self, ticket: str, dst_block_ids: Iterable[int], *, tokens: int | None = None, layers: Layers | None = None, deadline_s: float
     ) -> asyncio.Future[TransferResult]:
         loop = asyncio.get_running_loop()
         blocks = list(dst_block_ids)
@@ -255,17 +226,17 @@ class RankedEndpoint(KvEndpoint):
         def message(call: int) -> KvExpect:
             self._moving[call] = part = loop.create_future()
             parts.append(part)
-            return KvExpect(call, ticket, blocks, layers, deadline_s)
+            return KvExpect(call, ticket, blocks, tokens, layers, deadline_s)
 
         self._all_note(message)
-        parts.append(super().expect(ticket, blocks, layers=layers, deadline_s=deadline_s))
+        parts.append(super().expect(ticket, blocks, tokens=tokens, layers=layers, deadline_s=deadline_s))
         whole: asyncio.Future[TransferResult] = loop.create_future()
 
         def one_ended(part: asyncio.Future[TransferResult]) -> None:
             if part.result().status != "done":
                 self.cancel(ticket, part.result().reason)
             if all(each.done() for each in parts) and not whole.done():
-                whole.set_result(_together([each.result() for each in parts]))
+                whole.set_result(together([each.result() for each in parts]))
 
         for part in parts:
             part.add_done_callback(one_ended)
@@ -277,10 +248,5 @@ class RankedEndpoint(KvEndpoint):
         return super().cancel(ticket, reason)
 
 
-def _together(parts: Sequence[TransferResult]) -> TransferResult:
-    """What became of all; of several mistakes the first that is not of another's making."""
-    failed = [part for part in parts if part.status != "done"]
-    if failed:
-        return next((part for part in failed if "cancelled" not in part.reason), failed[0])
-    ways = {part.transport for part in parts if part.transport}
-    return TransferResult("done", sum(part.bytes for part in parts), max(part.seconds for part in parts), "", ", ".join(sorted(ways)))
+def _range(bounds: tuple[int, int] | None) -> range | None:
+    return None if bounds is None else range(*bounds)

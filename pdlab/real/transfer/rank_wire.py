@@ -25,35 +25,38 @@ class KvRelease(msgspec.Struct, frozen=True, tag=True):
 
 
 class KvPull(msgspec.Struct, frozen=True, tag=True):
-    """Read a peer rank's blocks; its lease goes on. Answered by `KvMoved`."""
+    """Read one's heads of a peer's blocks; its lease goes on. Answered by `KvMoved`."""
 
     call: int
     descriptor: bytes
     lease: str
     source: list[int]
     target: list[int]
+    tokens: tuple[int, int] | None  # from, and to before which
     layers: Layers | None
     deadline_s: float
 
 
 class KvPush(msgspec.Struct, frozen=True, tag=True):
-    """Write to what a peer rank expects. Answered by `KvMoved`."""
+    """Write to what a peer's ranks expect. Answered by `KvMoved`."""
 
     call: int
     descriptor: bytes
     ticket: str
     source: list[int]
     target: list[int]
+    tokens: tuple[int, int] | None  # from, and to before which
     layers: Layers | None
     deadline_s: float
 
 
 class KvExpect(msgspec.Struct, frozen=True, tag=True):
-    """Let a peer rank push. Answered by `KvNoted`, and by `KvMoved` in the end."""
+    """Let a peer's ranks push. Answered by `KvNoted`, and by `KvMoved` in the end."""
 
     call: int
     ticket: str
     blocks: list[int]
+    tokens: int | None
     layers: Layers | None
     deadline_s: float
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pdlab.real.transfer import move, wire
 from pdlab.real.transfer.connection import PeerConnection, Self
 from pdlab.real.transfer.descriptor import Descriptor
+from pdlab.real.transfer.landing import Landing
 from pdlab.real.transfer.leases import Leases
 from pdlab.real.transfer.result import TransferStopped
 from pdlab.real.transfer.tickets import Tickets
@@ -160,19 +161,22 @@ class TransferServer:
 
     def _read(self, connection: PeerConnection, request: wire.Read) -> None:
         blocks = self._own.blocks
-        ids, layers = wire.block_ids(request.blocks, blocks.count), wire.checked_layers(request.first, request.last, blocks.layers)
+        part, pair = wire.checked_part(request.part, blocks.layout), connection.outward
+        if part.unit != pair.unit or len(part.heads) > pair.target.heads:
+            raise TransferStopped(f"runs of {part.unit} tokens of {len(part.heads)} heads, more than pass between the two at once")
         connection.deadline = _until(request.budget_s)
 
         def still_held() -> None:
-            self._leases.check(request.lease, ids[:0])
+            self._leases.check(request.lease, part.runs[:0])
 
-        self._leases.check(request.lease, ids)
-        move.send_blocks(connection, ids, layers, still_held, gathered=request.gathered)
+        self._leases.check(request.lease, part.blocks(blocks.block_tokens))
+        move.send_blocks(connection, part, still_held, gathered=request.gathered)
 
     def _finish(self, connection: PeerConnection, request: wire.Finish) -> None:
         blocks = self._own.blocks
-        ids, layers = wire.block_ids(request.blocks, blocks.count), wire.checked_layers(request.first, request.last, blocks.layers)
-        if request.crc32 is not None and request.crc32 != blocks.crc32(ids, layers):
+        part = wire.checked_part(request.part, blocks.layout)
+        ids = part.blocks(blocks.block_tokens)
+        if request.crc32 is not None and request.crc32 != blocks.crc32(part):
             self._leases.check(request.lease, ids)  # one that has ended explains it better
             raise _differs(f"lease {request.lease}")
         ended = self._leases.finish(request.lease, ids, transfer=request.transfer, release=request.release)
@@ -181,29 +185,32 @@ class TransferServer:
         connection.send(wire.TransferFinished())
 
     def _push(self, connection: PeerConnection, request: wire.PushRequest) -> None:
-        blocks = self._own.blocks
-        source, target = wire.block_ids(request.source, connection.peer.blocks), wire.block_ids(request.target, blocks.count)
-        layers = wire.checked_layers(request.first, request.last, blocks.layers)
-        if len(source) != len(target):
-            raise TransferStopped(f"{len(source)} blocks for {len(target)}")
+        blocks, pair = self._own.blocks, connection.inward
+        source, target = wire.checked_part(request.source, pair.source), wire.checked_part(request.target, pair.target)
+        if (len(source), source.unit, len(source.heads), source.layers) != (len(target), target.unit, len(target.heads), target.layers):
+            raise TransferStopped(f"{len(source)} blocks for {len(target)}, or not of the same heads and layers")
+        if target.unit != pair.unit:
+            raise TransferStopped(f"runs of {target.unit} tokens, where both ends have {pair.unit}")
         connection.deadline = _until(request.budget_s)
-        part = self._tickets.begin(request.ticket, connection.peer.key, target, layers, connection.deadline)
+        run_bytes = target.unit * pair.source.halves * pair.source.token_bytes
+        part = self._tickets.begin(request.ticket, connection.peer.key, target, run_bytes, connection.deadline)
         try:
             connection.send(wire.Go(part.arrived))
             if part.arrived:
                 return
+            landing = Landing(blocks, pair, target, part.writing, checked=request.checked)
             if request.how in ("wire", "gathered"):
-                move.receive_blocks(connection, target, layers, part.writing, gathered=request.how == "gathered")
+                move.receive_blocks(connection, landing, gathered=request.how == "gathered")
             else:
                 if request.how == "nixl":
-                    move.read_blocks(connection, source, target, layers, part.writing)
+                    move.read_blocks(connection, source, landing)
                 elif request.how == "mapped" and connection.mapped is not None:
-                    move.copy_blocks(connection, source, target, layers, part.writing)
+                    move.copy_blocks(connection, source, landing)
                 else:
                     raise TransferStopped(f"no way {request.how!r} to push")
                 connection.send(wire.Copied())
             crc32 = connection.receive(wire.Commit).crc32
-            if crc32 is not None and blocks.crc32(target, layers) != crc32:
+            if crc32 is not None and landing.crc32() != crc32:
                 raise _differs(f"ticket {request.ticket}")
             part.commit()
         finally:

@@ -25,7 +25,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from pdlab.real.transfer.blocks import Ids
+from pdlab.core.kv_plan import KvLayout
+from pdlab.real.transfer.blocks import Ids, KvPart
 from pdlab.real.transfer.descriptor import MAX_DESCRIPTOR_BYTES
 from pdlab.real.transfer.result import Status, TransferStopped
 
@@ -35,8 +36,19 @@ MAX_FRAME_BYTES = 1 << 20
 NONCE_BYTES = 32
 
 
+class PartOf(msgspec.Struct, frozen=True, array_like=True):
+    """A `KvPart` of one end's memory. `runs` are little-endian int32; first <= layer < last."""
+
+    runs: bytes
+    unit: int
+    first_head: int
+    heads: int
+    first: int
+    last: int
+
+
 class WireMessage(msgspec.Struct, frozen=True, tag=True):
-    """Block ids are little-endian int32."""
+    """What one end sends the other."""
 
 
 class Hello(WireMessage, frozen=True):
@@ -80,17 +92,15 @@ class Read(WireMessage, frozen=True):
     """`budget_s`: when the reader gives up. `gathered`: into slots that it READs by NIXL."""
 
     lease: str
-    blocks: bytes
-    first: int
-    last: int
+    part: PartOf
     budget_s: float
     gathered: bool = False
 
 
 class Chunk(WireMessage, frozen=True):
-    """`blocks` more blocks: the `size` bytes that follow, or those at `slot` of the staging (-1: they follow)."""
+    """`runs` more of them: the `size` bytes that follow, or those at `slot` of the staging (-1: they follow)."""
 
-    blocks: int
+    runs: int
     size: int
     slot: int
 
@@ -104,9 +114,7 @@ class Finish(WireMessage, frozen=True):
 
     lease: str
     transfer: int
-    blocks: bytes
-    first: int
-    last: int
+    part: PartOf
     release: bool
     crc32: int | None = None
 
@@ -126,15 +134,14 @@ class Renewed(WireMessage, frozen=True):
 
 class PushRequest(WireMessage, frozen=True):
     """`budget_s`: when the pusher gives up. `how` the bytes come: "wire" (Chunks), "nixl", "gathered" (Chunks of which NIXL READs the
-    bytes), "mapped" (from its KV memory, by shm or cuda_ipc)."""
+    bytes), "mapped" (from its KV memory, by shm or cuda_ipc). `checked`: Commit will tell a checksum."""
 
     ticket: str
-    source: bytes
-    target: bytes
-    first: int
-    last: int
+    source: PartOf
+    target: PartOf
     budget_s: float
     how: str
+    checked: bool = False
 
 
 class Go(WireMessage, frozen=True):
@@ -198,8 +205,20 @@ def parse(body: bytes | bytearray) -> AnyMessage:
         raise TransferStopped(f"not a message: {error}", broken=True) from error
 
 
-def pack_ids(ids: Ids) -> bytes:
-    return ids.astype("<i4").tobytes()
+def part_of(part: KvPart) -> PartOf:
+    return PartOf(part.runs.astype("<i4").tobytes(), part.unit, part.heads.start, len(part.heads), *part.layers)
+
+
+def checked_part(told: PartOf, layout: KvLayout) -> KvPart:
+    """It, all of it within that memory, or Trouble."""
+    if not 0 <= told.first < told.last <= layout.layers:
+        raise TransferStopped(f"layers {told.first} to {told.last} of {layout.layers}")
+    if not 0 < told.unit <= layout.block_tokens or layout.block_tokens % told.unit:
+        raise TransferStopped(f"runs of {told.unit} tokens, of blocks of {layout.block_tokens}")
+    if told.heads < 1 or not 0 <= told.first_head <= layout.heads - told.heads:
+        raise TransferStopped(f"{told.heads} heads from {told.first_head} on, of {layout.heads}")
+    runs = block_ids(told.runs, layout.blocks * (layout.block_tokens // told.unit))
+    return KvPart(runs, told.unit, range(told.first_head, told.first_head + told.heads), (told.first, told.last))
 
 
 def block_ids(packed: bytes, blocks: int) -> Ids:
@@ -212,13 +231,7 @@ def block_ids(packed: bytes, blocks: int) -> Ids:
     return found
 
 
-def checked_layers(first: int, last: int, layers: int) -> tuple[int, int]:
-    if not 0 <= first < last <= layers:
-        raise TransferStopped(f"layers {first} to {last} of {layers}")
-    return first, last
-
-
 def proof(token: bytes, side: str, ours: bytes, theirs: bytes, descriptor: bytes) -> bytes:
     """That `side` has the token, bound to both nonces and to the descriptor that was shown. The sides' proofs differ, so none can be
     sent back."""
-    return hmac.digest(token, b"\0".join((b"pdlab-transfer-1", side.encode(), ours, theirs, descriptor)), "sha256")
+    return hmac.digest(token, b"\0".join((b"pdlab-transfer-2", side.encode(), ours, theirs, descriptor)), "sha256")

@@ -57,7 +57,7 @@ def test_whoever_waits_is_told_of_each_stage(tiny: Tiny, tmp_path: Path, monkeyp
     assert stages[:2] == ["loading torch", "loading weights"]
     assert stages[-1] == "warming up"
     if shutil.which("c++"):
-        assert "building kernels, once on this machine: decode, experts, fused, kv_blocks, linear, paged_attention" in stages[2]
+        assert "building kernels, once on this machine: all_reduce, decode, experts, fused, kv_blocks, linear, paged_attention" in stages[2]
 
 
 GREEDY = Sampling(max_tokens=10, temperature=0.0)

@@ -240,20 +240,6 @@ def test_ranks_hand_over_as_one_does(transport: str, start: Callable[..., Node],
     test_a_migration_in_the_middle_changes_nothing(DRAWN, 2, start, alone)
 
 
-def test_ranks_of_another_number_are_refused_in_a_line(start: Callable[..., Node]) -> None:
-    p, d = start("p", tp=2), start("d")
-    prompt = prompts(2)[1]
-    p.tell(submit(0, prompt, GREEDY, decodes_here=False))
-    lease = held(p, 0)
-    d.tell(Receive(submit(0, prompt, GREEDY), [], source(p, lease)))
-    until(lambda: d.finish(0), p, d)
-    assert d.error(0) == "KV does not fit: tp 1 at d and tp 2 at p"
-    p.tell(Release(lease.lease))
-    until(lambda: not p.kv_service.lending.lent, p)
-    p.at_rest()
-    d.at_rest()
-
-
 @pytest.mark.parametrize("how", ["resume", "expiry"])
 def test_a_migration_that_is_called_off_goes_on_where_it_was(how: str, start: Callable[..., Node], alone: Callable[..., list[int]]) -> None:
     src = start("d0")

@@ -294,7 +294,8 @@ def test_kv_that_does_not_fit_the_others_of_the_model_is_a_mistake_told_at_once(
         other.ready = msgspec.structs.replace(other.ready, descriptor=descriptor("b", head_dim=16, dtype="bfloat16"))
         async with joined(folder, book):
             wrong = (
-                r"^instance 'b' cannot join 'a', which serves tiny too: KV does not fit: head_dim 16 at b and 8 at a; dtype 'bfloat16' at"
+                r"^instance 'b' cannot join 'a', which serves tiny too: KV does not fit: head_dim 16 at b and 8 at a \(dtype "
+                r"would be converted\)$"
             )
             with pytest.raises(UsageError, match=wrong):
                 async with instance(folder, "b", registry=book.registry, engine=other, **QUICK):

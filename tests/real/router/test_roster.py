@@ -51,13 +51,13 @@ def test_a_router_reads_descriptors_without_torch() -> None:
 
 def test_kv_that_does_not_fit_is_kept_out_until_who_kept_it_out_has_left(caplog: pytest.LogCaptureFixture) -> None:
     members = Members()
-    first, other = joined("p0", descriptor=descriptor("p0")), joined("d0", descriptor=descriptor("d0", block_tokens=32))
+    first, other = joined("p0", descriptor=descriptor("p0")), joined("d0", descriptor=descriptor("d0", block_tokens=24))
     report = Report("d0", 1)
     assert members.hear(first) == [first]
     with caplog.at_level(logging.WARNING):
         assert members.hear(other) == members.hear(other) == members.hear(report) == []
     assert [record.getMessage() for record in caplog.records] == [
-        "d0 takes no part: KV does not fit: block_tokens 16 at p0 and 32 at d0",
+        "d0 takes no part: KV does not fit: block_tokens 16 at p0 and 24 at d0: one must be a multiple of the other",
     ]
     assert members.known["d0"].state == "refused"
     assert members.hear(Left("p0", 1)) == [Left("p0", 1), other, report]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pdlab.kernels.kv_blocks import gather_blocks, reference
-from pdlab.real.transfer.blocks import Blocks, Ids
+from pdlab.real.transfer.blocks import Blocks, Ids, KvPart, Layers
 from pdlab.real.transfer.leases import Leases
 from pdlab.real.transfer.result import TransferResult, TransferStopped
-from pdlab.real.transfer.tickets import Tickets
+from pdlab.real.transfer.tickets import Expected, Tickets
 from tests.real.transfer.peer import memory
 
 ME = "p", "1"
@@ -52,51 +52,55 @@ def test_finishing_twice_with_the_same_number_gets_the_same_answer() -> None:
 
 def opened(blocks: Ids) -> tuple[Tickets, list[TransferResult]]:
     tickets, ended = Tickets(), list[TransferResult]()
-    tickets.open("t", blocks, (0, 2), 10, ended.append)
+    tickets.open("t", Expected(blocks, 4, 4 * len(blocks), (0, 2), 1), ended.append)
     return tickets, ended
+
+
+def part(blocks: Ids, layers: Layers, *, unit: int = 4, heads: range = range(1)) -> KvPart:
+    return KvPart(blocks, unit, heads, layers)
 
 
 def test_a_ticket_is_done_when_every_layer_of_every_block_has_come() -> None:
     tickets, ended = opened(ids(5, 3))
     for layers, blocks in (((0, 1), ids(3)), ((1, 2), ids(5, 3)), ((0, 1), ids(5))):
         assert not ended
-        part = tickets.begin("t", ME, blocks, layers, 0.0)
-        with part.writing():
+        one = tickets.begin("t", ME, part(blocks, layers), 10, 0.0)
+        with one.writing():
             pass
-        part.commit()
-        part.leave()
+        one.commit()
+        one.leave()
     assert [(result.status, result.bytes) for result in ended] == [("done", 40)]
-    assert tickets.begin("t", ME, ids(5), (0, 1), 0.0).arrived
+    assert tickets.begin("t", ME, part(ids(5), (0, 1)), 10, 0.0).arrived
     assert len(tickets) == 0
 
 
 def test_a_closed_ticket_resolves_with_its_last_writer() -> None:
     tickets, ended = opened(ids(5, 3))
-    part = tickets.begin("t", ME, ids(5), (0, 2), 0.0)
-    with part.writing():
+    one = tickets.begin("t", ME, part(ids(5), (0, 2)), 10, 0.0)
+    with one.writing():
         assert tickets.close("t", "failed", "deadline") and not tickets.close("t", "done", "")
         assert not ended  # its blocks are still being written
-        with pytest.raises(TransferStopped) as told, part.writing():
+        with pytest.raises(TransferStopped) as told, one.writing():
             raise AssertionError
         assert told.value.status == "expired"
     assert [(result.status, result.bytes, result.reason) for result in ended] == [("failed", 0, "deadline")]
     with pytest.raises(TransferStopped):
-        part.commit()
-    part.leave()
+        one.commit()
+    one.leave()
     assert len(ended) == 1
 
 
 def test_an_overlapping_part_waits_and_the_ticket_s_end_wakes_it() -> None:
     tickets, ended = opened(ids(5, 3))
-    first = tickets.begin("t", ME, ids(5), (0, 2), 0.0)
-    tickets.begin("t", ME, ids(3), (0, 2), 0.0).leave()  # no overlap
+    first = tickets.begin("t", ME, part(ids(5), (0, 2)), 10, 0.0)
+    tickets.begin("t", ME, part(ids(3), (0, 2)), 10, 0.0).leave()  # no overlap
     with pytest.raises(TransferStopped, match="still under way"):
-        tickets.begin("t", ME, ids(5, 3), (1, 2), time.monotonic() + 0.02)
+        tickets.begin("t", ME, part(ids(5, 3), (1, 2)), 10, time.monotonic() + 0.02)
     found: list[str] = []
 
     def second() -> None:
         try:
-            tickets.begin("t", ME, ids(5), (0, 1), time.monotonic() + 10)
+            tickets.begin("t", ME, part(ids(5), (0, 1)), 10, time.monotonic() + 10)
         except TransferStopped as trouble:
             found.append(trouble.status)
 
@@ -112,7 +116,7 @@ def test_an_overlapping_part_waits_and_the_ticket_s_end_wakes_it() -> None:
 def test_no_block_is_expected_twice() -> None:
     tickets, _ = opened(ids(5, 3))
     with pytest.raises(AssertionError, match="ticket t already expects block 3"):
-        tickets.open("u", ids(1, 3), (0, 1), 10, lambda _: None)
+        tickets.open("u", Expected(ids(1, 3), 4, 8, (0, 1), 1), lambda _: None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -120,17 +124,19 @@ def test_no_block_is_expected_twice() -> None:
 def test_blocks_are_packed_as_the_kernel_packs_them(dtype: torch.dtype, layers: tuple[int, int]) -> None:
     kv = memory(20, dtype, seed=1)
     blocks, chosen = Blocks(kv), ids(19, 2, 3, 4, 0)
-    buffer = torch.zeros(5 * blocks.block_bytes(layers), dtype=torch.uint8)
-    assert blocks.pack(chosen, layers, buffer.data_ptr()) == buffer.numel()
+    all_of_it = blocks.whole(chosen, layers)
+    buffer = torch.zeros(5 * blocks.run_bytes(all_of_it), dtype=torch.uint8)
+    assert blocks.pack(all_of_it, buffer.data_ptr()) == buffer.numel()
     for gather in (gather_blocks, reference.gather_blocks):
         assert torch.equal(buffer, gather(kv, torch.from_numpy(chosen), layers=layers).view(torch.uint8).flatten())
     other = memory(9, dtype, seed=2)
     expected = other.clone()
-    Blocks(other).unpack(buffer.data_ptr(), ids(8, 1, 0, 5, 6), layers)
-    part = slice(*layers)
-    expected.view(torch.uint8)[part, :, [8, 1, 0, 5, 6]] = kv.view(torch.uint8)[part, :, chosen.tolist()]
+    into = Blocks(other).whole(ids(8, 1, 0, 5, 6), layers)
+    Blocks(other).unpack(buffer.data_ptr(), into)
+    span = slice(*layers)
+    expected.view(torch.uint8)[span, :, [8, 1, 0, 5, 6]] = kv.view(torch.uint8)[span, :, chosen.tolist()]
     assert torch.equal(other.view(torch.uint8), expected.view(torch.uint8))
     copied = memory(9, dtype, seed=2)
-    Blocks(copied).copy_from(kv.data_ptr(), 20, chosen, ids(8, 1, 0, 5, 6), layers)
+    Blocks(copied).copy_from(kv.data_ptr(), blocks.layout, all_of_it, into)
     assert torch.equal(copied.view(torch.uint8), expected.view(torch.uint8))
-    assert Blocks(copied).crc32(ids(8, 1, 0, 5, 6), layers) == blocks.crc32(chosen, layers)
+    assert Blocks(copied).crc32(into) == blocks.crc32(all_of_it)

@@ -139,7 +139,9 @@ def test_memory_may_begin_within_its_allocation() -> None:
     assert told.offset == layer.nbytes and told.size == layer.nbytes
     opened = CudaIpc(driver, told).open(told, layer.nbytes)
     copy = layer.clone().zero_()
-    Blocks(copy).copy_from(opened.address, 16, *[np.arange(16, dtype=np.int32)] * 2, (0, 1))
+    blocks = Blocks(copy)
+    whole_of_it = blocks.whole(np.arange(16, dtype=np.int32))
+    blocks.copy_from(opened.address, blocks.layout, whole_of_it, whole_of_it)
     assert same(copy, layer)
     with pytest.raises(OSError, match="not one allocation"):
         driver.export(layer.data_ptr(), whole.nbytes)
@@ -251,10 +253,11 @@ def test_an_accelerator_copies_mapped_blocks_on_a_stream_of_its_own_and_waits_fo
     there, here = memory(20, dtype, seed=1), memory(9, dtype, seed=2)
     expected = moved(here, there, [19, 0, 7], [1, 8, 3], slice(1, 3))
     blocks, asked = accelerator(here)
-    blocks.copy_from(there.data_ptr(), 20, np.array([19, 0, 7], np.int32), np.array([1, 8, 3], np.int32), (1, 3))
+    source, target = (one.whole(np.array(ids, np.int32), (1, 3)) for one, ids in ((Blocks(there), [19, 0, 7]), (blocks, [1, 8, 3])))
+    blocks.copy_from(there.data_ptr(), Blocks(there).layout, source, target)
     assert same(here, expected)
     assert asked == ["wait", "enter", "synchronize", "exit"]
-    assert blocks.per_copy((0, LAYERS)) > Blocks(here).per_copy((0, LAYERS))
+    assert blocks.per_copy(target) > Blocks(here).per_copy(target)
 
 
 def test_what_the_engine_has_queued_is_written_before_peers_may_read_it(peer: Peer, name: str) -> None:

@@ -27,7 +27,12 @@ from pdlab.real.transfer.result import TransferResult, TransferStopped
 from pdlab.real.transfer.shared import Mapping, shared_kv
 from tests.real.transfer.peer import BLOCK_BYTES_F32, LAYERS, endpoint, memory
 
-IDS = wire.pack_ids(np.array([1, 2], np.int32))
+
+def wire_ids(*ids: int) -> bytes:
+    return np.array(ids, "<i4").tobytes()
+
+
+ONE = wire.PartOf(wire_ids(1, 2), 4, 0, 2, 0, LAYERS)
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 numbers = st.integers(-(2**63), 2**64 - 1)
@@ -224,18 +229,22 @@ def test_wild_messages_from_a_peer_with_the_token(served: KvEndpoint, messages: 
 
 
 def test_requests_that_are_wrong_in_one_field(served: KvEndpoint) -> None:
-    good = {"lease": "lease", "blocks": IDS, "first": 0, "last": LAYERS, "budget_s": 5.0}
-    push = {"ticket": "ticket", "source": IDS, "target": IDS, "first": 0, "last": LAYERS, "budget_s": 5.0, "how": "wire"}
-    far, odd = wire.pack_ids(np.array([2**31 - 1], np.int32)), IDS[:5]
+    def changed(**fields: object) -> wire.PartOf:
+        return msgspec.structs.replace(ONE, **fields)  # type: ignore[arg-type]
+
+    far, odd = changed(runs=wire_ids(2**31 - 1)), changed(runs=ONE.runs[:5])
+    beyond = [far, odd, changed(first=3, last=2), changed(last=2**62), changed(unit=3), changed(unit=0), changed(first_head=1)]
+    beyond += [changed(heads=0), changed(heads=2**62), changed(first_head=-1), changed(unit=2)]
+    both = changed(runs=wire_ids(3, 4))
+    push = wire.PushRequest("ticket", ONE, ONE, 5.0, "wire")
     wrong: list[wire.WireMessage] = [
-        *(wire.Read(**{**good, **change}) for change in ({"blocks": far}, {"blocks": odd}, {"first": 3, "last": 2}, {"last": 2**62})),  # type: ignore[arg-type]
-        wire.Read(**{**good, "gathered": True}),  # type: ignore[arg-type]
-        wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "gathered"}),  # type: ignore[arg-type]
-        *(wire.PushRequest(**{**push, **change}) for change in ({}, {"target": far}, {"source": far}, {"source": odd}, {"how": "magic"})),  # type: ignore[arg-type]
-        wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "mapped"}),  # type: ignore[arg-type]
-        wire.PushRequest(**{**push, "target": wire.pack_ids(np.array([3, 4], np.int32)), "how": "nixl"}),  # type: ignore[arg-type]
-        wire.Finish("lease", 1, far, 0, LAYERS, True),
-        wire.Finish("lease", 1, IDS, 0, LAYERS, True, crc32=1),
+        *(wire.Read("lease", part, 5.0) for part in beyond),
+        wire.Read("lease", ONE, 5.0, gathered=True),
+        *(msgspec.structs.replace(push, target=part) for part in [ONE, *beyond]),
+        *(msgspec.structs.replace(push, source=part) for part in beyond),
+        *(msgspec.structs.replace(push, target=both, how=how) for how in ("magic", "mapped", "nixl", "gathered")),
+        *(wire.Finish("lease", 1, part, True) for part in beyond[:-1]),
+        wire.Finish("lease", 1, ONE, True, crc32=1),
         wire.Copied(),
     ]
     for message in wrong:
@@ -254,9 +263,9 @@ def test_requests_that_are_wrong_in_one_field(served: KvEndpoint) -> None:
 def test_late_bytes_of_a_push_do_not_land(served: KvEndpoint) -> None:
     """The pusher stops in the middle; the destination gives the ticket up and its blocks to somebody else; the pusher goes on."""
     with serving() as here:
-        ids = wire.pack_ids(np.array([3, 4], np.int32))
+        ids = msgspec.structs.replace(ONE, runs=wire_ids(3, 4))
         with stranger(here) as pusher:
-            pusher.send(wire.PushRequest("ticket", IDS, ids, 0, LAYERS, 30.0, "wire"))
+            pusher.send(wire.PushRequest("ticket", ONE, ids, 30.0, "wire"))
             assert not pusher.receive(wire.Go).arrived
             pusher.send(wire.Chunk(1, BLOCK_BYTES_F32, -1))
             pusher.send_bytes(b"\x55" * BLOCK_BYTES_F32)
@@ -276,8 +285,8 @@ def test_late_bytes_of_a_push_do_not_land(served: KvEndpoint) -> None:
 
 def test_a_push_replaced_by_another_does_not_overwrite_it(served: KvEndpoint) -> None:
     with serving() as here:
-        ids = wire.pack_ids(np.array([3, 4], np.int32))
-        push = wire.PushRequest("ticket", IDS, ids, 0, LAYERS, 30.0, "wire")
+        ids = msgspec.structs.replace(ONE, runs=wire_ids(3, 4))
+        push = wire.PushRequest("ticket", ONE, ids, 30.0, "wire")
         with stranger(here) as first, stranger(here) as second:
             first.send(push)
             first.receive(wire.Go)
@@ -405,11 +414,11 @@ def test_a_descriptor_survives_base64_and_json() -> None:
                 "head_dim": 8,
                 "dtype": "float32",
                 "model_hash": "tiny",
-                "protocol": 1,
+                "protocol": 2,
                 "planes": 2,
             }
-            newer = msgspec.json.encode({**found, "geometry": {**found["geometry"], "protocol": 2}})
-            assert own.refusal(newer) == "KV does not fit: protocol 1 at here and 2 at here"
+            newer = msgspec.json.encode({**found, "geometry": {**found["geometry"], "protocol": 3}})
+            assert own.refusal(newer) == "KV does not fit: protocol 2 at here and 3 at here: run the same version of pdlab everywhere"
 
     asyncio.run(go())
 

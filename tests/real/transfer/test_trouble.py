@@ -273,7 +273,7 @@ def test_peers_that_do_not_fit_are_told_why() -> None:
             endpoint(memory(8, seed=2)) as own,
             endpoint(kv, name="p", block_tokens=16) as wide,
         ):
-            reason = "KV does not fit: kv_heads 2 at here and 3 at p; block_tokens 4 at here and 16 at p"
+            reason = "KV does not fit: kv_heads 2 at here and 3 at p (block_tokens would be converted)"
             assert own.refusal(wide.descriptor()) == reason
             assert own.refusal(own.descriptor()) is None
             assert (await own.pull(wide.descriptor(), "x", [1], [1], deadline_s=60)).reason == reason

@@ -1,0 +1,147 @@
+"""A prefill instance hands over to a decode instance of other ranks, blocks or elements, and back: the tokens are those of one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+from transformers import PreTrainedModel
+
+from pdlab.real.engine.messages import Export, Landed, Missed, Proceed, Push, Receive, Reserved, Sampling, Source, Staged
+from pdlab.real.engine.options import EngineOptions
+from tests.real.instance.test_kv_service import held, prompts, source
+from tests.support import tiny_models
+from tests.support.engine_nodes import BLOCK, Node, node, submit, until
+
+Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
+GREEDY = Sampling(max_tokens=6, temperature=0.0)
+SIDES = [
+    ("llama", {"tp": 2}, {"tp": 1}),  # two KV heads
+    ("llama", {"tp": 1}, {"tp": 2}),
+    ("llama", {"tp": 2}, {"tp": 4}),  # each head at two ranks
+    ("deepseek-v3", {"tp": 2}, {"tp": 1}),  # a latent vector at each rank
+    ("deepseek-v3", {"tp": 1}, {"tp": 2}),
+    ("deepseek-v3", {"tp": 2}, {"tp": 4}),
+    ("llama", {"block_tokens": 8}, {"block_tokens": 4}),
+    ("llama", {"block_tokens": 4}, {"block_tokens": 8}),
+    ("deepseek-v3", {"tp": 2, "block_tokens": 8}, {"block_tokens": 4}),
+]
+
+
+def named(case: object) -> str:
+    return case if isinstance(case, str) else ",".join(f"{key}={value}" for key, value in dict(case).items())  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def start(tiny: Tiny) -> Iterator[Callable[..., Node]]:
+    with ExitStack() as stack:
+
+        def started(name: str, family: str, transport: str = "auto", **own: object) -> Node:
+            options = EngineOptions(
+                model=str(tiny(family)[0]), block_tokens=BLOCK, kv_blocks=300, max_batch_tokens=48, threads=1, kv_name="x"
+            )
+            return stack.enter_context(node(name, msgspec.structs.replace(options, **own), transport=transport))
+
+        yield started
+
+
+def block_of(side: dict[str, int]) -> int:
+    return side.get("block_tokens", BLOCK)
+
+
+@pytest.mark.parametrize(("family", "p_side", "d_side"), SIDES, ids=named)
+def test_hand_offs_and_migrations_between_unequal_sides(
+    family: str, p_side: dict[str, int], d_side: dict[str, int], start: Callable[..., Node], tiny: Tiny
+) -> None:
+    """Prompts that share prefixes, which either side caches: by pull, by each push, and one that comes back while it runs."""
+    p, d = start("p", family, **p_side), start("d", family, **d_side)
+    a, b = block_of(p_side), block_of(d_side)
+    expected = [tiny_models.greedy(tiny(family)[1], prompt, GREEDY.max_tokens) for prompt in prompts(6)]
+    id, crowded = 0, 4 in (p_side.get("tp"), d_side.get("tp"))
+    for how in ("pull", "layer") if crowded else ("pull", "request", "chunk", "layer"):
+        for prompt, tokens in list(zip(prompts(6), expected, strict=True))[3 if crowded else 0 :]:
+            id += 1
+            if how == "pull":
+                p.tell(submit(id, prompt, GREEDY, decodes_here=False, block=a))
+                d.tell(Receive(submit(id, prompt, GREEDY, block=b), [tokens[0]], source(p, held(p, id))))
+            else:
+                d.tell(Receive(submit(id, prompt, GREEDY, block=b), last=False))
+                place = until(lambda id=id: d.news(Reserved, id) or None, d)[0]  # type: ignore[misc]
+                push = Push(d.descriptor, place.ticket, place.blocks, place.cached_tokens, how)
+                p.tell(msgspec.structs.replace(submit(id, prompt, GREEDY, decodes_here=False, block=a), push=push))
+                until(lambda id=id: p.finish(id), p, d)  # type: ignore[misc]
+                d.tell(Proceed(id, p.tokens(id)))
+            until(lambda id=id: d.finish(id), p, d)  # type: ignore[misc]
+            assert p.tokens(id) + d.tokens(id) == tokens, how
+    assert any(place.cached_tokens for each in range(id) for place in d.news(Reserved, each + 1))
+
+    back, prompt = 100, prompts(6)[5]
+    sampling = msgspec.structs.replace(GREEDY, max_tokens=24)
+    d.engine.step_limit = 1
+    d.tell(submit(back, prompt, sampling, block=b))
+    until(lambda: len(d.tokens(back)) > 6, d)
+    d.tell(Export(0, back))
+    said = until(lambda: d.exported(0), d)
+    p.tell(Receive(submit(back, prompt, sampling, block=a), said.made, source(d, said), last=False))
+    until(lambda: p.news(Staged, back) or None, p)  # d stands: it could be at its end before a slow read is
+    until(lambda: len(d.tokens(back)) > 10, d)
+    d.tell(Export(1, back, stop=True))
+    said = until(lambda: d.exported(1), p, d)
+    p.tell(Proceed(back, said.made, source(d, said)))
+    until(lambda: p.finish(back) and d.finish(back), p, d)
+    assert (d.finish(back), p.finish(back)) == ("moved", "length")
+    assert d.tokens(back) + p.tokens(back) == tiny_models.greedy(tiny(family)[1], prompt, 24)
+    until(lambda: not (p.kv_service.lending.lent or d.kv_service.lending.lent or p.kv_service.lending.pushes.live), p, d)
+    p.at_rest()
+    d.at_rest()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")], ids=" to ".join)
+def test_a_reader_of_another_dtype_converts_what_it_reads(dtypes: tuple[str, str], transport: str, start: Callable[..., Node]) -> None:
+    """It decodes, and the KV is the source's within the rounding of bfloat16."""
+    p, d = (start(name, "llama", transport, dtype=dtype) for name, dtype in zip("pd", dtypes, strict=True))
+    prompt = prompts(6)[4]
+    p.tell(submit(0, prompt, GREEDY, decodes_here=False))
+    lease = held(p, 0)
+    d.tell(Receive(submit(0, prompt, GREEDY), p.tokens(0), source(p, lease)))
+    until(lambda: d.finish(0), p, d)
+    assert d.finish(0) == "length" and len(d.tokens(0)) == GREEDY.max_tokens - 1
+    landed = d.news(Landed, 0)[0]
+    here, there = d.engine.runner.kv, p.engine.runner.kv
+    assert landed.bytes == len(lease.blocks) * there[:, :, 0].numel() * there.element_size()
+    full = len(prompt) // BLOCK
+    ours = here[:, :, : len(here[0, 0])].float()
+    found = [int((ours - there[:, :, block].float()[:, :, None]).abs().amax((0, 1, 3, 4, 5)).argmin()) for block in lease.blocks[:full]]
+    assert len(set(found)) == full
+    for ours_at, block in zip(found, lease.blocks[:full], strict=True):
+        assert (here[:, :, ours_at].float() - there[:, :, block].float()).abs().max() <= there[:, :, block].float().abs().max() / 128
+    until(lambda: not p.kv_service.lending.lent, p, d)
+    p.at_rest()
+    d.at_rest()
+
+
+def test_what_a_rank_of_a_source_does_not_give_is_missed_and_the_rest_is_freed(start: Callable[..., Node]) -> None:
+    """One of two ranks has gone: nothing decodes on half of the heads, and the lease is another reader's."""
+    p, d = start("p", "llama", "tcp", tp=2), start("d", "llama", "tcp")
+    prompt = prompts(6)[4]
+    p.tell(submit(0, prompt, GREEDY, decodes_here=False))
+    lease = held(p, 0)
+    other = start("q", "llama", "tcp", tp=2)
+    broken = source(p, lease)
+    ranks = msgspec.json.decode(broken.descriptor)
+    ranks["ranks"] = msgspec.json.decode(other.descriptor)["ranks"]  # a rank that knows no such lease
+    d.tell(Receive(submit(0, prompt, GREEDY), [], Source(msgspec.json.encode(ranks), lease.lease, lease.blocks, lease.kv_tokens)))
+    until(lambda: d.finish(0), p, d)
+    assert d.finish(0) == "error" and d.news(Missed, 0)
+    until(lambda: not d.kv_service.receiving.inbound, d)
+    d.at_rest()
+    assert p.kv_service.endpoint.holds(lease.lease)
+    d.tell(Receive(submit(1, prompt, GREEDY), [], source(p, lease)))
+    until(lambda: d.finish(1), p, d)
+    assert d.finish(1) == "length"
+    until(lambda: not p.kv_service.lending.lent, p, d)
+    p.at_rest()
