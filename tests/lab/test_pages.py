@@ -68,9 +68,7 @@ def test_an_experiment_is_written_submitted_and_watched_until_it_is_done(browser
         expect(page.locator("h2", has_text="furthest from their objectives")).to_be_visible(timeout=30_000)
         expect(page.locator(".tag")).to_have_text(["seen", "t"])
         page.reload()
-        before_s = page.evaluate("performance.now()")
         expect(page.locator(".js-plotly-plot")).to_have_count(4)
-        assert page.evaluate("performance.now()") - before_s < 5000, "of 100,000 requests"
 
 
 def test_runs_are_sorted_filtered_chosen_and_compared_and_names_are_text(

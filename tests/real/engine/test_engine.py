@@ -172,19 +172,20 @@ def scramble(d: Driver, requests: int, seed: int) -> None:
             d.arrivals.append(lambda i=i: d.engine.cancel(rng.randrange(i), rng.choice((-1, -1, 0, 1))))  # type: ignore[misc]
 
 
-def test_two_thousand_random_requests_leave_no_trace(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("each", [150, pytest.param(500, marks=pytest.mark.slow)])
+def test_four_times_so_many_random_requests_leave_no_trace(each: int, tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "decisions.jsonl"
     options = EngineOptions(model=str(tiny("llama")[0]), block_tokens=4, kv_blocks=64, max_batch_tokens=48, max_seqs=12, threads=1)
     with path.open("wb") as log:
         d = Driver(load(options, log).engine)
-        scramble(d, 500, seed=1)
+        scramble(d, each, seed=1)
         d.run()
         tracemalloc.start()
         before, _ = tracemalloc.get_traced_memory()
         for part in range(3):
             e = d.engine
             d.tokens, d.finish, d.outputs = {}, {}, {}
-            scramble(d, 500, seed=2 + part)
+            scramble(d, each, seed=2 + part)
             d.run()
             assert e is d.engine
         d.tokens, d.finish, d.outputs = {}, {}, {}
@@ -198,7 +199,7 @@ def test_two_thousand_random_requests_leave_no_trace(tiny: Tiny, tmp_path: Path)
     with path.open("rb") as lines:
         alike, difference = replay(lines)
     assert not difference
-    assert alike > 1000
+    assert alike > 2 * each
 
 
 def test_a_changed_decision_shows_in_the_replay(tiny: Tiny) -> None:

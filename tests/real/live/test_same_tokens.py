@@ -217,7 +217,13 @@ def test_migrations_in_the_middle_change_nothing(drafts: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("family", "drafts"), [("gpt-oss", ""), ("ernie4_5-moe", ""), pytest.param("llama4", "", marks=pytest.mark.slow), ("llama", "qwen2")]
+    ("family", "drafts"),
+    [
+        ("gpt-oss", ""),
+        pytest.param("ernie4_5-moe", "", marks=pytest.mark.slow),
+        pytest.param("llama4", "", marks=pytest.mark.slow),
+        ("llama", "qwen2"),
+    ],
 )
 def test_prefill_there_and_decode_here_of_other_models(family: str, drafts: str, tmp_path: Path) -> None:
     """What transformers makes of them, whether one engine has all of it or two; with drafts of another model, too."""
