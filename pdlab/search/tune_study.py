@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import DuplicatedStudyError, OptunaError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from pdlab.core.types import UsageError
 from pdlab.search.identity import first_difference
@@ -28,6 +29,8 @@ from pdlab.search.tune_space import TunedParameter, TuneSpace
 
 _OF, _WORKER, _FAILURE = "pdlab", "worker", "failure"
 _STARTUP = 10  # trials at random before TPE has enough to go by
+_TRIES, _PAUSE_S = 10, 0.1
+_MEANWHILE = ("already exists", "database is locked", "no such table", "does not exist")  # said while another makes the tables
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -175,14 +178,14 @@ def _counts(trial: FrozenTrial) -> bool:
 
 
 def _opened(url: str, name: str, manifest: Mapping[str, Any], directions: list[str]) -> optuna.Study:
-    storage = optuna.storages.get_storage(url)
+    storage = _made(url)
     try:
         study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         study.set_user_attr(_OF, json.dumps(manifest))
         return study
     except DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=name)
-    there = study.user_attrs.get(_OF)
+    there = _said_of(study)
     remedy = "give another --study, or another directory with --out"
     if there is None:
         raise UsageError(f"{url}: its study {name} is none of pdlab tune's; {remedy}")
@@ -191,6 +194,27 @@ def _opened(url: str, name: str, manifest: Mapping[str, Any], directions: list[s
         changed = "the policy, a file that is read, or pdlab was changed" if change.startswith("hash is ") else change
         raise UsageError(f"{url}: its study {name} is of another experiment ({changed}); {remedy}")
     return study
+
+
+def _made(url: str) -> optuna.storages.BaseStorage:
+    """The storage. Optuna makes its tables without a lock: of processes that start at once all but one are told they are there already."""
+    for _ in range(_TRIES):
+        try:
+            return optuna.storages.get_storage(url)
+        except (IntegrityError, OperationalError, ProgrammingError, OptunaError) as error:
+            if not isinstance(error, IntegrityError) and not any(words in str(error) for words in _MEANWHILE):
+                raise
+        time.sleep(_PAUSE_S)
+    return optuna.storages.get_storage(url)
+
+
+def _said_of(study: optuna.Study) -> Any:
+    """What it is of. Who has just made it says so a moment later."""
+    for _ in range(_TRIES):
+        if _OF in study.user_attrs or study.get_trials(deepcopy=False):
+            break
+        time.sleep(_PAUSE_S)
+    return study.user_attrs.get(_OF)
 
 
 @contextmanager
