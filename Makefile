@@ -53,8 +53,8 @@ bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/lab-notes/benchmarks.md: 
 bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1] [PURE=1]
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
 
-policy-table: .venv/sim.stamp  ## docs/results/policies.md: every policy on five workloads at three loads, from 1,260 simulations
-	.venv/bin/python experiments/policy_table.py
+policy-table: .venv/sim.stamp  ## docs/results/policies.md: every policy on five workloads at three loads, from 1,260 simulations [ONLY=p2p_prefix: its rows]
+	.venv/bin/python experiments/policy_table.py $(if $(ONLY),--policy $(ONLY))
 
 picture: .venv/sim.stamp  ## docs/pictures/split-*.svg, from sixty simulations
 	.venv/bin/python experiments/picture.py
