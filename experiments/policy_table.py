@@ -1,13 +1,16 @@
 """Every policy on five workloads at three loads, by `make policy-table`: five sweeps of policy_table.yaml, and docs/results/policies.md.
 
-A second start computes what is missing, as any `pdlab sweep` does. With `--page` alone the page is written of what is there.
+A second start computes what is missing, as any `pdlab sweep` does. With `--page` alone the page is written of what is there. With
+`--policy NAME` only that policy runs, beside the one that it is compared with, and its rows of the page are replaced.
 """
 
 from __future__ import annotations
 
+import argparse
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +20,7 @@ from pdlab.results.statistics import MeanInterval, mean_interval, paired_differe
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out" / "policy-table"
+OUT_SOME = ROOT / "out" / "policy-table-some"
 PAGE = ROOT / "docs" / "results" / "policies.md"
 SEEDS = 3
 BASE = "least_loaded"
@@ -55,22 +59,24 @@ WORKLOADS: dict[str, tuple[str, str, tuple[float, float, float]]] = {  # words, 
     ),
 }
 Figures = dict[tuple[str, float], dict[int, float]]  # by policy and rate, of each seed
+Rows = dict[str, list[str]]  # of a workload: the cells of each policy, by loads
+WINS, LOSES = "▲", "▼"
 
 
 def policies() -> list[str]:
     return [name for name in names() if name not in SIZES_ALONE]
 
 
-def sweep(workload: str) -> None:
+def sweep(workload: str, some: Sequence[str], out: Path) -> None:
     _, spec, rates = WORKLOADS[workload]
     command = [sys.executable, "-m", "pdlab", "sweep", str(ROOT / "experiments" / "policy_table.yaml"), "--quiet"]
-    command += ["--set", f"workload={spec[:-1]}, rate: 1}}", "--seeds", str(SEEDS), "--out", str(OUT / workload)]
-    command += ["--grid", f"workload.rate={','.join(map(str, rates))}", "--grid", f"policy={','.join(policies())}"]
+    command += ["--set", f"workload={spec[:-1]}, rate: 1}}", "--seeds", str(SEEDS), "--out", str(out / workload)]
+    command += ["--grid", f"workload.rate={','.join(map(str, rates))}", "--grid", f"policy={','.join(some)}"]
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def figures(workload: str, name: str) -> Figures:
-    runs = pd.read_parquet(OUT / workload / "sweep.parquet")
+def figures(workload: str, name: str, out: Path) -> Figures:
+    runs = pd.read_parquet(out / workload / "sweep.parquet")
     found: Figures = {}
     for row in runs.to_dict("records"):
         if not row["failure"] and pd.notna(row[name]):
@@ -93,30 +99,53 @@ def against_base(attained: Figures, policy: str, rate: float) -> int:
     return 1 if found.mean > 0 else -1
 
 
-def tables(wins: dict[str, list[str]], losses: dict[str, list[str]]) -> Iterator[str]:
+def computed(workload: str, some: Sequence[str], out: Path) -> Rows:
+    attained, ttft = figures(workload, "slo_attainment", out), figures(workload, "ttft_s.mean", out)
+    rates, found = WORKLOADS[workload][2], Rows()
+    best_first = {
+        name: -one.mean if (one := mean_interval(list(attained.get((name, rates[-1]), {}).values()))) is not None else 0.0 for name in some
+    }
+    for name in sorted(some, key=lambda name: best_first[name]):
+        for rate in rates:
+            sign = against_base(attained, name, rate)
+            shares, times = (mean_interval(list(of.get((name, rate), {}).values())) for of in (attained, ttft))
+            found.setdefault(name, []).append(cell(shares, times, f" {WINS}" if sign > 0 else f" {LOSES}" if sign < 0 else ""))
+    return found
+
+
+def written(workload: str, page: str) -> Rows:
+    """Those that the page has."""
+    part = page.partition(f"## {workload.capitalize()}\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| `(\w+)` \| (.*) \|$", part, re.MULTILINE)
+    return {name: cells.split(" | ") for name, cells in found}
+
+
+def in_time(cells: Sequence[str]) -> float:
+    """Per cent, at the heaviest load."""
+    figure = cells[-1].partition(" ")[0]
+    return 0.0 if figure == "-" else float(figure)
+
+
+def tables(rows: dict[str, Rows]) -> Iterator[str]:
     for workload, (words, _, rates) in WORKLOADS.items():
-        attained, ttft = figures(workload, "slo_attainment"), figures(workload, "ttft_s.mean")
         yield f"## {workload.capitalize()}\n\n{words[0].upper()}{words[1:]}.\n"
         yield f"| policy | {' | '.join(f'{load}: {rate:g} requests/s' for load, rate in zip(LOADS, rates, strict=True))} |"
         yield f"|---|{'---|' * len(rates)}"
-        heaviest = {name: mean_interval(list(attained.get((name, rates[-1]), {}).values())) for name in policies()}
-        for name in sorted(policies(), key=lambda name: -(one.mean if (one := heaviest[name]) is not None else 0.0)):
-            cells = []
-            for load, rate in zip(LOADS, rates, strict=True):
-                sign = against_base(attained, name, rate)
-                (wins if sign > 0 else losses if sign < 0 else {}).setdefault(name, []).append(f"{workload}, {load}")
-                values = (mean_interval(list(of.get((name, rate), {}).values())) for of in (attained, ttft))
-                cells.append(cell(*values, " ▲" if sign > 0 else " ▼" if sign < 0 else ""))
+        for name, cells in sorted(rows[workload].items(), key=lambda one: -in_time(one[1])):  # stable: equals stay as they are
             yield f"| `{name}` | {' | '.join(cells)} |"
         yield ""
 
 
-def reading(wins: dict[str, list[str]], losses: dict[str, list[str]]) -> Iterator[str]:
+def reading(rows: dict[str, Rows]) -> Iterator[str]:
     yield "| policy | more requests in time than `least_loaded` | fewer |"
     yield "|---|---|---|"
-    for name in policies():
-        if name != BASE:
-            yield f"| `{name}` | {gathered(wins.get(name, []))} | {gathered(losses.get(name, []))} |"
+    for name in sorted(set().union(*rows.values()) - {BASE}):
+        yield f"| `{name}` | {' | '.join(gathered(marked(rows, name, mark)) for mark in (WINS, LOSES))} |"
+
+
+def marked(rows: dict[str, Rows], name: str, mark: str) -> list[str]:
+    cells = ((workload, load, text) for workload in WORKLOADS for load, text in zip(LOADS, rows[workload].get(name, []), strict=False))
+    return [f"{workload}, {load}" for workload, load, text in cells if text.endswith(mark)]
 
 
 def gathered(places: list[str]) -> str:
@@ -148,14 +177,19 @@ shift, is in [their own experiments](../reference/policies.md#when-each-wins).
 
 
 def main() -> None:
-    if "--page" not in sys.argv:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true", help="write the page alone, of what was computed")
+    parser.add_argument("--policy", action="append", choices=policies(), help="this one's rows alone; several times")
+    given = parser.parse_args()
+    some = list(dict.fromkeys([BASE, *given.policy])) if given.policy else policies()
+    out = OUT_SOME if given.policy else OUT
+    if not given.page:
         for workload in WORKLOADS:
-            sweep(workload)
-    wins: dict[str, list[str]] = {}
-    losses: dict[str, list[str]] = {}
-    body = list(tables(wins, losses))
+            sweep(workload, some, out)
+    there = PAGE.read_text(encoding="utf-8") if given.policy else ""
+    rows = {workload: written(workload, there) | computed(workload, given.policy or some, out) for workload in WORKLOADS}
     words = (ROOT / "experiments" / "policy_table.md").read_text(encoding="utf-8")
-    PAGE.write_text("\n".join([HEAD.format(seeds=SEEDS, minutes=15), *reading(wins, losses), "", words, *body]), encoding="utf-8")
+    PAGE.write_text("\n".join([HEAD.format(seeds=SEEDS, minutes=15), *reading(rows), "", words, *tables(rows)]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def test_prefixes_are_read_from_others_or_not_in_both_worlds() -> None:
     fetched = [one.event for one in ours if isinstance(one.event, Fetched)]
     assert sum(event.tokens > 0 for event in fetched) > 5
     assert any(not event.tokens for event in fetched)
+    assert {event.instance for event in fetched} == {"mixed-0", "prefill-0", "prefill-1"}, "who decodes what it prefills reads, too"
 
 
 def test_exceptions_are_few() -> None:

@@ -45,6 +45,9 @@ def lab(
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Take uploads of policies, which are code, and run them.")] = False,
     max_queued: Annotated[int, typer.Option("--max-queued", help="Jobs that wait; more get 429.")] = 1000,
     job_time_s: Annotated[float, typer.Option("--job-time-s", help="That one job may take.")] = 3600.0,
+    job_silence_s: Annotated[
+        float, typer.Option("--job-silence-s", help="That may pass between two words of a job; then it is run again, once.")
+    ] = 1800.0,
     job_gib: Annotated[float, typer.Option("--job-gib", help="Memory that one job may take.")] = 8.0,
     uploads_gib: Annotated[float, typer.Option("--uploads-gib", help="That all uploads together may take.")] = 10.0,
 ) -> None:
@@ -64,6 +67,6 @@ def lab(
             allow_code=allow_code,
             most_queued=max_queued,
             most_uploads_bytes=uploads_gib * GIB,
-            limits=JobLimits(job_time_s, job_gib * GIB),
+            limits=JobLimits(job_time_s, job_gib * GIB, job_silence_s),
         )
     )

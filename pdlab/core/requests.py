@@ -138,7 +138,8 @@ class Requests:
         if request.hashes:
             cached = cluster.cached_tokens(request)
             own = cached.get(choice, 0)
-            if holder is not None and cached.get(holder, 0) > own and cluster.can_fetch(holder, choice):
+            anew = decode is choice and (request.best_of > 1 or live.sent_tokens > 0)  # one leg, which begins with the whole prompt
+            if holder is not None and not anew and cached.get(holder, 0) > own and cluster.can_fetch(holder, choice):
                 own = cached[holder]
                 self.reach.sends(holder.name, choice.name, cluster.now)
                 self.reply.actions.append(Fetch(request.id, live.attempt, choice.name, holder.name, own))

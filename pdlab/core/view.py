@@ -467,14 +467,12 @@ class Cluster:
         )
 
     def can_fetch(self, holder: Instance, instance: Instance) -> bool:
-        """May `instance`, which prefills and hands on, read a prefix from `holder` now? Whoever can export what runs can lend what is
+        """May `instance` read a prefix from `holder` now, before it computes a prompt? Whoever can export what runs can lend what is
         cached, to those whose blocks have as many tokens: it is found by the hashes of blocks."""
         return (
             holder is not instance
             and holder.ready
-            and instance.role is Role.PREFILL
             and holder.spec.block_tokens == instance.spec.block_tokens
-            and not self.degraded
             and holder.can(MIGRATE)
             and instance.can(MIGRATE)
             and self.reach.open(holder.name, instance.name, self.now)

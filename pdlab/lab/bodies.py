@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pdlab.lab.feed import Snapshot
 from pdlab.lab.store import JobKind, JobRow, JobState
 
 
@@ -62,7 +63,8 @@ class Validated(BaseModel):
 
 
 class JobView(BaseModel):
-    """Times are Unix seconds, figures a summary's. `progress` is there while it runs."""
+    """Times are Unix seconds, figures a summary's. `progress` is there while it runs, and `heard_s`: when it
+    began, or said the last of it."""
 
     id: str
     kind: JobKind
@@ -82,6 +84,7 @@ class JobView(BaseModel):
     ttft_p99_s: float | None
     tpot_p99_s: float | None
     progress: dict[str, Any] = Field(default_factory=dict)
+    heard_s: float | None = None
 
 
 class JobDetail(JobView):
@@ -115,8 +118,8 @@ class UploadView(BaseModel):
     added_s: float
 
 
-def view_fields(row: JobRow, progress: dict[str, Any]) -> dict[str, Any]:
+def view_fields(row: JobRow, newest: Snapshot) -> dict[str, Any]:
     order = row.order
     named = {name: getattr(order, name) for name in ("id", "kind", "name", "policy", "model", "seeds")}
     own = {name: getattr(row, name) for name in ("state", "submitted_s", "started_s", "ended_s", "failure", "requests")}
-    return {**named, **own, **row.figures, "tags": list(row.tags), "progress": progress}
+    return {**named, **own, **row.figures, "tags": list(row.tags), "progress": newest.get("progress", {}), "heard_s": newest.get("heard_s")}

@@ -1,6 +1,7 @@
 """Runs what is queued, as many at once as there are slots: a thread that waits for its processes' words.
 
-An experiment takes a slot; what is many runs takes all that are free when its turn comes. A job whose process died is run again once.
+An experiment takes a slot; what is many runs takes all that are free when its turn comes. A job whose process died, or has said nothing for
+long, is run again once.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ AGAIN_S = 1.0  # after which a database that did not answer is asked again
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """Of each job."""
+    """Of each job; `silence_s` of what lies between two of its words."""
 
     time_s: float = 3600.0
     rss_bytes: float = 8 << 30
+    silence_s: float = 1800.0
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +45,7 @@ class RunningJob:
     process: BoundedProcess
     slots: int
     began_s: float
+    heard_s: float
 
 
 @dataclass(slots=True)
@@ -136,19 +139,23 @@ class Foreman:
             self._died(job)
             return
         if kind == "news":
-            self.feed.put(id, {"progress": said})
+            job.heard_s = time.monotonic()
+            self.feed.put(id, {"progress": said, "heard_s": time.time()})
         elif kind == "done":
             self._end(job, JobState.DONE, "", said)
         else:
             self._end(job, JobState.FAILED, said)
 
     def _bound(self, job: RunningJob) -> None:
-        id, limits = job.row.order.id, self.limits
+        id, limits, now = job.row.order.id, self.limits, time.monotonic()
         if id not in self.running:
             return
         if id in self.to_cancel:
             self._end(job, JobState.CANCELLED, "")
-        elif time.monotonic() - job.began_s > limits.time_s:
+        elif now - job.heard_s > limits.silence_s:
+            self._drop(job)
+            self._again(job.row, f"said nothing for {limits.silence_s:g} s")
+        elif now - job.began_s > limits.time_s:
             self._end(job, JobState.FAILED, f"it took longer than {limits.time_s:g} s: ask for less, or start the lab with --job-time-s")
         elif job.process.rss_bytes > limits.rss_bytes:
             most = f"{limits.rss_bytes / 2**30:g} GiB"
@@ -200,5 +207,6 @@ class Foreman:
             except (OSError, EOFError) as error:  # no memory, no files, or whoever starts processes has died
                 self._again(row, f"could not be started ({error or type(error).__name__})")
                 return
-            self.running[row.order.id] = RunningJob(row, process, slots, time.monotonic())
-            self.feed.put(row.order.id, {"progress": {}})
+            began_s = time.monotonic()
+            self.running[row.order.id] = RunningJob(row, process, slots, began_s, began_s)
+            self.feed.put(row.order.id, {"progress": {}, "heard_s": time.time()})

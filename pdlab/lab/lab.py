@@ -148,7 +148,7 @@ class Lab:
         return forgotten
 
     def view(self, row: JobRow) -> JobView:
-        return JobView(**view_fields(row, self.progress(row)))
+        return JobView(**view_fields(row, self.feed.get(row.order.id)))
 
     async def news(self, id: str) -> JobView:
         """As `view` has it, asked for once however many listen. Raises NotThere, DatabaseAway."""
@@ -172,16 +172,13 @@ class Lab:
         text = "" if experiment is None else yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=110)
         files = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")) if done and folder.is_dir() else []
         return JobDetail(
-            **view_fields(row, self.progress(row)),
+            **view_fields(row, self.feed.get(row.order.id)),
             experiment=text,
             asked=asked,
             summary=_json(folder / SUMMARIES.get(row.order.kind, "")) if done else None,
             seed_figures=_json(folder / SEED_FIGURES) if done and row.order.seeds > 1 else None,
             files=[name for name in files if name not in KEPT],
         )
-
-    def progress(self, row: JobRow) -> dict[str, Any]:
-        return dict(self.feed.get(row.order.id).get("progress", {}))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -62,6 +62,7 @@ class LabSettings:
         bounds = (
             ("--max-queued", self.most_queued),
             ("--job-time-s", self.limits.time_s),
+            ("--job-silence-s", self.limits.silence_s),
             ("--job-gib", self.limits.rss_bytes / GIB),
             ("--uploads-gib", self.most_uploads_bytes / GIB),
         )

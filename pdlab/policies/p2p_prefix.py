@@ -3,7 +3,7 @@ computing. Source: the KV stores of Mooncake and LMCache (the idea); no store he
 
 Of those that hold `min_tokens` more of the prompt than the chosen instance does, the one that saves the most: the seconds in which the
 chosen one would compute these tokens, after those before them, less the seconds that their bytes take. While a link's speed is not known,
-it is tried. Where nothing is saved, where the two do not reach each other, and on instances that decode what they prefill, it is computed.
+it is tried. Where nothing is saved, and where the two do not reach each other, it is computed.
 
 What `prefix_aware` does by sending the prompt to its prefix, this does by sending the prefix to the prompt: no hot instance, for bytes.
 """

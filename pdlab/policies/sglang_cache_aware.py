@@ -5,7 +5,8 @@ Loads are requests under way. They differ too much when the most exceed the fewe
 more than `cache_threshold` of the prompt; if not, the one with the fewest requests, or with the smallest tree (`cold: smallest_tree`, as
 older versions have it).
 
-Of several that share as much, the one whose tree had it first. Trees are the router's own guess: they know what was sent where, not what
+Of several that share as much, the one whose tree had it first, or the one with the fewest requests (`ties: fewest_requests`), as vLLM's
+router has it, which is otherwise the same (0.1.17). Trees are the router's own guess: they know what was sent where, not what
 was evicted there. Every `eviction_interval_s` each is cut down to `max_tree_tokens`, the least recently used first.
 """
 
@@ -28,6 +29,7 @@ class SglangCacheAware(Policy):
     eviction_interval_s: Annotated[float, Range(gt=0.0)] = 120.0
     max_tree_tokens: Annotated[int, Range(gt=0)] = 1 << 24
     cold: Literal["fewest_requests", "smallest_tree"] = "fewest_requests"
+    ties: Literal["first_owner", "fewest_requests"] = "first_owner"
 
     def __post_init__(self) -> None:
         self._trees: dict[Instance, dict[int, int]] = {}  # blocks, each named by its whole prefix, and the last prompt that used it
@@ -54,7 +56,8 @@ class SglangCacheAware(Policy):
             shared = {x: _shared(request.hashes, trees[x]) for x in candidates}
             most_shared = max(shared.values())
             owner = self._owners.get(request.hashes[most_shared - 1]) if most_shared else None
-            chosen = max(candidates, key=lambda x: (shared[x], x is owner, -x.index))
+            by_load = self.ties == "fewest_requests"
+            chosen = max(candidates, key=lambda x: (shared[x], -load(x) if by_load else x is owner, -x.index))
             if shared[chosen] * cluster.hash_tokens <= self.cache_threshold * request.prompt_tokens:
                 chosen = fewest if self.cold == "fewest_requests" else min(candidates, key=lambda x: (len(trees[x]), x.index))
         self.plant(chosen, request)

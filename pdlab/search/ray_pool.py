@@ -111,6 +111,8 @@ class RayPool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         shipped = {"working_dir": str(folder), "py_modules": [str(Path(pdlab.__file__).parent)]}
         own: dict[str, Any] = {"include_dashboard": False} if self.address == LOCAL else {}
+        if own:  # Ray gives its workers niceness 15: beside anything else that computes they would stand still
+            os.environ.setdefault("RAY_worker_niceness", "0")
         try:
             ray.init(address=self.address, runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:

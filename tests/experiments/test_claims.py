@@ -9,6 +9,7 @@ import pytest
 
 from pdlab import Experiment, simulate
 from pdlab.report.result import Result
+from pdlab.workload.spec import build
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
@@ -112,6 +113,37 @@ def test_nearness_wins_on_a_slow_network_and_loses_where_the_near_one_is_crowded
     }
     assert met["topology", "slow"] > met["least_kv", "slow"] + 0.1
     assert met["topology", "uneven"] < met["least_kv", "uneven"]
+
+
+def test_prefixes_come_to_prompts_on_quick_links_and_not_on_slow_ones() -> None:
+    def ttft(policy: str, gbytes_per_s: float) -> tuple[float, float]:
+        cut = (f"policy.dispatch={policy}", f"cluster.network.gbytes_per_s={gbytes_per_s}", "workload.requests=400")
+        found = summary("p2p_prefix", *cut)["ttft_s"]
+        return found["mean"], found["p99"]
+
+    assert ttft("p2p_prefix", 25) < ttft("prefix_aware", 25) < ttft("least_loaded", 25)
+    slow = ttft("p2p_prefix", 0.5)
+    assert slow == ttft("least_loaded", 0.5), "it reads nothing"
+    assert slow > ttft("prefix_aware", 0.5)
+
+
+def test_offline_work_beside_online_spares_online_requests_under_load_and_takes_longer() -> None:
+    def of_classes(policy: str, rate: float) -> tuple[float, float]:
+        """Attainment of online requests, mean seconds of an offline one."""
+        plan = Experiment.load(EXPERIMENTS / "ooco.yaml", [f"policy={policy}", f"workload.rate={rate}", "workload.requests=400"])
+        work = build(plan.workload, plan.seed, plan.base_dir)
+        assert work.offline is not None
+        rows = simulate(plan, workload=work).requests
+        offline = work.offline[rows.request_id.to_numpy()] == 1
+        return float(rows[~offline].good.mean()), float(rows[offline].e2e_s.mean())
+
+    ooco, alike = of_classes("ooco", 8), of_classes("least_loaded", 8)
+    waits = of_classes("{name: ooco, online_waits: true}", 8)
+    assert ooco[0] > waits[0] + 0.2 > alike[0] + 0.3
+    assert waits[1] > ooco[1] > alike[1], "offline requests pay for it"
+    calm, calm_alike = of_classes("ooco", 4), of_classes("least_loaded", 4)
+    assert calm[0] == calm_alike[0], "at light load it gains nothing"
+    assert calm[1] > calm_alike[1]
 
 
 def test_two_instances_of_different_kinds_swap_their_roles() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,11 +17,15 @@ from playwright.sync_api import expect
 from pdlab import UsageError
 from pdlab.lab import Client
 from pdlab.lab.settings import registries_of, routers_of
+from tests.support import served_cluster
 from tests.support.browser import chromium, sound, tab
 from tests.support.lab_world import LabProcess, lab
-from tests.support.registry_worlds import Redis, spec
+from tests.support.registry_worlds import Etcd
+from tests.support.served_cluster import ServedCluster
 from tests.support.small_cluster import SmallCluster
 from tests.support.waiting import until
+
+TOKEN = "the-cluster's"
 
 
 @pytest.fixture(scope="module")
@@ -114,36 +119,64 @@ def test_another_policy_is_asked_beside_a_running_router(cluster: SmallCluster, 
     assert httpx.get(f"{cluster.url}/pdlab/v1/trace?offset=x").status_code == 400
 
 
-def test_a_cluster_is_found_by_its_registry(cluster: SmallCluster, tmp_path: Path) -> None:
-    server = Redis(tmp_path / "redis")
+def test_a_cluster_found_by_its_registry_is_operated(tmp_path: Path) -> None:
+    """`pdlab serve` processes with a token, over etcd: what an operator does shows in what their router says, and in whom it asks."""
+    server = Etcd(tmp_path / "etcd")
     server.start()
     try:
-        server.run(lambda: _through(server, cluster.url, tmp_path))
+        asyncio.run(server.ready())
+        model = served_cluster.make_model(tmp_path / "model")
+        with served_cluster.cluster(tmp_path, model, server.url, token=TOKEN) as cluster:
+            cluster.start("router", "router")
+            for name in ("one", "two"):
+                cluster.start(name, "mixed", "--no-self-profile")
+            cluster.joined("one", "two")
+            registries = ("--registry", f"far={server.url}", "--registry", "gone=redis://u:secret@127.0.0.1:1")
+            with lab(tmp_path / "lab", *registries, environment={"PDLAB_INTERNAL_TOKEN": TOKEN}) as world, world.http as http:
+                assert {one["name"]: one["url"] for one in http.get("/clusters").json()} == {
+                    "far": server.url,
+                    "gone": "redis://127.0.0.1:1",
+                }
+                for what in ("instances", "requests"):
+                    away = http.get(f"/clusters/gone/{what}")
+                    assert away.status_code == 502 and "no redis server answers there" in away.text and "secret" not in away.text
+                _operated(cluster, http)
     finally:
         server.stop()
 
 
-async def _through(server: Redis, router_url: str, folder: Path) -> None:
-    await server.ready()
-    with lab(folder / "lab", "--registry", f"far={server.url}", "--registry", "gone=redis://u:secret@127.0.0.1:1") as world:
-        registry = await server.open()
-        await registry.register(spec("far-0"))
-        leads = await registry.elect("router-0", url=router_url)
-        await leads.changed()
-        async with httpx.AsyncClient(base_url=f"{world.url}/api/v1", timeout=60.0) as http:
-            urls = {one["name"]: one["url"] for one in (await http.get("/clusters")).json()}
-            assert urls == {"far": server.url, "gone": "redis://127.0.0.1:1"}
-            found = (await http.get("/clusters/far/instances")).json()
-            assert (found["leader"], [one["name"] for one in found["instances"]]) == ("router-0", ["far-0"])
-            assert "requests" in (await http.get("/clusters/far/requests")).json()
-            away = await http.post("/clusters/far/instances/far-1/drain", json={})
-            assert (away.status_code, away.json()["errors"]) == (422, ["no instance is named 'far-1'; nearest is far-0"])
-            for what in ("instances", "requests"):
-                away = await http.get(f"/clusters/gone/{what}")
-                assert away.status_code == 502 and "no redis server answers there" in away.text and "secret" not in away.text
-            await leads.resign()
-            away = await http.get("/clusters/far/timeline")
-            assert (away.status_code, away.json()["errors"]) == (502, ["cluster far: no router leads, and only a router tells of requests"])
+def _operated(cluster: ServedCluster, http: httpx.Client) -> None:
+    def ask() -> None:
+        body = {"model": served_cluster.NAME, "prompt": [1, 2, 3, 4], "max_tokens": 3, "ignore_eos": True}
+        told = httpx.post(f"{cluster.url('router')}/v1/completions", json=body, timeout=60)
+        assert (told.status_code, told.json()["usage"]["completion_tokens"]) == (200, 3), told.text
+
+    def order(instance: str, what: str, **body: object) -> tuple[int, str]:
+        told = http.post(f"/clusters/far/instances/{instance}/{what}", json=body)
+        return told.status_code, told.json().get("words") or told.json()["errors"][0]
+
+    found = http.get("/clusters/far/instances").json()
+    assert (found["leader"], [(one["name"], one["role"]) for one in found["instances"]]) == ("router", [("one", "mixed"), ("two", "mixed")])
+    assert order("tow", "drain") == (422, "no instance is named 'tow'; nearest is two")
+    assert order("one", "switch", role="prefill") == (200, "one drains, and will be prefill")
+    until(lambda: cluster.ready_roles() == {"one": "prefill", "two": "mixed"}, 60)
+    assert order("two", "drain") == (422, "two stays mixed: nobody else can decode; start another instance, or use --force")
+    assert order("two", "switch", role="decode") == (200, "two drains, and will be decode")
+    until(lambda: cluster.ready_roles() == {"one": "prefill", "two": "decode"}, 60)
+    ask()
+    (last,) = http.get("/clusters/far/requests").json()["requests"]
+    assert (last["prefill_instance"], last["decode_instance"], last["status"]) == ("one", "two", "done")
+    assert order("one", "switch", role="mixed") == (200, "one drains, and will be mixed")
+    until(lambda: cluster.ready_roles() == {"one": "mixed", "two": "decode"}, 60)
+    assert order("two", "drain") == (200, "two drains")
+    until(lambda: cluster.ready_roles() == {"one": "mixed"} and not cluster.processes["two"].alive, 60)
+    ask()
+    events = http.get("/clusters/far/events").json()["events"]
+    assert [one["kind"] for one in events if one["instance"] == "two"][-1] == "Left"
+    cluster.processes["router"].popen.terminate()
+    cluster.processes["router"].popen.wait(60)
+    away = http.get("/clusters/far/timeline")
+    assert (away.status_code, away.json()["errors"]) == (502, ["cluster far: no router leads, and only a router tells of requests"])
 
 
 def test_a_cluster_is_watched_and_drained_in_a_browser(cluster: SmallCluster, world: LabProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,42 @@ def test_a_job_that_cannot_be_started_is_tried_twice_and_others_get_their_turn(t
     until(lambda: (row := store.get(ORDER.id)) is not None and row.state is JobState.FAILED)
     row = store.get(ORDER.id)
     assert row is not None and row.failure == "its process could not be started ([Errno 24] Too many open files), 2 times"
+    one.stop()
+    database.close()
+
+
+class Silent:
+    """A process that says nothing."""
+
+    rss_bytes = 0
+
+    def __init__(self, *_: Any) -> None:
+        self.pipe, self._theirs = Pipe()
+
+    def kill(self) -> None:
+        self.pipe.close()
+        self._theirs.close()
+
+
+def test_a_job_that_says_nothing_for_long_is_run_again_once_and_tells_since_when(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BoundedProcess", Silent)
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    database = Database(f"sqlite:///{tmp_path / 'lab.db'}")
+    store = LabStore(database)
+    store.put(ORDER, (), 9)
+    one = Foreman(store, JobFeed(), forkserver(), tmp_path, tmp_path, 1, JobLimits(silence_s=0.1))
+    heard = set[float]()
+
+    def failed() -> bool:
+        heard.add(one.feed.get(ORDER.id).get("heard_s", 0.0))
+        row = store.get(ORDER.id)
+        return row is not None and row.state is JobState.FAILED
+
+    one.start()
+    until(failed)
+    row = store.get(ORDER.id)
+    assert row is not None and (row.deaths, row.failure) == (1, "its process said nothing for 0.1 s, 2 times")
+    assert max(heard) > row.submitted_s
     one.stop()
     database.close()
 

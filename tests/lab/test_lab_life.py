@@ -106,6 +106,7 @@ def test_a_token_is_asked_for_and_a_browser_logs_in_with_it(tmp_path: Path) -> N
         (["--job-gib", "nan"], "--job-gib nan: give a number above 0"),
         (["--job-gib", "inf"], "--job-gib inf: give a number above 0"),
         (["--job-time-s", "nan"], "--job-time-s nan: give a number above 0"),
+        (["--job-silence-s", "0"], "--job-silence-s 0: give a number above 0"),
         (["--max-queued", "0"], "--max-queued 0: give a number above 0"),
         (["--out", "/proc/x"], "--out /proc/x: cannot write there"),
         (["--host", "256.1.1.1", "--token", "x" * 16], "give another --host"),

@@ -51,11 +51,11 @@ def test_the_holder_with_the_quicker_link_lends(small, ask) -> None:
     assert P2pPrefix().dispatch(ask(2000, hashes=HASHES), world.cluster) == Borrow(world[2], world[1])
 
 
-def test_nobody_reads_who_decodes_what_it_prefills_nor_without_a_way(small, ask) -> None:
+def test_who_decodes_what_it_prefills_reads_too_and_nobody_without_a_way(small, ask) -> None:
     world = small("PMD")
     world.hold(0, HASHES)
     world.queue(0, 5000)
-    assert P2pPrefix().dispatch(ask(2000, hashes=HASHES), world.cluster) is world[1]
+    assert P2pPrefix().dispatch(ask(2000, hashes=HASHES), world.cluster) == Borrow(world[1], world[0])
     world = world_of(small, 10.0)
     world.cluster.reach.failed("x0", "x1", 0.0)
     assert P2pPrefix().dispatch(ask(2000, hashes=HASHES), world.cluster) is world[1]

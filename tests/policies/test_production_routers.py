@@ -89,6 +89,16 @@ def test_sglang_gives_a_prefix_that_several_hold_to_who_had_it_first(small, ask)
     assert policy.dispatch(ask(64, hashes=(9, 8, 7, 6)), world.cluster) is world[2]
 
 
+def test_vllm_gives_a_prefix_that_several_hold_to_the_fewest_requests(small, ask):
+    world, policy = small("PPPD"), SglangCacheAware(ties="fewest_requests")
+    for i in (2, 1):
+        policy.dispatch(ask(64, hashes=(1, 2, 3, 4)), world.cluster)
+        policy.plant(world[i], ask(64, hashes=(9, 8, 7, 6)))
+    busy(world, 2, 2)
+    busy(world, 1, 1)
+    assert policy.dispatch(ask(64, hashes=(9, 8, 7, 6)), world.cluster) is world[1], "not the idle one, which does not hold it"
+
+
 def test_sglang_gives_up_affinity_once_both_thresholds_are_passed(small, ask):
     request = ask(1024, hashes=HASHES)
     for most, fewest, chosen in ((64, 0, 0), (65, 0, 1), (200, 134, 0), (202, 134, 1)):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -85,8 +86,8 @@ class LabProcess:
 
 
 @contextmanager
-def lab(folder: Path, *options: str, token: str = "") -> Iterator[LabProcess]:
-    world = LabProcess(folder, options, token)
+def lab(folder: Path, *options: str, token: str = "", environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[LabProcess]:
+    world = LabProcess(folder, options, token, environment)
     world.start()
     try:
         yield world

@@ -141,6 +141,11 @@ class ServedCluster:
         """Who takes part, as a router has it: states by name."""
         return {row["spec"]["name"]: row["state"] for row in self._view(router).get("rows", [])}
 
+    def ready_roles(self, router: str = "router") -> dict[str, str]:
+        """Of those that are ready, as a router has them."""
+        rows = self._view(router).get("rows", [])
+        return {row["spec"]["name"]: row["spec"]["role"] for row in rows if row["state"] == "ready"}
+
     def incarnation(self, name: str, router: str = "router") -> int:
         """0: it does not take part."""
         rows = self._view(router).get("rows", [])

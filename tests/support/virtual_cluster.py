@@ -166,7 +166,7 @@ class StandIn:
     async def prefill(self, ask: LegAsk) -> Prefilled:
         job = self._job(ask)
         try:
-            if not self._fetches(job):
+            if not self._fetches(job, decodes_here=False):
                 self._submit(job, decodes_here=False)
             found = await job.inbox.get()
             if isinstance(found, Exception):
@@ -327,7 +327,8 @@ class StandIn:
     def _take_in(self, job: Job) -> None:
         params = job.ask.params
         if params is None or not params.do_remote_prefill:
-            self._submit(job, decodes_here=True)
+            if not self._fetches(job, decodes_here=True):
+                self._submit(job, decodes_here=True)
             return
         extra = params.pdlab or Extra()
         seconds(extra.deadline_s, "deadline_s")
@@ -455,12 +456,12 @@ class StandIn:
 
     # ------------------------------------------------------------ a prefix from elsewhere
 
-    def _fetches(self, job: Job) -> bool:
+    def _fetches(self, job: Job, *, decodes_here: bool) -> bool:
         """Instead of submitting it."""
         extra = job.ask.params.pdlab if job.ask.params is not None else None
         if extra is None or extra.fetch is None:
             return False
-        fetch, seq = extra.fetch, self._sequence(job, decodes_here=False)
+        fetch, seq = extra.fetch, self._sequence(job, decodes_here=decodes_here)
         holder = self.rack.instances[fetch.url.removeprefix("http://")]
         job.fetched = FetchedFrom()
         if not self.worker.reserve(seq):
@@ -615,7 +616,8 @@ class StandIn:
         job: Job = seq.owner
         if job.seq is (seq.parent or seq):
             if seq.decodes_here and not math.isnan(job.began_s):
-                job.inbox.put_nowait(StreamEvent("prefilled", cached_tokens=seq.cached_tokens, queue_s=job.began_s - job.submitted_s))
+                queue_s = job.began_s - job.submitted_s
+                job.inbox.put_nowait(StreamEvent("prefilled", cached_tokens=seq.cached_tokens, queue_s=queue_s, fetched=job.fetched))
                 job.began_s = math.nan
             job.inbox.put_nowait(job.news(seq))
 

@@ -52,7 +52,7 @@ def mapping_of(reading: LaunchReading, instead: Instead) -> tuple[dict[str, Any]
     """The file, and its instances in the order of the commands. What it cannot hold goes to `reading.dropped`, what it leaves out to
     `reading.notes`. Raises UsageError where the whole cannot be."""
     instances = reading.instances
-    engines = [_engine(one) for one in instances]
+    engines = [_engine(reading, one) for one in instances]
     common = {key: value for key, value in (engines[0] if engines else {}).items() if all(one.get(key) == value for one in engines)}
     rows = [
         _row(reading, one, {k: v for k, v in own.items() if k not in common}, instead) for one, own in zip(instances, engines, strict=True)
@@ -123,13 +123,21 @@ def _first(launches: Sequence[Launch], setting: str) -> object:
     return next((value for one in launches if (value := one.get(setting)) is not None), None)
 
 
-def _engine(found: Launch) -> dict[str, Any]:
+def _engine(reading: LaunchReading, found: Launch) -> dict[str, Any]:
     own = {key: value for key in ENGINE if (value := found.get(key)) is not None}
     chunk = found.number("chunk")
     if found.get("chunked") is False or chunk < 0:
         own["batching"] = "prefill_first"
     elif chunk > 0:
         own["max_batch_tokens"] = chunk
+    if found.number("recv_interval") > 1:
+        if (found.text("role") or "mixed") == "mixed":
+            own["batching"] = {"name": "delayed", "polled": True, "prompts_first": True, "steps": found.number("recv_interval")}
+        else:
+            why = "delayed, which it is elsewhere, holds prompts back while others decode: nobody does both here"
+            reading.dropped.append(
+                Dropped(found.line_of("recv_interval"), found.flag_of("recv_interval"), found.text("recv_interval"), why)
+            )
     if found.number("kv_tokens"):
         own["kv_blocks"] = max(1, found.number("kv_tokens") // (found.number("block_tokens") or 16))
     return own

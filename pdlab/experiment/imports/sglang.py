@@ -58,7 +58,7 @@ SERVER = Program(
         "--max-total-tokens": Sets("kv_tokens", whole),
         "--chunked-prefill-size": Sets("chunk", whole),
         "--max-prefill-tokens": LeftOut("engine.max_batch_tokens bounds what a step computes"),
-        "--scheduler-recv-interval": LeftOut("engine.batching: {name: delayed, polled: true, prompts_first: true, steps: N} does it"),
+        "--scheduler-recv-interval": Sets("recv_interval", whole),
         "--page-size": Sets("block_tokens", whole),
         "--disable-radix-cache": Sets("prefix_cache", no, False),
         "--schedule-policy": LeftOut("prompts are taken as they came, those of higher priority first"),

@@ -1,5 +1,5 @@
 // A plan, a sweep, a tuning, or a board.
-import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, plain, remover, seconds, send, sortable, table, tell, when } from "./lab.js";
+import { api, badge, confirmed, count, el, ended, hush, listen, main, number, page, percent, plain, remover, seconds, send, sortable, table, tell, watched, when } from "./lab.js";
 import { chart, literal, palette } from "./charts.js";
 
 const path = `/${page.kind}/${page.id}`;
@@ -94,6 +94,7 @@ const pages = { plans: plan, sweeps: sweep, tunings: tuning, boards: board };
 
 async function show(job) {
   top(job);
+  watched(job, live);
   if (!ended(job.state)) return running(job);
   live.replaceChildren();
   if (job.state === "done") await pages[page.kind](await api(path));

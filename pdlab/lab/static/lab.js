@@ -1,5 +1,5 @@
 // What all pages of the lab share. Whatever comes from outside becomes text, never markup.
-import { el } from "./parts.js";
+import { el, ended, seconds, when } from "./parts.js";
 
 export * from "./parts.js";
 
@@ -66,6 +66,24 @@ export function listen(path, heard) {
   addEventListener("pagehide", () => source.close());
   return source;
 }
+
+// ------------------------------------------------------------ silence
+
+const QUIET_S = 30;
+let silentFrom = null;
+const silent = el("p", { class: "note", role: "status", hidden: true });
+/** Says since when a running job has told nothing, once that is long. */
+export function watched(job, place) {
+  silentFrom = ended(job.state) || job.state === "queued" ? null : job.heard_s;
+  if (!silent.isConnected) place.after(silent);
+  quiet();
+}
+function quiet() {
+  const now = Date.now() / 1000;
+  silent.hidden = silentFrom === null || now - silentFrom < QUIET_S;
+  if (!silent.hidden) silent.textContent = `Nothing was heard of it for ${seconds(Math.floor(now - silentFrom))}, since ${when(silentFrom)}.`;
+}
+setInterval(quiet, 5000);
 
 // ------------------------------------------------------------ light and dark
 

@@ -1,4 +1,4 @@
-import { api, confirmed, count, el, badge, ended, hush, listen, main, number, page, percent, remover, seconds, send, table, tell, tile, when } from "./lab.js";
+import { api, confirmed, count, el, badge, ended, hush, listen, main, number, page, percent, remover, seconds, send, table, tell, tile, watched, when } from "./lab.js";
 import { chart, palette } from "./charts.js";
 import { distribution, instances, links, loads, strip, worst } from "./run_figures.js";
 
@@ -106,6 +106,7 @@ function seedTable(job) {
 
 async function show(job) {
   top(job);
+  watched(job, live);
   if (!ended(job.state)) return running(job);
   live.replaceChildren();
   if (job.state === "done" && shown !== job.id) { shown = job.id; await finished("summary" in job ? job : await api(path)); }

@@ -177,6 +177,7 @@ class Generation:
         self.given = 0
         self._landed = self.leg is None or isinstance(leg, Prefill)
         self._tells = isinstance(leg, Alone)
+        self._fetch = leg.fetch if isinstance(leg, Alone | Prefill) else None
         self._reserved = False
         self._cause = "failed"  # why KV does not come
         self._trouble: ApiError | None = None
@@ -216,8 +217,8 @@ class Generation:
 
     def _begin(self, submit: Submit) -> None:
         leg, arriving = self.leg, self.arriving
-        if isinstance(leg, Prefill) and leg.fetch is not None and submit.hashes and self.exchange is not None:
-            self._moving = asyncio.create_task(self._borrow(self.exchange, leg.fetch, submit), name=f"prefix of {submit.id}")
+        if self._fetch is not None and submit.hashes and self.exchange is not None:
+            self._moving = asyncio.create_task(self._borrow(self.exchange, self._fetch, submit), name=f"prefix of {submit.id}")
             return
         if leg is None or isinstance(leg, Prefill):
             self.engine.submit(submit, arriving)
@@ -485,7 +486,8 @@ class Generation:
             if tokens.candidate == 0:
                 self.metrics.first_token(now - self.started_s, tokens.queue_s)
                 if self._tells:
-                    self.events.append(StreamEvent("prefilled", cached_tokens=tokens.cached_tokens, queue_s=tokens.queue_s))
+                    told = StreamEvent("prefilled", cached_tokens=tokens.cached_tokens, queue_s=tokens.queue_s, fetched=self.fetched)
+                    self.events.append(told)
         else:
             self.metrics.token_gap((now - choice.last_s) / taken, taken)
         choice.last_s = now

@@ -23,7 +23,9 @@ MOST_NAME, MOST_DESCRIPTOR, MOST_SECONDS = 1024, 1 << 18, 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """An ordinary request, whose stream tells how its prompt fared."""
+    """An ordinary request, whose stream tells how its prompt fared. The KV of its beginning may be fetched before."""
+
+    fetch: FetchFrom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,9 @@ def leg_of(params: KvParams | None, ready: Ready, exchanges: bool) -> Leg | None
     if params.do_remote_decode:
         return Prefill(None if extra.push is None else _push(extra.push), None if extra.fetch is None else _fetch(extra.fetch))
     if not params.do_remote_prefill:
-        return Alone() if extra.events else None
+        if extra.fetch is not None and not extra.events:
+            raise bad(f"{PARAM}.pdlab.fetch needs do_remote_decode, or pdlab.events", PARAM)
+        return Alone(None if extra.fetch is None else _fetch(extra.fetch)) if extra.events else None
     deadline_s = _seconds(extra.deadline_s, "pdlab.deadline_s")
     check_tokens(extra.made, ready.vocab, f"{PARAM}.pdlab.made")
     if extra.migrate is not None:
@@ -126,6 +130,8 @@ def check_leg(leg: Leg, asked: Ask, stream: bool, prompts: int) -> None:
     if prompts > 1:
         raise bad(f"{PARAM} goes with one prompt, not {prompts}", "prompt")
     if isinstance(leg, Alone):
+        if leg.fetch is not None and candidates > 1:
+            raise bad(f"{PARAM}.pdlab.fetch: n and best_of must be 1, not {candidates}", "n")
         return
     if asked.sampling.prompt_logprobs is not None and not isinstance(leg, Prefill):
         raise bad("log-probabilities of the prompt come from who computes it, not with KV that is there: ask the prefill leg", PARAM)

@@ -62,8 +62,8 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
     KV to read they are computed with the prompt. `events`: send this stream's events, too. `reserve`: take blocks, and wait for
     /pdlab/v1/continue. `descriptor` and `kv_tokens`: of the KV that waits at the prefill instance; `blocks` that lie there.
 
-    `deadline_s`: within which all KV must be here; what is reserved waits for its prompt, too. `fetch`: what a prefill leg is to read
-    before it computes the rest."""
+    `deadline_s`: within which all KV must be here; what is reserved waits for its prompt, too. `fetch`: what a leg that computes the
+    prompt is to read before."""
 
     made: list[int] = []
     events: bool = False

@@ -42,7 +42,7 @@ from pdlab.real.router.instances import Incarnation, Instances
 from pdlab.real.router.live import HeldKv, Leg, Live
 from pdlab.real.router.live_requests import LiveRequests, Now, Tell
 from pdlab.real.router.metrics import HANDOFF, MIGRATION, PREFIX, Tally
-from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegNews, LegTokens, Prefilled, TransferTrouble, Unfit
+from pdlab.real.router.remote import Busy, Fenced, InstanceFull, LegAsk, LegNews, LegTokens, TransferTrouble, Unfit
 from pdlab.real.router.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -157,7 +157,10 @@ class Legs:
 
     def _alone(self, live: Live, member: Incarnation) -> None:
         leg = self._leg(live, "alone", member)
-        params = KvParams(pdlab=Extra(events=True)) if member.can(MADE) else None
+        params = None
+        if member.can(MADE):
+            leg.fetch = self._fetch(live, leg)
+            params = KvParams(pdlab=Extra(events=True, fetch=leg.fetch))
         if live.given:
             params = KvParams(do_remote_prefill=True, pdlab=Extra(made=live.given))
         self._run(live, leg, partial(self._read, live, leg, params=params))
@@ -225,8 +228,8 @@ class Legs:
         self._run(live, leg, partial(self._prefilling, live, leg, reserved, push))
 
     async def _prefilling(self, live: Live, leg: Leg, reserved: Leg | None, push: PushTo | None) -> None:
-        fetch, live.fetch = self._fetch(live, leg), None
-        extra = Extra(push=push, fetch=fetch) if push is not None or fetch is not None else None
+        leg.fetch = self._fetch(live, leg)
+        extra = Extra(push=push, fetch=leg.fetch) if push is not None or leg.fetch is not None else None
         params = KvParams(do_remote_decode=True, pdlab=extra)
         sampling = live.ask()[1]
         dropped = not live.single or bool(live.given)
@@ -252,9 +255,8 @@ class Legs:
             live.first(self._now(), None)
         live.drop(leg)
         live.line.prefilled()
-        if fetch is not None:
-            self._fetched(live, leg, fetch, answer)
-        self._tell(PrefillDone(live.request.id, live.attempt, leg.member.name, answer.cached_tokens))
+        leg.fetched = answer.fetched or leg.fetched
+        self._computed(live, leg, answer.cached_tokens)
         if live.prefilled is not answer:
             return  # it was told of something else meanwhile
         if reserved is not None:
@@ -262,7 +264,7 @@ class Legs:
 
     def _fetch(self, live: Live, leg: Leg) -> FetchFrom | None:
         """Where the leg is to read a prefix first."""
-        action = live.fetch
+        action, live.fetch = live.fetch, None
         if action is None or action.attempt != live.attempt or action.instance != leg.member.name:
             return None
         holder = self._instances.members.get(action.holder)
@@ -270,12 +272,15 @@ class Legs:
             return None
         return FetchFrom(holder.spec.url, action.tokens, told_s(self._transfer_timeout_s), holder.name)
 
-    def _fetched(self, live: Live, leg: Leg, fetch: FetchFrom, answer: Prefilled) -> None:
-        told = answer.fetched or FetchedFrom()
-        if told.bytes:
-            self._tally.transferred(PREFIX, told.bytes, told.seconds)
-        names = leg.member.name, fetch.holder
-        self._tell(Fetched(live.request.id, live.attempt, *names, told.tokens, told.bytes, told.seconds, told.unreachable))
+    def _computed(self, live: Live, leg: Leg, cached_tokens: int) -> None:
+        """Its prompt is, and before that a prefix was read, where one was to be."""
+        if leg.fetch is not None:
+            told = leg.fetched or FetchedFrom()
+            if told.bytes:
+                self._tally.transferred(PREFIX, told.bytes, told.seconds)
+            names = leg.member.name, leg.fetch.holder
+            self._tell(Fetched(live.request.id, live.attempt, *names, told.tokens, told.bytes, told.seconds, told.unreachable))
+        self._tell(PrefillDone(live.request.id, live.attempt, leg.member.name, cached_tokens))
 
     def _prefilled(self, live: Live, queue_s: float, cached_tokens: int) -> None:
         live.line.prefill_started(live.line.dispatched_s + queue_s, cached_tokens)
@@ -313,6 +318,7 @@ class Legs:
             self._landed(live, leg, news)
         elif news.event == "prefilled" and leg.kind == "alone" and live.prefilled is None:
             self._prefilled(live, news.queue_s, news.cached_tokens)
+            leg.fetched = news.fetched or leg.fetched
         elif news.event == "moved":
             self._moved(live, leg)
 
@@ -336,7 +342,7 @@ class Legs:
         elif began and leg.kind == "alone":
             live.line.decode_began(self._now())
             if live.prefilled is None:
-                self._tell(PrefillDone(live.request.id, live.attempt, leg.member.name, live.line.cached_tokens))
+                self._computed(live, leg, live.line.cached_tokens)
 
     def _landed(self, live: Live, leg: Leg, news: StreamEvent) -> None:
         """The KV is where the leg decodes."""

@@ -14,7 +14,7 @@ from pdlab.core.types import Fetch, Request, Stage
 from pdlab.real.api.backend import Ended
 from pdlab.real.engine.messages import Sampling, Scored, Tokens
 from pdlab.real.net.http import Broken
-from pdlab.real.net.wire import Carrier
+from pdlab.real.net.wire import Carrier, FetchedFrom, FetchFrom
 from pdlab.real.router.instances import Incarnation
 from pdlab.real.router.remote import LegTokens, Prefilled
 from pdlab.results.timeline import Timeline
@@ -45,6 +45,8 @@ class Leg:
     bytes: int = 0  # of its KV, that came in `seconds`
     seconds: float = 0.0
     span: TraceSpan | None = None
+    fetch: FetchFrom | None = None  # what it reads before it computes, and what came of that
+    fetched: FetchedFrom | None = None
 
     def cancel(self) -> None:
         self.over = True
@@ -93,7 +95,7 @@ class Live:
         self.unfit = self.overload = False
         self.goes_on = True  # whoever decodes this attempt can go on from given tokens
         self.scores: list[Scored] | None = None  # of the prompt, on the way to the client
-        self.fetch: Fetch | None = None  # what the next prefill leg reads first
+        self.fetch: Fetch | None = None  # what the next leg that computes the prompt reads first
         self.trace: Carrier | None = None  # where spans of its legs belong
 
     @property

@@ -221,6 +221,18 @@ def test_what_one_command_for_all_cannot_give_to_one_is_told() -> None:
     assert str(read("CUDA_VISIBLE_DEVICES=0,1 " + LLUMNIX).commands[0]).startswith("env CUDA_VISIBLE_DEVICES=0,1 pdlab serve")
 
 
+def test_sglang_looks_for_new_prompts_at_every_nth_step_as_delayed_batching_does() -> None:
+    server = "python -m sglang.launch_server --model-path /m --port 30000 --chunked-prefill-size 4096 --scheduler-recv-interval"
+    written = read(f"{server} 30").mapping
+    assert written["engine"]["batching"] == {"name": "delayed", "polled": True, "prompts_first": True, "steps": 30}
+    assert written["engine"]["max_batch_tokens"] == 4096
+    assert "batching" not in read(f"{server} 1").mapping["engine"], "at every step, as ever"
+    parted = read(f"{server} 30 --disaggregation-mode prefill")
+    assert "batching" not in parted.mapping.get("engine", {})
+    (dropped,) = [one for one in parted.dropped if one.flag == "--scheduler-recv-interval"]
+    assert dropped.value == "30" and "nobody does both here" in dropped.why
+
+
 def test_sglangs_modes_and_its_router() -> None:
     found = read(SGLANG)
     assert [(row["role"], row["device"]) for row in rows(found)] == [("prefill", "cuda"), ("decode", "cuda:1")]

@@ -168,7 +168,7 @@ async def prefilled(p: Instance, url: str, tokens: int = 40) -> tuple[dict[str, 
     return body["pdlab"] | {"usage": body["usage"]}, body["kv_transfer_params"]
 
 
-def test_prefill_legs_read_their_prefix_from_another_instance_or_compute_it(tmp_path: Path) -> None:
+def test_whoever_computes_a_prompt_reads_its_prefix_from_another_instance_or_computes_it(tmp_path: Path) -> None:
     asyncio.run(_over_http(served.make(tmp_path)))
 
 
@@ -192,7 +192,15 @@ async def _over_http(folder: Path) -> None:
         assert told["fetched"]["bytes"] > 0
         assert told["usage"]["prompt_tokens_details"]["cached_tokens"] == 40
         assert await decoded(p, params) == expected
+        await evicted(p)
+        whole = await p.ask(**ASKED, kv_transfer_params=alone(holder.url))
+        assert whole.json()["choices"][0]["token_ids"] == expected, "who decodes what it prefills reads it, too"
+        assert whole.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 40
         await _checked(holder, p)
+
+
+def alone(url: str) -> dict[str, Any]:
+    return {"pdlab": {"events": True, "fetch": {"url": url, "tokens": 40, "deadline_s": 5.0}}}
 
 
 async def evicted(p: Instance) -> None:
@@ -216,6 +224,13 @@ async def _checked(holder: Instance, p: Instance) -> None:
     for fetch, words in (({"url": "ftp://x", "tokens": 1}, "neither http nor https"), ({"url": "http://x", "tokens": 0}, "out of range")):
         params = {"do_remote_decode": True, "pdlab": {"fetch": fetch}}
         answer = await p.ask(**{**ASKED, "max_tokens": 1, "kv_transfer_params": params})
+        assert answer.status_code == 400
+        assert words in answer.text
+    for more, words in (
+        ({"kv_transfer_params": {"pdlab": {"fetch": {"url": "http://x", "tokens": 1}}}}, "needs do_remote_decode"),
+        ({"kv_transfer_params": alone("http://x"), "n": 2}, "n and best_of must be 1"),
+    ):
+        answer = await p.ask(**ASKED | more)
         assert answer.status_code == 400
         assert words in answer.text
     assert msgspec.json.decode((await holder.http.post("/pdlab/v1/lend", json={"hashes": [1, 2]})).content).get("lease", "") == ""
