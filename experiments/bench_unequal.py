@@ -57,6 +57,7 @@ PAIRS = [
     Sides("2 to 1", 2, 1, equal="1 to 1"),
     Sides("1 to 2", 1, 2, equal="2 to 2"),
     Sides("2 to 4", 2, 4, equal="2 to 2"),
+    Sides("4 to 4", 4, 4, equal="2 to 2"),
     Sides("blocks of 32 to 16", 1, 1, 32, 16, equal="1 to 1"),
     Sides("blocks of 16 to 32", 1, 1, 16, 32, equal="1 to 1"),
     Sides("bfloat16 to float32", 1, 1, target_dtype="float32", equal="1 to 1"),

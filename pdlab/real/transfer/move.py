@@ -11,6 +11,7 @@ from pdlab.real.transfer.blocks import KvPart, pack_from
 from pdlab.real.transfer.connection import SLOTS, PeerConnection
 from pdlab.real.transfer.landing import Landing
 from pdlab.real.transfer.nixl import Nixl
+from pdlab.real.transfer.pair import KvPair
 from pdlab.real.transfer.result import TransferStopped
 
 
@@ -18,7 +19,7 @@ def send_blocks(connection: PeerConnection, part: KvPart, still_held: Callable[[
     """As Chunks: by slots of staging memory where this end has them for this connection, or is to gather for READs, else raw. `still_held`
     raises Trouble once it is useless to go on: whether what was sent is sound is said at the end."""
     blocks = connection.own.blocks
-    per, size = blocks.per_chunk(part, connection.outward.chunk_bytes), blocks.run_bytes(part)
+    per, size = blocks.per_chunk(part, _most(connection.outward, gathered)), blocks.run_bytes(part)
     under_way = 0
     with _slots(connection, gathered) as slots:
         for number, start in enumerate(range(0, len(part), per)):
@@ -59,7 +60,7 @@ def _send_raw(connection: PeerConnection, chunk: KvPart) -> None:
 
 def receive_blocks(connection: PeerConnection, landing: Landing, *, gathered: bool = False) -> None:
     """The other end of `send_blocks`. Sizes are checked against our own figures before a byte is taken."""
-    most, size, runs, done = connection.inward.chunk_bytes, landing.run_bytes, len(landing.target), 0
+    most, size, runs, done = _most(connection.inward, gathered), landing.run_bytes, len(landing.target), 0
     if gathered:
         _nixl(connection)  # before a chunk is waited for
     while done < runs:
@@ -71,6 +72,11 @@ def receive_blocks(connection: PeerConnection, landing: Landing, *, gathered: bo
         with _bytes_of(connection, chunk, gathered) as address:
             landing.put(address, done, chunk.runs)
         done += chunk.runs
+
+
+def _most(pair: KvPair, gathered: bool) -> int:
+    """Bytes of a chunk."""
+    return Nixl.chunk_bytes(pair) if gathered else pair.chunk_bytes
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""One-sided READs by NIXL over UCX (optional: nixl_cu12 or nixl_cu13). Each endpoint is an agent with a name of its own for each
-incarnation; its KV memory is registered once.
+"""One-sided READs by NIXL over UCX (optional: nixl_cu12 or nixl_cu13). Each endpoint has two agents, with names of their own for each
+incarnation. Peers read from the one, with which the KV memory is registered once; its progress thread answers where no hardware does. The
+other reads. It has no such thread, for whoever waits for a READ moves it on: two would take turns at UCX's lock, and one of them spin.
 
 Blocks that lie scattered in small pieces are gathered at the source into registered slots, each of which is one READ: NIXL pays for every
 piece, several times what copying one of 4 KiB costs.
@@ -28,7 +29,7 @@ import torch
 from pdlab.real.transfer.blocks import Blocks, KvPart, packed, pieces_of
 from pdlab.real.transfer.descriptor import ITEM_BYTES, NixlAddress
 from pdlab.real.transfer.landing import Landing
-from pdlab.real.transfer.pair import CHUNK_BYTES, KvPair
+from pdlab.real.transfer.pair import KvPair
 from pdlab.real.transfer.pieces import Addresses, copy_pieces
 from pdlab.real.transfer.rdma import Nic
 from pdlab.real.transfer.result import TransferStopped
@@ -39,6 +40,7 @@ STAGING_BYTES = 4 << 20
 SCATTERED_BYTES = 16 << 10  # what lies together is less, on average: it is gathered
 GATHERING = 4  # transfers at once; more wait
 SLOTS = 4  # of each: some are filled while another is read
+SLOT_BYTES = 2 << 20  # of one, which is one READ: what each costs beside its bytes counts for more than the second-level cache
 MAX_STUCK = 16
 PROGRESS_US = 10_000  # how long NIXL's thread waits for an event at most
 SPIN_S = 2e-4  # polled without sleeping; a small READ takes 15 us
@@ -101,12 +103,14 @@ class Nixl:
         self.blocks = blocks
         self.memory, self.device = _memory(device), device.index or 0
         self._lock = threading.Lock()
-        self._agent: Any = nixl.nixl_agent(f"{name}-{uuid.uuid4().hex}", nixl.nixl_agent_config(backends=["UCX"]))
-        self._registered = self._agent.register_memory([(blocks.address, blocks.bytes, self.device, "")], mem_type=self.memory)
+        own = f"{name}-{uuid.uuid4().hex}"
+        self._source: Any = nixl.nixl_agent(own, nixl.nixl_agent_config(backends=["UCX"]))
+        self._agent: Any = nixl.nixl_agent(f"{own}-reader", nixl.nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
+        self._registered = self._source.register_memory([(blocks.address, blocks.bytes, self.device, "")], mem_type=self.memory)
         self._remote: dict[str, str] = {}
         elements = blocks.kv[:, :, 0].numel()  # of a block
         self._staging_bytes = max(STAGING_BYTES, elements * max(ITEM_BYTES.values()))  # in whatever kind they come
-        self._slot_bytes = max(CHUNK_BYTES, elements * blocks.kv.element_size())  # no pair's chunk is larger
+        self._slot_bytes = max(SLOT_BYTES, elements * blocks.kv.element_size())  # no pair's chunk is larger
         self._free: list[_Staging] = []
         self._stuck: list[tuple[Any, _Staging]] = []
         self._gathered: _Staging | None = None
@@ -114,12 +118,12 @@ class Nixl:
         slots = 0
         if blocks.on_cpu:
             slots = GATHERING * SLOTS
-            self._gathered = _Staging(self._agent, slots * self._slot_bytes, device)
+            self._gathered = _Staging(self._source, slots * self._slot_bytes, device)
             for first in range(0, slots, SLOTS):
                 self._lendable.put(first)
-        metadata = self._agent.get_agent_metadata()
+        metadata = self._source.get_agent_metadata()
         self.address = NixlAddress(
-            str(self._agent.name),
+            str(self._source.name),
             bytes(metadata),
             blocks.address,
             self.device,
@@ -137,6 +141,11 @@ class Nixl:
         first = source.layers[0]
         _, lengths = _stretches(pair, KvPart(source.runs, source.unit, source.heads, (first, first + 1)))
         return float(lengths.mean()) < SCATTERED_BYTES
+
+    @staticmethod
+    def chunk_bytes(pair: KvPair) -> int:
+        """What is gathered at once at most: it fits a slot at the one end, and staging memory at the other."""
+        return max(SLOT_BYTES, pair.chunk_bytes)
 
     @contextmanager
     def lent(self, deadline: float) -> Iterator[list[tuple[int, int]]]:
@@ -195,11 +204,13 @@ class Nixl:
                 self._free.append(staging)
             for agent in list(self._remote):
                 self._drop(agent)
-            gathered = [] if self._gathered is None else [self._gathered]
-            for registered in (self._registered, *(staging.registered for staging in (*self._free, *gathered))):
+            for staging in self._free:
                 with contextlib.suppress(Exception):
-                    self._agent.deregister_memory(registered)
-            self._stuck, self._free, self._gathered, self._agent = [], [], None, None
+                    self._agent.deregister_memory(staging.registered)
+            for registered in (self._registered, *([] if self._gathered is None else [self._gathered.registered])):
+                with contextlib.suppress(Exception):
+                    self._source.deregister_memory(registered)
+            self._stuck, self._free, self._gathered, self._agent, self._source = [], [], None, None, None
 
     def _fetch(
         self, there: NixlAddress, addresses: Addresses, lengths: Addresses, staging: _Staging, gone: Callable[[], bool], deadline: float
