@@ -18,6 +18,7 @@ class Cost(ABC):
 
     request_s: float = 0.0
     unfinished_chunk_saving_s: float = 0.0
+    joins: bool = False  # does a sequence's first decode step take longer?
 
     @abstractmethod
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:
@@ -31,6 +32,10 @@ class Cost(ABC):
     @abstractmethod
     def mixed_s(self, chunks: Sequence[tuple[int, int]], batch: int, context_tokens: int) -> float:
         """Seconds of one step with prompt chunks and `batch` decodes, whose contexts sum to `context_tokens`, together."""
+
+    def join_s(self, prompts: Sequence[tuple[int, int]]) -> float:
+        """By how much a step is longer in which these sequences decode first, (tokens, context_tokens already in KV) each."""
+        return 0.0
 
     def decode_is_compute_bound(self, batch: int) -> bool:
         """Does arithmetic, not reading the weights, set the pace of a decode step of `batch` sequences? Who cannot tell says no."""

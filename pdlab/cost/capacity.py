@@ -25,10 +25,12 @@ def kv_capacity_tokens(
     kv_dtype: str = "bf16",
     batch_tokens: int = 8192,
     max_seqs: int = 0,
+    drafts: Model | None = None,
 ) -> int:
     """KV tokens that an instance of so many accelerators holds (a number is a tp): memory x utilization, less weights, runtime, one step's
     activations, and the states that `max_seqs` sequences have in recurrent layers; of measured hardware what it had. They are tokens of
-    which every layer keeps KV: where some have windows, longer sequences take less.
+    which every layer keeps KV: where some have windows, longer sequences take less. A model that `drafts` has its weights and KV whole on
+    one of the accelerators, by which all are bound.
 
     Raises UsageError when nothing is left, with the missing GB and the smallest tp that fits."""
     if not 0.0 < utilization <= 1.0:
@@ -39,19 +41,24 @@ def kv_capacity_tokens(
         return hardware.profile.kv_tokens()
     free = _free_bytes(model, hardware, spread, utilization, weight_dtype, batch_tokens, max_seqs)
     of_token = model.kv_bytes_per_token_per_rank(kv_dtype, spread.attention_tp) / spread.pp / spread.dp_attention
+    if drafts is not None:
+        free -= rank_weight_bytes(drafts, Parallel())
+        of_token += drafts.kv_bytes_per_token_per_rank(kv_dtype, 1)
     tokens = int(free // of_token) if free > 0 else 0
     if tokens < 1:
         tp = spread.gpus
         wider = [Parallel(tp=n) for n in (2, 4, 8, 16, 32, 64) if n > tp and model.heads % n == 0]
-        fits = (one.tp for one in wider if _free_bytes(model, hardware, one, utilization, weight_dtype, batch_tokens, max_seqs) > 0)
+        beside = 0.0 if drafts is None else rank_weight_bytes(drafts, Parallel())
+        fits = (one.tp for one in wider if _free_bytes(model, hardware, one, utilization, weight_dtype, batch_tokens, max_seqs) > beside)
         enough = next(fits, None)
         remedy = f"the smallest tp that fits is {enough}" if enough else "no larger tp fits: use a smaller model or number format"
         missing = max(0.1, -free * tp / 1e9)
         states = max_seqs * model.state_bytes / 1e9
-        beside = f", {states:.1f} GB of {max_seqs} sequences' states" if states else ""
+        others = f", {states:.1f} GB of {max_seqs} sequences' states" if states else ""
+        others += f", {beside / 1e9:.1f} GB of {drafts.name} that drafts" if drafts is not None else ""
         raise UsageError(
             f"{model.name} in {weight_dtype} does not fit {tp} x {hardware.name}: {missing:.1f} GB missing "
-            f"({model.weights_bytes(weight_dtype) / 1e9:.1f} GB of weights{beside}); {remedy}"
+            f"({model.weights_bytes(weight_dtype) / 1e9:.1f} GB of weights{others}); {remedy}"
         )
     return tokens
 

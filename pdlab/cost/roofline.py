@@ -10,7 +10,9 @@ is stored in.
 
 Speculative decoding (`Drafts`) verifies the drafted tokens with the one that is due: a step computes 1 + d tokens of each sequence, after d
 passes of a draft layer and the head, and makes 1 + a + ... + a^d tokens in the mean, where each draft is accepted with probability a if
-those before it are. A step makes one token here, so it takes that much less. Source: Leviathan, Kalman and Matias (2023).
+those before it are. A step makes one token here, so it takes that much less. Source: Leviathan, Kalman and Matias (2023), §3.3. A draft
+model is whole on one accelerator of the instance: it takes d decode steps of its own, and computes a prompt anew where the sequence first
+decodes, but what the engine takes of a step and of a sequence is not spent again.
 
 Of `pp` stages each works on its part of the sequences: a decode step is one pass of a pp-th of them through all stages, and a prompt, cut
 into pp chunks, takes (2 pp - 1) / pp^2 of what one accelerator with all layers would take. Nothing measured has pp, so that is theory.
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
@@ -74,12 +76,13 @@ class Coefficients:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """Speculative decoding: `tokens` drafted a step, each accepted with probability `acceptance` if those before it are. `layered`: by a
-    layer of the model's own and its head; else they cost nothing."""
+    """Speculative decoding: `tokens` drafted a step, each accepted with probability `acceptance` if those before it are: by another
+    `model`; or, `layered`, by a layer of the model's own and its head; else they cost nothing."""
 
     tokens: int = 0
     acceptance: float = 0.0
     layered: bool = True
+    model: Model | None = None
 
     @property
     def made(self) -> float:
@@ -109,6 +112,11 @@ def coefficients(name: str) -> Coefficients:
     return known[name]
 
 
+def _drafter(model: Model, hardware: Hardware, k: Coefficients, kv_dtype: str) -> Roofline:
+    """The cost of a model that drafts."""
+    return Roofline(model, hardware, 1, replace(k, step_s=0.0, sequence_s=0.0), model.weight_dtype, kv_dtype)
+
+
 class Roofline(Cost):
     """The roofline cost of `model` on `parallel` (a tp, where it is a number) x `hardware`. Raises UsageError where ranks do not divide the
     model."""
@@ -133,6 +141,8 @@ class Roofline(Cost):
         self._overlap = (2 * spread.pp - 1) / spread.pp**2
         self._drafted, self._made = (drafts.tokens, drafts.made) if drafts is not None else (0, 1.0)
         self._layered = drafts is not None and drafts.layered
+        self._drafter = None if drafts is None or drafts.model is None else _drafter(drafts.model, hardware, k, kv_dtype)
+        self.joins = self._drafter is not None
         self._draft_layers = 1.0 + self._drafted / model.layers if self._layered else 1.0
         by_window = [
             (
@@ -168,7 +178,16 @@ class Roofline(Cost):
                 until = min(until, bend)
             else:
                 base_s += bend * context_s / self._stages
-        return base_s, slope / self._stages, until
+        slope /= self._stages
+        if self._drafter is not None:
+            stages = self._stages
+            own_base_s, own_slope, own_until = self._drafter.decode_line(-(-batch // stages), context_tokens // stages)
+            times = self._drafted / self._made
+            return base_s + times * own_base_s, slope + times * own_slope / stages, min(until, own_until * stages)
+        return base_s, slope, until
+
+    def join_s(self, prompts: Sequence[tuple[int, int]]) -> float:
+        return 0.0 if self._drafter is None else self._drafter.prefill_s(prompts)
 
     def decode_is_compute_bound(self, batch: int) -> bool:
         p, tokens = self._parts, batch * (1 + self._drafted) / self._stages

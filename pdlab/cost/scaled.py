@@ -17,6 +17,7 @@ class Scaled(Cost):
         self._cost, self._prefill, self._decode = cost, prefill, decode
         self.request_s = cost.request_s * front
         self.unfinished_chunk_saving_s = cost.unfinished_chunk_saving_s * prefill
+        self.joins = cost.joins
 
     def prefill_s(self, chunks: Sequence[tuple[int, int]]) -> float:
         return self._prefill * self._cost.prefill_s(chunks)
@@ -28,6 +29,9 @@ class Scaled(Cost):
     def mixed_s(self, chunks: Sequence[tuple[int, int]], batch: int, context_tokens: int) -> float:
         decode_s = self._cost.decode_s(batch, context_tokens)
         return self._decode * decode_s + self._prefill * (self._cost.mixed_s(chunks, batch, context_tokens) - decode_s)
+
+    def join_s(self, prompts: Sequence[tuple[int, int]]) -> float:
+        return self._prefill * self._cost.join_s(prompts)
 
     def decode_is_compute_bound(self, batch: int) -> bool:
         return self._cost.decode_is_compute_bound(batch)

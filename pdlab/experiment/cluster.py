@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pdlab.core.types import Role, UsageError
+from pdlab.cost import catalogue
 from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.cost.parallel import Parallel
 from pdlab.cost.roofline import Drafts
@@ -36,11 +38,11 @@ class SpeculationSpec(Spec):
 
     method: Annotated[
         Literal["mtp", "ngram", "draft_model"],
-        Use(sim="mtp and ngram; draft_model is refused", serve="ngram and draft_model; mtp is refused"),
+        Use(serve="ngram and draft_model; mtp is refused"),
     ] = "mtp"
     tokens: Annotated[Count, Field(le=16)]
     acceptance: Annotated[NotNegative, Field(lt=1), SIM] = 0.6
-    model: Annotated[str | None, Use(sim="refused, with its method")] = None
+    model: str | None = None
     prompt_lookup_min: Annotated[Count | None, SERVE] = None  # None: as the other; 5 where neither is there
     prompt_lookup_max: Annotated[Count | None, SERVE] = None
 
@@ -64,11 +66,24 @@ class SpeculationSpec(Spec):
         return least or most or 5, most or least or 5
 
     @property
-    def drafts(self) -> Drafts:
-        """As costed. Raises UsageError where it cannot be."""
-        if self.method == "draft_model":
-            raise UsageError("engine.speculation: a draft model has no cost in a simulation: simulate with method mtp or ngram")
-        return Drafts(self.tokens, self.acceptance, layered=self.method == "mtp")
+    def assumption(self) -> str:
+        """What a simulation takes to be so, in a line."""
+        whose = self.model or {"mtp": "the model's own layer", "ngram": "n-grams"}[self.method]
+        source = "as the file says" if "acceptance" in self.model_fields_set else "not measured: engine.speculation.acceptance"
+        return f"{self.tokens} tokens drafted by {whose}: each right with probability {self.acceptance:g} if those before are ({source})"
+
+    def drafts(self, served: catalogue.Model, base_dir: Path) -> Drafts:
+        """As costed. Raises UsageError where the model that drafts is not known, or has another vocabulary."""
+        if self.model is None:
+            return Drafts(self.tokens, self.acceptance, layered=self.method == "mtp")
+        try:
+            drafter = catalogue.model(self.model, base_dir)
+        except UsageError as error:
+            raise UsageError(f"engine.speculation.model: {error}") from None
+        if drafter.vocab != served.vocab:
+            sizes = f"{drafter.vocab} tokens, and {served.name} one of {served.vocab}"
+            raise UsageError(f"engine.speculation.model: {self.model} has a vocabulary of {sizes}")
+        return Drafts(self.tokens, self.acceptance, layered=False, model=drafter)
 
 
 class EngineSpec(Spec):

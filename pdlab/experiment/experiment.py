@@ -105,9 +105,18 @@ class Experiment(Trial):
                 if chip.profile is not None:
                     chip.profile.check(served, row.tp)
                 fitting(served, row.parallel)
+                drafts = None if engine.speculation is None else engine.speculation.drafts(served, self.base_dir)
                 if engine.kv_blocks is None:
                     kv_capacity_tokens(
-                        served, chip, row.parallel, engine.hbm_utilization, weight_dtype, kv_dtype, engine.max_batch_tokens, engine.max_seqs
+                        served,
+                        chip,
+                        row.parallel,
+                        engine.hbm_utilization,
+                        weight_dtype,
+                        kv_dtype,
+                        engine.max_batch_tokens,
+                        engine.max_seqs,
+                        None if drafts is None else drafts.model,
                     )
             except UsageError as error:
                 yield f"cluster.instances.{index}: {error}"

@@ -156,7 +156,7 @@ DESCRIPTIONS = {
     "were before; draft_model, a smaller model.",
     "SpeculationSpec.tokens": "Drafted in a step, for each sequence (vLLM: num_speculative_tokens).",
     "SpeculationSpec.acceptance": "Probability that a draft is right if those before it are.",
-    "SpeculationSpec.model": "Of method draft_model: its folder or .gguf; it has the same vocabulary.",
+    "SpeculationSpec.model": "Of method draft_model: as the served model is named; it has the same vocabulary.",
     "SpeculationSpec.prompt_lookup_min": "Of method ngram: the last tokens that are looked for, at least; by default prompt_lookup_max.",
     "SpeculationSpec.prompt_lookup_max": "And at most, which are tried first; by default prompt_lookup_min, or 5.",
     "EngineSpec.block_tokens": "Tokens in a KV block (vLLM: --block-size; SGLang: --page-size).",

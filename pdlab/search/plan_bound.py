@@ -132,14 +132,10 @@ class PlanBounds:
         return self._costs[kind]
 
     def _kv_tokens(self, kind: InstanceKind, candidate: PlanCandidate) -> int:
-        engine, formats = self.base.engine, self.base.formats
+        engine = self.base.engine
         if engine.kv_blocks is not None:
             return engine.kv_blocks * engine.block_tokens
-        chip = self.space.chip(kind.hardware)
-        weights = formats.weights(self.model)
-        return cost.kv_capacity_tokens(
-            self.model, chip, kind.tp, engine.hbm_utilization, weights, formats.kv, candidate.max_batch_tokens, candidate.max_seqs
-        )
+        return self.space.kv_tokens(kind, candidate.max_batch_tokens, candidate.max_seqs)
 
     def _rate(self, group: InstanceGroup, candidate: PlanCandidate) -> float:
         """Requests a second of one instance."""

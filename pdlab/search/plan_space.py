@@ -300,21 +300,30 @@ class PlanSpace:
 
     def cost_of(self, kind: InstanceKind) -> cost.Cost:
         """Of an instance's steps. Raises UsageError where there is none."""
-        base, engine = self.base, self.base.engine
-        drafts = None if engine.speculation is None else engine.speculation.drafts
-        served, chip = cost.model(base.model, base.base_dir), self.chip(kind.hardware)
-        return cost.build(base.formats, served, chip, kind.tp, base.base_dir, like=engine.like, drafts=drafts)
+        base, served = self.base, cost.model(self.base.model, self.base.base_dir)
+        chip, drafts = self.chip(kind.hardware), self.drafts(served)
+        return cost.build(base.formats, served, chip, kind.tp, base.base_dir, like=base.engine.like, drafts=drafts)
+
+    def drafts(self, served: cost.Model) -> cost.Drafts | None:
+        """Raises UsageError as `SpeculationSpec.drafts` does."""
+        speculation = self.base.engine.speculation
+        return None if speculation is None else speculation.drafts(served, self.base.base_dir)
+
+    def kv_tokens(self, kind: InstanceKind, max_batch_tokens: int, max_seqs: int) -> int:
+        """What an instance has room for. Raises UsageError where that is nothing."""
+        base, served = self.base, cost.model(self.base.model, self.base.base_dir)
+        chip, drafts = self.chip(kind.hardware), self.drafts(served)
+        weights, drafter = base.formats.weights(served), None if drafts is None else drafts.model
+        return cost.kv_capacity_tokens(
+            served, chip, kind.tp, base.engine.hbm_utilization, weights, base.formats.kv, max_batch_tokens, max_seqs, drafter
+        )
 
     def _unfit(self, kind: InstanceKind, max_batch_tokens: int, max_seqs: int) -> str:
         """Whether an instance has a cost and room for KV."""
-        base = self.base
-        served, chip = cost.model(base.model, base.base_dir), self.chip(kind.hardware)
-        formats = base.formats
         try:
             self.cost_of(kind)
-            if base.engine.kv_blocks is None:
-                utilization, weights = base.engine.hbm_utilization, formats.weights(served)
-                cost.kv_capacity_tokens(served, chip, kind.tp, utilization, weights, formats.kv, max_batch_tokens, max_seqs)
+            if self.base.engine.kv_blocks is None:
+                self.kv_tokens(kind, max_batch_tokens, max_seqs)
         except UsageError as error:
             return str(error).partition(": ")[0] if "does not fit" in str(error) else str(error)
         return ""

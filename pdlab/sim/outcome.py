@@ -39,10 +39,15 @@ def summary(
 def rests_on(experiment: Experiment) -> list[str]:
     """A line for each kind of instance: what its seconds are calibrated on, and how far off that may be."""
     served = cost.model(experiment.model, experiment.base_dir)
-    kinds = dict.fromkeys((one.hardware, one.parallel, one.engine.like, one.engine.version or "") for one in experiment.placements())
+    placed = experiment.placements()
+    kinds = dict.fromkeys((one.hardware, one.parallel, one.engine.like, one.engine.version or "") for one in placed)
+    drafting = dict.fromkeys(one.engine.speculation for one in placed if one.engine.speculation is not None)
     return [
-        basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), parallel, like, version)
-        for name, parallel, like, version in kinds
+        *(
+            basis(experiment.formats, served, cost.hardware(name, experiment.base_dir), parallel, like, version)
+            for name, parallel, like, version in kinds
+        ),
+        *(spec.assumption for spec in drafting),
     ]
 
 

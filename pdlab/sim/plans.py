@@ -100,12 +100,20 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
         key = (placement.hardware, placement.parallel, engine)
         if key not in known:
             chip = cost.hardware(placement.hardware, experiment.base_dir)
-            drafts = None if engine.speculation is None else engine.speculation.drafts
+            drafts = None if engine.speculation is None else engine.speculation.drafts(model, experiment.base_dir)
             model_cost = cost.build(formats, model, chip, placement.parallel, experiment.base_dir, like=engine.like, drafts=drafts)
             blocks = engine.kv_blocks
             if blocks is None:
                 tokens = cost.kv_capacity_tokens(
-                    model, chip, placement.parallel, engine.hbm_utilization, weights, kv, engine.max_batch_tokens, engine.max_seqs
+                    model,
+                    chip,
+                    placement.parallel,
+                    engine.hbm_utilization,
+                    weights,
+                    kv,
+                    engine.max_batch_tokens,
+                    engine.max_seqs,
+                    None if drafts is None else drafts.model,
                 )
                 blocks = tokens // engine.block_tokens
             profiles = cost.profiles(model_cost, engine.max_batch_tokens, engine.max_seqs, blocks * engine.block_tokens)

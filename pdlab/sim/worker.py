@@ -200,6 +200,8 @@ class SimInstance:
                     step_s += self.new_size_s
                 if self.host is not None:
                     step_s += self.host.extra_s(self, size)
+            if cost.joins and scheduler.joined:
+                step_s += self._join_s()
             step_s *= self.longer
             seconds = step_s
             self.k, self.step_s, self.slope_s = 1, step_s, 0.0
@@ -213,6 +215,9 @@ class SimInstance:
                 k = min(k, max(1, ceil((until - context) / n)))
             step_s = base_s + per_token_s * context
             slope_s = per_token_s * n
+            if self.cost.joins and scheduler.joined:
+                k = 1
+                step_s += self._join_s()
             if self.host is not None:
                 step_s += self.host.extra_s(self, 0)
             longer = self.decode_longer
@@ -245,6 +250,10 @@ class SimInstance:
             self._cut()
         if self.k == 1:
             self.stretch((ratio - 1.0) * (self.began_s + self.step_s - self.env.now))
+
+    def _join_s(self) -> float:
+        """What their first decode step takes more."""
+        return self.cost.join_s([(seq.prompt_tokens - seq.cached_tokens, seq.cached_tokens) for seq in self.scheduler.joined])
 
     def _line(self, n: int, context: int) -> tuple[float, float, float]:
         """`Cost.decode_line`, remembered where it never bends, neither after `context` nor before."""

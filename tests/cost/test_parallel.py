@@ -1,5 +1,7 @@
 """How ranks share a model, and what follows for bytes, capacity and steps."""
 
+from dataclasses import replace
+
 import pytest
 
 from pdlab.core.types import UsageError
@@ -73,6 +75,28 @@ def test_drafts_make_more_tokens_a_step():
     assert never.decode_s(1, 1000) > plain.decode_s(1, 1000)
     with pytest.raises(UsageError, match="no draft layer"):
         build(CostSpec(fitted="distserve-opt-13b-a100"), model("opt-13b"), hardware("a100"), drafts=Drafts(1, 0.5))
+
+
+def test_a_model_that_drafts_takes_steps_and_memory_of_its_own():
+    served, drafter = model("qwen3-32b"), model("qwen3-0.6b")
+    free, taken = (Roofline(served, H200, 2, drafts=Drafts(3, 0.8, layered=False, model=one)) for one in (None, drafter))
+    k = replace(coefficients("h100"), step_s=0.0, sequence_s=0.0)
+    alone = Roofline(drafter, H200, 1, k)
+    for batch, context in ((1, 1000), (16, 30_000)):
+        more_s = taken.decode_s(batch, context) - free.decode_s(batch, context)
+        assert more_s == pytest.approx(3 * alone.decode_s(batch, context) / Drafts(3, 0.8).made)
+        prompt = [(500, 100)]
+        assert taken.mixed_s(prompt, batch, context) - free.mixed_s(prompt, batch, context) == pytest.approx(more_s)
+    assert taken.prefill_s(prompt) == free.prefill_s(prompt), "a prompt is drafted from where its sequence decodes first"
+    assert taken.joins
+    assert taken.join_s(prompt) == alone.prefill_s(prompt)
+    assert not free.joins
+    assert free.join_s(prompt) == 0.0
+    wide, narrow = (kv_capacity_tokens(served, H200, 2, drafts=one) for one in (None, drafter))
+    each, own = served.kv_bytes_per_token_per_rank("bf16", 2), drafter.kv_bytes_per_token("bf16", 1)
+    assert narrow == pytest.approx((wide * each - drafter.weights_bytes("bf16")) / (each + own), rel=1e-4)
+    with pytest.raises(UsageError, match=r"qwen3-32b .* GB missing .* 16.4 GB of qwen3-8b that drafts"):
+        kv_capacity_tokens(served, hardware("a100-sxm-80gb"), drafts=model("qwen3-8b"))
 
 
 def test_blackwell_multiplies_in_four_bits_where_hopper_widens():

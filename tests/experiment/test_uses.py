@@ -74,6 +74,7 @@ ALL_DEAD = [{"at_s": 0.3, "kill": f"{role}-{k}", "restart_after_s": 1.0} for rol
 ROW = "cluster.instances.0"
 # Key -> (another value, what has to be there besides). A row's engine takes what `engine` takes.
 NGRAM = {"method": "ngram", "tokens": 1}
+BY_MODEL = {"method": "draft_model", "tokens": 1, "model": "qwen3-0.6b"}
 SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "name": ("other", {}),
     "base_dir": ("other", {"policy": "mine.py"}),
@@ -173,7 +174,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "engine.speculation.method": ("ngram", {"engine.speculation": {"tokens": 1}}),
     "engine.speculation.tokens": (3, {"engine.speculation": {"tokens": 1}}),
     "engine.speculation.acceptance": (0.2, {"engine.speculation": NGRAM}),
-    "engine.speculation.model": ("qwen3-0.6b", {"engine.speculation": NGRAM}),
+    "engine.speculation.model": ("qwen3-14b", {"model": "qwen3-8b", "engine.speculation": BY_MODEL}),
     "engine.watermark": (0.6, {"engine.kv_blocks": 150}),
     "engine.kv_blocks": (150, {}),
     "engine.hybrid_kv": (False, {"model": "gpt-oss-20b"}),
@@ -195,7 +196,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "limits.max_in_flight": (3, {}),
     "limits.grace_s": (5.0, {"faults": ALL_DEAD, "cluster.detect_s": 0.05}),
 }  # fmt: skip
-REFUSED = {"workload.format", "engine.speculation.model"}  # whose other value is an error with this file
+REFUSED = {"workload.format"}  # whose other value is an error with this file
 RESCUED = {"cost.extrapolate", "cluster.autoscale.enabled"}  # whose value is one without it: a short table, a policy that scales
 
 
@@ -286,6 +287,7 @@ def test_a_rows_engine_is_used_as_the_files(key: str, folder: Path) -> None:
     whole: dict[str, tuple[str, Any]] = {  # which a row has as a whole
         "engine.speculation.acceptance": ("engine.speculation", {**NGRAM, "acceptance": 0.2}),
         "engine.speculation.method": ("engine.speculation", NGRAM),
+        "engine.speculation.model": ("engine.speculation", {**BY_MODEL, "model": "qwen3-14b"}),
     }
     path, value = whole.get(key, (key, SIMULATED[key][0]))
     for row in ("0", "1"):

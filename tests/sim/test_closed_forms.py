@@ -10,7 +10,7 @@ import pytest
 from pdlab.core.types import Role
 from pdlab.sim.kv_size import ANY_SIZE
 from pdlab.sim.moves import TransferMode
-from tests.support.small_world import Linear, small_world, workload
+from tests.support.small_world import Joining, Linear, small_world, workload
 
 ONE_SERVER = (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE))
 
@@ -35,6 +35,20 @@ def lindley_s(arrivals: np.ndarray, service_tokens: np.ndarray) -> np.ndarray:
     """Who comes waits for what is left of all before: W' = max(0, W + service - time to the next)."""
     walk = np.concatenate(([0.0], np.cumsum(service_tokens[:-1] * 1e-3 - np.diff(arrivals))))
     return np.asarray(walk - np.minimum.accumulate(walk))
+
+
+@pytest.mark.parametrize("members", [ONE_SERVER, (("mixed-0", Role.MIXED),)], ids=["apart", "mixed"])
+def test_a_prompt_that_a_model_drafts_from_lengthens_its_first_decode_step(members: tuple[tuple[str, Role], ...]) -> None:
+    """Once, and nothing before its first token."""
+    work = workload([0.0, 0.05, 2.0], [1000, 500, 800], 40)
+    finish_s, first_s = [], []
+    for cost in (Linear(), Joining()):
+        world = small_world(work, members=members, cost=cost)
+        world.run()
+        finish_s.append(np.asarray(world.records.column("finish_s")))
+        first_s.append(np.asarray(world.records.column("first_token_s")))
+    assert (first_s[1] - first_s[0])[[0, 2]] == pytest.approx(0.0, abs=1e-9)
+    assert (finish_s[1] - finish_s[0])[[0, 2]] == pytest.approx([1e-5 * (1000 + 500), 1e-5 * 800], abs=1e-4), "and others' beside it"
 
 
 def check_waits(load: float, service_tokens: np.ndarray, expected_s: float) -> None:

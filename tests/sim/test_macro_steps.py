@@ -11,7 +11,7 @@ from pdlab.core.kv import PLAIN
 from pdlab.core.types import Role
 from pdlab.sim.moves import TransferMode
 from pdlab.sim.world import World
-from tests.support.small_world import PD, WINDOWS, Bent, Linear, small_world, workload
+from tests.support.small_world import PD, WINDOWS, Bent, Joining, Linear, small_world, workload
 
 TIMES = ("dispatched_s", "prefill_start_s", "first_token_s", "transfer_start_s", "transfer_end_s", "decode_start_s", "finish_s")
 CLUSTERS = (PD, (("m-0", Role.MIXED), ("m-1", Role.MIXED)), (("prefill-0", Role.PREFILL), ("decode-0", Role.DECODE)))
@@ -44,7 +44,7 @@ def workloads(draw: st.DrawFn) -> dict[str, list[float] | list[int]]:
     members=st.sampled_from(CLUSTERS),
     kv_blocks=st.sampled_from([75, 130, 2000]),
     batch=st.sampled_from(["chunked", "prefill_first", "decode_first"]),
-    cost=st.sampled_from([Linear(), Bent()]),
+    cost=st.sampled_from([Linear(), Bent(), Joining()]),
     transfer=st.sampled_from(
         [TransferMode(), TransferMode("push", "layer"), TransferMode("push", "chunk"), TransferMode("pull", "request", "decode")]
     ),

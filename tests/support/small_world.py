@@ -53,6 +53,15 @@ class Bent(Linear):
         return self.c + self.d * batch + 1e-4 * piece, slope, (piece + 1) * 512
 
 
+class Joining(Linear):
+    """Like Linear, but a model that drafts computes a prompt where its sequence decodes first."""
+
+    joins = True
+
+    def join_s(self, prompts: Sequence[tuple[int, int]]) -> float:
+        return 1e-5 * sum(tokens for tokens, _ in prompts)
+
+
 def workload(arrival_s: Sequence[float], prompt: Sequence[int] | int, output: Sequence[int] | int, **rest: object) -> Workload:
     n = len(arrival_s)
     prompts = np.full(n, prompt) if isinstance(prompt, int) else np.array(prompt)

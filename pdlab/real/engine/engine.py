@@ -22,7 +22,7 @@ from pdlab.real.engine.candidate import Candidate
 from pdlab.real.engine.grammar import GrammarError, Grammars
 from pdlab.real.engine.messages import Step, Submit, Tokens
 from pdlab.real.engine.runner import Piece, Runner
-from pdlab.real.engine.sampler import Sampled, SamplerRow, sample
+from pdlab.real.engine.sampler import Proposal, Sampled, SamplerRow, sample
 from pdlab.real.engine.speculation import Speculation, joined
 
 Emit = Callable[[list[Tokens]], None]
@@ -272,10 +272,10 @@ class Engine:
             pieces.append(Piece(c.tokens[start:end], start, c.table, end == seq.prompt_tokens, *_wanted(c, start, end)))
         return pieces
 
-    def _next_tokens(self, c: Candidate, drafted: list[int]) -> Piece:
+    def _next_tokens(self, c: Candidate, drafted: list[Proposal]) -> Piece:
         start = len(c.tokens) - 1
         self._reach(c, start + len(drafted))
-        return Piece([*c.tokens[-1:], *drafted], start, c.table, 1 + len(drafted))
+        return Piece([*c.tokens[-1:], *(proposal.token for proposal in drafted)], start, c.table, 1 + len(drafted))
 
     def _reach(self, c: Candidate, position: int) -> None:
         """Its table has the block of that position."""
@@ -284,32 +284,31 @@ class Engine:
 
     # ------------------------------------------------------------ drafts
 
-    def _drafts(self, batch: Batch, decoding: list[Candidate]) -> list[list[int]]:
+    def _drafts(self, batch: Batch, decoding: list[Candidate]) -> list[list[Proposal]]:
         """What each of them verifies in this pass, with what the batch leaves of its budget."""
-        drafts: list[list[int]] = [[] for _ in decoding]
         budget = self.scheduler.max_batch_tokens - batch.prompt_tokens - batch.decodes
         if self.speculation is None or budget <= 0:
-            return drafts
-        for c, drafted in zip(decoding, drafts, strict=True):
+            return [[] for _ in decoding]
+        room = []
+        for c in decoding:
             most = min(self.speculation.tokens, c.left - 1, budget)
             most = self.worker.draft(c.seq, most) if most > 0 else 0
             self._reach(c, len(c.tokens) - 1 + most)
             budget -= most
-            drafted += [0] * most
-        found = self.speculation.drafter.draft(decoding, [len(drafted) for drafted in drafts])
-        for c, drafted, proposed in zip(decoding, drafts, found, strict=True):
-            if drafted and not proposed:
+            room.append(most)
+        drafts = self.speculation.drafter.draft(decoding, room)
+        for c, most, drafted in zip(decoding, room, drafts, strict=True):
+            if most and not drafted:
                 self.worker.accept(c.seq, 0)
                 self._cut(c)
-            drafted[:] = proposed
         return drafts
 
-    def _sampled(self, logits: Tensor, computed: list[Candidate], decoding: list[Candidate], drafts: list[list[int]]) -> list[Tokens]:
+    def _sampled(self, logits: Tensor, computed: list[Candidate], decoding: list[Candidate], drafts: list[list[Proposal]]) -> list[Tokens]:
         """What the pass has made of each, from its rows of the logits, in order: one, or as many as its drafts came true, and one more."""
         sampling = [*computed, *decoding]
         if not any(drafts):
             return [self._take(c, s) for c, s in zip(sampling, sample(logits, [c.row for c in sampling]), strict=True)]
-        verified: list[list[int]] = [*([] for _ in computed), *drafts]
+        verified: list[list[Proposal]] = [*([] for _ in computed), *drafts]
         rows, row = list[int](), 0
         for drafted in verified:
             rows.append(row)
@@ -317,18 +316,19 @@ class Engine:
         made: list[list[Tokens]] = [[] for _ in sampling]
         alive, position = list(range(len(sampling))), 0
         while alive:
-            drawn = sample(logits[[rows[i] + position for i in alive]], [sampling[i].row for i in alive])
+            proposals = [verified[i][position] if position < len(verified[i]) else None for i in alive]
+            drawn = sample(logits[[rows[i] + position for i in alive]], [sampling[i].row for i in alive], proposals)
             for i, sampled in zip(alive, drawn, strict=True):
                 made[i].append(self._take(sampling[i], sampled))
             alive = [
                 i
-                for i in alive
-                if position < len(verified[i]) and made[i][-1].tokens == verified[i][position : position + 1] and not made[i][-1].finish
+                for i, proposal in zip(alive, proposals, strict=True)
+                if proposal is not None and made[i][-1].tokens == [proposal.token] and not made[i][-1].finish
             ]
             position += 1
         return [joined(parts) for parts in made]
 
-    def _settle(self, decoding: list[Candidate], drafts: list[list[int]], outputs: list[Tokens]) -> None:
+    def _settle(self, decoding: list[Candidate], drafts: list[list[Proposal]], outputs: list[Tokens]) -> None:
         """The books take in what was accepted."""
         for c, drafted, output in zip(decoding, drafts, outputs, strict=True):
             if drafted and self.speculation is not None:

@@ -2,6 +2,9 @@
 
 A row's draw is one uniform number from the generator of its own sequence, and the token is where the cumulative distribution passes it, so
 that what else is in the batch does not matter. Order as in vLLM: bias, bans, penalties, grammar, temperature, then min-p, top-k, top-p.
+
+A row may bring a token that was drawn from another distribution q: it is taken with probability min(1, p / q), else one is drawn from what
+p has more than q. What comes out is distributed as p. Source: Leviathan et al. (2023), appendix A.1; Chen et al. (2023), algorithm 2.
 """
 
 from __future__ import annotations
@@ -36,6 +39,21 @@ class SamplerRow:
 
     def __post_init__(self) -> None:
         self.longest = max((len(word) for spellings in self.sampling.bad_words.values() for word in spellings), default=0)
+
+    @property
+    def drawn(self) -> bool:
+        return self.sampling.temperature > 0
+
+    def draft_draws(self, count: int) -> list[float]:
+        """What its next tokens are drafted with: of a seeded request the draws that those tokens will be made with, which stay to be taken;
+        of others, draws of their own."""
+        if not self.drawn:
+            return []
+        source = self.generator
+        if self.sampling.seed is not None:
+            source = random.Random(0)
+            source.setstate(self.generator.getstate())
+        return [source.random() for _ in range(count)]
 
     @property
     def plain(self) -> bool:
@@ -78,8 +96,35 @@ class Sampled:
     top: list[tuple[int, float]] | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[Sampled]:
-    """One token for each row of `logits`, float32 [rows, vocab]."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """A drafted token. `odds`: what it was drawn from, float32 [vocab], which sums to one; None: it stands if it is the token that the
+    row's own draw makes."""
+
+    token: int
+    odds: Tensor | None = None
+
+
+def propose(logits: Tensor, rows: Sequence[SamplerRow], draws: Sequence[float]) -> list[Proposal]:
+    """A draft for each row from the drafter's `logits`, float32 [rows, vocab]: the likeliest where the row is greedy, else drawn as its
+    temperature, min-p, top-k and top-p say, by its number of `draws`. What else alters a row's logits is left to the verification."""
+    found = [Proposal(token) for token in logits.argmax(-1).tolist()]
+    seeded = [i for i, row in enumerate(rows) if row.drawn and row.sampling.seed is not None]
+    if seeded:
+        tokens = _draw(logits[seeded], [rows[i].sampling for i in seeded], [draws[i] for i in seeded])
+        for i, token in zip(seeded, tokens, strict=True):
+            found[i] = Proposal(token)
+    free = [i for i, row in enumerate(rows) if row.drawn and row.sampling.seed is None]
+    if free:
+        odds = distribution(logits[free], [rows[i].sampling for i in free])
+        tokens = _pick(odds.double().cumsum(-1), _column([draws[i] for i in free], odds))
+        for i, token, own in zip(free, tokens, odds, strict=True):
+            found[i] = Proposal(token, own)
+    return found
+
+
+def sample(logits: Tensor, rows: Sequence[SamplerRow], proposals: Sequence[Proposal | None] = ()) -> list[Sampled]:
+    """One token for each row of `logits`, float32 [rows, vocab], with what is drafted for each, where anything is."""
     if not rows:
         return []
     wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
@@ -91,13 +136,19 @@ def sample(logits: Tensor, rows: Sequence[SamplerRow]) -> list[Sampled]:
             _alter(logits[i], rows[i])
         if constrained := [i for i in altered if rows[i].grammar is not None]:
             _constrain(logits, computed, constrained, rows)
-    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    verified = [i for i, proposal in enumerate(proposals) if proposal is not None and proposal.odds is not None]
+    others = set(range(len(rows))).difference(verified)
+    drawn = [i for i in sorted(others) if rows[i].drawn]
     if len(drawn) == len(rows):
-        tokens: list[int] = _draw(logits, rows)
+        tokens: list[int] = _drawn(logits, rows)
     else:
-        tokens = logits.argmax(-1).tolist()
+        tokens = logits.argmax(-1).tolist() if others else [0] * len(rows)
         if drawn:
-            for i, token in zip(drawn, _draw(logits[drawn], [rows[i] for i in drawn]), strict=True):
+            for i, token in zip(drawn, _drawn(logits[drawn], [rows[i] for i in drawn]), strict=True):
+                tokens[i] = token
+        if verified:
+            found = _verified(logits[verified], [rows[i] for i in verified], [p for i in verified if (p := proposals[i]) is not None])
+            for i, token in zip(verified, found, strict=True):
                 tokens[i] = token
     sampled = [Sampled(token) for token in tokens]
     if raw is not None:
@@ -178,39 +229,75 @@ def _ban(logits: Tensor, tokens: list[int], allowed: Tensor | None) -> None:
         logits[allowed] = before
 
 
-def _draw(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
-    device = logits.device
+def distribution(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """What each row is drawn from, float32 [rows, vocab], which sums to one."""
+    probs = _tempered(logits, samplings)
+    if filtered := _filtered(samplings):
+        ordered, ids = _likeliest(probs[filtered], [samplings[i] for i in filtered])
+        probs[filtered] = torch.zeros_like(ordered).scatter_(1, ids, ordered)
+    return probs / probs.sum(-1, keepdim=True)
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=device, dtype=torch.float32).unsqueeze(1)
 
-    samplings = [row.sampling for row in rows]
-    probs = (logits / column([max(s.temperature, 1e-5) for s in samplings])).softmax(-1)
-    if any(s.min_p > 0 for s in samplings):
-        floor = column([s.min_p for s in samplings]) * probs.amax(-1, keepdim=True)
-        probs = probs.masked_fill(probs < floor, 0.0)
-    u = torch.tensor([row.generator.random() for row in rows], device=device, dtype=torch.float64).unsqueeze(1)
-    filtered = [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k]
-    picked = _pick(probs.double().cumsum(-1), u) if len(filtered) < len(rows) else [0] * len(rows)
+def _verified(logits: Tensor, rows: Sequence[SamplerRow], proposals: Sequence[Proposal]) -> list[int]:
+    """What is drafted, or what is drawn instead."""
+    p, q = distribution(logits, [row.sampling for row in rows]), torch.stack([one.odds for one in proposals if one.odds is not None])
+    tokens = [one.token for one in proposals]
+    at = torch.tensor(tokens, device=logits.device).unsqueeze(1)
+    accepted = (p.gather(1, at) / q.gather(1, at)).squeeze(1).tolist()
+    refused = [i for i, row in enumerate(rows) if row.generator.random() >= accepted[i]]
+    if refused:
+        more = (p[refused] - q[refused]).clamp_(min=0.0)
+        more = torch.where(more.sum(-1, keepdim=True) > 0.0, more, p[refused])  # they differ by rounding alone
+        instead = _pick(more.double().cumsum(-1), _column([rows[i].generator.random() for i in refused], more))
+        for i, token in zip(refused, instead, strict=True):
+            tokens[i] = token
+    return tokens
+
+
+def _drawn(logits: Tensor, rows: Sequence[SamplerRow]) -> list[int]:
+    return _draw(logits, [row.sampling for row in rows], [row.generator.random() for row in rows])
+
+
+def _draw(logits: Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> list[int]:
+    probs, u, filtered = _tempered(logits, samplings), _column(draws, logits), _filtered(samplings)
+    picked = _pick(probs.double().cumsum(-1), u) if len(filtered) < len(samplings) else [0] * len(samplings)
     if filtered:
-        of_filtered = _pick_filtered(probs[filtered], u[filtered], [samplings[i] for i in filtered])
-        for i, token in zip(filtered, of_filtered, strict=True):
+        ordered, ids = _likeliest(probs[filtered], [samplings[i] for i in filtered])
+        ranks = torch.tensor(_pick(ordered.double().cumsum(-1), u[filtered]), device=logits.device).unsqueeze(1)
+        for i, token in zip(filtered, ids.gather(1, ranks).squeeze(1).tolist(), strict=True):
             picked[i] = token
     return picked
 
 
-def _pick_filtered(probs: Tensor, u: Tensor, samplings: Sequence[Sampling]) -> list[int]:
-    """Among the likeliest, as each says; float32 [rows, vocab], float64 [rows, 1]."""
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """float64 [values, 1]"""
+    return torch.tensor(values, device=like.device, dtype=torch.float64).unsqueeze(1)
+
+
+def _filtered(samplings: Sequence[Sampling]) -> list[int]:
+    """The rows that are drawn among the likeliest only."""
+    return [i for i, s in enumerate(samplings) if s.top_p < 1 or s.top_k]
+
+
+def _tempered(logits: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """What temperature and min-p leave, float32 [rows, vocab]."""
+    probs = (logits / _column([max(s.temperature, 1e-5) for s in samplings], logits).float()).softmax(-1)
+    if any(s.min_p > 0 for s in samplings):
+        floor = _column([s.min_p for s in samplings], logits).float() * probs.amax(-1, keepdim=True)
+        probs = probs.masked_fill(probs < floor, 0.0)
+    return probs
+
+
+def _likeliest(probs: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor]:
+    """What top-k and top-p leave of float32 [rows, vocab], in descending order, and its tokens."""
     device = probs.device
     ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(ordered.shape[1], device=device)
     most = torch.tensor([s.top_k or ordered.shape[1] for s in samplings], device=device).unsqueeze(1)
     ordered = ordered.masked_fill(rank >= most, 0.0)
     total = ordered.double().cumsum(-1)
-    bound = torch.tensor([s.top_p for s in samplings], device=device, dtype=torch.float32).unsqueeze(1).double() * total[:, -1:]
-    ordered = ordered.masked_fill(total - ordered >= bound, 0.0)  # a token stays while those before it are short of top_p
-    picked = torch.tensor(_pick(ordered.double().cumsum(-1), u), device=device).unsqueeze(1)
-    return [int(i) for i in ids.gather(1, picked).squeeze(1).tolist()]
+    bound = _column([s.top_p for s in samplings], probs).float().double() * total[:, -1:]
+    return ordered.masked_fill(total - ordered >= bound, 0.0), ids  # a token stays while those before it are short of top_p
 
 
 def _pick(total: Tensor, u: Tensor) -> list[int]:

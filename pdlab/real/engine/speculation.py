@@ -1,8 +1,10 @@
 """Speculative decoding: tokens are drafted, and the step that computes a sequence's next token verifies them.
 
 Each position is sampled as it would be without drafts, with the draw that is its own; a drafted token stands where it is the one that was
-sampled. So a request's tokens are those it would have without, whatever its sampling, its grammar and its seed. For a draft that is one
-token this accepts as often as rejection sampling does. Source: Leviathan et al. (2023), §2.3, with a draft of one token's probability 1.
+sampled. So a greedy or a seeded request's tokens are those it would have without, wherever it goes on. For a draft that is one token this
+accepts as often as rejection sampling does (Leviathan et al., 2023, with a draft of one token's probability 1). A model drafts for a seeded
+request with the draws that are to come, so that two that agree draw alike. For one without a seed it draws on its own, and the draft is
+taken or refused by `sampler.sample`: as often as can be, and its tokens are distributed as without drafts.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from pdlab.real.engine.candidate import Candidate
 from pdlab.real.engine.messages import Tokens
 from pdlab.real.engine.options import SpeculationOptions
 from pdlab.real.engine.runner import Piece, Runner
+from pdlab.real.engine.sampler import Proposal, propose
 
 
 class Drafter(Protocol):
     """Proposes what comes next."""
 
-    def draft(self, candidates: Sequence[Candidate], most: Sequence[int]) -> list[list[int]]:
+    def draft(self, candidates: Sequence[Candidate], most: Sequence[int]) -> list[list[Proposal]]:
         """For each, at most so many tokens. Their blocks are taken, for their tables to reach."""
         ...
 
@@ -46,8 +49,8 @@ class NgramDrafter:
     def __init__(self, least: int, most: int) -> None:
         self.lengths = range(most, least - 1, -1)
 
-    def draft(self, candidates: Sequence[Candidate], most: Sequence[int]) -> list[list[int]]:
-        return [self.follow(c, count) for c, count in zip(candidates, most, strict=True)]
+    def draft(self, candidates: Sequence[Candidate], most: Sequence[int]) -> list[list[Proposal]]:
+        return [[Proposal(token) for token in self.follow(c, count)] for c, count in zip(candidates, most, strict=True)]
 
     def warm_up(self) -> None:
         pass
@@ -75,13 +78,13 @@ class DraftedKv:
 
     preempted: int
     sure: int
-    drafts: list[int]
+    drafts: list[Proposal]
 
 
 class ModelDrafter:
-    """A smaller model of the same vocabulary, greedy. Its KV lies in blocks of its own memory with the ids of the sequence's, so that it
-    needs no books of its own; it is computed here, wherever the sequence has come from. `step_tokens`: of sequences it does not know yet,
-    so many tokens at most in a step."""
+    """A smaller model of the same vocabulary, sampled as the request is. Its KV lies in blocks of its own memory with the ids of the
+    sequence's, so that it needs no books of its own; it is computed here, wherever the sequence has come from. `step_tokens`: of sequences
+    it does not know yet, so many tokens at most in a step."""
 
     def __init__(self, runner: Runner, step_tokens: int) -> None:
         self.runner, self.step_tokens = runner, step_tokens
@@ -90,8 +93,9 @@ class ModelDrafter:
     def warm_up(self) -> None:
         self.runner.warm_up()
 
-    def draft(self, candidates: Sequence[Candidate], most: Sequence[int]) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in candidates]
+    def draft(self, candidates: Sequence[Candidate], most: Sequence[int]) -> list[list[Proposal]]:
+        found: list[list[Proposal]] = [[] for _ in candidates]
+        draws = [c.row.draft_draws(count) for c, count in zip(candidates, most, strict=True)]
         pieces, drafting, budget = list[Piece](), list[int](), self.step_tokens
         for i, (c, count) in enumerate(zip(candidates, most, strict=True)):
             start = self._known(c)
@@ -105,12 +109,15 @@ class ModelDrafter:
             c.drafting = DraftedKv(c.seq.preempted, start + tokens, found[i])
             if whole:
                 drafting.append(i)
+        position = 0
         while pieces:
-            chosen = self.runner.run(pieces).argmax(-1).tolist()
-            for i, token in zip(drafting, chosen, strict=True):
-                found[i].append(token)
-            drafting = [i for i in drafting if len(found[i]) < most[i]]
-            pieces = [Piece(found[i][-1:], len((c := candidates[i]).tokens) + len(found[i]) - 1, c.table, True) for i in drafting]
+            logits = self.runner.run(pieces)
+            own = [draws[i][position] if draws[i] else 0.0 for i in drafting]
+            for i, proposal in zip(drafting, propose(logits, [candidates[i].row for i in drafting], own), strict=True):
+                found[i].append(proposal)
+            position += 1
+            drafting = [i for i in drafting if position < most[i]]
+            pieces = [Piece([found[i][-1].token], len((c := candidates[i]).tokens) + position - 1, c.table, True) for i in drafting]
         return found
 
     def _known(self, c: Candidate) -> int:
@@ -124,8 +131,8 @@ class ModelDrafter:
                 units += 1
             return min(units * block, len(tokens) - 1)
         known: int = state.sure
-        for token in state.drafts[:-1]:  # the last was never fed
-            if known >= len(tokens) - 1 or tokens[known] != token:
+        for draft in state.drafts[:-1]:  # the last was never fed
+            if known >= len(tokens) - 1 or tokens[known] != draft.token:
                 break
             known += 1
         return known

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pdlab.real.engine.messages import Sampling
-from pdlab.real.engine.sampler import SamplerRow, sample, score
+from pdlab.real.engine.sampler import SamplerRow, distribution, propose, sample, score
 
 DRAWS = 20_000
 
@@ -48,6 +48,23 @@ def kept(probs: Tensor, tokens: list[int]) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_draws_follow_the_softmax(temperature: float) -> None:
     assert chi_square(counts(LOGITS, temperature=temperature), (LOGITS / temperature).softmax(-1)) < 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.5, "top_p": 0.9}, {"temperature": 1.5, "top_k": 6, "min_p": 0.05}], ids=str)
+def test_what_is_drafted_from_another_distribution_is_distributed_as_its_own(fields: dict[str, float]) -> None:
+    """And is taken as often as can be: with probability sum(min(p, q))."""
+    drafter = LOGITS + torch.randn(24, generator=torch.Generator().manual_seed(4))
+    generator, sampling = random.Random(6), Sampling(**fields)  # type: ignore[arg-type]
+    rows, seen, taken = [SamplerRow(sampling, generator, ()) for _ in range(2000)], Counter[int](), 0
+    for _ in range(0, DRAWS, len(rows)):
+        drafted = propose(drafter.expand(len(rows), -1), rows, [draw for row in rows for draw in row.draft_draws(1)])
+        made = [s.token for s in sample(LOGITS.expand(len(rows), -1), rows, drafted)]
+        seen.update(made)
+        taken += sum(token == proposal.token for token, proposal in zip(made, drafted, strict=True))
+    p, q = distribution(torch.stack([LOGITS, drafter]), [sampling, sampling])
+    assert chi_square(torch.tensor([seen[i] for i in range(24)], dtype=torch.float64), p) < 2
+    most = float(torch.minimum(p, q).sum())
+    assert taken / DRAWS == pytest.approx(most, abs=4 * (most * (1 - most) / DRAWS) ** 0.5)
 
 
 def test_top_k_top_p_and_min_p_leave_the_likeliest() -> None:

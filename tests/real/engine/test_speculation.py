@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import random
+from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from pdlab.core.types import UsageError
@@ -107,18 +110,58 @@ def scores(parts: list[Tokens]) -> list[tuple[int, float, tuple[int, ...]]]:
     return found
 
 
-def test_a_model_that_drafts_for_itself_is_always_right(driver: Callable[..., Driver], tiny: Tiny) -> None:
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"seed": 3}, {}], ids=["greedy", "seeded", "drawn"])
+def test_a_model_that_drafts_for_itself_is_always_right(sampling: dict[str, float], driver: Callable[..., Driver], tiny: Tiny) -> None:
     """So each pass makes all of its draft, and one more: its KV goes along with what was accepted, through chunks of a long prompt, and
     with what the prefix cache shares."""
     d = driver("qwen3", max_batch_tokens=20, speculation=drafting(tiny, "qwen3", tokens=4))
     prompt = prompts(1, seed=5)[0] * 3 + list(range(60))
     for id in range(2):
-        d.submit(id, prompt, Sampling(max_tokens=31, temperature=0.0, ignore_eos=True))
+        d.submit(id, prompt, Sampling(max_tokens=31, ignore_eos=True, **sampling))  # type: ignore[arg-type]
         d.run()
-        assert d.tokens[id, 0] == tiny_models.greedy(tiny("qwen3")[1], prompt, 31)
+        if sampling.get("temperature") == 0.0:
+            assert d.tokens[id, 0] == tiny_models.greedy(tiny("qwen3")[1], prompt, 31)
     drafts, drafted, accepted = used(d)
     assert accepted == drafted
     assert drafts <= 2 * -(-31 // 5) + 1
+
+
+def chances(model: PreTrainedModel, prompt: list[int], length: int, temperature: float, presence_penalty: float) -> torch.Tensor:
+    """Of every output of so many tokens, in lexical order, float64."""
+    vocab = model.config.vocab_size
+    outputs = torch.tensor(list(product(range(vocab), repeat=length)))
+    with torch.inference_mode():
+        logits = model(torch.cat([torch.tensor(prompt).expand(len(outputs), -1), outputs[:, :-1]], 1)).logits[:, len(prompt) - 1 :].double()
+    found = torch.ones(len(outputs), dtype=torch.float64)
+    for at in range(length):
+        made = torch.nn.functional.one_hot(outputs[:, :at], vocab).amax(1) if at else 0.0
+        odds = ((logits[:, at] - presence_penalty * made) / temperature).softmax(-1)
+        found *= odds.gather(1, outputs[:, at : at + 1]).squeeze(1)
+    return found
+
+
+def test_what_is_drawn_with_drafts_is_distributed_as_without(tmp_path: Path) -> None:
+    """Every output of four tokens of a vocabulary of four, beside its chance by transformers; through several batches, each of which
+    verifies two drafts of another model that has other odds. The engine's seed is fixed."""
+    folders = [tmp_path / family for family in ("llama", "qwen2")]
+    model, _ = (tiny_models.make(folder.name, folder, vocab_size=4) for folder in folders)
+    options = EngineOptions(
+        model=str(folders[0]), kv_blocks=2000, speculation=SpeculationOptions(method="draft_model", tokens=2, model=str(folders[1]))
+    )
+    d = Driver(load(options).engine)
+    sampling = Sampling(max_tokens=4, temperature=0.7, presence_penalty=0.5)
+    for id in range(requests := 3000):
+        d.submit(id, [1, 0, 2, 2, 3], sampling)
+    d.run()
+    expected = requests * chances(model, [1, 0, 2, 2, 3], 4, sampling.temperature, sampling.presence_penalty)
+    made = Counter(sum(token * 4**place for place, token in enumerate(reversed(tokens))) for tokens in d.tokens.values())
+    seen = torch.tensor([made[i] for i in range(len(expected))], dtype=torch.float64)
+    common = expected >= 5
+    square = ((seen - expected) ** 2 / expected)[common].sum() / common.sum()
+    assert square < 1 + 4 * (2 / int(common.sum())) ** 0.5
+    drafts, drafted, accepted = used(d)
+    assert requests <= drafts
+    assert drafted // 5 < accepted < drafted
 
 
 def test_another_model_drafts_for_it(driver: Callable[..., Driver], tiny: Tiny) -> None:
