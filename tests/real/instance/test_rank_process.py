@@ -27,6 +27,7 @@ def test_two_ranks_answer_and_end_together(tiny: Tiny) -> None:
     async def main() -> None:
         engine = await EngineClient.start(EngineOptions(model=str(folder), block_tokens=4, kv_blocks=200, tp=2))
         try:
+            assert engine.ready.tp == 2
             arriving = engine.submit(Submit(1, prompt, Sampling(max_tokens=8, temperature=0.0)))
             tokens: list[int] = []
             while not (news := await asyncio.wait_for(arriving.get(), 60)).finish:
