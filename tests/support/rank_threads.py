@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from pdlab.kernels.all_reduce import SharedSum
+from pdlab.kernels.all_reduce import SharedSum, available
 from pdlab.real.engine.load import Loaded, load, load_model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.passes import Pass
@@ -22,11 +22,12 @@ CPU = torch.device("cpu")
 
 
 class RankThreads:
-    """`loaded` is rank 0's; `runners` are those of the others, by rank from 1 on. `shared`: they add up by memory."""
+    """`loaded` is rank 0's; `runners` are those of the others, by rank from 1 on. `shared`: they add up by memory, where there is a
+    compiler."""
 
     def __init__(self, options: EngineOptions, stack: ExitStack, *, shared: bool = True) -> None:
         store, size = HashStore(), options.tp
-        memory = mmap.mmap(-1, SharedSum.bytes(size)) if shared else None
+        memory = mmap.mmap(-1, SharedSum.bytes(size)) if shared and available() else None
         over = threading.Event()
         inboxes: list[queue.SimpleQueue[Pass | None]] = [queue.SimpleQueue() for _ in range(size - 1)]
         loaded: queue.SimpleQueue[int] = queue.SimpleQueue()
