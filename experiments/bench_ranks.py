@@ -1,5 +1,5 @@
 """What ranks cost on a CPU: all-reduce by size, by gloo and by shared memory, and decode steps of two ranks with a thread each against one
-with two threads.
+with two threads; in one call, as both decode, and layer by layer, as both do where there is no compiler.
 
     python experiments/bench_ranks.py [MODEL] [--rounds 5]
 
@@ -62,6 +62,8 @@ def rank(number: int, size: int, threads: int, port: int, model: str, told: Conn
         table = list(range(64))
         prompt = [Piece([1] * PROMPT, 0, table, True)]
         batch = [Piece([1], 60, table[4 * i : 4 * i + 4], True) for i in range(16)]
+        runner.run(prompt)
+        runner.settle_memory()  # as an engine does
         told.send({})
         while told.recv() is not None:
             found: Times = {}
@@ -71,6 +73,9 @@ def rank(number: int, size: int, threads: int, port: int, model: str, told: Conn
                     found[f"all-reduce of {bytes_ >> 10:5,} KiB, {way}"] = median_s(lambda x=x, sum_=sum_: sum_(x), SUMS)  # type: ignore[misc]
             found[f"prompt of {PROMPT} tokens"] = median_s(lambda: runner.run(prompt), 2)
             found["decode step, batch 1"] = median_s(lambda: runner.run([Piece([1], PROMPT, table, True)]), STEPS)
+            fast, runner.fast = runner.fast, None
+            found["decode step, batch 1, layer by layer"] = median_s(lambda: runner.run([Piece([1], PROMPT, table, True)]), STEPS)
+            runner.fast = fast
             found["decode step, batch 16"] = median_s(lambda: runner.run(batch), STEPS)
             told.send(found)
 

@@ -1,8 +1,8 @@
 // A sum over the ranks of one host by memory that all of them map. Each puts its part of the numbers into a slot of its own, says so, waits for
 // the others, and adds up all slots in the order of the ranks: every rank gets the same bits, whoever came first.
 //
-// A slot has two halves, used by turns. A rank writes to a half again two turns later; by then it has seen each of the others begin the turn
-// between, before which that one had read this half.
+// A slot has two halves, used by turns. Before a rank writes to a half again, two turns later, it sees that each of the others has begun the
+// turn between, before which that one had read this half.
 #include "cpu.h"
 #include <atomic>
 #include <ctime>
@@ -71,26 +71,72 @@ template <class T> static void add_up(T *x, const char *slots, int64_t slot_byte
 
 API int64_t pdlab_all_reduce_board_bytes() { return sizeof(Board); }
 
-// `n` numbers, not more than a half of a slot takes, as this rank's part of `turn`.
-API void pdlab_all_reduce_put(char *memory, int rank, int64_t slot_bytes, uint32_t turn, const void *x, int64_t bytes) {
-    Turn &own = reinterpret_cast<Board *>(memory)->turns[rank];
-    memcpy(memory + sizeof(Board) + rank * slot_bytes + (turn & 1) * (slot_bytes / 2), x, bytes);
-    own.begun.store(turn);
-    if (own.sleepers.load())
-        syscall(SYS_futex, &own.begun, FUTEX_WAKE, kMostRanks, nullptr, nullptr, 0);
+// A rank's hold on the memory, which is its own: all ranks make the same calls in the same order.
+struct Sum {
+    char *memory;
+    int64_t rank, ranks, slot_bytes;
+    int (*missing)(int); // asked every `patience_s` seconds about a rank that is waited for: not 0 where it will not come
+    double patience_s;
+    uint32_t turn; // the last one
+
+    char *slot(int r) const { return memory + sizeof(Board) + r * slot_bytes + (turn & 1) * (slot_bytes / 2); }
+    int64_t most() const { return slot_bytes / 2; }
+
+    // Until all others have begun that turn. -1: they have; else one that will not.
+    int wait(uint32_t begun) const {
+        Board *board = reinterpret_cast<Board *>(memory);
+        for (int r = 0; r < ranks; r++)
+            while (r != rank && !wait_for(board->turns[r], begun, patience_s))
+                if (missing(r))
+                    return r;
+        return -1;
+    }
+
+    // The next turn, with these bytes, not more than `most()`, as this rank's part.
+    int put_part(const void *x, int64_t bytes) {
+        const int late = wait(turn);
+        if (late >= 0)
+            return late;
+        turn++;
+        Turn &own = reinterpret_cast<Board *>(memory)->turns[rank];
+        memcpy(slot(rank), x, bytes);
+        own.begun.store(turn);
+        if (own.sleepers.load())
+            syscall(SYS_futex, &own.begun, FUTEX_WAKE, kMostRanks, nullptr, nullptr, 0);
+        return -1;
+    }
+};
+
+template <class T> static int all_reduce(Sum &s, T *x, int64_t n) {
+    const int64_t most = s.most() / static_cast<int64_t>(sizeof(T));
+    for (int64_t start = 0; start < n; start += most) {
+        const int64_t count = n - start < most ? n - start : most;
+        int late = s.put_part(x + start, count * sizeof(T));
+        if (late < 0)
+            late = s.wait(s.turn);
+        if (late >= 0)
+            return late;
+        add_up(x + start, s.slot(0), s.slot_bytes, static_cast<int>(s.ranks), count);
+    }
+    return -1;
 }
 
-// The sum of all parts of `turn` into `x`. -1: done; else a rank that has not come in `patience_s` seconds: ask again, or give up.
-API int pdlab_all_reduce_take(char *memory, int rank, int ranks, int64_t slot_bytes, uint32_t turn, void *x, int64_t n, int is_bf16,
-                              double patience_s) {
-    Board *board = reinterpret_cast<Board *>(memory);
-    for (int r = 0; r < ranks; r++)
-        if (r != rank && !wait_for(board->turns[r], turn, patience_s))
-            return r;
-    const char *slots = memory + sizeof(Board) + (turn & 1) * (slot_bytes / 2);
-    if (is_bf16)
-        add_up(static_cast<bf16 *>(x), slots, slot_bytes, ranks, n);
-    else
-        add_up(static_cast<float *>(x), slots, slot_bytes, ranks, n);
+// `n` numbers become the sum over the ranks. -1: done; else a rank that has not come, and will not.
+API int pdlab_all_reduce(Sum *s, void *x, int64_t n, int is_bf16) {
+    return is_bf16 ? all_reduce(*s, static_cast<bf16 *>(x), n) : all_reduce(*s, static_cast<float *>(x), n);
+}
+
+// Everybody's `bytes` bytes, by rank, into `all` at rank 0; elsewhere `all` is not used. As above.
+API int pdlab_gather(Sum *s, const char *x, int64_t bytes, char *all) {
+    for (int64_t start = 0; start < bytes; start += s->most()) {
+        const int64_t count = bytes - start < s->most() ? bytes - start : s->most();
+        int late = s->put_part(x + start, count);
+        if (late < 0 && s->rank == 0)
+            late = s->wait(s->turn);
+        if (late >= 0)
+            return late;
+        for (int r = 0; s->rank == 0 && r < s->ranks; r++)
+            memcpy(all + r * bytes + start, s->slot(r), count);
+    }
     return -1;
 }

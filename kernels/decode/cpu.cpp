@@ -12,6 +12,7 @@ struct Functions {
     void (*store_kv)(const void *, const void *, void *, void *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int64_t, int);
     void (*attention)(int, const void *, const void *, const void *, void *, const int32_t *, const int32_t *, const int32_t *, int64_t, int64_t, int64_t,
                       int64_t, int64_t, int, int, int, int, int, int, float, const float *, int);
+    int (*all_reduce)(void *, void *, int64_t, int); // null, where one rank has all of each layer
 };
 
 struct Linear {
@@ -42,15 +43,17 @@ struct Step {
 } // namespace
 
 // residual [tokens, hidden] holds the embeddings, and takes what the layers add; x [tokens, hidden] gets the last layer's own output, not yet added.
-// work: at least tokens * max(heads + 2 * kv_heads times dim, 2 * ffn) elements, twice.
-extern "C" __attribute__((visibility("default"))) void pdlab_decode(const Functions *f, const Shape *s, const Layer *layers, const Step *step, char *residual,
-                                                                    char *x, char *work, char *other, int threads) {
+// work: at least tokens * max(heads + 2 * kv_heads times dim, 2 * ffn) elements, twice. sum: for all_reduce, the ranks that have a part of each layer.
+// -1: done; else a rank that has not come.
+extern "C" __attribute__((visibility("default"))) int pdlab_decode(const Functions *f, const Shape *s, const Layer *layers, const Step *step, void *sum,
+                                                                   char *residual, char *x, char *work, char *other, int threads) {
     const int bf = (int)s->is_bf16, n = (int)s->tokens, heads = (int)s->heads, kv = (int)s->kv_heads, dim = (int)s->dim;
     const int64_t size = bf ? 2 : 4, width = (heads + 2 * kv) * dim;
     const float eps = (float)s->eps;
     auto product = [&](const Linear &l, const char *from, char *to) {
         f->matvec(bf, (int)l.kind, from, l.in, n, l.weight, l.scale, l.zero, l.bias, to, l.in, l.out, l.group, threads);
     };
+    auto added_up = [&](char *part) { return f->all_reduce ? f->all_reduce(sum, part, n * s->hidden, bf) : -1; };
     for (int64_t i = 0; i < s->layers; i++) {
         const Layer &l = layers[i];
         if (i)
@@ -69,9 +72,14 @@ extern "C" __attribute__((visibility("default"))) void pdlab_decode(const Functi
         f->attention(bf, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride, n, heads, kv,
                      dim, (int)s->block_tokens, (int)l.window, (float)s->scale, nullptr, threads);
         product(l.out, other, x);
+        if (const int late = added_up(x); late >= 0)
+            return late;
         f->rms_norm(bf, x, residual, l.post_norm, x, n, s->hidden, s->hidden, eps, threads);
         product(l.gate_up, x, work);
         f->silu_and_mul(bf, work, other, n, s->ffn, 2 * s->ffn, threads);
         product(l.down, other, x);
+        if (const int late = added_up(x); late >= 0)
+            return late;
     }
+    return -1;
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pdlab.kernels.all_reduce import SharedSum
 from pdlab.kernels.cpu_build import library
 from pdlab.kernels.fused import cpu as fused
 from pdlab.kernels.linear import Int4Weight, Int8Weight
@@ -20,7 +21,7 @@ Weight = Tensor | Int8Weight | Int4Weight
 
 
 class _Functions(Structure):
-    _fields_ = [(name, c_void_p) for name in ("matvec", "rms_norm", "silu_and_mul", "rope", "store_kv", "attention")]
+    _fields_ = [(name, c_void_p) for name in ("matvec", "rms_norm", "silu_and_mul", "rope", "store_kv", "attention", "all_reduce")]
 
 
 class LinearStruct(Structure):
@@ -56,8 +57,8 @@ class _Step(Structure):
 def _library() -> CDLL | None:
     lib = library("decode", Path(__file__).with_name("cpu.cpp"))
     if lib is not None:
-        lib.pdlab_decode.argtypes = [*[c_void_p] * 8, c_int]
-        lib.pdlab_decode.restype = None
+        lib.pdlab_decode.argtypes = [*[c_void_p] * 9, c_int]
+        lib.pdlab_decode.restype = c_int
     return lib
 
 
@@ -80,9 +81,21 @@ def linear_struct(weight: Weight, bias: Tensor | None) -> LinearStruct:
 
 
 class DecodeStep:
-    """Of a model with these layers, over these caches, which both have to stay where they are."""
+    """Of a model with these layers, over these caches, which both have to stay where they are. `sum`: over the ranks, where each has but
+    a part of the heads and of the feed-forward, and these sizes are of its part."""
 
-    def __init__(self, *, heads: int, kv_heads: int, head_dim: int, hidden: int, ffn: int, eps: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        hidden: int,
+        ffn: int,
+        eps: float,
+        dtype: torch.dtype,
+        sum: SharedSum | None = None,
+    ) -> None:
         self.heads, self.kv_heads, self.head_dim, self.hidden, self.ffn, self.eps, self.dtype = (
             heads,
             kv_heads,
@@ -99,7 +112,8 @@ class DecodeStep:
         assert fused_lib is not None and linear_lib is not None and functions is not None, "ask available() first"
         attend, store = functions
         found = (linear_lib.pdlab_matvec, fused_lib.pdlab_rms_norm, fused_lib.pdlab_silu_and_mul, fused_lib.pdlab_rope, store, attend)
-        self._functions = _Functions(*(cast(function, c_void_p) for function in found))
+        self._sum = sum
+        self._functions = _Functions(*(cast(function, c_void_p) for function in found), 0 if sum is None else cast(sum.function, c_void_p))
 
     def add_layer(
         self,
@@ -119,7 +133,7 @@ class DecodeStep:
         self, residual: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, starts: Tensor, contexts: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
         """`residual` [n <= 8, hidden] holds the embeddings, one token of each sequence, and takes what the layers add; returned is what
-        the last one adds, [n, hidden]. The rest is as for `paged_attention`, `store_kv` and `rope`."""
+        the last one adds, [n, hidden]. The rest is as for `paged_attention`, `store_kv` and `rope`. Raises what `sum` does."""
         lib = _library()
         assert lib is not None, "ask available() first"
         n = len(residual)
@@ -140,15 +154,18 @@ class DecodeStep:
             self.head_dim**-0.5,
         )
         step = _Step(*(t.data_ptr() for t in (positions, slots, tables, starts, contexts, cos, sin)))
-        lib.pdlab_decode(
+        late = lib.pdlab_decode(
             byref(self._functions),
             byref(shape),
             self._array,
             byref(step),
+            None if self._sum is None else byref(self._sum.struct),
             residual.data_ptr(),
             x.data_ptr(),
             work.data_ptr(),
             other.data_ptr(),
             torch.get_num_threads(),
         )
+        if self._sum is not None:
+            self._sum.check(late)
         return x.view(n, self.hidden)

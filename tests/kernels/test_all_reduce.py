@@ -1,4 +1,4 @@
-"""The sum over ranks by shared memory; the ranks are threads here."""
+"""Sums and gathers over ranks by shared memory; the ranks are threads here."""
 
 from __future__ import annotations
 
@@ -48,6 +48,28 @@ def test_every_rank_gets_the_sum_in_their_order_bit_for_bit(size: int, dtype: to
             assert torch.equal(x, wanted)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_rank_0_gathers_what_each_has_between_sums(size: int) -> None:
+    """The others go on at once, up to where what they have put would be overwritten."""
+    memory = mmap.mmap(-1, SharedSum.bytes(size, SLOT_BYTES))
+    shapes = [(1,), (3, 40), (2, 300), (0,)] * 4 + [(7,), (700,)] * 20
+
+    def rank(number: int) -> list[Tensor]:
+        shared, found = SharedSum(memory, number, size, lambda _: None, SLOT_BYTES), []
+        for i, shape in enumerate(shapes):
+            if i % 3 == 2:
+                shared(one := torch.ones(50))
+                assert torch.equal(one, torch.full((50,), float(size)))
+            found.append(shared.gather(torch.full(shape, float(100 * i + number))))
+        return found
+
+    with ThreadPoolExecutor(size) as pool:
+        first, *others = pool.map(rank, range(size))
+    for i, (shape, all_) in enumerate(zip(shapes, first, strict=True)):
+        assert torch.equal(all_, torch.stack([torch.full(shape, float(100 * i + number)) for number in range(size)]))
+    assert not any(each.numel() for other in others for each in other)
+
+
 def test_a_rank_that_does_not_come_is_asked_after() -> None:
     asked = []
 
@@ -57,9 +79,11 @@ def test_a_rank_that_does_not_come_is_asked_after() -> None:
             raise RuntimeError(f"rank {rank} has ended")
 
     alone = SharedSum(mmap.mmap(-1, SharedSum.bytes(2, SLOT_BYTES)), 0, 2, missing, SLOT_BYTES)
-    with pytest.raises(RuntimeError, match="rank 1 has ended"):
-        alone(torch.ones(3))
-    assert asked == [1, 1]
+    for wait in (alone, alone.gather):
+        asked.clear()
+        with pytest.raises(RuntimeError, match="rank 1 has ended"):
+            wait(torch.ones(3))
+        assert asked == [1, 1]
 
 
 def test_what_it_does_not_take() -> None:

@@ -13,6 +13,7 @@ from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.load import load
 from pdlab.real.engine.messages import AnyToEngine, Exported, FromEngine, Sampling, Step, Submit, Tokens
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.runner import Runner
 from pdlab.real.host.background import Background
 from pdlab.real.instance.engine_process import EngineLoop
 from pdlab.real.instance.kv_service import KvService
@@ -36,8 +37,10 @@ class Line:
 
 
 class Node:
-    def __init__(self, name: str, engine: Engine, kv_service: KvService, line: Line) -> None:
-        self.name, self.engine, self.kv_service, self.line = name, engine, kv_service, line
+    """`followers` are the runners of the ranks from 1 on."""
+
+    def __init__(self, name: str, engine: Engine, kv_service: KvService, line: Line, followers: tuple[Runner, ...] = ()) -> None:
+        self.name, self.engine, self.kv_service, self.line, self.followers = name, engine, kv_service, line, followers
         self.serving = EngineLoop(line, engine, kv_service)  # type: ignore[arg-type]
 
     @property
@@ -148,7 +151,7 @@ def node(name: str, options: EngineOptions, *, transport: str = "auto", lease_s:
             endpoint.lead([each.endpoint.descriptor() for each in others.values()], lambda rank, message: others[rank].take(message))
         background = opened(endpoint, name)
         ended.append(KvService(loaded.engine, endpoint, background, line.inbox.put, engine_id=f"{name}-1", lease_s=lease_s))
-        yield Node(name, loaded.engine, ended[0], line)
+        yield Node(name, loaded.engine, ended[0], line, () if ranks is None else tuple(ranks.runners.values()))
 
 
 def submit(id: int, prompt: list[int], sampling: Sampling, *, decodes_here: bool = True, block: int = BLOCK) -> Submit:

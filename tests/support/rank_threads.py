@@ -1,7 +1,8 @@
-"""The ranks of an instance as threads of one process, over gloo: an engine whose others follow in threads."""
+"""The ranks of an instance as threads of one process: an engine whose others follow in threads. They add up by memory, or over gloo."""
 
 from __future__ import annotations
 
+import mmap
 import queue
 import threading
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 import torch
 from torch._C._distributed_c10d import HashStore
 
+from pdlab.kernels.all_reduce import SharedSum, available
 from pdlab.real.engine.load import Loaded, load, load_model
 from pdlab.real.engine.options import EngineOptions
 from pdlab.real.engine.passes import Pass
@@ -20,16 +22,26 @@ CPU = torch.device("cpu")
 
 
 class RankThreads:
-    """`loaded` is rank 0's; `runners` are those of the others, by rank from 1 on."""
+    """`loaded` is rank 0's; `runners` are those of the others, by rank from 1 on. `shared`: they add up by memory, where there is a
+    compiler."""
 
-    def __init__(self, options: EngineOptions, stack: ExitStack) -> None:
+    def __init__(self, options: EngineOptions, stack: ExitStack, *, shared: bool = True) -> None:
         store, size = HashStore(), options.tp
+        memory = mmap.mmap(-1, SharedSum.bytes(size)) if shared and available() else None
+        over = threading.Event()
         inboxes: list[queue.SimpleQueue[Pass | None]] = [queue.SimpleQueue() for _ in range(size - 1)]
         loaded: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.runners: dict[int, Runner] = {}
 
+        def missing(rank: int) -> None:
+            if over.is_set():
+                raise RuntimeError(f"rank {rank} has ended")
+
         def meet(rank: int) -> Ranks:
-            return Ranks(rank, size, GroupExchange.over(store, rank, size, CPU), options.ep > 1)
+            exchange = GroupExchange.over(store, rank, size, CPU)
+            if memory is not None:
+                exchange.shared = SharedSum(memory, rank, size, missing)
+            return Ranks(rank, size, exchange, options.ep > 1)
 
         def follow(rank: int) -> None:
             runner = self.runners[rank] = load_model(options, CPU, meet(rank)).runner(options)
@@ -51,6 +63,7 @@ class RankThreads:
 
         def end() -> None:
             tell(None)
+            over.set()
             for thread in threads:
                 thread.join()
 

@@ -182,7 +182,7 @@ def handed_on(held: Held, ready: Ready, host: str, port: int) -> dict[str, Any]:
         "remote_request_id": held.lease,
         "remote_host": host,
         "remote_port": port,
-        "tp_size": 1,
+        "tp_size": ready.tp,
         "remote_num_tokens": held.kv_tokens,
         "transfer_mode": "pull",
         "pdlab": {"descriptor": ready.descriptor.decode(), "kv_tokens": held.kv_tokens},

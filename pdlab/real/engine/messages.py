@@ -227,6 +227,7 @@ class Ready(FromEngine, frozen=True):
     engine_id: str = ""
     context_tokens: int = 0
     drafts: int = 0  # tokens at most that it drafts for a sequence in a step
+    tp: int = 1  # ranks of the instance
     prefill_profile: tuple[tuple[int, float], ...] = ()
     decode_profile: tuple[tuple[int, int, float], ...] = ()
 

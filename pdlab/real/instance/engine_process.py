@@ -216,6 +216,7 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
             block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
             context_tokens=loaded.context_tokens,
             drafts=0 if engine.speculation is None else engine.speculation.tokens,
+            tp=options.tp,
         )
         if options.self_profile:
             link.send(Loading("measuring itself"))

@@ -1,8 +1,9 @@
 """Prompts whose KV is written to the decode instance: when they are computed, chunk by chunk, or layer by layer while they are.
 
 By layer, the layers of a chunk go in a few groups, since each push has its price; blocks that a chunk fills in part go with the next one. A
-pass that is one call for all layers, and accelerators, whose layers are only under way when their turn has come, send by chunk; so do
-several ranks, of which one is at a layer sooner than another.
+pass that is one call for all layers, and accelerators, whose layers are only under way when their turn has come, send by chunk. Of several
+ranks each sends its own heads. When rank 0 has written a layer, it has added up the one before with all the others, who had written that
+layer's KV by then: it says to all that those before may go.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Pushes:
         self.layers = self.engine.runner.model.config.layers
         self.stride = -(-self.layers // GROUPS)
         model = self.engine.runner.model
-        self.by_layer = model.device.type == "cpu" and model.ranks.size == 1
+        self.by_layer = model.device.type == "cpu"
+        self.behind = int(model.ranks.size > 1)  # layers that only rank 0 is known to have written
         self.active: list[Outbound] = []
 
     def __contains__(self, id: int) -> bool:
@@ -74,10 +76,11 @@ class Pushes:
             return None
 
         def after(layer: int) -> None:
-            if (layer + 1) % self.stride == 0 and layer + 1 < self.layers:
+            written = layer + 1 - self.behind
+            if written % self.stride == 0 and 0 < written < self.layers:
                 for out in layered:
-                    self._send(out, (out.layers, layer + 1))
-                    out.layers = layer + 1
+                    self._send(out, (out.layers, written))
+                    out.layers = written
 
         return after
 

@@ -24,12 +24,20 @@ class FastStep:
 
     @classmethod
     def of(cls, model: DecoderModel, caches: Sequence[tuple[Tensor, Tensor]]) -> FastStep | None:
-        """None: where none serves, and for layers that are not as the Llama family's, which this one call does not know."""
-        c = model.config
-        if not c.plain or model.ranks.size > 1 or model.device.type != "cpu" or not available(model.dtype):
+        """None: where none serves, for layers that are not as the Llama family's, which this one call does not know, and for ranks that
+        share no memory."""
+        c, shared = model.share, model.ranks.shared
+        if not c.plain or model.device.type != "cpu" or not available(model.dtype) or (model.ranks.size > 1 and shared is None):
             return None
         step = DecodeStep(
-            heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, hidden=c.hidden, ffn=c.ffn, eps=c.norm_eps, dtype=model.dtype
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            hidden=c.hidden,
+            ffn=c.ffn,
+            eps=c.norm_eps,
+            dtype=model.dtype,
+            sum=shared,
         )
         packs = False
         for layer, cache in zip(model.layers, caches, strict=True):

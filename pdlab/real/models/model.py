@@ -136,7 +136,8 @@ class DecoderModel:
             self.cos,
             self.sin,
         )
-        return self.head(rms_norm(x, self.norm, self.config.norm_eps, residual)).float()
+        logits: Tensor = self.logits(rms_norm(x, self.norm, self.config.norm_eps, residual))
+        return logits
 
 
 class _WeightLoader:

@@ -1,5 +1,5 @@
-"""The ranks' exchange over torch.distributed: gloo between CPUs, nccl between CUDA devices, hccl between NPUs. CPUs of one host sum by
-memory that they share."""
+"""The ranks' exchange over torch.distributed: gloo between CPUs, nccl between CUDA devices, hccl between NPUs. CPUs of one host sum and
+gather by memory that they share."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ class GroupExchange:
     def most(self, x: Tensor) -> None:
         self.group.allreduce([x], self.largest).wait()
 
-    def gather(self, x: Tensor) -> list[Tensor]:
-        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else []
-        self.group.gather([parts] if parts else [], [x], self.to_first).wait()
+    def gather(self, x: Tensor) -> Tensor:
+        if self.shared is not None and self.shared.takes(x):
+            gathered: Tensor = self.shared.gather(x)
+            return gathered
+        parts = x.new_empty((self.size if self.rank == 0 else 0, *x.shape))
+        self.group.gather([list(parts)] if self.rank == 0 else [], [x], self.to_first).wait()
         return parts

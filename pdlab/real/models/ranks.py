@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdlab.core.kv_plan import heads_of
+from pdlab.kernels.all_reduce import SharedSum
 from pdlab.kernels.decode import Weight
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.feed_forward import FeedForwardPass
@@ -23,7 +24,10 @@ from pdlab.real.models.moe import MoeConfig, names
 
 
 class Exchange(Protocol):
-    """How the ranks of one instance add up and collect tensors: all of them make the same calls in the same order."""
+    """How the ranks of one instance add up and collect tensors: all of them make the same calls in the same order. `shared`: the sum by
+    memory that they share, where there is such."""
+
+    shared: SharedSum | None
 
     def sum(self, x: Tensor) -> None:
         """In place, over the ranks; every rank gets the same bits."""
@@ -31,8 +35,8 @@ class Exchange(Protocol):
     def most(self, x: Tensor) -> None:
         """The largest of each element, in place."""
 
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """Everybody's `x`, all of one shape, by rank, at rank 0; elsewhere nothing."""
+    def gather(self, x: Tensor) -> Tensor:
+        """Everybody's `x`, all of one shape, at rank 0: [ranks, *x.shape]; elsewhere it is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,12 @@ class Ranks:
         if self.exchange is None:
             return x
         parts = self.exchange.gather(x.contiguous())
-        return torch.cat(parts, 1)[:, :count] if parts else x[:, :0]
+        return parts.transpose(0, 1).reshape(len(x), -1)[:, :count] if len(parts) else x[:, :0]
+
+    @property
+    def shared(self) -> SharedSum | None:
+        """The sum over the ranks by memory that they share, where all of them have it."""
+        return None if self.exchange is None else self.exchange.shared
 
     def barrier(self, device: torch.device) -> None:
         """Until all have come here."""

@@ -347,6 +347,30 @@ def test_a_cancelled_prompt_that_is_being_pushed_leaves_nothing(granularity: str
     d.at_rest()
 
 
+@pytest.mark.parametrize("options", [2], indirect=True, ids=["two ranks"])
+def test_ranks_whose_push_by_layer_breaks_off_leave_nothing(start: Callable[..., Node]) -> None:
+    """Refused from the first layer on; given up by its reader after the first of several passes, and by both sides."""
+    p, d = start("p"), start("d")
+    for id, known in enumerate((False, True)):
+        d.tell(Receive(submit(id, [3] * 200, GREEDY), last=False))
+        place = until(lambda id=id: d.news(Reserved, id) or None, d)[0]  # type: ignore[misc]
+        push = Push(d.descriptor, place.ticket if known else "unknown", place.blocks, place.cached_tokens, "layer")
+        p.tell(msgspec.structs.replace(submit(id, [3 + id] * 200, GREEDY, decodes_here=False), push=push))
+        p.turn()
+        if known:
+            d.tell(Cancel(id))
+            d.turn()
+        until(lambda id=id: p.finish(id), p, d)  # type: ignore[misc]
+        assert p.finish(id) == "held"
+        if not known:
+            assert not d.kv_service.receiving.received_bytes
+            d.tell(Cancel(id))
+        until(lambda: not (d.kv_service.receiving.inbound or p.kv_service.lending.pushes.live), p, d)
+        p.at_rest()
+        d.at_rest()
+    test_a_cancelled_prompt_that_is_being_pushed_leaves_nothing("layer", start)
+
+
 def test_a_reader_of_another_model_is_refused(start: Callable[..., Node], tiny: Tiny) -> None:
     p, d = start("p"), start("d", model=str(tiny("llama")[0]))
     p.tell(submit(0, [1, 2, 3, 4, 5], GREEDY, decodes_here=False))

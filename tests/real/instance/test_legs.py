@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pdlab.real.engine.messages import Proceed, Receive, Resume
@@ -25,9 +26,11 @@ async def prefill(p: Instance, **fields: Any) -> Any:
     return answer.json()
 
 
-def test_a_prefill_leg_answers_what_vllm_answers_and_a_descriptor(folder: Path) -> None:
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_prefill_leg_answers_what_vllm_answers_and_a_descriptor(tp: int, folder: Path) -> None:
     async def play() -> None:
         async with instance(folder, "p") as p:
+            p.engine.ready = msgspec.structs.replace(p.engine.ready, tp=tp)
             answer = await prefill(p)
             (choice,) = answer["choices"]
             assert (choice["token_ids"], choice["finish_reason"]) == ([PROMPT[0]], "length")
@@ -40,7 +43,7 @@ def test_a_prefill_leg_answers_what_vllm_answers_and_a_descriptor(folder: Path) 
                 "remote_request_id": lease,
                 "remote_host": "127.0.0.1",
                 "remote_port": int(p.url.rsplit(":", 1)[1]),
-                "tp_size": 1,
+                "tp_size": tp,
                 "remote_num_tokens": 10,
                 "transfer_mode": "pull",
                 "pdlab": {"descriptor": p.engine.ready.descriptor.decode(), "kv_tokens": 10},

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from pdlab.experiment.experiment import Experiment
 from pdlab.real.engine.messages import Export, Landed, Missed, Proceed, Push, Receive, Reserved, Sampling, Source, Staged
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.models.attention import AttentionPass, Cache, Stored
+from pdlab.real.models.inputs import Inputs
+from pdlab.real.transfer.endpoint import KvEndpoint
+from pdlab.sim import build
 from tests.real.instance.test_kv_service import held, prompts, source
+from tests.real.live.test_same_tokens import WAYS
 from tests.support import tiny_models
 from tests.support.engine_nodes import BLOCK, Node, node, submit, until
+from tests.support.small_world import workload
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 GREEDY = Sampling(max_tokens=6, temperature=0.0)
@@ -52,6 +63,42 @@ def block_of(side: dict[str, int]) -> int:
     return side.get("block_tokens", BLOCK)
 
 
+def hand_over(id: int, prompt: list[int], how: str, p: Node, d: Node, a: int = BLOCK, b: int = BLOCK) -> None:
+    """By a push. `a` and `b`: tokens of a block at either side."""
+    d.tell(Receive(submit(id, prompt, GREEDY, block=b), last=False))
+    place = until(lambda: d.news(Reserved, id) or None, d)[0]
+    push = Push(d.descriptor, place.ticket, place.blocks, place.cached_tokens, how)
+    p.tell(msgspec.structs.replace(submit(id, prompt, GREEDY, decodes_here=False, block=a), push=push))
+    until(lambda: p.finish(id), p, d)
+    d.tell(Proceed(id, p.tokens(id)))
+
+
+def simulated_bytes(model: Path, prompt_tokens: int, p_tp: int, d_tp: int) -> float:
+    """Of a hand-off between such sides."""
+    rows = [{"role": role, "count": 1, "hardware": "l4", "tp": tp} for role, tp in (("prefill", p_tp), ("decode", d_tp))]
+    asked = {
+        "model": str(model),
+        "dtype": "float32",
+        "workload": {"source": "synthetic", "requests": 1, "rate": 1.0, "prompt": 1, "output": 2},
+        "cluster": {"instances": rows},
+        "transfer": WAYS["push by layer"],
+    }
+    world = build.world(Experiment.parse(asked), workload([0.0], prompt_tokens, 3))
+    world.run()
+    return float(world.records.frame().iloc[0].transfer_bytes)
+
+
+class Late:
+    """A rank that writes each layer's KV after the others have."""
+
+    def __init__(self, attention: AttentionPass) -> None:
+        self.attention = attention
+
+    def __call__(self, x: Tensor, inputs: Inputs, cache: Cache, stored: Stored | None) -> Tensor:
+        time.sleep(0.02)
+        return self.attention(x, inputs, cache, stored)
+
+
 @pytest.mark.parametrize(("family", "p_side", "d_side"), SIDES, ids=named)
 def test_hand_offs_and_migrations_between_unequal_sides(
     family: str, p_side: dict[str, int], d_side: dict[str, int], start: Callable[..., Node], tiny: Tiny
@@ -68,12 +115,7 @@ def test_hand_offs_and_migrations_between_unequal_sides(
                 p.tell(submit(id, prompt, GREEDY, decodes_here=False, block=a))
                 d.tell(Receive(submit(id, prompt, GREEDY, block=b), [tokens[0]], source(p, held(p, id))))
             else:
-                d.tell(Receive(submit(id, prompt, GREEDY, block=b), last=False))
-                place = until(lambda id=id: d.news(Reserved, id) or None, d)[0]  # type: ignore[misc]
-                push = Push(d.descriptor, place.ticket, place.blocks, place.cached_tokens, how)
-                p.tell(msgspec.structs.replace(submit(id, prompt, GREEDY, decodes_here=False, block=a), push=push))
-                until(lambda id=id: p.finish(id), p, d)  # type: ignore[misc]
-                d.tell(Proceed(id, p.tokens(id)))
+                hand_over(id, prompt, how, p, d, a, b)
             until(lambda id=id: d.finish(id), p, d)  # type: ignore[misc]
             assert p.tokens(id) + d.tokens(id) == tokens, how
     assert any(place.cached_tokens for each in range(id) for place in d.news(Reserved, each + 1))
@@ -95,6 +137,38 @@ def test_hand_offs_and_migrations_between_unequal_sides(
     assert (d.finish(back), p.finish(back)) == ("moved", "length")
     assert d.tokens(back) + p.tokens(back) == tiny_models.greedy(tiny(family)[1], prompt, 24)
     until(lambda: not (p.kv_service.lending.lent or d.kv_service.lending.lent or p.kv_service.lending.pushes.live), p, d)
+    p.at_rest()
+    d.at_rest()
+
+
+@pytest.mark.parametrize(("p_side", "d_side"), [({"tp": 2}, {}), ({}, {"tp": 2}), ({"tp": 2}, {"tp": 4})], ids=named)
+def test_each_rank_pushes_each_layer_during_the_pass_when_all_have_written_it(
+    p_side: dict[str, int], d_side: dict[str, int], start: Callable[..., Node], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own heads of it, though one rank is behind; as many bytes as the simulator counts."""
+    p, d = start("p", "llama", **p_side), start("d", "llama", **d_side)
+    for runner in p.followers:
+        for layer in runner.model.layers:
+            layer.attention = Late(layer.attention)
+    pushed: list[tuple[int, Any]] = []
+    push, pushes = KvEndpoint.push, p.kv_service.lending.pushes
+
+    def counted(self: KvEndpoint, *args: Any, layers: Any = None, **more: Any) -> Any:
+        pushed.append((self._rank, layers))
+        return push(self, *args, layers=layers, **more)
+
+    monkeypatch.setattr(KvEndpoint, "push", counted)
+    before, ends = list[int](), pushes.ends
+    monkeypatch.setattr(pushes, "ends", lambda chunks: (before.append(pushes.live[0].layers), ends(chunks)))
+    prompt = [random.Random(3).randrange(300) for _ in range(10 * BLOCK)]  # of one pass
+    hand_over(0, prompt, "layer", p, d)
+    until(lambda: d.finish(0), p, d)
+    assert p.tokens(0) + d.tokens(0) == tiny_models.greedy(tiny("llama")[1], prompt, GREEDY.max_tokens)
+    assert before == [2], "of three layers, two were on their way"
+    ranks = range(p_side.get("tp", 1))
+    assert sorted(pushed) == [(rank, (layer, layer + 1)) for rank in ranks for layer in range(3)]
+    assert d.news(Landed, 0)[0].bytes == simulated_bytes(tiny("llama")[0], len(prompt), p_side.get("tp", 1), d_side.get("tp", 1))
+    until(lambda: not pushes.live, p, d)
     p.at_rest()
     d.at_rest()
 

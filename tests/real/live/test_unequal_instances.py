@@ -25,7 +25,7 @@ async def pair(folder: Path, stack: AsyncExitStack, p: dict[str, Any], d: dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("p", "d"), [({"tp": 2}, {}), ({}, {"tp": 2})], ids=["2x1", "1x2"])
+@pytest.mark.parametrize(("p", "d"), [({"tp": 2}, {}), ({}, {"tp": 2}), ({"tp": 2}, {"tp": 4})], ids=["2x1", "1x2", "2x4"])
 def test_unequal_ranks_give_what_one_instance_gives(p: dict[str, Any], d: dict[str, Any], tmp_path: Path) -> None:
     folder, prompts = served.make(tmp_path), some_prompts(8)
 
