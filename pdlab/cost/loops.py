@@ -216,8 +216,9 @@ def _prefill_s(loops: Loops, parts: StepParts, k: Rates, together: Floats) -> Fl
     chunks = np.maximum(1.0, np.ceil(loops.prompt / CHUNK_TOKENS))
     tokens = loops.prompt / chunks
     own = np.maximum(1.0, together / parts.groups)  # on a group
-    linear_s: Floats = chunks * without_attention_s(parts, together * tokens, own * tokens, together)
-    return linear_s + own * _pairs_s(loops.prefilling, loops, k)
+    linear_s = chunks * without_attention_s(parts, together * tokens, own * tokens, together)
+    whole_s: Floats = linear_s + own * _pairs_s(loops.prefilling, loops, k)
+    return whole_s
 
 
 def _pairs_s(counted: Amounts, loops: Loops, k: Rates) -> Floats:
