@@ -13,13 +13,21 @@ that answer clients; its others do not. First tokens come sooner from them: what
 disaggregated servers answer through a proxy and two servers, which takes `APART` times as long; so did version 1.1, `IN_1_1` times. These
 figures are fitted.
 
+TensorRT-LLM's disaggregated recipes say how many requests a decoding server takes at once (`max_batch_size`, of each rank where
+attention is data parallel), which is often less than its share of the concurrency: the rest wait for one to end, a part of what a decode
+takes. `launches.csv` has them, of those that draft nothing (SemiAnalysisAI/InferenceX@0004cf5, .github/configs/nvidia-master.yaml, by the
+names of recipes). A row is told by its accelerators, format, lengths, servers and concurrency.
+
 SGLang's rows of other lengths are taken to be a single wave, all of whose requests arrive at once: their TTFT is half of what the wave's
 prompts take. That is inferred, not said.
 """
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 from pdlab.cost.measurements import SHORTEST_SHARE, MeasuredRow
 from pdlab.cost.parallel import fitting
@@ -66,6 +74,26 @@ def front_share(row: MeasuredRow) -> float:
     if row.version.startswith("1.1."):
         return IN_1_1
     return WITH_WORKERS if _lengths(row) in INFERENCEX and row.model_name in _WORKERS else 1.0
+
+
+def decode_slots(row: MeasuredRow) -> int | None:
+    """Requests that each decoding server takes at once; None where nothing is said, and as many as come."""
+    if row.as_default or row.engine != "trtllm" or not row.disaggregated or not row.model_name.startswith("deepseek"):
+        return None
+    prefill, decode = row.sides
+    servers = (prefill.workers, decode.workers, decode.parallel.gpus)
+    return _recipes().get((row.hardware_name, row.weight_dtype or "", *_lengths(row), *servers, row.concurrency))
+
+
+@cache
+def _recipes() -> dict[tuple[str | int, ...], int]:
+    text = resources.files("pdlab.cost").joinpath("launches.csv").read_text(encoding="utf-8")
+    whole = ("prompt", "output", "prefillers", "decoders", "decoder_gpus")
+    return {
+        (line["hardware"], line["weights"], *(int(line[key]) for key in whole), int(concurrency)): int(line["slots"])
+        for line in csv.DictReader(text.splitlines())
+        for concurrency in line["concurrency"].split()
+    }
 
 
 def delay(row: MeasuredRow) -> Delay | None:

@@ -12,7 +12,7 @@ behind it in the queue prefill, alone (I = prefill step). Of a cycle W = (n - 1)
 meets the fewer others the larger it is, half of them where prefill is all:  D = (n - 1) t + (B - 1) (1 - r / 2) I.
 
 Where B requests exceed the KV capacity, B is what fits. On disaggregated servers a decode step meets no prefill, and the slower side sets
-the pace: of C requests those decode that prefill lets through.
+the pace: of C requests those decode that prefill lets through, and no more than decoding servers take at once. The others wait.
 
 TTFT is the front end's time, what the prompt is held back, half a decode step, the prompt's own step, and what of the first wave's queue a
 mean over all waves holds.
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from pdlab.cost.amounts import Amounts, amounts
 from pdlab.cost.capacity import kv_capacity_tokens
-from pdlab.cost.launches import delay, front_share, waves
+from pdlab.cost.launches import decode_slots, delay, front_share, waves
 from pdlab.cost.measurements import SHORTEST_SHARE, MeasuredRow
 from pdlab.cost.parallel import fitting
 from pdlab.cost.step import StepParts, step_parts, without_attention_s
@@ -59,7 +59,7 @@ class Loops:
     """Rows as arrays. `serving` is what decodes, `prefilling` what computes prompts: the same of aggregated rows."""
 
     concurrency: Floats
-    room: Floats  # requests that the KV cache of what decodes has room for
+    room: Floats  # requests that what decodes takes at once: its KV cache has room for so many, and its launch allows no more
     prompt: Floats
     output: Floats
     drafted: Floats  # tokens a step
@@ -108,7 +108,9 @@ def _room(row: MeasuredRow) -> float:
     model = row.model()
     dtype = row.weight_dtype or model.weight_dtype
     tokens = kv_capacity_tokens(model, row.hardware(), side.parallel, 0.9, dtype, row.kv_dtype)
-    return max(1.0, side.workers * tokens / (MEAN_SHARE * (row.prompt_tokens + row.output_tokens / 2)))
+    slots = decode_slots(row)
+    each = tokens / (MEAN_SHARE * (row.prompt_tokens + row.output_tokens / 2))
+    return max(1.0, side.workers * (each if slots is None else min(each, slots)))
 
 
 def _delayed(row: MeasuredRow) -> float:
@@ -142,8 +144,9 @@ def closed_loops(loops: Loops, k: Rates) -> tuple[Floats, Floats]:
     most = np.minimum(loops.concurrency, loops.room)
     share = np.ones_like(most)
     alone_s = _prefill_s(loops, prefilling, k, np.ones_like(most))
-    groups = np.minimum(prefilling.groups, np.maximum(1.0, most / loops.prefillers))
-    each_s = _prefill_s(loops, prefilling, k, groups) / groups
+    fits = prefilling.groups * np.where(loops.apart, np.maximum(1.0, CHUNK_TOKENS // loops.prompt), 1.0)  # prompts of a step
+    queued = np.minimum(fits, np.maximum(1.0, most / loops.prefillers))
+    each_s = _prefill_s(loops, prefilling, k, queued) / queued
     decode_s, added_s = np.zeros_like(most), np.zeros_like(most)
     step = np.zeros_like(most)
     together = np.ones_like(most)  # prompts of a step, on groups of their own
@@ -156,14 +159,16 @@ def closed_loops(loops: Loops, k: Rates) -> tuple[Floats, Floats]:
         first_share = 1.0 - most * each_s / (steps * step + most * each_s) / 2
         first = steps * step + (most - 1) * first_share * each_s
         chunked = steps * step + (most - 1) * share * mixed
-        pace_s = np.maximum(each_s / loops.prefillers, (steps * step + alone_s) / most)  # of P/D: between two requests
+        decoding_s = np.maximum(steps * step / most, (steps * step + alone_s) / loops.concurrency)
+        pace_s = np.maximum(each_s / loops.prefillers, decoding_s)  # of P/D: between two requests
         decode_s = np.where(loops.apart, steps * step, np.where(loops.prompts_first, first, chunked))
         wanted = np.where(loops.apart, decode_s / (pace_s * most), decode_s / (decode_s + step + mixed))
         busy = np.minimum(1.0, most * mixed / (decode_s + step + mixed))
         together = 0.5 * together + 0.5 * (1.0 + (np.minimum(loops.serving.groups, most) - 1.0) * busy)
         share = np.where(loops.prompts_first & ~loops.apart, 1.0, 0.5 * share + 0.5 * np.minimum(1.0, wanted))
     burst_s = np.where(loops.apart, each_s / loops.prefillers, added_s) * np.maximum(0.0, most - 1) / 2 / loops.waves
-    waiting_s = np.maximum(0.0, loops.concurrency * np.where(loops.apart, each_s / loops.prefillers, 0.0) - decode_s - alone_s)
+    round_s = loops.concurrency * np.maximum(each_s / loops.prefillers, decode_s / most)  # of P/D: what its slower side takes for all
+    waiting_s = np.maximum(0.0, round_s - decode_s - alone_s)
     own_s = np.where(loops.apart, alone_s, np.where(loops.prompts_first, alone_s, step + added_s))
     queued_s = np.maximum(0.0, loops.concurrency / most - 1.0) * (decode_s + own_s)
     held_s = loops.delayed * decode_s / steps
@@ -207,10 +212,12 @@ def _added_s(loops: Loops, parts: StepParts, k: Rates, batch: Floats, together: 
 
 
 def _prefill_s(loops: Loops, parts: StepParts, k: Rates, together: Floats) -> Floats:
-    """Of so many prompts in a step, one on each of as many groups of ranks."""
+    """Of so many prompts in a step, spread over the groups of ranks."""
     chunks = np.maximum(1.0, np.ceil(loops.prompt / CHUNK_TOKENS))
     tokens = loops.prompt / chunks
-    whole_s: Floats = chunks * without_attention_s(parts, together * tokens, tokens, together) + _pairs_s(loops.prefilling, loops, k)
+    own = np.maximum(1.0, together / parts.groups)  # on a group
+    linear_s = chunks * without_attention_s(parts, together * tokens, own * tokens, together)
+    whole_s: Floats = linear_s + own * _pairs_s(loops.prefilling, loops, k)
     return whole_s
 
 

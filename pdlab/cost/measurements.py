@@ -21,6 +21,11 @@ A table of aiconfigurator's has ways of its own, which are read as what they mea
 tp_size, both multiply to the accelerators. An aggregated row whose experts are listed n x n beside n^2 accelerators ran on n. SGLang's
 data-parallel attention goes with expert parallelism, however its experts are listed.
 
+Its disaggregated rows were launched by public recipes (NVIDIA/srt-slurm, recipes/), which say otherwise in three places. SGLang's rows of
+0.5.5 list data-parallel attention everywhere: servers of four GB200 are tensor parallel, but for prefillers of short prompts before a wider
+server. SGLang's data-parallel attention has no all-to-all on B200: it gathers all ranks' tokens, as without expert parallelism.
+TensorRT-LLM's prefillers of DeepSeek in fp8 on B200 are listed with and without expert parallelism, of one run: they have none.
+
 It does not mark multi-token prediction. TensorRT-LLM's rows of DeepSeek-R1 fall into two kinds, a factor of 1.3 to 2.1 apart at equal
 set-ups. The quicker ones are of version 1.2.0rc6.post3, and of 1.1.0rc2.post2 where the model is called R1. They are taken to draft 3
 tokens, or 1 under data-parallel attention, as their public recipes do. That is inferred, not said by the table.
@@ -30,7 +35,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pdlab.core.types import UsageError
@@ -228,7 +233,31 @@ def _sides(line: Mapping[str, str]) -> tuple[Side, ...]:
         if workers is None or workers < 1:
             raise UsageError(f"{role}_num_workers is missing: how many servers there were is not known")
         sides.append(Side(role, round(workers), _parallel(line, f"{role}_", alone=False)))
-    return tuple(sides)
+    return _as_launched(line, sides[0], sides[1])
+
+
+def _as_launched(line: Mapping[str, str], prefill: Side, decode: Side) -> tuple[Side, ...]:
+    """As its recipe says, where the table says otherwise."""
+    if _launched(line):
+        return prefill, decode
+    engine, version, chip = (
+        line["backend"].strip().lower(),
+        (line.get("backend_version") or "").strip(),
+        hardware(line["system"].strip()).name,
+    )
+    if engine == "sglang" and version.startswith("0.5.5") and chip == "gb200-nvl72":
+        small = {side.role for side in (prefill, decode) if side.parallel.gpus == 4}
+        if "prefill" in small and ("decode" in small or _positive(line, "isl") > 1024):
+            prefill, decode = (replace(side, parallel=Parallel(tp=4)) if side.role in small else side for side in (prefill, decode))
+    if engine == "sglang" and chip == "b200-sxm":
+        wide = (side.parallel.dp_attention > 1 for side in (prefill, decode))
+        prefill, decode = (
+            replace(side, parallel=replace(side.parallel, ep=1)) if gathers else side
+            for side, gathers in zip((prefill, decode), wide, strict=True)
+        )
+    if engine == "trtllm" and version.startswith("0.8.1") and chip == "b200-sxm" and (line.get("precision") or "").strip().lower() == "fp8":
+        prefill = replace(prefill, parallel=replace(prefill.parallel, ep=1))
+    return prefill, decode
 
 
 def _parallel(line: Mapping[str, str], before: str, alone: bool) -> Parallel:

@@ -1,12 +1,14 @@
 """What is known of a measured server's launch, beside its row."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from pdlab.cost.launches import Delay, delay, front_share, waves
+from pdlab.cost.launches import Delay, decode_slots, delay, front_share, waves
+from pdlab.cost.loops import Rates, closed_loops, loops
 from pdlab.cost.measurements import MeasuredRow, Side
 from pdlab.cost.parallel import Parallel
+from pdlab.cost.roofline import coefficients
 from pdlab.search.board.run import experiment_of
 
 ROW = MeasuredRow(
@@ -84,3 +86,43 @@ def test_a_table_can_say_that_a_server_was_launched_as_its_engine_is_by_default(
     for row in (ROW, LLAMA, GROUPS, replace(ROW, prompt_tokens=2000)):
         own = replace(row, as_default=True)
         assert (delay(own), waves(own), front_share(own)) == (None, 10, 1.0)
+
+
+RECIPE = replace(
+    ROW,
+    hardware_name="gb200-nvl72",
+    engine="trtllm",
+    version="0.8.1.post2",
+    weight_dtype="fp8",
+    sides=(Side("prefill", 1, Parallel(tp=8, dp_attention=8, ep=8)), Side("decode", 3, Parallel(tp=8, ep=8))),
+    concurrency=27,
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "slots"),
+    [
+        (RECIPE, 8),
+        (replace(RECIPE, concurrency=3), 1),
+        (replace(RECIPE, concurrency=28), None),
+        (replace(RECIPE, engine="sglang"), None),
+        (replace(RECIPE, as_default=True), None),
+        (replace(RECIPE, prompt_tokens=2000), None),
+        (replace(RECIPE, sides=(RECIPE.sides[0], replace(RECIPE.sides[1], workers=4))), None),
+        (ROW, None),
+    ],
+)
+def test_a_recipe_says_how_many_requests_decode_at_once(row, slots):
+    assert decode_slots(row) == slots
+
+
+def test_requests_without_a_slot_wait_for_one_to_end():
+    decode = experiment_of(RECIPE).placements()[-1].engine
+    assert (decode.max_seqs, decode.batching) == (8, "chunked")
+    few, many = (loops([row]) for row in (RECIPE, replace(RECIPE, concurrency=24, as_default=True)))
+    assert (few.room, many.room > 1e3) == (24.0, True)
+    rates = Rates(asdict(coefficients("blackwell-trtllm")) | {"acceptance": 1.0})
+    (tpot_s,), (waited_s,) = closed_loops(few, rates)
+    (_, (at_once_s,)) = closed_loops(many, rates)
+    turn_s = (few.output[0] - 1) * tpot_s / 24  # of the three that wait
+    assert waited_s - at_once_s == pytest.approx(3 * turn_s, rel=0.25)

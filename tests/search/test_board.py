@@ -100,6 +100,36 @@ def test_parallel_columns_are_read_as_what_they_mean(table, listed, meant):
     assert one.sides[0].parallel == meant
 
 
+WIDE = "1,1,1,32,32,1"  # of 32 accelerators: workers, tp, pp, attention's data parallelism, experts' tp and ep
+SMALL = "1,1,1,4,4,1"
+COLUMNS = ("num_workers", "tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+
+
+@pytest.mark.parametrize(
+    ("server", "sizes", "prefill", "decode", "meant"),
+    [
+        ("sglang,0.5.5.post2,gb200", "1024,1024", SMALL, SMALL, (Parallel(tp=4), Parallel(tp=4))),
+        ("sglang,0.5.5.post2,gb200", "8192,1024", SMALL, WIDE, (Parallel(tp=4), None)),
+        ("sglang,0.5.5.post2,gb200", "1024,1024", SMALL, WIDE, (None, None)),
+        ("sglang,0.5.8,gb200", "1024,1024", SMALL, SMALL, (None, None)),
+        ("sglang,0.5.8,b200", "1024,1024", SMALL, "1,8,1,1,1,8", (Parallel(tp=4, dp_attention=4), Parallel(tp=8, ep=8))),
+        ("trtllm,0.8.1.post2,b200", "1024,1024", "1,1,1,8,1,8", "1,8,1,1,1,8", (Parallel(tp=8, dp_attention=8), Parallel(tp=8, ep=8))),
+    ],
+)
+def test_disaggregated_rows_are_read_as_their_recipes_say(tmp_path, server, sizes, prefill, decode, meant):
+    columns = [f"{side}_{key}" for side in ("prefill", "decode") for key in COLUMNS]
+    head = "backend,backend_version,system,isl,osl,mode,model_path,precision,concurrency,silicon_ttft_ms,silicon_tpot_ms"
+    line = f"{server},{sizes},disagg,deepseek-ai/DeepSeek-V3,fp8,64,500,10,{prefill},{decode}"
+    path = tmp_path / "rows.csv"
+    found = []
+    for end in ("", ",default"):
+        path.write_text(f"{','.join((head, *columns))}{',launch' if end else ''}\n{line}{end}\n")
+        ((one,), _) = read_rows(path)
+        found.append([side.parallel for side in one.sides])
+    as_launched, as_listed = found
+    assert as_launched == [said or listed for said, listed in zip(meant, as_listed, strict=True)]
+
+
 def test_rows_that_say_too_little_are_left_out_with_a_reason(table):
     lines = [AGG.replace("h100_sxm", "h1000"), PD.replace(",2,1,1,2,80", ",,1,1,2,80"), AGG[:-2] + ","]
     rows, left_out = read_rows(table(*lines))

@@ -84,6 +84,7 @@ TPOT_TAIL, TTFT_TAIL = 0.15, 0.4  # differences of logarithms beyond which a row
 TPOT_NOISE, TTFT_NOISE = 0.08, 0.17
 APART = 2.0  # how much TPOT of P/D rows counts, of which there are few
 FIRST_TOKENS = {"sglang": 0.1}  # how much TTFT counts: SGLang's has first waves of many seconds, in which it compiled
+FIRST_TOKENS_APART = 1.0  # the same of P/D rows: they say most of how quickly prompts are computed many at a time
 _STEP = 1e-3
 
 
@@ -152,7 +153,7 @@ def problem(rows: Sequence[MeasuredRow]) -> FitProblem:
     count = len(known)
     sound = np.array([0.0 if strange(row) else 1.0 for row in known])
     apart = np.array([APART if row.disaggregated else 1.0 for row in known])
-    shown = np.array([0.0 if row.disaggregated else FIRST_TOKENS.get(row.engine, 1.0) for row in known])
+    shown = np.array([FIRST_TOKENS_APART if row.disaggregated else FIRST_TOKENS.get(row.engine, 1.0) for row in known])
     return FitProblem(
         rows=tuple(known),
         arrays=loops(known),

@@ -5,7 +5,8 @@ so it is simulated. Its means hold the start, in which all arrive at once, and t
 not do: the requests that began together stay together for several of them, and four waves miss TTFT by a quarter.
 
 How an engine runs is said by its backend: SGLang computes prompts before anything else, the others mix them with decodes. A disaggregated
-row's servers are on hosts of their own, and its first token comes from decode, which the table's proxies wait for.
+row's servers are on hosts of their own, and its first token comes from decode, which the table's proxies wait for, and which stalls no
+decode. TensorRT-LLM's take as many requests at once as `pdlab.cost.launches` knows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pdlab.core.types import UsageError
-from pdlab.cost.launches import MAX_BATCH_TOKENS, delay, front_share, waves
+from pdlab.cost.launches import MAX_BATCH_TOKENS, decode_slots, delay, front_share, waves
 from pdlab.cost.measurements import SHORTEST_SHARE, MeasuredRow, Side, throughput_per_gpu
 from pdlab.cost.parallel import fitting
 from pdlab.experiment.experiment import Experiment
@@ -100,8 +101,15 @@ def _instance(row: MeasuredRow, side: Side) -> dict[str, Any]:
     made: dict[str, Any] = {"role": side.role, "count": side.workers, "hardware": row.hardware_name}
     made |= {"tp": p.tp, "dp_attention": p.dp_attention, "ep": p.ep, "pp": p.pp}
     groups = fitting(row.model(), p).dp_attention
+    own: dict[str, int | str] = {}
     if groups > 1:  # each group has a batch of its own
-        made["engine"] = {"max_batch_tokens": MAX_BATCH_TOKENS * groups}
+        own["max_batch_tokens"] = MAX_BATCH_TOKENS * groups
+    if side.role == "decode":
+        own["batching"] = "chunked"  # nobody stalls decodes for a first token whose KV has come
+        if (slots := decode_slots(row)) is not None:
+            own["max_seqs"] = slots
+    if own:
+        made["engine"] = own
     return made
 
 
