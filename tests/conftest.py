@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,23 @@ from pdlab.results.records import Records, Samples
 
 NAN = float("nan")
 
+# Threads of OpenMP (torch's and the kernels', here and in processes that tests start) sleep while they wait. Otherwise those of several
+# processes on few cores spin for each other's time: a decode step of a tiny model takes four times the CPU seconds. Set before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # The same examples each time, however slow the machine; pytest --hypothesis-profile=default searches on.
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 
+def pytest_collection() -> None:
+    """Nine thousand tests and what they import stay to the end: nothing is looked for among them while they come."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Eight thousand collected tests and what they import stay to the end: no collection need look at them again."""
+    """Nor need any later look at garbage go through them again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

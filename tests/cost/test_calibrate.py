@@ -15,6 +15,7 @@ from pdlab.cost.calibrate import (
     closed_loop_tpot_s,
     errors,
     fit,
+    held_out,
     read_closed_loop,
     read_steps,
     report,
@@ -72,7 +73,23 @@ def test_what_ships_is_what_calibration_finds(steps):
         assert made.memory == pytest.approx(shipped.memory, rel=0.01), name
         assert made.compute == pytest.approx(shipped.compute, rel=0.01), name
         assert made.calibrated == shipped.calibrated
-    print("\n" + "\n".join(report(DATA, found)))
+
+
+@pytest.mark.slow  # ten fits more
+def test_the_report_has_each_engine_and_each_phase_fitted_and_held_out(steps):
+    lines = report(DATA, {name: coefficients(name) for name in ("h100-2023", "a100-2023")})
+    print("\n" + "\n".join(lines))
+    assert len(lines) == 3 + 2 * 2 * 2
+
+
+def test_a_row_that_is_held_out_is_predicted_by_the_others(steps):
+    truth = coefficients("h100-2023")
+    rows = [replace(row, seconds=row.predict(truth)) for row in steps["h100"][::6]]
+    odd = replace(rows[0], seconds=2 * rows[0].seconds)
+    alike = [row for row in rows if row.setup != odd.setup]
+    misses = held_out([odd, *alike], replace(truth, memory=0.5), ["memory"], folds=2)
+    assert misses[0] == pytest.approx(-0.5, abs=0.02)  # it did not pull the fit towards itself
+    assert held_out(alike, truth, ["memory"], folds=2) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_fit_recovers_the_coefficients_that_made_the_data(steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.docs.pages import DOCS, ROOT, Block, blocks, name, pages
 from tests.docs.session import REASONS, Session, commands
+from tests.support.ports import free_port
 
 NOT_RUN = "not run: "
 READ = [page for page in pages() if page.parent in (ROOT, DOCS, *(DOCS / part for part in ("start", "concepts", "guides")))]
@@ -22,10 +22,7 @@ def typed(page: Path) -> list[Block]:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    session = Session(tmp_path, port)
+    session = Session(tmp_path, free_port())
     yield session
     session.end()
 

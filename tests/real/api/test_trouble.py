@@ -289,7 +289,7 @@ def process(folder: Path, *, drain_s: float = 300.0, waits: bool = False) -> Ite
             assert found.stdout is not None
             port = found.stdout.readline().split()[1]
             if not waits:
-                assert found.stdout.readline() == "ready\n"
+                assert found.stdout.readline() == "ready\n", found.communicate(timeout=60)[1]
             yield f"http://127.0.0.1:{port}", found
         finally:
             found.kill()

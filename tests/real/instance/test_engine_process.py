@@ -48,6 +48,11 @@ async def collect(arriving: asyncio.Queue[Tokens]) -> tuple[list[int], str]:
 def test_whoever_waits_is_told_of_each_stage(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages: list[str] = []
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))  # no kernel is built yet
+    if compiler := shutil.which("c++"):
+        hasty = tmp_path / "c++"  # optimising takes most of the twenty seconds, and matters to none of the stages
+        hasty.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
+        hasty.chmod(0o755)
+        monkeypatch.setenv("CXX", str(hasty))
 
     async def main() -> None:
         options = EngineOptions(model=str(tiny("llama")[0]), block_tokens=4, kv_blocks=20, threads=1)
@@ -56,7 +61,7 @@ def test_whoever_waits_is_told_of_each_stage(tiny: Tiny, tmp_path: Path, monkeyp
     asyncio.run(main())
     assert stages[:2] == ["loading torch", "loading weights"]
     assert stages[-1] == "warming up"
-    if shutil.which("c++"):
+    if compiler:
         assert "building kernels, once on this machine: all_reduce, decode, experts, fused, kv_blocks, linear, paged_attention" in stages[2]
 
 
