@@ -189,6 +189,8 @@ def test_simulating_waits_for_nothing_that_draws_or_serves() -> None:
     )
     run = "import sys, pdlab; pdlab.simulate, pdlab.Experiment, pdlab.Result"
     assert run_python(f"{run}; print([m for m in {others} if m in sys.modules])").strip() == "[]"
+    keep = "import sys, pdlab.report.html, pdlab.report.perfetto; print([m for m in ('matplotlib', 'plotly') if m in sys.modules])"
+    assert run_python(keep).strip() == "[]"
 
 
 def test_every_public_name_of_the_package_is_there() -> None:
