@@ -162,9 +162,35 @@ def test_the_package_and_its_command_need_no_torch() -> None:
     run_python(blocked + "\n".join(f"import {name}" for name in simulator))
 
 
+HEAVY = ("numpy", "pandas", "matplotlib", "pyarrow", "simpy", "pydantic")
+
+
 def test_importing_the_package_or_the_command_waits_for_nothing_heavy() -> None:
-    heavy = "[m for m in ('numpy', 'pandas', 'matplotlib', 'pyarrow', 'simpy', 'pydantic') if m in sys.modules]"
-    assert run_python(f"import sys, pdlab, pdlab.cli.main; print({heavy})").strip() == "[]"
+    """Nor does what `--help` of the two longest commands loads: their options alone."""
+    heavy = (*HEAVY, "yaml", "asyncio", "fastapi", "pdlab.experiment.deployment", "pdlab.sim", "pdlab.report", "pdlab.real.launch")
+    found = f"[m for m in {heavy} if m in sys.modules]"
+    assert run_python(f"import sys, pdlab, pdlab.cli.main, pdlab.cli.sim, pdlab.cli.serve; print({found})").strip() == "[]"
+
+
+def test_simulating_waits_for_nothing_that_draws_or_serves() -> None:
+    """What keeps and draws a result comes with what asks for that."""
+    others = (
+        "pandas",
+        "matplotlib",
+        "pyarrow",
+        "asyncio",
+        "ssl",
+        "fastapi",
+        "typer",
+        "rich",
+        "multiprocessing",
+        "pdlab.real",
+        "pdlab.search",
+    )
+    run = "import sys, pdlab; pdlab.simulate, pdlab.Experiment, pdlab.Result"
+    assert run_python(f"{run}; print([m for m in {others} if m in sys.modules])").strip() == "[]"
+    keep = "import sys, pdlab.report.html, pdlab.report.perfetto; print([m for m in ('matplotlib', 'plotly') if m in sys.modules])"
+    assert run_python(keep).strip() == "[]"
 
 
 def test_every_public_name_of_the_package_is_there() -> None:

@@ -13,8 +13,8 @@ import typer
 from rich import progress as bars
 from rich.markup import escape
 
-from pdlab.cli.results import Force, check_writable, free_folder, show
-from pdlab.cli.shared import HardwareFile, Overrides, err
+from pdlab.cli.results import check_writable, free_folder, show
+from pdlab.cli.shared import Force, HardwareFile, Overrides, err
 from pdlab.experiment.experiment import Trial
 from pdlab.proof.bench.run import Progress, Target, measure
 from pdlab.real.net.credentials import from_file

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pdlab.cli.pools import Jobs, pool_of, progress
-from pdlab.cli.shared import Traceback, out, traced
+from pdlab.cli.pools import pool_of, progress
+from pdlab.cli.shared import Jobs, Traceback, out, traced
 from pdlab.core.types import UsageError
 from pdlab.cost.measurements import of_models, read_rows
 from pdlab.search.board.page import board_table, write_board

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pdlab.cli.pools import Jobs, RayAddress
-from pdlab.cli.shared import Token
+from pdlab.cli.shared import Jobs, RayAddress, Token
 from pdlab.lab.foreman import JobLimits
 from pdlab.lab.serve import serve
 from pdlab.lab.settings import GIB, TOKEN, LabSettings, registries_of, routers_of

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich import progress as bars
 
-from pdlab.cli.pools import Jobs, RayAddress, pool_of
-from pdlab.cli.shared import Overrides, Traceback, err, out, traced
+from pdlab.cli.pools import pool_of
+from pdlab.cli.shared import Jobs, Overrides, RayAddress, Traceback, err, out, traced
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.plan import Objective, Plan, PlanQuestion
 from pdlab.search.plan_commands import pdlab_arguments, router_arguments, started, vllm_command

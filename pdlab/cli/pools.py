@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Annotated
 
-import typer
 from rich import progress as bars
 
 from pdlab.cli.shared import err
 from pdlab.core.extras import lacks
 from pdlab.search.pool import ProcessPool, TaskPool, check_jobs, usable_cores
-
-Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")]
-RayAddress = Annotated[
-    str | None, typer.Option("--ray", metavar="ADDRESS", help="On a Ray cluster: its address, auto, or local.", show_default=False)
-]
 
 
 def pool_of(command: str, jobs: int | None, ray: str | None) -> TaskPool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import yaml
 
 from pdlab.cli.shared import err, out
@@ -15,8 +14,6 @@ from pdlab.core.types import UsageError
 from pdlab.report.result import REPORT, Result
 from pdlab.report.tables import summary_table
 from pdlab.results.run import EXPERIMENT
-
-Force = Annotated[bool, typer.Option("--force", help="Replace another experiment's results, too.")]
 
 
 def check_writable(directory: Path) -> None:

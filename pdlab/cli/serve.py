@@ -1,23 +1,20 @@
-"""`pdlab serve`: a model over the OpenAI API, in every role of a cluster."""
+"""`pdlab serve`: a model over the OpenAI API, in every role of a cluster. `--help` does not wait for what serves."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pdlab.cli.shared import CaCerts, Token, Traceback, traced
 from pdlab.core.types import UsageError
 from pdlab.experiment import spellings
-from pdlab.experiment.deployment import Deployment
-from pdlab.real.api.cors import cors_of
-from pdlab.real.host.logs import configured
-from pdlab.real.launch.asked import Asked
-from pdlab.real.launch.instance import Listening
-from pdlab.real.launch.serve import start
 from pdlab.real.net.credentials import from_file, registry_url
 from pdlab.real.net.tls import Tls
+
+if TYPE_CHECKING:
+    from pdlab.experiment.deployment import Deployment
 
 
 def serve(
@@ -222,6 +219,12 @@ def serve(
     traceback: Traceback = False,
 ) -> None:
     """Serve a model over the OpenAI API, with the simulator's own scheduler and policies: one server, or a cluster's parts."""
+    from pdlab.real.api.cors import cors_of
+    from pdlab.real.host.logs import configured
+    from pdlab.real.launch.asked import Asked
+    from pdlab.real.launch.instance import Listening
+    from pdlab.real.launch.serve import start
+
     given = {
         "model": model,
         "device": device,
@@ -290,6 +293,8 @@ def serve(
 
 def _served(file: Path) -> Deployment:
     """The deployment in a file. Raises UsageError, also where it is a model in its place."""
+    from pdlab.experiment.deployment import Deployment
+
     if file.suffix == ".gguf" or (file / "config.json").is_file():
         raise UsageError(f"{file} is a model: give it as --model {file}")
     if not file.exists() and spellings.of_hub(str(file)):

@@ -34,6 +34,11 @@ HardwareFile = Annotated[
     Path | None,
     typer.Option("--hardware-file", metavar="FILE", help="Accelerators of your own, which hardware may name.", show_default=False),
 ]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes.", show_default="one for each core")]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", metavar="ADDRESS", help="On a Ray cluster: its address, auto, or local.", show_default=False)
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace another experiment's results, too.")]
 out = Console()
 err = Console(stderr=True)
 

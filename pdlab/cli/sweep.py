@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pdlab.cli.pools import Jobs, RayAddress, pool_of, progress
-from pdlab.cli.shared import HardwareFile, Overrides, Traceback, err, out, traced
+from pdlab.cli.pools import pool_of, progress
+from pdlab.cli.shared import HardwareFile, Jobs, Overrides, RayAddress, Traceback, err, out, traced
 from pdlab.experiment.experiment import Experiment
 from pdlab.search.grid import Grid
 from pdlab.search.pool import TaskPool

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pdlab.report.compare_figures import distributions, scatter
-from pdlab.report.page import definition_list, escaped, page, svg, table
+from pdlab.report.page import definition_list, escaped, page, table
+from pdlab.report.svg import svg
 from pdlab.results.comparison import ComparedFigure, Comparison, Group, Pairs
 from pdlab.results.comparison_stored import Check
 from pdlab.results.metrics import DEFINITIONS

@@ -1,18 +1,9 @@
-"""A page of HTML and its parts: one file, nothing fetched; light or dark as the reader's system is.
-
-Figures are inline SVG whose ink and grid are taken from the page's own colours.
-"""
+"""A page of HTML and its parts: one file, nothing fetched; light or dark as the reader's system is."""
 
 from __future__ import annotations
 
 import html
-import io
-import re
 from collections.abc import Iterable, Sequence
-
-import matplotlib as mpl
-
-from pdlab.report import look
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#22272e;--soft:#68707a;--line:#dde1e6;--page:#fff;--box:#f5f7f9;--good:#1d7d47;--bad:#c0352b}
@@ -70,22 +61,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, 
 
 def definition_list(terms: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escaped(term)}</dt><dd>{escaped(meaning)}</dd>" for term, meaning in terms) + "</dl>"
-
-
-def svg(figure: look.Picture, name: str, label: str) -> str:
-    """The figure as inline SVG: ids of its own (several share a page), colours that follow the page, text as text."""
-    buffer = io.StringIO()
-    with mpl.rc_context({**look.STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
-    drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing).replace("xlink:href", "href")
-    drawing = drawing.replace(look.INK, "var(--ink)").replace(look.GRID, "var(--line)")
-    # Attributes do not know var(); only styles do.
-    drawing = re.sub(r'(?<![\w-])(fill|stroke)="(var\(--\w+\))"', r'style="\1:\2"', drawing)
-    return f'<figure role="img" aria-label="{escaped(label)}">{drawing}</figure>'
 
 
 def escaped(words: str) -> str:

@@ -33,7 +33,7 @@ def report_script(told: dict[str, Any]) -> list[str]:
 
 @cache
 def _packed() -> str:
-    return base64.b64encode(gzip.compress(plotly_js().read_bytes(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(plotly_js().read_bytes(), 6, mtime=0)).decode()
 
 
 @cache

@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter
 
 from pdlab.experiment.experiment import Experiment
 from pdlab.report.look import GRID, INK, PALETTE, STYLE, Picture, picture, share_axis, tick
-from pdlab.report.page import definition_list, escaped, page, svg, table
+from pdlab.report.page import definition_list, escaped, page, table
+from pdlab.report.svg import svg
 from pdlab.search.grid import worded
 from pdlab.search.sweep import PointOutcome, Sweep, reasons
 from pdlab.search.sweep_table import SHOWN, ShownFigure, best_cells, heads, point_cells
