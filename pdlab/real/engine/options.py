@@ -25,6 +25,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     device: str = "cpu"
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"  # as dtype; fp8 (or fp8_e4m3), bfloat16, float16, float32
     quantization: str = ""  # wint8 or wint4: weight-only
     load_format: str = "auto"  # dummy: random weights, config.json alone suffices
     threads: int = 0  # of a CPU engine, of all its ranks here together

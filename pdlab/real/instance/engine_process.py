@@ -213,7 +213,8 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
             engine.scheduler.pool.total,
             str(loaded.device),
             str(loaded.dtype).removeprefix("torch."),
-            block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
+            kv_dtype=str(loaded.kv_dtype).removeprefix("torch."),
+            block_bytes=config.kv_bytes_per_token(loaded.kv_dtype.itemsize) * options.block_tokens,
             context_tokens=loaded.context_tokens,
             drafts=0 if engine.speculation is None else engine.speculation.tokens,
         )

@@ -69,6 +69,7 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
             "tp": placed.parallel.tp if placed is not None else 1,
             "ep": placed.parallel.ep if placed is not None else 1,
             "dtype": deployment.dtype,
+            "kv_cache_dtype": engine.kv_cache_dtype,
             "quantization": deployment.quantization or "",
             "block_tokens": engine.block_tokens,
             "max_batch_tokens": engine.max_batch_tokens,
@@ -261,8 +262,9 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
             app.state.member = service.member
             progress.begin("joining")
             await patiently(service.member.join, place.wait_s, say)
+        kept = "" if ready.kv_dtype in ("", ready.dtype) else f" in {ready.kv_dtype}"
         say(
-            f"{model} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens, "
+            f"{model} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens{kept}, "
             f"up to {ready.max_tokens:,} tokens a request\nready after {time.monotonic() - started_s:.1f} s: {url}/v1"
         )
         if registry is not None:
