@@ -102,7 +102,7 @@ class InstancesSpec(Spec):
     hardware: Annotated[Hardware | None, PROFILE] = None
     tp: Count = 1
     dp_attention: Annotated[Count, Use(serve="1; more is refused")] = 1
-    ep: Annotated[Count, Use(serve="1, or as tp")] = 1
+    ep: Count = 1
     pp: Annotated[Count, Use(serve="1; more is refused")] = 1
     name: str | None = None
     device: Annotated[Device | None, SERVE] = None  # None: the deployment's

@@ -29,7 +29,7 @@ class RankThreads:
         self.runners: dict[int, Runner] = {}
 
         def meet(rank: int) -> Ranks:
-            return Ranks(rank, size, GroupExchange.over(store, rank, size, CPU), options.ep > 1)
+            return Ranks(rank, size, GroupExchange.over(store, rank, size, CPU), options.ep)
 
         def follow(rank: int) -> None:
             runner = self.runners[rank] = load_model(options, CPU, meet(rank)).runner(options)

@@ -244,7 +244,7 @@ def _meet(options: EngineOptions, followers: Followers) -> Ranks:
     host = address_of(options.master)[0] if options.nnodes > 1 else "127.0.0.1"
     store = meeting(host, 0, at_rank_0=True)
     followers.begin(host, store.port)
-    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host), options.ep > 1)
+    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host), options.ep)
 
 
 def _log(path: str) -> LogFile | None:

@@ -85,8 +85,9 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
             "ttft_slo_s": deployment.slo.ttft_s,
             "tpot_slo_s": deployment.slo.tpot_s,
         }
+    whole = found.get("ep", 1) > 1 and found["ep"] == found["tp"]
     found |= {key: value for key, value in given.items() if value is not None}
-    if (spread := found.pop("enable_expert_parallel", None)) is not None or (found.get("ep", 1) > 1 and given.get("tp")):
+    if (spread := found.pop("enable_expert_parallel", None)) is not None or (whole and given.get("tp")):
         found["ep"] = found.get("tp", 1) if spread is not False else 1
     config = found.pop("speculative_config", None)
     speculation = found.pop("speculation", None) if config is None else parsed(str(config))
