@@ -9,8 +9,8 @@ struct Functions {
     void (*rms_norm)(int, const void *, void *, const void *, void *, int64_t, int64_t, int64_t, float, int);
     void (*silu_and_mul)(int, const void *, void *, int64_t, int64_t, int64_t, int);
     void (*rope)(int, void *, void *, const int64_t *, const float *, const float *, int64_t, int, int, int, int64_t, int64_t, int64_t, int64_t, int);
-    void (*store_kv)(const void *, const void *, void *, void *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int64_t, int);
-    void (*attention)(int, const void *, const void *, const void *, void *, const int32_t *, const int32_t *, const int32_t *, int64_t, int64_t, int64_t,
+    void (*store_kv)(int, int, const void *, const void *, void *, void *, const int64_t *, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int);
+    void (*attention)(int, int, const void *, const void *, const void *, void *, const int32_t *, const int32_t *, const int32_t *, int64_t, int64_t, int64_t,
                       int64_t, int64_t, int, int, int, int, int, int, float, const float *, int);
     int (*all_reduce)(void *, void *, int64_t, int); // null, where one rank has all of each layer
 };
@@ -30,7 +30,7 @@ struct Layer {
 };
 
 struct Shape {
-    int64_t is_bf16, layers, tokens, hidden, heads, kv_heads, dim, ffn, block_tokens, table_stride;
+    int64_t is_bf16, stored, layers, tokens, hidden, heads, kv_heads, dim, ffn, block_tokens, table_stride;
     double eps, scale;
 };
 
@@ -47,7 +47,7 @@ struct Step {
 // -1: done; else a rank that has not come.
 extern "C" __attribute__((visibility("default"))) int pdlab_decode(const Functions *f, const Shape *s, const Layer *layers, const Step *step, void *sum,
                                                                    char *residual, char *x, char *work, char *other, int threads) {
-    const int bf = (int)s->is_bf16, n = (int)s->tokens, heads = (int)s->heads, kv = (int)s->kv_heads, dim = (int)s->dim;
+    const int bf = (int)s->is_bf16, stored = (int)s->stored, n = (int)s->tokens, heads = (int)s->heads, kv = (int)s->kv_heads, dim = (int)s->dim;
     const int64_t size = bf ? 2 : 4, width = (heads + 2 * kv) * dim;
     const float eps = (float)s->eps;
     auto product = [&](const Linear &l, const char *from, char *to) {
@@ -68,8 +68,9 @@ extern "C" __attribute__((visibility("default"))) int pdlab_decode(const Functio
                 f->rms_norm(bf, k + t * width * size, nullptr, l.k_norm, k + t * width * size, kv, dim, dim, eps, 1);
             }
         f->rope(bf, q, k, step->positions, step->cos, step->sin, n, heads, kv, dim / 2, width, dim, width, dim, threads);
-        f->store_kv(k, v, l.k_cache, l.v_cache, step->slots, n, width * size, dim * size, width * size, dim * size, kv, (int)s->block_tokens, dim * size, threads);
-        f->attention(bf, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride, n, heads, kv,
+        f->store_kv(bf, stored, k, v, l.k_cache, l.v_cache, step->slots, n, width * size, dim * size, width * size, dim * size, kv, (int)s->block_tokens, dim,
+                    threads);
+        f->attention(bf, stored, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride, n, heads, kv,
                      dim, (int)s->block_tokens, (int)l.window, (float)s->scale, nullptr, threads);
         product(l.out, other, x);
         if (const int late = added_up(x); late >= 0)

@@ -42,7 +42,19 @@ class _Shape(Structure):
     _fields_ = [
         *[
             (name, c_int64)
-            for name in ("is_bf16", "layers", "tokens", "hidden", "heads", "kv_heads", "dim", "ffn", "block_tokens", "table_stride")
+            for name in (
+                "is_bf16",
+                "stored",
+                "layers",
+                "tokens",
+                "hidden",
+                "heads",
+                "kv_heads",
+                "dim",
+                "ffn",
+                "block_tokens",
+                "table_stride",
+            )
         ],
         ("eps", c_double),
         ("scale", c_double),
@@ -127,7 +139,7 @@ class DecodeStep:
         pointers = [0 if norm is None else norm.data_ptr() for norm in norms]
         self._layers.append(_Layer(*(linear_struct(w, b) for w, b in linears), *pointers, cache[0].data_ptr(), cache[1].data_ptr(), window))
         self._array = (_Layer * len(self._layers))(*self._layers)
-        self.block_tokens = cache[0].shape[2]
+        self.block_tokens, self.stored = cache[0].shape[2], attention.stored_as(self.dtype, cache[0].dtype)
 
     def __call__(
         self, residual: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, starts: Tensor, contexts: Tensor, cos: Tensor, sin: Tensor
@@ -141,6 +153,7 @@ class DecodeStep:
         x, work, other = (torch.empty(size, dtype=self.dtype) for size in (n * self.hidden, width, width))
         shape = _Shape(
             self.dtype == torch.bfloat16,
+            self.stored,
             len(self._layers),
             n,
             self.hidden,

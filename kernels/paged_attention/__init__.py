@@ -1,7 +1,8 @@
 """Attention over a paged KV cache: decode, chunked prefill, and both in one call.
 
 Compiled on CPUs (float32, bfloat16), Triton on CUDA, plain PyTorch elsewhere.
-A layer's k_cache and v_cache are [blocks, kv_heads, block_tokens, head_dim], contiguous, blocks counted from 0.
+A layer's k_cache and v_cache are [blocks, kv_heads, block_tokens, head_dim], contiguous, blocks counted from 0; of the queries' dtype, or
+float8_e4m3fn, or bfloat16 beside float32.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def paged_attention(
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Writes k, v [tokens, kv_heads, head_dim] to their slots, int64 [tokens] = block * block_tokens + offset; slot -1 is skipped."""
+    """Writes k, v [tokens, kv_heads, head_dim] to their slots, int64 [tokens] = block * block_tokens + offset; slot -1 is skipped.
+    They are rounded to the caches' dtype; beyond the largest float8 (448) they are that."""
     if k.device.type == "cpu" and cpu.available(k):
         cpu.store_kv(k, v, k_cache, v_cache, slots)
     elif k.device.type == "cuda":

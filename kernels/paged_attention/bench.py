@@ -7,6 +7,7 @@ import argparse
 import torch
 from torch import Tensor
 
+from pdlab.kernels.fp8 import E4M3, rounded
 from pdlab.kernels.paged_attention import paged_attention
 from pdlab.kernels.timing import best_s, row
 
@@ -18,7 +19,17 @@ def paged(k: Tensor, block_tokens: int) -> Tensor:
     return k.unflatten(2, (-1, block_tokens)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def compare(label: str, seqs: int, queries: int, context: int, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
+def compare(
+    label: str,
+    seqs: int,
+    queries: int,
+    context: int,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: str,
+    stored: torch.dtype | None = None,
+) -> None:
+    """`stored`: of the paged K and V; torch's have `dtype`."""
     heads, kv_heads, dim = shape
     block_tokens = 16
     rng = torch.Generator().manual_seed(0)
@@ -27,6 +38,7 @@ def compare(label: str, seqs: int, queries: int, context: int, shape: tuple[int,
     per_seq = context // block_tokens
     order = torch.randperm(seqs * per_seq, generator=rng).to(device)
     k_cache, v_cache = (torch.empty_like(paged(x, block_tokens)).index_copy_(0, order, paged(x, block_tokens)) for x in (k, v))
+    k_cache, v_cache = (rounded(cache, stored or dtype) for cache in (k_cache, v_cache))
     tables = order.int().view(seqs, per_seq)
     starts = (torch.arange(seqs + 1) * queries).int().to(device)
     contexts = torch.full((seqs,), context, dtype=torch.int32, device=device)
@@ -42,7 +54,7 @@ def compare(label: str, seqs: int, queries: int, context: int, shape: tuple[int,
         lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=dim**-0.5, enable_gqa=True), device=device
     )
     seen = seqs * (queries * (context - queries) + queries * (queries + 1) // 2)
-    gflop, gbyte = 4 * seen * heads * dim / 1e9, (k.numel() + v.numel()) * k.element_size() / 1e9
+    gflop, gbyte = 4 * seen * heads * dim / 1e9, (k.numel() + v.numel()) * k_cache.element_size() / 1e9
     rate = f"{gflop / ours:8.1f} GFLOP/s" if causal else f"{gbyte / ours:8.1f} GB/s"
     row(label, ours, rate, f"torch {theirs * 1e3:8.3f} ms", f"{theirs / ours:6.2f} x torch")
 
@@ -62,7 +74,9 @@ def main() -> None:
                     continue
                 compare(f"{name} prefill of {tokens}", 1, tokens, tokens, shape, dtype, chosen.device)
             for seqs, context in ((1, 1024), (1, 16384), (16, 1024), (64, 256)):
-                compare(f"{name} decode of {seqs} at {context}", seqs, 1, context, shape, dtype, chosen.device)
+                for stored in (dtype, E4M3):
+                    kept = " in fp8" if stored == E4M3 else ""
+                    compare(f"{name} decode of {seqs} at {context}{kept}", seqs, 1, context, shape, dtype, chosen.device, stored)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 // Few rows (decode): vectors lie along head_dim; each key is read once and serves the whole group.
 // Many rows (prefill): vectors lie along the rows, so the scores of a key are Q^T times one broadcast element at a time, the softmax needs no
 // reduction across lanes, and neither K nor V is ever transposed. bfloat16 uses AVX-512's pair products where the CPU has them.
+// KV in fewer bits than the queries is widened a chunk of keys at a time, into memory that stays in the first caches.
 // Both keep an online softmax in float32, in base 2. A task whose span is a part of its keys leaves (max, sum, output) for a second pass to merge.
 #include "cpu.h"
+#include "fp8.h"
 #include <algorithm>
 #include <vector>
 
@@ -18,6 +20,8 @@ constexpr int TILES = 4;    // row tiles a task may hold, to share the reading o
 constexpr float NONE = -1e30f;
 constexpr float LOG2E = 1.4426950408889634f;
 
+enum Stored { LIKE_Q, FP8, BF16 }; // cpu.py's too
+
 struct Problem {
     const void *q, *k, *v;
     void *out;
@@ -26,6 +30,7 @@ struct Problem {
     int64_t block_stride, head_stride;                          // of the caches
     int seqs, heads, kv_heads, group, dim, block_tokens, window;
     float scale;
+    int stored;         // how the caches are: LIKE_Q, or narrower
     const float *sinks; // of each head, or null: a score that takes its share of the softmax and brings no value
     float *partials;
 };
@@ -53,8 +58,39 @@ template <class T> T *output(const Problem &p, int seq, int head, int row) {
     return (T *)p.out + (p.starts[seq] + row / p.group) * p.out_token + (head * p.group + row % p.group) * p.out_head;
 }
 
-// The addresses of `n` keys' vectors from `key` on; what is past the end points at the first.
+inline void widened(const uint8_t *from, float *to, int dim) { fp8::to_float(from, to, dim); }
+inline void widened(const uint8_t *from, bf16 *to, int dim) { fp8::to_bfloat16(from, &to->bits, dim); }
+inline void widened(const uint16_t *from, float *to, int dim) {
+    for (int d = 0; d < dim; d++) to[d] = fp8::bits_of<float>((uint32_t)from[d] << 16);
+}
+
+// The vectors of `n` keys from `key` on, of elements S, made ones of T. What lies together of a block is widened at once.
+template <class T, class S> void widen(const Problem &p, const Task &t, int key, int n, const void *cache, T *to) {
+    const int32_t *table = p.tables + t.seq * p.table_stride;
+    for (int j = 0; j < n;) {
+        const int block = (key + j) / p.block_tokens, offset = (key + j) % p.block_tokens, some = std::min(n - j, p.block_tokens - offset);
+        const S *from = (const S *)cache + table[block] * p.block_stride + t.head * p.head_stride + (int64_t)offset * p.dim;
+        widened(from, to + (int64_t)j * p.dim, some * p.dim);
+        j += some;
+    }
+}
+
+template <class T, class S> void locate_widened(const Problem &p, const Task &t, int key, int n, const T **k, const T **v) {
+    thread_local Scratch scratch;
+    T *keys = (T *)scratch.get((size_t)2 * CHUNK * p.dim * sizeof(T)), *values = p.k == p.v ? keys : keys + (int64_t)CHUNK * p.dim;
+    widen<T, S>(p, t, key, n, p.k, keys);
+    if (values != keys) widen<T, S>(p, t, key, n, p.v, values);
+    for (int j = 0; j < CHUNK; j++) {
+        k[j] = keys + (int64_t)(j < n ? j : 0) * p.dim;
+        v[j] = values + (int64_t)(j < n ? j : 0) * p.dim;
+    }
+}
+
+// The addresses of `n` keys' vectors from `key` on; what is past the end points at the first. Good until the next call.
 template <class T> void locate(const Problem &p, const Task &t, int key, int n, const T **k, const T **v) {
+    if (p.stored == FP8) return locate_widened<T, uint8_t>(p, t, key, n, k, v);
+    if constexpr (sizeof(T) == 4)
+        if (p.stored == BF16) return locate_widened<T, uint16_t>(p, t, key, n, k, v);
     const int32_t *table = p.tables + t.seq * p.table_stride;
     int block = key / p.block_tokens, offset = key % p.block_tokens;
     for (int j = 0; j < n;) {
@@ -564,22 +600,39 @@ template <class T> void attend(Problem &p, int threads) {
 } // namespace
 
 extern "C" __attribute__((visibility("default"))) void pdlab_paged_attention(
-    int is_bf16, const void *q, const void *k, const void *v, void *out, const int32_t *tables, const int32_t *starts, const int32_t *contexts,
+    int is_bf16, int stored, const void *q, const void *k, const void *v, void *out, const int32_t *tables, const int32_t *starts, const int32_t *contexts,
     int64_t q_token, int64_t q_head, int64_t out_token, int64_t out_head, int64_t table_stride, int seqs, int heads, int kv_heads, int dim,
     int block_tokens, int window, float scale, const float *sinks, int threads) {
     Problem p{q, k, v, out, tables, starts, contexts, q_token, q_head, out_token, out_head, table_stride,
               (int64_t)kv_heads * block_tokens * dim, (int64_t)block_tokens * dim, seqs, heads, kv_heads, heads / kv_heads, dim,
-              block_tokens, window, scale, sinks, nullptr};
+              block_tokens, window, scale, stored, sinks, nullptr};
     if (is_bf16)
         attend<bf16>(p, threads);
     else
         attend<float>(p, threads);
 }
 
-// Sizes are in bytes, so that any dtype will do: `row` of one head's vector, strides of k and v between tokens and heads.
+namespace {
+
+// One token's vector of `dim` elements into a cache.
+inline void store_row(int is_bf16, int stored, const char *from, char *to, int dim) {
+    if (stored == LIKE_Q)
+        memcpy(to, from, dim * (is_bf16 ? 2 : 4));
+    else if (stored == FP8 && is_bf16)
+        fp8::of_bfloat16((const uint16_t *)from, (uint8_t *)to, dim);
+    else if (stored == FP8)
+        fp8::of_float((const float *)from, (uint8_t *)to, dim);
+    else
+        for (int d = 0; d < dim; d++) put((bf16 *)to + d, ((const float *)from)[d]);
+}
+
+} // namespace
+
+// Strides of k and v, between tokens and heads, are in bytes.
 extern "C" __attribute__((visibility("default"))) void pdlab_store_kv(
-    const char *k, const char *v, char *k_cache, char *v_cache, const int64_t *slots, int64_t tokens, int64_t k_token, int64_t k_head,
-    int64_t v_token, int64_t v_head, int kv_heads, int block_tokens, int64_t row, int threads) {
+    int is_bf16, int stored, const char *k, const char *v, char *k_cache, char *v_cache, const int64_t *slots, int64_t tokens, int64_t k_token,
+    int64_t k_head, int64_t v_token, int64_t v_head, int kv_heads, int block_tokens, int dim, int threads) {
+    const int64_t row = (int64_t)dim * (stored == FP8 ? 1 : stored == BF16 || is_bf16 ? 2 : 4);
     const int team = tokens * kv_heads * row < 65536 ? 1 : threads;
 #pragma omp parallel for num_threads(team) schedule(static) if (team > 1)
     for (int64_t t = 0; t < tokens; t++) {
@@ -587,8 +640,8 @@ extern "C" __attribute__((visibility("default"))) void pdlab_store_kv(
         const int64_t block = slots[t] / block_tokens, offset = slots[t] % block_tokens;
         for (int h = 0; h < kv_heads; h++) {
             const int64_t to = ((block * kv_heads + h) * block_tokens + offset) * row;
-            memcpy(k_cache + to, k + t * k_token + h * k_head, row);
-            memcpy(v_cache + to, v + t * v_token + h * v_head, row);
+            store_row(is_bf16, stored, k + t * k_token + h * k_head, k_cache + to, dim);
+            if (v_cache != k_cache) store_row(is_bf16, stored, v + t * v_token + h * v_head, v_cache + to, dim);
         }
     }
 }

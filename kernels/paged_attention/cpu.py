@@ -13,6 +13,7 @@ from torch import Tensor
 from pdlab.kernels.cpu_build import library
 
 DTYPES = (torch.float32, torch.bfloat16)
+LIKE_Q, FP8, BF16 = range(3)  # how KV is stored, as cpu.cpp numbers them
 
 
 @cache
@@ -21,14 +22,22 @@ def _functions() -> tuple[Any, Any] | None:
     if lib is None:
         return None
     attend, store = lib.pdlab_paged_attention, lib.pdlab_store_kv
-    attend.argtypes = [c_int, *[c_void_p] * 7, *[c_int64] * 5, *[c_int] * 6, c_float, c_void_p, c_int]
-    store.argtypes = [*[c_void_p] * 5, *[c_int64] * 5, c_int, c_int, c_int64, c_int]
+    attend.argtypes = [c_int, c_int, *[c_void_p] * 7, *[c_int64] * 5, *[c_int] * 6, c_float, c_void_p, c_int]
+    store.argtypes = [c_int, c_int, *[c_void_p] * 5, *[c_int64] * 5, *[c_int] * 4]
     attend.restype = store.restype = None
     return attend, store
 
 
 def available(q: Tensor) -> bool:
     return q.dtype in DTYPES and _functions() is not None
+
+
+def stored_as(q: torch.dtype, kv: torch.dtype) -> int:
+    """How a cache is stored beside queries of that dtype."""
+    if kv == q:
+        return LIKE_Q
+    assert kv == torch.float8_e4m3fn or (q, kv) == (torch.float32, torch.bfloat16), f"{kv} KV beside {q}"
+    return FP8 if kv == torch.float8_e4m3fn else BF16
 
 
 def paged_attention(
@@ -52,12 +61,13 @@ def paged_attention(
     q_token, q_head, q_last = q.stride()
     out_token, out_head, out_last = out.stride()
     assert q_last == 1 and out_last == 1, "a head's elements lie side by side"
-    assert k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.dtype == v_cache.dtype == q.dtype == out.dtype
+    assert k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.dtype == v_cache.dtype and q.dtype == out.dtype
     assert block_tables.stride(1) == 1 and query_starts.is_contiguous() and context_lens.is_contiguous()
     assert sinks is None or (sinks.dtype == torch.float32 and sinks.is_contiguous() and len(sinks) == heads)
     assert block_tables.dtype == query_starts.dtype == context_lens.dtype == torch.int32
     functions[0](
         q.dtype == torch.bfloat16,
+        stored_as(q.dtype, k_cache.dtype),
         q.data_ptr(),
         k_cache.data_ptr(),
         v_cache.data_ptr(),
@@ -91,8 +101,10 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     k_token, k_head, k_last = k.stride()
     v_token, v_head, v_last = v.stride()
     assert k_last == 1 and v_last == 1 and slots.dtype == torch.int64 and slots.is_contiguous()
-    assert k_cache.is_contiguous() and v_cache.is_contiguous() and k.dtype == v.dtype == k_cache.dtype == v_cache.dtype
+    assert k_cache.is_contiguous() and v_cache.is_contiguous() and k.dtype == v.dtype and k_cache.dtype == v_cache.dtype
     functions[1](
+        k.dtype == torch.bfloat16,
+        stored_as(k.dtype, k_cache.dtype),
         k.data_ptr(),
         v.data_ptr(),
         k_cache.data_ptr(),
@@ -105,6 +117,6 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
         v_head * size,
         kv_heads,
         k_cache.shape[2],
-        dim * size,
+        dim,
         torch.get_num_threads(),
     )

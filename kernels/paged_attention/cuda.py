@@ -5,7 +5,7 @@ to split-K kernels (flash-decoding): a program per (sequence, kv head, split), t
 attention. Each kernel passes over the sequences of the other kind, so a mixed batch is two launches and a merge.
 
 A head is cut in two where its width is no power of two: the largest one below it, and the rest. MLA's 576 are 512 and 64 so, not 1024;
-there keys and values are one cache, and are read once.
+there keys and values are one cache, and are read once. Caches narrower than the queries (float8_e4m3fn) are widened as they are loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from pdlab.kernels.fp8 import E4M3
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -58,11 +60,11 @@ def _tile(
         block = tl.load(table + key // block_tokens, mask=there, other=0).to(tl.int64)
         row = (block * block_stride + head * head_stride + (key % block_tokens) * DIM)[:, None]
         stored = there[:, None] & (d < DIM)[None, :]
-        k = tl.load(k_cache + row + d[None, :], mask=stored, other=0.0)
+        k = tl.load(k_cache + row + d[None, :], mask=stored, other=0.0).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if E:
             stored_e = there[:, None] & (e < DIM)[None, :]
-            k_rest = tl.load(k_cache + row + e[None, :], mask=stored_e, other=0.0)
+            k_rest = tl.load(k_cache + row + e[None, :], mask=stored_e, other=0.0).to(q.dtype)
             scores += tl.dot(rest, tl.trans(k_rest), input_precision="ieee")
         scores = scores * (scale * LOG2E)
         seen = (key[None, :] <= position[:, None]) & there[None, :]
@@ -76,13 +78,13 @@ def _tile(
         if ONE:
             v = k
         else:
-            v = tl.load(v_cache + row + d[None, :], mask=stored, other=0.0)
+            v = tl.load(v_cache + row + d[None, :], mask=stored, other=0.0).to(q.dtype)
         out = out * alpha[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         if E:
             if ONE:
                 v_rest = k_rest
             else:
-                v_rest = tl.load(v_cache + row + e[None, :], mask=stored_e, other=0.0)
+                v_rest = tl.load(v_cache + row + e[None, :], mask=stored_e, other=0.0).to(q.dtype)
             more = more * alpha[:, None] + tl.dot(weights.to(v.dtype), v_rest, input_precision="ieee")
         best = now
     return out, more, best, total
@@ -301,6 +303,18 @@ def _merge(
 
 
 @triton.jit
+def _narrowed(x):
+    """The bits of the nearest float8_e4m3fn, as fp8.h has them: Triton's own cast is another in its interpreter."""
+    bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    kept = tl.minimum(size, 0x43E00000)
+    large = ((kept + 0x7FFFF + ((kept >> 20) & 1)) >> 20) - 960
+    small = (tl.where(kept < 0x3C800000, kept, 0).to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+    number = tl.where(kept < 0x3C800000, small, large)
+    return (tl.where(size > 0x7F800000, 0x7F, number) | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
 def _store(
     k,
     v,
@@ -312,6 +326,7 @@ def _store(
     v_token,
     v_head,
     block_tokens,
+    FP8: tl.constexpr,
     HEADS: tl.constexpr,
     H: tl.constexpr,
     DIM: tl.constexpr,
@@ -324,8 +339,12 @@ def _store(
     head, d = tl.arange(0, H), tl.arange(0, D)
     mask = (head < HEADS)[:, None] & (d < DIM)[None, :]
     to = ((slot // block_tokens * HEADS + head) * block_tokens + slot % block_tokens)[:, None] * DIM + d[None, :]
-    tl.store(k_cache + to, tl.load(k + token * k_token + (head * k_head)[:, None] + d[None, :], mask=mask), mask=mask)
-    tl.store(v_cache + to, tl.load(v + token * v_token + (head * v_head)[:, None] + d[None, :], mask=mask), mask=mask)
+    from_k = tl.load(k + token * k_token + (head * k_head)[:, None] + d[None, :], mask=mask)
+    from_v = tl.load(v + token * v_token + (head * v_head)[:, None] + d[None, :], mask=mask)
+    if FP8:
+        from_k, from_v = _narrowed(from_k), _narrowed(from_v)
+    tl.store(k_cache + to, from_k.to(k_cache.dtype.element_ty), mask=mask)
+    tl.store(v_cache + to, from_v.to(v_cache.dtype.element_ty), mask=mask)
 
 
 @cache
@@ -449,17 +468,19 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     if tokens == 0:
         return
     assert k.stride(2) == v.stride(2) == 1 and k_cache.is_contiguous() and v_cache.is_contiguous()
+    fp8 = k_cache.dtype == E4M3
     _store[(tokens,)](
         k,
         v,
-        k_cache,
-        v_cache,
+        k_cache.view(torch.uint8) if fp8 else k_cache,
+        v_cache.view(torch.uint8) if fp8 else v_cache,
         slots,
         k.stride(0),
         k.stride(1),
         v.stride(0),
         v.stride(1),
         k_cache.shape[2],
+        FP8=fp8,
         HEADS=kv_heads,
         H=triton.next_power_of_2(kv_heads),
         DIM=dim,

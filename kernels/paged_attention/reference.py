@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pdlab.kernels.fp8 import rounded
+
 
 def paged_attention(
     q: Tensor,
@@ -30,7 +32,7 @@ def paged_attention(
             continue
         blocks = block_tables[seq, : -(-context // block_tokens)].long()
         # [blocks, kv_heads, block_tokens, dim] -> [kv_heads, 1, context, dim]
-        k, v = (cache[blocks].transpose(0, 1).reshape(kv_heads, -1, dim)[:, None, :context].float() for cache in (k_cache, v_cache))
+        k, v = (cache[blocks].float().transpose(0, 1).reshape(kv_heads, -1, dim)[:, None, :context] for cache in (k_cache, v_cache))
         grouped = q[first:last].float().reshape(last - first, kv_heads, heads // kv_heads, dim).permute(1, 2, 0, 3)
         key = torch.arange(context, device=q.device)
         position = torch.arange(context - (last - first), context, device=q.device)[:, None]
@@ -48,5 +50,5 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     """As `pdlab.kernels.paged_attention.store_kv`."""
     kept = slots >= 0
     block, offset = slots[kept] // k_cache.shape[2], slots[kept] % k_cache.shape[2]
-    k_cache[block, :, offset] = k[kept]
-    v_cache[block, :, offset] = v[kept]
+    k_cache[block, :, offset] = rounded(k[kept], k_cache.dtype)
+    v_cache[block, :, offset] = rounded(v[kept], v_cache.dtype)

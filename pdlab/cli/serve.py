@@ -32,6 +32,9 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda[:i] or npu[:i].", show_default="cpu")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", show_default="auto")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="Of the KV cache: auto, fp8 (e4m3), bfloat16, float16 or float32.", show_default="as --dtype")
+    ] = None,
     quantization: Annotated[str | None, typer.Option(help="Weight-only: wint8 or wint4.", show_default=False)] = None,
     load_format: Annotated[str | None, typer.Option(help="dummy: random weights.", show_default=False)] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.0, help="KV memory.", show_default="what fits")] = None,
@@ -229,6 +232,7 @@ def serve(
         "model": model,
         "device": device,
         "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
         "quantization": quantization,
         "load_format": load_format,
         "kv_gib": kv_gib,

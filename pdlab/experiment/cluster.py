@@ -14,6 +14,7 @@ from pdlab.cost.accelerator import AcceleratorSpec
 from pdlab.cost.parallel import Parallel
 from pdlab.cost.roofline import Drafts
 from pdlab.experiment.fields import (
+    FORMAT,
     PROFILE,
     SERVE,
     SIM,
@@ -22,6 +23,7 @@ from pdlab.experiment.fields import (
     Device,
     Fraction,
     Hardware,
+    KvCacheDtype,
     NotNegative,
     Number,
     Positive,
@@ -99,6 +101,7 @@ class EngineSpec(Spec):
     batching: Batching = "chunked"
     prefix_cache: bool = True
     watermark: Annotated[NotNegative, Field(lt=1)] = 0.01
+    kv_cache_dtype: Annotated[KvCacheDtype, FORMAT] = "auto"  # auto: as `dtype`
     kv_blocks: Annotated[Count, Field(le=10**12)] | None = None  # None: what the memory holds beside the weights
     hybrid_kv: Annotated[bool, SIM] = True  # layers with a window keep a window's KV only
     hbm_utilization: Annotated[Fraction, Use(serve="yes, but on a CPU")] = 0.9
@@ -114,7 +117,7 @@ class InstancesSpec(Spec):
     hardware: Annotated[Hardware | None, PROFILE] = None
     tp: Count = 1
     dp_attention: Annotated[Count, Use(serve="1; more is refused")] = 1
-    ep: Annotated[Count, Use(serve="1, or as tp")] = 1
+    ep: Count = 1
     pp: Annotated[Count, Use(serve="1; more is refused")] = 1
     name: str | None = None
     device: Annotated[Device | None, SERVE] = None  # None: the deployment's

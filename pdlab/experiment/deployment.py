@@ -22,14 +22,14 @@ from pydantic import BaseModel, PrivateAttr, ValidationError, ValidationInfo, fi
 
 from pdlab.core.types import UsageError
 from pdlab.experiment.cluster import ClusterSpec, EngineSpec, InstancesSpec, Placement
-from pdlab.experiment.fields import SERVE, Count, Device, Name, NotNegative, Positive, Seed, Spec, Use, unused, used
+from pdlab.experiment.fields import FORMAT, SERVE, Count, Device, Name, NotNegative, Positive, Seed, Spec, unused, used
 from pdlab.experiment.hardware_file import Written, read_accelerators, with_accelerators
 from pdlab.experiment.mistakes import mistakes
 from pdlab.experiment.study import Study
 from pdlab.experiment.yaml import overridden, read_yaml, replaced
 from pdlab.policies import load as load_policy
 
-FORMAT = Use(sim="as `cost` leaves formats open; not of measured hardware")
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 
 
 class TransferSpec(Spec):
@@ -234,8 +234,15 @@ class Deployment(Spec):
         if placed:
             yield from roles_missing(placed)
         names = Counter(p.name for p in placed)
+        yield from dict.fromkeys(line for p in placed if (line := self._too_wide(p.engine.kv_cache_dtype)))
         for twice in sorted(name for name, times in names.items() if times > 1):
             yield f"cluster.instances: two instances are named {twice}; give each row its own name"
+
+    def _too_wide(self, kv: str) -> str:
+        """Why KV cannot be kept so, beside what is computed in `dtype`."""
+        if "auto" in (kv, self.dtype) or kv == self.dtype or WIDTHS.get(kv, 1) < WIDTHS[self.dtype]:
+            return ""
+        return f"engine.kv_cache_dtype: {kv} is no narrower than dtype {self.dtype}, which is computed in: write auto, or a narrower one"
 
 
 def roles_missing(placed: Sequence[Placement]) -> Iterator[str]:

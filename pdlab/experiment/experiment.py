@@ -17,7 +17,7 @@ from pdlab.cost import CostSpec, kv_capacity_tokens
 from pdlab.cost.catalogue import hardware, model
 from pdlab.cost.parallel import fitting
 from pdlab.experiment import spellings
-from pdlab.experiment.cluster import ClusterSpec, Placement
+from pdlab.experiment.cluster import ClusterSpec, EngineSpec, Placement
 from pdlab.experiment.deployment import Deployment, roles_missing
 from pdlab.experiment.fields import ignored_line, unused
 from pdlab.experiment.fields import measured as is_profile
@@ -26,7 +26,7 @@ from pdlab.experiment.study import Study
 from pdlab.workload import builtin
 from pdlab.workload.spec import HASH_TOKENS, SYNTHETIC
 
-FORMATS = {"auto": None, "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+FORMATS = {"auto": None, "float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "fp8_e4m3": "fp8"}
 
 
 class Trial(Study, Deployment):
@@ -44,11 +44,14 @@ class Experiment(Trial):
 
     @property
     def formats(self) -> CostSpec:
-        """`cost`, with the number formats that `dtype` and `quantization` ask for where it names none."""
+        """Of instances that have no `engine` of their own."""
+        return self.formats_of(self.engine)
+
+    def formats_of(self, engine: EngineSpec) -> CostSpec:
+        """`cost`, with the number formats that `dtype`, `quantization` and an engine's `kv_cache_dtype` ask for where it names none."""
         own, plain = self.cost, FORMATS[self.dtype]
-        return own.model_copy(
-            update={"weight_dtype": own.weight_dtype or self.quantization or plain, "kv_dtype": own.kv_dtype or plain},
-        )
+        kv = own.kv_dtype or FORMATS[engine.kv_cache_dtype] or plain
+        return own.model_copy(update={"weight_dtype": own.weight_dtype or self.quantization or plain, "kv_dtype": kv})
 
     @property
     def ignored(self) -> str:
@@ -56,6 +59,7 @@ class Experiment(Trial):
         said = self.model_dump(mode="json", exclude_unset=True)
         of_cost = [f"cost.{key}" for key in ("weight_dtype", "kv_dtype") if said.get("cost", {}).get(key) is not None]
         formats = [key for key in ("dtype", "quantization") if said.get(key) is not None]
+        formats += ["engine.kv_cache_dtype"] if any(p.engine.kv_cache_dtype != "auto" for p in self.placements()) else []
         measured = any(is_profile(row.hardware) for row in self.cluster.instances)
         return ignored_line(
             "sim",
@@ -87,6 +91,8 @@ class Experiment(Trial):
             f"cluster.instances.{index}.hardware: is missing" for index, row in enumerate(self.cluster.instances) if not row.hardware
         ]
         yield from missing
+        if self.cost.kv_dtype is not None and any(p.engine.kv_cache_dtype != "auto" for p in placed):
+            yield "cost.kv_dtype: engine.kv_cache_dtype says what KV is kept in: remove one of the two"
         if not missing:
             yield from self._fit()
         yield from self._blocks(placed)
@@ -94,9 +100,10 @@ class Experiment(Trial):
 
     def _fit(self) -> Iterator[str]:
         served = model(self.model, self.base_dir)
-        weight_dtype, kv_dtype = self.formats.weights(served), self.formats.kv
         for index, row in enumerate(self.cluster.instances):
             engine = self._engine(row)
+            formats = self.formats_of(engine)
+            weight_dtype, kv_dtype = formats.weights(served), formats.kv
             if engine.max_model_len is not None and 0 < served.max_positions < engine.max_model_len:
                 where = "engine" if row.engine is None or row.engine.max_model_len is None else f"cluster.instances.{index}.engine"
                 yield f"{where}.max_model_len: {engine.max_model_len} exceeds the {served.max_positions} positions of {self.model}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
@@ -34,6 +34,8 @@ class Use:
 
 
 SIM, SERVE = Use(serve=""), Use(sim="")  # whose alone a key is
+
+FORMAT = Use(sim="as `cost` leaves formats open; not of measured hardware")
 
 
 def measured(hardware: object) -> bool:
@@ -131,5 +133,6 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Hardware = Annotated[str | AcceleratorSpec, AfterValidator(_hardware)]
 Name = Annotated[str, AfterValidator(_file_name)]
+KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "bfloat16", "float16", "float32"]
 Batching = Annotated[str, BeforeValidator(_batching)]
 Device = Annotated[str, Field(pattern=r"^(cpu|(cuda|npu)(:\d+)?)$")]

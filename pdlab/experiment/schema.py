@@ -170,6 +170,8 @@ DESCRIPTIONS = {
     "Parameters stand beside its name, as a policy's do: {name: slide_batching, urgency: 0.8}.",
     "EngineSpec.prefix_cache": "Keep computed prompt blocks for later prompts that begin alike.",
     "EngineSpec.watermark": "Fraction of the blocks that admitting a prompt leaves free.",
+    "EngineSpec.kv_cache_dtype": "Number format of the KV cache: narrower than `dtype`, or the same; `fp8` is `fp8_e4m3` (vLLM: "
+    "--kv-cache-dtype). Sides may differ: the reader converts.",
     "EngineSpec.kv_blocks": "KV blocks of an instance; by default what memory holds beside the weights, activations and the runtime.",
     "EngineSpec.hybrid_kv": "Layers with a window keep its KV only, as vLLM's hybrid KV cache manager has it; false: all of a sequence.",
     "EngineSpec.hbm_utilization": "The part of the accelerator's memory that may be used (vLLM: --gpu-memory-utilization).",
@@ -211,7 +213,7 @@ DESCRIPTIONS = {
     "CostSpec.fitted": "The name of a shipped fit in DistServe's form, or a mapping of its coefficients.",
     "CostSpec.extrapolate": "Let a table go on beyond its grid instead of stopping with an error.",
     "CostSpec.weight_dtype": "Number format of the layers' weights; by default as `quantization` or `dtype` say, or as published.",
-    "CostSpec.kv_dtype": "Number format of the KV cache; by default as `dtype` says, or bf16.",
+    "CostSpec.kv_dtype": "Number format of the KV cache; by default as `engine.kv_cache_dtype` or `dtype` say, or bf16.",
     "CostSpec.factors": "What the seconds are multiplied by, to see what hangs on them.",
     "CostFactors.prefill": "Of what prompts take.",
     "CostFactors.decode": "Of what decode steps take.",

@@ -76,7 +76,10 @@ def world(
 
     def make(plan: InstancePlan, incarnation: InstanceSpec) -> SimInstance:
         scheduler = plan.scheduler(workload.hash_tokens)
-        own: dict[str, Any] = {"new_size_s": plan.overheads.new_size_s, "kv_size": KvSize(plan.token_bytes, plan.windows)}
+        own: dict[str, Any] = {
+            "new_size_s": plan.overheads.new_size_s,
+            "kv_size": KvSize(plan.token_bytes, plan.windows, plan.element_bytes),
+        }
         host = hosts.get(plan.placement.host)
         if host is None or plan.placement.name != incarnation.name:  # scaled up: on a host of its own
             return SimInstance(env, made, incarnation, scheduler, plan.cost, made.gaps, horizon=horizon, **own)

@@ -52,7 +52,8 @@ class PrefixReads:
             call_later(self.scene.env, self.scene.asking_s, self._unheard, (read, False))
             return True
         read.lent = lent
-        size = instance.kv_size.size_bytes(min(seq.cached_tokens, lent.prompt_tokens), lent.prompt_tokens, lent.prompt_tokens)
+        first, of = min(seq.cached_tokens, lent.prompt_tokens), lent.prompt_tokens
+        size = instance.kv_size.size_bytes(first, of, of, read.holder.kv_size)
         way = read.holder.name, instance.name
         delay_s = self.network.path(*way).latency_s
         read.transfer = self.network.transfer(*way, size, self._landed, delay_s=delay_s, owner=job)

@@ -74,7 +74,7 @@ class Moves:
         p, d, pseq, dseq = job.p, job.d, job.pseq, job.dseq
         assert p is not None and d is not None and pseq is not None and dseq is not None
         job.handed_off(self.scene.env._now, d.name)
-        size = d.kv_size.size_bytes(dseq.cached_tokens, pseq.prompt_tokens, pseq.prompt_tokens)
+        size = d.kv_size.size_bytes(dseq.cached_tokens, pseq.prompt_tokens, pseq.prompt_tokens, p.kv_size)
         if not self.pulls:
             self._start(job, size)
         elif not self.mode.between_steps:
@@ -92,7 +92,7 @@ class Moves:
             assert job.p is not None
             assert job.d is not None
             tokens = job.request.prompt_tokens + job.sent
-            size = job.d.kv_size.size_bytes(dseq.cached_tokens, tokens, tokens)
+            size = job.d.kv_size.size_bytes(dseq.cached_tokens, tokens, tokens, job.p.kv_size)
             self._start(job, size, asks=True)
 
     def _waits(self, job: Job, dseq: Sequence) -> bool:
@@ -191,12 +191,12 @@ class Moves:
     def _unsent(self, job: Job, computed: int, seq: Sequence) -> float:
         """Bytes that the decode instance lacks when `computed` tokens are there, and that are to be sent now. What this instance found in
         its own prefix cache goes along with the first push."""
-        assert job.d is not None and job.dseq is not None
+        assert job.p is not None and job.d is not None and job.dseq is not None
         first = max(job.dseq.cached_tokens, job.pushed_tokens)
         if computed <= first:
             return 0.0
         job.pushed_tokens = computed
-        return job.d.kv_size.size_bytes(first, computed, seq.prompt_tokens)
+        return job.d.kv_size.size_bytes(first, computed, seq.prompt_tokens, job.p.kv_size)
 
     def _push(self, job: Job, size: float, limit: float, delay_s: float) -> None:
         if job.transfer is None:
@@ -275,7 +275,7 @@ class Moves:
             self._uncopied(job, job.tseq)
             return
         new = job.staging.copy(tokens)
-        size = job.target.kv_size.size_bytes(tokens - new, tokens, tokens) + (self.mode.state_bytes if last else 0.0)
+        size = job.target.kv_size.size_bytes(tokens - new, tokens, tokens, job.d.kv_size) + (self.mode.state_bytes if last else 0.0)
         landed = partial(self._copied, job, job.tseq, last)
         job.transfer = self.network.transfer(job.d.name, job.target.name, size, landed, owner=job)
         job.flows_s = self.scene.env.now + job.transfer.path.latency_s

@@ -27,6 +27,7 @@ class InstancePlan:
     kv_blocks: int
     context_tokens: int  # of prompt and output, at most; 0: not known
     token_bytes: int
+    element_bytes: float  # of a number of KV
     block_bytes: int
     ranks: int  # that hold a sequence's KV
     kv_heads: int  # of the model; 1: a latent vector; 0: not told
@@ -89,15 +90,14 @@ class InstancePlan:
 def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
     """Every instance of the cluster, with its cost and capacity."""
     model = cost.model(experiment.model, experiment.base_dir)
-    formats = experiment.formats
-    weights, kv = formats.weights(model), formats.kv
     known: dict[tuple[object, cost.Parallel, object], tuple[cost.Cost, int, Profiles]] = {}
     found = []
     for placement in experiment.placements():
         engine = placement.engine
         if mistake := indivisible(hash_tokens, engine.block_tokens):
             raise UsageError(mistake)
-        key = (placement.hardware, placement.parallel, engine)
+        key, formats = (placement.hardware, placement.parallel, engine), experiment.formats_of(engine)
+        kv = formats.kv
         if key not in known:
             chip = cost.hardware(placement.hardware, experiment.base_dir)
             drafts = None if engine.speculation is None else engine.speculation.drafts(model, experiment.base_dir)
@@ -109,7 +109,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
                     chip,
                     placement.parallel,
                     engine.hbm_utilization,
-                    weights,
+                    formats.weights(model),
                     kv,
                     engine.max_batch_tokens,
                     engine.max_seqs,
@@ -121,6 +121,7 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
         model_cost, blocks, profiles = known[key]
         chip = cost.hardware(placement.hardware, experiment.base_dir)
         token_bytes = cost.kv_bytes_per_token(model, chip, kv, placement.parallel)
+        ranks = fitting(model, placement.parallel).attention_tp
         overheads = chip.profile.overheads if chip.profile is not None else cost.Overheads(request_s=model_cost.request_s)
         found.append(
             InstancePlan(
@@ -129,8 +130,9 @@ def plans(experiment: Experiment, hash_tokens: int) -> list[InstancePlan]:
                 kv_blocks=blocks,
                 context_tokens=engine.max_model_len or model.max_positions,
                 token_bytes=token_bytes,
+                element_bytes=token_bytes / max(1, model.kv_bytes_per_token("fp8", ranks)),
                 block_bytes=round(token_bytes * engine.block_tokens),
-                ranks=fitting(model, placement.parallel).attention_tp,
+                ranks=ranks,
                 kv_heads=model.main.shared_heads,
                 windows=cost.kv_windows(model, chip, kv, placement.parallel) if engine.hybrid_kv else (),
                 overheads=overheads,

@@ -25,6 +25,7 @@ from pdlab.core.kv_plan import (
 
 RANKS = st.sampled_from((1, 2, 4, 8))
 HEADS = st.sampled_from((1, 2, 4, 8, 16))  # 1: a model of one KV head, or MLA's latent vector
+SIZES = st.sampled_from((np.uint8, np.uint16, np.uint32))  # fp8, bfloat16, float32
 
 
 @given(heads=HEADS, source=RANKS, target=RANKS)
@@ -61,7 +62,7 @@ def test_the_arithmetic_of_known_cases() -> None:
     target_ranks=RANKS,
     blocks=st.sampled_from(((4, 4), (4, 8), (16, 4), (2, 2), (8, 16))),
     halves=st.sampled_from((2, 1)),
-    dtype=st.sampled_from((np.uint8, np.uint16, np.uint32)),
+    dtypes=st.tuples(SIZES, SIZES),
     dim=st.sampled_from((1, 3, 8)),
     tokens=st.integers(1, 40),
     skipped=st.integers(0, 2),
@@ -74,7 +75,7 @@ def test_not_one_wrong_byte(
     target_ranks: int,
     blocks: tuple[int, int],
     halves: int,
-    dtype: type,
+    dtypes: tuple[type, type],
     dim: int,
     tokens: int,
     skipped: int,
@@ -82,15 +83,16 @@ def test_not_one_wrong_byte(
     seed: int,
 ) -> None:
     """A sequence's KV [layers, halves, tokens, heads, dim] is spread over a source's ranks, read by a destination's, and compared there;
-    what was not read stays as it was."""
+    what was not read stays as it was. The two may have elements of one to four bytes, which the reader makes its own."""
     rng = np.random.default_rng(seed)
     small, large = sorted(blocks)
     first = min(skipped * small, (tokens - 1) // small * small)  # a cached prefix ends at a block of the target, perhaps within one
     of_both = -(-tokens // large) * large
     assert common_run(*blocks) == small
-    sequence = rng.integers(0, np.iinfo(dtype).max, (3, halves, of_both, heads, dim)).astype(dtype)
+    sequence = rng.integers(0, 255, (3, halves, of_both, heads, dim)).astype(dtypes[0])
     sides = [
-        Side(heads, ranks, size, halves, dim, of_both, dtype, rng) for ranks, size in zip((source_ranks, target_ranks), blocks, strict=True)
+        Side(heads, ranks, size, halves, dim, of_both, dtype, rng)
+        for ranks, size, dtype in zip((source_ranks, target_ranks), blocks, dtypes, strict=True)
     ]
     source, target = sides
     for rank, memory in enumerate(source.memories):
@@ -103,9 +105,10 @@ def test_not_one_wrong_byte(
         for read in reads_of(heads, source_ranks, target_ranks, rank):
             runs = [runs_of(side.ids, side.layout.block_tokens, small, range(first, tokens)) for side in sides]
             found = pieces(read, source.layout, target.layout, *runs, small, layers)
-            there, here = source.memories[read.source].view(np.uint8).ravel(), target.memories[rank].view(np.uint8).reshape(-1)
-            for a, b in zip(found.source.tolist(), found.target.tolist(), strict=True):
-                here[b : b + found.bytes] = there[a : a + found.bytes]
+            there, here = source.memories[read.source].reshape(-1), target.memories[rank].reshape(-1)
+            count = found.bytes // there.itemsize
+            for a, b in zip((found.source // there.itemsize).tolist(), (found.target // here.itemsize).tolist(), strict=True):
+                here[b : b + count] = there[a : a + count]
     end = -(-tokens // small) * small
     for rank, memory in enumerate(target.memories):
         expected = before[rank]

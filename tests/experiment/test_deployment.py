@@ -53,6 +53,11 @@ def test_what_the_study_says_need_not_be_right() -> None:
         ({"quantization": "wint3"}, "quantization: 'wint3' is not one of wint8, wint4"),
         ({"device": "gpu"}, "device: "),
         ({"engine": {"dtype": "float32"}}, "engine.dtype: unknown key; pdlab's is dtype, at the top of the file"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype: unknown key; pdlab's is engine.kv_cache_dtype"),
+        (
+            {"dtype": "bfloat16", "engine": {"kv_cache_dtype": "float32"}},
+            "engine.kv_cache_dtype: float32 is no narrower than dtype bfloat16, which is computed in: write auto, or a narrower one",
+        ),
         ({"registry": "redis://me:secret@host"}, "registry: a password does not belong into a file: give it by PDLAB_REGISTRY_PASSWORD"),
         ({"policy": "prefix_awre"}, "policy: unknown policy 'prefix_awre'"),
     ],
@@ -84,6 +89,14 @@ def test_formats_are_those_of_the_deployment_where_the_study_names_none() -> Non
     assert formats(dtype="float32") == ("fp32", "fp32")
     assert formats(dtype="bfloat16", quantization="wint4") == ("wint4", "bf16")
     assert formats(quantization="wint8", cost={"weight_dtype": "fp8", "kv_dtype": "fp8"}) == ("fp8", "fp8")
+
+
+def test_instances_may_keep_kv_in_formats_of_their_own() -> None:
+    rows = [{"role": "prefill", "hardware": "l4"}, {"role": "decode", "hardware": "l4", "engine": {"kv_cache_dtype": "fp8"}}]
+    experiment = Experiment.parse({**PLAIN, "cluster": {"instances": rows}, "engine": {"kv_cache_dtype": "bfloat16"}})
+    assert [experiment.formats_of(one.engine).kv for one in experiment.placements()] == ["bf16", "fp8"]
+    with pytest.raises(UsageError, match=r"cost\.kv_dtype: engine\.kv_cache_dtype says what KV is kept in: remove one of the two"):
+        experiment.with_({"cost.kv_dtype": "fp8"})
 
 
 def test_an_instance_is_the_one_of_its_name_or_any_of_its_role() -> None:

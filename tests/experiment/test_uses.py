@@ -164,6 +164,7 @@ SIMULATED: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "cluster.autoscale.min": (4, {"policy": "mine.py:Grows", "cluster.autoscale": {"enabled": True, "start_s": 0.1}}),
     "cluster.autoscale.max": (5, {"policy": "mine.py:Grows", "cluster.autoscale": {"enabled": True, "start_s": 0.1}}),
     "cluster.autoscale.start_s": (0.5, {"policy": "mine.py:Grows", "cluster.autoscale": {"enabled": True, "start_s": 0.1}}),
+    "engine.kv_cache_dtype": ("fp8", {}),
     "engine.block_tokens": (8, {}),
     "engine.max_batch_tokens": (128, {}),
     "engine.max_seqs": (1, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -14,6 +15,13 @@ from pdlab.kernels.paged_attention import cpu, paged_attention, reference, store
 
 compiled = pytest.mark.skipif(not cpu.available(torch.empty(0)), reason="no C++ compiler")
 TOLERANCE = {torch.float32: {"atol": 2e-5, "rtol": 1e-4}, torch.bfloat16: {"atol": 2e-2, "rtol": 2e-2}}
+E4M3 = torch.float8_e4m3fn
+Dtypes = tuple[torch.dtype, torch.dtype]
+DTYPES = [  # of what is computed, and of KV
+    *((dtype, dtype) for dtype in (torch.float32, torch.bfloat16)),
+    *((dtype, E4M3) for dtype in (torch.float32, torch.bfloat16)),
+    (torch.float32, torch.bfloat16),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ def batch(
     dim: int = 64,
     block_tokens: int = 16,
     dtype: torch.dtype = torch.float32,
+    stored: torch.dtype | None = None,
     seed: int = 0,
 ) -> Batch:
     """Sequences of (queries, context) over shuffled blocks; q is a view into a fused qkv tensor. Blocks nobody owns hold NaN."""
@@ -60,7 +69,8 @@ def batch(
     qkv = torch.randn(sum(queries), (group + 2) * kv_heads * dim, generator=rng).to(dtype)
     q = qkv[:, : group * kv_heads * dim].unflatten(-1, (group * kv_heads, dim))
     starts = torch.tensor([0, *queries], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Batch(q, caches[0].to(dtype), caches[1].to(dtype), tables, starts, torch.tensor([c for _, c in lengths], dtype=torch.int32))
+    k, v = (cache.to(dtype).to(stored or dtype) for cache in caches)
+    return Batch(q, k, v, tables, starts, torch.tensor([c for _, c in lengths], dtype=torch.int32))
 
 
 sequences = st.lists(
@@ -79,16 +89,25 @@ sequences = st.lists(
     dim=st.sampled_from([8, 24, 64, 64, 80, 128, 256]),
     block_tokens=st.sampled_from([1, 5, 16, 32, 256]),
     window=st.sampled_from([0, 0, 1, 13, 64, 1000]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtypes=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
 def test_the_compiled_kernel_agrees_with_the_reference(
-    lengths: list[tuple[int, int]], kv_heads: int, group: int, dim: int, block_tokens: int, window: int, dtype: torch.dtype, seed: int
+    lengths: list[tuple[int, int]], kv_heads: int, group: int, dim: int, block_tokens: int, window: int, dtypes: Dtypes, seed: int
 ) -> None:
-    made = batch(lengths, kv_heads=kv_heads, group=group, dim=dim, block_tokens=block_tokens, dtype=dtype, seed=seed)
+    dtype, stored = dtypes
+    made = batch(lengths, kv_heads=kv_heads, group=group, dim=dim, block_tokens=block_tokens, dtype=dtype, stored=stored, seed=seed)
     expected = reference.paged_attention(*made.args(), scale=dim**-0.5, window=window)
     actual = cpu.paged_attention(*made.args(), scale=dim**-0.5, window=window)
     torch.testing.assert_close(actual, expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("lengths", [[(1, 300), (3, 40)], [(90, 130)]], ids=["few", "many"])
+def test_attention_to_fp8_is_attention_to_what_it_stands_for(lengths: list[tuple[int, int]]) -> None:
+    made = batch(lengths, stored=E4M3)
+    wide = dataclasses.replace(made, k_cache=made.k_cache.float(), v_cache=made.v_cache.float())
+    found, expected = (paged_attention(*one.args(), scale=0.125) for one in (made, wide))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @compiled
@@ -125,8 +144,10 @@ def test_a_sink_takes_its_share_of_the_softmax(lengths: list[tuple[int, int]], t
 
 @compiled
 @pytest.mark.parametrize("lengths", [[(1, 3000)], [(5, 700), (1, 40)]])
-def test_heads_as_wide_as_a_latent(lengths: list[tuple[int, int]]) -> None:
-    made = batch(lengths, kv_heads=1, group=16, dim=576)
+@pytest.mark.parametrize("stored", [torch.float32, E4M3])
+def test_heads_as_wide_as_a_latent(lengths: list[tuple[int, int]], stored: torch.dtype) -> None:
+    made = batch(lengths, kv_heads=1, group=16, dim=576, stored=stored)
+    made = dataclasses.replace(made, v_cache=made.k_cache)
     actual = cpu.paged_attention(*made.args(), scale=0.05)
     torch.testing.assert_close(actual, reference.paged_attention(*made.args(), scale=0.05), **TOLERANCE[torch.float32])
 
@@ -192,26 +213,52 @@ def test_the_output_may_be_given_and_strided() -> None:
     kv_heads=st.integers(1, 4),
     dim=st.sampled_from([8, 64]),
     block_tokens=st.sampled_from([1, 16]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtypes=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
 def test_kv_is_stored_at_its_slots_and_nowhere_else(
-    tokens: int, kv_heads: int, dim: int, block_tokens: int, dtype: torch.dtype, seed: int
+    tokens: int, kv_heads: int, dim: int, block_tokens: int, dtypes: Dtypes, seed: int
 ) -> None:
+    dtype, stored = dtypes
     rng = torch.Generator().manual_seed(seed)
     blocks = -(-tokens // block_tokens) + 3
-    qkv = torch.randn(tokens, 4 * kv_heads * dim, generator=rng).to(dtype)
+    qkv = (torch.randn(tokens, 4 * kv_heads * dim, generator=rng) * 100).to(dtype)  # some beyond the largest float8
     k = qkv[:, kv_heads * dim : 2 * kv_heads * dim].unflatten(-1, (kv_heads, dim))
     v = qkv[:, 3 * kv_heads * dim :].unflatten(-1, (kv_heads, dim))
     slots = torch.randperm(blocks * block_tokens, generator=rng)[:tokens]
     slots[torch.rand(tokens, generator=rng) < 0.2] = -1
-    kept, expected = (torch.zeros(2, blocks, kv_heads, block_tokens, dim, dtype=dtype) for _ in range(2))
+    kept, expected = (torch.zeros(2, blocks, kv_heads, block_tokens, dim, dtype=stored) for _ in range(2))
     store_kv(k, v, kept[0], kept[1], slots)
     for token, slot in enumerate(slots.tolist()):
         if slot >= 0:
-            expected[0, slot // block_tokens, :, slot % block_tokens] = k[token]
-            expected[1, slot // block_tokens, :, slot % block_tokens] = v[token]
-    assert torch.equal(kept, expected)
+            expected[0, slot // block_tokens, :, slot % block_tokens] = saturated(k[token], stored)
+            expected[1, slot // block_tokens, :, slot % block_tokens] = saturated(v[token], stored)
+    assert torch.equal(kept.view(torch.uint8), expected.view(torch.uint8))
     again = torch.zeros_like(kept)
     reference.store_kv(k, v, again[0], again[1], slots)
-    assert torch.equal(again, expected)
+    assert torch.equal(again.view(torch.uint8), expected.view(torch.uint8))
+
+
+def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return (values.float().clamp(-448.0, 448.0) if dtype == E4M3 else values).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_is_rounded_as_torch_rounds_it_whatever_the_bits(dtype: torch.dtype) -> None:
+    """Ties, denormals, what is beyond the largest, infinities and what is no number: there and back."""
+    edges = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 448.0, 463.9, 464.0, 465.0, 2.0**-9, 2.0**-10, 1.5 * 2.0**-9, 2.0**-6, 17.0, 19.0]
+    bits = torch.randint(0, 256, (64 * 64 * 16 * dtype.itemsize,), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    values = bits.view(dtype)
+    values[: len(edges)] = torch.tensor(edges).to(dtype)
+    values[32768:] = (torch.arange(32768) - 16384).float().mul(2.0**-12).to(dtype)
+    rows = values.view(1024, 1, 64)
+    cache = torch.zeros(64, 1, 16, 64, dtype=E4M3)
+    store_kv(rows, rows, cache, cache, torch.arange(1024))
+    expected = saturated(values, E4M3)
+    assert torch.equal(cache.flatten().view(torch.uint8), expected.view(torch.uint8))
+    alone = torch.arange(1025, dtype=torch.int32)  # one key each: attention gives its value
+    widened = torch.arange(256, dtype=torch.uint8).repeat(256).view(E4M3).view(1024, 1, 1, 64)
+    ones = torch.ones(1024, dtype=torch.int32)
+    q = torch.zeros(1024, 1, 64, dtype=dtype)
+    found = paged_attention(q, cache.new_zeros(1024, 1, 1, 64), widened, alone[:1024, None], alone, ones, scale=1.0)
+    assert torch.equal(found.flatten().float().nan_to_num(9.0), widened.flatten().float().nan_to_num(9.0))

@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from test_experts import by_hand, layer  # type: ignore[import-not-found]
-from test_paged_attention import TOLERANCE, batch  # type: ignore[import-not-found]
+from test_paged_attention import E4M3, TOLERANCE, batch  # type: ignore[import-not-found]
 
 from pdlab.kernels.experts import Activation
 from pdlab.kernels.experts import cuda as experts
@@ -79,15 +79,15 @@ def routed(tokens: int, chosen: int, dtype: torch.dtype, *, bias: bool, activati
     torch.testing.assert_close(found.cpu().double(), by_hand(x, ids, weights * (ids < here), plain, activation), **tolerance)
 
 
-def store() -> None:
-    qkv = torch.randn(10, 3 * 5 * 40, device=DEVICE)
+def store(kept: torch.dtype = torch.float32) -> None:
+    qkv = torch.randn(10, 3 * 5 * 40, device=DEVICE) * 200  # some beyond the largest float8
     k, v = (part.unflatten(-1, (3, 40)) for part in qkv.split([120, 120, 360], -1)[:2])
     slots = torch.randperm(48, device=DEVICE)[:10]
     slots[3] = -1
-    ours, theirs = torch.zeros(2, 2, 3, 3, 16, 40, device=DEVICE)
+    ours, theirs = (torch.zeros(2, 3, 3, 16, 40, device=DEVICE, dtype=kept) for _ in range(2))
     cuda.store_kv(k, v, ours[0], ours[1], slots)
     reference.store_kv(k, v, theirs[0], theirs[1], slots)
-    assert torch.equal(ours, theirs) and ours.any()
+    assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)) and ours.float().any()
 
 
 def transfer() -> None:
@@ -128,7 +128,10 @@ def main() -> None:
     attention([(1, 700), (4, 20)], dim=96, sinks=True)
     attention([(9, 33), (1, 300)], dim=576, kv_heads=1, group=20, one=True, dtype=HALF)
     attention([(3, 40), (1, 90)], dim=40, kv_heads=1, group=4, one=True)
+    attention([(9, 33), (1, 90)], dtype=HALF, stored=E4M3)
+    attention([(3, 40), (1, 90)], dim=40, kv_heads=1, group=4, one=True, stored=E4M3)
     store()
+    store(E4M3)
     transfer()
     small_steps()
     routed(1, 2, torch.float32, bias=False, activation=Activation())

@@ -24,11 +24,20 @@ from pdlab.kernels.fused import cuda as fused
 from pdlab.kernels.kv_blocks import cuda as blocks
 from pdlab.kernels.paged_attention import cuda as attention
 
+E4M3 = torch.float8_e4m3fn
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 227 << 10  # that a program may have there
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+    E4M3: "fp8e4nv",
+}
 OPTIONS = ("num_warps", "num_stages")
-CALLED = ("_tile", "_rows")  # by kernels, and never launched
+CALLED = ("_tile", "_rows", "_narrowed")  # by kernels, and never launched
 
 
 class CompiledOnly:
@@ -89,9 +98,19 @@ def replace(module: ModuleType) -> None:
             setattr(module, name, CompiledOnly(value))
 
 
-def attend(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, *, one: bool = False, sinks: bool = False, window: int = 0) -> None:
+def attend(
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    *,
+    one: bool = False,
+    sinks: bool = False,
+    window: int = 0,
+    stored: torch.dtype | None = None,
+) -> None:
     q = torch.empty(40, heads, dim, dtype=dtype)
-    keys, values = (torch.empty(64, kv_heads, 16, dim, dtype=dtype) for _ in range(2))
+    keys, values = (torch.empty(64, kv_heads, 16, dim, dtype=stored or dtype) for _ in range(2))
     tables, contexts = torch.zeros(3, 64, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
     starts = torch.zeros(4, dtype=torch.int32)
     kept = torch.empty(heads) if sinks else None
@@ -110,6 +129,9 @@ def main() -> None:
     attend(32, 2, 80, torch.float16)
     attend(128, 1, 576, torch.bfloat16, one=True)
     attend(16, 1, 576, torch.float32, one=True)
+    attend(32, 8, 128, torch.bfloat16, stored=E4M3)
+    attend(32, 8, 128, torch.float16, stored=E4M3, sinks=True, window=128)
+    attend(128, 1, 576, torch.bfloat16, one=True, stored=E4M3)
     blocks.copy_blocks(torch.empty(2, 2, 4, 8, 16, 128), torch.empty(2, 2, 2, 8, 16, 128), torch.zeros(2, dtype=torch.int32), (0, 2), True)
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.empty(33, 4096, dtype=dtype)

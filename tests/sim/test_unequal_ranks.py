@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pdlab import cost
-from pdlab.core.kv_plan import copies, heads_moved
+from pdlab.core.kv_plan import KvLayout, copies, heads_moved, heads_of, pieces, reads_of
 from pdlab.experiment.experiment import Experiment
 from pdlab.sim import build
 from pdlab.sim.topology import Endpoint
@@ -15,12 +16,14 @@ from pdlab.sim.world import World
 from pdlab.workload.base import Workload
 from tests.support.small_world import workload
 
+SIZES = {"fp8": 1, "bfloat16": 2, "float32": 4}
 LLAMA, DEEPSEEK = "llama-3.1-8b", "deepseek-v3"  # 8 KV heads; a latent vector
 
 
-def simulated(model: str, prefill_tp: int, decode_tp: int, prompt: int = 2000) -> World:
+def simulated(model: str, prefill_tp: int, decode_tp: int, prompt: int = 2000, kv: tuple[str, str] = ("auto", "auto")) -> World:
+    sides = zip(("prefill", "decode"), (prefill_tp, decode_tp), kv, strict=True)
     rows: list[dict[str, Any]] = [
-        {"role": role, "count": 1, "hardware": "h200-141gb", "tp": tp} for role, tp in (("prefill", prefill_tp), ("decode", decode_tp))
+        {"role": role, "count": 1, "hardware": "h200-141gb", "tp": tp, "engine": {"kv_cache_dtype": kept}} for role, tp, kept in sides
     ]
     asked = {
         "model": model,
@@ -63,3 +66,25 @@ def test_what_moves_and_by_which_links(model: str, tps: tuple[int, int], links: 
     path = world.network.path("prefill-0", "decode-0")
     assert path.bytes_per_s == pytest.approx(min(links * path.resources[0].bytes_per_s / tps[0], path.resources[1].bytes_per_s))
     assert row.transfer_s == pytest.approx(size / path.bytes_per_s, rel=0.01)
+
+
+@pytest.mark.parametrize("kv", [("bfloat16", "fp8"), ("fp8", "bfloat16"), ("fp8", "fp8"), ("float32", "fp8")], ids=" to ".join)
+@pytest.mark.parametrize(("model", "tps"), [(LLAMA, (2, 4)), (LLAMA, (16, 8)), (DEEPSEEK, (8, 16))])
+def test_bytes_are_those_of_the_senders_elements(model: str, tps: tuple[int, int], kv: tuple[str, str]) -> None:
+    """As the plan has them by which live transfers go."""
+    known = cost.model(model)
+    heads = known.main.shared_heads
+    numbers = known.kv_bytes_per_token("fp8", 1) // known.layers // (2 if heads > 1 else 1) // heads
+    layouts = [
+        KvLayout(known.layers, 2 if heads > 1 else 1, 1000, len(heads_of(heads, tp, 0)), 16, numbers * SIZES[kept])
+        for tp, kept in zip(tps, kv, strict=True)
+    ]
+    runs = np.arange(2000 // 16)
+    reads = [read for rank in range(tps[1]) for read in reads_of(heads, *tps, rank)]
+    planned = [pieces(read, *layouts, runs, runs, 16, range(known.layers)) for read in reads]
+    world = simulated(model, *tps, kv=kv)
+    row = world.records.frame().iloc[0]
+    assert row.transfer_bytes == sum(len(one.source) * one.bytes for one in planned)
+    blocks = {name: world.instances[name].spec.kv_blocks for name in ("prefill-0", "decode-0")}
+    again = simulated(model, *tps, kv=(kv[1], kv[1])).instances["prefill-0"].spec.kv_blocks
+    assert blocks["prefill-0"] * SIZES[kv[0]] == pytest.approx(again * SIZES[kv[1]], rel=1e-3)

@@ -41,7 +41,7 @@ class RankThreads:
             exchange = GroupExchange.over(store, rank, size, CPU)
             if memory is not None:
                 exchange.shared = SharedSum(memory, rank, size, missing)
-            return Ranks(rank, size, exchange, options.ep > 1)
+            return Ranks(rank, size, exchange, options.ep)
 
         def follow(rank: int) -> None:
             runner = self.runners[rank] = load_model(options, CPU, meet(rank)).runner(options)

@@ -17,7 +17,10 @@ from pdlab.experiment.imports.launches import LaunchReading
 from pdlab.experiment.imports.programs import Dropped, Launch
 from pdlab.experiment.imports.shell import ScriptMistake
 
-ENGINE = ("block_tokens", "max_batch_tokens", "max_seqs", "prefix_cache", "kv_blocks", "hbm_utilization", "max_model_len", "speculation")
+ENGINE = (
+    *("block_tokens", "max_batch_tokens", "max_seqs", "prefix_cache", "kv_cache_dtype", "kv_blocks", "hbm_utilization", "max_model_len"),
+    "speculation",
+)
 TRANSFERS: dict[str, dict[str, str]] = {
     "push_layer": {"mode": "push", "granularity": "layer"},
     "push_chunk": {"mode": "push", "granularity": "chunk"},

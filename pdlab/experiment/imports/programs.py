@@ -156,6 +156,9 @@ def one_of(**meanings: object) -> Callable[[str], object]:
     return read
 
 
+kv_cache_dtype = one_of(auto="auto", fp8="fp8", fp8_e4m3="fp8", bfloat16="bfloat16", bf16="bfloat16", float16="float16")
+
+
 def numbers(text: str) -> tuple[int, ...]:
     return tuple(whole(part) for part in re.split(r"[,\s]+", text.strip("[] \"'")) if part)
 

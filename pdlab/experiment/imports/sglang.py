@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdlab.experiment.imports.programs import LeftOut, Program, Sets, no, one_of, share, whole, words
+from pdlab.experiment.imports.programs import LeftOut, Program, Sets, kv_cache_dtype, no, one_of, share, whole, words
 from pdlab.experiment.imports.vllm import FOUND, address_ports
 
 POLICIES = one_of(
@@ -50,7 +50,7 @@ SERVER = Program(
             "dtype", one_of(auto="auto", half="float16", float16="float16", bfloat16="bfloat16", float="float32", float32="float32")
         ),
         "--quantization": LeftOut("a quantized folder says so itself; pdlab's own are wint8 and wint4"),
-        "--kv-cache-dtype": LeftOut("the KV cache has the dtype of --dtype"),
+        "--kv-cache-dtype": Sets("kv_cache_dtype", kv_cache_dtype),
         "--context-length": Sets("max_model_len", whole),
         "--mem-fraction-static": Sets("hbm_utilization", share),
         "--max-running-requests": Sets("max_seqs", whole),

@@ -6,7 +6,7 @@ import json
 import re
 
 from pdlab.core.types import UsageError
-from pdlab.experiment.imports.programs import LeftOut, Meaning, Program, Sets, no, numbers, one_of, share, whole, words, yes
+from pdlab.experiment.imports.programs import LeftOut, Meaning, Program, Sets, kv_cache_dtype, no, numbers, one_of, share, whole, words, yes
 from pdlab.experiment.speculative_config import METHODS, plain
 
 FOUND = "routers and instances find each other in the registry"
@@ -74,7 +74,7 @@ ENGINE_FLAGS: dict[str, Meaning] = {
     "--enforce-eager": LeftOut(NOTHING, switch=True),
     "--disable-log-requests": LeftOut("no request is logged", switch=True),
     "--disable-log-stats": LeftOut("no request is logged", switch=True),
-    "--kv-cache-dtype": LeftOut("the KV cache has the dtype of --dtype"),
+    "--kv-cache-dtype": Sets("kv_cache_dtype", kv_cache_dtype),
     "--swap-space": LeftOut("KV is not swapped to the host's memory"),
     "--distributed-executor-backend": LeftOut("each rank is a process; --nnodes spreads them over hosts"),
     "--enable-expert-parallel": Sets("experts_whole", yes, True),

@@ -380,6 +380,7 @@ def serve_arguments(options: EngineOptions) -> list[str]:
         ("--max-model-len", options.max_model_len),
         ("--kv-gib", options.kv_gib),
         ("--quantization", options.quantization),
+        ("--kv-cache-dtype", options.kv_cache_dtype),
     ):
         if value:
             found += [name, str(value)]
@@ -398,7 +399,7 @@ def _model_shape(loaded: Loaded) -> ModelShape:
         head_dim=c.head_dim,
         vocab=c.vocab,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        kv_bytes_per_token=c.kv_bytes_per_token(loaded.dtype.itemsize),
+        kv_bytes_per_token=c.kv_bytes_per_token(loaded.kv_dtype.itemsize),
     )
 
 

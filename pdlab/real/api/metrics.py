@@ -163,7 +163,11 @@ class EngineMetrics(Collector):
             "vllm:kv_cache_usage_perc", "Fraction of KV blocks referenced, 0 to 1.", load.report.used_blocks / max(ready.kv_blocks, 1)
         )
         yield self._gauge("pdlab:leaked_blocks", "KV blocks held though no request is here.", load.leaked_blocks)
-        geometry = {"block_size": str(ready.block_tokens), "num_gpu_blocks": str(ready.kv_blocks), "cache_dtype": ready.dtype}
+        geometry = {
+            "block_size": str(ready.block_tokens),
+            "num_gpu_blocks": str(ready.kv_blocks),
+            "cache_dtype": ready.kv_dtype or ready.dtype,
+        }
         yield self._gauge("vllm:cache_config_info", "KV geometry.", 1, geometry)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens computed.", load.prompt_tokens)
         yield self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", load.prefix_queries)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pdlab.core.types import Lines, UsageError
 from pdlab.core.worker import Worker
+from pdlab.kernels.fp8 import E4M3
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.graphs import GraphRunner
 from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks, draft_config
@@ -35,6 +36,8 @@ from pdlab.replay.scheduler_log import Recorded, Setup
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES: dict[str, torch.dtype] = {"fp8": E4M3, "fp8_e4m3": E4M3, **DTYPES}
+FP8_CAPABILITY = (8, 9)  # of the least NVIDIA GPU that has it
 ENDS = 1 << 16
 WEIGHT_BYTES = {"wint8": 1.0, "wint4": 0.625}  # on average at least, of a weight
 
@@ -45,6 +48,7 @@ class Loaded:
     engine: Engine
     device: torch.device
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     fingerprint: str  # equal for two engines that compute the same KV
     context_tokens: int  # of prompt and output, at most
 
@@ -75,6 +79,7 @@ class LoadedModel:
     """One rank's part of a model. `kv_blocks`: as many as all ranks have memory for."""
 
     model: DecoderModel
+    kv_dtype: torch.dtype
     kv_blocks: int
     context_tokens: int
     drafts: DecoderModel | None = None  # at rank 0, which has all of it
@@ -82,7 +87,7 @@ class LoadedModel:
     def runner(self, options: EngineOptions, tell: Tell | None = None) -> Runner:
         """`tell` hears of each pass before it is run. Decode steps of a CUDA device's one rank go through graphs."""
         kinds: dict[str, Any] = {"tell": tell, "kv_blocks": self.kv_blocks, "block_tokens": options.block_tokens}
-        kinds |= {"shared": bool(options.kv_name), "step_tokens": options.max_batch_tokens}
+        kinds |= {"kv_dtype": self.kv_dtype, "shared": bool(options.kv_name), "step_tokens": options.max_batch_tokens}
         if self.model.device.type == "cuda" and self.model.ranks.size == 1:
             return GraphRunner(self.model, max_tokens=self.context_tokens, max_seqs=options.max_seqs, **kinds)
         return Runner(self.model, **kinds)
@@ -93,7 +98,13 @@ class LoadedModel:
             return None
         drafts = None
         if self.drafts is not None:
-            drafts = Runner(self.drafts, kv_blocks=self.kv_blocks, block_tokens=options.block_tokens, step_tokens=options.max_batch_tokens)
+            drafts = Runner(
+                self.drafts,
+                kv_blocks=self.kv_blocks,
+                block_tokens=options.block_tokens,
+                kv_dtype=self.kv_dtype,
+                step_tokens=options.max_batch_tokens,
+            )
         return Speculation.of(options.speculation, drafts, options.max_batch_tokens)
 
 
@@ -109,6 +120,7 @@ def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALON
         raise UsageError(f"--block-tokens {options.block_tokens} does not divide attention_chunk_size {chunk} of {config.name}: choose one")
     found, factors = _source(path, config, options, ranks)
     dtype = _dtype(options.dtype, config, device)
+    kv_dtype = _kv_dtype(options, dtype, device)
     context = min(options.max_model_len or config.max_positions, config.max_positions)
     if options.max_model_len > config.max_positions:
         raise UsageError(f"--max-model-len {options.max_model_len} exceeds the model's {config.max_positions} positions")
@@ -119,10 +131,10 @@ def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALON
     make = maker(options.quantization, pack=_packs(config, device, dtype, len(options.ranks_here) / ranks.size))
     model = DecoderModel(config, found, device=device, dtype=dtype, max_positions=context, make=make, rope_factors=factors, ranks=ranks)
     drafts = _drafts(options, config, context, device, dtype) if ranks.rank == 0 else None
-    blocks = _kv_blocks(options, model, drafts)
+    blocks = _kv_blocks(options, model, drafts, kv_dtype.itemsize)
     if ranks.size > 1:
         blocks = -int(ranks.most(torch.tensor([-blocks], device=device)).item())
-    return LoadedModel(model, blocks, context, drafts)
+    return LoadedModel(model, kv_dtype, blocks, context, drafts)
 
 
 def _drafts(options: EngineOptions, served: ModelConfig, context: int, device: torch.device, dtype: torch.dtype) -> DecoderModel | None:
@@ -161,7 +173,7 @@ def load(options: EngineOptions, decisions: Lines | None = None, ranks: Ranks = 
         tpot_slo_s=options.tpot_slo_s,
     )
     engine.speculation = loaded.speculation(options)
-    return Loaded(config, engine, device, loaded.model.dtype, fingerprint_of(config, options), context)
+    return Loaded(config, engine, device, loaded.model.dtype, loaded.kv_dtype, fingerprint_of(config, options), context)
 
 
 def fingerprint_of(config: ModelConfig, options: EngineOptions) -> str:
@@ -203,6 +215,27 @@ def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def _kv_dtype(options: EngineOptions, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Of KV, beside what is computed in `dtype`."""
+    name, computed = options.kv_cache_dtype, str(dtype).removeprefix("torch.")
+    if name == "auto":
+        return dtype
+    if name not in KV_DTYPES:
+        raise UsageError(f"--kv-cache-dtype {name} is not one of auto, {', '.join(KV_DTYPES)}")
+    kv_dtype = KV_DTYPES[name]
+    if kv_dtype != dtype and kv_dtype.itemsize >= dtype.itemsize:
+        raise UsageError(f"--kv-cache-dtype {name} is no narrower than {computed}, which is computed in: give --dtype {name} too, or auto")
+    if name == "float16" and device.type == "cpu":
+        raise UsageError("--kv-cache-dtype float16 is for accelerators; on a CPU use fp8, bfloat16 or float32")
+    if device.type == "npu" and kv_dtype != dtype:
+        raise UsageError(f"--kv-cache-dtype {name}: on an NPU KV has the dtype of --dtype, {computed}: give auto")
+    if kv_dtype == E4M3 and device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        raise UsageError(f"--kv-cache-dtype {name} needs a GPU of compute capability 8.9 or more; {device} has {found[0]}.{found[1]}")
+    if kv_dtype == E4M3 and not options.random and (scales := weights.kv_scales(Path(options.model))):
+        log.warning("%s and %d more scales of KV in %s are ignored: KV has a scale of 1", scales[0], len(scales) - 1, options.model)
+    return kv_dtype
+
+
 def _check_weights(config: ModelConfig, dtype: torch.dtype, quantization: str, ranks: Ranks) -> None:
     """Raises UsageError where a rank's part of the weights exceeds the memory that is available."""
     each = WEIGHT_BYTES.get(quantization, dtype.itemsize)
@@ -224,9 +257,10 @@ def _packs(config: ModelConfig, device: torch.device, dtype: torch.dtype, part: 
     return needed * part < 0.7 * available_bytes()
 
 
-def _kv_blocks(options: EngineOptions, model: DecoderModel, drafts: DecoderModel | None) -> int:
-    """As asked for; else, on a CPU, what `cpu_kv_blocks` says; on an accelerator, `hbm_utilization` less what is taken."""
-    device, item_bytes = model.device, model.dtype.itemsize
+def _kv_blocks(options: EngineOptions, model: DecoderModel, drafts: DecoderModel | None, item_bytes: int) -> int:
+    """As asked for; else, on a CPU, what `cpu_kv_blocks` says; on an accelerator, `hbm_utilization` less what is taken. `item_bytes`: of an
+    element of KV."""
+    device = model.device
     token_bytes = model.share.kv_bytes_per_token(item_bytes) + (drafts.config.kv_bytes_per_token(item_bytes) if drafts is not None else 0)
     block_bytes = token_bytes * options.block_tokens
     if device.type == "cpu":

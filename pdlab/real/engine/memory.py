@@ -16,7 +16,7 @@ from pdlab.real.models.config import ModelConfig
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
 V2, V1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-ITEM_BYTES = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2}  # on a CPU
+ITEM_BYTES = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1}  # on a CPU
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
@@ -58,6 +58,11 @@ def _left_bytes(folder: Path, limit: str, usage: str) -> int | None:
     except (OSError, ValueError):  # "max" is no number
         return None
     return max(0, most - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))
+
+
+def kv_item_bytes(options: EngineOptions) -> int:
+    """Of an element of KV, on a CPU."""
+    return ITEM_BYTES.get(options.dtype if options.kv_cache_dtype == "auto" else options.kv_cache_dtype, 4)
 
 
 def block_bytes(options: EngineOptions, config: ModelConfig, item_bytes: int) -> int:
@@ -102,7 +107,7 @@ def check_cpu_kv(*engines: EngineOptions) -> None:
     be split as asked."""
     needed = 0
     for options in engines:
-        config, item_bytes = configs.of(options.model, random=options.random), ITEM_BYTES.get(options.dtype, 4)
+        config, item_bytes = configs.of(options.model, random=options.random), kv_item_bytes(options)
         configs.check_tp(config, options.tp, options.ep)
         if options.device == "cpu":
             block = block_bytes(options, config, item_bytes) * copies(config.kv_heads, options.tp)

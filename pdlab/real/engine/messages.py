@@ -221,6 +221,7 @@ class Ready(FromEngine, frozen=True):
     kv_blocks: int
     device: str
     dtype: str
+    kv_dtype: str = ""  # of the KV cache; empty: as `dtype`
     load_s: float = 0.0
     block_bytes: int = 0
     descriptor: bytes = b""  # of the KV memory, for peers; empty: this engine does not exchange KV

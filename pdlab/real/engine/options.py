@@ -25,11 +25,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     device: str = "cpu"
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"  # as dtype; fp8 (or fp8_e4m3), bfloat16, float16, float32
     quantization: str = ""  # wint8 or wint4: weight-only
     load_format: str = "auto"  # dummy: random weights, config.json alone suffices
     threads: int = 0  # of a CPU engine, of all its ranks here together
     tp: int = 1  # ranks that hold each layer together
-    ep: int = 1  # of those, ranks that have some experts of a layer whole: 1 or all
+    ep: int = 1  # groups of those that share a layer's experts out
     nnodes: int = 1  # hosts that they are spread over, evenly
     node_rank: int = 0  # which of them this is
     master: str = ""  # host:port where rank 0 meets those of other hosts

@@ -45,9 +45,9 @@ class Piece:
 
 class Runner:
     """A model and its paged KV memory: `kv` [layers, planes, blocks, kv_heads, block_tokens, head_dim], planes being keys and values, or
-    (MLA) the one that both are made of; `shared` with other processes of this host, where it is a CPU's. `step_tokens`: at most so many in
-    a step, for whose results room is kept. `tell`: of rank 0, to tell the others of each pass, who run it by `follow`; `kv` has each rank's
-    own heads."""
+    (MLA) the one that both are made of, of `kv_dtype` (None: the model's); `shared` with other processes of this host, where it is a CPU's.
+    `step_tokens`: at most so many in a step, for whose results room is kept. `tell`: of rank 0, to tell the others of each pass, who run it
+    by `follow`; `kv` has each rank's own heads."""
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Runner:
         *,
         kv_blocks: int,
         block_tokens: int,
+        kv_dtype: torch.dtype | None = None,
         shared: bool = False,
         step_tokens: int = 0,
         tell: Tell | None = None,
@@ -66,9 +67,9 @@ class Runner:
         self.block_tokens = block_tokens
         shape = (c.layers, c.kv_planes, kv_blocks, model.share.kv_heads, block_tokens, c.head_dim)
         if shared and model.device.type == "cpu":
-            self.kv = shared_kv(shape, model.dtype)
+            self.kv = shared_kv(shape, kv_dtype or model.dtype)
         else:
-            self.kv = torch.zeros(shape, dtype=model.dtype, device=model.device)
+            self.kv = torch.zeros(shape, dtype=kv_dtype or model.dtype, device=model.device)
         self.caches = [(layer[0], layer[-1]) for layer in self.kv]  # MLA's are one
         self.fast = FastStep.of(model, self.caches)
 

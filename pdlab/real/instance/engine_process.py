@@ -213,7 +213,8 @@ def _run(link: Link, options: EngineOptions, decisions: LogFile | None, follower
             engine.scheduler.pool.total,
             str(loaded.device),
             str(loaded.dtype).removeprefix("torch."),
-            block_bytes=config.kv_bytes_per_token(loaded.dtype.itemsize) * options.block_tokens,
+            kv_dtype=str(loaded.kv_dtype).removeprefix("torch."),
+            block_bytes=config.kv_bytes_per_token(loaded.kv_dtype.itemsize) * options.block_tokens,
             context_tokens=loaded.context_tokens,
             drafts=0 if engine.speculation is None else engine.speculation.tokens,
             tp=options.tp,
@@ -244,7 +245,7 @@ def _meet(options: EngineOptions, followers: Followers) -> Ranks:
     host = address_of(options.master)[0] if options.nnodes > 1 else "127.0.0.1"
     store = meeting(host, 0, at_rank_0=True)
     followers.begin(host, store.port)
-    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host), options.ep > 1)
+    return Ranks(0, options.tp, GroupExchange.over(store, 0, options.tp, device_of(options.device_of_rank(0)), host), options.ep)
 
 
 def _log(path: str) -> LogFile | None:

@@ -109,7 +109,7 @@ def run(link: RankSocket, inbox: queue.SimpleQueue[ToRank], kv: KvDesk, begin: B
     device = device_of(options.device_of_rank(begin.rank))
     store = meeting(begin.host, begin.port)
     exchange = GroupExchange.over(store, begin.rank, options.tp, device, begin.address or link.address)
-    ranks = Ranks(begin.rank, options.tp, exchange, options.ep > 1)
+    ranks = Ranks(begin.rank, options.tp, exchange, options.ep)
     model = load_model(options, device, ranks)
     runner, fingerprint = model.runner(options), fingerprint_of(model.model.config, options)
     if options.kv_name:

@@ -69,6 +69,7 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
             "tp": placed.parallel.tp if placed is not None else 1,
             "ep": placed.parallel.ep if placed is not None else 1,
             "dtype": deployment.dtype,
+            "kv_cache_dtype": engine.kv_cache_dtype,
             "quantization": deployment.quantization or "",
             "block_tokens": engine.block_tokens,
             "max_batch_tokens": engine.max_batch_tokens,
@@ -84,8 +85,9 @@ def engine_options(deployment: Deployment | None, given: Mapping[str, object], p
             "ttft_slo_s": deployment.slo.ttft_s,
             "tpot_slo_s": deployment.slo.tpot_s,
         }
+    whole = found.get("ep", 1) > 1 and found["ep"] == found["tp"]
     found |= {key: value for key, value in given.items() if value is not None}
-    if (spread := found.pop("enable_expert_parallel", None)) is not None or (found.get("ep", 1) > 1 and given.get("tp")):
+    if (spread := found.pop("enable_expert_parallel", None)) is not None or (whole and given.get("tp")):
         found["ep"] = found.get("tp", 1) if spread is not False else 1
     config = found.pop("speculative_config", None)
     speculation = found.pop("speculation", None) if config is None else parsed(str(config))
@@ -261,8 +263,9 @@ async def run(options: EngineOptions, how: Listening, place: ClusterPlace | None
             app.state.member = service.member
             progress.begin("joining")
             await patiently(service.member.join, place.wait_s, say)
+        kept = "" if ready.kv_dtype in ("", ready.dtype) else f" in {ready.kv_dtype}"
         say(
-            f"{model} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens, "
+            f"{model} on {ready.device} in {ready.dtype}: {ready.kv_blocks:,} KV blocks of {ready.block_tokens} tokens{kept}, "
             f"up to {ready.max_tokens:,} tokens a request\nready after {time.monotonic() - started_s:.1f} s: {url}/v1"
         )
         if registry is not None:

@@ -147,12 +147,6 @@ def check(asked: Asked) -> None:
 def _check_parallel(asked: Asked, deployment: Deployment) -> None:
     placed = asked.placed if asked.role != "all" else None
     for one in deployment.placements() if placed is None else [placed]:
-        parallel = one.parallel
-        if parallel.ep not in (1, parallel.tp):
-            raise UsageError(
-                f"{asked.file}: cluster.instances.{one.row}.ep: {parallel.ep}, but pdlab's engine spreads experts over all ranks of tp: "
-                f"write ep: {parallel.tp}, or 1 to split each"
-            )
         for key in ("dp_attention", "pp"):
             if (value := getattr(one.parallel, key)) > 1:
                 raise UsageError(

@@ -159,24 +159,29 @@ class ModelConfig:
 
 
 def check_tp(config: ModelConfig, tp: int, ep: int = 1) -> None:
-    """Raises UsageError where a model cannot be split among so many ranks; with `ep` of them, each has some experts whole."""
+    """Raises UsageError where a model cannot be split among so many ranks, of which `ep` groups share its experts out."""
     c = config
     if ep > 1 and c.moe is None:
         raise UsageError(f"ep {ep}: {c.name} has no routed experts to spread; remove it")
-    if ep not in (1, tp):
-        raise UsageError(f"ep {ep} is neither 1 nor the {tp} ranks of tp: an instance's experts are spread over all of its ranks")
+    if tp % ep:
+        raise UsageError(f"ep {ep} does not divide tp {tp}: the groups that share the experts out are of as many ranks each")
     if c.moe is not None and ep > c.moe.experts:
         raise UsageError(f"ep {ep} exceeds the {c.moe.experts} experts of {c.name}")
-    experts, shared = (0 if ep > 1 else c.moe.width, c.moe.shared) if c.moe is not None else (0, 0)
-    fits = [n for n in range(1, 65) if c.heads % n == c.ffn % n == experts % n == shared % n == 0 and heads_fit(c.kv_heads, n)]
+    experts, shared = (0 if ep == tp else c.moe.width, c.moe.shared) if c.moe is not None else (0, 0)
+    groups = 1 if ep == tp else ep
+    fits = [
+        n
+        for n in range(groups, 65, groups)
+        if c.heads % n == c.ffn % n == experts % (n // groups) == shared % n == 0 and heads_fit(c.kv_heads, n)
+    ]
     choose = f": choose one of {', '.join(map(str, fits))}"
-    for count, what in (
-        (c.heads, "attention heads"),
-        (c.ffn, "columns of the feed-forward"),
-        (experts, "columns of an expert"),
-        (shared, "columns of the shared expert"),
+    for count, what, among in (
+        (c.heads, "attention heads", tp),
+        (c.ffn, "columns of the feed-forward", tp),
+        (experts, "columns of an expert", tp // groups),
+        (shared, "columns of the shared expert", tp),
     ):
-        if count % tp:
+        if count % among:
             raise UsageError(f"tp {tp} does not divide the {count} {what} of {c.name}{choose}")
     if tp not in fits:
         raise UsageError(f"tp {tp} neither divides the {c.kv_heads} KV heads of {c.name} nor is a multiple of them{choose}")

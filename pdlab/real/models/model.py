@@ -172,7 +172,7 @@ class _WeightLoader:
                 make,
                 ranks.most,
                 ranks.experts(c.moe),
-                0 if ranks.experts_whole else ranks.rank * c.moe.width,
+                ranks.expert_rank * c.moe.width,
             )
         )
         self.latent = None if c.latent is None else LatentLoader(c, device, dtype, make, rotary)

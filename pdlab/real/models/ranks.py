@@ -41,13 +41,13 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Rank `rank` of `size` that hold each layer together. One alone needs no `exchange`. `experts_whole`: each has some of the routed
-    experts, and not a part of all."""
+    """Rank `rank` of `size` that hold each layer together. One alone needs no `exchange`. `ep` groups of them share the routed experts out;
+    of a group's experts each of its ranks has its columns."""
 
     rank: int = 0
     size: int = 1
     exchange: Exchange | None = None
-    experts_whole: bool = False
+    ep: int = 1
 
     def sum(self, x: Tensor) -> Tensor:
         """Over the ranks, in place."""
@@ -82,11 +82,20 @@ class Ranks:
         """Those that are held here."""
         return heads_of(config.kv_heads, self.size, self.rank)
 
+    @property
+    def expert_split(self) -> int:
+        """Ranks that share the columns of an expert."""
+        return self.size // self.ep
+
+    @property
+    def expert_rank(self) -> int:
+        """Which of those this is."""
+        return self.rank % self.expert_split
+
     def experts(self, moe: MoeConfig) -> range:
         """Those that are held here, whole or in part."""
-        if not self.experts_whole:
-            return range(moe.experts)
-        return range(self.rank * moe.experts // self.size, (self.rank + 1) * moe.experts // self.size)
+        group = self.rank // self.expert_split
+        return range(group * moe.experts // self.ep, (group + 1) * moe.experts // self.ep)
 
     def vocabulary(self, config: ModelConfig) -> int:
         """Rows of the embedding at each rank; the last ones of the last rank may be none's."""
@@ -95,8 +104,7 @@ class Ranks:
     def share(self, config: ModelConfig) -> ModelConfig:
         """The model as one rank computes it: its heads, and its columns of the feed-forward. The vocabulary stays whole, and all experts
         count."""
-        split = 1 if self.experts_whole else self.size
-        moe = config.moe and replace(config.moe, width=config.moe.width // split, shared=config.moe.shared // self.size)
+        moe = config.moe and replace(config.moe, width=config.moe.width // self.expert_split, shared=config.moe.shared // self.size)
         return replace(config, heads=config.heads // self.size, kv_heads=len(self.kv_heads(config)), ffn=config.ffn // self.size, moe=moe)
 
     def part(self, name: str, config: ModelConfig) -> WeightPart | None:
@@ -134,18 +142,20 @@ class Ranks:
         down = stem.rpartition(".")[2] == n.parts[2]
         if f".{n.shared}." in name:
             return self._slice(int(down), moe.shared // self.size)
-        here, width = self.experts(moe), moe.width // self.size
-        if self.experts_whole:
-            if n.joined:
-                return WeightPart(0, here.start, len(here))
-            return None if int(name.split(".experts.")[1].partition(".")[0]) in here else WeightPart(0, 0, 0)
+        here, width = self.experts(moe), moe.width // self.expert_split
+
+        def columns(dimension: int, each: int) -> WeightPart:
+            return WeightPart(dimension, self.expert_rank * each, each)
+
         if not n.joined:
-            return self._slice(int(down), width)
-        if kind == "gate_up_proj" and not n.alternating:  # two pieces, which whoever loads it takes
-            return None
+            return columns(int(down), width) if int(name.split(".experts.")[1].partition(".")[0]) in here else WeightPart(0, 0, 0)
         if kind == "down_proj_bias":  # it is added once
-            return None if self.rank == 0 else WeightPart(1, 0, 0)
-        return {"gate_up_proj": self._slice(2, 2 * width), "gate_up_proj_bias": self._slice(1, 2 * width)}.get(kind, self._slice(1, width))
+            own = WeightPart(1, 0, 0 if self.expert_rank else config.hidden)
+        elif kind == "gate_up_proj" and not n.alternating:  # two pieces, which whoever loads it takes
+            own = WeightPart(2, 0, 2 * moe.width)
+        else:
+            own = {"gate_up_proj": columns(2, 2 * width), "gate_up_proj_bias": columns(1, 2 * width)}.get(kind, columns(1, width))
+        return replace(own, experts=here)
 
     def _slice(self, dimension: int, each: int, total: int | None = None) -> WeightPart:
         first = self.rank * each
@@ -154,16 +164,21 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class WeightPart:
-    """`count` of a weight's rows (dimension 0) or columns (1), or along a third, from `first` on."""
+    """`count` of a weight's rows (dimension 0) or columns (1), or along a third, from `first` on. `experts`: of which of its first
+    dimension, where that is the experts'."""
 
     dimension: int
     first: int
     count: int
+    experts: range | None = None
 
     @property
     def index(self) -> tuple[slice, ...]:
         """For a tensor, or a slice of a safetensors file."""
-        return (*[slice(None)] * self.dimension, slice(self.first, self.first + self.count))
+        before = [slice(None)] * self.dimension
+        if self.experts is not None:
+            before[0] = slice(self.experts.start, self.experts.stop)
+        return (*before, slice(self.first, self.first + self.count))
 
 
 class SummedLinear:

@@ -16,6 +16,8 @@ from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.narrow import NarrowReader
 from pdlab.real.models.ranks import Ranks
 
+KV_SCALES = (".k_scale", ".v_scale", ".kv_scale", ".k_proj.output_scale", ".v_proj.output_scale")
+
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the model needs: its Hugging Face name and shape."""
@@ -118,6 +120,15 @@ def from_folder(folder: Path, config: ModelConfig, ranks: Ranks) -> Iterator[tup
     if wanted:
         rest = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
         raise UsageError(f"model {folder}: its safetensors lack {next(iter(wanted))}{rest}")
+
+
+def kv_scales(folder: Path) -> list[str]:
+    """What a folder's safetensors have of scales by which KV is to be divided before it is rounded."""
+    found = list[str]()
+    for path in _files(folder) if folder.is_dir() else ():
+        with safe_open(path, framework="pt") as file:
+            found += [name for name in file.keys() if name.endswith(KV_SCALES)]  # noqa: SIM118 - not a dict
+    return found
 
 
 def _files(folder: Path) -> list[Path]:

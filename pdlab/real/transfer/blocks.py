@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pdlab.core.kv_plan import KvLayout
+from pdlab.kernels.fp8 import rounded
 from pdlab.kernels.kv_blocks import gather_blocks, scatter_blocks
 from pdlab.real.transfer.pair import CHUNK_BYTES
 from pdlab.real.transfer.pieces import Addresses, can_send, convert, copy_pieces
@@ -184,7 +185,7 @@ class Blocks:
 
     def _scatter(self, values: Tensor, part: KvPart) -> None:
         """The other way round."""
-        kv, values = self.kv, values.to(self.kv.dtype)
+        kv, values = self.kv, rounded(values, self.kv.dtype)
         ids = torch.from_numpy(part.runs.astype(np.int64)).to(kv.device)
         if part.unit == kv.shape[4] and len(part.heads) == kv.shape[3]:
             scatter_blocks(values.contiguous(), kv, ids, layers=part.layers)
@@ -236,7 +237,7 @@ def converted(buffer: int, count: int, source: torch.dtype, target: torch.dtype)
         return found
     values = _tensor(buffer, torch.Size((count,)), source)
     for start in range(0, count, SLICE):
-        found[start : start + SLICE] = values[start : start + SLICE]
+        found[start : start + SLICE] = rounded(values[start : start + SLICE], target)
     return found
 
 

@@ -1,4 +1,5 @@
 // Pieces of `bytes` bytes, each at an address of its own. One thread: the transfer threads share the machine with an engine.
+#include "fp8.h"
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -80,3 +81,9 @@ API void pdlab_to_float32(const uint16_t *from, uint32_t *to, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         to[i] = static_cast<uint32_t>(from[i]) << 16;
 }
+
+// To and from float8_e4m3fn; what is beyond its largest is that.
+API void pdlab_float32_to_fp8(const float *from, uint8_t *to, int64_t n) { fp8::of_float(from, to, n); }
+API void pdlab_bfloat16_to_fp8(const uint16_t *from, uint8_t *to, int64_t n) { fp8::of_bfloat16(from, to, n); }
+API void pdlab_fp8_to_float32(const uint8_t *from, float *to, int64_t n) { fp8::to_float(from, to, n); }
+API void pdlab_fp8_to_bfloat16(const uint8_t *from, uint16_t *to, int64_t n) { fp8::to_bfloat16(from, to, n); }

@@ -21,7 +21,7 @@ PROTOCOL = 2
 MAX_BLOCKS = 1 << 31
 MAX_RANKS = 1 << 10
 MAX_DESCRIPTOR_BYTES = 1 << 18  # NIXL's part is some KiB for each NIC
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 CONVERTIBLE = ("dtype", "block_tokens")
 
 

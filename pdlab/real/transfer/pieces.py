@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from pdlab.kernels.cpu_build import library
 
 Addresses = NDArray[np.int64]
-CONVERTS = {("float32", "bfloat16"): "pdlab_to_bfloat16", ("bfloat16", "float32"): "pdlab_to_float32"}
+FP8 = "float8_e4m3fn"
+CONVERTS = {
+    ("float32", "bfloat16"): "pdlab_to_bfloat16",
+    ("bfloat16", "float32"): "pdlab_to_float32",
+    ("float32", FP8): "pdlab_float32_to_fp8",
+    ("bfloat16", FP8): "pdlab_bfloat16_to_fp8",
+    (FP8, "float32"): "pdlab_fp8_to_float32",
+    (FP8, "bfloat16"): "pdlab_fp8_to_bfloat16",
+}
 
 
 def copy_pieces(source: Addresses, target: Addresses, piece_bytes: int, *, read_next: bool = False) -> None:

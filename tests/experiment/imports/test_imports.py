@@ -202,6 +202,13 @@ def test_vllms_drafts_and_spread_experts_are_carried_over() -> None:
         read("""vllm serve m --speculative-config '{"method": "eagle", "num_speculative_tokens": 2}'""")
 
 
+@pytest.mark.parametrize("server", ["vllm serve m", "python3 -m sglang.launch_server --model m"])
+def test_the_format_of_the_kv_cache_is_carried_over(server: str) -> None:
+    assert read(f"{server} --kv-cache-dtype fp8_e4m3").mapping["engine"]["kv_cache_dtype"] == "fp8"
+    with pytest.raises(UsageError, match=r"line 1: --kv-cache-dtype .* is not one of auto, fp8, fp8_e4m3, bfloat16"):
+        read(f"{server} --kv-cache-dtype fp8_e5m2")
+
+
 def test_vllms_roles_come_from_the_proxy() -> None:
     found = read(VLLM)
     assert [(row["role"], row["device"], row["engine"]) for row in rows(found)] == [

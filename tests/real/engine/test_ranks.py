@@ -26,14 +26,10 @@ from tests.support.rank_threads import RankThreads
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 GREEDY = Sampling(max_tokens=8, temperature=0.0)
 CASES = [*((family, 2) for family in tiny_models.FAMILIES), ("llama", 4), ("qwen3", 4)]  # qwen3 has one KV head
-WHOLE = [
-    ("qwen3-moe", 2),
-    ("mixtral", 4),
-    ("ernie4_5-moe", 2),
-    ("deepseek-v3", 2),
-    ("gpt-oss", 2),
-    ("llama4", 2),
-]  # experts, one rank's each
+SPREAD = [  # experts: one rank's each, or shared out among two pairs of ranks
+    *(("qwen3-moe", 2, 2), ("mixtral", 4, 4), ("ernie4_5-moe", 2, 2), ("deepseek-v3", 2, 2), ("gpt-oss", 2, 2), ("llama4", 2, 2)),
+    *(("qwen3-moe", 4, 2), ("deepseek-v3", 4, 2), ("gpt-oss", 4, 2), ("llama4", 4, 2)),
+]
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -61,28 +57,31 @@ def test_greedy_tokens_are_transformers(family: str, tp: int, driver: Callable[.
     assert tight.engine.scheduler.preemptions > 0
 
 
-@pytest.mark.parametrize(("family", "tp"), WHOLE)
-def test_experts_spread_whole_over_the_ranks_make_the_same_tokens(family: str, tp: int, driver: Callable[..., Driver], tiny: Tiny) -> None:
+@pytest.mark.parametrize(("family", "tp", "ep"), SPREAD)
+def test_experts_spread_over_the_ranks_make_the_same_tokens(
+    family: str, tp: int, ep: int, driver: Callable[..., Driver], tiny: Tiny
+) -> None:
     expected = [tiny_models.greedy(tiny(family)[1], prompt, GREEDY.max_tokens) for prompt in prompts(6)]
-    found = outputs(driver(family, tp=tp, ep=tp, max_batch_tokens=24))
+    found = outputs(driver(family, tp=tp, ep=ep, max_batch_tokens=24))
     assert [found[i, 0] for i in range(6)] == expected
 
 
-@pytest.mark.parametrize("ep", [1, 2])
-def test_each_rank_holds_some_experts_whole_or_columns_of_all(ep: int, tiny: Tiny) -> None:
-    options = EngineOptions(model=str(tiny("gpt-oss")[0]), block_tokens=4, kv_blocks=10, tp=2, ep=ep)
+@pytest.mark.parametrize(("tp", "ep"), [(2, 1), (2, 2), (4, 2)])
+def test_each_rank_holds_some_experts_whole_or_columns_of_all_or_of_some(tp: int, ep: int, tiny: Tiny) -> None:
+    options = EngineOptions(model=str(tiny("gpt-oss")[0]), block_tokens=4, kv_blocks=10, tp=tp, ep=ep)
     with ExitStack() as stack:
         ranks = RankThreads(options, stack)
-        for rank, runner in enumerate((ranks.loaded.engine.runner, ranks.runners[1])):
+        for rank, runner in enumerate((ranks.loaded.engine.runner, *(ranks.runners[other] for other in range(1, tp)))):
             feed = runner.model.layers[0].feed_forward
             assert isinstance(feed, SummedPass)
             routed = feed.part
             assert isinstance(routed, RoutedPass)
-            assert (len(routed.gate_up), routed.first) == ((2, 2 * rank) if ep > 1 else (4, 0))
-            width = 96 if ep > 1 else 48
+            group, within = divmod(rank, tp // ep)
+            assert (len(routed.gate_up), routed.first) == ((2, 2 * group) if ep > 1 else (4, 0))
+            width = 96 // (tp // ep)
             assert tuple(routed.gate_up[0].weight.shape) == (2 * width, 64)  # type: ignore[union-attr]
             assert tuple(routed.down[0].weight.shape) == (64, width)  # type: ignore[union-attr]
-            assert (routed.down[0].bias is None) == (ep == 1 and rank == 1), "added once"
+            assert (routed.down[0].bias is None) == (within > 0), "added once"
 
 
 @pytest.mark.parametrize("quantization", ["wint8", "wint4"])
@@ -145,7 +144,7 @@ def test_ranks_that_do_not_fit_are_refused(tp: int, says: str, tiny: Tiny) -> No
     ("family", "tp", "ep", "says"),
     [
         ("llama", 2, 2, "ep 2: .* has no routed experts to spread"),
-        ("qwen3-moe", 4, 2, "ep 2 is neither 1 nor the 4 ranks of tp"),
+        ("qwen3-moe", 4, 3, "ep 3 does not divide tp 4"),
     ],
 )
 def test_experts_that_cannot_be_spread_are_refused(family: str, tp: int, ep: int, says: str, tiny: Tiny) -> None:

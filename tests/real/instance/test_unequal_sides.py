@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from pdlab.experiment.experiment import Experiment
 from pdlab.real.engine.messages import Export, Landed, Missed, Proceed, Push, Receive, Reserved, Sampling, Source, Staged
 from pdlab.real.engine.options import EngineOptions
+from pdlab.real.engine.runner import Piece
 from pdlab.real.models.attention import AttentionPass, Cache, Stored
 from pdlab.real.models.inputs import Inputs
 from pdlab.real.transfer.endpoint import KvEndpoint
@@ -29,7 +31,8 @@ from tests.support.small_world import workload
 
 Tiny = Callable[[str], tuple[Path, PreTrainedModel]]
 GREEDY = Sampling(max_tokens=6, temperature=0.0)
-SIDES = [
+Side = dict[str, Any]
+SIDES: list[tuple[str, Side, Side]] = [
     ("llama", {"tp": 2}, {"tp": 1}),  # two KV heads
     ("llama", {"tp": 1}, {"tp": 2}),
     ("llama", {"tp": 2}, {"tp": 4}),  # each head at two ranks
@@ -39,6 +42,8 @@ SIDES = [
     ("llama", {"block_tokens": 8}, {"block_tokens": 4}),
     ("llama", {"block_tokens": 4}, {"block_tokens": 8}),
     ("deepseek-v3", {"tp": 2, "block_tokens": 8}, {"block_tokens": 4}),
+    ("llama", {"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8"}),
+    ("deepseek-v3", {"tp": 2, "kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8"}),
 ]
 
 
@@ -59,8 +64,21 @@ def start(tiny: Tiny) -> Iterator[Callable[..., Node]]:
         yield started
 
 
-def block_of(side: dict[str, int]) -> int:
-    return side.get("block_tokens", BLOCK)
+def block_of(side: Side) -> int:
+    return int(side.get("block_tokens", BLOCK))
+
+
+def alone(start: Callable[..., Node], family: str, kv: str) -> Callable[[list[int], int], list[int]]:
+    """What one instance makes of a prompt that keeps KV so."""
+    one = start("alone", family, kv_cache_dtype=kv)
+
+    def of(prompt: list[int], tokens: int) -> list[int]:
+        id = 1000 + len(one.outputs)
+        one.tell(submit(id, prompt, msgspec.structs.replace(GREEDY, max_tokens=tokens)))
+        until(lambda: one.finish(id), one)
+        return one.tokens(id)
+
+    return of
 
 
 def hand_over(id: int, prompt: list[int], how: str, p: Node, d: Node, a: int = BLOCK, b: int = BLOCK) -> None:
@@ -101,12 +119,14 @@ class Late:
 
 @pytest.mark.parametrize(("family", "p_side", "d_side"), SIDES, ids=named)
 def test_hand_offs_and_migrations_between_unequal_sides(
-    family: str, p_side: dict[str, int], d_side: dict[str, int], start: Callable[..., Node], tiny: Tiny
+    family: str, p_side: Side, d_side: Side, start: Callable[..., Node], tiny: Tiny
 ) -> None:
     """Prompts that share prefixes, which either side caches: by pull, by each push, and one that comes back while it runs."""
     p, d = start("p", family, **p_side), start("d", family, **d_side)
     a, b = block_of(p_side), block_of(d_side)
-    expected = [tiny_models.greedy(tiny(family)[1], prompt, GREEDY.max_tokens) for prompt in prompts(6)]
+    kv = d_side.get("kv_cache_dtype")
+    made = partial(tiny_models.greedy, tiny(family)[1]) if kv is None else alone(start, family, kv)
+    expected = [made(prompt, GREEDY.max_tokens) for prompt in prompts(6)]
     id, crowded = 0, 4 in (p_side.get("tp"), d_side.get("tp"))
     for how in ("pull", "layer") if crowded else ("pull", "request", "chunk", "layer"):
         for prompt, tokens in list(zip(prompts(6), expected, strict=True))[3 if crowded else 0 :]:
@@ -135,7 +155,7 @@ def test_hand_offs_and_migrations_between_unequal_sides(
     p.tell(Proceed(back, said.made, source(d, said)))
     until(lambda: p.finish(back) and d.finish(back), p, d)
     assert (d.finish(back), p.finish(back)) == ("moved", "length")
-    assert d.tokens(back) + p.tokens(back) == tiny_models.greedy(tiny(family)[1], prompt, 24)
+    assert d.tokens(back) + p.tokens(back) == made(prompt, 24)
     until(lambda: not (p.kv_service.lending.lent or d.kv_service.lending.lent or p.kv_service.lending.pushes.live), p, d)
     p.at_rest()
     d.at_rest()
@@ -193,6 +213,40 @@ def test_a_reader_of_another_dtype_converts_what_it_reads(dtypes: tuple[str, str
     assert len(set(found)) == full
     for ours_at, block in zip(found, lease.blocks[:full], strict=True):
         assert (here[:, :, ours_at].float() - there[:, :, block].float()).abs().max() <= there[:, :, block].float().abs().max() / 128
+    until(lambda: not p.kv_service.lending.lent, p, d)
+    p.at_rest()
+    d.at_rest()
+
+
+@pytest.mark.parametrize(("family", "transport"), [("llama", "shm"), ("llama", "tcp"), ("deepseek-v3", "tcp")])
+@pytest.mark.parametrize("kinds", [("bfloat16", "fp8"), ("fp8", "bfloat16"), ("fp8", "auto")], ids=" to ".join)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kv_of_another_dtype_is_rounded_once_or_not_at_all(
+    kinds: tuple[str, str], dtype: str, family: str, transport: str, start: Callable[..., Node]
+) -> None:
+    """The reader has the source's KV, bit for bit as torch rounds it, and decodes as an instance that was given just that."""
+    p, d, same = (
+        start(name, family, transport, dtype=dtype, kv_cache_dtype=kv) for name, kv in (("p", kinds[0]), *((n, kinds[1]) for n in "ds"))
+    )
+    prompt = prompts(6)[4]
+    p.tell(submit(0, prompt, GREEDY, decodes_here=False))
+    lease = held(p, 0)
+    sent = p.engine.runner.kv[:, :, lease.blocks].float()
+    d.tell(Receive(submit(0, prompt, GREEDY), p.tokens(0), source(p, lease)))
+    until(lambda: d.finish(0), p, d)
+    assert d.news(Landed, 0)[0].bytes == sent.numel() * p.engine.runner.kv.element_size()
+    kept = sent.to(d.engine.runner.kv.dtype).float()
+    full = len(prompt) // BLOCK
+    here = d.engine.runner.kv.float()
+    for block in range(full):
+        assert (here == kept[:, :, block, None]).all(-1).all(-1).all(-1).all(0).all(0).any(), "somewhere"
+    runner = same.engine.runner
+    runner.kv[:, :, : len(lease.blocks)] = kept.to(runner.kv.dtype)
+    made = list(p.tokens(0))
+    while len(made) < GREEDY.max_tokens:
+        at = len(prompt) + len(made) - 1
+        made.append(int(runner.run([Piece(made[-1:], at, range(at // BLOCK + 1), True)])[0].argmax()))
+    assert p.tokens(0) + d.tokens(0) == made
     until(lambda: not p.kv_service.lending.lent, p, d)
     p.at_rest()
     d.at_rest()

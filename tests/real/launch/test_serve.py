@@ -73,6 +73,21 @@ def test_an_option_goes_before_the_files_key() -> None:
     assert settled(served("all", keys)).registry == ""
 
 
+def test_a_row_says_what_its_kv_is_kept_in_and_how_its_experts_are_shared_out() -> None:
+    rows = [{"role": "prefill", "tp": 4, "ep": 2}, {"role": "decode", "tp": 4, "ep": 4, "engine": {"kv_cache_dtype": "fp8"}}]
+    keys = {"cluster": {"instances": rows}, "engine": {"kv_cache_dtype": "bfloat16"}, "registry": "redis://a"}
+
+    def found(role: str, **given: Any) -> tuple[str, int, int]:
+        options = engine_of(served(role, keys, given=given))
+        return options.kv_cache_dtype, options.tp, options.ep
+
+    assert [found(role) for role in ("prefill", "decode")] == [("bfloat16", 4, 2), ("fp8", 4, 4)]
+    assert found("decode", kv_cache_dtype="auto", tp=2) == ("auto", 2, 2), "spread whole, over whatever ranks there are"
+    assert found("prefill", tp=8) == ("bfloat16", 8, 2)
+    assert found("prefill", enable_expert_parallel=True) == ("bfloat16", 4, 4)
+    check(served("prefill", keys))
+
+
 def test_the_files_registry_takes_the_password_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PDLAB_REGISTRY_PASSWORD", "s/e")
     assert settled(served("prefill", {"registry": "redis://me@file:1"})).registry == "redis://me:s%2Fe@file:1"

@@ -42,14 +42,18 @@ def test_unequal_ranks_give_what_one_instance_gives(p: dict[str, Any], d: dict[s
     asyncio.run(run())
 
 
+NARROWER = [({"dtype": "float32"}, {"dtype": "bfloat16"}), ({"kv_cache_dtype": "bfloat16"}, {"kv_cache_dtype": "fp8"})]
+
+
 @pytest.mark.slow
-def test_a_float32_prefill_and_a_bfloat16_decode_instance_serve_together(tmp_path: Path) -> None:
-    """And a prompt in float32 begins as it would there alone."""
+@pytest.mark.parametrize(("p", "d"), NARROWER, ids=["float32 to bfloat16", "KV to fp8"])
+def test_instances_of_unequal_elements_serve_together(p: dict[str, Any], d: dict[str, Any], tmp_path: Path) -> None:
+    """And a prompt begins as it would at the first alone."""
     folder, prompts = served.make(tmp_path), some_prompts(6)
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
-            servers = await pair(folder, stack, {"dtype": "float32"}, {"dtype": "bfloat16"})
+            servers = await pair(folder, stack, p, d)
             async with world({"p": servers["p"]}, {"p": Role.MIXED}, experiment()) as alone:
                 expected = await ask(alone, prompts, GREEDY)
             for way in ("pull", "push by chunk"):

@@ -24,6 +24,7 @@ from pdlab.real.transfer.shared import SEGMENT, shared_kv
 from tests.real.transfer import gpu
 from tests.real.transfer.peer import LAYERS, Peer, endpoint
 
+E4M3 = torch.float8_e4m3fn
 DIM, TOKENS, CACHED = 8, 44, 20
 
 
@@ -85,6 +86,10 @@ PAIRS = [
     (Shape(1), Shape(1, dtype=torch.bfloat16)),
     (Shape(1, 8, torch.bfloat16), Shape(2, 4)),
     (Shape(4, 2, torch.float16, heads=1, planes=1), Shape(1, 4, torch.bfloat16, heads=1, planes=1)),
+    (Shape(1, dtype=torch.bfloat16), Shape(1, dtype=E4M3)),
+    (Shape(1, 8, E4M3), Shape(2, 4)),
+    (Shape(2, dtype=E4M3), Shape(1, dtype=E4M3)),
+    (Shape(2, 2, torch.float16, heads=1, planes=1), Shape(1, 4, E4M3, heads=1, planes=1)),
 ]
 
 
@@ -125,7 +130,7 @@ def test_each_rank_reads_its_heads_of_those_who_have_them(pair: tuple[Shape, Sha
 
 
 @pytest.mark.skipif(nixl.api() is None, reason="NIXL is not installed (pip install nixl-cu12)")
-@pytest.mark.parametrize("pair", [PAIRS[i] for i in (0, 1, 5, 6, 8)], ids=named)
+@pytest.mark.parametrize("pair", [PAIRS[i] for i in (0, 1, 5, 6, 8, 11)], ids=named)
 def test_nixl_reads_them_where_they_lie_too(pair: tuple[Shape, Shape], monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies together is so little here that it would be gathered."""
     monkeypatch.setattr(nixl, "SCATTERED_BYTES", 0)
@@ -192,7 +197,7 @@ def test_each_rank_writes_to_those_who_hold_its_heads(pair: tuple[Shape, Shape],
     play(pair, way, run)
 
 
-@pytest.mark.parametrize("pair", [PAIRS[4], PAIRS[6], PAIRS[8]], ids=named)
+@pytest.mark.parametrize("pair", [PAIRS[4], PAIRS[6], PAIRS[8], PAIRS[11]], ids=named)
 def test_a_device_packs_and_unpacks_the_same(pair: tuple[Shape, Shape]) -> None:
     """As an accelerator's memory is read, by torch's own indexing."""
     for shape in pair:
@@ -212,8 +217,8 @@ def test_a_device_packs_and_unpacks_the_same(pair: tuple[Shape, Shape]) -> None:
             assert torch.equal(into.kv, again.kv) and not torch.equal(into.kv, other)
 
 
-@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float16, E4M3])
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16, torch.float16, E4M3])
 def test_elements_are_rounded_as_torch_rounds_them(source: torch.dtype, target: torch.dtype) -> None:
     """Whatever the bits: ties, denormals, infinities, and what is no number."""
     bits = torch.randint(0, 256, (40_000 * source.itemsize,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -222,7 +227,9 @@ def test_elements_are_rounded_as_torch_rounds_them(source: torch.dtype, target: 
     )
     values = bits.view(source)
     found = converted(values.data_ptr(), len(values), source, target)
-    assert torch.equal(found.nan_to_num(7.0), values.to(target).nan_to_num(7.0)) and torch.equal(found.isnan(), values.isnan())
+    wide = values.float()
+    expected = (wide.clamp(-448.0, 448.0) if target == E4M3 else wide).to(target).float()
+    assert torch.equal(found.float().nan_to_num(7.0), expected.nan_to_num(7.0)) and torch.equal(found.isnan(), wide.isnan())
 
 
 def test_a_ticket_whose_rank_has_gone_fails_though_others_pushed_theirs() -> None:
