@@ -29,7 +29,7 @@ struct Layer {
 };
 
 struct Shape {
-    int64_t is_bf16, layers, tokens, hidden, heads, kv_heads, dim, ffn, block_tokens, table_stride;
+    int64_t is_bf16, layers, tokens, sequences, hidden, heads, kv_heads, dim, ffn, block_tokens, table_stride;
     double eps, scale;
 };
 
@@ -66,8 +66,8 @@ extern "C" __attribute__((visibility("default"))) void pdlab_decode(const Functi
             }
         f->rope(bf, q, k, step->positions, step->cos, step->sin, n, heads, kv, dim / 2, width, dim, width, dim, threads);
         f->store_kv(k, v, l.k_cache, l.v_cache, step->slots, n, width * size, dim * size, width * size, dim * size, kv, (int)s->block_tokens, dim * size, threads);
-        f->attention(bf, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride, n, heads, kv,
-                     dim, (int)s->block_tokens, (int)l.window, (float)s->scale, nullptr, threads);
+        f->attention(bf, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride,
+                     (int)s->sequences, heads, kv, dim, (int)s->block_tokens, (int)l.window, (float)s->scale, nullptr, threads);
         product(l.out, other, x);
         f->rms_norm(bf, x, residual, l.post_norm, x, n, s->hidden, s->hidden, eps, threads);
         product(l.gate_up, x, work);

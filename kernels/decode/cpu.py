@@ -39,10 +39,8 @@ class _Layer(Structure):
 
 class _Shape(Structure):
     _fields_ = [
-        *[
-            (name, c_int64)
-            for name in ("is_bf16", "layers", "tokens", "hidden", "heads", "kv_heads", "dim", "ffn", "block_tokens", "table_stride")
-        ],
+        *[(name, c_int64) for name in ("is_bf16", "layers", "tokens", "sequences", "hidden", "heads", "kv_heads", "dim")],
+        *[(name, c_int64) for name in ("ffn", "block_tokens", "table_stride")],
         ("eps", c_double),
         ("scale", c_double),
     ]
@@ -118,7 +116,7 @@ class DecodeStep:
     def __call__(
         self, residual: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, starts: Tensor, contexts: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
-        """`residual` [n <= 8, hidden] holds the embeddings, one token of each sequence, and takes what the layers add; returned is what
+        """`residual` [n <= 8, hidden] holds the embeddings, some of each sequence, and takes what the layers add; returned is what
         the last one adds, [n, hidden]. The rest is as for `paged_attention`, `store_kv` and `rope`."""
         lib = _library()
         assert lib is not None, "ask available() first"
@@ -129,6 +127,7 @@ class DecodeStep:
             self.dtype == torch.bfloat16,
             len(self._layers),
             n,
+            len(contexts),
             self.hidden,
             self.heads,
             self.kv_heads,
