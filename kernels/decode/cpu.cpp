@@ -30,7 +30,7 @@ struct Layer {
 };
 
 struct Shape {
-    int64_t is_bf16, stored, layers, tokens, hidden, heads, kv_heads, dim, ffn, block_tokens, table_stride;
+    int64_t is_bf16, stored, layers, tokens, sequences, hidden, heads, kv_heads, dim, ffn, block_tokens, table_stride;
     double eps, scale;
 };
 
@@ -70,8 +70,8 @@ extern "C" __attribute__((visibility("default"))) int pdlab_decode(const Functio
         f->rope(bf, q, k, step->positions, step->cos, step->sin, n, heads, kv, dim / 2, width, dim, width, dim, threads);
         f->store_kv(bf, stored, k, v, l.k_cache, l.v_cache, step->slots, n, width * size, dim * size, width * size, dim * size, kv, (int)s->block_tokens, dim,
                     threads);
-        f->attention(bf, stored, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride, n, heads, kv,
-                     dim, (int)s->block_tokens, (int)l.window, (float)s->scale, nullptr, threads);
+        f->attention(bf, stored, q, l.k_cache, l.v_cache, other, step->tables, step->starts, step->contexts, width, dim, heads * dim, dim, s->table_stride,
+                     (int)s->sequences, heads, kv, dim, (int)s->block_tokens, (int)l.window, (float)s->scale, nullptr, threads);
         product(l.out, other, x);
         if (const int late = added_up(x); late >= 0)
             return late;

@@ -47,6 +47,7 @@ class _Shape(Structure):
                 "stored",
                 "layers",
                 "tokens",
+                "sequences",
                 "hidden",
                 "heads",
                 "kv_heads",
@@ -144,7 +145,7 @@ class DecodeStep:
     def __call__(
         self, residual: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, starts: Tensor, contexts: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
-        """`residual` [n <= 8, hidden] holds the embeddings, one token of each sequence, and takes what the layers add; returned is what
+        """`residual` [n <= 8, hidden] holds the embeddings, some of each sequence, and takes what the layers add; returned is what
         the last one adds, [n, hidden]. The rest is as for `paged_attention`, `store_kv` and `rope`. Raises what `sum` does."""
         lib = _library()
         assert lib is not None, "ask available() first"
@@ -156,6 +157,7 @@ class DecodeStep:
             self.stored,
             len(self._layers),
             n,
+            len(contexts),
             self.hidden,
             self.heads,
             self.kv_heads,

@@ -13,23 +13,10 @@ from pdlab import UsageError
 from pdlab.cli.main import main
 from pdlab.lab import Client
 from pdlab.lab.client import LabJob
-from tests.support.lab_world import LabProcess, lab, long, small
+from tests.support.lab_world import lab, long, small
 from tests.support.waiting import until
 
 TOKEN = "a-token-of-the-tests-ä"
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
-    except OSError:
-        return []
-
-
-def workers(world: LabProcess) -> list[int]:
-    """The processes that simulate, which the lab's forkserver has forked."""
-    assert world.process is not None, "it was started"
-    return [pid for server in children(world.process.pid) for pid in children(server)]
 
 
 def under_way(job: LabJob) -> None:
@@ -42,7 +29,7 @@ def test_a_killed_lab_loses_nothing(tmp_path: Path) -> None:
         running = client.submit(small(workload__requests=80_000))
         waiting = client.submit(small(seed=3))
         under_way(running)
-        simulating = workers(world)
+        simulating = world.workers()
         world.kill()
         until(lambda: not [pid for pid in simulating if Path(f"/proc/{pid}").exists()], 10)
         world.start()
@@ -57,13 +44,13 @@ def test_a_job_whose_process_is_killed_is_run_again_once_and_then_fails_with_the
     with lab(tmp_path, "--jobs", "1") as world, Client(world.url) as client:
         once, twice = client.submit(small(workload__requests=60_000)), client.submit(long())
         under_way(once)
-        os.kill(workers(world)[0], signal.SIGKILL)
+        os.kill(world.workers()[0], signal.SIGKILL)
         assert once.wait(60).summary["requests"] == 60_000
         for _ in range(2):
             under_way(twice)
-            before = workers(world)
+            before = world.workers()
             os.kill(before[0], signal.SIGKILL)
-            until(lambda before=before: workers(world) != before)  # type: ignore[misc]
+            until(lambda before=before: world.workers() != before)  # type: ignore[misc]
         with pytest.raises(UsageError, match=r"was killed by SIGKILL, as a system without free memory does, 2 times"):
             twice.wait(60)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from pdlab.lab import Client
 from tests.support.browser import chromium, sound, tab
-from tests.support.lab_world import LabProcess, lab, small
+from tests.support.lab_world import LabProcess, lab, long, small
 
 EVIL = "<img src=x onerror=alert(1)>\"'<b>"
 
@@ -69,6 +71,27 @@ def test_an_experiment_is_written_submitted_and_watched_until_it_is_done(browser
         expect(page.locator(".tag")).to_have_text(["seen", "t"])
         page.reload()
         expect(page.locator(".js-plotly-plot")).to_have_count(4)
+
+
+def test_a_page_says_since_when_nothing_was_heard_of_a_run(browser: Browser, world: LabProcess, client: Client) -> None:
+    job = client.submit(long(name="held"))
+    with tab(browser, world.url) as page:
+        page.clock.install()
+        page.goto(f"/runs/{job.id}")
+        expect(page.locator("main")).to_contain_text("so far")
+        said = page.get_by_role("status").filter(has_text="Nothing was heard of it since")
+        expect(said).to_have_count(0)
+        for pid in world.workers():
+            os.kill(pid, signal.SIGSTOP)
+        for _ in range(20):  # what was on its way comes yet
+            page.clock.fast_forward(40_000)
+            if said.count():
+                break
+        expect(said).to_be_visible()
+        for pid in world.workers():
+            os.kill(pid, signal.SIGCONT)
+        expect(said).to_have_count(0)
+    job.cancel()
 
 
 def test_runs_are_sorted_filtered_chosen_and_compared_and_names_are_text(

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -69,6 +69,11 @@ class LabProcess:
         if not self.process.stdout.readline().startswith("lab: "):
             raise AssertionError(self.process.communicate()[1])
 
+    def workers(self) -> list[int]:
+        """The processes that simulate, which the lab's forkserver has forked."""
+        assert self.process is not None, "it was started"
+        return [pid for server in _children(self.process.pid) for pid in _children(server)]
+
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
@@ -83,6 +88,15 @@ class LabProcess:
         assert self.process is not None, "it was started"
         self.process.send_signal(how)
         return self.process.communicate(timeout=30)[1]
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # a thread that has ended meanwhile had none
+                found += map(int, (task / "children").read_text().split())
+    return found
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 // What all pages of the lab share. Whatever comes from outside becomes text, never markup.
-import { el, ended, seconds, when } from "./parts.js";
+import { el, when } from "./parts.js";
 
 export * from "./parts.js";
 
@@ -69,19 +69,19 @@ export function listen(path, heard) {
 
 // ------------------------------------------------------------ silence
 
-const QUIET_S = 30;
-let silentFrom = null;
+const QUIET_MS = 30_000;
+let told = null; // what was heard last, and when that came here: clocks differ
 const silent = el("p", { class: "note", role: "status", hidden: true });
-/** Says since when a running job has told nothing, once that is long. */
+/** Says so where nothing more is heard of a running job. */
 export function watched(job, place) {
-  silentFrom = ended(job.state) || job.state === "queued" ? null : job.heard_s;
+  if (job.state !== "running") told = null;
+  else if (told?.heard_s !== job.heard_s) told = { heard_s: job.heard_s, at: Date.now() };
   if (!silent.isConnected) place.after(silent);
   quiet();
 }
 function quiet() {
-  const now = Date.now() / 1000;
-  silent.hidden = silentFrom === null || now - silentFrom < QUIET_S;
-  if (!silent.hidden) silent.textContent = `Nothing was heard of it for ${seconds(Math.floor(now - silentFrom))}, since ${when(silentFrom)}.`;
+  silent.hidden = told === null || Date.now() - told.at < QUIET_MS;
+  if (!silent.hidden) silent.textContent = `Nothing was heard of it since ${when(told.heard_s)}.`;
 }
 setInterval(quiet, 5000);
 

@@ -17,7 +17,7 @@ from pdlab.real.models.model import DecoderModel
 
 @dataclass(frozen=True, slots=True)
 class FastStep:
-    """For up to `most` sequences: with more, weights as oneDNN orders them are quicker where there are such."""
+    """For up to `most` tokens: with more, weights as oneDNN orders them are quicker where there are such."""
 
     step: DecodeStep
     most: int
@@ -49,5 +49,5 @@ class FastStep:
         return cls(step, 2 if packs else FEW)
 
     def takes(self, inputs: Inputs) -> bool:
-        """Is this a decode step of few sequences?"""
-        return inputs.max_queries == 1 and len(inputs.tokens) <= self.most and len(inputs.last) == len(inputs.tokens)
+        """Is this a decode step of few sequences, with what they verify?"""
+        return len(inputs.tokens) <= self.most and len(inputs.last) == len(inputs.tokens)

@@ -124,7 +124,7 @@ class DecoderModel:
 
     @torch.inference_mode()
     def decode(self, inputs: Inputs, step: DecodeStep) -> Tensor:
-        """As `forward`, for one token of each of a few sequences, with all layers in one call."""
+        """As `forward`, where the next token of each of a few is wanted, with all layers in one call."""
         residual = self.embedding(inputs.tokens)
         x = step(
             residual,

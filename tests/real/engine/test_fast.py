@@ -46,8 +46,9 @@ def test_one_call_is_the_layer_loop(family: str, tp: int, quantization: str, tin
         lengths = [rng.randint(1, 70) for _ in range(8)]
         tables = [list(range(20 * i, 20 * i + 20)) for i in range(8)]
         ranks[0].run([Piece([rng.randrange(300) for _ in range(n)], 0, table, False) for n, table in zip(lengths, tables, strict=True)])
-        for batch in range(1, 9):
-            pieces = [Piece([7 * i + batch], lengths[i], tables[i], True) for i in range(batch)]
+        steps = [[Piece([7 * i + batch], lengths[i], tables[i], 1) for i in range(batch)] for batch in range(1, 9)]
+        steps += [[Piece(range(9, 9 + n), lengths[i], tables[i], n) for i, n in enumerate(several)] for several in ((5,), (2, 1, 5), (3, 4))]
+        for pieces in steps:
             found = {}
             for name in ("loop", "one call"):
                 for each, one_call in zip(ranks, fast, strict=True):
@@ -87,5 +88,5 @@ def test_prompts_and_large_batches_take_the_loop(tiny: Callable[[str], tuple[Pat
     runner = load(EngineOptions(model=str(tiny("llama")[0]), block_tokens=4, kv_blocks=200)).engine.runner
     assert runner.fast is not None
     assert runner.fast.takes(runner.inputs([Piece([1], 3, [0], True)]))
-    assert not runner.fast.takes(runner.inputs([Piece([1, 2], 3, [0, 1], True)]))
+    assert not runner.fast.takes(runner.inputs([Piece([1, 2], 3, [0, 1], True)])), "a prompt's"
     assert not runner.fast.takes(runner.inputs([Piece([1], 3, [i], True) for i in range(9)]))

@@ -111,7 +111,7 @@ def test_a_migration_in_the_middle_changes_nothing(
     after: int, more: int, pair: Callable[..., tuple[Driver, Driver, Driver, io.BytesIO]]
 ) -> None:
     alone, first, second, log = pair()
-    sampling = Sampling(max_tokens=14, seed=5)
+    sampling = Sampling(max_tokens=24, seed=5)
     prompt = [random.Random(4).randrange(300) for _ in range(33)]
     for d in (alone, first):
         d.engine.step_limit = 1
