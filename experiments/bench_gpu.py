@@ -2,10 +2,11 @@
 
 What it prints goes into docs/lab-notes/benchmarks.md, with the device's name.
 
-    bench_gpu.py [--only kernels engine transfer calibrate] [--models llama-3.1-8b qwen3-30b-a3b] [--batches 1 8 64 256]
+    bench_gpu.py [--only kernels experts engine transfer calibrate] [--models llama-3.1-8b qwen3-30b-a3b] [--batches 1 8 64 256]
                  [--contexts 1024 8192] [--prompt 8192] [--device cuda] [--steps 20] [--seconds 60]
 
 kernels    each Triton kernel and a captured graph against the plain PyTorch of it (tests/kernels/triton_cases.py)
+experts    a layer of routed experts in each form of weights, against the rate at which this device reads memory
 engine     decode steps through the runner, graphs and all, against the time that reading weights and KV takes at the rate at which this
            device reads memory (asked: 70 % of it), and prompts against the rate of its library's large matrix products (asked: 60 %);
            weights are random
@@ -76,6 +77,15 @@ def kernels(asked: argparse.Namespace) -> None:
     command = [sys.executable, str(HERE.parent / "tests" / "kernels" / "triton_cases.py")]
     environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if asked.device == "cpu" else {})}
     print(subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout)
+
+
+def experts(asked: argparse.Namespace) -> None:
+    models = ["tiny"] if asked.device == "cpu" else ["Qwen3-30B-A3B", "DeepSeek-V2-Lite"]
+    tokens = [str(batch) for batch in asked.batches]
+    command = [sys.executable, "-m", "pdlab.kernels.experts.bench", "--device", asked.device, "--models", *models, "--tokens", *tokens]
+    narrow = [] if asked.device == "cpu" else ["fp8", "mxfp4"]  # a CPU widens them for each product
+    command += ["--kinds", "bfloat16", "int8", "int4", *narrow, "--seconds", "0.01" if asked.device == "cpu" else "0.6"]
+    print(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def engine(asked: argparse.Namespace) -> None:
@@ -204,6 +214,7 @@ def calibrate(asked: argparse.Namespace) -> None:
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "kernels": kernels,
+    "experts": experts,
     "engine": engine,
     "transfer": transfer,
     "calibrate": calibrate,

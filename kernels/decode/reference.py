@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 
 from pdlab.kernels.fused.reference import rms_norm, rope, silu_and_mul
-from pdlab.kernels.linear.reference import Int4Weight, Int8Weight, matvec, matvec_int4, matvec_int8
+from pdlab.kernels.linear.reference import (
+    Fp8Weight,
+    Int4Weight,
+    Int8Weight,
+    Mxfp4Weight,
+    NarrowWeight,
+    dequantize_narrow,
+    matvec,
+    matvec_int4,
+    matvec_int8,
+)
 from pdlab.kernels.paged_attention.reference import paged_attention, store_kv
 
-Weight = Tensor | Int8Weight | Int4Weight
+Weight = Tensor | Int8Weight | Int4Weight | NarrowWeight
 Linear = tuple[Weight, Tensor | None]
 Layer = tuple[Sequence[Linear], Sequence[Tensor | None], tuple[Tensor, Tensor], int]
 
@@ -53,4 +63,6 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         return matvec_int8(x, weight, bias)
     if isinstance(weight, Int4Weight):
         return matvec_int4(x, weight, bias)
+    if isinstance(weight, Fp8Weight | Mxfp4Weight):
+        return matvec(x, dequantize_narrow(weight), bias)
     return matvec(x, weight, bias)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pdlab.kernels.cpu_build import library
 from pdlab.kernels.decode.cpu import LinearStruct, linear_struct
 from pdlab.kernels.experts.reference import Activation, ExpertWeights
-from pdlab.kernels.linear import Int4Weight, Int8Weight
+from pdlab.kernels.linear import Fp8Weight, Int4Weight, Int8Weight, Mxfp4Weight
 from pdlab.kernels.linear import cpu as linear
 
 
@@ -28,8 +28,12 @@ def _library() -> CDLL | None:
 
 def available(experts: Sequence[ExpertWeights]) -> bool:
     """Are their weights on a CPU, and is there a compiler?"""
-    first = experts[0][0][0]
+    weights = [weight for weight, _ in experts[0]]
+    if any(isinstance(weight, Fp8Weight | Mxfp4Weight) for weight in weights):
+        return False
+    first = weights[0]
     stored = first.values if isinstance(first, Int8Weight) else first.packed if isinstance(first, Int4Weight) else first
+    assert isinstance(stored, Tensor)
     known = stored.dtype in (torch.float32, torch.bfloat16, torch.int8, torch.uint8)
     return known and stored.device.type == "cpu" and linear._library() is not None and _library() is not None
 

@@ -2,6 +2,7 @@
 
 A tile is M (token, expert) pairs of one expert by N outputs. How the tiles fall to experts is worked out on the device, and the grid is
 as large as it could have to be, so nothing waits for the device and a CUDA graph may capture the calls. A tile of nobody's ends at once.
+Quantised weights are read as they are stored, and widened in registers.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pdlab.kernels.decode.reference import Weight
 from pdlab.kernels.experts.reference import Activation, ExpertWeights
+from pdlab.kernels.linear import Fp8Weight, Int4Weight, Int8Weight, Mxfp4Weight
 
 TOKENS = 4096  # at once: what lies between the products takes memory
+PLAIN, INT8, INT4, FP8, MXFP4 = range(5)
 
 
 @triton.jit
@@ -31,9 +35,83 @@ def _rows(tile, expert_tiles, first_pairs, order, experts, M: tl.constexpr, COUN
 
 
 @triton.jit
+def _widened(weight, scale, n, start, wanted, inner, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, TYPE):
+    """The weights [K, N] of outputs `n` (where `wanted`) and inputs from `start` on, as TYPE. A scale is for ROWS outputs by COLUMNS
+    inputs; that of int8, for an output, is left to the sums."""
+    at_n, at_k = n.to(tl.int64)[None, :], (start + tl.arange(0, K))[:, None]
+    inside = wanted[None, :] & (at_k < inner)
+    if KIND == 0:
+        plain = tl.multiple_of(weight.to(tl.pointer_type(TYPE)), 16)
+        values = tl.load(plain + at_n * inner + at_k, mask=inside, other=0.0)
+    elif KIND == 1:
+        bytes = tl.multiple_of(weight.to(tl.pointer_type(tl.int8)), 16)
+        values = tl.load(bytes + at_n * inner + at_k, mask=inside, other=0).to(TYPE)
+    else:
+        bytes = tl.multiple_of(weight.to(tl.pointer_type(tl.uint8)), 16)
+        if COLUMNS % K == 0:  # all these inputs are of one
+            scales, scaled = at_n // ROWS * tl.cdiv(inner, COLUMNS) + start // COLUMNS, wanted[None, :]
+        else:
+            scales, scaled = at_n // ROWS * tl.cdiv(inner, COLUMNS) + at_k // COLUMNS, inside
+        if KIND == 3:
+            bits = tl.load(bytes + at_n * inner + at_k, mask=inside, other=0)
+            by = tl.load(scale.to(tl.pointer_type(tl.float32)) + scales, mask=scaled, other=0.0)
+            values = (bits.to(tl.float8e4nv, bitcast=True).to(tl.float32) * by).to(TYPE)
+        elif KIND == 2:  # byte b of 16 holds weight b of 32 in its low half, and b + 16 in its high half
+            code = tl.load(bytes + at_n * (inner // 2) + (at_k // 32 * 16 + at_k % 16), mask=inside, other=0).to(tl.int32)
+            code = code >> (at_k // 16 % 2 * 4) & 15
+            by = tl.load(scale.to(tl.pointer_type(tl.float32)) + scales, mask=scaled, other=0.0)
+            values = ((code - 8).to(tl.float32) * by).to(TYPE)
+        else:  # E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the same below 0
+            code = tl.load(bytes + at_n * (inner // 2) + at_k // 2, mask=inside, other=0).to(tl.int32) >> (at_k % 2 * 4) & 15
+            twice = code & 7
+            twice = tl.where(twice < 4, twice, tl.where(twice < 6, twice * 2 - 4, twice * 4 - 16))
+            power = tl.load(scale.to(tl.pointer_type(tl.uint8)) + scales, mask=scaled, other=127).to(tl.float32) - 128.0
+            values = (tl.where(code > 7, -twice, twice).to(tl.float32) * tl.exp2(power)).to(TYPE)
+    return values
+
+
+@triton.jit
+def _products(
+    rows,
+    real,
+    weight,
+    scale,
+    first,
+    second,
+    wanted,
+    inner,
+    PAIR: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+):
+    """Sums float32 [M, N] of the rows with the weights of outputs `first`, and (PAIR) of `second`, both where `wanted`."""
+    one, other = tl.zeros([M, N], tl.float32), tl.zeros([M, N], tl.float32)
+    k = tl.arange(0, K)
+    for start in range(0, inner, K):
+        at = start + k
+        a = tl.load(rows + at[None, :], mask=real[:, None] & (at < inner)[None, :], other=0.0)
+        b = _widened(weight, scale, first, start, wanted, inner, KIND, ROWS, COLUMNS, K, a.dtype)
+        one += tl.dot(a, b, input_precision="ieee")
+        if PAIR:
+            b = _widened(weight, scale, second, start, wanted, inner, KIND, ROWS, COLUMNS, K, a.dtype)
+            other += tl.dot(a, b, input_precision="ieee")
+    if KIND == 1:
+        by = scale.to(tl.pointer_type(tl.float32))
+        one *= tl.load(by + first, mask=wanted, other=0.0)[None, :]
+        if PAIR:
+            other *= tl.load(by + second, mask=wanted, other=0.0)[None, :]
+    return one, other
+
+
+@triton.jit
 def _gate_up(
     x,
     weights,
+    scales,
     biases,
     made,
     order,
@@ -49,6 +127,9 @@ def _gate_up(
     shift,
     LIMIT: tl.constexpr,
     BIAS: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     COUNT: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -58,17 +139,10 @@ def _gate_up(
     if tile >= tl.load(expert_tiles + experts):
         return
     expert, pair, real = _rows(tile, expert_tiles, first_pairs, order, experts, M, COUNT)
-    weight = tl.multiple_of(tl.load(weights + expert).to(tl.pointer_type(x.dtype.element_ty)), 16)
-    n, k = tl.program_id(1) * N + tl.arange(0, N), tl.arange(0, K)
-    gate, up = tl.zeros([M, N], tl.float32), tl.zeros([M, N], tl.float32)
+    n = tl.program_id(1) * N + tl.arange(0, N)
     rows = x + (pair // chosen * x_row)[:, None]
-    columns = weight + n.to(tl.int64)[None, :] * hidden
-    for start in range(0, hidden, K):
-        at = start + k
-        a = tl.load(rows + at[None, :], mask=real[:, None] & (at < hidden)[None, :], other=0.0)
-        inside = (n < width)[None, :] & (at < hidden)[:, None]
-        gate += tl.dot(a, tl.load(columns + at[:, None], mask=inside, other=0.0), input_precision="ieee")
-        up += tl.dot(a, tl.load(columns + width.to(tl.int64) * hidden + at[:, None], mask=inside, other=0.0), input_precision="ieee")
+    weight, scale = tl.load(weights + expert), tl.load(scales + expert)
+    gate, up = _products(rows, real, weight, scale, n, width + n, n < width, hidden, True, KIND, ROWS, COLUMNS, M, N, K)
     if BIAS:
         bias = tl.load(biases + expert).to(tl.pointer_type(x.dtype.element_ty))
         gate += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
@@ -85,6 +159,7 @@ def _gate_up(
 def _down(
     made,
     weights,
+    scales,
     biases,
     shares,
     out,
@@ -95,6 +170,9 @@ def _down(
     hidden,
     width,
     BIAS: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     COUNT: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -104,16 +182,10 @@ def _down(
     if tile >= tl.load(expert_tiles + experts):
         return
     expert, pair, real = _rows(tile, expert_tiles, first_pairs, order, experts, M, COUNT)
-    weight = tl.multiple_of(tl.load(weights + expert).to(tl.pointer_type(made.dtype.element_ty)), 16)
-    n, k = tl.program_id(1) * N + tl.arange(0, N), tl.arange(0, K)
-    total = tl.zeros([M, N], tl.float32)
+    n = tl.program_id(1) * N + tl.arange(0, N)
     rows = made + (pair.to(tl.int64) * width)[:, None]
-    columns = weight + n.to(tl.int64)[None, :] * width
-    for start in range(0, width, K):
-        at = start + k
-        a = tl.load(rows + at[None, :], mask=real[:, None] & (at < width)[None, :], other=0.0)
-        b = tl.load(columns + at[:, None], mask=(n < hidden)[None, :] & (at < width)[:, None], other=0.0)
-        total += tl.dot(a, b, input_precision="ieee")
+    weight, scale = tl.load(weights + expert), tl.load(scales + expert)
+    total, _ = _products(rows, real, weight, scale, n, n, n < hidden, width, False, KIND, ROWS, COLUMNS, M, N, K)
     if BIAS:
         bias = tl.load(biases + expert).to(tl.pointer_type(made.dtype.element_ty))
         total += tl.load(bias + n, mask=n < hidden, other=0.0).to(tl.float32)[None, :]
@@ -122,26 +194,58 @@ def _down(
     tl.store(out + pair.to(tl.int64)[:, None] * hidden + n[None, :], total.to(out.dtype.element_ty), mask=mask)
 
 
+Form = tuple[torch.dtype, int, int, int]  # of a weight's elements, its kind, and outputs and inputs to which a scale belongs
+
+
+def _parts(weight: Weight) -> tuple[Tensor, Tensor | None, Form] | None:
+    """Its elements and its scales, and their form; None: it has none here."""
+    match weight:
+        case Int8Weight(values, scale):
+            return values, scale, (values.dtype, INT8, 1, 1)
+        case Int4Weight(packed, scale, None, group):
+            return packed, scale, (packed.dtype, INT4, 1, group)
+        case Fp8Weight(values, scale, (rows, columns)):
+            return values, scale, (values.dtype, FP8, rows, columns)
+        case Mxfp4Weight(packed, scale):
+            return packed, scale, (packed.dtype, MXFP4, 1, 32)
+        case Tensor() if weight.dtype in (torch.bfloat16, torch.float16, torch.float32):
+            return weight, None, (weight.dtype, PLAIN, 1, 1)
+        case _:
+            return None
+
+
 def available(experts: Sequence[ExpertWeights]) -> bool:
-    """Are their weights plain ones of a CUDA device, all with biases or none?"""
-    parts = [part for expert in experts for part in expert]
-    kinds = {(w.dtype, w.device.type, w.is_contiguous()) if isinstance(w, Tensor) else None for w, _ in parts}
-    return kinds <= {(dtype, "cuda", True) for dtype in (torch.bfloat16, torch.float16, torch.float32)} and (
-        len(kinds) == 1 and len({bias is None for _, bias in parts}) == 1
-    )
+    """Are their weights in forms of CUDA that are known here, all gates' and ups' alike and all downs', all with biases or none?"""
+    parts = [[(_parts(weight), bias is None) for weight, bias in expert] for expert in experts]
+    forms = {
+        tuple((found and (found[2], found[0].device.type, found[0].is_contiguous()), none) for found, none in expert) for expert in parts
+    }
+    return len(forms) == 1 and all(found and found[1:] == ("cuda", True) for found, _ in next(iter(forms)))
 
 
 class ExpertPointers:
-    """Where the experts' weights and biases lie, on the device that they lie on."""
+    """Where the experts' weights, scales and biases lie, on the device that they lie on."""
 
     def __init__(self, experts: Sequence[ExpertWeights]) -> None:
         self.kept = experts
-        first = experts[0][0][0]
-        assert isinstance(first, Tensor)
-        self.dtype, self.count, self.biased = first.dtype, len(experts), experts[0][0][1] is not None
-        matrices = [[part[which][0].data_ptr() for part in experts] for which in range(2)]  # type: ignore[union-attr]
-        biases = [[0 if (bias := part[which][1]) is None else bias.data_ptr() for part in experts] for which in range(2)]
-        self.table = torch.tensor([matrices, biases], dtype=torch.int64, device=first.device)
+        self.count, self.biased = len(experts), experts[0][0][1] is not None
+        table: list[list[list[int]]] = [[], [], []]
+        forms, device = [], None
+        for which in range(2):
+            each = [_parts(expert[which][0]) for expert in experts]
+            first = each[0]
+            assert first is not None, "ask available() first"
+            forms.append(first[2])
+            device = first[0].device
+            table[0].append([0 if parts is None else parts[0].data_ptr() for parts in each])
+            table[1].append([0 if parts is None or parts[1] is None else parts[1].data_ptr() for parts in each])
+            table[2].append([0 if (bias := expert[which][1]) is None else bias.data_ptr() for expert in experts])
+        self.forms = forms[0], forms[1]
+        self.table = torch.tensor(table, dtype=torch.int64, device=device)
+
+    def takes(self, x: Tensor) -> bool:
+        """Plain weights are of x's dtype; quantised ones are widened to it."""
+        return all(kind != PLAIN or dtype == x.dtype for dtype, kind, _, _ in self.forms)
 
 
 def experts(x: Tensor, ids: Tensor, weights: Tensor, where: ExpertPointers, width: int, activation: Activation) -> Tensor:
@@ -154,10 +258,11 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, where: ExpertPointers, widt
 
 
 def _some(x: Tensor, ids: Tensor, weights: Tensor, where: ExpertPointers, width: int, activation: Activation) -> Tensor:
-    assert x.dtype == where.dtype
+    assert where.takes(x)
     (tokens, hidden), chosen, count = x.shape, ids.shape[1], where.count
     pairs, wide = tokens * chosen, x.element_size() == 4
-    m = 16 if pairs <= 16 * count else 32 if wide else 64
+    narrow = any(kind != PLAIN for _, kind, _, _ in where.forms)
+    m = 16 if pairs <= 16 * count or (wide and narrow) else 32 if wide else 64  # more would spill registers
     flat = ids.flatten()
     flat = flat.masked_fill((flat < 0) | (flat > count), count)  # of no expert here: sorted last, in nobody's tile
     order = flat.argsort(stable=True)
@@ -173,14 +278,16 @@ def _some(x: Tensor, ids: Tensor, weights: Tensor, where: ExpertPointers, width:
         "COUNT": triton.next_power_of_2(count + 1),
         "M": m,
         "N": 32 if wide else 64 if m == 16 else 128,
-        "K": 32 if wide else 64,
+        "K": 32 if wide or any(columns == 32 for _, _, _, columns in where.forms) else 64,  # one scale an output, if it can be
         "num_warps": 8 if m == 64 else 4,
         "num_stages": 3,
     }
-    (gate_up, down), (gate_up_biases, down_biases) = where.table
+    forms = [{"KIND": kind, "ROWS": rows, "COLUMNS": columns} for _, kind, rows, columns in where.forms]
+    (gate_up, down), (gate_up_scales, down_scales), (gate_up_biases, down_biases) = where.table
     _gate_up[tiles, triton.cdiv(width, sizes["N"])](
         x,
         gate_up,
+        gate_up_scales,
         gate_up_biases,
         made,
         order,
@@ -195,10 +302,24 @@ def _some(x: Tensor, ids: Tensor, weights: Tensor, where: ExpertPointers, width:
         activation.limit,
         activation.shift,
         LIMIT=activation.limit > 0,
+        **forms[0],
         **sizes,
     )
     _down[tiles, triton.cdiv(hidden, sizes["N"])](
-        made, down, down_biases, weights, out, order, expert_tiles, first_pairs, count, hidden, width, **sizes
+        made,
+        down,
+        down_scales,
+        down_biases,
+        weights,
+        out,
+        order,
+        expert_tiles,
+        first_pairs,
+        count,
+        hidden,
+        width,
+        **forms[1],
+        **sizes,
     )
     summed: Tensor = out.view(tokens, chosen, hidden).sum(1, dtype=torch.float32).to(x.dtype)
     return summed

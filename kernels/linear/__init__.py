@@ -9,13 +9,32 @@ from __future__ import annotations
 from torch import Tensor
 
 from pdlab.kernels.linear import cpu, reference
-from pdlab.kernels.linear.reference import Int4Weight, Int8Weight, dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from pdlab.kernels.linear.reference import (
+    Fp8Weight,
+    Int4Weight,
+    Int8Weight,
+    Mxfp4Weight,
+    NarrowWeight,
+    dequantize_fp8,
+    dequantize_int4,
+    dequantize_int8,
+    dequantize_mxfp4,
+    dequantize_narrow,
+    quantize_int4,
+    quantize_int8,
+)
 
 __all__ = [
+    "Fp8Weight",
     "Int4Weight",
     "Int8Weight",
+    "Mxfp4Weight",
+    "NarrowWeight",
+    "dequantize_fp8",
     "dequantize_int4",
     "dequantize_int8",
+    "dequantize_mxfp4",
+    "dequantize_narrow",
     "matvec",
     "matvec_int4",
     "matvec_int8",

@@ -3,6 +3,10 @@
 int8: w = values * scale, one scale an output channel. int4: w = (code - zero) * scale, codes 0..15, one scale (and zero, else 8) for
 `group` weights along the input. Of every 32 weights of a row, byte b of 16 holds number b in its low half and number b + 16 in its
 high half: 16 bytes widen to two whole vectors.
+
+fp8 and mxfp4 are forms of files: w = e4m3 * scale, one scale a block of a matrix, as DeepSeek-V3 has them, and w = E2M1 * 2^(scale - 127),
+one scale for 32 weights along the input, the first of two weights in the low half of a byte, as gpt-oss has its experts. Source of the
+latter: OCP Microscaling Formats 1.0, §5.3.3.
 """
 
 from __future__ import annotations
@@ -25,6 +29,23 @@ class Int4Weight:
     scale: Tensor  # float32 [out, in / group]
     zero: Tensor | None  # float32 [out, in / group], or None: 8
     group: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fp8Weight:
+    values: Tensor  # float8_e4m3fn [out, in]
+    scale: Tensor  # float32 [out / rows, in / columns], rounded up
+    block: tuple[int, int]  # rows and columns to which a scale belongs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mxfp4Weight:
+    packed: Tensor  # uint8 [out, in / 2]
+    scale: Tensor  # uint8 [out, in / 32]
+
+
+NarrowWeight = Fp8Weight | Mxfp4Weight
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
 def quantize_int8(weight: Tensor, largest: Tensor | None = None) -> Int8Weight:
@@ -68,6 +89,25 @@ def dequantize_int4(weight: Int4Weight) -> Tensor:
     codes = torch.stack((halves & 15, halves >> 4), 2).reshape(len(halves), -1, weight.group).float()
     zero = 8.0 if weight.zero is None else weight.zero[..., None]
     return ((codes - zero) * weight.scale[..., None]).flatten(1)
+
+
+def dequantize_fp8(weight: Fp8Weight) -> Tensor:
+    """float32 [out, in]."""
+    (rows, columns), (block_rows, block_columns) = weight.values.shape, weight.block
+    each = weight.scale.float().repeat_interleave(block_rows, 0)[:rows].repeat_interleave(block_columns, 1)[:, :columns]
+    return weight.values.float() * each
+
+
+def dequantize_mxfp4(weight: Mxfp4Weight) -> Tensor:
+    """float32 [..., out, in], of any number of matrices."""
+    table = torch.tensor(FP4, device=weight.packed.device)
+    values = torch.stack((table[(weight.packed & 15).int()], table[(weight.packed >> 4).int()]), -1).flatten(-2)
+    return torch.ldexp(values.unflatten(-1, (-1, 32)), weight.scale.int()[..., None] - 127).flatten(-2)
+
+
+def dequantize_narrow(weight: NarrowWeight) -> Tensor:
+    """float32 [out, in]."""
+    return dequantize_fp8(weight) if isinstance(weight, Fp8Weight) else dequantize_mxfp4(weight)
 
 
 def matvec(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -20,9 +20,10 @@ def said(script: str, *words: str) -> str:
 
 def test_the_gpu_script_is_rehearsed_on_a_cpu() -> None:
     small = ("--models", str(EXPERIMENTS / "tiny"), "--batches", "1", "3", "--contexts", "32", "--prompt", "64", "--steps", "1")
-    found = said("bench_gpu.py", "--device", "cpu", "--only", "engine", *small)
+    found = said("bench_gpu.py", "--device", "cpu", "--only", "experts", "engine", *small)
     rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| (\d+)% \|$", found, re.MULTILINE)
     assert [name for name, *_ in rows] == ["decode of 1 at 32", "decode of 3 at 32", "prompt of 64"]
+    assert len(re.findall(r"^tiny (?:bfloat16|int8|int4), [13] tokens .* GB/s", found, re.MULTILINE)) == 6
     assert all(float(bound) > 0 and 0 < int(share) <= 150 for _, _, bound, share in rows)
 
 

@@ -12,14 +12,37 @@ from torch import Tensor
 
 from pdlab.kernels.decode.reference import Weight
 from pdlab.kernels.experts import Activation, ExpertWeights, GroupedExperts
-from pdlab.kernels.linear import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from pdlab.kernels.linear import Fp8Weight, Mxfp4Weight, dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 
 TOLERANCE = {torch.float32: {"atol": 1e-4, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.05, "rtol": 3e-2}}
+
+
+def fp8(weight: Tensor, block: tuple[int, int] = (32, 48)) -> tuple[Weight, Tensor]:
+    """With scales that no two blocks share; the last ones of a row or column may be cut short."""
+    rows, columns = (-(-size // each) for size, each in zip(weight.shape, block, strict=True))
+    scale = torch.linspace(0.002, 0.004, rows * columns).view(rows, columns)
+    each = scale.repeat_interleave(block[0], 0)[: len(weight)].repeat_interleave(block[1], 1)[:, : weight.shape[1]]
+    stored = Fp8Weight((weight / each).to(torch.float8_e4m3fn), scale, block)
+    return stored, stored.values.float() * each
+
+
+def mxfp4(weight: Tensor) -> tuple[Weight, Tensor]:
+    """Codes and powers at random: all of them come."""
+    random = torch.Generator().manual_seed(len(weight))
+    packed = torch.randint(256, (len(weight), weight.shape[1] // 2), dtype=torch.uint8, generator=random)
+    scale = torch.randint(121, 125, (len(weight), weight.shape[1] // 32), dtype=torch.uint8, generator=random)
+    codes = torch.stack((packed & 15, packed >> 4), 2).flatten(1).int()
+    size = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes & 7]
+    return Mxfp4Weight(packed, scale), size * (1 - 2 * (codes >> 3)) * (2.0 ** (scale.float() - 127)).repeat_interleave(32, 1)
+
+
 KINDS: dict[str, Callable[[Tensor], tuple[Weight, Tensor]]] = {
     "float32": lambda w: (w, w),
     "bfloat16": lambda w: (w.bfloat16(), w.bfloat16().float()),
     "int8": lambda w: (q := quantize_int8(w), dequantize_int8(q)),
     "int4": lambda w: (q := quantize_int4(w), dequantize_int4(q)),
+    "fp8": fp8,
+    "mxfp4": mxfp4,
 }
 
 

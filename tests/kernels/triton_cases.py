@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from test_experts import by_hand, layer  # type: ignore[import-not-found]
 from test_paged_attention import E4M3, TOLERANCE, batch  # type: ignore[import-not-found]
 
+from pdlab.kernels.decode.reference import Weight
 from pdlab.kernels.experts import Activation
 from pdlab.kernels.experts import cuda as experts
 from pdlab.kernels.fused import cuda as fused
@@ -65,16 +68,26 @@ def small_steps() -> None:
         torch.testing.assert_close(turned.cpu(), expected, **tolerance)
 
 
-def routed(tokens: int, chosen: int, dtype: torch.dtype, *, bias: bool, activation: Activation, here: int = 5) -> None:
+def on_device(weight: Weight, dtype: torch.dtype) -> Weight:
+    if isinstance(weight, Tensor):
+        return weight.to(DEVICE, dtype)
+    tensors = {at.name: value.to(DEVICE) for at in fields(weight) if isinstance(value := getattr(weight, at.name), Tensor)}
+    return replace(weight, **tensors)
+
+
+def routed(
+    tokens: int, chosen: int, dtype: torch.dtype, *, bias: bool, activation: Activation, here: int = 5, kind: str = "float32"
+) -> None:
     """Of five experts the first `here` are here."""
-    stored, plain = layer("float32", 5, 96, 72, bias=bias, dtype=dtype)
-    there = [tuple((w.to(DEVICE, dtype), None if b is None else b.to(DEVICE)) for w, b in expert) for expert in stored]
+    width = 72 if kind in ("float32", "int8", "fp8") else 64  # groups of 32 inputs are whole
+    stored, plain = layer(kind, 5, 96, width, bias=bias, dtype=dtype)
+    there = [tuple((on_device(w, dtype), None if b is None else b.to(DEVICE)) for w, b in expert) for expert in stored]
     random = torch.Generator().manual_seed(tokens)
     x = torch.randn(tokens, 99, generator=random).to(dtype)[:, 1:97]
     ids = torch.stack([torch.randperm(4, generator=random)[:chosen] for _ in range(tokens)])  # the last one is nobody's
     weights = torch.rand(tokens, chosen, generator=random)
     where = experts.ExpertPointers(there[:here])
-    found = experts.experts(x.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE), where, 72, activation)
+    found = experts.experts(x.to(DEVICE), ids.to(DEVICE), weights.to(DEVICE), where, width, activation)
     tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.05, "rtol": 3e-2}
     torch.testing.assert_close(found.cpu().double(), by_hand(x, ids, weights * (ids < here), plain, activation), **tolerance)
 
@@ -138,6 +151,9 @@ def main() -> None:
     routed(9, 3, HALF, bias=True, activation=Activation(1.702, 0.7, 1.0))
     routed(20, 2, HALF, bias=False, activation=Activation(), here=3)
     routed(90, 2, torch.float32, bias=True, activation=Activation(1.702, 0.7, 1.0))
+    for kind in ("int8", "int4", "fp8", "mxfp4"):
+        routed(2, 2, HALF, bias=False, activation=Activation(), kind=kind)
+    routed(9, 3, torch.float32, bias=True, activation=Activation(1.702, 0.7, 1.0), here=4, kind="fp8")
     if DEVICE == "cuda":
         graph()
     print("well")

@@ -18,10 +18,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
+from pdlab.kernels.decode.reference import Weight
 from pdlab.kernels.experts import Activation
 from pdlab.kernels.experts import cuda as experts
 from pdlab.kernels.fused import cuda as fused
 from pdlab.kernels.kv_blocks import cuda as blocks
+from pdlab.kernels.linear import Fp8Weight, Int4Weight, Int8Weight, Mxfp4Weight
 from pdlab.kernels.paged_attention import cuda as attention
 
 E4M3 = torch.float8_e4m3fn
@@ -37,7 +39,7 @@ TYPES = {
     E4M3: "fp8e4nv",
 }
 OPTIONS = ("num_warps", "num_stages")
-CALLED = ("_tile", "_rows", "_narrowed")  # by kernels, and never launched
+CALLED = ("_tile", "_rows", "_narrowed", "_widened", "_products")  # by kernels, and never launched
 
 
 class CompiledOnly:
@@ -119,6 +121,21 @@ def attend(
     attention.store_kv(part, part, keys, values, torch.zeros(40, dtype=torch.int64))
 
 
+def stored(kind: str, out: int, inputs: int, dtype: torch.dtype) -> Weight:
+    match kind:
+        case "int8":
+            return Int8Weight(torch.empty(out, inputs, dtype=torch.int8), torch.empty(out))
+        case "int4":
+            return Int4Weight(torch.empty(out, inputs // 2, dtype=torch.uint8), torch.empty(out, inputs // 32), None, 32)
+        case "fp8":
+            return Fp8Weight(torch.empty(out, inputs, dtype=torch.float8_e4m3fn), torch.empty(out // 128, inputs // 128), (128, 128))
+        case "mxfp4":
+            packed, scale = (torch.empty(out, inputs // each, dtype=torch.uint8) for each in (2, 32))
+            return Mxfp4Weight(packed, scale)
+        case _:
+            return torch.empty(out, inputs, dtype=dtype)
+
+
 def main() -> None:
     for module in (attention, blocks, experts, fused):
         replace(module)
@@ -139,11 +156,12 @@ def main() -> None:
         fused.silu_and_mul(x)
         qk = x.view(33, 32, 128)
         fused.rope(qk, qk[:, :8], torch.zeros(33, dtype=torch.int64), torch.empty(64, 64), torch.empty(64, 64))
-        each = [((torch.empty(1536, 2048, dtype=dtype), None), (torch.empty(2048, 768, dtype=dtype), None)) for _ in range(4)]
-        where = experts.ExpertPointers(each)
-        for tokens in (2, 400):
-            ids = torch.zeros(tokens, 2, dtype=torch.int64)
-            experts.experts(torch.empty(tokens, 2048, dtype=dtype), ids, ids.float(), where, 768, Activation(1.7, 7.0, 1.0))
+        for kind in ("plain", "int8", "int4", "fp8", "mxfp4")[: 5 if dtype == torch.bfloat16 else 1]:
+            each = [((stored(kind, 1536, 2048, dtype), None), (stored(kind, 2048, 768, dtype), None)) for _ in range(4)]
+            where = experts.ExpertPointers(each)
+            for tokens in (2, 400):
+                ids = torch.zeros(tokens, 2, dtype=torch.int64)
+                experts.experts(torch.empty(tokens, 2048, dtype=dtype), ids, ids.float(), where, 768, Activation(1.7, 7.0, 1.0))
     print("well")
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pdlab.core.types import Lines, UsageError
 from pdlab.core.worker import Worker
 from pdlab.kernels.fp8 import E4M3
+from pdlab.kernels.linear import NarrowWeight
 from pdlab.real.engine.engine import Engine
 from pdlab.real.engine.graphs import GraphRunner
 from pdlab.real.engine.memory import GIB, available_bytes, check_cpu_kv, cpu_kv_blocks, draft_config
@@ -118,7 +119,8 @@ def load_model(options: EngineOptions, device: torch.device, ranks: Ranks = ALON
     chunk = max(config.windows) if config.chunked is not None else 0
     if chunk % options.block_tokens:
         raise UsageError(f"--block-tokens {options.block_tokens} does not divide attention_chunk_size {chunk} of {config.name}: choose one")
-    found, factors = _source(path, config, options, ranks)
+    narrow = device.type == "cuda" and not options.quantization  # whose kernels read them as they are
+    found, factors = _source(path, config, options, ranks, narrow_experts=narrow)
     dtype = _dtype(options.dtype, config, device)
     kv_dtype = _kv_dtype(options, dtype, device)
     context = min(options.max_model_len or config.max_positions, config.max_positions)
@@ -193,7 +195,9 @@ def fingerprint_of(config: ModelConfig, options: EngineOptions) -> str:
     return found.hexdigest()[:16]
 
 
-def _source(path: Path, config: ModelConfig, options: EngineOptions, ranks: Ranks) -> tuple[Iterator[tuple[str, Tensor]], Tensor | None]:
+def _source(
+    path: Path, config: ModelConfig, options: EngineOptions, ranks: Ranks, *, narrow_experts: bool = False
+) -> tuple[Iterator[tuple[str, Tensor | NarrowWeight]], Tensor | None]:
     """A rank's weights by their Hugging Face names, and what divides the rotary frequencies."""
     if path.suffix == ".gguf":
         factors = gguf_file.rope_factors(path)
@@ -201,7 +205,7 @@ def _source(path: Path, config: ModelConfig, options: EngineOptions, ranks: Rank
         return weights.parts(arrays, config, ranks), None if factors is None else torch.from_numpy(factors)
     if options.random:
         return weights.parts(weights.at_random(config, options.seed), config, ranks), None
-    return weights.from_folder(path, config, ranks), None
+    return weights.from_folder(path, config, ranks, narrow_experts=narrow_experts), None
 
 
 def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pdlab.kernels.experts import Activation, ExpertWeights, GroupedExperts
+from pdlab.kernels.linear import Mxfp4Weight, NarrowWeight, dequantize_narrow
 from pdlab.real.models.feed_forward import FeedForwardPass, GatedPass
-from pdlab.real.models.linear import FEW, PIECES, Linear, Make, Most
+from pdlab.real.models.linear import FEW, PIECES, Linear, Make, Most, Narrow
 from pdlab.real.models.moe import ExpertNames, MoeConfig, names
+from pdlab.real.models.narrow import moved, rows_of, stacked
 
 
 class ExpertRouter:
@@ -130,13 +132,14 @@ class ExpertLoader:
         self.pattern = re.compile(rf"model\.layers\.(\d+)\.{self.names.module}\.(.+)")
         self.part = re.compile(rf"(?:experts\.(\d+)|{self.names.shared})\.({'|'.join(self.names.parts)})\.weight")
         self.halves: dict[tuple[int, int], Tensor] = {}
+        self.narrow_halves: dict[tuple[int, int], dict[int, NarrowWeight]] = {}
         self.gate_up: dict[tuple[int, int], Linear] = {}
         self.down: dict[tuple[int, int], Linear] = {}
         self.small: dict[tuple[int, str], Tensor] = {}  # routers', in float32
-        self.waiting: dict[tuple[int, str], Tensor] = {}  # a joined matrix without its bias, or the bias without it
+        self.waiting: dict[tuple[int, str], Tensor | NarrowWeight] = {}  # a joined matrix without its bias, or the bias without it
 
-    def take(self, name: str, tensor: Tensor) -> bool:
-        """False: it is nothing of the experts'."""
+    def take(self, name: str, tensor: Tensor | NarrowWeight) -> bool:
+        """False: it is nothing of the experts'. Routed experts' may be narrow, and stay so."""
         found = self.pattern.fullmatch(name)
         if found is None or not self.moe.layers[int(found[1])]:
             return False
@@ -147,13 +150,17 @@ class ExpertLoader:
         elif rest.startswith("experts."):
             self._joined(layer, rest.removeprefix("experts."), tensor)
         else:
+            assert isinstance(tensor, Tensor), "routers are wide"
             self.small[layer, rest] = tensor.to(self.device, torch.float32)
         return True
 
-    def _part(self, layer: int, expert: int, part: int, tensor: Tensor) -> None:
+    def _part(self, layer: int, expert: int, part: int, tensor: Tensor | NarrowWeight) -> None:
         if expert >= 0 and expert not in self.here:
             return
         key = layer, expert
+        if not isinstance(tensor, Tensor):
+            self._narrow_part(key, part, moved(tensor, self.device))
+            return
         width = self.moe.shared if expert < 0 else self.moe.width
         if part == 2:
             self.down[key] = self.make(tensor.to(self.device, self.dtype).contiguous(), None, self.most if expert < 0 else self.most_routed)
@@ -165,28 +172,57 @@ class ExpertLoader:
         if not first:
             self.gate_up[key] = self.make(self.halves.pop(key), None)
 
-    def _joined(self, layer: int, name: str, tensor: Tensor) -> None:
+    def _narrow_part(self, key: tuple[int, int], part: int, weight: NarrowWeight) -> None:
+        if part == 2:
+            self.down[key] = Narrow(weight, None, self.dtype)
+            return
+        halves = self.narrow_halves.setdefault(key, {})
+        halves[part] = weight
+        if len(halves) == 2:
+            del self.narrow_halves[key]
+            if (both := stacked(halves[0], halves[1])) is not None:
+                self.gate_up[key] = Narrow(both, None, self.dtype)
+            else:
+                wide = torch.cat([dequantize_narrow(halves[half]) for half in range(2)])
+                self.gate_up[key] = self.make(wide.to(self.dtype), None)
+
+    def _joined(self, layer: int, name: str, tensor: Tensor | NarrowWeight) -> None:
         """The `gate_up_proj` [experts, hidden, 2 * width] or `down_proj` of all that are here, or its bias, which is one rank's where each
         has columns."""
-        weights, biases = tensor, tensor.new_empty((len(tensor), 0))
+        weights, biases = tensor, torch.empty((len(self.here), 0))
         if self.moe.biased:
             other = name.removesuffix("_bias") if name.endswith("_bias") else f"{name}_bias"
             if (layer, other) not in self.waiting:
                 self.waiting[layer, name] = tensor
                 return
             beside = self.waiting.pop((layer, other))
-            weights, biases = (beside, tensor) if name.endswith("_bias") else (tensor, beside)
+            weights, added = (beside, tensor) if name.endswith("_bias") else (tensor, beside)
+            assert isinstance(added, Tensor), "biases are wide"
+            biases = added
         gates = name.startswith("gate_up")
-        for expert, weight, bias in zip(self.here, weights, biases, strict=True):
-            rows, added = weight.t(), bias
+        for at, (expert, bias) in enumerate(zip(self.here, biases, strict=True)):
+            beside_it = bias.to(self.device, self.dtype)
             if gates and self.names.alternating:
-                rows, added = torch.cat([rows[0::2], rows[1::2]]), torch.cat([bias[0::2], bias[1::2]])
-            elif gates:
-                own = slice(self.first_column, self.first_column + self.moe.width)
-                rows = torch.cat([half[own] for half in rows.chunk(2)])
-            stored = rows.to(self.device, self.dtype).contiguous()
-            beside_it = added.to(self.device, self.dtype).contiguous() if len(added) else None
-            (self.gate_up if gates else self.down)[layer, expert] = self.make(stored, beside_it, None if gates else self.most_routed)
+                beside_it = torch.cat([beside_it[0::2], beside_it[1::2]])
+            kept = beside_it.contiguous() if len(beside_it) else None
+            linears = self.gate_up if gates else self.down
+            linears[layer, expert] = self._of_joined(weights, at, kept, gates=gates)
+
+    def _of_joined(self, weights: Tensor | NarrowWeight, at: int, bias: Tensor | None, *, gates: bool) -> Linear:
+        """Expert number `at` of those that are here."""
+        if isinstance(weights, Tensor):
+            rows = weights[at].t()
+            rows = rows[self._order(len(rows))] if gates else rows
+            return self.make(rows.to(self.device, self.dtype).contiguous(), bias, None if gates else self.most_routed)
+        assert isinstance(weights, Mxfp4Weight), "joined matrices are not in fp8"
+        one: NarrowWeight = Mxfp4Weight(weights.packed[at], weights.scale[at])
+        return Narrow(moved(rows_of(one, self._order(len(weights.packed[at]))) if gates else one, self.device), bias, self.dtype)
+
+    def _order(self, rows: int) -> Tensor:
+        """Those of a joined gate and up that are kept here, gates first."""
+        if self.names.alternating:
+            return torch.arange(rows).view(-1, 2).t().flatten()
+        return torch.cat([half[self.first_column : self.first_column + self.moe.width] for half in torch.arange(rows).chunk(2)])
 
     def layer(self, index: int) -> RoutedPass:
         n, every = self.names, [(index, expert) for expert in self.here]

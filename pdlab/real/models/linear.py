@@ -17,8 +17,11 @@ from torch import Tensor
 from pdlab.core.types import UsageError
 from pdlab.kernels.decode import Weight
 from pdlab.kernels.linear import (
+    Fp8Weight,
+    NarrowWeight,
     dequantize_int4,
     dequantize_int8,
+    dequantize_narrow,
     matvec,
     matvec_int4,
     matvec_int8,
@@ -118,6 +121,18 @@ class Int4:
         if len(x) <= FEW * PIECES:
             return _in_pieces(x, lambda part: matvec_int4(part, self.weight, self.bias))
         return product(x, dequantize_int4(self.weight).to(self.dtype), self.bias)
+
+
+class Narrow:
+    """FP8 or MXFP4 as a file has it, widened for each product."""
+
+    def __init__(self, weight: NarrowWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight, self.bias, self.dtype = weight, bias, dtype
+        stored = weight.values if isinstance(weight, Fp8Weight) else weight.packed
+        self.weight_bytes = stored.nbytes + weight.scale.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return product(x, dequantize_narrow(self.weight).to(self.dtype), self.bias)
 
 
 def _in_pieces(x: Tensor, few: Callable[[Tensor], Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pdlab.kernels.decode import DecodeStep
 from pdlab.kernels.fused import rms_norm
+from pdlab.kernels.linear import NarrowWeight
 from pdlab.real.models.attention import AttentionPass, Rotary, SoftmaxPass, in_halves
 from pdlab.real.models.config import ModelConfig
 from pdlab.real.models.experts import ExpertLoader
@@ -50,7 +51,7 @@ class DecoderModel:
     def __init__(
         self,
         config: ModelConfig,
-        weights: Iterable[tuple[str, Tensor]],
+        weights: Iterable[tuple[str, Tensor | NarrowWeight]],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -185,9 +186,10 @@ class _WeightLoader:
             "mlp.up_proj": ("gate_up", c.ffn, 2 * c.ffn),
         }
 
-    def take(self, name: str, tensor: Tensor) -> None:
+    def take(self, name: str, tensor: Tensor | NarrowWeight) -> None:
         if self.experts is not None and self.experts.take(name, tensor):
             return
+        assert isinstance(tensor, Tensor), "routed experts alone may be narrow"
         name = name.replace(".feed_forward.", ".mlp.")  # of layers without experts
         if self.config.norm_shift and name.endswith("norm.weight"):
             tensor = tensor.float() + self.config.norm_shift

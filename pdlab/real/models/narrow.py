@@ -1,5 +1,5 @@
-"""Weights stored in 8 or 4 bits, widened while loading: FP8 (e4m3) with a scale for each block of a matrix, as DeepSeek-V3 has them, and
-MXFP4, as gpt-oss has its experts. Source of MXFP4: OCP Microscaling Formats 1.0, §5.3.3 (E2M1 values, an E8M0 scale for 32)."""
+"""Weights stored in 8 or 4 bits: FP8 (e4m3) with a scale for each block of a matrix, as DeepSeek-V3 has them, and MXFP4, as gpt-oss has
+its experts. Routed experts may stay as they are; all else is widened while loading."""
 
 from __future__ import annotations
 
@@ -12,25 +12,67 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pdlab.core.types import UsageError
+from pdlab.kernels.linear import Fp8Weight, Mxfp4Weight, NarrowWeight, dequantize_narrow
 from pdlab.real.models.config import ModelConfig
+from pdlab.real.models.ranks import WeightPart
 
-FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 BLOCKS, SCALES, SCALE_INV = "_blocks", "_scales", "_scale_inv"
 
 
-def widen_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """float32 [out, in] of float8_e4m3fn [out, in] times the scale of each block of so many rows and columns."""
-    rows, columns = weight.shape
-    each = scale.float().repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
-    return weight.float() * each
+def part_of(weight: NarrowWeight, part: WeightPart | None) -> NarrowWeight | None:
+    """What a rank holds of a weight; None: it does not begin where a scale's block does."""
+    if part is None:
+        return weight
+    if isinstance(weight, Fp8Weight):
+        each, first, last = weight.block[part.dimension], part.first, part.first + part.count
+        if first % each:
+            return None
+        scales = (*[slice(None)] * part.dimension, slice(first // each, -(-last // each)))
+        return Fp8Weight(weight.values[part.index].contiguous(), weight.scale[scales].contiguous(), weight.block)
+    if part.dimension == 1 and (part.first % 32 or part.count % 32):
+        return None
+    dimension, per = {0: (0, (1, 1)), 1: (2, (2, 32)), 2: (1, (1, 1))}[part.dimension]  # as it is stored, and weights to an element
+    packed, scale = (
+        stored.narrow(dimension, part.first // each, part.count // each).contiguous()
+        for stored, each in zip((weight.packed, weight.scale), per, strict=True)
+    )
+    return Mxfp4Weight(packed, scale)
 
 
-def widen_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """float32 [experts, out, in] of blocks uint8 [experts, out, in / 32, 16], the first of two in the low half, and scales uint8
-    [experts, out, in / 32], powers of two plus 127."""
-    table = torch.tensor(FP4)
-    values = torch.stack((table[(blocks & 15).int()], table[(blocks >> 4).int()]), -1).flatten(-2)
-    return torch.ldexp(values, scales.int()[..., None] - 127).flatten(-2)
+def rows_of(weight: NarrowWeight, index: Tensor) -> NarrowWeight:
+    """Those of MXFP4 at `index`."""
+    assert isinstance(weight, Mxfp4Weight), "scales of fp8 are for several rows"
+    return Mxfp4Weight(weight.packed[index], weight.scale[index])
+
+
+def stacked(first: NarrowWeight, second: NarrowWeight) -> NarrowWeight | None:
+    """The rows of both; None: the first's last scale is for less than a block."""
+    if isinstance(first, Fp8Weight) and isinstance(second, Fp8Weight):
+        if len(first.values) % first.block[0]:
+            return None
+        return Fp8Weight(torch.cat((first.values, second.values)), torch.cat((first.scale, second.scale)), first.block)
+    assert isinstance(first, Mxfp4Weight) and isinstance(second, Mxfp4Weight), "both in one form"
+    return Mxfp4Weight(torch.cat((first.packed, second.packed)), torch.cat((first.scale, second.scale)))
+
+
+def moved(weight: NarrowWeight, device: torch.device) -> NarrowWeight:
+    if isinstance(weight, Fp8Weight):
+        return Fp8Weight(weight.values.to(device), weight.scale.to(device), weight.block)
+    return Mxfp4Weight(weight.packed.to(device), weight.scale.to(device))
+
+
+def wide_shape(weight: NarrowWeight) -> tuple[int, ...]:
+    """Of [out, in] in FP8, and of [experts, in, out] that are stored as MXFP4 [experts, out, in]."""
+    if isinstance(weight, Fp8Weight):
+        return tuple(weight.values.shape)
+    experts, out, half = weight.packed.shape
+    return experts, 2 * half, out
+
+
+def widened(weight: NarrowWeight) -> Tensor:
+    """float32, of its `wide_shape`."""
+    wide: Tensor = dequantize_narrow(weight)
+    return wide if isinstance(weight, Fp8Weight) else wide.transpose(1, 2)
 
 
 class NarrowReader:
@@ -46,12 +88,12 @@ class NarrowReader:
         """What `name` is a part of, or itself."""
         return name.removesuffix(BLOCKS) if self.config.stored == "mxfp4" else name
 
-    def widened(self, file: Any, name: str) -> Tensor | None:
-        """`name` of the file in float32, where it is narrow there; else None. Raises UsageError where its scales are missing."""
+    def narrow(self, file: Any, name: str) -> NarrowWeight | None:
+        """`name` of the file, where it is narrow there. Raises UsageError where its scales are missing."""
         if self.config.stored == "mxfp4" and name.endswith(BLOCKS):
-            return widen_mxfp4(file.get_tensor(name), self._scales(name.removesuffix(BLOCKS) + SCALES, name)).transpose(1, 2)
+            return Mxfp4Weight(file.get_tensor(name).flatten(-2), self._scales(name.removesuffix(BLOCKS) + SCALES, name))
         if self.config.stored == "fp8" and file.get_slice(name).get_dtype() == "F8_E4M3":
-            return widen_fp8(file.get_tensor(name), self._scales(name + SCALE_INV, name), self.config.scale_block)
+            return Fp8Weight(file.get_tensor(name), self._scales(name + SCALE_INV, name).float(), self.config.scale_block)
         return None
 
     def _scales(self, name: str, of: str) -> Tensor:

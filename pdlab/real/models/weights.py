@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pdlab.core.types import UsageError
+from pdlab.kernels.linear import NarrowWeight
 from pdlab.real.models import moe
 from pdlab.real.models.config import ModelConfig
-from pdlab.real.models.narrow import NarrowReader
-from pdlab.real.models.ranks import Ranks
+from pdlab.real.models.narrow import NarrowReader, part_of, wide_shape, widened
+from pdlab.real.models.ranks import Ranks, WeightPart
 
 KV_SCALES = (".k_scale", ".v_scale", ".kv_scale", ".k_proj.output_scale", ".v_proj.output_scale")
 
@@ -91,13 +92,18 @@ def at_random(config: ModelConfig, seed: int = 0, std: float = 0.02) -> Iterator
 def parts(tensors: Iterable[tuple[str, Tensor]], config: ModelConfig, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
     """What a rank holds of whole tensors."""
     for name, tensor in tensors:
-        part = ranks.part(name, config)
-        yield name, tensor if part is None else tensor[part.index].contiguous()
+        yield name, _part(tensor, ranks.part(name, config))
 
 
-def from_folder(folder: Path, config: ModelConfig, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
-    """What a rank holds of the tensors in a folder's safetensors; the rest is not read, but for narrow ones. Raises UsageError that names
-    the file, and what it lacks or has wrong."""
+def _part(tensor: Tensor, part: WeightPart | None) -> Tensor:
+    return tensor if part is None else tensor[part.index].contiguous()
+
+
+def from_folder(
+    folder: Path, config: ModelConfig, ranks: Ranks, *, narrow_experts: bool = False
+) -> Iterator[tuple[str, Tensor | NarrowWeight]]:
+    """What a rank holds of the tensors in a folder's safetensors; the rest is not read, but for narrow ones. `narrow_experts`: those of
+    routed experts stay narrow where the rank's part allows it. Raises UsageError that names the file, and what it lacks or has wrong."""
     wanted, files = shapes(config), _files(folder)
     reader = NarrowReader(config, files)
     for path in files:
@@ -106,13 +112,14 @@ def from_folder(folder: Path, config: ModelConfig, ranks: Ranks) -> Iterator[tup
                 for stored in file.keys():  # noqa: SIM118 - not a dict
                     name = reader.wide_name(stored)
                     if name in wanted:
-                        wide, slices = reader.widened(file, stored), file.get_slice(stored)
-                        shape = tuple(slices.get_shape()) if wide is None else tuple(wide.shape)
+                        narrow, slices = reader.narrow(file, stored), file.get_slice(stored)
+                        shape = tuple(slices.get_shape()) if narrow is None else wide_shape(narrow)
                         if shape != wanted.pop(name):
                             raise UsageError(f"model file {path}: {name} has shape {shape}, config.json asks for {shapes(config)[name]}")
                         part = ranks.part(name, config)
-                        if wide is not None:
-                            yield name, wide if part is None else wide[part.index].contiguous()
+                        if narrow is not None:
+                            own = part_of(narrow, part) if narrow_experts and ".experts." in name else None
+                            yield name, _part(widened(narrow), part) if own is None else own
                         else:
                             yield name, file.get_tensor(stored) if part is None else slices[part.index].contiguous()
         except (SafetensorError, OSError) as error:
