@@ -23,7 +23,8 @@ serve: .venv/real.stamp  ## a server with the embedded model, on http://127.0.0.
 serve-pd: .venv/real.stamp  ## the same on a prefill and a decode instance, behind a router
 	.venv/bin/pdlab serve experiments/quickstart_live.yaml --role all $(SERVE)
 
-test: .venv/test.stamp servers  ## the tests, but for the slow ones (pytest -m slow) [WORKERS=3]: they wait more than they compute
+test:  ## the tests, but for the slow ones (pytest -m slow) [WORKERS=3]: they wait more than they compute
+	@$(MAKE) --no-print-directory -j2 .venv/test.stamp servers
 	.venv/bin/python -m pytest -n $(or $(WORKERS),3) --dist worksteal
 
 servers:  # etcd and redis for the registry's tests, Prometheus for the dashboard's, PostgreSQL and a browser for the lab's: these skip, saying so, without

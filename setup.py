@@ -1,6 +1,8 @@
 """Metadata is in pyproject.toml. With PDLAB_COMPILE=1 the hot modules are compiled by mypyc, from the same source: see `make compile`."""
 
 import os
+import tempfile
+from pathlib import Path
 
 from setuptools import setup
 
@@ -42,9 +44,40 @@ HOT = (
     "pdlab/sim/world.py",
 )
 
+# Libraries of which no hot module has a value. Without their types mypyc writes the same C, byte for byte; with them, reading them takes
+# most of its time.
+SKIPPED = (
+    "IPython",
+    "PIL",
+    "fastapi",
+    "httpx",
+    "jinja2",
+    "matplotlib",
+    "optuna",
+    "pyarrow",
+    "ray",
+    "rich",
+    "scipy",
+    "sqlalchemy",
+    "starlette",
+    "torch",
+    "typer",
+    "yaml",
+)
+MYPY = f"""[mypy]
+ignore_missing_imports = True
+[mypy-{",".join(f"{name}.*" for name in SKIPPED)}]
+follow_imports = skip
+follow_imports_for_stubs = True
+"""
+
 if os.environ.get("PDLAB_COMPILE") == "1":
     from mypyc.build import mypycify
 
-    setup(ext_modules=mypycify([*HOT, "--ignore-missing-imports"], opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3")))
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder, "mypy.ini")
+        settings.write_text(MYPY)
+        modules = mypycify([*HOT, "--config-file", str(settings)], opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"))
+    setup(ext_modules=modules)
 else:
     setup()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from pdlab.results.metrics import InstanceUse, LinkUse, summarise
 from pdlab.results.records import Records, Samples
 
 NAN = float("nan")
+KEPT_BYTES = 3 << 29  # by a process of the tests, which has half of them once all is imported
 
 # Threads of OpenMP (torch's and the kernels', here and in processes that tests start) sleep while they wait. Otherwise those of several
 # processes on few cores spin for each other's time: a decode step of a tiny model takes four times the CPU seconds. Set before torch loads.
@@ -39,6 +43,21 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The memory of a file's models goes with the file: engines tell the C library to keep what they free, and they are many here."""
+    if nextitem is not None and nextitem.path != item.path and _resident_bytes() > KEPT_BYTES:
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # not glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    with contextlib.suppress(OSError):  # not Linux
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def pytest_unconfigure() -> None:

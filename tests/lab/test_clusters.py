@@ -76,7 +76,7 @@ def test_a_cluster_is_told_and_operated_over_http(cluster: SmallCluster, world: 
         def happened() -> list[tuple[str, str, str]]:
             return [(one["instance"], one["kind"], one["words"]) for one in client.call("GET", "/clusters/here/events")["events"]]
 
-        until(lambda: ("decode-1", "Switched", "is mixed now") in happened(), 30)
+        until(lambda: ("decode-1", "Switched", "is mixed now") in happened())
         with pytest.raises(UsageError, match=r"no cluster is named 'there'; there are here, 127.0.0.1:1"):
             client.call("GET", "/clusters/there/instances")
         for what in ("instances", "requests", "events", "timeline"):
@@ -98,16 +98,16 @@ def test_another_policy_is_asked_beside_a_running_router(cluster: SmallCluster, 
 
         begun = http.post("/clusters/here/what-if", json={"policy": {"dispatch": "least_loaded"}})
         assert (begun.status_code, begun.json()["decides"]) == (201, "round_robin")
-        until(lambda: view()["state"] == "live", 30)
+        until(lambda: view()["state"] == "live")
         before = counts().get("dispatch", (0, 0))
         for _ in range(4):
             cluster.ask(5)
-        until(lambda: counts().get("dispatch", (0, 0))[0] == before[0] + 4, 30)
+        until(lambda: counts().get("dispatch", (0, 0))[0] == before[0] + 4)
         asked, differ = counts()["dispatch"]
         assert 0 < differ < asked, "round robin takes turns, and of idle instances the first is the least loaded"
         assert len([one for one in view()["departures"] if one["hook"] == "dispatch"]) == differ
         assert http.post("/clusters/here/what-if", json={"policy": "round_robin"}).status_code == 201
-        until(lambda: counts().get("dispatch", (0, 0))[0] == asked, 30)
+        until(lambda: counts().get("dispatch", (0, 0))[0] == asked)
         assert not view()["departures"], "the same policy decides alike"
         assert http.post("/clusters/here/what-if", json={"policy": {"name": "round_robin", "x": 1}}).status_code == 422
         assert http.post("/clusters/127.0.0.1:1/what-if", json={"policy": "round_robin"}).status_code == 502

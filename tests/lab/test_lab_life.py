@@ -31,7 +31,7 @@ def test_a_killed_lab_loses_nothing(tmp_path: Path) -> None:
         under_way(running)
         simulating = world.workers()
         world.kill()
-        until(lambda: not [pid for pid in simulating if Path(f"/proc/{pid}").exists()], 10)
+        until(lambda: not [pid for pid in simulating if Path(f"/proc/{pid}").exists()])
         world.start()
         assert client.get(done.id).summary["requests"] == 60
         assert client.get(done.id).told["tags"] == ["kept"]

@@ -47,6 +47,6 @@ async def listened(url: str, client: Client, end: Callable[[], object]) -> list[
         await asyncio.sleep(LISTENING_S)
         began_s = time.monotonic()
         await asyncio.to_thread(client.experiments)
-        assert time.monotonic() - began_s < 5, "others are answered meanwhile"
+        assert time.monotonic() - began_s < 30, "others are answered meanwhile"
         await asyncio.to_thread(end)
         return await asyncio.gather(*tasks)

@@ -64,7 +64,7 @@ def test_an_experiment_is_written_submitted_and_watched_until_it_is_done(browser
         sound(page)
         file.press("Control+Enter")
         page.wait_for_url(re.compile("/runs/"))
-        expect(page.locator("main")).to_contain_text("so far", timeout=30_000)
+        expect(page.locator("main")).to_contain_text("so far")
         expect(page.locator("progress")).to_be_visible()
         expect(page.locator("h1 .badge")).to_have_text("done", timeout=60_000)
         expect(page.locator("h2", has_text="furthest from their objectives")).to_be_visible(timeout=30_000)
@@ -138,9 +138,9 @@ def test_a_lab_that_is_gone_is_said_to_be_and_its_page_goes_on_when_it_is_back(b
     with lab(tmp_path, "--jobs", "1") as world, Client(world.url) as client, tab(browser, world.url) as page:
         job = client.submit(small(workload__requests=60_000))
         page.goto(f"/runs/{job.id}")
-        expect(page.locator("main")).to_contain_text("so far", timeout=30_000)
+        expect(page.locator("main")).to_contain_text("so far")
         world.kill()
-        expect(page.locator("#line")).to_have_text("connection lost, trying again", timeout=30_000)
+        expect(page.locator("#line")).to_have_text("connection lost, trying again")
         world.start()
         expect(page.locator("h1 .badge")).to_have_text("done", timeout=60_000)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-expect.set_options(timeout=30_000)  # of a busy machine
+expect.set_options(timeout=120_000)  # of a busy machine
 
 # What a reader must be able to tell apart (WCAG AA): 4.5 to 1, or 3 to 1 of large text. Returns what falls short.
 CONTRAST = """() => {
@@ -58,7 +58,7 @@ def tab(browser: Browser, url: str, *, width: int = 1280, scheme: Any = "light")
     wrong: list[str] = []
     context = browser.new_context(base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(120_000)
     page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
     page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss())[1])
     page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)

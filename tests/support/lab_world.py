@@ -87,7 +87,7 @@ class LabProcess:
     def _end(self, how: signal.Signals) -> str:
         assert self.process is not None, "it was started"
         self.process.send_signal(how)
-        return self.process.communicate(timeout=30)[1]
+        return self.process.communicate(timeout=120)[1]
 
 
 def _children(pid: int) -> list[int]:

@@ -57,12 +57,12 @@ def test_two_nodes_answer_as_one_and_ready_names_the_rank_that_was_killed(tmp_pa
                     assert tokens(url) == expected
                     (rank,) = psutil.Process(node.pid).children()
                     os.kill(rank.pid, signal.SIGKILL)
-                    until_s = time.monotonic() + 12
+                    until_s = time.monotonic() + 60
                     while (ready := httpx.get(f"{url}/ready")).status_code == 200:
                         assert time.monotonic() < until_s
                         time.sleep(0.02)
                     assert any("rank 1" in reason for reason in ready.json()["reasons"]), ready.text
-                    said, _ = node.communicate(timeout=20)
+                    said, _ = node.communicate(timeout=120)
                     assert node.returncode == 2 and "so does this node" in said
             finally:
                 node.kill()

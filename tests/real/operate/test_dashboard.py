@@ -39,7 +39,7 @@ def watched(observed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         prometheus.scraping(folder, observed.url, OPERATE / "alerts.yml") as server,
         ThreadPoolExecutor(1) as pool,
     ):
-        until(lambda: len(server.query("up == 1")) == 3, 60)
+        until(lambda: len(server.query("up == 1")) == 3)
         asking = True
 
         def ask() -> None:
@@ -49,7 +49,7 @@ def watched(observed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
         asked = pool.submit(ask)
         try:
-            until(lambda: server.numbers(f"rate(pdlab:router_handoffs_total[{WINDOW}]) > 0"), 60)
+            until(lambda: server.numbers(f"rate(pdlab:router_handoffs_total[{WINDOW}]) > 0"))
             yield server
         finally:
             asking = False
@@ -67,7 +67,7 @@ def test_every_panel_has_data_and_so_has_each_of_its_queries(watched: Prometheus
         return not left
 
     try:
-        until(all_found, 40)
+        until(all_found)
     except AssertionError:
         raise AssertionError(f"without data: {left}") from None
 
@@ -88,7 +88,7 @@ def test_the_variables_of_the_dashboard_find_the_model(watched: Prometheus) -> N
 
 
 def test_the_rules_run_and_none_fires_before_a_healthy_cluster(watched: Prometheus) -> None:
-    until(lambda: set(watched.rules().values()) == {"ok"} and len(watched.rules()) == len(ALERTS), 30)
+    until(lambda: set(watched.rules().values()) == {"ok"} and len(watched.rules()) == len(ALERTS))
     assert watched.query("ALERTS") == []
     for rule in ALERTS:  # what an alert compares is there, but for divisions by a rate of zero
         series = re.findall(r"(?:pdlab|vllm):\w+|\bup\b|process_start_time_seconds", rule["expr"])
@@ -104,7 +104,7 @@ def test_vllms_own_queries_find_data_where_the_page_says_so(watched: Prometheus)
     def found() -> dict[str, str]:
         return {query: "yes" if watched.numbers(filled(query)) else "no" for query, _ in rows}
 
-    until(lambda: found() == dict(rows), 30)
+    until(lambda: found() == dict(rows))
 
 
 # ---------------------------------------------------------------- alerts that fire
