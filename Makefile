@@ -49,9 +49,11 @@ check: .venv/test.stamp  ## format, lint, types
 	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy
 
 bench-sim: .venv/sim.stamp $(FAST)  ## one row of docs/lab-notes/benchmarks.md: make bench-sim N=100000 POLICY=prefix_aware [PURE=1]
+	.venv/bin/python -m compileall -q pdlab
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --requests $(N) --policy $(POLICY) --workload $(WORKLOAD)
 
 bench-sim-table: .venv/sim.stamp $(FAST)  ## the whole table: make bench-sim-table [SKETCH=sketch.py] [DYNAMO=path/of/its/python] [MILLION=1] [PURE=1]
+	.venv/bin/python -m compileall -q pdlab
 	$(WITH_FAST) .venv/bin/python experiments/bench_sim.py --table $(if $(SKETCH),--sketch $(SKETCH)) $(if $(DYNAMO),--dynamo $(DYNAMO)) $(if $(MILLION),--million)
 
 policy-table: .venv/sim.stamp  ## docs/results/policies.md: every policy on five workloads at three loads, from 1,260 simulations [ONLY=p2p_prefix: its rows]

@@ -314,7 +314,10 @@ class Scheduler(Commands):
             n = len(self.running) if decodes else 0
             if not n:
                 self.computing = chunks
-                return Batch(chunks, 0, 0, 1, *_prompt_sums(chunks)) if chunks else None
+                if not chunks:
+                    return None
+                prompt_tokens, squared_tokens = _prompt_sums(chunks)
+                return Batch(chunks, 0, 0, 1, prompt_tokens, squared_tokens)
             repeat = self._repeat(n)
             if repeat:
                 if chunks or self.victims:  # a victim may come back at the next step
@@ -325,7 +328,8 @@ class Scheduler(Commands):
                     self.pool.grow(need)
                 self.computing = chunks
                 if chunks:
-                    return Batch(chunks, n, self.context_tokens, repeat, *_prompt_sums(chunks))
+                    prompt_tokens, squared_tokens = _prompt_sums(chunks)
+                    return Batch(chunks, n, self.context_tokens, repeat, prompt_tokens, squared_tokens)
                 return Batch(chunks, n, self.context_tokens, repeat)
             for seq, _ in chunks:  # not started: their blocks stay theirs, unless preempted below
                 if seq not in self.prefilling:

@@ -69,7 +69,7 @@ def knots(bounds: Bounds) -> list[Point]:
     found += [Point(tokens=n, cached=c, ends=False) for n in UNFINISHED for c in (0, *after[:1])]
     short = contexts[0]
     batches = _upto(MIXED_BATCHES, bounds.seqs - 1)
-    found += [Point(tokens=n, batch=b, context=short) for n in MIXED_TOKENS for b in batches]
+    found += [Point(tokens=n, batch=b, context=short) for n in _mixed_tokens(bounds, batches) for b in batches]
     return [point for point in _once(found) if bounds.holds(point)]
 
 
@@ -110,6 +110,15 @@ def _contexts(bounds: Bounds) -> list[int]:
     if len(inside) < 4:
         return [*inside, longest] if longest - inside[-1] > 16 else inside
     return [inside[0], inside[len(inside) // 2 - 1], inside[-2], longest]
+
+
+def _mixed_tokens(bounds: Bounds, batches: Iterable[int]) -> list[int]:
+    """Up to what fits into a step beside some decodes: what these add grows ever less with the prompt's tokens, so that going on from short
+    ones, by more than twice, says too much."""
+    beside = max((b for b in batches if 8 * b <= bounds.step_tokens), default=1)
+    most = min(bounds.step_tokens - beside, bounds.max_tokens - 16)
+    inside = [n for n in MIXED_TOKENS if n <= most]
+    return inside if 2 * inside[-1] >= most else [*inside, most]
 
 
 def _upto(axis: Iterable[int], most: int) -> list[int]:

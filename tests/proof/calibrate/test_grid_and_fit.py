@@ -73,6 +73,21 @@ def test_without_mixed_points_decodes_share_the_fixed_part():
     assert found["mixed"].mean < 0.05
 
 
+def test_what_decodes_add_to_a_prompt_is_measured_up_to_the_longest_that_a_step_takes():
+    """It grows ever less with the prompt's tokens. A step of 256 had none of more than 64 beside decodes once."""
+
+    def saturating(points):
+        return [
+            MeasuredPoint(point=p, seconds=(law(p) + (1e-3 * p.batch * p.tokens / (p.tokens + 40) if p.tokens else 0.0),)) for p in points
+        ]
+
+    bounds = Bounds(step_tokens=256, seqs=16, max_tokens=1024, kv_tokens=8656)
+    steps = fit.fit(saturating(grid.knots(bounds)))
+    long = saturating([Point(tokens=n, batch=b, context=120) for n in (150, 200, 240) for b in (3, 10)])
+    for computed_s, step in zip(fit.predicted(steps, [m.point for m in long]), long, strict=True):
+        assert computed_s == pytest.approx(step.median_s, rel=0.03)
+
+
 def test_a_poor_fit_is_warned_of():
     good, bad = (FitError(kind=kind, points=3, mean=mean, worst=0.1) for kind, mean in (("decode", 0.01), ("mixed", 0.2)))
     assert fit.warnings([good, bad]) == ["the fit is poor for mixed: 20.0 % on average and 10.0 % at worst on what was held out"]
