@@ -47,7 +47,9 @@ def test_one_call_is_the_layer_loop(family: str, tp: int, quantization: str, tin
         tables = [list(range(20 * i, 20 * i + 20)) for i in range(8)]
         ranks[0].run([Piece([rng.randrange(300) for _ in range(n)], 0, table, False) for n, table in zip(lengths, tables, strict=True)])
         steps = [[Piece([7 * i + batch], lengths[i], tables[i], 1) for i in range(batch)] for batch in range(1, 9)]
-        steps += [[Piece(range(9, 9 + n), lengths[i], tables[i], n) for i, n in enumerate(several)] for several in ((5,), (2, 1, 5), (3, 4))]
+        steps += [
+            [Piece(range(9, 9 + n), lengths[i], tables[i], n) for i, n in enumerate(several)] for several in ((5,), (2, 1, 5), (3, 4))
+        ]
         for pieces in steps:
             found = {}
             for name in ("loop", "one call"):
