@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from pdlab import __version__
-from pdlab.cli import serve
 from pdlab.cli.main import main
 from pdlab.real.launch import serve as start
 from pdlab.real.launch.asked import Asked
@@ -36,7 +35,7 @@ def asked(command: list[str], monkeypatch: pytest.MonkeyPatch) -> Asked:
     """What `pdlab serve` would start."""
     found: list[Asked] = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(serve, "start", lambda one, say: found.append(one))
+    monkeypatch.setattr(start, "start", lambda one, say: found.append(one))
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert ended.value.code in (0, None)

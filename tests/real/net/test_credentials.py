@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pdlab.cli import serve as command
 from pdlab.cli.main import main
 from pdlab.core.types import UsageError
 from pdlab.real.launch import serve as start
@@ -28,7 +27,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def asked_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Asked:
     """What `pdlab serve` was asked for."""
     found: list[Asked] = []
-    monkeypatch.setattr(command, "start", lambda asked, say: found.append(asked))
+    monkeypatch.setattr(start, "start", lambda asked, say: found.append(asked))
     with pytest.raises(SystemExit):
         main(["serve", *words])
     return found[0]
