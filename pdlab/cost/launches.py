@@ -18,6 +18,10 @@ attention is data parallel), which is often less than its share of the concurren
 takes. `launches.csv` has them, of those that draft nothing (SemiAnalysisAI/InferenceX@0004cf5, .github/configs/nvidia-master.yaml, by the
 names of recipes). A row is told by its accelerators, format, lengths, servers and concurrency.
 
+SGLang's disaggregated recipes (NVIDIA/srt-slurm, recipes/) ask decoding servers to answer at every 10th step on GB200, at every 50th where
+attention is data parallel, and at every 30th on B200 (`stream-interval`). Measured first tokens are late by half of that, whatever the
+concurrency: a new request is taken to wait for the next such step. That is inferred.
+
 SGLang's rows of other lengths are taken to be a single wave, all of whose requests arrive at once: their TTFT is half of what the wave's
 prompts take. That is inferred, not said.
 """
@@ -97,13 +101,23 @@ def _recipes() -> dict[tuple[str | int, ...], int]:
 
 
 def delay(row: MeasuredRow) -> Delay | None:
-    """What holds its prompts back, where anything does."""
-    if row.as_default or row.disaggregated or _lengths(row) not in INFERENCEX:
+    """What holds its prompts back, where anything does; of a disaggregated row, what has been prefilled."""
+    if row.as_default or _lengths(row) not in INFERENCEX:
         return None
+    if row.disaggregated:
+        return _apart(row)
     blackwell = row.hardware().family == "blackwell"
     if row.engine == "sglang":
         return Delay(30 if row.concurrency >= 16 else 10, polled=True) if blackwell and not row.model_name.startswith("glm") else None
     return _of_tensorrt_llm(row, blackwell) if row.engine == "trtllm" else None
+
+
+def _apart(row: MeasuredRow) -> Delay | None:
+    if row.engine != "sglang" or row.hardware().family != "blackwell":
+        return None
+    if row.hardware_name.startswith("b"):
+        return Delay(30, polled=True)
+    return Delay(50 if row.sides[-1].parallel.dp_attention > 1 else 10, polled=True)
 
 
 def _of_tensorrt_llm(row: MeasuredRow, blackwell: bool) -> Delay | None:

@@ -31,6 +31,15 @@ LLAMA = replace(ROW, model_name="llama-3.1-70b", engine="trtllm", weight_dtype="
 GROUPS = replace(ROW, engine="trtllm", sides=(Side("mixed", 1, Parallel(tp=8, dp_attention=8, ep=8)),))
 
 
+def apart(hardware, dp_attention=1):
+    """SGLang with prefill and decode apart."""
+    return replace(
+        ROW,
+        hardware_name=hardware,
+        sides=(Side("prefill", 1, Parallel(tp=8)), Side("decode", 1, Parallel(tp=8, dp_attention=dp_attention))),
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "held"),
     [
@@ -47,6 +56,12 @@ GROUPS = replace(ROW, engine="trtllm", sides=(Side("mixed", 1, Parallel(tp=8, dp
         (replace(ROW, engine="trtllm", weight_dtype="fp8"), None),
         (GROUPS, Delay(60, 20038, polled=True)),
         (replace(GROUPS, mtp_tokens=1), Delay(99, 20038, polled=True)),
+        (apart("gb200-nvl72", 8), Delay(50, polled=True)),
+        (apart("gb200-nvl72"), Delay(10, polled=True)),
+        (apart("b200-sxm", 8), Delay(30, polled=True)),
+        (replace(apart("gb200-nvl72", 8), engine="trtllm"), None),
+        (replace(apart("h200-sxm"), weight_dtype="fp8"), None),
+        (replace(apart("b200-sxm"), prompt_tokens=2000), None),
     ],
 )
 def test_who_holds_prompts_back_and_how_long(row, held):
@@ -65,6 +80,9 @@ def test_it_is_simulated_so():
     assert engine.batching == "delayed(polled=True, prompts_first=True, steps=30, tokens=0)"
     assert experiment_of(replace(ROW, prompt_tokens=2000)).engine.batching == "prefill_first"
     assert experiment_of(LLAMA).engine.batching.startswith("delayed(polled=False, prompts_first=False, steps=20")
+    prefill, decode = (instance.engine for instance in experiment_of(apart("b200-sxm")).cluster.instances)
+    assert experiment_of(apart("b200-sxm")).engine.batching == "prefill_first" and prefill is None
+    assert decode.batching == "delayed(polled=True, steps=30, tokens=0)"
 
 
 def test_a_wave_alone_where_sglang_was_measured_elsewhere():

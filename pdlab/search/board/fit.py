@@ -33,6 +33,7 @@ from pdlab.cost import roofline
 from pdlab.cost.loops import Loops, Rates, closed_loops, loops
 from pdlab.cost.measurements import MeasuredRow, read_rows
 from pdlab.cost.roofline import Coefficients, coefficients_of
+from pdlab.search.board.page import WORDS, coverage_lines, order_lines
 from pdlab.search.board.run import ScoredRow, score
 from pdlab.search.pool import ProcessPool, usable_cores
 
@@ -337,16 +338,21 @@ def _widest(misses: Floats, bands: NDArray[np.str_]) -> float:
 
 
 def report(of: FitProblem, at: Minimum) -> Iterator[str]:
-    """Errors of configurations that were left out."""
-    tpot, ttft = left_out(of, at)
-    lines = np.array([_kind(row) for row in of.rows])
-    for kind in sorted(set(lines)):
-        own = lines == kind
-        for what, miss in (("TPOT", tpot[own]), ("TTFT", ttft[own])):
-            error = np.abs(np.expm1(miss))
-            figures = f"mean {error.mean():6.1%}  median {np.median(error):6.1%}  bias {np.expm1(miss).mean():+6.1%}"
-            yield f"{kind:24} {what} {own.sum():5} rows  {figures}"
-    yield f"strange, and in no fit: {sum(1 for row in of.rows if strange(row))} rows"
+    """Errors of configurations that were left out, how often the better of two is told, and how often the shipped intervals hold."""
+    asked = [
+        ScoredRow(row, float(row.ttft_s * np.exp(ttft)), float(row.tpot_s * np.exp(tpot)))
+        for row, tpot, ttft in zip(of.rows, *left_out(of, at), strict=True)
+    ]
+    kinds = [_kind(one.row) for one in asked]
+    for kind in sorted(set(kinds)):
+        own = [one for one, its in zip(asked, kinds, strict=True) if its == kind]
+        for measure, word in WORDS.items():
+            errors = np.array([one.errors[measure] for one in own])
+            figures = f"mean {np.abs(errors).mean():6.1%}  median {np.median(np.abs(errors)):6.1%}  bias {errors.mean():+6.1%}"
+            yield f"{kind:16} {word:12} {len(own):5} rows  {figures}"
+    sound = [one for one in asked if not strange(one.row)]
+    yield from (*order_lines(sound), *coverage_lines(sound))
+    yield f"strange, and in no fit: {len(asked) - len(sound)} rows"
 
 
 def _kind(row: MeasuredRow) -> str:

@@ -86,10 +86,8 @@ def _mapping(row: MeasuredRow, seed: int) -> dict[str, Any]:
 
 def _batching(row: MeasuredRow) -> str | dict[str, Any]:
     plain = BATCHING.get(row.engine, "chunked")
-    held = delay(row)
-    if held is None:
-        return plain
-    return {"name": "delayed", **asdict(held), "prompts_first": plain == "prefill_first"}
+    held = None if row.disaggregated else delay(row)
+    return plain if held is None else {"name": "delayed", **asdict(held), "prompts_first": plain == "prefill_first"}
 
 
 def _lengths(nominal: int) -> dict[str, list[int]]:
@@ -101,11 +99,12 @@ def _instance(row: MeasuredRow, side: Side) -> dict[str, Any]:
     made: dict[str, Any] = {"role": side.role, "count": side.workers, "hardware": row.hardware_name}
     made |= {"tp": p.tp, "dp_attention": p.dp_attention, "ep": p.ep, "pp": p.pp}
     groups = fitting(row.model(), p).dp_attention
-    own: dict[str, int | str] = {}
+    own: dict[str, Any] = {}
     if groups > 1:  # each group has a batch of its own
         own["max_batch_tokens"] = MAX_BATCH_TOKENS * groups
     if side.role == "decode":
-        own["batching"] = "chunked"  # nobody stalls decodes for a first token whose KV has come
+        held = delay(row)  # nobody stalls decodes for a first token whose KV has come
+        own["batching"] = "chunked" if held is None else {"name": "delayed", **asdict(held)}
         if (slots := decode_slots(row)) is not None:
             own["max_seqs"] = slots
     if own:
